@@ -1,0 +1,99 @@
+"""Settings of block-sparse attention (InfLLM v2), as in a checkpoint's ``sparse_config``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from minicpm4.config.strict import from_mapping, require
+from minicpm4.errors import ConfigError
+
+COARSE = 4  # coarse kernels of the LSE approximation are 4 times as long and as far apart
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SparseConfig:
+    """Which key/value blocks a query attends to (InfLLM v2, section 3).
+
+    Lengths are in tokens, ``init_blocks`` and ``topk`` in blocks. A query at position p attends to
+    the first ``init_blocks`` blocks, the ``window_size // block_size`` blocks up to its own, and
+    the ``topk - init_blocks`` best of the others: ``topk + window_size // block_size`` in all.
+    Queries that see fewer than ``dense_len`` tokens (themselves included) attend to everything;
+    -1 means none do. ``lse_approx`` takes the softmax denominator of the block scores over coarse
+    kernels. ``use_nope`` scores with keys and queries before rotary positions.
+
+    Raises ConfigError when sizes do not divide or are out of range.
+    """
+
+    kernel_size: int = 32
+    kernel_stride: int = 16
+    init_blocks: int = 1
+    block_size: int = 64
+    window_size: int = 2048
+    topk: int = 64
+    use_nope: bool = False
+    dense_len: int = 8192
+    lse_approx: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("kernel_size", "kernel_stride", "block_size", "window_size", "topk"):
+            value = getattr(self, name)
+            require(0 < value < 1 << 24, f"sparse_config.{name} = {value} is out of range", "use 1 or more")
+        require(0 <= self.init_blocks <= self.topk,
+                f"sparse_config.init_blocks = {self.init_blocks} is outside 0 to topk = {self.topk}")  # fmt: skip
+        require(self.dense_len >= -1, f"sparse_config.dense_len = {self.dense_len} is below -1")
+        self._require_multiple("kernel_size", "kernel_stride")
+        self._require_multiple("block_size", "kernel_stride")
+        require(self.window_size >= self.block_size,
+                f"sparse_config.window_size = {self.window_size} is below block_size = {self.block_size}",
+                "a query's own block must be in its window")  # fmt: skip
+        coarse = COARSE * self.kernel_stride
+        if self.lse_approx and self.block_size % coarse and coarse % self.block_size:
+            raise ConfigError(
+                f"sparse_config.lse_approx needs block_size = {self.block_size} and "
+                f"4 x kernel_stride = {coarse} to divide one another"
+            )
+
+    def _require_multiple(self, name: str, divisor: str) -> None:
+        a, b = getattr(self, name), getattr(self, divisor)
+        require(a % b == 0, f"sparse_config.{name} = {a} is not a multiple of {divisor} = {b}")
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any], where: str = "sparse_config") -> SparseConfig:
+        """Read a ``sparse_config`` table. Raises ConfigError."""
+        return from_mapping(cls, mapping, where)
+
+    @property
+    def local_blocks(self) -> int:
+        """Blocks of the sliding window, the query's own included."""
+        return self.window_size // self.block_size
+
+    @property
+    def budget(self) -> int:
+        """The most blocks that one query reads."""
+        return self.topk + self.local_blocks
+
+    @property
+    def kernels_per_block(self) -> int:
+        """Compressed keys that end in one block."""
+        return self.block_size // self.kernel_stride
+
+    @property
+    def coarse_per_block(self) -> int:
+        """Coarse compressed keys that end in one block (at most)."""
+        return max(1, self.block_size // (COARSE * self.kernel_stride))
+
+    def is_dense_at(self, position: int) -> bool:
+        """Whether the query at ``position`` attends to every block."""
+        return position + 1 < self.dense_len
+
+    def num_selected(self, position: int) -> int:
+        """How many blocks the query at ``position`` reads."""
+        visible = position // self.block_size + 1
+        if self.is_dense_at(position):
+            return visible
+        init = min(self.init_blocks, visible)
+        first_local = max(visible - self.local_blocks, 0)
+        fixed = visible - first_local + min(init, first_local)
+        return fixed + min(self.topk - self.init_blocks, visible - fixed)

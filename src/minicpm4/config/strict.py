@@ -1,0 +1,54 @@
+"""Build frozen dataclasses from untrusted mappings: unknown keys refused, types checked."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import typing
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from minicpm4.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def suggest(name: str, known: list[str]) -> str:
+    """``did you mean 'x'?`` with the nearest of ``known``, else the whole list."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(sorted(known))
+
+
+def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str) -> T:
+    """Return ``cls(**mapping)`` after checking every key and scalar type.
+
+    ``where`` names the source in errors. Raises ConfigError.
+    """
+    if not isinstance(mapping, Mapping):
+        raise ConfigError(f"{where} is a {type(mapping).__name__}, not a table of settings")
+    hints = typing.get_type_hints(cls)
+    known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
+    values = {}
+    for key, value in mapping.items():
+        if key not in known:
+            raise ConfigError(f"{where} has an unknown key {key!r}", suggest(str(key), known))
+        values[key] = check_scalar(value, hints[key], f"{where}.{key}")
+    return cls(**values)
+
+
+def check_scalar(value: Any, hint: Any, where: str) -> Any:
+    """Return ``value`` if it fits the scalar type ``hint`` (int fits float), else raise ConfigError."""
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint in (int, float, str, bool):
+        right = type(value) is hint
+        if not right or (hint is float and not math.isfinite(value)):
+            raise ConfigError(f"{where} = {value!r} is not a valid {hint.__name__}")
+    return value
+
+
+def require(condition: bool, message: str, remedy: str = "") -> None:
+    """Raise ConfigError(message, remedy) unless ``condition``."""
+    if not condition:
+        raise ConfigError(message, remedy)

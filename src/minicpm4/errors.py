@@ -1,0 +1,64 @@
+"""Every error that users of the package can meet.
+
+    Minicpm4Error
+    ├── ConfigError        a configuration, an option or a sampling parameter is wrong
+    ├── CheckpointError    a model file is missing a part, corrupt, truncated or hostile
+    ├── TextError          a tokenizer or chat template cannot be read or refuses its input
+    ├── RequestError       one request cannot be served (too long, empty, out of range)
+    ├── MemoryPlanError    what was asked for does not fit in memory
+    ├── UnsupportedError   this machine or installation lacks something that was asked for
+    └── ModelNotFoundError a model name leads nowhere, or its files cannot be fetched
+
+A message states the condition with its values, then the remedy. The command line prints it and
+exits with code 2; a server answers 4xx with the same text.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "MemoryPlanError",
+    "Minicpm4Error",
+    "ModelNotFoundError",
+    "RequestError",
+    "TextError",
+    "UnsupportedError",
+]
+
+
+class Minicpm4Error(Exception):
+    """Base of all errors of this package: ``condition`` (with values) and ``remedy``."""
+
+    def __init__(self, condition: str, remedy: str = "") -> None:
+        self.condition = condition
+        self.remedy = remedy
+        super().__init__(f"{condition}. {remedy}" if remedy else condition)
+
+
+class ConfigError(Minicpm4Error, ValueError):
+    """A configuration, an option or a sampling parameter is wrong."""
+
+
+class CheckpointError(Minicpm4Error):
+    """A model file is missing a part, corrupt, truncated or hostile."""
+
+
+class TextError(Minicpm4Error):
+    """A tokenizer or chat template cannot be read, or refuses its input."""
+
+
+class RequestError(Minicpm4Error, ValueError):
+    """One request cannot be served: too long, empty, out of range."""
+
+
+class MemoryPlanError(Minicpm4Error):
+    """What was asked for does not fit in memory."""
+
+
+class UnsupportedError(Minicpm4Error):
+    """This machine or installation lacks something that was asked for."""
+
+
+class ModelNotFoundError(Minicpm4Error):
+    """A model name leads nowhere, or its files cannot be fetched."""
