@@ -65,16 +65,23 @@ class ModelConfig:
         for name in _SIZES:
             value = getattr(self, name)
             require(0 < value <= MAX_SIZE * 8, f"config {name} = {value} is out of range")
-        require(self.num_attention_heads % self.num_key_value_heads == 0,
-                f"num_attention_heads = {self.num_attention_heads} is not a multiple of "
-                f"num_key_value_heads = {self.num_key_value_heads}")  # fmt: skip
-        require(self.head_dim % 2 == 0 and self.head_dim <= 512, f"config head_dim = {self.head_dim} is not even, or above 512")  # noqa: E501  # fmt: skip
+        require(
+            self.num_attention_heads % self.num_key_value_heads == 0,
+            f"num_attention_heads = {self.num_attention_heads} is not a multiple of "
+            f"num_key_value_heads = {self.num_key_value_heads}",
+        )
+        require(
+            self.head_dim % 2 == 0 and self.head_dim <= 512,
+            f"config head_dim = {self.head_dim} is not even, or above 512",
+        )
         require(self.rope_theta > 0, f"config rope_theta = {self.rope_theta} is not positive")
         require(0 < self.rms_norm_eps < 1, f"config rms_norm_eps = {self.rms_norm_eps} is out of range")
         scaling = self.rope_scaling
         if scaling and scaling.rope_type == "longrope":
-            require(len(scaling.long_factor) == self.head_dim // 2,
-                    f"longrope has {len(scaling.long_factor)} factors, head_dim / 2 is {self.head_dim // 2}")  # fmt: skip
+            require(
+                len(scaling.long_factor) == self.head_dim // 2,
+                f"longrope has {len(scaling.long_factor)} factors, head_dim / 2 is {self.head_dim // 2}",
+            )
 
     @property
     def residual_scale(self) -> float:
@@ -114,9 +121,15 @@ class ModelConfig:
 
 
 _SIZES = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "head_dim", "max_position_embeddings",
-)  # fmt: skip
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+)
 
 
 def read_hf_config(path: Path) -> dict[str, Any]:

@@ -34,18 +34,24 @@ class RopeScaling:
     high_freq_factor: float = 4.0
 
     def __post_init__(self) -> None:
-        require(self.rope_type in ROPE_TYPES,
-                f"rope_scaling type {self.rope_type!r} is not supported",
-                suggest(self.rope_type, list(ROPE_TYPES)))  # fmt: skip
+        require(
+            self.rope_type in ROPE_TYPES,
+            f"rope_scaling type {self.rope_type!r} is not supported",
+            suggest(self.rope_type, list(ROPE_TYPES)),
+        )
         require(self.factor > 0, f"rope_scaling.factor = {self.factor} is not positive")
         if self.rope_type == "longrope":
-            require(len(self.short_factor) > 0 and len(self.short_factor) == len(self.long_factor),
-                    f"longrope has {len(self.short_factor)} short and {len(self.long_factor)} long factors",
-                    "both lists need head_dim / 2 numbers")  # fmt: skip
+            require(
+                len(self.short_factor) > 0 and len(self.short_factor) == len(self.long_factor),
+                f"longrope has {len(self.short_factor)} short and {len(self.long_factor)} long factors",
+                "both lists need head_dim / 2 numbers",
+            )
             require(min(self.short_factor + self.long_factor) > 0, "a longrope factor is not positive")
         if self.rope_type in ("yarn", "llama3"):
-            require(self.original_max_position_embeddings is not None,
-                    f"rope_scaling type {self.rope_type!r} lacks original_max_position_embeddings")  # fmt: skip
+            require(
+                self.original_max_position_embeddings is not None,
+                f"rope_scaling type {self.rope_type!r} lacks original_max_position_embeddings",
+            )
 
 
 def parse_rope_scaling(raw: Mapping[str, Any] | None, max_position: int) -> RopeScaling | None:

@@ -40,14 +40,18 @@ class SparseConfig:
         for name in ("kernel_size", "kernel_stride", "block_size", "window_size", "topk"):
             value = getattr(self, name)
             require(0 < value < 1 << 24, f"sparse_config.{name} = {value} is out of range", "use 1 or more")
-        require(0 <= self.init_blocks <= self.topk,
-                f"sparse_config.init_blocks = {self.init_blocks} is outside 0 to topk = {self.topk}")  # fmt: skip
+        require(
+            0 <= self.init_blocks <= self.topk,
+            f"sparse_config.init_blocks = {self.init_blocks} is outside 0 to topk = {self.topk}",
+        )
         require(self.dense_len >= -1, f"sparse_config.dense_len = {self.dense_len} is below -1")
         self._require_multiple("kernel_size", "kernel_stride")
         self._require_multiple("block_size", "kernel_stride")
-        require(self.window_size >= self.block_size,
-                f"sparse_config.window_size = {self.window_size} is below block_size = {self.block_size}",
-                "a query's own block must be in its window")  # fmt: skip
+        require(
+            self.window_size >= self.block_size,
+            f"sparse_config.window_size = {self.window_size} is below block_size = {self.block_size}",
+            "a query's own block must be in its window",
+        )
         coarse = COARSE * self.kernel_stride
         if self.lse_approx and self.block_size % coarse and coarse % self.block_size:
             raise ConfigError(
