@@ -17,13 +17,14 @@ from minicpm4.formats.quant import PackedTensor, QuantSpec
 class TensorInfo:
     """One stored tensor: row-major ``shape``, the file's own name for its type, and its size.
 
-    ``spec`` is the format that ``Checkpoint.load`` returns for it.
+    ``spec`` is the format that ``Checkpoint.load`` returns for it, ``loaded_nbytes`` the size of that.
     """
 
     shape: tuple[int, ...]
     dtype: str
     nbytes: int
     spec: QuantSpec
+    loaded_nbytes: int
 
 
 class Checkpoint(Protocol):

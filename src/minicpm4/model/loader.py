@@ -1,0 +1,178 @@
+"""From a checkpoint to the weight tree: which format each matrix gets, and the loading itself.
+
+Matrices whose stored layout has a kernel stay views into the mapped file; the others are converted
+once, one at a time, and the file's pages are let go. So the peak is the model plus one matrix.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from minicpm4.config import ModelConfig
+from minicpm4.config.strict import suggest
+from minicpm4.errors import ConfigError
+from minicpm4.formats import Checkpoint, check_tensors, open_checkpoint
+from minicpm4.formats.packing import default_spec, detect_ternary, pack_ternary_exact, repack
+from minicpm4.formats.quant import FLOAT_KINDS, PackedTensor, QuantSpec, packed_nbytes
+from minicpm4.kernels.contract import AttentionWeights, FeedForwardWeights, Linear
+from minicpm4.model.weights import LayerWeights, ModelWeights
+
+WEIGHT_CHOICES = ("auto", "bf16", "int8", "int4", "ternary")
+EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class LoadedModel:
+    """A model in memory; ``notes`` say what was converted, one line."""
+
+    config: ModelConfig
+    weights: ModelWeights
+    checkpoint: Checkpoint
+    notes: str
+
+
+def read_config(checkpoint: Checkpoint) -> ModelConfig:
+    """The checkpoint's ModelConfig. Raises ConfigError."""
+    raw = checkpoint.hf_config()
+    if raw is not None:
+        return ModelConfig.from_hf(raw)
+    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
+    return ModelConfig.from_gguf(checkpoint.metadata(), shapes)
+
+
+def load_model(path: Path, weights: str = "auto", progress: Progress | None = None) -> LoadedModel:
+    """Load the checkpoint at ``path``; ``progress`` is called with (layers done, layers).
+
+    Raises CheckpointError, ConfigError.
+    """
+    checkpoint = open_checkpoint(path)
+    config = read_config(checkpoint)
+    check_tensors(checkpoint, config)
+    return load_weights(checkpoint, config, weights, progress)
+
+
+def load_weights(
+    checkpoint: Checkpoint, config: ModelConfig, weights: str = "auto", progress: Progress | None = None
+) -> LoadedModel:
+    """Load every tensor of an opened and checked checkpoint."""
+    check_weights_choice(weights)
+    source = _Source(checkpoint, weights)
+    layers = []
+    for index in range(config.num_hidden_layers):
+        layers.append(_layer(source, config, f"model.layers.{index}."))
+        if progress is not None:
+            progress(index + 1, config.num_hidden_layers)
+    embed = source.matrix(EMBED)
+    head = embed if config.tie_word_embeddings else source.matrix(HEAD)
+    tree = ModelWeights(
+        config=config,
+        embed=embed,
+        layers=tuple(layers),
+        norm=checkpoint.load_vector("model.norm.weight"),
+        head=head,
+    )
+    return LoadedModel(config=config, weights=tree, checkpoint=checkpoint, notes=source.summary())
+
+
+def plan_weights(checkpoint: Checkpoint, config: ModelConfig, weights: str = "auto") -> int:
+    """Bytes that the matrices will take, before loading any (packing found later can only shrink it)."""
+    check_weights_choice(weights)
+    total = 0
+    for name, info in checkpoint.tensors.items():
+        if len(info.shape) == 2 and not (name == HEAD and config.tie_word_embeddings):
+            target = target_spec(name, info.spec, (info.shape[0], info.shape[1]), weights)
+            same = target == info.spec
+            total += info.loaded_nbytes if same else packed_nbytes((info.shape[0], info.shape[1]), target)
+    return total
+
+
+def check_weights_choice(weights: str) -> None:
+    """Raise ConfigError unless ``weights`` is one of WEIGHT_CHOICES."""
+    if weights not in WEIGHT_CHOICES:
+        raise ConfigError(
+            f"weights = {weights!r} is not a weight format", suggest(weights, list(WEIGHT_CHOICES))
+        )
+
+
+def target_spec(name: str, stored: QuantSpec, shape: tuple[int, int], weights: str) -> QuantSpec:
+    """The format in which a matrix will be held.
+
+    Embeddings and head keep 8 bits when less is asked for: their rows meet every token, and rounding
+    them costs far more accuracy than it saves memory.
+    """
+    if weights in ("auto", stored.kind):
+        return stored
+    if weights == "bf16":
+        return QuantSpec(kind="bf16")
+    if name in (EMBED, HEAD) and weights in ("int4", "ternary"):
+        return stored if stored.kind not in FLOAT_KINDS else default_spec("int8", shape[1]) or stored
+    return default_spec(weights, shape[1]) or stored
+
+
+@dataclass(slots=True, eq=False)
+class _Source:
+    """Loads matrices and remembers what it did with them."""
+
+    checkpoint: Checkpoint
+    weights: str
+    done: Counter[str] = field(default_factory=Counter)
+
+    def matrix(self, name: str) -> PackedTensor:
+        info = self.checkpoint.tensors[name]
+        tensor = self.checkpoint.load(name)
+        target = target_spec(name, tensor.spec, tensor.shape, self.weights)
+        if target != tensor.spec:
+            result = repack(tensor, target)
+        else:
+            result = self._packed_if_ternary(tensor)
+        if result is not tensor or info.spec.kind not in FLOAT_KINDS:
+            self.checkpoint.release(name)
+        how = str(result.spec) if _as_stored(info.dtype, result.spec) else f"{info.dtype} as {result.spec}"
+        self.done[how] += 1
+        return result
+
+    def _packed_if_ternary(self, tensor: PackedTensor) -> PackedTensor:
+        # BitCPM4 checkpoints hold float matrices whose values are already scale * {-1, 0, 1}.
+        found = detect_ternary(tensor) if self.weights == "auto" else None
+        return tensor if found is None else pack_ternary_exact(tensor, found)
+
+    def linear(self, prefix: str) -> Linear:
+        bias = prefix + ".bias"
+        vector = self.checkpoint.load_vector(bias) if bias in self.checkpoint.tensors else None
+        return Linear(weight=self.matrix(prefix + ".weight"), bias=vector)
+
+    def summary(self) -> str:
+        parts = [f"{count} matrices {how}" for how, count in self.done.most_common()]
+        return "weights: " + ", ".join(parts)
+
+
+def _as_stored(dtype: str, spec: QuantSpec) -> bool:
+    return {"F32": "f32", "F16": "f16", "BF16": "bf16"}.get(dtype) == spec.kind
+
+
+def _layer(source: _Source, config: ModelConfig, prefix: str) -> LayerWeights:
+    vector, eps = source.checkpoint.load_vector, config.rms_norm_eps
+    attention = prefix + "self_attn."
+    return LayerWeights(
+        attention=AttentionWeights(
+            norm=vector(prefix + "input_layernorm.weight"),
+            q=source.linear(attention + "q_proj"),
+            k=source.linear(attention + "k_proj"),
+            v=source.linear(attention + "v_proj"),
+            o=source.linear(attention + "o_proj"),
+            q_norm=vector(attention + "q_norm.weight") if config.qk_norm else None,
+            k_norm=vector(attention + "k_norm.weight") if config.qk_norm else None,
+            eps=eps,
+        ),
+        feed_forward=FeedForwardWeights(
+            norm=vector(prefix + "post_attention_layernorm.weight"),
+            gate=source.linear(prefix + "mlp.gate_proj"),
+            up=source.linear(prefix + "mlp.up_proj"),
+            down=source.linear(prefix + "mlp.down_proj"),
+            eps=eps,
+        ),
+    )

@@ -1,0 +1,61 @@
+"""The weight tree of a decoder. Every matrix carries its own format."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from minicpm4.config import ModelConfig
+from minicpm4.formats.quant import PackedTensor
+from minicpm4.kernels.contract import AttentionWeights, FeedForwardWeights, Floats, Linear
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class LayerWeights:
+    """One decoder layer."""
+
+    attention: AttentionWeights
+    feed_forward: FeedForwardWeights
+
+    def linears(self) -> Iterator[Linear]:
+        """The seven projections: q, k, v, o, gate, up, down."""
+        a, f = self.attention, self.feed_forward
+        yield from (a.q, a.k, a.v, a.o, f.gate, f.up, f.down)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ModelWeights:
+    """A whole decoder; ``head`` is the same object as ``embed`` when they are tied."""
+
+    config: ModelConfig
+    embed: PackedTensor
+    layers: tuple[LayerWeights, ...]
+    norm: Floats
+    head: PackedTensor
+
+    def matrices(self) -> Iterator[PackedTensor]:
+        """Every distinct weight matrix once."""
+        yield self.embed
+        for layer in self.layers:
+            for linear in layer.linears():
+                yield linear.weight
+        if self.head is not self.embed:
+            yield self.head
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all matrices; norms and biases are too small to count."""
+        return sum(matrix.nbytes for matrix in self.matrices())
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights in all matrices, tied ones once."""
+        return sum(matrix.shape[0] * matrix.shape[1] for matrix in self.matrices())
+
+    def formats(self) -> Counter[str]:
+        """Weights held in each format."""
+        counts: Counter[str] = Counter()
+        for matrix in self.matrices():
+            counts[str(matrix.spec)] += matrix.shape[0] * matrix.shape[1]
+        return counts
