@@ -1,0 +1,1 @@
+"""From requests to tokens: integers are scheduled, arrays are run, nothing handles both."""

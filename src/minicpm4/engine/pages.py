@@ -1,0 +1,196 @@
+"""Who owns which page of the key/value pool. Integers only: no array is touched here.
+
+Every page is in one of three states: free (no owner, worthless), cached (no owner, but its content
+is known by its hash and may be asked for again) or owned (by one or more sequences). Only full
+pages are ever known by hash; the hash chains over all pages before it, so equal hashes mean equal
+prefixes. With block-sparse attention this stays true: the compressed keys in a page depend on that
+prefix only.
+
+Writing goes to a page that one sequence owns and no hash describes: ``ensure`` sees to it, and
+returns the copies that must be done first (copy on write).
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter, OrderedDict
+from collections.abc import Iterable
+from hashlib import blake2b
+
+from minicpm4.engine.sequence import Sequence
+
+Copy = tuple[int, int]  # (source page, target page)
+
+
+class PageAllocator:
+    """Pages 0 to ``num_pages`` - 1 of ``page_size`` tokens.
+
+    ``salt`` sets apart contents that equal tokens do not make equal (another model, another
+    attention). Methods that take pages return None or False, and change nothing, when too few are
+    left.
+    """
+
+    def __init__(
+        self, num_pages: int, page_size: int, *, prefix_cache: bool = True, salt: bytes = b""
+    ) -> None:
+        assert num_pages > 0 and page_size > 0
+        self.num_pages, self.page_size = num_pages, page_size
+        self._prefix_cache = prefix_cache
+        self._root = blake2b(salt, digest_size=16).digest()
+        self._owners = [0] * num_pages
+        self._free = list(range(num_pages - 1, -1, -1))
+        self._cached: OrderedDict[int, None] = OrderedDict()  # least recently used first
+        self._page_of: dict[bytes, int] = {}
+        self._hash_of: dict[int, bytes] = {}
+
+    @property
+    def num_available(self) -> int:
+        """Pages that can be handed out: free ones, and cached ones given up for it."""
+        return len(self._free) + len(self._cached)
+
+    def pages_for(self, length: int) -> int:
+        """Pages that ``length`` tokens take."""
+        return -(-length // self.page_size)
+
+    def admit(self, sequence: Sequence, reserve: int = 0) -> bool:
+        """Give a sequence without pages the cached pages of its prefix, and fresh ones for the rest.
+
+        At least its last token is left to run, since its logits are wanted. ``reserve`` pages must
+        stay available.
+        """
+        assert not sequence.pages and sequence.computed == 0
+        found = self._lookup(sequence)
+        missing = self.pages_for(len(sequence.tokens)) - len(found)
+        idle = sum(1 for page in found if not self._owners[page])
+        if missing > self.num_available - idle - reserve:
+            return False
+        for page in found:
+            self._own(page)
+        sequence.pages = found + [self._take() for _ in range(missing)]
+        sequence.computed = len(found) * self.page_size
+        sequence.sealed = len(found)
+        return True
+
+    def ensure(self, sequence: Sequence, length: int) -> list[Copy] | None:
+        """Make positions computed to ``length`` - 1 writable; return the copies that it takes."""
+        first = sequence.computed // self.page_size
+        fresh = max(self.pages_for(length) - len(sequence.pages), 0)
+        shared = (
+            first < len(sequence.pages)
+            and length > sequence.computed
+            and self._owners[sequence.pages[first]] > 1
+        )
+        if fresh + shared > self.num_available:
+            return None
+        copies = []
+        if shared:
+            source = sequence.pages[first]
+            sequence.pages[first] = self._take()
+            self._disown(source)
+            copies.append((source, sequence.pages[first]))
+        elif first < len(sequence.pages) and length > sequence.computed:
+            self._forget(sequence.pages[first])
+        sequence.pages += [self._take() for _ in range(fresh)]
+        return copies
+
+    def seal(self, sequence: Sequence) -> None:
+        """Make the full pages that have been computed findable by later prompts."""
+        full = sequence.computed // self.page_size
+        if not self._prefix_cache:
+            return
+        for index in range(sequence.sealed, full):
+            page, digest = sequence.pages[index], self._digest(sequence, index)
+            if digest not in self._page_of and page not in self._hash_of:
+                self._page_of[digest], self._hash_of[page] = page, digest
+        sequence.sealed = max(sequence.sealed, full)
+
+    def fork(self, parent: Sequence, child: Sequence) -> None:
+        """Share the computed tokens of ``parent`` with ``child``, which has the same tokens.
+
+        Takes no page: the first of the two that writes to the last, partly filled page copies it.
+        """
+        assert not child.pages and child.tokens[: parent.computed] == parent.tokens[: parent.computed]
+        child.pages = parent.pages[: self.pages_for(parent.computed)]
+        child.computed, child.sealed = parent.computed, parent.sealed
+        child.digests = list(parent.digests)
+        for page in child.pages:
+            self._own(page)
+
+    def trim(self, sequence: Sequence, length: int) -> None:
+        """Forget the tokens from position ``length`` on, and the pages that only they needed."""
+        keep = self.pages_for(length)
+        self._disown_all(sequence.pages[keep:])
+        del sequence.pages[keep:]
+        del sequence.tokens[length:]
+        sequence.computed = min(sequence.computed, length)
+        sequence.sealed = min(sequence.sealed, length // self.page_size)
+        del sequence.digests[length // self.page_size :]
+
+    def release(self, sequence: Sequence) -> None:
+        """Take all pages back. Sealed ones stay findable until their room is needed."""
+        self._disown_all(sequence.pages)
+        sequence.pages = []
+        sequence.computed = sequence.sealed = 0
+
+    def check(self, sequences: Iterable[Sequence]) -> None:
+        """Assert that every page is in exactly one state, owned by whom ``sequences`` say."""
+        owners = Counter(page for sequence in sequences for page in sequence.pages)
+        assert self._owners == [owners[page] for page in range(self.num_pages)], "owners miscounted"
+        owned = {page for page, count in enumerate(self._owners) if count}
+        free, cached = set(self._free), set(self._cached)
+        assert len(free) == len(self._free), "a page is free twice"
+        assert not (free & cached or free & owned or cached & owned), "a page has two states"
+        assert len(free) + len(cached) + len(owned) == self.num_pages, "a page is lost"
+        assert {p: h for h, p in self._page_of.items()} == self._hash_of, "hashes do not match pages"
+        assert cached <= self._hash_of.keys() and not free & self._hash_of.keys(), "wrongly cached"
+
+    def _lookup(self, sequence: Sequence) -> list[int]:
+        found: list[int] = []
+        if not self._prefix_cache:
+            return found
+        for index in range((len(sequence.tokens) - 1) // self.page_size):
+            page = self._page_of.get(self._digest(sequence, index))
+            if page is None:
+                break
+            found.append(page)
+        return found
+
+    def _digest(self, sequence: Sequence, index: int) -> bytes:
+        for i in range(len(sequence.digests), index + 1):
+            before = sequence.digests[i - 1] if i else self._root
+            tokens = array("I", sequence.tokens[i * self.page_size : (i + 1) * self.page_size])
+            sequence.digests.append(blake2b(before + tokens.tobytes(), digest_size=16).digest())
+        return sequence.digests[index]
+
+    def _take(self) -> int:
+        if self._free:
+            page = self._free.pop()
+        else:
+            page, _ = self._cached.popitem(last=False)
+            self._forget(page)
+        self._owners[page] = 1
+        return page
+
+    def _own(self, page: int) -> None:
+        self._cached.pop(page, None)
+        self._owners[page] += 1
+
+    def _disown_all(self, pages: list[int]) -> None:
+        # Last pages first: they are the first to go, a prefix is worth more than what follows it.
+        for page in reversed(pages):
+            self._disown(page)
+
+    def _disown(self, page: int) -> None:
+        assert self._owners[page] > 0
+        self._owners[page] -= 1
+        if self._owners[page]:
+            return
+        if page in self._hash_of:
+            self._cached[page] = None
+        else:
+            self._free.append(page)
+
+    def _forget(self, page: int) -> None:
+        digest = self._hash_of.pop(page, None)
+        if digest is not None:
+            del self._page_of[digest]

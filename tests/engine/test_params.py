@@ -1,0 +1,90 @@
+"""Sampling parameters: defaults, normalisation, and what each refusal says."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import minicpm4.engine.params as params_module
+from minicpm4.engine.params import SamplingParams
+from minicpm4.errors import ConfigError
+
+
+def test_defaults_sample_plainly() -> None:
+    params = SamplingParams()
+    assert (params.temperature, params.top_k, params.top_p, params.n) == (1.0, 0, 1.0, 1)
+    assert params.max_tokens == 256 and not params.greedy
+
+
+def test_zero_temperature_is_greedy() -> None:
+    assert SamplingParams(max_tokens=64, temperature=0.0).greedy
+    assert SamplingParams(temperature=0).temperature == 0.0
+
+
+def test_spellings_are_normalised() -> None:
+    params = SamplingParams(stop="\n\n", top_k=-1, stop_token_ids=[3], logit_bias={1: 2})
+    assert params.stop == ("\n\n",) and params.top_k == 0
+    assert params.stop_token_ids == (3,) and params.logit_bias == {1: 2.0}
+
+
+def test_params_are_frozen_and_keyword_only() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        SamplingParams().top_k = 3  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        SamplingParams(64)  # type: ignore[misc]
+
+
+REFUSALS: list[tuple[dict[str, Any], str]] = [
+    ({"max_tokens": 0}, r"max_tokens = 0 is outside 1 to"),
+    ({"max_tokens": 2.5}, r"max_tokens = 2\.5 is not an integer"),
+    ({"max_tokens": True}, r"max_tokens = True is not an integer"),
+    ({"max_tokens": 3, "min_tokens": 4}, r"min_tokens = 4 is above max_tokens = 3"),
+    ({"temperature": -0.1}, r"temperature = -0\.1 is outside 0 to 100"),
+    ({"temperature": float("nan")}, r"temperature = nan is not a number"),
+    ({"temperature": "hot"}, r"temperature = 'hot' is not a number"),
+    ({"top_k": -2}, r"top_k = -2 is outside -1 to"),
+    ({"top_p": 0}, r"top_p = 0\.0 is outside 0 \(excluded\) to 1\. 1 turns it off"),
+    ({"min_p": 1.5}, r"min_p = 1\.5 is outside 0 to 1"),
+    ({"repetition_penalty": 0}, r"repetition_penalty = 0\.0 is outside"),
+    ({"presence_penalty": 3}, r"presence_penalty = 3\.0 is outside -2 to 2"),
+    ({"frequency_penalty": -3}, r"frequency_penalty = -3\.0 is outside -2 to 2"),
+    ({"seed": 1.5}, r"seed = 1\.5 is not an integer"),
+    ({"stop": 7}, r"stop = 7 is not a string or a list"),
+    ({"stop": ["a", ""]}, r"a stop string is empty"),
+    ({"stop": "x" * 5000}, r"a stop string has 5000 characters\. at most 4096"),
+    ({"stop": ["a"] * 65}, r"65 stop strings were given\. at most 64"),
+    ({"stop_token_ids": [-1]}, r"stop_token_ids = \[-1\] is not a list of token ids"),
+    ({"stop_token_ids": 5}, r"stop_token_ids = 5 is not a list"),
+    ({"logit_bias": {"a": 1.0}}, r"logit_bias has the key 'a'"),
+    ({"logit_bias": {3: float("nan")}}, r"logit_bias of token 3 is nan"),
+    ({"logit_bias": [1]}, r"logit_bias = \[1\] is not a table"),
+    ({"ignore_eos": 1}, r"ignore_eos = 1 is not true or false"),
+    ({"logprobs": -1}, r"logprobs = -1 is outside 0 to 1000"),
+    ({"n": 0}, r"n = 0 is outside 1 to 256"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSALS)
+def test_a_wrong_value_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        SamplingParams(**options)
+
+
+def test_an_unknown_name_is_refused_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"no parameter 'temprature'\. did you mean 'temperature'\?"):
+        SamplingParams.from_mapping({"temprature": 1})
+
+
+def test_bias_may_forbid_a_token() -> None:
+    assert SamplingParams(logit_bias={3: float("-inf")}).logit_bias[3] == float("-inf")
+
+
+@pytest.mark.parametrize("name", ["sequence", "pages", "scheduler", "params"])
+def test_the_integer_side_imports_no_arrays(name: str) -> None:
+    source = Path(params_module.__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
+    nodes = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Import | ast.ImportFrom)]
+    assert "numpy" not in " ".join(ast.unparse(node) for node in nodes)
