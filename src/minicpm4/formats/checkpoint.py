@@ -25,6 +25,7 @@ class TensorInfo:
     nbytes: int
     spec: QuantSpec
     loaded_nbytes: int
+    loaded_nbytes: int
 
 
 class Checkpoint(Protocol):
