@@ -1,0 +1,125 @@
+"""The command ``minicpm4``: one module per command, imported when it is used.
+
+Exit codes: 0 done, 2 an error that the message explains (wrong options too), 130 interrupted, 1 a bug
+of ours or a reader of our output that went away.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import typer
+
+from minicpm4.cli.terminal import one_line
+from minicpm4.errors import Minicpm4Error
+
+__all__ = ["COMMANDS", "build", "main", "run"]
+
+# Name -> one line for the list of commands. Module minicpm4.cli.NAME holds the function `command`.
+COMMANDS = {
+    "chat": "Talk with a model, turn by turn.",
+    "generate": "Continue a prompt, or answer one, and print the text.",
+    "models": "List the models known by name, and which are present.",
+    "pull": "Download a model's files.",
+    "info": "Show what a model is and how much memory it takes.",
+    "doctor": "Show what this machine offers and which kernels will run.",
+}
+# Base of all complaints about options; where it lives differs between versions of Typer.
+USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
+
+
+def build(only: str | None = None) -> typer.Typer:
+    """Return the application; ``only`` names the one command whose module is imported (None: all)."""
+    app = typer.Typer(
+        name="minicpm4",
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(help="Language models on end devices, block-sparse attention included.")(_root)
+    for name, summary in COMMANDS.items():
+        function = _stub if only not in (None, name) else _function(name)
+        app.command(name, short_help=summary)(function)
+    return app
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from minicpm4 import __version__
+
+        typer.echo(f"minicpm4 {__version__}")
+        raise typer.Exit
+
+
+def _root(
+    version: bool = typer.Option(
+        False, "--version", is_eager=True, callback=_print_version, help="Print the version and leave."
+    ),
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+) -> None:
+    """Both are dealt with elsewhere: --debug by ``run``."""
+
+
+def _stub() -> None:
+    raise AssertionError("a command was run without its module")
+
+
+def _function(name: str) -> Callable[..., Any]:
+    function: Callable[..., Any] = importlib.import_module(f"minicpm4.cli.{name}").command
+    return function
+
+
+def run(args: Sequence[str]) -> int:
+    """Run one command line (without the program's name); return the exit code."""
+    args = list(args) or ["--help"]
+    debug = "--debug" in args[: _command_position(args) + 1]
+    named = next((a for a in args if a in COMMANDS), "")
+    try:
+        return int(build(only=named)(args, prog_name="minicpm4", standalone_mode=False) or 0)
+    except Minicpm4Error as error:
+        if debug:
+            raise
+        return _fail(str(error))
+    except USAGE_ERROR as error:
+        return _fail(error.format_message())  # type: ignore[attr-defined]
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except OSError as error:
+        if error.errno != errno.EPIPE:
+            return _bug(error, debug)
+        # Python flushes standard output once more on exit, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        return _bug(error, debug)
+
+
+def _command_position(args: list[str]) -> int:
+    return next((i for i, a in enumerate(args) if a in COMMANDS), len(args))
+
+
+def _fail(message: str) -> int:
+    print(f"error: {one_line(message)}", file=sys.stderr)
+    return 2
+
+
+def _bug(error: Exception, debug: bool) -> int:
+    if debug:
+        raise error
+    what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    _fail(f"{what}. This should not happen: minicpm4 --debug shows where it did")
+    return 1
+
+
+def main() -> None:
+    """Entry point of the command ``minicpm4``."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a console without UTF-8 must not end an answer
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,210 @@
+"""``minicpm4 chat``: a conversation in the terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from minicpm4.cli.options import EngineOptions, SamplingOptions, expand
+from minicpm4.cli.summary import print_summary
+from minicpm4.cli.terminal import one_line, prefill_progress, write_text
+from minicpm4.config.strict import suggest
+from minicpm4.errors import ConfigError, Minicpm4Error, RequestError
+
+if TYPE_CHECKING:
+    from minicpm4 import LLM, SamplingParams
+    from minicpm4.engine.metrics import Metrics
+
+HELP = """\
+/help              this list
+/reset             forget the conversation, keep the system message
+/system TEXT       set the system message and forget the conversation (no TEXT: none)
+/think on|off|auto whether a reasoning model thinks before it answers
+/stats             figures of the last answer
+/save FILE         write the conversation to FILE as JSON
+/exit              leave (Ctrl-D too)
+A line that starts with // is a message that starts with /; one that ends in \\ goes on in
+the next line. Ctrl-C stops an answer and keeps the conversation."""
+
+
+@expand
+def command(
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    think: Annotated[
+        bool | None,
+        typer.Option("--think/--no-think", help="Ask a reasoning model to think first, or not to."),
+    ] = None,
+    stats: Annotated[bool, typer.Option("--stats", help="Figures after every answer.")] = False,
+    *,
+    engine: EngineOptions,
+    sampling: SamplingOptions,
+) -> None:
+    """Talk with a model. What was said before stays in the cache and is not read again."""
+    params = sampling.params()
+    llm = engine.load()
+    if not llm.has_chat_template:
+        raise RequestError(f"{engine.model} has no chat template", "use: minicpm4 generate --raw")
+    session = Session(llm, params, system=system, think=think, stats=stats)
+    if sys.stdin.isatty():
+        _remember_lines()
+        print("/help lists the commands, Ctrl-D leaves.", file=sys.stderr)
+    talk(session, read_line)
+
+
+class Session:
+    """A conversation: its messages, and the settings that commands change."""
+
+    def __init__(
+        self, llm: LLM, params: SamplingParams, *, system: str | None, think: bool | None, stats: bool
+    ) -> None:
+        self.llm, self.params, self.think, self.stats = llm, params, think, stats
+        self.last: Metrics | None = None
+        self.messages: list[dict[str, Any]] = []
+        self.restart(system)
+
+    def restart(self, system: str | None) -> None:
+        """Forget what was said; ``system`` is the first message, or None."""
+        self.system = system
+        self.messages = [] if system is None else [{"role": "system", "content": system}]
+
+    def answer(self, text: str) -> None:
+        """Say ``text`` and print the answer as it comes. A stopped answer is kept as far as it came.
+
+        Raises Minicpm4Error, with the conversation as it was before.
+        """
+        asked = [*self.messages, {"role": "user", "content": text}]
+        written: list[str] = []
+        metrics = None
+        with prefill_progress() as progress:
+            pieces = self.llm.stream_chat(asked, self.params, enable_thinking=self.think, progress=progress)
+            try:
+                for piece in pieces:
+                    write_text(piece.text, sys.stdout)
+                    written.append(piece.text)
+                    metrics = piece.metrics or metrics
+            except KeyboardInterrupt:
+                pieces.close()
+                print(" [stopped]", end="", file=sys.stderr, flush=True)
+        write_text("\n", sys.stdout)
+        self.messages = [*asked, {"role": "assistant", "content": "".join(written)}]
+        self.last = metrics
+        if metrics is not None:
+            print_summary(metrics, self.stats)
+
+
+def talk(session: Session, read: Callable[[], str | None]) -> None:
+    """Answer line after line until ``read`` returns None or the user leaves."""
+    while (text := read()) is not None:
+        if not text.strip():
+            continue
+        try:
+            if text.startswith("//") or not text.startswith("/"):
+                session.answer(text.removeprefix("/"))
+            elif not obey(session, text):
+                return
+        except Minicpm4Error as error:
+            if not sys.stdin.isatty():
+                raise  # a script must see the failure
+            print(f"error: {one_line(str(error))}", file=sys.stderr)
+
+
+def obey(session: Session, line: str) -> bool:
+    """Carry out a /command; return False when it ends the session. Raises ConfigError."""
+    name, _, rest = line.strip().partition(" ")
+    rest = rest.strip()
+    if name in ("/exit", "/quit"):
+        return False
+    action = ACTIONS.get(name)
+    if action is None:
+        raise ConfigError(f"there is no command {name}", suggest(name, [*ACTIONS, "/exit"]))
+    action(session, rest)
+    return True
+
+
+def _help(session: Session, rest: str) -> None:
+    print(HELP, file=sys.stderr)
+
+
+def _reset(session: Session, rest: str) -> None:
+    session.restart(session.system)
+
+
+def _system(session: Session, rest: str) -> None:
+    session.restart(rest or None)
+
+
+def _think(session: Session, rest: str) -> None:
+    choices = {"on": True, "off": False, "auto": None}
+    if rest not in choices:
+        raise ConfigError(f"/think {rest}: not a choice", "use on, off or auto")
+    session.think = choices[rest]
+
+
+def _stats(session: Session, rest: str) -> None:
+    if session.last is None:
+        raise ConfigError("there is no complete answer yet")
+    print_summary(session.last, True)
+
+
+def _save(session: Session, rest: str) -> None:
+    if not rest:
+        raise ConfigError("/save needs a file name", "as in: /save talk.json")
+    try:
+        text = json.dumps(session.messages, ensure_ascii=False, indent=2)
+        Path(rest).expanduser().write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot write {rest}: {error.strerror}") from error
+    print(f"saved {len(session.messages)} messages to {rest}", file=sys.stderr)
+
+
+ACTIONS: dict[str, Callable[[Session, str], None]] = {
+    "/help": _help,
+    "/reset": _reset,
+    "/system": _system,
+    "/think": _think,
+    "/stats": _stats,
+    "/save": _save,
+}
+
+
+def read_line() -> str | None:
+    """Read one message from standard input; None at its end.
+
+    Ctrl-C drops the line being typed; twice in a row it leaves (KeyboardInterrupt).
+    """
+    interrupted = False
+    while True:
+        try:
+            return _read_continued()
+        except EOFError:
+            if sys.stdin.isatty():
+                print(file=sys.stderr)
+            return None
+        except KeyboardInterrupt:
+            print(file=sys.stderr)
+            if interrupted or not sys.stdin.isatty():
+                raise
+            interrupted = True
+            print("Ctrl-C again, Ctrl-D or /exit leaves.", file=sys.stderr)
+
+
+def _read_continued() -> str:
+    prompts = ("> ", "… ") if sys.stdin.isatty() else ("", "")
+    lines = [input(prompts[0])]
+    while lines[-1].endswith("\\"):
+        lines[-1] = lines[-1][:-1]
+        lines.append(input(prompts[1]))
+    return "\n".join(lines)
+
+
+def _remember_lines() -> None:
+    try:
+        import readline  # arrow keys and line editing for input()
+    except ImportError:  # Windows has its own
+        return
+    readline.set_history_length(1000)

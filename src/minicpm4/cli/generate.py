@@ -1,0 +1,129 @@
+"""``minicpm4 generate``: one prompt, one answer."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from minicpm4.cli.options import EngineOptions, SamplingOptions, expand
+from minicpm4.cli.summary import as_json, print_summary
+from minicpm4.cli.terminal import prefill_progress, write_text
+from minicpm4.errors import RequestError
+
+if TYPE_CHECKING:
+    from minicpm4 import LLM
+    from minicpm4.engine.outputs import Piece
+
+MAX_PROMPT_BYTES = 1 << 28
+
+
+@expand
+def command(
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Text of the prompt.")] = None,
+    prompt_file: Annotated[
+        str | None,
+        typer.Option("--prompt-file", "-f", help="File that goes before --prompt; - is standard input."),
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="System message (with the chat template).")] = None,
+    chat: Annotated[
+        bool | None,
+        typer.Option(
+            "--chat/--raw",
+            help="Put the prompt into the model's chat template, or feed it as it is. "
+            "Default: chat where the model has a template.",
+        ),
+    ] = None,
+    think: Annotated[
+        bool | None,
+        typer.Option("--think/--no-think", help="Ask a reasoning model to think first, or not to."),
+    ] = None,
+    stats: Annotated[
+        bool | None,
+        typer.Option("--stats/--no-stats", help="Closing figures on standard error. Default: on a terminal."),
+    ] = None,
+    json_output: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object and nothing else.")
+    ] = False,
+    *,
+    engine: EngineOptions,
+    sampling: SamplingOptions,
+) -> None:
+    """Answer a prompt and print the text as it is made.
+
+    The prompt is --prompt-file, then --prompt after an empty line where both are given; with neither,
+    it is standard input.
+    """
+    text = read_prompt(prompt, prompt_file)
+    params = sampling.params()
+    llm = engine.load()
+    if chat is None:
+        chat = llm.has_chat_template
+    if not chat and (system is not None or think is not None):
+        raise RequestError(
+            "--system and --think need a chat template", "leave out --raw, or choose a chat model"
+        )
+    messages = [{"role": "system", "content": system}] if system is not None else []
+    messages.append({"role": "user", "content": text})
+    with prefill_progress(False if json_output else None) as progress:
+        if chat:
+            pieces = llm.stream_chat(messages, params, enable_thinking=think, progress=progress)
+        else:
+            pieces = llm.stream(text, params, progress=progress)
+        if json_output:
+            _print_json(llm, pieces)
+        else:
+            _print_text(pieces, stats)
+
+
+def read_prompt(prompt: str | None, prompt_file: str | None) -> str:
+    """Put the prompt together from its two places. Raises RequestError when there is none."""
+    if prompt is None and prompt_file is None:
+        if sys.stdin.isatty():
+            raise RequestError(
+                "there is no prompt", "give --prompt, --prompt-file, or text on standard input"
+            )
+        prompt_file = "-"
+    parts = [] if prompt_file is None else [_read(prompt_file).rstrip("\n")]
+    parts += [] if prompt is None else [prompt]
+    text = "\n\n".join(parts)
+    if not text.strip():
+        raise RequestError("the prompt is empty", "give --prompt, --prompt-file, or text on standard input")
+    return text
+
+
+def _read(name: str) -> str:
+    try:
+        if name == "-":
+            return sys.stdin.read()
+        if Path(name).stat().st_size > MAX_PROMPT_BYTES:
+            raise RequestError(f"{name} is larger than {MAX_PROMPT_BYTES >> 20} MiB", "give a shorter text")
+        return Path(name).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{name} is not UTF-8 text ({error.reason} at byte {error.start})") from error
+    except OSError as error:
+        raise RequestError(f"cannot read {name}: {error.strerror}") from error
+
+
+def _print_text(pieces: Iterator[Piece], stats: bool | None) -> None:
+    metrics = None
+    for piece in pieces:
+        write_text(piece.text, sys.stdout)
+        metrics = piece.metrics or metrics
+    write_text("\n", sys.stdout)
+    if metrics is not None:
+        print_summary(metrics, stats)
+
+
+def _print_json(llm: LLM, pieces: Iterator[Piece]) -> None:
+    result: dict[str, Any] = {"model": llm.name, "text": "", "finish_reason": None}
+    for piece in pieces:
+        result["text"] += piece.text
+        result["finish_reason"] = piece.finish_reason or result["finish_reason"]
+        if piece.metrics is not None:
+            result["metrics"] = as_json(piece.metrics)
+    print(json.dumps(result, ensure_ascii=False))

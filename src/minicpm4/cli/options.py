@@ -1,0 +1,177 @@
+"""Options that several commands share, each group one frozen dataclass.
+
+``expand`` puts the fields of such groups into a command's signature, where Typer finds them. A field
+left at None is not passed on: defaults live in the engine's own settings, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+from typer import Option
+
+from minicpm4.config import SparseConfig
+from minicpm4.config.strict import suggest
+from minicpm4.errors import ConfigError
+
+if TYPE_CHECKING:
+    from minicpm4 import LLM, SamplingParams
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+
+
+def expand(function: Callable[..., None]) -> Callable[..., None]:
+    """Replace each parameter whose type is a dataclass by that dataclass's fields."""
+    hints = get_type_hints(function, include_extras=True)
+    groups = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    parameters = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name in groups:
+            types = get_type_hints(groups[name], include_extras=True)
+            members = [(f.name, types[f.name], f.default) for f in fields(groups[name])]
+        else:
+            members = [(name, hints[name], parameter.default)]
+        parameters += [
+            inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, annotation=t, default=d)
+            for n, t, d in members
+        ]
+
+    @functools.wraps(function)
+    def wrapper(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{f.name: values.pop(f.name) for f in fields(group)})
+        function(**values)
+
+    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
+    del wrapper.__wrapped__  # type: ignore[attr-defined]  # inspect would look behind the wrapper
+    return wrapper
+
+
+def _given(group: object, *without: str) -> dict[str, Any]:
+    values = {f.name: getattr(group, f.name) for f in fields(group)}  # type: ignore[arg-type]
+    return {name: value for name, value in values.items() if value is not None and name not in without}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineOptions:
+    """Which model, and how it runs."""
+
+    model: Annotated[
+        str, Option("--model", "-m", help="Model: a known name, a folder, a .gguf file, or a hub repository.")
+    ] = DEFAULT_MODEL
+    weights: Annotated[
+        str | None, Option(help="Weights in memory: auto (as stored), bf16, int8, int4 or ternary.")
+    ] = None
+    attention: Annotated[
+        str | None,
+        Option(help="auto (sparse for long inputs where the model or --sparse says so), dense, sparse."),
+    ] = None
+    sparse: Annotated[
+        str | None,
+        Option(
+            metavar="KEY=VALUE,...",
+            help="Settings of sparse attention, as in topk=16,window=1024,dense_len=4096: "
+            "fields of sparse_config; lengths in tokens, topk in blocks.",
+        ),
+    ] = None
+    kv: Annotated[str | None, Option(help="Keys and values in memory: bf16 or float32.")] = None
+    backend: Annotated[str | None, Option(help="Kernels: auto, cpu, gpu, or ref (NumPy, slow).")] = None
+    context: Annotated[int | None, Option(help="Most tokens of prompt and answer together.")] = None
+    threads: Annotated[int | None, Option(help="Threads of the CPU kernels.")] = None
+
+    def settings(self) -> dict[str, Any]:
+        """Keyword arguments of ``LLM`` for what was given. Raises ConfigError."""
+        settings = _given(self, "model", "sparse")
+        if self.sparse is not None:
+            settings["sparse"] = parse_sparse(self.sparse)
+        return settings
+
+    def load(self) -> LLM:
+        """Load the model. Raises Minicpm4Error."""
+        settings = self.settings()
+        from minicpm4 import LLM
+
+        return LLM(self.model, **settings)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingOptions:
+    """How tokens are chosen, and when to stop."""
+
+    max_tokens: Annotated[int | None, Option("--max-tokens", "-n", help="Most new tokens.")] = None
+    temperature: Annotated[
+        float | None, Option("--temperature", "-t", help="0 takes the likeliest token.")
+    ] = None
+    top_k: Annotated[int | None, Option(help="Choose among the k likeliest tokens.")] = None
+    top_p: Annotated[
+        float | None, Option(help="Choose among the likeliest tokens that sum to this probability.")
+    ] = None
+    min_p: Annotated[
+        float | None, Option(help="Drop tokens below this share of the likeliest one's probability.")
+    ] = None
+    repetition_penalty: Annotated[float | None, Option(help="Above 1: fewer repeats (1: off).")] = None
+    presence_penalty: Annotated[
+        float | None, Option(help="Subtracted from logits of tokens already written.")
+    ] = None
+    frequency_penalty: Annotated[float | None, Option(help="The same, once per occurrence.")] = None
+    seed: Annotated[int | None, Option(help="Makes sampling repeatable.")] = None
+    stop: Annotated[
+        list[str] | None, Option(metavar="TEXT", help="Stop before this text; may be given several times.")
+    ] = None
+
+    def params(self) -> SamplingParams:
+        """Sampling parameters with what was given. Raises ConfigError."""
+        from minicpm4.engine.params import SamplingParams
+
+        given = _given(self)
+        if "stop" in given:
+            given["stop"] = tuple(given["stop"])
+        return SamplingParams(**given)
+
+
+SPARSE_ALIASES = {
+    "window": "window_size",
+    "block": "block_size",
+    "kernel": "kernel_size",
+    "stride": "kernel_stride",
+    "init": "init_blocks",
+    "lse": "lse_approx",
+}
+_BOOLEANS = {"true": True, "on": True, "1": True, "false": False, "off": False, "0": False}
+
+
+def parse_sparse(text: str) -> dict[str, int | bool]:
+    """Read ``topk=16,window=1024``: fields of SparseConfig or their aliases, each at most once.
+
+    Raises ConfigError naming the nearest key.
+    """
+    types = get_type_hints(SparseConfig)
+    known = [f.name for f in fields(SparseConfig)]
+    values: dict[str, int | bool] = {}
+    for item in text.split(","):
+        key, equals, value = (part.strip() for part in item.partition("="))
+        if not equals:
+            raise ConfigError(f"--sparse has {item.strip()!r}", "write key=value, separated by commas")
+        name = SPARSE_ALIASES.get(key, key)
+        if name not in known:
+            raise ConfigError(f"--sparse has an unknown key {key!r}", suggest(key, [*known, *SPARSE_ALIASES]))
+        if name in values:
+            raise ConfigError(f"--sparse gives {name} twice", "give it once")
+        values[name] = _scalar(key, value, types[name])
+    return values
+
+
+def _scalar(key: str, value: str, kind: type) -> int | bool:
+    if kind is bool:
+        if value.lower() not in _BOOLEANS:
+            raise ConfigError(f"--sparse {key}={value} is not a switch", "use on or off")
+        return _BOOLEANS[value.lower()]
+    try:
+        return int(value)
+    except ValueError:
+        raise ConfigError(f"--sparse {key}={value} is not a whole number") from None

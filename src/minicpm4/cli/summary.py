@@ -1,0 +1,50 @@
+"""The closing line of an answer: how much was read and written, how fast, and how."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, TextIO
+
+from minicpm4.cli.terminal import human_bytes
+
+if TYPE_CHECKING:
+    from minicpm4.engine.metrics import Metrics
+
+
+def speed(tokens: int, seconds: float) -> str:
+    """``"1,234 tokens/s"``, or a dash where nothing was measured."""
+    if tokens <= 0 or seconds <= 0:
+        return "–"
+    rate = tokens / seconds
+    return f"{rate:,.0f} tokens/s" if rate >= 100 else f"{rate:.1f} tokens/s"
+
+
+def summary(metrics: Metrics) -> str:
+    """Describe one answer in two lines."""
+    read = metrics.prompt_tokens - metrics.cached_tokens
+    # The first new token comes out of prefill, so decoding is timed over the others.
+    decoded = metrics.new_tokens - 1
+    attention: str = metrics.attention
+    if attention == "sparse":
+        attention += f", {metrics.blocks_read_share:.0%} of the blocks read"
+    memory = human_bytes(metrics.peak_memory) if metrics.peak_memory else "unknown"
+    return (
+        f"prompt {metrics.prompt_tokens:,} tokens ({metrics.cached_tokens:,} cached), "
+        f"prefill {speed(read, metrics.prefill_s)}; "
+        f"{metrics.new_tokens:,} new, decode {speed(decoded, metrics.decode_s)}\n"
+        f"attention {attention}; peak memory {memory}"
+    )
+
+
+def print_summary(metrics: Metrics, wanted: bool | None, stream: TextIO | None = None) -> None:
+    """Print the summary to standard error: if ``wanted``, or (None) if that is a terminal."""
+    stream = stream or sys.stderr
+    if wanted or (wanted is None and stream.isatty()):
+        print(summary(metrics), file=stream)
+
+
+def as_json(metrics: Metrics) -> dict[str, Any]:
+    """The same figures for machines."""
+    from dataclasses import asdict
+
+    return asdict(metrics)

@@ -1,0 +1,110 @@
+"""`minicpm4 generate`: where the prompt comes from, and what is printed where."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Result, Script
+
+Run = Callable[..., Result]
+
+
+@pytest.mark.parametrize(
+    ("args", "stdin", "prompt"),
+    [
+        (["--prompt", "Hi"], "ignored", "Hi"),
+        ([], "from a pipe\n", "from a pipe"),
+        (["--prompt-file", "-"], "text\n", "text"),
+        (["--prompt-file", "-", "--prompt", "Why?"], "text\n", "text\n\nWhy?"),
+        (["--prompt-file", "FILE"], "ignored", "a file\nof two lines"),
+        (["--prompt-file", "FILE", "--prompt", "Why?"], "", "a file\nof two lines\n\nWhy?"),
+    ],
+)
+def test_the_prompt_is_put_together(
+    minicpm: Run, script: Script, tmp_path: Path, args: list[str], stdin: str, prompt: str
+) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text("a file\nof two lines\n", encoding="utf-8")
+    args = [str(file) if a == "FILE" else a for a in args]
+    assert minicpm("generate", *args, stdin=stdin).code == 0
+    assert script.calls[0].prompt == [{"role": "user", "content": prompt}]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "the prompt is empty"),
+        (["--prompt", "  "], "the prompt is empty"),
+        (["--prompt-file", "absent.txt"], "cannot read absent.txt: No such file"),
+        (["--prompt-file", "."], "cannot read ."),
+        (["--prompt", "x", "--raw", "--system", "y"], "--system and --think need a chat template"),
+    ],
+)
+def test_wrong_prompts_are_refused(minicpm: Run, script: Script, args: list[str], message: str) -> None:
+    result = minicpm("generate", *args)
+    assert result.code == 2
+    assert message in result.err
+
+
+def test_a_file_that_is_no_text_is_refused(minicpm: Run, script: Script, tmp_path: Path) -> None:
+    file = tmp_path / "data.bin"
+    file.write_bytes(b"ab\xff")
+    result = minicpm("generate", "--prompt-file", str(file))
+    assert result.code == 2
+    assert "is not UTF-8 text (invalid start byte at byte 2)" in result.err
+
+
+@pytest.mark.parametrize(
+    ("args", "template", "kind"),
+    [([], True, "chat"), ([], False, "raw"), (["--raw"], True, "raw"), (["--chat"], True, "chat")],
+)
+def test_chat_template_or_raw(
+    minicpm: Run, script: Script, args: list[str], template: bool, kind: str
+) -> None:
+    script.template = template
+    assert minicpm("generate", "--prompt", "x", *args).code == 0
+    assert script.calls[0].kind == kind
+
+
+def test_system_message_and_thinking(minicpm: Run, script: Script) -> None:
+    minicpm("generate", "--prompt", "x", "--system", "Be brief.", "--no-think")
+    assert script.calls[0].prompt[0] == {"role": "system", "content": "Be brief."}
+    assert script.calls[0].think is False
+
+
+def test_piped_text_is_plain(minicpm: Run, script: Script) -> None:
+    script.answers = [["[bold]Par", "is[/bold] :smile:"]]
+    result = minicpm("generate", "--prompt", "x")
+    assert result.out == "[bold]Paris[/bold] :smile:\n"
+    assert result.err == ""
+
+
+def test_stats_go_to_standard_error(minicpm: Run, script: Script) -> None:
+    result = minicpm("generate", "--prompt", "x", "--stats")
+    assert result.out == "Paris.\n"
+    assert (
+        "prompt 4,213 tokens (213 cached), prefill 2,000 tokens/s; 11 new, decode 20.0 tokens/s" in result.err
+    )
+    assert "attention sparse, 25% of the blocks read; peak memory 300 MiB" in result.err
+
+
+def test_json_is_one_object(minicpm: Run, script: Script) -> None:
+    script.answers = [['"\x1b]0;', "é\n"]]
+    result = minicpm("generate", "--prompt", "x", "--json", "--stats")
+    answer = json.loads(result.out)
+    assert answer["text"] == '"\x1b]0;é\n'
+    assert answer["finish_reason"] == "stop"
+    assert answer["model"] == "smollm2-135m-instruct"
+    assert answer["metrics"]["prompt_tokens"] == 4213
+    assert result.out.count("\n") == 1 and result.err == ""
+
+
+def test_ctrl_c_exits_130(minicpm: Run, script: Script) -> None:
+    script.answers = [["Par", KeyboardInterrupt(), "is"]]
+    result = minicpm("generate", "--prompt", "x")
+    assert result.code == 130
+    assert result.out.startswith("Par") and "Traceback" not in result.err

@@ -1,0 +1,132 @@
+"""Options reach the engine as given, and wrong ones end in one line that helps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from minicpm4.cli.options import parse_sparse
+from minicpm4.errors import ConfigError, MemoryPlanError
+from tests.cli.conftest import Result, Script
+
+Run = Callable[..., Result]
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("topk=16", {"topk": 16}),
+        ("topk=16,window=1024,dense_len=-1", {"topk": 16, "window_size": 1024, "dense_len": -1}),
+        ("block=128, stride = 16", {"block_size": 128, "kernel_stride": 16}),
+        ("window_size=512,init=2,kernel=32", {"window_size": 512, "init_blocks": 2, "kernel_size": 32}),
+        ("lse=on,use_nope=False", {"lse_approx": True, "use_nope": False}),
+    ],
+)
+def test_sparse_settings_are_read(text: str, values: dict[str, Any]) -> None:
+    assert parse_sparse(text) == values
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "--sparse has ''. write key=value"),
+        ("topk", "--sparse has 'topk'"),
+        ("topk=16,", "--sparse has ''"),
+        ("topc=16", "unknown key 'topc'. did you mean 'topk'?"),
+        ("windw=16", "did you mean 'window'?"),
+        ("zzzzzz=1", "known: block, block_size"),
+        ("topk=many", "topk=many is not a whole number"),
+        ("topk=1.5", "topk=1.5 is not a whole number"),
+        ("lse=maybe", "lse=maybe is not a switch"),
+        ("window=1,window_size=2", "gives window_size twice"),
+    ],
+)
+def test_wrong_sparse_settings_are_refused(text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_sparse(text)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("args", "settings"),
+    [
+        ([], {}),
+        (["--weights", "int8"], {"weights": "int8"}),
+        (["--attention", "sparse", "--kv", "float32"], {"attention": "sparse", "kv": "float32"}),
+        (
+            ["--backend", "ref", "--context", "4096", "--threads", "1"],
+            {"backend": "ref", "context": 4096, "threads": 1},
+        ),
+        (["--sparse", "topk=4,window=128"], {"sparse": {"topk": 4, "window_size": 128}}),
+    ],
+)
+def test_engine_options_reach_the_engine(
+    minicpm: Run, script: Script, args: list[str], settings: Any
+) -> None:
+    assert minicpm("generate", "--prompt", "x", *args).code == 0
+    assert script.loads == [("smollm2-135m-instruct", settings)]
+
+
+@pytest.mark.parametrize(
+    ("args", "name", "value"),
+    [
+        ([], "max_tokens", 256),
+        (["-n", "5"], "max_tokens", 5),
+        (["--temperature", "0"], "temperature", 0.0),
+        (["--top-k", "7"], "top_k", 7),
+        (["--top-p", "0.5"], "top_p", 0.5),
+        (["--min-p", "0.1"], "min_p", 0.1),
+        (["--repetition-penalty", "1.1"], "repetition_penalty", 1.1),
+        (["--presence-penalty", "0.2"], "presence_penalty", 0.2),
+        (["--frequency-penalty", "0.3"], "frequency_penalty", 0.3),
+        (["--seed", "9"], "seed", 9),
+        (["--stop", "a", "--stop", "b"], "stop", ("a", "b")),
+    ],
+)
+def test_sampling_options_reach_the_engine(
+    minicpm: Run, script: Script, args: list[str], name: str, value: Any
+) -> None:
+    assert minicpm("generate", "--prompt", "x", *args).code == 0
+    assert getattr(script.calls[0].params, name) == value
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["generate", "--promt", "x"], "No such option: --promt"),
+        (["generate", "--top-k", "many"], "--top-k"),
+        (["generate", "--temperature", "-1", "--prompt", "x"], "temperature = -1.0 is outside"),
+        (["generate", "--sparse", "topc=1", "--prompt", "x"], "did you mean 'topk'?"),
+        (["generte"], "No such command 'generte'"),
+        (["info"], "MODEL"),
+    ],
+)
+def test_wrong_options_are_one_line(minicpm: Run, script: Script, args: list[str], message: str) -> None:
+    result = minicpm(*args)
+    assert result.code == 2
+    assert result.out == ""
+    assert result.err.startswith("error: ") and result.err.count("\n") == 1
+    assert message in result.err
+    assert script.loads == []
+
+
+def test_an_engine_error_is_one_line(minicpm: Run, script: Script) -> None:
+    script.refusal = MemoryPlanError("9.1 GiB\x1b[2J are needed,\n4.0 GiB are free", "lower --context")
+    result = minicpm("generate", "--prompt", "x")
+    assert (result.code, result.out) == (2, "")
+    assert result.err == "error: 9.1 GiB[2J are needed, 4.0 GiB are free. lower --context\n"
+
+
+def test_debug_shows_the_traceback(minicpm: Run, script: Script) -> None:
+    script.refusal = ConfigError("bad")
+    with pytest.raises(ConfigError):
+        minicpm("--debug", "generate", "--prompt", "x")
+
+
+def test_a_bug_is_told_apart(minicpm: Run, script: Script) -> None:
+    script.refusal = ZeroDivisionError("oops")
+    result = minicpm("generate", "--prompt", "x")
+    assert result.code == 1
+    assert result.err.startswith("error: ZeroDivisionError: oops. This should not happen")

@@ -1,0 +1,78 @@
+"""What a terminal gets to see."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+
+import pytest
+
+from minicpm4.cli.terminal import human_bytes, one_line, prefill_progress, sanitize, write_text
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("text", "safe"),
+    [
+        ("plain\n\ttext é 你好 🙂", "plain\n\ttext é 你好 🙂"),
+        ("\x1b[31mred\x1b[0m", "[31mred[0m"),
+        ("\x1b]0;title\x07", "]0;title"),
+        ("over\rwritten \x08\x7f", "overwritten "),
+        ("\x9b2J\x90 C1", "2J C1"),
+        ("\x00null", "null"),
+    ],
+)
+def test_control_characters_are_dropped(text: str, safe: str) -> None:
+    assert sanitize(text) == safe
+
+
+def test_only_terminals_get_sanitised_text() -> None:
+    pipe, terminal = io.StringIO(), Terminal()
+    write_text("a\x1bb", pipe)
+    write_text("a\x1bb", terminal)
+    assert (pipe.getvalue(), terminal.getvalue()) == ("a\x1bb", "ab")
+
+
+def test_an_error_stays_on_its_line() -> None:
+    assert one_line("bad \x1b[1m name\n  in file") == "bad [1m name in file"
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (300 << 20, "300 MiB"), (5000 << 30, "5000 GiB")],
+)
+def test_human_bytes(count: int, text: str) -> None:
+    assert human_bytes(count) == text
+
+
+def test_progress_shows_tokens_and_vanishes(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    with prefill_progress() as progress:
+        assert progress is not None
+        progress(512, 4096)
+        progress(4096, 4096)
+    assert "/4096" in terminal.getvalue() and "tokens/s" in terminal.getvalue()
+
+
+def test_no_progress_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    with prefill_progress() as progress:
+        assert progress is None
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from minicpm4.cli import run; assert run(['--help']) == 0; "
+        "heavy = {'numpy', 'tokenizers', 'rich', 'jinja2', 'huggingface_hub', 'minicpm4._cpu'}; "
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "generate" in done.stdout
