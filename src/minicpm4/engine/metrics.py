@@ -1,0 +1,71 @@
+"""What one request cost: tokens, seconds, blocks of the cache read, memory."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+from minicpm4.config import SparseConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Metrics:
+    """Figures of one request, over all its samples.
+
+    ``prefill_s``: from its first step to its first token, over prompt_tokens - cached_tokens tokens;
+    ``decode_s``: from there to its last token, over new_tokens - n tokens. Both include the work done
+    for requests beside it. ``accept_length``: new tokens a pass of the target model, 1 without drafts.
+    ``attention``: "sparse" if any of its tokens chose blocks, else "dense". ``blocks_read_share``:
+    blocks read / blocks visible, over the tokens that were run. ``peak_memory``: the most bytes that
+    this process has held, 0 where the system does not tell.
+    """
+
+    prompt_tokens: int
+    cached_tokens: int
+    prefill_s: float
+    new_tokens: int
+    decode_s: float
+    accept_length: float = 1.0
+    attention: Literal["dense", "sparse"] = "dense"
+    blocks_read_share: float = 1.0
+    peak_memory: int = 0
+
+
+class BlockCount:
+    """Adds up the blocks that queries read and could have read."""
+
+    def __init__(self, sparse: SparseConfig | None) -> None:
+        self._sparse = sparse
+        self.read = self.visible = 0
+        self.any_sparse = False
+
+    def add(self, start: int, stop: int) -> None:
+        """Count the queries at positions ``start`` to ``stop`` - 1."""
+        config = self._sparse
+        if config is None or stop <= start:
+            return
+        self.any_sparse |= not config.is_dense_at(stop - 1)
+        # Neighbouring queries read equally many blocks, except where the block or the rule changes.
+        block, switch = config.block_size, config.dense_len - 1
+        while start < stop:
+            end = min(stop, (start // block + 1) * block)
+            if start < switch < end:
+                end = switch
+            self.read += (end - start) * config.num_selected(start)
+            self.visible += (end - start) * (start // block + 1)
+            start = end
+
+    @property
+    def share(self) -> float:
+        return self.read / self.visible if self.visible else 1.0
+
+
+def peak_memory() -> int:
+    """The most bytes of memory that this process has held; 0 where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,72 @@
+"""What callers get back: whole outputs, and pieces of a stream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from minicpm4.engine.metrics import Metrics
+from minicpm4.engine.sequence import FinishReason
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenLogprobs:
+    """Natural log probabilities at one position, of the model's own distribution (no penalty, bias,
+    temperature or filter). ``top``: the best token ids, best first, with theirs."""
+
+    token_id: int
+    logprob: float
+    top: dict[int, float]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleOutput:
+    """One sample. ``text`` ends before the stop string or end token; ``token_ids`` has every token."""
+
+    index: int
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    logprobs: list[TokenLogprobs] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RequestOutput:
+    """The ``n`` samples of one request. ``text``, ``token_ids``, … are those of the first."""
+
+    prompt_token_ids: list[int]
+    outputs: list[SampleOutput]
+    metrics: Metrics
+
+    @property
+    def text(self) -> str:
+        return self.outputs[0].text
+
+    @property
+    def token_ids(self) -> list[int]:
+        return self.outputs[0].token_ids
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        return self.outputs[0].finish_reason
+
+    @property
+    def logprobs(self) -> list[TokenLogprobs] | None:
+        return self.outputs[0].logprobs
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Piece:
+    """Text that has become final, and the tokens since the last piece. ``index``: which sample.
+
+    The last piece of a sample has its ``finish_reason``; the last of a request has ``metrics``.
+    """
+
+    text: str
+    token_ids: list[int]
+    index: int = 0
+    logprobs: list[TokenLogprobs] | None = None
+    finish_reason: FinishReason | None = None
+    metrics: Metrics | None = None
+
+    def __str__(self) -> str:
+        return self.text
