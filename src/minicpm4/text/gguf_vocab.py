@@ -1,0 +1,209 @@
+"""A tokenizer from a GGUF file's metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as Backend
+
+from minicpm4.config.strict import suggest
+from minicpm4.errors import TextError
+from minicpm4.text.pieces import PieceCodec
+from minicpm4.text.sp_build import SpecialTokens, build_sentencepiece
+from minicpm4.text.sp_model import MAX_PIECE_CHARS, MAX_PIECES, PieceType, SentencePieceModel
+from minicpm4.text.tokenizer import Tokenizer
+
+__all__ = ["tokenizer_from_gguf"]
+
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_CASED = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|"
+_CASED_TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_QWEN2 = (_CASED + r"\p{N}" + _CASED_TAIL,)
+_LLAMA3 = (_CASED + r"\p{N}{1,3}" + _CASED_TAIL,)
+_DIGITS = (r"\p{N}", _GPT2)
+_DEFAULT = (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")
+
+# tokenizer.ggml.pre -> the patterns that cut text into words, applied one after the other.
+_PRE_TOKENIZERS: dict[str, tuple[str, ...]] = {
+    "default": _DEFAULT,
+    "gpt-2": (_GPT2,),
+    "smollm": _DIGITS,
+    "starcoder": _DIGITS,
+    "refact": _DIGITS,
+    "command-r": _DIGITS,
+    "qwen2": _QWEN2,
+    "deepseek-r1-qwen": _QWEN2,
+    "llama-bpe": _LLAMA3,
+    "llama3": _LLAMA3,
+    "llama-v3": _LLAMA3,
+    "minicpm5": (r"\p{N}{1,3}", _CASED + r"\p{N}+" + _CASED_TAIL),
+}
+_WHOLE_WORDS = {"llama-bpe", "llama3", "llama-v3", "minicpm5"}  # a word in the vocabulary is not split
+_ADDS_BOS = {"llama-bpe", "llama3", "llama-v3"}
+
+# Many files name only one end token. These spellings end a turn or a text wherever they exist.
+_END_SPELLINGS = (
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end|>",
+    "<|end_of_text|>",
+    "<|endoftext|>",
+    "<end_of_turn>",
+    "</s>",
+)
+
+
+def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
+    """Build the tokenizer that a GGUF file's ``tokenizer.ggml.*`` keys describe.
+
+    Kinds: ``gpt2`` (byte-level BPE, with a known ``pre``) and ``llama`` (SentencePiece BPE).
+    Raises TextError for a missing or malformed key, or an unknown kind or pre-tokenizer.
+    """
+    kind = metadata.get("tokenizer.ggml.model")
+    if kind not in ("gpt2", "llama"):
+        raise TextError(
+            f"GGUF tokenizer.ggml.model is {kind!r}" if kind else "the GGUF file has no tokenizer",
+            "gpt2 (byte-level BPE) and llama (SentencePiece BPE) are supported",
+        )
+    tokens = _tokens(metadata)
+    types = _numbers(metadata, "token_type", len(tokens), int) or [int(PieceType.NORMAL)] * len(tokens)
+    return _byte_level(metadata, tokens, types) if kind == "gpt2" else _llama(metadata, tokens, types)
+
+
+def _byte_level(metadata: Mapping[str, Any], tokens: list[str], types: list[int]) -> Tokenizer:
+    pre = metadata.get("tokenizer.ggml.pre", "default")
+    if pre not in _PRE_TOKENIZERS:
+        raise TextError(
+            f"GGUF tokenizer.ggml.pre is {pre!r}, an unknown pre-tokenizer",
+            suggest(str(pre), list(_PRE_TOKENIZERS)),
+        )
+    vocab = {token: i for i, token in enumerate(tokens)}
+    try:
+        model = models.BPE(vocab, _merges(metadata), ignore_merges=pre in _WHOLE_WORDS)
+    except Exception as error:
+        raise TextError(
+            f"GGUF tokenizer.ggml.merges and tokens do not fit together: {error}",
+            "fetch the file again: it may be damaged",
+        ) from error
+    backend = Backend(model)
+    steps: list[pre_tokenizers.PreTokenizer] = [
+        pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in _PRE_TOKENIZERS[pre]
+    ]
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([*steps, byte_level])
+    backend.decoder = decoders.ByteLevel()
+    special = _special(metadata, tokens, types, add_bos=pre in _ADDS_BOS)
+    control = {PieceType.CONTROL, PieceType.UNKNOWN}
+    backend.add_tokens(
+        [
+            AddedToken(token, special=kind in control or i in special.eos_ids, normalized=False)
+            for i, (token, kind) in enumerate(zip(tokens, types, strict=True))
+            if token and (kind in control or kind == PieceType.USER_DEFINED or i in special.eos_ids)
+        ]
+    )
+    return Tokenizer(
+        backend,
+        codec=PieceCodec(kind="byte_level"),
+        bos_token_id=special.bos_id,
+        eos_token_ids=special.eos_ids,
+        prefix_ids=special.prefix_ids,
+        suffix_ids=special.suffix_ids,
+    )
+
+
+def _llama(metadata: Mapping[str, Any], tokens: list[str], types: list[int]) -> Tokenizer:
+    scores = _numbers(metadata, "scores", len(tokens), float)
+    if scores is None:
+        raise TextError("GGUF lacks tokenizer.ggml.scores", "a SentencePiece vocabulary needs them")
+    special = _special(metadata, tokens, types, add_bos=True, bos=1, eos=2)
+    model = SentencePieceModel(
+        pieces=tokens,
+        scores=scores,
+        types=[int(PieceType.CONTROL) if i in special.eos_ids else t for i, t in enumerate(types)],
+        add_dummy_prefix=_flag(metadata, "add_space_prefix", True),
+        remove_extra_whitespaces=_flag(metadata, "remove_extra_whitespaces", False),
+    )
+    return build_sentencepiece(model, special, prefix_after_user_defined=True)
+
+
+def _special(
+    metadata: Mapping[str, Any],
+    tokens: Sequence[str],
+    types: Sequence[int],
+    *,
+    add_bos: bool,
+    bos: int | None = None,
+    eos: int | None = None,
+) -> SpecialTokens:
+    bos = _token_id(metadata, "bos", len(tokens), bos)
+    ends = [_token_id(metadata, "eos", len(tokens), eos)]
+    ends += [_token_id(metadata, name, len(tokens), None) for name in ("eot", "eom")]
+    spelled = set(_END_SPELLINGS)
+    ends += [
+        i
+        for i, (t, kind) in enumerate(zip(tokens, types, strict=True))
+        if t in spelled and (kind != PieceType.NORMAL or t != "</s>")
+    ]
+    return SpecialTokens(
+        bos_id=bos,
+        eos_ids=tuple(dict.fromkeys(i for i in ends if i is not None)),
+        add_bos=_flag(metadata, "add_bos_token", add_bos),
+        add_eos=_flag(metadata, "add_eos_token", False),
+    )
+
+
+def _tokens(metadata: Mapping[str, Any]) -> list[str]:
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    if tokens is None or isinstance(tokens, str | bytes) or not 0 < len(tokens) <= MAX_PIECES:
+        raise TextError("GGUF tokenizer.ggml.tokens is missing, empty or too long", "fetch the file again")
+    tokens = list(tokens)
+    for i, token in enumerate(tokens):
+        if not isinstance(token, str) or len(token) > MAX_PIECE_CHARS:
+            raise TextError(f"GGUF tokenizer.ggml.tokens[{i}] is not a short string", "fetch the file again")
+    return tokens
+
+
+def _merges(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
+    merges = metadata.get("tokenizer.ggml.merges")
+    if merges is None or isinstance(merges, str | bytes) or len(merges) > 2 * MAX_PIECES:
+        raise TextError("GGUF tokenizer.ggml.merges is missing or too long", "a gpt2 tokenizer needs it")
+    try:
+        pairs = [tuple(merge.split(" ")) for merge in merges]
+    except (AttributeError, TypeError):
+        raise TextError("GGUF tokenizer.ggml.merges holds an entry that is no string") from None
+    wrong = next((p for p in pairs if len(p) != 2), None)
+    if wrong is not None:
+        raise TextError(f"GGUF tokenizer.ggml.merges holds {' '.join(wrong)!r:.80}, which is not a pair")
+    return pairs
+
+
+def _numbers(metadata: Mapping[str, Any], name: str, count: int, kind: type) -> list[Any] | None:
+    values = metadata.get(f"tokenizer.ggml.{name}")
+    if values is None:
+        return None
+    try:
+        numbers = [kind(value) for value in values]
+    except (TypeError, ValueError):
+        raise TextError(f"GGUF tokenizer.ggml.{name} is not a list of numbers") from None
+    if len(numbers) != count:
+        raise TextError(
+            f"GGUF tokenizer.ggml.{name} has {len(numbers)} entries for {count} tokens",
+            "fetch the file again",
+        )
+    return numbers
+
+
+def _flag(metadata: Mapping[str, Any], name: str, default: bool) -> bool:
+    return bool(metadata.get(f"tokenizer.ggml.{name}", default))
+
+
+def _token_id(metadata: Mapping[str, Any], name: str, count: int, default: int | None) -> int | None:
+    value = metadata.get(f"tokenizer.ggml.{name}_token_id")
+    if value is None:
+        return default if default is not None and default < count else None
+    if not 0 <= int(value) < count:
+        raise TextError(f"GGUF tokenizer.ggml.{name}_token_id = {value} is outside the {count} tokens")
+    return int(value)

@@ -1,0 +1,68 @@
+"""A second reading of text in which control tokens spelled inside it stay plain text.
+
+A control token such as ``<|im_end|>`` has a spelling, and a backend turns every occurrence of the
+spelling into the token, whoever wrote it. The guard is a copy of the backend whose control tokens
+are spelled by unguessable aliases instead: text from outside cannot name them, a chat template's
+own control tokens are written as aliases before encoding.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Collection
+
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Backend
+
+__all__ = ["ControlGuard", "alternatives"]
+
+
+def alternatives(spellings: Collection[str]) -> re.Pattern[str] | None:
+    """A pattern of any of ``spellings``, longest first; None if there are none."""
+    ordered = sorted((s for s in spellings if s), key=len, reverse=True)
+    return re.compile("(" + "|".join(map(re.escape, ordered)) + ")") if ordered else None
+
+
+class ControlGuard:
+    """Backend copy whose control tokens are spelled by aliases.
+
+    ``aliases`` maps each control spelling to its alias, ``nonce`` is part of every alias.
+    """
+
+    def __init__(self, backend: Backend, control: Collection[str]) -> None:
+        self.nonce = secrets.token_hex(8)
+        names = sorted(set(control))
+        self.aliases = {name: f"\ue0f0{self.nonce}{i:x}\ue0f1" for i, name in enumerate(names)}
+        self._spelling = alternatives(names)
+        state = json.loads(backend.to_str())
+        state["added_tokens"], state["post_processor"] = [], None
+        copy = Backend.from_str(json.dumps(state, ensure_ascii=False))
+        originals = sorted(backend.get_added_tokens_decoder().items())
+        copy.add_tokens([self._respell(token) for _, token in originals])
+        self._backend = copy
+        # An alias is a new entry, and dropping the spellings may have moved other added tokens.
+        self._original_id = {
+            copy.token_to_id(self.aliases.get(token.content, token.content)): token_id
+            for token_id, token in originals
+        }
+
+    def _respell(self, token: AddedToken) -> AddedToken:
+        alias = self.aliases.get(token.content)
+        return AddedToken(
+            alias or token.content,
+            single_word=token.single_word,
+            lstrip=token.lstrip,
+            rstrip=token.rstrip,
+            normalized=token.normalized and alias is None,
+        )
+
+    def to_aliases(self, text: str) -> str:
+        """``text`` with every control spelling replaced by its alias."""
+        return self._spelling.sub(lambda m: self.aliases[m[0]], text) if self._spelling else text
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of ``text``: only aliases become control tokens."""
+        ids = self._backend.encode(text, add_special_tokens=False).ids
+        return [self._original_id.get(i, i) for i in ids]
