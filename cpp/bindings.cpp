@@ -1,0 +1,59 @@
+// The Python module minicpm4._cpu.
+#include "bindings.hpp"
+
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <vector>
+
+#include "isa.hpp"
+
+namespace minicpm4 {
+namespace {
+
+constexpr int kMaxThreads = 1024;
+
+std::vector<std::string> isa_levels() {
+    std::vector<std::string> names;
+    for (const KernelTable* table : available_tables()) names.emplace_back(table->name);
+    return names;
+}
+
+nb::dict features() {
+    nb::dict found;
+    for (const auto& [name, present] : cpu_features()) found[name.c_str()] = present;
+    return found;
+}
+
+void make_context(Context* self, int threads, const std::string& isa) {
+    if (threads < 1 || threads > kMaxThreads) {
+        fail("threads = " + std::to_string(threads) + ", outside 1 to " + std::to_string(kMaxThreads));
+    }
+    for (const KernelTable* table : available_tables()) {
+        if (isa == table->name) {
+            new (self) Context(threads, table);
+            return;
+        }
+    }
+    fail("instruction set '" + isa + "' is not available on this machine");
+}
+
+}  // namespace
+}  // namespace minicpm4
+
+NB_MODULE(_cpu, module) {
+    using namespace minicpm4;
+    module.doc() = "CPU kernels of minicpm4; use them through minicpm4.kernels.";
+    module.def("isa_levels", &isa_levels, "Instruction sets that run on this machine, plainest first.");
+    module.def("cpu_features", &features, "Processor features and whether they are usable.");
+    nb::class_<Context> context(module, "Context", "A thread pool and the kernels of one instruction set.");
+    context.def("__init__", &make_context, nb::arg("threads"), nb::arg("isa"));
+    context.def_prop_ro("threads", &Context::threads);
+    context.def_prop_ro("isa", [](const Context& self) { return std::string(self.kernels().name); });
+    bind_linear(context);
+    bind_elementwise(context);
+#if defined(MINICPM4_HAS_ATTENTION)
+    bind_attention(context);
+#endif
+}

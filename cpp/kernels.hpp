@@ -1,0 +1,81 @@
+// The functions that each instruction set supplies, and their arguments. Plain data only.
+//
+// Arguments are checked by the bindings: a kernel trusts its shapes and indices.
+#pragma once
+
+#include "attention_api.hpp"
+#include "common.hpp"
+#include "pool.hpp"
+
+namespace minicpm4 {
+
+enum class Kind : int { f32, f16, bf16, int8, int4, ternary };
+
+// A packed weight matrix (formats/quant.py). scales and offsets: (rows, cols / group) or null.
+struct Matrix {
+    Kind kind = Kind::f32;
+    i64 rows = 0;
+    i64 cols = 0;
+    i64 group = 0;
+    const void* codes = nullptr;
+    const void* scales = nullptr;
+    const void* offsets = nullptr;
+    bool half_scales = false;
+    bool half_offsets = false;
+};
+
+// y = x W^T + bias, or with `add`: y += scale * (x W^T + bias). x (n, cols), y (n, rows).
+struct LinearArgs {
+    Matrix w;
+    const float* x = nullptr;
+    const float* bias = nullptr;
+    float* y = nullptr;
+    i64 n = 0;
+    float scale = 1.0F;
+    bool add = false;
+};
+
+struct EmbedArgs {
+    Matrix table;
+    const i32* ids = nullptr;
+    float* y = nullptr;
+    i64 n = 0;
+    float scale = 1.0F;
+};
+
+struct RotaryArgs {
+    float* x = nullptr;  // (n, heads, d), rotated in place
+    const i32* positions = nullptr;
+    const float* cos = nullptr;  // (positions, d / 2)
+    const float* sin = nullptr;
+    i64 n = 0, heads = 0, d = 0;
+};
+
+struct KernelTable {
+    const char* name;
+    void (*linear)(Pool&, const LinearArgs&);
+    void (*embed)(Pool&, const EmbedArgs&);
+    void (*rms_norm)(Pool&, const float* x, const float* weight, float* y, i64 rows, i64 width, float eps);
+    void (*rotary)(Pool&, const RotaryArgs&);
+    void (*silu_mul)(Pool&, const float* gate, const float* up, float* y, i64 size);
+    void (*add_scaled)(Pool&, float* x, const float* y, float scale, i64 size);
+    void (*log_sum_exp)(Pool&, const float* x, float* y, i64 rows, i64 width);
+    void (*top_k)(Pool&, const float* x, float* values, i32* columns, i64 rows, i64 width, i64 k);
+    void (*matmul)(Pool&, const float* a, const float* b, float* c, i64 m, i64 n, i64 k);
+    AttentionTable attention;
+};
+
+namespace isa_scalar {
+extern const KernelTable table;
+}
+namespace isa_avx2 {
+extern const KernelTable table;
+}
+namespace isa_avx512 {
+extern const KernelTable table;
+}
+namespace isa_neon {
+extern const KernelTable table;
+}
+
+}  // namespace minicpm4

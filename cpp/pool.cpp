@@ -1,0 +1,186 @@
+#include "pool.hpp"
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+#include <new>
+#include <thread>
+#include <vector>
+
+#if defined(MINICPM4_X86)
+#include <immintrin.h>
+#endif
+
+namespace minicpm4 {
+namespace {
+
+// Between two ops of a layer pass a few microseconds: worth spinning for, no longer.
+constexpr auto kSpin = std::chrono::microseconds(30);
+
+void relax() {
+#if defined(MINICPM4_X86)
+    _mm_pause();
+#elif defined(MINICPM4_ARM) && !defined(_MSC_VER)
+    __asm__ volatile("yield");
+#endif
+}
+
+template <class Condition>
+bool spin_until(Condition done) {
+    const auto limit = std::chrono::steady_clock::now() + kSpin;
+    do {
+        for (int i = 0; i < 32; ++i) {
+            if (done()) return true;
+            relax();
+        }
+    } while (std::chrono::steady_clock::now() < limit);
+    return done();
+}
+
+class Buffer {
+public:
+    Buffer() = default;
+    ~Buffer() { free(); }
+    Buffer(const Buffer&) = delete;
+    Buffer& operator=(const Buffer&) = delete;
+
+    void reserve(i64 bytes) {
+        if (bytes <= size_) return;
+        free();
+        data_ = ::operator new(static_cast<size_t>(bytes), std::align_val_t{64});
+        size_ = bytes;
+    }
+    void* data() const noexcept { return data_; }
+
+private:
+    void free() noexcept {
+        if (data_ != nullptr) ::operator delete(data_, std::align_val_t{64});
+        data_ = nullptr;
+        size_ = 0;
+    }
+    void* data_ = nullptr;
+    i64 size_ = 0;
+};
+
+}  // namespace
+
+// A worker joins a loop by raising `active` and then reading `open`, the loop's number (0 between
+// loops); the caller closes the loop and waits for `active` to fall to 0. So a worker that the
+// system has not scheduled yet holds up nobody, and the loop's fields are never read while the
+// caller writes those of the next one.
+struct Pool::Impl {
+    explicit Impl(int threads) : scratch(static_cast<size_t>(threads)) {
+        for (int i = 1; i < threads; ++i) workers.emplace_back([this, i] { work(i); });
+    }
+
+    ~Impl() {
+        {
+            const std::lock_guard<std::mutex> lock(mutex);
+            stop.store(true);
+        }
+        wake.notify_all();
+        for (std::thread& worker : workers) worker.join();
+    }
+
+    void take_chunks(int worker) noexcept {
+        for (;;) {
+            const i64 begin = next.fetch_add(grain);
+            if (begin >= count) return;
+            body(data, begin, begin + grain < count ? begin + grain : count, worker);
+        }
+    }
+
+    void work(int index) {
+        u64 seen = 0;
+        const auto ready = [&] {
+            const u64 loop = open.load();
+            return stop.load() || (loop != 0 && loop != seen);
+        };
+        for (;;) {
+            if (!spin_until(ready)) {
+                std::unique_lock<std::mutex> lock(mutex);
+                sleepers.fetch_add(1);
+                wake.wait(lock, ready);
+                sleepers.fetch_sub(1);
+            }
+            if (stop.load()) return;
+            active.fetch_add(1);
+            const u64 loop = open.load();
+            if (loop != 0 && loop != seen) {
+                seen = loop;
+                take_chunks(index);
+            }
+            if (active.fetch_sub(1) == 1 && waiting.load()) {
+                const std::lock_guard<std::mutex> lock(mutex);
+                done.notify_one();
+            }
+        }
+    }
+
+    void run(i64 total, i64 step, LoopBody loop_body, void* loop_data) {
+        body = loop_body;
+        data = loop_data;
+        count = total;
+        grain = step;
+        next.store(0);
+        open.store(++loops);
+        if (sleepers.load() > 0) {
+            const std::lock_guard<std::mutex> lock(mutex);
+            wake.notify_all();
+        }
+        take_chunks(0);
+        open.store(0);
+        const auto idle = [this] { return active.load() == 0; };
+        if (spin_until(idle)) return;
+        std::unique_lock<std::mutex> lock(mutex);
+        waiting.store(true);
+        done.wait(lock, idle);
+        waiting.store(false);
+    }
+
+    std::vector<Buffer> scratch;
+    Buffer shared;
+
+    LoopBody body = nullptr;
+    void* data = nullptr;
+    i64 count = 0;
+    i64 grain = 1;
+    u64 loops = 0;
+    std::atomic<i64> next{0};
+    std::atomic<u64> open{0};
+    std::atomic<int> active{0};
+    std::atomic<int> sleepers{0};
+    std::atomic<bool> waiting{false};
+    std::atomic<bool> stop{false};
+    std::mutex mutex;
+    std::condition_variable wake;
+    std::condition_variable done;
+    std::vector<std::thread> workers;
+};
+
+Pool::Pool(int threads) : impl_(std::make_unique<Impl>(threads < 1 ? 1 : threads)) {}
+Pool::~Pool() = default;
+
+int Pool::threads() const noexcept { return static_cast<int>(impl_->scratch.size()); }
+
+void Pool::run(i64 count, i64 grain, LoopBody body, void* data) noexcept {
+    if (count <= 0) return;
+    if (grain < 1) grain = 1;
+    if (count <= grain || threads() == 1) {
+        body(data, 0, count, 0);
+        return;
+    }
+    impl_->run(count, grain, body, data);
+}
+
+void Pool::reserve(i64 bytes) {
+    for (Buffer& buffer : impl_->scratch) buffer.reserve(bytes);
+}
+void Pool::reserve_shared(i64 bytes) { impl_->shared.reserve(bytes); }
+void* Pool::scratch(int worker) const noexcept {
+    return impl_->scratch[static_cast<size_t>(worker)].data();
+}
+void* Pool::shared() const noexcept { return impl_->shared.data(); }
+
+}  // namespace minicpm4

@@ -1,0 +1,64 @@
+// One vector type V of W floats per instruction set, and the functions that kernels are written in.
+//
+// Included inside the namespace of the instruction set (MC_ISA), once per translation unit:
+//   zero, set1, load, loadn (first n lanes, the others 0), store, storen, add, sub, mul, div,
+//   fma (a * b + c), max, min (b where either is NaN), nearest (to a whole number, ties to even),
+//   load_bf16, load_f16 (and ...n), load_i8, load_bits (codes in bytes), store_bf16 (to nearest
+//   even, NaN stays NaN), f16_to_f32, hsum, hmax, exp.
+// n of loadn and storen is 0 to W (AVX-512: lanes beyond n are not touched, so no fault).
+
+#if defined(MC_ISA_AVX512)
+#include "simd_avx512.hpp"
+#elif defined(MC_ISA_AVX2)
+#include "simd_avx2.hpp"
+#elif defined(MC_ISA_NEON)
+#include "simd_neon.hpp"
+#else
+#include "simd_scalar.hpp"
+#endif
+
+MC_INLINE float hsum(V a) {
+    float lane[W];
+    store(lane, a);
+    for (int half = W / 2; half > 0; half /= 2) {
+        for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
+    }
+    return lane[0];
+}
+
+// Largest lane; NaN lanes are passed over.
+MC_INLINE float hmax(V a) {
+    float lane[W];
+    store(lane, a);
+    float most = -INFINITY;
+    for (int i = 0; i < W; ++i) most = lane[i] > most ? lane[i] : most;
+    return most;
+}
+
+// e^a within 2 units in the last place; 0 below -105, infinity above 89, NaN for NaN.
+MC_INLINE V exp(V a) {
+    a = min(set1(89.0F), max(set1(-105.0F), a));
+    const V n = nearest(mul(a, set1(1.44269504F)));
+    // ln 2 in two parts: n times the first is exact.
+    V r = fma(n, set1(-0.693359375F), a);
+    r = fma(n, set1(2.12194440e-4F), r);
+    // (e^r - 1 - r) / r^2 for |r| < ln 2 / 2, interpolated at Chebyshev points.
+    V p = set1(1.3926551e-3F);
+    p = fma(p, r, set1(8.363472e-3F));
+    p = fma(p, r, set1(4.1666552e-2F));
+    p = fma(p, r, set1(1.6666575e-1F));
+    p = fma(p, r, set1(0.5F));
+    p = add(fma(p, mul(r, r), r), set1(1.0F));
+    return times_power(p, n);
+}
+
+// Calls body(begin, end, worker) over [0, count) in chunks of `grain`, by all workers.
+template <class Body>
+MC_INLINE void parallel(Pool& pool, i64 count, i64 grain, Body& body) {
+    pool.run(
+        count, grain,
+        [](void* data, i64 begin, i64 end, int worker) {
+            (*static_cast<Body*>(data))(begin, end, worker);
+        },
+        &body);
+}

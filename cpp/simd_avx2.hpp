@@ -1,0 +1,79 @@
+// AVX2 with FMA and F16C: 8 floats. See simd.hpp for what each function does.
+
+constexpr int W = 8;
+constexpr int kTileRows = 6;
+
+struct V {
+    __m256 v;
+};
+
+MC_INLINE __m256i lanes(int n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+MC_INLINE V zero() { return {_mm256_setzero_ps()}; }
+MC_INLINE V set1(float x) { return {_mm256_set1_ps(x)}; }
+MC_INLINE V load(const float* p) { return {_mm256_loadu_ps(p)}; }
+MC_INLINE V loadn(const float* p, int n) { return {_mm256_maskload_ps(p, lanes(n))}; }
+MC_INLINE void store(float* p, V a) { _mm256_storeu_ps(p, a.v); }
+MC_INLINE void storen(float* p, V a, int n) { _mm256_maskstore_ps(p, lanes(n), a.v); }
+MC_INLINE V add(V a, V b) { return {_mm256_add_ps(a.v, b.v)}; }
+MC_INLINE V sub(V a, V b) { return {_mm256_sub_ps(a.v, b.v)}; }
+MC_INLINE V mul(V a, V b) { return {_mm256_mul_ps(a.v, b.v)}; }
+MC_INLINE V div(V a, V b) { return {_mm256_div_ps(a.v, b.v)}; }
+MC_INLINE V fma(V a, V b, V c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+MC_INLINE V max(V a, V b) { return {_mm256_max_ps(a.v, b.v)}; }
+MC_INLINE V min(V a, V b) { return {_mm256_min_ps(a.v, b.v)}; }
+MC_INLINE V nearest(V a) { return {_mm256_round_ps(a.v, 8)}; }
+
+MC_INLINE V power_of_two(__m256i n) {
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23))};
+}
+MC_INLINE V times_power(V a, V n) {
+    // In two steps, because 2^n alone overflows where a * 2^n does not.
+    const __m256i whole = _mm256_cvtps_epi32(n.v);
+    const __m256i half = _mm256_srai_epi32(whole, 1);
+    return mul(mul(a, power_of_two(half)), power_of_two(_mm256_sub_epi32(whole, half)));
+}
+
+MC_INLINE V from_i32(__m256i a) { return {_mm256_cvtepi32_ps(a)}; }
+MC_INLINE __m128i bytes8(const void* p) { return _mm_loadl_epi64(static_cast<const __m128i*>(p)); }
+MC_INLINE __m128i halves(const u16* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
+MC_INLINE __m128i halvesn(const u16* p, int n) {
+    u16 full[8] = {};
+    for (int i = 0; i < n; ++i) full[i] = p[i];
+    return halves(full);
+}
+
+MC_INLINE V bf16_bits(__m128i a) {
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(a), 16))};
+}
+MC_INLINE V load_bf16(const u16* p) { return bf16_bits(halves(p)); }
+MC_INLINE V loadn_bf16(const u16* p, int n) { return bf16_bits(halvesn(p, n)); }
+MC_INLINE V load_f16(const u16* p) { return {_mm256_cvtph_ps(halves(p))}; }
+MC_INLINE V loadn_f16(const u16* p, int n) { return {_mm256_cvtph_ps(halvesn(p, n))}; }
+MC_INLINE V load_i8(const i8* p) { return from_i32(_mm256_cvtepi8_epi32(bytes8(p))); }
+
+template <int SHIFT, int MASK, int BIAS>
+MC_INLINE V load_bits(const u8* p) {
+    const __m256i wide = _mm256_srli_epi32(_mm256_cvtepu8_epi32(bytes8(p)), SHIFT);
+    const __m256i code = _mm256_and_si256(wide, _mm256_set1_epi32(MASK));
+    return from_i32(_mm256_sub_epi32(code, _mm256_set1_epi32(BIAS)));
+}
+
+MC_INLINE __m128i round_bf16(V a) {
+    const __m256i bits = _mm256_castps_si256(a.v);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q));
+    const __m256i word = _mm256_srli_epi32(_mm256_blendv_epi8(up, quiet, nan), 16);
+    return _mm_packus_epi32(_mm256_castsi256_si128(word), _mm256_extracti128_si256(word, 1));
+}
+MC_INLINE void store_bf16(u16* p, V a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), round_bf16(a)); }
+MC_INLINE void storen_bf16(u16* p, V a, int n) {
+    u16 full[8];
+    store_bf16(full, a);
+    for (int i = 0; i < n; ++i) p[i] = full[i];
+}
+
+MC_INLINE float f16_to_f32(u16 h) { return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(h))); }
