@@ -1,0 +1,101 @@
+// Arguments of the attention kernels: plain views, checked by the bindings and trusted by kernels.
+#pragma once
+
+#include "common.hpp"
+
+namespace minicpm4 {
+
+class Pool;
+
+// Pages of one layer: keys (pages, hkv, d, P), values (pages, hkv, P, d), float32 or bf16 bits.
+// Compressed keys (pages, hkv, slots, d), float32: see KVLayer in kernels/contract.py.
+struct KvView {
+    void* keys = nullptr;
+    void* values = nullptr;
+    bool bf16 = false;
+    i64 pages = 0;
+    i64 hkv = 0;
+    i64 d = 0;
+    i64 page_size = 0;
+    float* kernels = nullptr;
+    float* coarse = nullptr;
+    i64 slots = 0;
+    i64 coarse_slots = 0;
+};
+
+// Rows of one step: sequence j owns rows cu_rows[j] to cu_rows[j + 1] - 1, at consecutive positions;
+// its token t is in page page_table[j * max_pages + t / P].
+struct StepView {
+    const i32* positions = nullptr;
+    const i32* cu_rows = nullptr;
+    const i32* page_table = nullptr;
+    i64 n = 0;
+    i64 sequences = 0;
+    i64 max_pages = 0;
+};
+
+// Rotary table (rows, d / 2), attention factor included; read only with use_nope.
+struct RotaryView {
+    const float* cos = nullptr;
+    const float* sin = nullptr;
+    i64 rows = 0;
+};
+
+// Lengths of compressed keys, in tokens. Kernel j covers tokens j * stride to j * stride + size - 1.
+struct KernelShape {
+    i64 size = 0;
+    i64 stride = 0;
+};
+
+enum : int { kCoarse = 4 };  // coarse kernels (LSE approximation) are 4 times as long and far apart
+
+struct AppendArgs {
+    const float* k = nullptr;  // (n, hkv, d), rotated
+    const float* v = nullptr;
+    KvView kv;
+    StepView step;
+    RotaryView rotary;
+    KernelShape kernel;
+    bool use_nope = false;
+};
+
+struct SelectArgs {
+    const float* q = nullptr;  // (n, hq, d), rotated
+    i64 hq = 0;
+    KvView kv;  // pages, hkv, d, page_size and compressed keys only
+    StepView step;
+    RotaryView rotary;
+    KernelShape kernel;
+    i64 init_blocks = 0;
+    i64 local_blocks = 0;
+    i64 topk = 0;
+    i64 dense_len = -1;
+    bool lse_approx = false;
+    bool use_nope = false;
+    i32* blocks = nullptr;  // (n, hkv, topk + local_blocks)
+    i32* counts = nullptr;  // (n, hkv)
+};
+
+struct AttendArgs {
+    const float* q = nullptr;  // (n, hq, d), rotated
+    i64 hq = 0;
+    KvView kv;
+    StepView step;
+    const i32* blocks = nullptr;  // (n, hkv, budget) ascending, or null: every row reads everything
+    const i32* counts = nullptr;  // (n, hkv), -1: every block up to the row's own
+    i64 budget = 0;
+    float* out = nullptr;  // (n, hq * d)
+};
+
+struct AttentionTable {
+    void (*append)(Pool&, const AppendArgs&);
+    void (*select)(Pool&, const SelectArgs&);
+    void (*attend)(Pool&, const AttendArgs&);
+};
+
+// Step 3 of InfLLM v2, in attention_common.cpp: writes the chosen blocks of a query whose own block is
+// `own`, ascending and padded with -1, and returns how many. The score of block b is
+// scores[b * stride], -1 for none; not read where the budget covers every block. keys: own + 1 words.
+i64 choose_blocks(const SelectArgs& args, const float* scores, i64 stride, i64 own, u64* keys, i32* blocks);
+
+}  // namespace minicpm4

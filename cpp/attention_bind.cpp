@@ -1,0 +1,240 @@
+// Bindings of append, select and attend. Everything that indexes memory is checked here: page ids,
+// positions, block ids, and all lengths that must fit together.
+#include "bindings.hpp"
+
+#include "attention_api.hpp"
+
+namespace minicpm4 {
+namespace {
+
+constexpr i64 kMaxHeadDim = 512;
+constexpr i64 kMaxLength = i64(1) << 24;  // of any setting in tokens or blocks
+
+// Checks a setting that kernels divide by or count with.
+i64 setting(i64 value, const char* name, i64 low) {
+    if (value < low || value >= kMaxLength) {
+        fail(std::string(name) + " = " + std::to_string(value) + ", outside " + std::to_string(low) + " to " +
+             std::to_string(kMaxLength - 1));
+    }
+    return value;
+}
+
+KernelShape kernel_shape(i64 size, i64 stride, i64 page_size) {
+    setting(stride, "kernel_stride", 1);
+    setting(size, "kernel_size", 1);
+    if (size % stride != 0 || page_size % stride != 0) {
+        fail("kernel_size = " + std::to_string(size) + " and the page size " + std::to_string(page_size) +
+             " must be multiples of kernel_stride = " + std::to_string(stride));
+    }
+    return {size, stride};
+}
+
+i64 coarse_slots(KernelShape kernel, i64 page_size) {
+    const i64 slots = page_size / (kCoarse * kernel.stride);
+    return slots > 0 ? slots : 1;
+}
+
+void check_head_dim(i64 d) {
+    if (d < 2 || d > kMaxHeadDim || d % 2 != 0) {
+        fail("head size " + std::to_string(d) + " is not even, or outside 2 to " +
+             std::to_string(kMaxHeadDim));
+    }
+}
+
+template <class Array>
+void* page_data(const Array& array, const char* name, bool bf16, std::initializer_list<i64> shape) {
+    if (bf16 ? !has_type<u16>(array.dtype()) : !has_type<float>(array.dtype())) {
+        fail(std::string(name) + " must be float32, or uint16 for bf16, as the other pages are");
+    }
+    check_shape(array, name, shape);
+    return const_cast<void*>(static_cast<const void*>(array.data()));
+}
+
+template <class Array>
+void read_pages(const Array& keys, const Array& values, KvView& kv) {
+    kv.pages = length(keys, 0);
+    kv.hkv = length(keys, 1);
+    kv.d = length(keys, 2);
+    kv.page_size = length(keys, 3);
+    kv.bf16 = has_type<u16>(keys.dtype());
+    kv.keys = page_data(keys, "keys", kv.bf16, {kv.pages, kv.hkv, kv.d, kv.page_size});
+    kv.values = page_data(values, "values", kv.bf16, {kv.pages, kv.hkv, kv.page_size, kv.d});
+    if (kv.hkv < 1) fail("keys has no heads");
+    setting(kv.page_size, "page size", 1);
+    check_head_dim(kv.d);
+}
+
+// The step's rows; every page of every token up to the last row of a sequence must exist.
+StepView read_step(const Input& positions, const Input& cu_rows, const Input& page_table, const KvView& kv) {
+    StepView step;
+    step.n = length(positions, 0);
+    step.sequences = length(page_table, 0);
+    step.max_pages = length(page_table, 1);
+    step.positions = input<i32>(positions, "positions", {step.n});
+    step.cu_rows = input<i32>(cu_rows, "cu_rows", {step.sequences + 1});
+    step.page_table = input<i32>(page_table, "page_table", {step.sequences, step.max_pages});
+    const i32* cu = step.cu_rows;
+    if (cu[0] != 0 || cu[step.sequences] != step.n) fail("cu_rows does not run from 0 to the number of rows");
+    for (i64 s = 0; s < step.sequences; ++s) {
+        if (cu[s + 1] < cu[s]) fail("cu_rows is not ascending");
+        if (cu[s + 1] > step.n) fail("cu_rows is beyond the number of rows");
+    }
+    for (i64 s = 0; s < step.sequences; ++s) {
+        if (cu[s + 1] == cu[s]) continue;
+        const i64 first = step.positions[cu[s]];
+        for (i64 row = cu[s]; row < cu[s + 1]; ++row) {
+            if (step.positions[row] < 0 || step.positions[row] != first + (row - cu[s])) {
+                fail("positions of a sequence are negative or not consecutive");
+            }
+        }
+        const i64 pages = step.positions[cu[s + 1] - 1] / kv.page_size + 1;
+        if (pages > step.max_pages) {
+            fail("page_table has " + std::to_string(step.max_pages) + " pages for a sequence that needs " +
+                 std::to_string(pages));
+        }
+        check_range(step.page_table + s * step.max_pages, pages, 0, kv.pages, "page_table");
+    }
+    return step;
+}
+
+// The rotary table, which use_nope reads for every token up to the last row.
+RotaryView read_rotary(const Input& cos, const Input& sin, const StepView& step, const KvView& kv) {
+    RotaryView rotary;
+    rotary.rows = length(cos, 0);
+    rotary.cos = input<float>(cos, "cos", {rotary.rows, kv.d / 2});
+    rotary.sin = input<float>(sin, "sin", {rotary.rows, kv.d / 2});
+    check_range(step.positions, step.n, 0, rotary.rows, "positions (rows of cos and sin)");
+    return rotary;
+}
+
+void append(Context& self, const Input& k, const Input& v, const Output& keys, const Output& values,
+            const OptionalOutput& kernels, const OptionalOutput& coarse, const Input& positions,
+            const Input& cu_rows, const Input& page_table, const Input& cos, const Input& sin,
+            i64 kernel_size, i64 kernel_stride, bool use_nope) {
+    AppendArgs args;
+    read_pages(keys, values, args.kv);
+    KvView& kv = args.kv;
+    args.step = read_step(positions, cu_rows, page_table, kv);
+    args.k = input<float>(k, "k", {args.step.n, kv.hkv, kv.d});
+    args.v = input<float>(v, "v", {args.step.n, kv.hkv, kv.d});
+    args.use_nope = use_nope;
+    if (kernels || coarse) {
+        args.kernel = kernel_shape(kernel_size, kernel_stride, kv.page_size);
+        if (use_nope) args.rotary = read_rotary(cos, sin, args.step, kv);
+    }
+    if (kernels) {
+        kv.slots = kv.page_size / kernel_stride;
+        kv.kernels = output<float>(*kernels, "kernels", {kv.pages, kv.hkv, kv.slots, kv.d});
+    }
+    if (coarse) {
+        kv.coarse_slots = coarse_slots(args.kernel, kv.page_size);
+        kv.coarse = output<float>(*coarse, "coarse", {kv.pages, kv.hkv, kv.coarse_slots, kv.d});
+    }
+    run_released(self, [&](Pool& pool, const KernelTable& t) { t.attention.append(pool, args); });
+}
+
+void select(Context& self, const Input& q, const Input& kernels, const OptionalInput& coarse,
+            const Input& positions, const Input& cu_rows, const Input& page_table, const Input& cos,
+            const Input& sin, i64 kernel_size, i64 kernel_stride, i64 init_blocks, i64 local_blocks, i64 topk,
+            i64 block_size, i64 dense_len, bool lse_approx, bool use_nope, const Output& blocks,
+            const Output& counts) {
+    SelectArgs args;
+    KvView& kv = args.kv;
+    kv.page_size = setting(block_size, "block_size", 1);
+    args.kernel = kernel_shape(kernel_size, kernel_stride, block_size);
+    kv.pages = length(kernels, 0);
+    kv.hkv = length(kernels, 1);
+    kv.d = length(kernels, 3);
+    kv.slots = block_size / kernel_stride;
+    // Kernels only read what they compare with, never write.
+    kv.kernels =
+        const_cast<float*>(input<float>(kernels, "kernels", {kv.pages, kv.hkv, kv.slots, kv.d}));
+    check_head_dim(kv.d);
+    if (lse_approx) {
+        if (!coarse) fail("lse_approx needs the pages' coarse compressed keys");
+        kv.coarse_slots = coarse_slots(args.kernel, block_size);
+        kv.coarse =
+            const_cast<float*>(input<float>(*coarse, "coarse", {kv.pages, kv.hkv, kv.coarse_slots, kv.d}));
+    }
+    args.step = read_step(positions, cu_rows, page_table, kv);
+    if (use_nope) args.rotary = read_rotary(cos, sin, args.step, kv);
+    args.hq = length(q, 1);
+    args.q = input<float>(q, "q", {args.step.n, args.hq, kv.d});
+    if (kv.hkv < 1 || args.hq < 1 || args.hq % kv.hkv != 0) {
+        fail("q has " + std::to_string(args.hq) + " heads for " + std::to_string(kv.hkv) + " of the pages");
+    }
+    args.topk = setting(topk, "topk", 1);
+    args.init_blocks = setting(init_blocks, "init_blocks", 0);
+    args.local_blocks = setting(local_blocks, "local_blocks", 1);
+    args.dense_len = dense_len;
+    if (init_blocks > topk) fail("init_blocks is above topk, which counts them");
+    args.lse_approx = lse_approx;
+    args.use_nope = use_nope;
+    args.blocks = output<i32>(blocks, "blocks", {args.step.n, kv.hkv, topk + local_blocks});
+    args.counts = output<i32>(counts, "counts", {args.step.n, kv.hkv});
+    run_released(self, [&](Pool& pool, const KernelTable& t) { t.attention.select(pool, args); });
+}
+
+// Chosen blocks must be ascending, at or before the row's own block.
+void check_selection(const AttendArgs& a) {
+    for (i64 i = 0; i < a.step.n * a.kv.hkv; ++i) {
+        const i64 count = a.counts[i];
+        if (count < -1 || count > a.budget) {
+            fail("counts holds " + std::to_string(count) + ", outside -1 to " + std::to_string(a.budget));
+        }
+        const i64 own = a.step.positions[i / a.kv.hkv] / a.kv.page_size;
+        i64 before = -1;
+        for (i64 j = 0; j < count; ++j) {
+            const i64 block = a.blocks[i * a.budget + j];
+            if (block <= before || block > own) {
+                fail("blocks holds " + std::to_string(block) + " for a row whose own block is " +
+                     std::to_string(own) + ": they must ascend from 0 to that");
+            }
+            before = block;
+        }
+    }
+}
+
+void attend(Context& self, const Input& q, const Input& keys, const Input& values, const Input& positions,
+            const Input& cu_rows, const Input& page_table, const OptionalInput& blocks,
+            const OptionalInput& counts, const Output& out) {
+    AttendArgs args;
+    KvView& kv = args.kv;
+    read_pages(keys, values, kv);
+    args.step = read_step(positions, cu_rows, page_table, kv);
+    args.hq = length(q, 1);
+    args.q = input<float>(q, "q", {args.step.n, args.hq, kv.d});
+    if (args.hq < 1 || args.hq % kv.hkv != 0) {
+        fail("q has " + std::to_string(args.hq) + " heads for " + std::to_string(kv.hkv) + " of the pages");
+    }
+    if (blocks.has_value() != counts.has_value()) fail("blocks and counts go together");
+    if (blocks) {
+        args.budget = length(*blocks, 2);
+        args.blocks = input<i32>(*blocks, "blocks", {args.step.n, kv.hkv, args.budget});
+        args.counts = input<i32>(*counts, "counts", {args.step.n, kv.hkv});
+        check_selection(args);
+    }
+    args.out = output<float>(out, "out", {args.step.n, args.hq * kv.d});
+    run_released(self, [&](Pool& pool, const KernelTable& t) { t.attention.attend(pool, args); });
+}
+
+}  // namespace
+
+void bind_attention(nb::class_<Context>& context) {
+    context.def("append", &append, nb::arg("k"), nb::arg("v"), nb::arg("keys"), nb::arg("values"),
+                nb::arg("kernels").none(), nb::arg("coarse").none(), nb::arg("positions"), nb::arg("cu_rows"),
+                nb::arg("page_table"), nb::arg("cos"), nb::arg("sin"), nb::arg("kernel_size"),
+                nb::arg("kernel_stride"), nb::arg("use_nope"),
+                "Stores keys and values in pages, and the compressed keys that end in them.");
+    context.def("select", &select, nb::arg("q"), nb::arg("kernels"), nb::arg("coarse").none(),
+                nb::arg("positions"), nb::arg("cu_rows"), nb::arg("page_table"), nb::arg("cos"),
+                nb::arg("sin"), nb::arg("kernel_size"), nb::arg("kernel_stride"), nb::arg("init_blocks"),
+                nb::arg("local_blocks"), nb::arg("topk"), nb::arg("block_size"), nb::arg("dense_len"),
+                nb::arg("lse_approx"), nb::arg("use_nope"), nb::arg("blocks"), nb::arg("counts"),
+                "Chooses blocks for each row and kv head.");
+    context.def("attend", &attend, nb::arg("q"), nb::arg("keys"), nb::arg("values"), nb::arg("positions"),
+                nb::arg("cu_rows"), nb::arg("page_table"), nb::arg("blocks").none(), nb::arg("counts").none(),
+                nb::arg("out"), "out (n, hq * d): softmax attention over all or the chosen blocks.");
+}
+
+}  // namespace minicpm4

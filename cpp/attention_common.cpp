@@ -1,0 +1,43 @@
+// What attention does once for every instruction set.
+#include <algorithm>
+#include <cstring>
+
+#include "attention_api.hpp"
+
+namespace minicpm4 {
+namespace {
+
+// A key whose order is: higher score first, then lower index. Scores are >= 0, or -1 for "none".
+u64 rank_key(float score, i64 index) {
+    u32 bits = 0;
+    if (score >= 0.0F) {
+        std::memcpy(&bits, &score, sizeof bits);
+        bits = (bits & 0x7fffffffU) + 1;  // non-negative floats sort like their bits
+    }
+    return (static_cast<u64>(~bits) << 32) | static_cast<u64>(index);
+}
+
+}  // namespace
+
+i64 choose_blocks(const SelectArgs& args, const float* scores, i64 stride, i64 own, u64* keys, i32* blocks) {
+    const i64 first_local = std::max<i64>(own + 1 - args.local_blocks, 0);
+    const i64 init = std::min(args.init_blocks, first_local);
+    const i64 wanted = std::min(args.topk - args.init_blocks, first_local - init);
+    i64 count = 0;
+    for (i64 b = 0; b < init; ++b) blocks[count++] = static_cast<i32>(b);
+    const i64 candidates = first_local - init;
+    if (wanted == candidates) {
+        for (i64 b = init; b < first_local; ++b) blocks[count++] = static_cast<i32>(b);
+    } else if (wanted > 0) {
+        for (i64 i = 0; i < candidates; ++i) keys[i] = rank_key(scores[(init + i) * stride], init + i);
+        std::nth_element(keys, keys + wanted, keys + candidates);
+        for (i64 i = 0; i < wanted; ++i) blocks[count + i] = static_cast<i32>(keys[i] & 0xffffffffU);
+        std::sort(blocks + count, blocks + count + wanted);
+        count += wanted;
+    }
+    for (i64 b = first_local; b <= own; ++b) blocks[count++] = static_cast<i32>(b);
+    std::fill(blocks + count, blocks + args.topk + args.local_blocks, -1);
+    return count;
+}
+
+}  // namespace minicpm4

@@ -1,0 +1,121 @@
+"""Block-sparse attention (InfLLM v2) on plain arrays, for users who have no model at hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minicpm4.config import SparseConfig
+from minicpm4.errors import RequestError
+from minicpm4.kernels.contract import Array, Floats, KVLayer, OpTable, Selection, Step
+from minicpm4.kernels.registry import resolve
+
+KV_TYPES = {"float32": np.float32, "bf16": np.uint16}
+
+
+def attend_sparse(
+    q: Array,
+    k: Array,
+    v: Array,
+    config: SparseConfig,
+    *,
+    start: int = 0,
+    backend: str = "auto",
+    kv: str = "float32",
+) -> tuple[Floats, NDArray[np.bool_]]:
+    """Attend with the blocks that InfLLM v2 chooses; return the output and the chosen blocks.
+
+    q (nq, hq, d) holds the queries of the last nq tokens of a sequence, k and v (n, hkv, d) the keys
+    and values of all its n tokens, as floats; the first query is at position ``start`` = n - nq.
+    Query and key are taken as they come: rotate them before, if they are to be rotated at all
+    (``config.use_nope`` therefore changes nothing here). ``backend``: "auto", "cpu", "ref" or "gpu".
+    ``kv``: what keys and values are rounded to first, "float32" or "bf16".
+
+    Returns out (nq, hq, d) float32 and blocks (nq, hkv, ceil(n / block_size)) boolean; a row below
+    ``config.dense_len`` has every block up to its own. Raises RequestError when arrays do not fit
+    together, UnsupportedError when the backend is not there.
+    """
+    _check(q, k, v, start, kv)
+    ops = resolve(backend)
+    n, hkv, d = k.shape
+    layer = _pages(n, hkv, d, config, kv)
+    whole = _step(n, 0, d, config)
+    ops.append(_floats(k), _floats(v), layer, whole)
+    queries = _step(n, start, d, config)
+    return _attend(ops, _floats(q), layer, queries)
+
+
+def _attend(ops: OpTable, q: Floats, layer: KVLayer, step: Step) -> tuple[Floats, NDArray[np.bool_]]:
+    selection = ops.select(q, layer, step)
+    out = np.asarray(ops.attend(q, layer, step, selection), np.float32)
+    return out.reshape(q.shape), _as_mask(selection, step, layer)
+
+
+def _as_mask(selection: Selection, step: Step, layer: KVLayer) -> NDArray[np.bool_]:
+    blocks, counts = np.asarray(selection.blocks), np.asarray(selection.counts)
+    num_blocks = step.page_table.shape[1]
+    own = step.positions // layer.page_size
+    mask = (np.arange(num_blocks) <= own[:, None])[:, None] & (counts < 0)[..., None]
+    used = np.arange(blocks.shape[-1]) < counts[..., None]
+    row, head, slot = np.nonzero(used)
+    mask[row, head, blocks[row, head, slot]] = True
+    return mask
+
+
+def _pages(n: int, hkv: int, d: int, config: SparseConfig, kv: str) -> KVLayer:
+    size = config.block_size
+    pages = -(-n // size)
+    dtype = KV_TYPES[kv]
+    coarse = np.zeros((pages, hkv, config.coarse_per_block, d), np.float32) if config.lse_approx else None
+    return KVLayer(
+        keys=np.zeros((pages, hkv, d, size), dtype),
+        values=np.zeros((pages, hkv, size, d), dtype),
+        kernels=np.zeros((pages, hkv, config.kernels_per_block, d), np.float32),
+        coarse=coarse,
+    )
+
+
+def _step(n: int, start: int, d: int, config: SparseConfig) -> Step:
+    """Rows start to n - 1 of one sequence whose pages are in order and whose keys are not rotated."""
+    return Step(
+        ids=np.zeros(n - start, np.int32),
+        positions=np.arange(start, n, dtype=np.int32),
+        cu_rows=np.array([0, n - start], np.int32),
+        page_table=np.arange(-(-n // config.block_size), dtype=np.int32)[None],
+        cos=np.ones((n, d // 2), np.float32),
+        sin=np.zeros((n, d // 2), np.float32),
+        sparse=config,
+    )
+
+
+def _floats(x: Array) -> Floats:
+    return np.ascontiguousarray(x, np.float32)
+
+
+def _check(q: Array, k: Array, v: Array, start: int, kv: str) -> None:
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        _check_array(name, x)
+    if kv not in KV_TYPES:
+        raise RequestError(f"kv = {kv!r} is not a cache type", f"choose one of {', '.join(KV_TYPES)}")
+    if k.shape != v.shape:
+        raise RequestError(f"k has shape {k.shape} and v {v.shape}", "both need shape (n, hkv, d)")
+    (nq, hq, d), (n, hkv, dk) = q.shape, k.shape
+    if d != dk or d % 2:
+        raise RequestError(f"q has head size {d} and k {dk}", "both need the same even head size")
+    if hq % hkv:
+        raise RequestError(f"{hq} query heads are not a multiple of {hkv} key/value heads")
+    if start < 0 or start + nq != n:
+        raise RequestError(
+            f"start = {start} with {nq} queries and {n} keys: the queries must be the last tokens",
+            f"pass start = {n - nq}" if nq <= n else "pass the keys and values of every query too",
+        )
+
+
+def _check_array(name: str, x: Any) -> None:
+    if not isinstance(x, np.ndarray) or x.ndim != 3 or not np.issubdtype(x.dtype, np.floating):
+        found = f"{x.dtype} array of shape {x.shape}" if isinstance(x, np.ndarray) else type(x).__name__
+        raise RequestError(f"{name} is a {found}", "it must be a NumPy array of floats (tokens, heads, d)")
+    if 0 in x.shape or x.shape[0] >= 1 << 30:
+        raise RequestError(f"{name} has shape {x.shape}", "every length must be at least 1")
