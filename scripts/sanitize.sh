@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Run the kernel and cache tests on an extension built with AddressSanitizer and UBSan (Linux, gcc).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+venv=.venv-sanitize
+[ "$(uname)" = Linux ] || { echo "error: the sanitizer job runs on Linux only" >&2; exit 2; }
+[ -x $venv/bin/python ] || "${PYTHON:-python3}" -m venv $venv
+
+CMAKE_ARGS="-DMINICPM4_SANITIZE=address,undefined" \
+    $venv/bin/python -m pip --disable-pip-version-check install --quiet \
+    --config-settings=build-dir=build/sanitize '.[dev]'
+
+cxx=${CXX:-g++}
+# Leaks are not looked for: the interpreter itself frees little on exit.
+export ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
+export LD_PRELOAD="$($cxx -print-file-name=libasan.so) $($cxx -print-file-name=libstdc++.so)"
+exec $venv/bin/python -m pytest -q -m "not slow" -p no:cacheprovider tests/contract tests/kernels tests/model

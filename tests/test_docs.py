@@ -1,0 +1,74 @@
+"""The documents say what the code does: snippets run, help pages are fresh, links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+
+
+def snippets(page: Path, language: str) -> list[str]:
+    """Code blocks of one language."""
+    return re.findall(
+        rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
+
+
+def test_help_page_is_fresh() -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "cli_docs.py"), "--check"]
+    assert subprocess.run(command, check=False).returncode == 0, "docs/cli.md is stale: run make docs"
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs" / "guide.md"], ids=lambda p: p.name)
+def test_python_snippets_run(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = snippets(page, "python")
+    assert found
+    for code in found:
+        exec(compile(code, page.name, "exec"), {})  # noqa: S102  (our own pages)
+    assert capsys.readouterr().out.strip()
+
+
+def test_readme_answers_the_question(capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(snippets(ROOT / "README.md", "python")[0], "README.md", "exec"), {})  # noqa: S102
+    assert "Paris" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_to_files(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs" / "guide.md"], ids=lambda p: p.name)
+def test_commands_in_pages_parse(page: Path) -> None:
+    import shlex
+
+    import typer
+
+    from minicpm4.cli import build
+
+    commands = typer.main.get_command(build()).commands
+    for line in "".join(snippets(page, "bash")).splitlines():
+        for call in line.split("#")[0].split("|"):
+            words = shlex.split(call)
+            if words[:1] == ["minicpm4"]:
+                commands[words[1]].make_context(words[1], words[2:], resilient_parsing=False)
+
+
+def test_make_targets_in_pages_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for page in PAGES:
+        used = set(re.findall(r"(?:`|^)make ([a-z-]+)", page.read_text(encoding="utf-8"), re.MULTILINE))
+        assert used <= targets, page.name
