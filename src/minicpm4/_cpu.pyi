@@ -1,0 +1,97 @@
+from typing import Any
+
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+def isa_levels() -> list[str]: ...
+def cpu_features() -> dict[str, bool]: ...
+
+class Context:
+    def __init__(self, threads: int, isa: str) -> None: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def isa(self) -> str: ...
+    def linear(
+        self,
+        x: Array,
+        kind: str,
+        group: int,
+        codes: Array,
+        scales: Array | None,
+        offsets: Array | None,
+        bias: Array | None,
+        out: Array,
+        scale: float = 1.0,
+        add: bool = False,
+    ) -> None: ...
+    def embed(
+        self,
+        ids: Array,
+        kind: str,
+        group: int,
+        codes: Array,
+        scales: Array | None,
+        offsets: Array | None,
+        scale: float,
+        out: Array,
+    ) -> None: ...
+    def matmul(self, a: Array, b: Array, out: Array) -> None: ...
+    def rms_norm(self, x: Array, weight: Array, eps: float, out: Array) -> None: ...
+    def rotary(self, x: Array, positions: Array, cos: Array, sin: Array) -> None: ...
+    def silu_mul(self, gate: Array, up: Array, out: Array) -> None: ...
+    def add_scaled(self, x: Array, y: Array, scale: float) -> None: ...
+    def log_sum_exp(self, logits: Array, out: Array) -> None: ...
+    def top_k(self, logits: Array, values: Array, columns: Array) -> None: ...
+    def append(
+        self,
+        k: Array,
+        v: Array,
+        keys: Array,
+        values: Array,
+        kernels: Array | None,
+        coarse: Array | None,
+        positions: Array,
+        cu_rows: Array,
+        page_table: Array,
+        cos: Array,
+        sin: Array,
+        kernel_size: int,
+        kernel_stride: int,
+        use_nope: bool,
+    ) -> None: ...
+    def select(
+        self,
+        q: Array,
+        kernels: Array,
+        coarse: Array | None,
+        positions: Array,
+        cu_rows: Array,
+        page_table: Array,
+        cos: Array,
+        sin: Array,
+        kernel_size: int,
+        kernel_stride: int,
+        init_blocks: int,
+        local_blocks: int,
+        topk: int,
+        block_size: int,
+        dense_len: int,
+        lse_approx: bool,
+        use_nope: bool,
+        blocks: Array,
+        counts: Array,
+    ) -> None: ...
+    def attend(
+        self,
+        q: Array,
+        keys: Array,
+        values: Array,
+        positions: Array,
+        cu_rows: Array,
+        page_table: Array,
+        blocks: Array | None,
+        counts: Array | None,
+        out: Array,
+    ) -> None: ...

@@ -1,0 +1,92 @@
+"""Chooses an op table once, at load; explains the choice; lists what else there is when it refuses."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+
+from minicpm4.config.strict import suggest
+from minicpm4.errors import ConfigError, UnsupportedError
+from minicpm4.kernels.contract import OpTable
+from minicpm4.kernels.ref import RefOps
+from minicpm4.kernels.threads import cpu_quota, default_threads, physical_cores
+
+try:
+    from minicpm4.kernels import cpu
+except ImportError as error:  # built without a compiler, or for another Python
+    cpu = None  # type: ignore[assignment]
+    _missing: ImportError | None = error
+else:
+    _missing = None
+
+BACKENDS = ("auto", "cpu", "gpu", "ref")
+ISA_VARIABLE = "MINICPM4_ISA"
+MAX_THREADS = 1024
+
+
+def resolve(backend: str = "auto", *, threads: int | None = None, isa: str | None = None) -> OpTable:
+    """Return the op table of ``backend``: "auto", "cpu", "gpu" or "ref".
+
+    ``threads`` (default: the physical cores that this process may use) and ``isa`` (default: the
+    environment's MINICPM4_ISA, else the highest level of this machine) are for "cpu"; tables with
+    the same values share their threads. Raises ConfigError for an unknown name or a thread count
+    out of range, UnsupportedError for what this machine or installation lacks.
+    """
+    if backend not in BACKENDS:
+        raise ConfigError(f"backend {backend!r} is unknown", suggest(backend, list(BACKENDS)))
+    if backend == "ref":
+        return RefOps()
+    if backend == "gpu":
+        raise UnsupportedError("backend 'gpu' is not part of this version", 'use backend="cpu"')
+    # "auto" takes the GPU here once there is a table for it.
+    return _cpu_table(threads, isa)
+
+
+def explain() -> list[str]:
+    """Lines for ``doctor``: which table "auto" takes here, with what, and why."""
+    if cpu is None:
+        return [f"cpu: extension missing ({_missing})", RefOps.description]
+    lines = []
+    try:
+        level, why = _choose_isa(None)
+        lines.append(f"cpu: {level} kernels ({why}; this machine runs {', '.join(cpu.isa_levels())})")
+    except UnsupportedError as error:
+        lines.append(f"cpu: {error}")
+    quota = cpu_quota()
+    limit = "no CPU quota" if quota is None else f"CPU quota {quota:g}"
+    lines.append(f"threads: {default_threads()} ({physical_cores()} usable physical cores, {limit})")
+    present = [name for name, found in cpu.cpu_features().items() if found]
+    lines.append("cpu features: " + (", ".join(present) or "none that kernels use"))
+    return [*lines, RefOps.description]
+
+
+def _cpu_table(threads: int | None, isa: str | None) -> OpTable:
+    if cpu is None:
+        raise UnsupportedError(
+            f"the C++ extension of minicpm4 is missing ({_missing})",
+            'reinstall minicpm4 with a C++ compiler present, or pass backend="ref" (very slow)',
+        )
+    if threads is not None and (type(threads) is not int or not 1 <= threads <= MAX_THREADS):
+        raise ConfigError(f"threads = {threads!r} is not a whole number from 1 to {MAX_THREADS}")
+    level, _ = _choose_isa(isa)
+    return _shared_table(threads or default_threads(), level)
+
+
+@lru_cache(maxsize=8)
+def _shared_table(threads: int, isa: str) -> OpTable:
+    return cpu.CpuOps(threads, isa)
+
+
+def _choose_isa(isa: str | None) -> tuple[str, str]:
+    """Return the instruction set to use and why. Raises UnsupportedError."""
+    levels = cpu.isa_levels()
+    forced = isa or os.environ.get(ISA_VARIABLE, "").strip()
+    if not forced:
+        return levels[-1], "the highest of this machine"
+    source = "asked for" if isa else f"forced by {ISA_VARIABLE}"
+    if forced not in levels:
+        raise UnsupportedError(
+            f"instruction set {forced!r} ({source}) is not available on this machine",
+            f"use one of {', '.join(levels)}",
+        )
+    return forced, source
