@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from minicpm4.engine.metrics import Metrics
 from minicpm4.engine.sequence import FinishReason
+from minicpm4.errors import Minicpm4Error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,3 +71,31 @@ class Piece:
 
     def __str__(self) -> str:
         return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilled:
+    """Event: ``done`` of the ``total`` prompt tokens of a request are in the cache."""
+
+    request_id: int
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """Event: a request has a new token, or has ended (then ``piece`` says so)."""
+
+    request_id: int
+    piece: Piece
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Event: a request was ended by an error of its own; the others go on."""
+
+    request_id: int
+    error: Minicpm4Error
+
+
+Event = Prefilled | Sampled | Failed

@@ -1,0 +1,102 @@
+"""Settings of an engine, and what they mean for a given model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from minicpm4.config import ModelConfig, SparseConfig
+from minicpm4.config.strict import require, suggest
+from minicpm4.errors import ConfigError
+from minicpm4.model.cache import KVFormat
+from minicpm4.model.loader import check_weights_choice
+
+ATTENTION_CHOICES = ("auto", "dense", "sparse")
+KV_CHOICES = ("bf16", "float32")
+PAGE_SIZE = 64  # tokens, where no sparse_config says otherwise
+MAX_CONTEXT = 1 << 24
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineOptions:
+    """Everything about an engine but its model; LLM documents each. Raises ConfigError."""
+
+    weights: str = "auto"
+    attention: str = "auto"
+    backend: str = "auto"
+    context: int | None = None
+    threads: int | None = None
+    sparse: SparseConfig | Mapping[str, Any] | None = None
+    kv: KVFormat = "bf16"
+    max_batch: int = 8
+    chunk: int = 512
+    prefix_cache: bool = True
+    isa: str | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        check_weights_choice(self.weights)
+        _choice("attention", self.attention, ATTENTION_CHOICES)
+        _choice("kv", self.kv, KV_CHOICES)
+        require(isinstance(self.backend, str), f"backend = {self.backend!r} is not a name")
+        _optional_integer("context", self.context, 1, MAX_CONTEXT)
+        _optional_integer("threads", self.threads, 1, 4096)
+        _integer("max_batch", self.max_batch, 1, 4096)
+        _integer("chunk", self.chunk, 1, 1 << 16)
+        require(type(self.prefix_cache) is bool, f"prefix_cache = {self.prefix_cache!r} is not true or false")
+        require(self.seed is None or type(self.seed) is int, f"seed = {self.seed!r} is not an integer")
+        if self.attention == "dense" and self.sparse is not None:
+            raise ConfigError(
+                "attention = 'dense' and settings of sparse attention exclude one another",
+                "leave one of them out",
+            )
+
+    @property
+    def max_rows(self) -> int:
+        """Tokens that one step runs at most."""
+        return max(self.chunk, self.max_batch)
+
+
+def resolve_sparse(options: EngineOptions, config: ModelConfig) -> SparseConfig | None:
+    """The sparse attention that an engine uses; None: dense always. Raises ConfigError.
+
+    A SparseConfig replaces the checkpoint's, a mapping changes single settings of it. With
+    attention = "sparse" no query is dense unless the caller set ``dense_len`` (in a SparseConfig:
+    to something other than its default).
+    """
+    if options.attention == "dense":
+        return None
+    given = options.sparse
+    if given is None and config.sparse_config is None and options.attention == "auto":
+        return None
+    base = config.sparse_config or SparseConfig()
+    if isinstance(given, SparseConfig):
+        sparse, chosen = given, given.dense_len != SparseConfig().dense_len
+    else:
+        known = dataclasses.asdict(base)
+        if given is not None and not isinstance(given, Mapping):
+            raise ConfigError(f"sparse is a {type(given).__name__}", "give a SparseConfig or a mapping")
+        sparse = SparseConfig.from_mapping(known | dict(given or {}), "sparse")
+        chosen = "dense_len" in (given or {})
+    if options.attention == "sparse":
+        return sparse if chosen else dataclasses.replace(sparse, dense_len=-1)
+    # A context that never reaches dense_len needs no compressed keys.
+    longest = options.context or config.max_position_embeddings
+    return sparse if longest >= sparse.dense_len else None
+
+
+def _choice(name: str, value: Any, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ConfigError(f"{name} = {value!r} is not a choice", suggest(str(value), list(known)))
+
+
+def _integer(name: str, value: Any, low: int, high: int) -> None:
+    require(type(value) is int, f"{name} = {value!r} is not an integer")
+    require(low <= value <= high, f"{name} = {value} is outside {low} to {high}")
+
+
+def _optional_integer(name: str, value: Any, low: int, high: int) -> None:
+    if value is not None:
+        _integer(name, value, low, high)

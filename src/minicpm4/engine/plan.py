@@ -1,0 +1,200 @@
+"""What a model will take, added up before anything large is allocated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from minicpm4.config import ModelConfig, SparseConfig
+from minicpm4.errors import MemoryPlanError
+from minicpm4.kernels.contract import OpTable
+from minicpm4.model.cache import KVFormat, page_nbytes
+from minicpm4.model.rotary import RotaryTable
+
+LOGIT_ROWS = 64  # rows of logits held at once when a whole text is scored
+BATCH_TOKENS = 1024  # cache planned for each sequence beside the longest one
+MIN_CONTEXT = 256  # a context shorter than this was not worth loading the model for
+MARGIN = 0.05  # of the available memory stays free when the context is chosen here
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryPlan:
+    """Bytes by purpose, for ``context`` tokens in one sequence and ``num_pages`` pages in all.
+
+    ``process``: what the process held when planned; ``available``: what it could still take then,
+    None where the system does not tell.
+    """
+
+    context: int
+    page_size: int
+    num_pages: int
+    weights: int
+    kv: int
+    activations: int
+    logits: int
+    rotary: int
+    process: int
+    available: int | None
+
+    @property
+    def needed(self) -> int:
+        """Bytes to come: all but what the process already holds."""
+        return self.weights + self.kv + self.activations + self.logits + self.rotary
+
+    @property
+    def total(self) -> int:
+        return self.needed + self.process
+
+    def rows(self) -> list[tuple[str, int]]:
+        """(purpose, bytes) of every part, largest concerns first, as ``info`` prints them."""
+        tokens = self.num_pages * self.page_size
+        return [
+            ("weights", self.weights),
+            (f"cache of {tokens:,} tokens ({self.num_pages:,} pages of {self.page_size})", self.kv),
+            ("activations", self.activations),
+            ("logits", self.logits),
+            (f"rotary table of {self.context:,} positions", self.rotary),
+            ("process before loading", self.process),
+        ]
+
+    def __str__(self) -> str:
+        rows = [*self.rows(), ("total", self.total)]
+        if self.available is not None:
+            rows.append(("available beyond the process", self.available))
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:<{width}}  {human(size):>10}" for name, size in rows)
+
+
+def human(size: int) -> str:
+    """``"1.5 GB"``: bytes in powers of 1000, three digits or so."""
+    value = float(size)
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(value) < 999.5 or unit == "TB":
+            return f"{value:.0f} {unit}" if unit in ("B", "kB") or value >= 100 else f"{value:.2f} {unit}"
+        value /= 1000
+    raise AssertionError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Demand:
+    """What is to be planned. ``weights`` and ``process`` in bytes; ``context`` None: the most that
+    fits, up to the model's own; ``max_rows`` tokens a step; ``max_batch`` sequences at a time."""
+
+    config: ModelConfig
+    sparse: SparseConfig | None
+    kv: KVFormat
+    page_size: int
+    weights: int
+    context: int | None
+    max_batch: int
+    max_rows: int
+    process: int = 0
+    available: int | None = None
+
+    @property
+    def page(self) -> int:
+        """Bytes of one page."""
+        return page_nbytes(self.config, page_size=self.page_size, kv=self.kv, sparse=self.sparse)
+
+    def pages_for(self, tokens: int) -> int:
+        return -(-tokens // self.page_size)
+
+    def plan(self, context: int, extra_pages: int) -> MemoryPlan:
+        """Add up for a context and pages beyond it."""
+        config = self.config
+        num_pages = self.pages_for(context) + extra_pages
+        logit_rows = max(self.max_batch, LOGIT_ROWS)
+        return MemoryPlan(
+            context=context,
+            page_size=self.page_size,
+            num_pages=num_pages,
+            weights=self.weights,
+            kv=num_pages * self.page,
+            activations=self.max_rows * _activation_floats(config) * 4,
+            # Sampling looks at one row in float64, with two temporaries of that size.
+            logits=config.vocab_size * (logit_rows * 4 + 3 * 8),
+            rotary=RotaryTable(config, context).nbytes(context),
+            process=self.process,
+            available=self.available,
+        )
+
+
+def make_plan(demand: Demand) -> MemoryPlan:
+    """Choose context and pages that fit. Raises MemoryPlanError, with figures, when none do.
+
+    The pool holds one sequence of full context, and for each of ``max_batch`` - 1 others up to 1,024
+    tokens where there is room.
+    """
+    context = demand.context or demand.config.max_position_embeddings
+    extra = (demand.max_batch - 1) * demand.pages_for(min(context, BATCH_TOKENS))
+    plan = demand.plan(context, extra)
+    room = demand.available
+    if room is None or plan.needed <= _usable(demand, room):
+        return plan
+    spare = _usable(demand, room) - demand.plan(context, 0).needed
+    if spare >= 0:
+        return demand.plan(context, spare // demand.page)
+    fitting = _largest_context(demand, context, room)
+    if demand.context is None and fitting >= min(MIN_CONTEXT, context):
+        return demand.plan(fitting, 0)
+    raise _refusal(demand, demand.plan(context, 0), fitting, room)
+
+
+def check_score(rows: int, vocab_size: int, available: int | None) -> None:
+    """Raise MemoryPlanError unless float32 logits (rows, vocab_size) fit."""
+    size = rows * vocab_size * 4
+    if available is not None and size > available:
+        raise MemoryPlanError(
+            f"logits of {rows:,} tokens take {human(size)}, {human(available)} are available",
+            "pass fewer tokens, or use nll, which keeps one number a token",
+        )
+
+
+def _activation_floats(config: ModelConfig) -> int:
+    """Floats that one row takes in the step's buffers, and in the temporaries of its ops."""
+    width = config.num_attention_heads * config.head_dim
+    kv_width = config.num_key_value_heads * config.head_dim
+    buffers = config.hidden_size + 2 * width + config.intermediate_size
+    return buffers + 2 * config.hidden_size + 2 * kv_width + config.intermediate_size
+
+
+def _usable(demand: Demand, available: int) -> int:
+    return available if demand.context is not None else int(available * (1 - MARGIN))
+
+
+def _largest_context(demand: Demand, context: int, available: int) -> int:
+    """The longest context, in whole pages, that fits; 0 when none does."""
+    low, high = 0, demand.pages_for(context)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if demand.plan(middle * demand.page_size, 0).needed <= _usable(demand, available):
+            low = middle
+        else:
+            high = middle - 1
+    return min(low * demand.page_size, context)
+
+
+def _refusal(demand: Demand, plan: MemoryPlan, fitting: int, available: int) -> MemoryPlanError:
+    parts = ", ".join(f"{name} {human(size)}" for name, size in plan.rows()[:-1])
+    remedies = []
+    if fitting >= MIN_CONTEXT:
+        remedies.append(f"a context of at most {fitting:,} tokens fits")
+    if demand.kv == "float32":
+        remedies.append("kv='bf16' halves the cache")
+    remedies.append("weights='int4' makes the weights smaller")
+    return MemoryPlanError(
+        f"a context of {plan.context:,} tokens needs {human(plan.needed)} ({parts}), "
+        f"{human(available)} are available",
+        "; ".join(remedies),
+    )
+
+
+def describe(ops: OpTable, plan: MemoryPlan, sparse: SparseConfig | None, notes: str) -> str:
+    """One line on what was chosen at load."""
+    attention = "dense"
+    if sparse is not None:
+        since = "always" if sparse.dense_len <= 1 else f"from {sparse.dense_len:,} tokens"
+        attention = f"sparse {since} (up to {sparse.budget} blocks of {sparse.block_size})"
+    return (
+        f"attention: {attention}; {notes}; kernels: {ops.description}; context {plan.context:,} tokens; "
+        f"memory planned: {human(plan.total)}"
+    )
