@@ -1,0 +1,29 @@
+"""Text: tokenizers, chat templates, streaming decoding, reasoning and tool calls in replies."""
+
+from minicpm4.text.chat import encode_chat
+from minicpm4.text.gguf_vocab import tokenizer_from_gguf
+from minicpm4.text.load import load_tokenizer
+from minicpm4.text.reasoning import ReasoningSplitter, prompt_opens_reasoning, split_reasoning
+from minicpm4.text.stream import StopMatcher, StreamDecoder, cut_at_stop
+from minicpm4.text.template import ChatTemplate, chat_template_from_gguf, load_chat_template
+from minicpm4.text.tokenizer import Tokenizer
+from minicpm4.text.toolcalls import ParsedReply, ToolCall, parse_tool_calls
+
+__all__ = [
+    "ChatTemplate",
+    "ParsedReply",
+    "ReasoningSplitter",
+    "StopMatcher",
+    "StreamDecoder",
+    "Tokenizer",
+    "ToolCall",
+    "chat_template_from_gguf",
+    "cut_at_stop",
+    "encode_chat",
+    "load_chat_template",
+    "load_tokenizer",
+    "parse_tool_calls",
+    "prompt_opens_reasoning",
+    "split_reasoning",
+    "tokenizer_from_gguf",
+]

@@ -1,0 +1,163 @@
+"""Reading lines such as ``search-files(path="/a", from=[1, -2], deep=None)`` without running them.
+
+Python's own lexer finds the calls, so strings, brackets and comments are right; each value goes
+through ``ast`` and only literals are accepted. Names may have dashes and dots, and arguments may be
+called by Python keywords, which is why whole calls are not simply parsed.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import math
+import tokenize
+import warnings
+from typing import Any, TypeAlias
+
+__all__ = ["CallSyntaxError", "parse_calls"]
+
+MAX_SOURCE_CHARS = 1 << 18
+MAX_CALLS = 128
+MAX_NAME_CHARS = 256
+MAX_DEPTH = 64
+
+Call: TypeAlias = tuple[str, list[Any], dict[str, Any]]
+_SKIPPED = {tokenize.NL, tokenize.COMMENT, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+_WORDS = {"true": True, "false": False, "null": None}  # JSON's spellings, which models mix in
+
+
+class CallSyntaxError(ValueError):
+    """The source is not a list of calls with literal arguments."""
+
+
+def parse_calls(source: str) -> list[Call]:
+    """(name, positional values, named values) of every call, in order. Raises CallSyntaxError."""
+    if len(source) > MAX_SOURCE_CHARS:
+        raise CallSyntaxError(f"{len(source)} characters of calls are over {MAX_SOURCE_CHARS}")
+    try:
+        tokens = [t for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type not in _SKIPPED]
+    except (tokenize.TokenError, SyntaxError, ValueError) as error:
+        raise CallSyntaxError(f"not Python: {error.args[0] if error.args else error}") from error
+    lines = source.splitlines(keepends=True)
+    calls: list[Call] = []
+    at = 0
+    while at < len(tokens):
+        if tokens[at].type == tokenize.NEWLINE or tokens[at].string == ";":
+            at += 1
+            continue
+        if len(calls) == MAX_CALLS:
+            raise CallSyntaxError(f"more than {MAX_CALLS} calls")
+        call, at = _parse_call(tokens, at, lines)
+        calls.append(call)
+    return calls
+
+
+def _parse_call(tokens: list[tokenize.TokenInfo], at: int, lines: list[str]) -> tuple[Call, int]:
+    start = at
+    while at < len(tokens) and tokens[at].string != "(" and tokens[at].type != tokenize.NEWLINE:
+        at += 1
+    if at == len(tokens) or tokens[at].string != "(":
+        raise CallSyntaxError(f"{_joined(tokens[start:at])!r:.80} is not a call")
+    name = _name(tokens[start:at])
+    groups: list[list[tokenize.TokenInfo]] = [[]]
+    depth, at = 1, at + 1
+    while at < len(tokens):
+        token = tokens[at]
+        at += 1
+        if token.type == tokenize.OP:
+            depth += (token.string in "([{") - (token.string in ")]}")
+            if depth == 0:
+                break
+            if depth == 1 and token.string == ",":
+                groups.append([])
+                continue
+        groups[-1].append(token)
+    if depth:
+        raise CallSyntaxError(f"the call of {name} is not closed")
+    if at < len(tokens) and tokens[at].type != tokenize.NEWLINE and tokens[at].string != ";":
+        raise CallSyntaxError(f"{tokens[at].string!r:.40} follows the call of {name}")
+    return (name, *_arguments(name, groups, lines)), at
+
+
+def _arguments(
+    name: str, groups: list[list[tokenize.TokenInfo]], lines: list[str]
+) -> tuple[list[Any], dict[str, Any]]:
+    positional: list[Any] = []
+    named: dict[str, Any] = {}
+    if not groups[-1]:
+        groups = groups[:-1]  # no arguments, or a comma after the last
+    for group in groups:
+        equals = _equals_sign(group)
+        if equals is None:
+            if named or not group:
+                raise CallSyntaxError(f"{name} has an argument without a name or value")
+            positional.append(_value(group, lines))
+            continue
+        key = _name(group[:equals])
+        if key in named:
+            raise CallSyntaxError(f"{name} has the argument {key} twice")
+        named[key] = _value(group[equals + 1 :], lines)
+    return positional, named
+
+
+def _equals_sign(group: list[tokenize.TokenInfo]) -> int | None:
+    for i, token in enumerate(group):
+        if token.string == "=" and token.type == tokenize.OP:
+            return i
+        if token.type == tokenize.STRING or token.string in ("(", "[", "{"):
+            return None
+    return None
+
+
+def _joined(tokens: list[tokenize.TokenInfo]) -> str:
+    return "".join(token.string for token in tokens)
+
+
+def _name(tokens: list[tokenize.TokenInfo]) -> str:
+    text = _joined(tokens)
+    apart = any(a.end != b.start for a, b in zip(tokens, tokens[1:], strict=False))
+    usual = all(t.type in (tokenize.NAME, tokenize.NUMBER) or t.string in ("-", ".") for t in tokens)
+    if not tokens or apart or not usual or len(text) > MAX_NAME_CHARS:
+        raise CallSyntaxError(f"{text!r:.80} is not a name")
+    return text
+
+
+def _value(tokens: list[tokenize.TokenInfo], lines: list[str]) -> Any:
+    if not tokens:
+        raise CallSyntaxError("an argument has no value")
+    (row, column), (last_row, last_column) = tokens[0].start, tokens[-1].end
+    rows = lines[row - 1 : last_row]
+    rows[-1] = rows[-1][:last_column]
+    rows[0] = rows[0][column:]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a string such as "\d" only warns: take it as Python does
+            tree = ast.parse("(" + "".join(rows) + "\n)", mode="eval")
+        return _literal(tree.body, 0)
+    except (SyntaxError, ValueError, RecursionError, MemoryError, TypeError) as error:
+        raise CallSyntaxError(f"{''.join(rows)!r:.80} is not a literal: {error}") from error
+
+
+def _literal(node: ast.expr, depth: int) -> Any:
+    if depth > MAX_DEPTH:
+        raise ValueError(f"nested over {MAX_DEPTH} levels deep")
+    if isinstance(node, ast.List | ast.Tuple):
+        items = [_literal(item, depth + 1) for item in node.elts]
+        return items if isinstance(node, ast.List) else tuple(items)
+    if isinstance(node, ast.Dict):
+        if None in node.keys:
+            raise ValueError("** is not allowed")
+        keys = [_literal(key, depth + 1) for key in node.keys if key is not None]
+        return dict(zip(keys, (_literal(value, depth + 1) for value in node.values), strict=True))
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
+        value = _literal(node.operand, depth + 1)
+        if type(value) not in (int, float):
+            raise ValueError("a sign stands before something that is no number")
+        return -value if isinstance(node.op, ast.USub) else value
+    if isinstance(node, ast.Name) and node.id in _WORDS:
+        return _WORDS[node.id]
+    if isinstance(node, ast.Constant) and isinstance(node.value, str | int | float | None):
+        if isinstance(node.value, float) and not math.isfinite(node.value):
+            raise ValueError("a number is out of range")
+        return node.value
+    raise ValueError(f"{type(node).__name__} is not allowed")
