@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,15 +109,19 @@ class ModelConfig:
 
     @classmethod
     def from_gguf(
-        cls, metadata: Mapping[str, Any], tensor_shapes: Mapping[str, tuple[int, ...]]
+        cls,
+        metadata: Mapping[str, Any],
+        tensor_shapes: Mapping[str, tuple[int, ...]],
+        rope_vectors: Mapping[str, Sequence[float]] | None = None,
     ) -> ModelConfig:
         """Read GGUF metadata; ``tensor_shapes`` (HF names) tells vocabulary, tying and biases.
 
-        Raises ConfigError.
+        ``rope_vectors``: values of the file's rotary factor tensors (config.gguf.ROPE_VECTORS), which
+        must be given where ``tensor_shapes`` lists them. Raises ConfigError.
         """
         from minicpm4.config.gguf import config_from_gguf
 
-        return config_from_gguf(metadata, tensor_shapes)
+        return config_from_gguf(metadata, tensor_shapes, rope_vectors)
 
 
 _SIZES = (

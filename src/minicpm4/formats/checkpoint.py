@@ -25,7 +25,6 @@ class TensorInfo:
     nbytes: int
     spec: QuantSpec
     loaded_nbytes: int
-    loaded_nbytes: int
 
 
 class Checkpoint(Protocol):

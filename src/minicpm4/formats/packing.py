@@ -196,9 +196,9 @@ def detect_ternary(tensor: PackedTensor) -> QuantSpec | None:
 
 def _magnitudes(codes: NDArray, group: int) -> tuple[NDArray, NDArray]:
     """Magnitude bits (rows, groups, group) of float codes, and each group's largest."""
-    bits = np.ascontiguousarray(codes).view(np.uint32 if codes.dtype.itemsize == 4 else np.uint16)
+    bits: NDArray = np.ascontiguousarray(codes).view(np.uint32 if codes.dtype.itemsize == 4 else np.uint16)
     # Without the sign, float bits are ordered as the floats are.
-    bits = (bits & (np.iinfo(bits.dtype).max >> 1)).reshape(codes.shape[0], -1, group)
+    bits = (bits & bits.dtype.type((1 << (8 * codes.dtype.itemsize - 1)) - 1)).reshape(len(codes), -1, group)
     return bits, bits.max(axis=2, keepdims=True)
 
 

@@ -21,7 +21,7 @@ or float32 of shape (out, in / group_size): float16 where that is exact.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,7 @@ Kind = Literal["f32", "f16", "bf16", "int8", "int4", "ternary"]
 
 FLOAT_KINDS = ("f32", "f16", "bf16")
 GROUPED_KINDS = ("int8", "int4", "ternary")
-CODE_DTYPES = {
+CODE_DTYPES: dict[str, np.dtype[Any]] = {
     "f32": np.dtype(np.float32),
     "f16": np.dtype(np.float16),
     "bf16": np.dtype(np.uint16),

@@ -1,0 +1,194 @@
+"""GGML tensor types: block sizes, and exact decoding of each into our packed layout.
+
+A decoder takes the raw blocks of some rows, uint8 (rows, blocks, bytes per block), and returns
+packed codes, scales and offsets as in formats/quant.py. "Exact" means that scale * code + offset
+evaluates in float32 to the very numbers that GGML's own dequantisation gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minicpm4.errors import CheckpointError
+from minicpm4.formats.packing import pack_codes
+from minicpm4.formats.quant import QuantSpec
+
+__all__ = ["GGML_TYPES", "TYPE_NAMES", "GgmlType"]
+
+Decoded = tuple[NDArray, NDArray, NDArray | None]
+Decoder = Callable[[NDArray[np.uint8]], Decoded]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GgmlType:
+    """One tensor type: ``block`` weights take ``nbytes`` bytes; ``decode`` is None for float types."""
+
+    name: str
+    block: int
+    nbytes: int
+    spec: QuantSpec
+    decode: Decoder | None = None
+    scale_bytes: int = 2
+    offsets: bool = False
+
+
+def _f16(raw: NDArray[np.uint8], start: int) -> NDArray[np.float16]:
+    """The float16 at byte ``start`` of each block: (rows, blocks)."""
+    return (
+        np.ascontiguousarray(raw[..., start : start + 2]).view("<f2")[..., 0].astype(np.float16, copy=False)
+    )
+
+
+def _nibbles(raw: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Low nibbles, then high nibbles, of the last axis: (..., n) to (..., 2n)."""
+    return np.concatenate([raw & np.uint8(15), raw >> np.uint8(4)], axis=-1)
+
+
+def _flat(array: NDArray) -> NDArray:
+    return np.ascontiguousarray(array).reshape(array.shape[0], -1)
+
+
+def _q4_0(raw: NDArray[np.uint8]) -> Decoded:
+    return _flat(raw[..., 2:]), _f16(raw, 0), None
+
+
+def _q4_1(raw: NDArray[np.uint8]) -> Decoded:
+    return _flat(raw[..., 4:]), _f16(raw, 0), _f16(raw, 2)
+
+
+def _q8_0(raw: NDArray[np.uint8]) -> Decoded:
+    return _flat(raw[..., 2:]).view(np.int8), _f16(raw, 0), None
+
+
+def _fifth_bits(raw: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Bit j of four bytes, little endian, is the fifth bit of weight j: returns 0 or 16 for each."""
+    return np.unpackbits(np.ascontiguousarray(raw), axis=-1, bitorder="little") << np.uint8(4)
+
+
+def _q5_0(raw: NDArray[np.uint8]) -> Decoded:
+    codes = (_nibbles(raw[..., 6:]) | _fifth_bits(raw[..., 2:6])).view(np.int8) - np.int8(16)
+    return _flat(codes), _f16(raw, 0), None
+
+
+def _q5_1(raw: NDArray[np.uint8]) -> Decoded:
+    codes = (_nibbles(raw[..., 8:]) | _fifth_bits(raw[..., 4:8])).view(np.int8)
+    return _flat(codes), _f16(raw, 0), _f16(raw, 2)
+
+
+def _k_scales(raw: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Scales and offsets of the eight 32-weight groups of Q4_K and Q5_K super-blocks: (rows, groups).
+
+    Twelve bytes hold 8 + 8 six-bit numbers: four of each in the low six bits of bytes 0-3 and 4-7;
+    of the other four, the low nibble is in bytes 8-11 and the top two bits atop bytes 0-7.
+    """
+    a, b, c = raw[..., 4:8], raw[..., 8:12], raw[..., 12:16]
+    scale = np.concatenate([a & 63, (c & 15) | ((a >> 6) << 4)], axis=-1).astype(np.float32)
+    minimum = np.concatenate([b & 63, (c >> 4) | ((b >> 6) << 4)], axis=-1).astype(np.float32)
+    scale *= _f16(raw, 0).astype(np.float32)[..., None]
+    minimum *= -_f16(raw, 2).astype(np.float32)[..., None]
+    return _flat(scale), _flat(minimum)
+
+
+def _k_nibbles(raw: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Four runs of 32 bytes; in each, low nibbles are 32 weights and high nibbles the next 32."""
+    return _nibbles(raw.reshape(*raw.shape[:2], 4, 32)).reshape(*raw.shape[:2], 256)
+
+
+def _q4_k(raw: NDArray[np.uint8]) -> Decoded:
+    scales, offsets = _k_scales(raw)
+    return pack_codes(_flat(_k_nibbles(raw[..., 16:])), "int4"), scales, offsets
+
+
+def _q5_k(raw: NDArray[np.uint8]) -> Decoded:
+    scales, offsets = _k_scales(raw)
+    # Bit k of byte j is the fifth bit of weight 32 k + j.
+    high = (raw[..., 16:48, None] >> np.arange(8, dtype=np.uint8)) & np.uint8(1)
+    high = high.swapaxes(-1, -2).reshape(*raw.shape[:2], 256) << np.uint8(4)
+    return _flat((_k_nibbles(raw[..., 48:]) | high).view(np.int8)), scales, offsets
+
+
+def _q6_k(raw: NDArray[np.uint8]) -> Decoded:
+    lead = raw.shape[:2]
+    # Each half of 128 weights: 64 bytes of low nibbles (first all low, then all high), 32 of top bits.
+    low = _nibbles(raw[..., :128].reshape(*lead, 2, 64))
+    shifts = np.arange(0, 8, 2, dtype=np.uint8).reshape(1, 1, 1, 4, 1)
+    top = (raw[..., 128:192].reshape(*lead, 2, 1, 32) >> shifts) & np.uint8(3)
+    codes = (low | (top.reshape(*lead, 2, 128) << np.uint8(4))).view(np.int8) - np.int8(32)
+    scales = np.ascontiguousarray(raw[..., 192:208]).view(np.int8).astype(np.float32)
+    scales *= _f16(raw, 208).astype(np.float32)[..., None]
+    return _flat(codes), _flat(scales), None
+
+
+def _tq1_0(raw: NDArray[np.uint8]) -> Decoded:
+    lead = raw.shape[:2]
+    parts = []
+    # Five base-3 digits a byte, the byte being ceil(number * 256 / 243): multiplying it by 3**k
+    # (mod 256) moves digit k to the top, and * 3 >> 8 reads it.
+    for start, stop, digits in ((0, 32, 5), (32, 48, 5), (48, 52, 4)):
+        powers = np.array([3**k for k in range(digits)], np.uint8).reshape(1, 1, digits, 1)
+        moved = raw[..., None, start:stop] * powers
+        parts.append(((moved.astype(np.uint16) * 3) >> 8).astype(np.uint8).reshape(*lead, -1))
+    return pack_codes(_flat(np.concatenate(parts, axis=-1)), "ternary"), _f16(raw, 52), None
+
+
+def _tq2_0(raw: NDArray[np.uint8]) -> Decoded:
+    bits = raw[..., :64]
+    if (bits & (bits >> np.uint8(1)) & np.uint8(0x55)).any():
+        raise CheckpointError("a TQ2_0 block holds code 3, which stands for no ternary weight")
+    shifts = np.arange(0, 8, 2, dtype=np.uint8).reshape(1, 1, 1, 4, 1)
+    codes = (bits.reshape(*raw.shape[:2], 2, 1, 32) >> shifts) & np.uint8(3)
+    return pack_codes(_flat(codes), "ternary"), _f16(raw, 64), None
+
+
+def _spec(kind: str, group: int = 0) -> QuantSpec:
+    return QuantSpec(kind=kind, group_size=group)  # type: ignore[arg-type]
+
+
+_I4, _I8 = _spec("int4", 32), _spec("int8", 32)
+_TERNARY = _spec("ternary", 256)
+
+GGML_TYPES: dict[int, GgmlType] = {
+    0: GgmlType(name="F32", block=1, nbytes=4, spec=_spec("f32")),
+    1: GgmlType(name="F16", block=1, nbytes=2, spec=_spec("f16")),
+    2: GgmlType(name="Q4_0", block=32, nbytes=18, spec=_I4, decode=_q4_0),
+    3: GgmlType(name="Q4_1", block=32, nbytes=20, spec=_I4, decode=_q4_1, offsets=True),
+    6: GgmlType(name="Q5_0", block=32, nbytes=22, spec=_I8, decode=_q5_0),
+    7: GgmlType(name="Q5_1", block=32, nbytes=24, spec=_I8, decode=_q5_1, offsets=True),
+    8: GgmlType(name="Q8_0", block=32, nbytes=34, spec=_I8, decode=_q8_0),
+    12: GgmlType(name="Q4_K", block=256, nbytes=144, spec=_I4, decode=_q4_k, scale_bytes=4, offsets=True),
+    13: GgmlType(name="Q5_K", block=256, nbytes=176, spec=_I8, decode=_q5_k, scale_bytes=4, offsets=True),
+    14: GgmlType(name="Q6_K", block=256, nbytes=210, spec=_spec("int8", 16), decode=_q6_k, scale_bytes=4),
+    30: GgmlType(name="BF16", block=1, nbytes=2, spec=_spec("bf16")),
+    34: GgmlType(name="TQ1_0", block=256, nbytes=54, spec=_TERNARY, decode=_tq1_0),
+    35: GgmlType(name="TQ2_0", block=256, nbytes=66, spec=_TERNARY, decode=_tq2_0),
+}
+
+# Types that exist but have no decoder here: named in the refusal.
+TYPE_NAMES = {
+    9: "Q8_1",
+    10: "Q2_K",
+    11: "Q3_K",
+    15: "Q8_K",
+    16: "IQ2_XXS",
+    17: "IQ2_XS",
+    18: "IQ3_XXS",
+    19: "IQ1_S",
+    20: "IQ4_NL",
+    21: "IQ3_S",
+    22: "IQ2_S",
+    23: "IQ4_XS",
+    24: "I8",
+    25: "I16",
+    26: "I32",
+    27: "I64",
+    28: "F64",
+    29: "IQ1_M",
+    39: "MXFP4",
+    40: "NVFP4",
+    41: "Q1_0",
+    42: "Q2_0",
+}

@@ -1,0 +1,148 @@
+"""GGUF checkpoints: tensors by their Hugging Face names, in our packed layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minicpm4.errors import CheckpointError
+from minicpm4.formats.checkpoint import TensorInfo
+from minicpm4.formats.gguf_parse import GgufTensor, parse_gguf
+from minicpm4.formats.mapping import MappedFile
+from minicpm4.formats.names import gguf_to_hf
+from minicpm4.formats.packing import row_slices, unpack
+from minicpm4.formats.quant import CODE_DTYPES, WEIGHTS_PER_CODE, PackedTensor, packed_nbytes
+
+__all__ = ["GgufCheckpoint"]
+
+# Converters store the q and k rows of these in interleaved rotary order.
+_INTERLEAVED = ("llama", "minicpm")
+_HEAD_COUNTS = {"q_proj": "attention.head_count", "k_proj": "attention.head_count_kv"}
+
+
+class GgufCheckpoint:
+    """One .gguf file (see formats/checkpoint.py for the protocol). Raises CheckpointError."""
+
+    path: Path
+    tensors: Mapping[str, TensorInfo]
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = MappedFile(path)
+        header = parse_gguf(self._file.buffer(), path)
+        self._metadata = header.metadata
+        parts = header.metadata.get("split.count", 1)
+        if parts not in (0, 1):
+            raise CheckpointError(
+                f"{path} is one of {parts!r} parts of a split model",
+                "merge them with llama-gguf-split --merge",
+            )
+        self._records: dict[str, GgufTensor] = {}
+        for record in header.tensors:
+            name = gguf_to_hf(record.name)
+            if name in self._records:
+                raise CheckpointError(f"{path}: tensors {record.name!r} and {name!r} are the same weight")
+            self._records[name] = record
+        self.tensors = {name: _info(record) for name, record in self._records.items()}
+
+    def hf_config(self) -> dict[str, Any] | None:
+        """None: a GGUF file has metadata instead."""
+        return None
+
+    def metadata(self) -> Mapping[str, Any]:
+        """Key-value metadata; arrays are lists."""
+        return self._metadata
+
+    def load(self, name: str) -> PackedTensor:
+        """Return a matrix: float types as views (q and k of llama files excepted), the others repacked."""
+        record = self._record(name)
+        if len(record.shape) != 2:
+            raise CheckpointError(f"{self.path}: tensor {name} has shape {record.shape}, it is not a matrix")
+        return self._load(
+            name, record, (record.shape[0], record.shape[1]), self._row_order(name, record.shape[0])
+        )
+
+    def load_vector(self, name: str) -> NDArray[np.float32]:
+        """Return a one-dimensional tensor as float32 (a copy)."""
+        record = self._record(name)
+        if len(record.shape) != 1:
+            raise CheckpointError(f"{self.path}: tensor {name} has shape {record.shape}, it is not a vector")
+        length = record.shape[0]
+        vector = unpack(self._load(name, record, (1, length), None))[0]
+        order = self._row_order(name, length)
+        if not np.isfinite(vector).all():
+            raise CheckpointError(f"{self.path}: tensor {name} holds a value that is not finite")
+        return vector if order is None else vector[order]
+
+    def release(self, name: str) -> None:
+        """Let the system drop the mapped pages of a tensor."""
+        record = self._record(name)
+        self._file.release(record.offset, record.nbytes)
+
+    def _record(self, name: str) -> GgufTensor:
+        if name not in self._records:
+            raise CheckpointError(f"{self.path} has no tensor {name}")
+        return self._records[name]
+
+    def _row_order(self, name: str, rows: int) -> NDArray[np.intp] | None:
+        """Which stored row is each row of q_proj and k_proj; None where rows are in order."""
+        arch = self._metadata.get("general.architecture")
+        key = next((k for part, k in _HEAD_COUNTS.items() if f".self_attn.{part}." in name), None)
+        if arch not in _INTERLEAVED or key is None:
+            return None
+        default = self._metadata.get(f"{arch}.attention.head_count")
+        heads = self._metadata.get(f"{arch}.{key}", default)
+        if type(heads) is not int or heads < 1 or rows % (2 * heads):
+            raise CheckpointError(
+                f"{self.path}: {arch}.{key} = {heads!r} does not divide the {rows} rows of {name}"
+            )
+        # Stored row (head, i, half) is row (head, half, i): rotary pairs lie side by side in the file.
+        return np.arange(rows).reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)
+
+    def _load(
+        self, name: str, record: GgufTensor, shape: tuple[int, int], order: NDArray[np.intp] | None
+    ) -> PackedTensor:
+        raw = self._file.view(record.offset, record.nbytes)
+        kind, spec = record.type, record.type.spec
+        if kind.decode is None:
+            codes = raw.view(CODE_DTYPES[spec.kind]).reshape(shape)
+            return PackedTensor(spec=spec, shape=shape, codes=codes if order is None else codes[order])
+        rows, columns = shape
+        blocks = raw.reshape(rows, -1, kind.nbytes)
+        groups = (rows, columns // spec.group_size)
+        scale_dtype = np.float16 if kind.scale_bytes == 2 else np.float32
+        codes = np.empty((rows, columns // WEIGHTS_PER_CODE[spec.kind]), CODE_DTYPES[spec.kind])
+        scales = np.empty(groups, scale_dtype)
+        offsets = np.empty(groups, scale_dtype) if kind.offsets else None
+        for part in row_slices(rows, columns):
+            try:
+                decoded = kind.decode(blocks[part if order is None else order[part]])
+            except CheckpointError as error:
+                raise CheckpointError(f"{self.path}: tensor {name}: {error.condition}") from error
+            codes[part], scales[part] = decoded[0], decoded[1]
+            if offsets is not None:
+                offsets[part] = decoded[2]
+        if not (np.isfinite(scales).all() and (offsets is None or np.isfinite(offsets).all())):
+            raise CheckpointError(
+                f"{self.path}: tensor {name} has a scale that is not finite",
+                "the file is corrupt: download it again",
+            )
+        return PackedTensor(spec=spec, shape=shape, codes=codes, scales=scales, offsets=offsets)
+
+
+def _info(record: GgufTensor) -> TensorInfo:
+    kind = record.type
+    shape = (record.nbytes // kind.nbytes, kind.block)  # as many weights, whatever the dimensions
+    whole = kind.spec.group_size == 0
+    loaded = (
+        record.nbytes
+        if whole
+        else packed_nbytes(shape, kind.spec, scale_bytes=kind.scale_bytes, offsets=kind.offsets)
+    )
+    return TensorInfo(
+        shape=record.shape, dtype=kind.name, nbytes=record.nbytes, spec=kind.spec, loaded_nbytes=loaded
+    )

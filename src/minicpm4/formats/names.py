@@ -1,0 +1,77 @@
+"""Tensor names: GGUF's to Hugging Face's, and which tensors a config asks for."""
+
+from __future__ import annotations
+
+import re
+
+from minicpm4.config import ModelConfig
+
+__all__ = ["expected_tensors", "gguf_to_hf", "is_ignorable"]
+
+_GLOBAL = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_IN_LAYER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_BLOCK = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.([a-z_]+)\.(weight|bias)")
+# Tables that can be computed, and rotary factors, which belong to the configuration.
+_IGNORABLE = re.compile(
+    r"(.*\.)?(rotary_emb|rope)\.(inv_freq|cos_cached|sin_cached)"
+    r"|rope_(freqs|factors_long|factors_short)\.weight"
+)
+
+
+def gguf_to_hf(name: str) -> str:
+    """Return the Hugging Face name of a GGUF tensor; a name that has none is returned as it is."""
+    match = _BLOCK.fullmatch(name)
+    if match and match[2] in _IN_LAYER:
+        return f"model.layers.{match[1]}.{_IN_LAYER[match[2]]}.{match[3]}"
+    stem, _, kind = name.rpartition(".")
+    return f"{_GLOBAL[stem]}.{kind}" if stem in _GLOBAL else name
+
+
+def is_ignorable(name: str) -> bool:
+    """Whether a tensor that no config asks for can be left alone."""
+    return _IGNORABLE.fullmatch(name) is not None
+
+
+def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor that a model of ``config`` has."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    queries = config.num_attention_heads * config.head_dim
+    keys = config.num_key_value_heads * config.head_dim
+    layer: dict[str, tuple[int, ...]] = {
+        "input_layernorm.weight": (hidden,),
+        "self_attn.q_proj.weight": (queries, hidden),
+        "self_attn.k_proj.weight": (keys, hidden),
+        "self_attn.v_proj.weight": (keys, hidden),
+        "self_attn.o_proj.weight": (hidden, queries),
+        "post_attention_layernorm.weight": (hidden,),
+        "mlp.gate_proj.weight": (inner, hidden),
+        "mlp.up_proj.weight": (inner, hidden),
+        "mlp.down_proj.weight": (hidden, inner),
+    }
+    if config.attention_bias:
+        layer |= {"self_attn.q_proj.bias": (queries,)}
+        layer |= {"self_attn.k_proj.bias": (keys,), "self_attn.v_proj.bias": (keys,)}
+    if config.qk_norm:
+        layer |= {
+            "self_attn.q_norm.weight": (config.head_dim,),
+            "self_attn.k_norm.weight": (config.head_dim,),
+        }
+    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
+    for index in range(config.num_hidden_layers):
+        found |= {f"model.layers.{index}.{name}": shape for name, shape in layer.items()}
+    found["model.norm.weight"] = (hidden,)
+    if not config.tie_word_embeddings:
+        found["lm_head.weight"] = (config.vocab_size, hidden)
+    return found
