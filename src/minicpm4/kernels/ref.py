@@ -147,7 +147,8 @@ def _decode(x: Array) -> Array:
 
 def _sequences(step: Step) -> Iterator[tuple[slice, Ints]]:
     for j, table in enumerate(step.page_table):
-        yield slice(int(step.cu_rows[j]), int(step.cu_rows[j + 1])), table
+        if step.cu_rows[j] < step.cu_rows[j + 1]:
+            yield slice(int(step.cu_rows[j]), int(step.cu_rows[j + 1])), table
 
 
 def _slices(rows: slice, per_row: int) -> Iterator[slice]:
