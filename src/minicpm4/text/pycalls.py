@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import io
+import itertools
 import math
 import tokenize
 import warnings
@@ -115,7 +116,7 @@ def _joined(tokens: list[tokenize.TokenInfo]) -> str:
 
 def _name(tokens: list[tokenize.TokenInfo]) -> str:
     text = _joined(tokens)
-    apart = any(a.end != b.start for a, b in zip(tokens, tokens[1:], strict=False))
+    apart = any(a.end != b.start for a, b in itertools.pairwise(tokens))
     usual = all(t.type in (tokenize.NAME, tokenize.NUMBER) or t.string in ("-", ".") for t in tokens)
     if not tokens or apart or not usual or len(text) > MAX_NAME_CHARS:
         raise CallSyntaxError(f"{text!r:.80} is not a name")
