@@ -1,3 +1,67 @@
 """MiniCPM4 on end devices: block-sparse attention, squeezed weights, one readable engine."""
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from minicpm4.engine.llm import LLM
+    from minicpm4.engine.outputs import Piece, RequestOutput
+    from minicpm4.engine.params import SamplingParams
+    from minicpm4.errors import (
+        CheckpointError,
+        ConfigError,
+        MemoryPlanError,
+        Minicpm4Error,
+        ModelNotFoundError,
+        RequestError,
+        TextError,
+        UnsupportedError,
+    )
+
 __version__ = "0.1.0"
+
+# Where each public name lives: imported at its first use, so that ``import minicpm4`` is cheap.
+_HOMES = {
+    "LLM": "minicpm4.engine.llm",
+    "SamplingParams": "minicpm4.engine.params",
+    "Piece": "minicpm4.engine.outputs",
+    "RequestOutput": "minicpm4.engine.outputs",
+    "CheckpointError": "minicpm4.errors",
+    "ConfigError": "minicpm4.errors",
+    "MemoryPlanError": "minicpm4.errors",
+    "Minicpm4Error": "minicpm4.errors",
+    "ModelNotFoundError": "minicpm4.errors",
+    "RequestError": "minicpm4.errors",
+    "TextError": "minicpm4.errors",
+    "UnsupportedError": "minicpm4.errors",
+}
+
+__all__ = [
+    "LLM",
+    "CheckpointError",
+    "ConfigError",
+    "MemoryPlanError",
+    "Minicpm4Error",
+    "ModelNotFoundError",
+    "Piece",
+    "RequestError",
+    "RequestOutput",
+    "SamplingParams",
+    "TextError",
+    "UnsupportedError",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'minicpm4' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
