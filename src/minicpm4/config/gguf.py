@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,7 +35,8 @@ def config_from_gguf(
     arch = metadata.get("general.architecture")
     if arch not in ARCHITECTURES:
         raise ConfigError(
-            f"GGUF general.architecture = {arch!r} is not supported", suggest(str(arch), list(ARCHITECTURES))
+            f"GGUF general.architecture = {reprlib.repr(arch)} is not supported",
+            suggest(str(arch)[:64], list(ARCHITECTURES)),
         )
     keys = _Keys(metadata, arch)
     layers = keys.size("block_count", limit=_MAX_LAYERS)
@@ -53,8 +55,8 @@ def config_from_gguf(
         "num_key_value_heads": keys.size("attention.head_count_kv", default=heads),
         "head_dim": head_dim,
         "max_position_embeddings": context,
-        "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
-        "rope_theta": keys.number("rope.freq_base", 10000.0),
+        "rms_norm_eps": _shortest(keys.number("attention.layer_norm_rms_epsilon")),
+        "rope_theta": _shortest(keys.number("rope.freq_base", 10000.0)),
         "rope_scaling": _rope_scaling(keys, tensor_shapes, rope_vectors or {}, context, head_dim),
         "tie_word_embeddings": "lm_head.weight" not in tensor_shapes,
         "attention_bias": "model.layers.0.self_attn.q_proj.bias" in tensor_shapes,
@@ -83,6 +85,9 @@ class _Keys:
         key = f"{self.arch}.{name}"
         value = self.metadata.get(key, default)
         require(value is not None, f"GGUF metadata lacks {key}", "convert the model to GGUF again")
+        if isinstance(value, list) or (isinstance(value, str) and (kind is not str or len(value) > 64)):
+            # Such a value can be megabytes long: it must not become the message.
+            raise ConfigError(f"GGUF {key} = {reprlib.repr(value)} is not a valid {kind.__name__}")
         return check_scalar(value, kind, f"GGUF {key}")
 
     def size(self, name: str, *, default: int | None = None, limit: int = MAX_SIZE) -> int:
@@ -98,7 +103,7 @@ class _Keys:
         key = f"tokenizer.ggml.{name}_token_id"
         value = self.metadata.get(key)
         ok = value is None or (type(value) is int and 0 <= value < 1 << 31)
-        require(ok, f"GGUF {key} = {value!r} is not a token id")
+        require(ok, f"GGUF {key} = {reprlib.repr(value)} is not a token id")
         return value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ class GgufCheckpoint:
         parts = header.metadata.get("split.count", 1)
         if parts not in (0, 1):
             raise CheckpointError(
-                f"{path} is one of {parts!r} parts of a split model",
+                f"{path} is one of {reprlib.repr(parts)} parts of a split model",
                 "merge them with llama-gguf-split --merge",
             )
         self._records: dict[str, GgufTensor] = {}
@@ -98,7 +99,7 @@ class GgufCheckpoint:
         heads = self._metadata.get(f"{arch}.{key}", default)
         if type(heads) is not int or heads < 1 or rows % (2 * heads):
             raise CheckpointError(
-                f"{self.path}: {arch}.{key} = {heads!r} does not divide the {rows} rows of {name}"
+                f"{self.path}: {arch}.{key} = {reprlib.repr(heads)} does not divide the {rows} rows of {name}"
             )
         # Stored row (head, i, half) is row (head, half, i): rotary pairs lie side by side in the file.
         return np.arange(rows).reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)

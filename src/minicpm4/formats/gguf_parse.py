@@ -6,6 +6,7 @@ is made, so no field can make the parser allocate more than a few times the file
 
 from __future__ import annotations
 
+import reprlib
 import struct
 import sys
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ __all__ = ["GgufHeader", "GgufTensor", "parse_gguf"]
 
 MAX_KEYS = 1 << 16
 MAX_TENSORS = 1 << 17
-MAX_NAME = 1 << 16  # bytes of a key or tensor name, the format's own limit
+MAX_NAME = 1 << 10  # bytes of a key or tensor name; names also end up in messages
 MAX_STRING = 1 << 26  # bytes of one string value (chat templates are the longest)
 MAX_ELEMENTS = 1 << 23  # of all arrays together; vocabularies and merges stay below 2**21
 MAX_DEPTH = 2  # arrays of arrays
@@ -75,7 +76,7 @@ def parse_gguf(data: memoryview, path: Path) -> GgufHeader:
         metadata[key] = reader.value(reader.scalar("<I"), key)
     alignment = metadata.get("general.alignment", 32)
     if type(alignment) is not int or not 8 <= alignment <= 1 << 20 or alignment & (alignment - 1):
-        reader.fail(f"general.alignment = {alignment!r} is not a power of two from 8 to 2**20")
+        reader.fail(f"general.alignment = {reprlib.repr(alignment)} is not a power of two from 8 to 2**20")
     records = [_record(reader) for _ in range(num_tensors)]
     start = -(-reader.pos // alignment) * alignment
     tensors = tuple(_place(reader, record, start, alignment) for record in records)

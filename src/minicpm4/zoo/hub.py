@@ -1,0 +1,278 @@
+"""Download the files of a hub repository: resumable, checked, and never half there.
+
+huggingface_hub lists the files (sizes, checksums, commit) and supplies the access token; the bytes
+are fetched here, into ``NAME.<checksum>.part`` beside the target, and renamed once their checksum is
+right. A manifest, written last, marks the folder as complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import os
+import re
+import shutil
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from minicpm4.errors import ModelNotFoundError
+from minicpm4.zoo.sources import HubSource
+
+__all__ = ["CHUNK", "Progress", "is_complete", "pull_repo"]
+
+Progress = Callable[[str, int, int], None]  # file, bytes done, bytes in all
+
+CHUNK = 1 << 20
+TRIES = 5  # in a row that bring no byte
+WAIT = 0.5  # seconds before the second try; doubles
+TIMEOUT = 20.0  # seconds without an answer
+MANIFEST = ".minicpm4.json"
+STARTED = ".minicpm4.started"
+_SUFFIXES = (".safetensors", ".json", ".model", ".jinja", ".txt", ".gguf")
+_MAX_FILES = 2000
+_DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RemoteFile:
+    """One file as the hub lists it. ``digest``: sha256 of a large file, git's blob sha1 of a small one."""
+
+    name: str
+    size: int
+    digest: str
+
+    def matches(self, path: Path) -> bool:
+        """Whether the content of ``path`` is this file."""
+        return path.stat().st_size == self.size and self._digest(path) == self.digest
+
+    def _digest(self, path: Path) -> str:
+        if len(self.digest) == 64:
+            total = hashlib.sha256()
+        else:
+            total = hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK):
+                total.update(chunk)
+        return total.hexdigest()
+
+
+@dataclass(slots=True)
+class _Meter:
+    """Bytes of the whole download, for the progress callback."""
+
+    report: Progress | None
+    total: int
+    before: int = 0  # of the files that are done
+
+    def show(self, file: str, done: int) -> None:
+        if self.report is not None:
+            self.report(file, self.before + done, self.total)
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a download folder holds all its files: by its manifest, or, put there by hand, by its looks."""
+    manifest = folder / MANIFEST
+    if manifest.is_file():
+        try:
+            files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+            return all((folder / name).stat().st_size == size for name, size in files.items())
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+            return False
+    if not folder.is_dir() or any(folder.glob("*.part")):
+        return False
+    # Without a manifest it may be a pull that stopped between two files; that left its own mark.
+    weights = any(folder.glob("*.safetensors")) and (folder / "config.json").is_file()
+    return (weights or any(folder.glob("*.gguf"))) and not (folder / STARTED).exists()
+
+
+def pull_repo(source: HubSource, folder: Path, progress: Progress | None = None) -> None:
+    """Download the model files of ``source`` into ``folder``. Raises ModelNotFoundError."""
+    revision, files = _choose(source, *_list_files(source.repo))
+    total = sum(file.size for file in files)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / STARTED).touch()
+        _require_space(folder, files)
+        meter = _Meter(progress, total)
+        for file in files:
+            _fetch(source.repo, revision, file, folder, meter)
+            meter.before += file.size
+            meter.show(file.name, 0)
+        if source.file is None:
+            content = {"repo": source.repo, "revision": revision, "files": {f.name: f.size for f in files}}
+            part = folder / f"{MANIFEST}.part"
+            part.write_text(json.dumps(content, indent=1), encoding="utf-8")
+            os.replace(part, folder / MANIFEST)
+            (folder / STARTED).unlink()
+    except OSError as error:
+        raise ModelNotFoundError(
+            f"cannot write the files of {source.repo} to {folder}: {error}",
+            "set MINICPM4_HOME to another folder",
+        ) from error
+
+
+def endpoint() -> str:
+    """Address of the hub: $HF_ENDPOINT, else the public one. Raises ModelNotFoundError."""
+    address = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+    if not address.startswith(("https://", "http://")):
+        raise ModelNotFoundError(f"HF_ENDPOINT = {address!r} is not an http or https address", "unset it")
+    return address
+
+
+def _list_files(repo: str) -> tuple[str, list[RemoteFile]]:
+    """Commit and top-level model files of ``repo``."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    address = endpoint()
+    try:
+        info = HfApi(endpoint=address).model_info(repo, files_metadata=True, timeout=TIMEOUT)
+    except HFValidationError as error:
+        raise ModelNotFoundError(f"{repo!r} is not a repository name: {error}") from error
+    except HfHubHTTPError as error:
+        raise _refused(repo, error.response.status_code) from error
+    except Exception as error:  # the HTTP library below differs between versions of huggingface_hub
+        raise _unreachable(repo, error) from error
+    files = []
+    for entry in info.siblings or ():
+        digest = entry.lfs.sha256 if entry.lfs else entry.blob_id
+        # Only plain names: nothing in a subfolder is needed, and no name may lead elsewhere.
+        plain = not set(entry.rfilename) & set("/\\:\0") and not entry.rfilename.startswith(".")
+        checked = entry.size is not None and digest and _DIGEST.fullmatch(digest)
+        if plain and checked and entry.rfilename.endswith(_SUFFIXES):
+            files.append(RemoteFile(name=entry.rfilename, size=entry.size, digest=digest))
+    if not info.sha or len(files) > _MAX_FILES:
+        raise ModelNotFoundError(f"{address} lists {len(files)} files of {repo} at commit {info.sha}")
+    return info.sha, files
+
+
+def _choose(source: HubSource, revision: str, files: list[RemoteFile]) -> tuple[str, list[RemoteFile]]:
+    """Which files to fetch: one .gguf if named or alone, else safetensors with what belongs to them."""
+    tensors = [f for f in files if f.name.endswith(".safetensors")]
+    ggufs = [f for f in files if f.name.endswith(".gguf")]
+    if source.file is not None:
+        chosen = [f for f in ggufs if f.name == source.file]
+        if not chosen:
+            raise ModelNotFoundError(
+                f"{source.repo} has no file {source.file}", _gguf_hint(source.repo, ggufs)
+            )
+        return revision, chosen
+    if tensors:
+        return revision, [f for f in files if f not in ggufs]
+    if len(ggufs) == 1:
+        return revision, files
+    if ggufs:
+        raise ModelNotFoundError(
+            f"{source.repo} has {len(ggufs)} .gguf files: one must be chosen", _gguf_hint(source.repo, ggufs)
+        )
+    raise ModelNotFoundError(
+        f"{source.repo} has neither .safetensors nor .gguf files", "pickled weights (.bin) are never loaded"
+    )
+
+
+def _gguf_hint(repo: str, ggufs: list[RemoteFile]) -> str:
+    names = ", ".join(f.name for f in ggufs[:20])
+    return f"run: minicpm4 pull {repo}/FILE, FILE being one of {names}" if ggufs else "it has no .gguf file"
+
+
+def _require_space(folder: Path, files: list[RemoteFile]) -> None:
+    have = sum(p.stat().st_size for p in folder.iterdir() if p.is_file())
+    needed, free = sum(f.size for f in files) - have, shutil.disk_usage(folder).free
+    if needed > free:
+        raise ModelNotFoundError(
+            f"the download needs {needed / 1e9:.1f} GB more, {folder} has {free / 1e9:.1f} GB free",
+            "set MINICPM4_HOME to a folder with more space",
+        )
+
+
+def _fetch(repo: str, revision: str, file: RemoteFile, folder: Path, meter: _Meter) -> None:
+    target = folder / file.name
+    if target.is_file() and file.matches(target):
+        return
+    part = folder / f"{file.name}.{file.digest[:12]}.part"
+    url = f"{endpoint()}/{repo}/resolve/{revision}/{quote(file.name)}"
+    failures, wait = 0, WAIT
+    while not part.is_file() or part.stat().st_size < file.size:
+        before = part.stat().st_size if part.is_file() else -1
+        problem = _append(url, repo, part, file, meter)
+        if problem is None:
+            continue
+        failures = 0 if part.is_file() and part.stat().st_size > max(before, 0) else failures + 1
+        if failures >= TRIES:
+            raise _unreachable(repo, problem)
+        time.sleep(wait if failures else 0)
+        wait = wait * 2 if failures else WAIT
+    if not file.matches(part):
+        part.unlink()
+        raise ModelNotFoundError(
+            f"{file.name} of {repo} arrived with another checksum than the hub lists", "pull it again"
+        )
+    os.replace(part, target)
+
+
+def _append(url: str, repo: str, part: Path, file: RemoteFile, meter: _Meter) -> Exception | None:
+    """Ask for the missing bytes and append them; return what cut the connection, if anything did."""
+    done = part.stat().st_size if part.is_file() else 0
+    request = urllib.request.Request(url, headers={"Accept-Encoding": "identity"})
+    for name, value in _headers().items():
+        # Unredirected: the token is for the hub, not for the storage it redirects to.
+        request.add_unredirected_header(name, value)
+    if done:
+        request.add_header("Range", f"bytes={done}-")
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+            resumed = done and answer.headers.get("Content-Range", "").startswith(f"bytes {done}-")
+            with part.open("ab" if resumed else "wb") as out:
+                done = _copy(answer, out, done if resumed else 0, file, meter)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == 416:
+            part.unlink(missing_ok=True)
+        elif error.code != 429 and error.code < 500:
+            raise _refused(f"{repo}/{file.name}", error.code) from error
+        return error
+    except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
+        return error
+    return None if done == file.size else ConnectionError(f"cut after {done} of {file.size} bytes")
+
+
+def _copy(answer: Any, out: Any, done: int, file: RemoteFile, meter: _Meter) -> int:
+    while chunk := answer.read(CHUNK):
+        done += len(chunk)
+        if done > file.size:
+            raise ModelNotFoundError(f"{file.name} is longer than the {file.size} bytes the hub lists")
+        out.write(chunk)
+        meter.show(file.name, done)
+    return done
+
+
+def _headers() -> dict[str, str]:
+    from huggingface_hub import get_token
+
+    token = get_token()
+    return {"User-Agent": "minicpm4"} | ({"Authorization": f"Bearer {token}"} if token else {})
+
+
+def _refused(what: str, status: int) -> ModelNotFoundError:
+    if status in (401, 403):
+        return ModelNotFoundError(
+            f"the hub refuses {what} (HTTP {status}): it does not exist, is private or gated",
+            "check the name; for a gated model accept its licence on the hub, then set HF_TOKEN",
+        )
+    remedy = "check the name" if status == 404 else "try again later"
+    return ModelNotFoundError(f"the hub answers HTTP {status} for {what}", remedy)
+
+
+def _unreachable(repo: str, error: Exception) -> ModelNotFoundError:
+    reason = str(error).split("\n")[0][:200] or type(error).__name__
+    return ModelNotFoundError(
+        f"cannot fetch {repo} from {endpoint()}: {reason}",
+        "check the network (HF_ENDPOINT names another hub), or bring the folder by hand and give its path",
+    )
