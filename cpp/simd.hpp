@@ -17,6 +17,7 @@
 #include "simd_scalar.hpp"
 #endif
 
+#if !defined(MC_HAS_HSUM)
 MC_INLINE float hsum(V a) {
     float lane[W];
     store(lane, a);
@@ -25,6 +26,7 @@ MC_INLINE float hsum(V a) {
     }
     return lane[0];
 }
+#endif
 
 // Largest lane; NaN lanes are passed over.
 MC_INLINE float hmax(V a) {

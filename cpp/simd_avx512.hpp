@@ -66,3 +66,13 @@ MC_INLINE void store_bf16(u16* p, V a) {
 MC_INLINE void storen_bf16(u16* p, V a, int n) { _mm256_mask_storeu_epi16(p, lanes(n), round_bf16(a)); }
 
 MC_INLINE float f16_to_f32(u16 h) { return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(h))); }
+
+#define MC_HAS_HSUM
+MC_INLINE float hsum256(__m256 a) {
+    __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    b = _mm_add_ps(b, _mm_movehl_ps(b, b));
+    return _mm_cvtss_f32(_mm_add_ss(b, _mm_movehdup_ps(b)));
+}
+MC_INLINE float hsum(V a) {
+    return hsum256(_mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1)));
+}

@@ -85,3 +85,6 @@ MC_INLINE void storen_bf16(u16* p, V a, int n) {
 }
 
 MC_INLINE float f16_to_f32(u16 h) { return vgetq_lane_f32(f16_bits(vdup_n_u16(h)).v, 0); }
+
+#define MC_HAS_HSUM
+MC_INLINE float hsum(V a) { return vaddvq_f32(a.v); }

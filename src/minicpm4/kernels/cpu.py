@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import threading
-from typing import Any
 
 import numpy as np
 
@@ -197,7 +196,7 @@ def _result(out: Array | None, shape: tuple[int, ...]) -> Array:
     return np.empty(shape, np.float32) if out is None else out
 
 
-def _weight(w: PackedTensor) -> tuple[Any, ...]:
+def _weight(w: PackedTensor) -> tuple[str, int, Array, Array | None, Array | None]:
     return w.spec.kind, w.spec.group_size, w.codes, w.scales, w.offsets
 
 

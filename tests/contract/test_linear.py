@@ -1,0 +1,167 @@
+"""Ops that read packed weights, against float64 products of the unpacked values."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+from numpy.typing import NDArray
+
+from minicpm4 import _cpu
+from minicpm4.formats.quant import PackedTensor, QuantSpec
+from minicpm4.kernels.contract import Linear
+from minicpm4.kernels.cpu import CpuOps
+from minicpm4.kernels.ref import RefOps
+from tests.contract.packed import FORMATS, format_id, random_weight
+
+# Every way through the kernels: 1, 2, 3-4, 5-8 rows at once; one panel, several, a second packing.
+ROWS = [1, 2, 3, 4, 7, 8, 9, 31, 32, 65, 530]
+
+
+def tolerance(x: NDArray, w: NDArray) -> NDArray[np.float64]:
+    """What float32 may lose: a few units in the last place of the sum of magnitudes."""
+    return 3e-6 * (np.abs(x).astype(np.float64) @ np.abs(w).T) + 1e-6
+
+
+@pytest.mark.parametrize("case", FORMATS, ids=format_id)
+def test_linear_equals_float64(ops: CpuOps, case: tuple[str, int, int, bool]) -> None:
+    rng = np.random.default_rng(1)
+    for n in ROWS:
+        out_features = int(rng.choice([1, 5, 24, 37, 129, 400]))
+        weight, values = random_weight(rng, out_features, case, np.float16 if n % 2 else np.float32)
+        x = rng.standard_normal((n, case[2]), np.float32)
+        bias = rng.standard_normal(out_features, np.float32) if n % 3 else None
+        y = ops.linear(x, Linear(weight=weight, bias=bias))
+        expected = x.astype(np.float64) @ values.T + (0 if bias is None else bias)
+        excess = np.abs(y - expected) - tolerance(x, values)
+        assert y.dtype == np.float32 and excess.max() <= 0, (n, out_features, excess.max())
+
+
+@pytest.mark.parametrize("case", FORMATS, ids=format_id)
+def test_linear_agrees_with_ref(ops: CpuOps, case: tuple[str, int, int, bool]) -> None:
+    rng = np.random.default_rng(2)
+    weight, values = random_weight(rng, 50, case)
+    for n in (1, 20):
+        x = rng.standard_normal((n, case[2]), np.float32)
+        expected = RefOps().linear(x, Linear(weight=weight))
+        assert (np.abs(ops.linear(x, Linear(weight=weight)) - expected) <= 2 * tolerance(x, values)).all()
+
+
+@pytest.mark.parametrize("n", [1, 3, 8, 9, 70])
+def test_add_linear_adds_a_scaled_branch(ops: CpuOps, n: int) -> None:
+    rng = np.random.default_rng(3)
+    weight, values = random_weight(rng, 30, ("int4", 32, 64, True))
+    x, a = rng.standard_normal((n, 30), np.float32), rng.standard_normal((n, 64), np.float32)
+    bias = rng.standard_normal(30, np.float32)
+    expected = x + 0.25 * (a.astype(np.float64) @ values.T + bias)
+    y = ops.add_linear(x.copy(), a, Linear(weight=weight, bias=bias), 0.25)
+    assert (np.abs(y - expected) <= tolerance(a, values)).all()
+
+
+@pytest.mark.parametrize("case", FORMATS, ids=format_id)
+def test_embed_gathers_scaled_rows(ops: CpuOps, case: tuple[str, int, int, bool]) -> None:
+    rng = np.random.default_rng(4)
+    table, values = random_weight(rng, 17, case)
+    ids = np.array([0, 16, 3, 3, 9], np.int32)
+    assert_allclose(ops.embed(table, ids, 1.0), values[ids], rtol=1e-6, atol=1e-5)
+    assert_allclose(ops.embed(table, ids, 12.0), 12 * values[ids], rtol=1e-6, atol=1e-4)
+    assert_allclose(ops.embed(table, ids, 12.0), RefOps().embed(table, ids, 12.0), rtol=1e-6, atol=1e-4)
+
+
+@pytest.mark.parametrize("n", [1, 6, 40])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_bad_row_spoils_only_itself(ops: CpuOps, n: int, bad: float) -> None:
+    rng = np.random.default_rng(5)
+    for case in (("bf16", 0, 100, False), ("int4", 32, 64, True), ("ternary", 64, 64, False)):
+        weight, values = random_weight(rng, 50, case)
+        x = rng.standard_normal((n, case[2]), np.float32)
+        x[n // 2, 7] = bad
+        with np.errstate(invalid="ignore"):
+            y = ops.linear(x, Linear(weight=weight))
+        good = np.arange(n) != n // 2
+        assert not np.isfinite(y[n // 2]).any()
+        assert (np.abs(y[good] - x[good] @ values.T) <= tolerance(x[good], values)).all()
+
+
+def test_a_bad_weight_spoils_only_its_feature(ops: CpuOps) -> None:
+    rng = np.random.default_rng(6)
+    weight, values = random_weight(rng, 50, ("f32", 0, 40, False))
+    weight.codes[13, 39] = np.nan
+    for n in (1, 5, 50):
+        x = rng.standard_normal((n, 40), np.float32)
+        y = ops.linear(x, Linear(weight=weight))
+        good = np.arange(50) != 13
+        assert np.isnan(y[:, 13]).all()
+        assert (np.abs(y - x @ values.T) <= tolerance(x, values))[:, good].all()
+
+
+def test_special_halves_are_read_exactly(ops: CpuOps) -> None:
+    bits = np.array([[0x0001, 0x03FF, 0x0400, 0x7BFF, 0xFBFF, 0x8000, 0x7C00, 0xFC00, 0x7E00]], np.uint16)
+    shape = bits.shape
+    f16 = PackedTensor(spec=QuantSpec(kind="f16"), shape=shape, codes=bits.view(np.float16))
+    row = ops.embed(f16, np.zeros(1, np.int32), 1.0)
+    np.testing.assert_array_equal(row, bits.view(np.float16).astype(np.float32))
+
+
+def test_wide_results_write_into_the_buffer_given(ops: CpuOps) -> None:
+    rng = np.random.default_rng(7)
+    weight, values = random_weight(rng, 12, ("int8", 16, 32, False))
+    buffer = np.full((5, 12), np.nan, np.float32)
+    x = rng.standard_normal((3, 32), np.float32)
+    assert ops.linear(x, Linear(weight=weight), buffer[:3]).base is buffer
+    assert (np.abs(buffer[:3] - x @ values.T) <= tolerance(x, values)).all() and np.isnan(buffer[3:]).all()
+
+
+@pytest.mark.parametrize("m", [1, 2, 3, 5, 8, 13, 24, 61])
+def test_matmul_of_ragged_sizes(ops: CpuOps, m: int) -> None:
+    rng = np.random.default_rng(m)
+    for n in (1, 3, 15, 16, 17, 33, 64, 100):
+        for k in (1, 2, 64, 257):
+            a, b = rng.standard_normal((m, k), np.float32), rng.standard_normal((k, n), np.float32)
+            c = np.full((m, n), np.nan, np.float32)
+            ops._ctx.matmul(a, b, c)
+            assert (np.abs(c - a.astype(np.float64) @ b) <= tolerance(a, b.T)).all(), (n, k)
+
+
+def test_empty_inputs(ops: CpuOps) -> None:
+    weight, _ = random_weight(np.random.default_rng(8), 12, ("int4", 32, 64, False))
+    assert ops.linear(np.empty((0, 64), np.float32), Linear(weight=weight)).shape == (0, 12)
+    assert ops.embed(weight, np.empty(0, np.int32), 1.0).shape == (0, 64)
+
+
+CODES = np.zeros((4, 32), np.uint8)
+SCALES = np.ones((4, 2), np.float16)
+X = np.ones((2, 64), np.float32)
+OUT = np.empty((2, 4), np.float32)
+BAD_CALLS = {
+    "unknown": ((X, "int5", 32, CODES, SCALES, None, None, OUT), "'int5' is unknown"),
+    "codes": ((X, "int4", 32, CODES[:, :16].copy(), SCALES, None, None, OUT), r"\(4, 16\), expected"),
+    "dtype": ((X, "int4", 32, CODES.view(np.int8), SCALES, None, None, OUT), "wrong dtype"),
+    "group": ((X, "int4", 48, CODES, SCALES, None, None, OUT), "group size 48"),
+    "no group": ((X, "int4", 0, CODES, SCALES, None, None, OUT), "group size 0"),
+    "no scales": ((X, "int4", 32, CODES, None, None, None, OUT), "needs scales"),
+    "scales": ((X, "int4", 32, CODES, SCALES[:3], None, None, OUT), "weight scales has shape"),
+    "offsets": ((X, "int4", 32, CODES, SCALES, SCALES[:, :1], None, OUT), "weight offsets has shape"),
+    "bias": ((X, "int4", 32, CODES, SCALES, None, np.ones(5, np.float32), OUT), "bias has shape"),
+    "x": ((X[:, :50].copy(), "int4", 32, CODES, SCALES, None, None, OUT), "50 columns do not fit"),
+    "strided": (
+        (np.ones((2, 128), np.float32)[:, ::2], "int4", 32, CODES, SCALES, None, None, OUT),
+        "C-cont",
+    ),
+    "out": ((X, "int4", 32, CODES, SCALES, None, None, OUT[:1]), "out has shape"),
+    "out type": ((X, "int4", 32, CODES, SCALES, None, None, OUT.astype(float)), "out has the wrong dtype"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CALLS)
+def test_wrong_arguments_are_refused(name: str) -> None:
+    arguments, message = BAD_CALLS[name]
+    with pytest.raises(ValueError, match=message):
+        _cpu.Context(1, "scalar").linear(*arguments)
+
+
+@pytest.mark.parametrize("bad", [-1, 4, 2**31 - 1])
+def test_ids_out_of_range_are_refused(bad: int) -> None:
+    ids, out = np.array([0, bad], np.int32), np.empty((2, 64), np.float32)
+    with pytest.raises(ValueError, match=f"ids holds {bad}, outside 0 to 3"):
+        _cpu.Context(1, "scalar").embed(ids, "int4", 32, CODES, SCALES, None, 1.0, out)

@@ -1,0 +1,170 @@
+"""Which op table is chosen, what is refused, and that a table outlives threads and forks."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minicpm4.errors import ConfigError, UnsupportedError
+from minicpm4.kernels import registry, threads
+from minicpm4.kernels.cpu import CpuOps, cpu_features, isa_levels
+from minicpm4.kernels.ref import RefOps
+from minicpm4.kernels.registry import explain, resolve
+
+
+def test_auto_takes_the_extension_at_its_highest_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MINICPM4_ISA", raising=False)
+    ops = resolve("auto", threads=2)
+    assert isinstance(ops, CpuOps) and ops.isa == isa_levels()[-1] and ops.threads == 2
+    assert ops.description == f"cpu: {ops.isa}, 2 threads"
+    assert resolve("cpu", threads=2) is ops
+    assert isinstance(resolve("ref"), RefOps)
+
+
+@pytest.mark.parametrize("level", isa_levels())
+def test_environment_forces_a_level(monkeypatch: pytest.MonkeyPatch, level: str) -> None:
+    monkeypatch.setenv("MINICPM4_ISA", level)
+    ops = resolve(threads=1)
+    assert isinstance(ops, CpuOps) and ops.isa == level
+    assert ops.description == f"cpu: {level}, 1 thread"
+    assert f"cpu: {level} kernels (forced by MINICPM4_ISA" in explain()[0]
+
+
+@pytest.mark.parametrize("level", ["avx1024", "sse9", "SCALAR"])
+def test_a_level_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, level: str) -> None:
+    levels = ", ".join(isa_levels())
+    monkeypatch.setenv("MINICPM4_ISA", level)
+    with pytest.raises(UnsupportedError, match=rf"'{level}' \(forced by MINICPM4_ISA\).*use one of {levels}"):
+        resolve()
+    with pytest.raises(UnsupportedError, match=rf"'{level}' \(asked for\).*use one of {levels}"):
+        resolve(isa=level)
+    assert level in explain()[0]
+
+
+def test_unknown_names_and_numbers_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"backend 'cup' is unknown.*did you mean 'cpu'"):
+        resolve("cup")
+    with pytest.raises(UnsupportedError, match="'gpu' is not part of this version"):
+        resolve("gpu")
+    for bad in (0, -1, 5000, 2.0, True):
+        with pytest.raises(ConfigError, match="threads = "):
+            resolve(threads=bad)  # type: ignore[arg-type]
+
+
+def test_without_the_extension_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "cpu", None)
+    monkeypatch.setattr(registry, "_missing", ImportError("no _cpu"))
+    with pytest.raises(UnsupportedError, match=r"missing \(no _cpu\).*C\+\+ compiler.*backend=\"ref\""):
+        resolve()
+    assert isinstance(resolve("ref"), RefOps)
+    assert "extension missing" in explain()[0]
+
+
+def test_explain_tells_threads_and_features() -> None:
+    lines = "\n".join(explain())
+    assert f"threads: {threads.default_threads()} (" in lines
+    assert "ref: NumPy" in lines
+    assert all(name in lines for name, present in cpu_features().items() if present)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/cpuinfo")
+def test_features_agree_with_the_kernel() -> None:
+    text = Path("/proc/cpuinfo").read_text().replace("asimddp", "dotprod").split()
+    for name in (
+        "avx2",
+        "fma",
+        "f16c",
+        "avx512f",
+        "avx512_vnni",
+        "avx512_bf16",
+        "amx_int8",
+        "i8mm",
+        "dotprod",
+    ):
+        assert cpu_features()[name] == (name in text), name
+
+
+def test_quota_of_nested_groups(tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.write_text("0::/outer/inner\n")
+    assert threads.cpu_quota(tmp_path, own) is None
+    (tmp_path / "outer" / "inner").mkdir(parents=True)
+    (tmp_path / "outer" / "inner" / "cpu.max").write_text("max 100000\n")
+    (tmp_path / "outer" / "cpu.max").write_text("150000 100000\n")
+    assert threads.cpu_quota(tmp_path, own) == 1.5
+    (tmp_path / "outer" / "cpu.max").write_text("garbage")
+    assert threads.cpu_quota(tmp_path, own) is None
+
+
+def test_quota_of_version_1(tmp_path: Path) -> None:
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("50000")
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000")
+    assert threads.cpu_quota(tmp_path, tmp_path / "none") == 0.5
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1")
+    assert threads.cpu_quota(tmp_path, tmp_path / "none") is None
+
+
+def test_hyperthreads_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "_usable_cpus", lambda: {0, 1, 2, 3})
+    assert threads.physical_cores(tmp_path) == 4  # nothing known about them
+    for cpu, siblings in enumerate(["0,2", "1,3", "0,2", "1,3"]):
+        folder = tmp_path / f"cpu{cpu}" / "topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text(siblings + "\n")
+    assert threads.physical_cores(tmp_path) == 2
+
+
+def test_quota_limits_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "physical_cores", lambda: 8)
+    for quota, expected in ((None, 8), (2.5, 3), (0.1, 1), (64.0, 8)):
+        monkeypatch.setattr(threads, "cpu_quota", lambda quota=quota: quota)
+        assert threads.default_threads() == expected
+
+
+def _norms(ops: CpuOps, seed: int, repeats: int) -> bool:
+    x = np.random.default_rng(seed).standard_normal((300, 256), np.float32)
+    expected = RefOps().rms_norm(x, np.ones(256, np.float32), 1e-6)
+    return all(
+        np.allclose(ops.rms_norm(x, np.ones(256, np.float32), 1e-6), expected, atol=1e-5)
+        for _ in range(repeats)
+    )
+
+
+def test_many_short_loops_from_several_python_threads() -> None:
+    ops, passed = CpuOps(4), []
+    callers = [
+        threading.Thread(target=lambda seed=seed: passed.append(_norms(ops, seed, 300))) for seed in range(3)
+    ]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert passed == [True] * 3
+
+
+def test_tables_can_be_made_and_dropped() -> None:
+    for seed in range(30):
+        assert _norms(CpuOps(3), seed, 1)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_computes_and_exits() -> None:
+    ops = CpuOps(3)
+    assert _norms(ops, 0, 3)
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            status = 0 if _norms(ops, 1, 3) else 2
+            del ops
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert _norms(ops, 2, 3)
