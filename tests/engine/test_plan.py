@@ -1,0 +1,181 @@
+"""The memory plan: its sum, the context it chooses, and what it says when nothing fits."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minicpm4.config import ModelConfig, SparseConfig
+from minicpm4.engine import memory
+from minicpm4.engine.plan import Demand, check_score, human, make_plan
+from minicpm4.errors import MemoryPlanError
+from minicpm4.model.cache import KVPool
+
+GB = 10**9
+
+
+def config(**changes: Any) -> ModelConfig:
+    values: dict[str, Any] = {
+        "model_type": "llama",
+        "vocab_size": 1000,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-5,
+    }
+    return ModelConfig(**(values | changes))
+
+
+def demand(**changes: Any) -> Demand:
+    values: dict[str, Any] = {
+        "config": config(),
+        "sparse": None,
+        "kv": "bf16",
+        "page_size": 64,
+        "weights": 1_000_000,
+        "context": None,
+        "max_batch": 8,
+        "max_rows": 512,
+        "process": 50_000_000,
+        "available": GB,
+    }
+    return Demand(**(values | changes))
+
+
+def test_total_is_the_sum_of_the_rows() -> None:
+    plan = make_plan(demand())
+    assert plan.total == sum(size for _, size in plan.rows()) == plan.needed + 50_000_000
+
+
+def test_cache_is_what_the_pool_takes() -> None:
+    sparse = SparseConfig(lse_approx=True)
+    plan = make_plan(demand(sparse=sparse, context=300))
+    pool = KVPool(config(), num_pages=plan.num_pages, page_size=64, kv="bf16", sparse=sparse)
+    assert plan.kv == pool.nbytes
+
+
+def test_pool_holds_a_whole_context_and_some_for_the_others() -> None:
+    plan = make_plan(demand())
+    assert plan.context == 8192 and plan.num_pages == 128 + 7 * 16
+    assert make_plan(demand(max_batch=1)).num_pages == 128
+
+
+def test_short_contexts_are_planned_for_every_sequence() -> None:
+    assert make_plan(demand(context=100)).num_pages == 8 * 2
+
+
+def test_pages_beyond_the_context_shrink_first() -> None:
+    full = make_plan(demand(context=8192, available=None))
+    tight = make_plan(demand(context=8192, available=full.needed - 20 * demand().page))
+    assert tight.context == 8192 and tight.num_pages == full.num_pages - 20
+
+
+def test_without_a_wish_the_context_is_what_fits() -> None:
+    room = 4_500_000
+    plan = make_plan(demand(available=room))
+    assert 256 <= plan.context < 8192 and plan.context % 64 == 0 and plan.needed <= room
+    larger = demand(available=room).plan(plan.context + 64, 0)
+    assert larger.needed > room * 0.95
+
+
+def test_a_wish_that_does_not_fit_is_refused_with_figures() -> None:
+    with pytest.raises(MemoryPlanError) as caught:
+        make_plan(demand(context=8192, available=4_500_000, kv="float32"))
+    text = str(caught.value)
+    assert "a context of 8,192 tokens needs" in text and "weights 1.00 MB" in text
+    assert "4.50 MB are available" in text and "kv='bf16' halves the cache" in text
+    assert "a context of at most" in text and "weights='int4'" in text
+
+
+def test_the_context_it_names_does_fit() -> None:
+    with pytest.raises(MemoryPlanError) as caught:
+        make_plan(demand(context=8192, available=4_500_000))
+    named = int(str(caught.value).split("at most ")[1].split()[0].replace(",", ""))
+    assert make_plan(demand(context=named, available=4_500_000)).context == named
+
+
+def test_weights_alone_too_large_are_refused() -> None:
+    with pytest.raises(MemoryPlanError, match=r"weights 5\.00 GB.*1\.00 GB are available"):
+        make_plan(demand(weights=5 * GB))
+
+
+def test_unknown_memory_refuses_nothing() -> None:
+    assert make_plan(demand(weights=10**15, available=None)).available is None
+
+
+def test_the_table_names_every_part() -> None:
+    text = str(make_plan(demand()))
+    for part in ("weights", "cache of 15,360 tokens (240 pages of 64)", "logits", "total", "available"):
+        assert part in text
+
+
+def test_logits_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(MemoryPlanError, match=r"logits of 1,000 tokens take 200 MB, 100 MB are available"):
+        check_score(1000, 50_000, 100_000_000)
+    check_score(1000, 50_000, None)
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1500, "2 kB"),
+        (1_230_000, "1.23 MB"),
+        (999_600_000, "1.00 GB"),
+        (5 * GB, "5.00 GB"),
+    ],
+)
+def test_sizes_for_people(size: int, text: str) -> None:
+    assert human(size) == text
+
+
+@pytest.fixture
+def fake_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(memory, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(memory, "CGROUPS", tmp_path / "cgroup")
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 100 kB\nMemAvailable: 8000000 kB\n")
+    (tmp_path / "proc/self/cgroup").write_text("0::/user/job\n")
+    (tmp_path / "cgroup/user/job").mkdir(parents=True)
+    return tmp_path
+
+
+def test_available_memory_without_limits(fake_system: Path) -> None:
+    assert memory.available_memory() == 8_000_000 * 1024
+
+
+def test_a_group_above_limits_and_its_file_cache_is_available(fake_system: Path) -> None:
+    group = fake_system / "cgroup/user"
+    (group / "memory.max").write_text("1000000\n")
+    (group / "memory.current").write_text("700000\n")
+    (group / "memory.stat").write_text("anon 5\ninactive_file 50000\n")
+    (group / "job/memory.max").write_text("max\n")
+    (group / "job/memory.current").write_text("700000\n")
+    assert memory.available_memory() == 350_000
+
+
+def test_version_1_groups(fake_system: Path) -> None:
+    (fake_system / "proc/self/cgroup").write_text("5:cpu:/x\n4:memory:/docker/1\n")
+    group = fake_system / "cgroup/memory/docker/1"
+    group.mkdir(parents=True)
+    (group / "memory.limit_in_bytes").write_text("900")
+    (group / "memory.usage_in_bytes").write_text("1000")
+    assert memory.available_memory() == 0
+
+
+def test_this_machine_tells() -> None:
+    available = memory.available_memory()
+    assert available is not None and available > 0 and memory.resident_memory() > 1 << 20
+
+
+def test_plan_is_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        make_plan(demand()).context = 1  # type: ignore[misc]
