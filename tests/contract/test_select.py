@@ -1,0 +1,154 @@
+"""select: InfLLM v2 steps 1 to 3 against a brute-force float64 truth."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from minicpm4.kernels.contract import OpTable, Selection
+from minicpm4.kernels.ref import RefOps
+from tests.contract.paged import (
+    RELEASED,
+    SMALL,
+    Paged,
+    block_scores_truth,
+    check_choice,
+    chunks,
+    config,
+    rounded,
+    unrotated,
+)
+
+CASES: list[tuple[dict[str, Any], tuple[int, int], int]] = [
+    ({**SMALL}, (2, 2), 16),
+    ({**SMALL, "lse_approx": True}, (6, 2), 16),
+    ({**SMALL, "use_nope": True}, (3, 1), 16),
+    ({**SMALL, "use_nope": True, "lse_approx": True, "init_blocks": 0}, (10, 2), 64),
+    ({**SMALL, "kernel_size": 40, "topk": 4}, (7, 1), 80),
+    ({**SMALL, "kernel_size": 4, "init_blocks": 2}, (32, 1), 16),
+    ({**RELEASED}, (16, 1), 64),
+    ({**RELEASED, "lse_approx": True}, (32, 2), 64),
+    ({**RELEASED, "block_size": 128, "topk": 2, "window_size": 256, "lse_approx": True}, (5, 1), 128),
+    ({**RELEASED, "block_size": 32, "lse_approx": True}, (4, 4), 128),
+    ({**SMALL, "topk": 1}, (2, 1), 16),  # nothing but fixed blocks
+]
+
+
+@pytest.mark.parametrize(("case", "heads", "d"), CASES)
+def test_choice_follows_the_paper(ops: OpTable, case: dict[str, Any], heads: tuple[int, int], d: int) -> None:
+    c = config(case)
+    world = Paged(11, c, [12 * c.block_size + 5, 3, 4 * c.block_size], heads, d)
+    layer = world.filled(ops)
+    selection = ops.select(world.rows(world.q), layer, world.step())
+    check_rows(world, selection, "float32", every=7)
+
+
+@pytest.mark.parametrize(("case", "heads", "d"), CASES)
+def test_numpy_follows_the_paper(case: dict[str, Any], heads: tuple[int, int], d: int) -> None:
+    c = config(case)
+    world = Paged(10, c, [8 * c.block_size + 5, 3, 4 * c.block_size], heads, d)
+    selection = RefOps().select(world.rows(world.q), world.filled(RefOps()), world.step())
+    check_rows(world, selection, "float32", every=17)
+
+
+def check_rows(world: Paged, selection: Selection, kv: str, every: int) -> None:
+    """Check every so many rows of the whole step, and the last of each sequence."""
+    c, group, row = world.sparse, world.hq // world.hkv, 0
+    for q, k, n in zip(world.q, world.k, world.lengths, strict=True):
+        keys: Any = rounded(k, kv)
+        queries: Any = q
+        if c.use_nope:
+            keys = unrotated(keys, world.cos[:n], world.sin[:n])
+            queries = unrotated(q, world.cos[:n], world.sin[:n])
+        for p in range(n):
+            if p % every and p != n - 1:
+                continue
+            for h in range(world.hkv):
+                scores = block_scores_truth(queries[p, h * group : (h + 1) * group], keys[:, h], p, c)
+                count = int(selection.counts[row + p, h])
+                assert count == c.num_selected(p)
+                chosen = selection.blocks[row + p, h]
+                assert (chosen[count:] == -1).all()
+                check_choice(chosen[:count], scores, p, c, 1e-5)
+        row += n
+
+
+@pytest.mark.parametrize("group", range(1, 17))
+def test_every_group_size(ops: OpTable, group: int) -> None:
+    world = Paged(group, config(SMALL, lse_approx=group % 2 == 0), [130, 90], (2 * group, 2), 16)
+    layer = world.filled(ops, "bf16")
+    check_rows(world, ops.select(world.rows(world.q), layer, world.step()), "bf16", every=5)
+
+
+@pytest.mark.parametrize("lse_approx", [False, True])
+def test_chunks_choose_the_same(ops: OpTable, lse_approx: bool) -> None:
+    world = Paged(12, config(SMALL, lse_approx=lse_approx), [333, 200], (6, 2), 16)
+    layer = world.filled(ops)
+    whole = ops.select(world.rows(world.q), layer, world.step())
+    for size in (1, 5, 64):
+        for first, (a, b) in zip((0, 333), ((0, 333), (0, 200)), strict=True):
+            for lo, hi in chunks(b - a, size)[-20:]:
+                ranges = [(lo, hi), (0, 0)] if first == 0 else [(0, 0), (lo, hi)]
+                part = ops.select(world.rows(world.q, ranges), layer, world.step(ranges))
+                np.testing.assert_array_equal(part.blocks, whole.blocks[first + lo : first + hi])
+                np.testing.assert_array_equal(part.counts, whole.counts[first + lo : first + hi])
+
+
+def test_ties_go_to_the_lower_block(ops: OpTable) -> None:
+    c = config(SMALL, topk=4)
+    world = Paged(13, c, [16 * 20], (4, 2), 16)
+    world.k[0][:] = world.k[0][:1]
+    selection = ops.select(world.rows(world.q), world.filled(ops), world.step())
+    assert selection.blocks[-1, 0].tolist() == [0, 1, 2, 3, 18, 19]
+
+
+def test_dense_rows_are_marked(ops: OpTable) -> None:
+    world = Paged(14, config(SMALL, dense_len=100), [160], (2, 1), 16)
+    selection = ops.select(world.rows(world.q), world.filled(ops), world.step())
+    assert (selection.counts[:99] == -1).all() and (selection.blocks[:99] == -1).all()
+    assert (selection.counts[99:] > 0).all()
+
+
+def test_what_is_behind_a_row_does_not_matter(ops: OpTable) -> None:
+    world = Paged(15, config(SMALL, lse_approx=True), [200], (4, 2), 16)
+    full, cut = world.filled(ops), world.layer()
+    world.append(ops, cut, [(0, 150)])
+    rows = [(120, 150)]
+    first = ops.select(world.rows(world.q, rows), full, world.step(rows))
+    second = ops.select(world.rows(world.q, rows), cut, world.step(rows))
+    np.testing.assert_array_equal(first.blocks, second.blocks)
+
+
+def test_long_context_recomputes_scores(ops: OpTable) -> None:
+    """32 heads over 16384 kernels: more scores than a tile may keep."""
+    c = config(SMALL, kernel_size=2, kernel_stride=1, window_size=16, topk=5)
+    world = Paged(16, c, [16 * 1024], (32, 1), 2)
+    layer = world.filled(ops)
+    rows = [(16 * 1024 - 5, 16 * 1024)]
+    together = ops.select(world.rows(world.q, rows), layer, world.step(rows))
+    alone = [
+        ops.select(world.rows(world.q, [(p, p + 1)]), layer, world.step([(p, p + 1)])).blocks[0]
+        for p in range(*rows[0])
+    ]
+    np.testing.assert_array_equal(together.blocks, np.stack(alone))
+
+
+def test_not_finite_scores_still_choose_real_blocks(ops: OpTable) -> None:
+    world = Paged(17, config(SMALL), [16 * 12], (2, 1), 16)
+    world.k[0][40:60] = np.nan
+    world.q[0][-1] = np.inf
+    with np.errstate(invalid="ignore", over="ignore"):
+        selection = ops.select(world.rows(world.q), world.filled(ops), world.step())
+    chosen = selection.blocks[-1, 0, : selection.counts[-1, 0]]
+    assert len(set(chosen.tolist())) == world.sparse.budget and chosen.max() == 11
+
+
+def test_budget_that_covers_everything_chooses_everything(ops: OpTable) -> None:
+    world = Paged(18, config(SMALL, topk=20), [16 * 9 + 2], (2, 2), 16)
+    layer = replace(world.layer(), kernels=np.full_like(world.layer().kernels, np.nan))
+    selection = ops.select(world.rows(world.q), layer, world.step())
+    assert selection.blocks[-1, 0, :10].tolist() == list(range(10))
+    assert selection.counts[-1].tolist() == [10, 10]
