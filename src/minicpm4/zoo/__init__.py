@@ -6,6 +6,7 @@ A name is a path, a name that this package knows, or a hub repository (``org/nam
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import re
 from pathlib import Path
@@ -45,7 +46,8 @@ def resolve(name: str, *, offline: bool = True) -> Path:
         return pull(name)
     partial = " completely" if _target(name, source).exists() else ""
     raise ModelNotFoundError(
-        f"model {name!r} ({source}) is not on this machine{partial}", f"run: minicpm4 pull {name}"
+        f"model {name!r} ({source}) is not on this machine{partial}",
+        f"{_near(name)}run: minicpm4 pull {name}",
     )
 
 
@@ -136,8 +138,18 @@ def _inside_package(source: PackageSource) -> list[Path]:
     return [Path(p) / source.file for p in (spec.submodule_search_locations or ())] if spec else []
 
 
+def _near(name: str) -> str:
+    """``did you mean …? `` for a repository name that is nearly a known one, else nothing."""
+    repos = [source.repo for source in KNOWN.values() if isinstance(source, HubSource)]
+    near = difflib.get_close_matches(name, repos, n=1, cutoff=0.85)
+    return f"did you mean {near[0]!r}? else " if near and near[0] != name and name not in KNOWN else ""
+
+
 def _unknown(name: str) -> ModelNotFoundError:
     return ModelNotFoundError(
         f"{name!r} is neither a file or folder, nor a known model, nor a hub repository (org/name)",
-        suggest(name.lower()[:100], list(KNOWN)),
+        suggest(
+            next((k for k in KNOWN if len(name) > 3 and name.lower() in k), name.lower()[:100]), list(KNOWN)
+        )
+        + "; minicpm4 pull NAME downloads one",
     )

@@ -145,8 +145,9 @@ def _list_files(repo: str) -> tuple[str, list[RemoteFile]]:
         digest = entry.lfs.sha256 if entry.lfs else entry.blob_id
         # Only plain names: nothing in a subfolder is needed, and no name may lead elsewhere.
         plain = not set(entry.rfilename) & set("/\\:\0") and not entry.rfilename.startswith(".")
-        checked = entry.size is not None and digest and _DIGEST.fullmatch(digest)
-        if plain and checked and entry.rfilename.endswith(_SUFFIXES):
+        if entry.size is None or not digest or not _DIGEST.fullmatch(digest):
+            continue
+        if plain and entry.rfilename.endswith(_SUFFIXES):
             files.append(RemoteFile(name=entry.rfilename, size=entry.size, digest=digest))
     if not info.sha or len(files) > _MAX_FILES:
         raise ModelNotFoundError(f"{address} lists {len(files)} files of {repo} at commit {info.sha}")
