@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -188,6 +190,10 @@ def _numbers(metadata: Mapping[str, Any], name: str, count: int, kind: type) -> 
         numbers = [kind(value) for value in values]
     except (TypeError, ValueError):
         raise TextError(f"GGUF tokenizer.ggml.{name} is not a list of numbers") from None
+    if kind is float and not all(map(math.isfinite, numbers)):
+        raise TextError(
+            f"GGUF tokenizer.ggml.{name} holds a number that is not finite", "fetch the file again"
+        )
     if len(numbers) != count:
         raise TextError(
             f"GGUF tokenizer.ggml.{name} has {len(numbers)} entries for {count} tokens",
@@ -204,6 +210,10 @@ def _token_id(metadata: Mapping[str, Any], name: str, count: int, default: int |
     value = metadata.get(f"tokenizer.ggml.{name}_token_id")
     if value is None:
         return default if default is not None and default < count else None
-    if not 0 <= int(value) < count:
-        raise TextError(f"GGUF tokenizer.ggml.{name}_token_id = {value} is outside the {count} tokens")
-    return int(value)
+    try:
+        token_id = int(operator.index(value))
+    except TypeError:
+        token_id = -1
+    if not 0 <= token_id < count:
+        raise TextError(f"GGUF tokenizer.ggml.{name}_token_id = {value!r} is outside the {count} tokens")
+    return token_id

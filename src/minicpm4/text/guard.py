@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
@@ -38,6 +39,7 @@ class ControlGuard:
         self._spelling = alternatives(names)
         state = json.loads(backend.to_str())
         state["added_tokens"], state["post_processor"] = [], None
+        _respell_model(state["model"], self.aliases)
         copy = Backend.from_str(json.dumps(state, ensure_ascii=False))
         originals = sorted(backend.get_added_tokens_decoder().items())
         copy.add_tokens([self._respell(token) for _, token in originals])
@@ -66,3 +68,19 @@ class ControlGuard:
         """Token ids of ``text``: only aliases become control tokens."""
         ids = self._backend.encode(text, add_special_tokens=False).ids
         return [self._original_id.get(i, i) for i in ids]
+
+
+def _respell_model(model: dict[str, Any], aliases: Mapping[str, str]) -> None:
+    """Keep the model itself from making a control token out of its letters."""
+    if model["type"] == "Unigram":
+        model["vocab"] = [[aliases.get(piece, piece), score] for piece, score in model["vocab"]]
+        return
+    if model["type"] != "BPE":
+        return
+    pairs = [m if isinstance(m, list) else m.split(" ", 1) for m in model["merges"]]
+    model["merges"] = [
+        pair for pair in pairs if not ("".join(pair) in aliases or pair[0] in aliases or pair[1] in aliases)
+    ]
+    unknown = model.get("unk_token")
+    model["unk_token"] = aliases.get(unknown, unknown)
+    model["vocab"] = {aliases.get(piece, piece): i for piece, i in model["vocab"].items()}

@@ -64,7 +64,7 @@ def _from_json(folder: Path, settings: Mapping[str, Any]) -> Tokenizer:
 def _read_backend(file: Path) -> Backend:
     data = read_bytes(file, MAX_FILE_BYTES)
     try:
-        return Backend.from_buffer(data)
+        backend = Backend.from_buffer(data)
     except BaseException as error:
         # A panic inside the Rust library reaches Python as a BaseException of its own.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
@@ -72,6 +72,10 @@ def _read_backend(file: Path) -> Backend:
         raise TextError(
             f"{file} is not a tokenizer file: {error}", "fetch the file again: it may be damaged"
         ) from error
+    # Settings of training runs that some files keep: here they would cut or pad every prompt.
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
 
 
 def _post_processed(backend: Backend) -> tuple[list[int], list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -61,7 +62,8 @@ def build_sentencepiece(
         [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *tail]
     )
     control, user_defined = _own_added_tokens(model)
-    backend.add_tokens([extra.get(i) or token for i, token in (control | user_defined).items()])
+    own = {i: extra[i] if i in extra and extra[i].special else token for i, token in control.items()}
+    backend.add_tokens([*own.values(), *user_defined.values()])
     backend.add_tokens([token for i, token in sorted(extra.items()) if i >= len(model.pieces)])
     prefix_after = {t.content for t in (control | extra).values()}
     if prefix_after_user_defined:
@@ -75,15 +77,13 @@ def build_sentencepiece(
         suffix_ids=special.suffix_ids,
         dummy_prefix=model.add_dummy_prefix,
         trim=model.remove_extra_whitespaces,
+        escape=not model.charsmap and not model.remove_extra_whitespaces,
         prefix_after=prefix_after,
     )
 
 
 def _vocabulary(model: SentencePieceModel, extra: Mapping[int, AddedToken]) -> list[str]:
     vocab = list(model.pieces)
-    if len(set(vocab)) != len(vocab):
-        twice = next(p for i, p in enumerate(vocab) if p in vocab[:i])
-        raise TextError(f"the vocabulary holds the piece {twice!r} twice", "the file may be damaged")
     for token_id, token in sorted(extra.items()):
         if token_id < len(model.pieces):
             if vocab[token_id] != token.content:
@@ -97,6 +97,9 @@ def _vocabulary(model: SentencePieceModel, extra: Mapping[int, AddedToken]) -> l
             raise TextError(f"added token {token.content!r} has id {token_id}, far past the vocabulary")
         # Ids must be consecutive: a hole gets a name that no text can spell.
         vocab += [f"\ue0f2unused {i}\ue0f2" for i in range(len(vocab), token_id)] + [token.content]
+    if len(set(vocab)) != len(vocab):
+        twice = next(piece for piece, count in Counter(vocab).items() if count > 1)
+        raise TextError(f"the vocabulary holds the piece {twice!r} twice", "the file may be damaged")
     return vocab
 
 
@@ -108,7 +111,6 @@ def _own_added_tokens(
         if kind in (PieceType.CONTROL, PieceType.UNKNOWN) and piece:
             control[i] = AddedToken(piece, special=True, normalized=False)
         elif kind == PieceType.USER_DEFINED and piece:
-            # The normaliser turns spaces into ▁ only after added tokens were cut out.
             user_defined[i] = AddedToken(piece, special=False, normalized=False)
     return control, user_defined
 

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as Backend
 
 from minicpm4.errors import RequestError
 from minicpm4.text.guard import ControlGuard, alternatives
-from minicpm4.text.pieces import PieceCodec, codec_of
+from minicpm4.text.pieces import SPACE, PieceCodec, codec_of
 
 __all__ = ["MAX_TEXT_BYTES", "Tokenizer"]
 
@@ -26,7 +26,8 @@ class Tokenizer:
     ``dummy_prefix``: a space is put before a text, and before text that follows one of
     ``prefix_after`` (spellings), as SentencePiece does; False where the backend does it itself.
     ``trim``: spaces at both ends of a text are dropped first (SentencePiece's
-    remove_extra_whitespaces).
+    remove_extra_whitespaces). ``escape``: spaces become ▁ before the backend looks for added
+    tokens, which may hold ▁.
 
     Made by ``load_tokenizer`` and ``tokenizer_from_gguf``. Safe to use from several threads.
     """
@@ -42,17 +43,16 @@ class Tokenizer:
         suffix_ids: Iterable[int] = (),
         dummy_prefix: bool = False,
         trim: bool = False,
+        escape: bool = False,
         prefix_after: Collection[str] = (),
     ) -> None:
-        backend.no_truncation()
-        backend.no_padding()
         self.backend = backend
         self.codec = codec or codec_of(backend)
         self.bos_token_id = bos_token_id
         self.eos_token_ids = tuple(dict.fromkeys(eos_token_ids))
         self.prefix_ids = list(prefix_ids)
         self.suffix_ids = list(suffix_ids)
-        self._dummy_prefix, self._trim = dummy_prefix, trim
+        self._dummy_prefix, self._trim, self._escape = dummy_prefix, trim, escape
         self._added: dict[int, AddedToken] = backend.get_added_tokens_decoder()
         self.vocab_size = max([backend.get_vocab_size(False), *(i + 1 for i in self._added)])
         self._prefix_after = frozenset(prefix_after)
@@ -105,7 +105,7 @@ class Tokenizer:
             raise RequestError(f"the text has {size} bytes, the limit is {MAX_TEXT_BYTES}", "split it")
 
     def _prepare(self, text: str, breaks: object) -> str:
-        if not (self._dummy_prefix or self._trim):
+        if not (self._dummy_prefix or self._trim or self._escape):
             return text
         pieces = breaks.split(text) if breaks is not None else [text]  # type: ignore[attr-defined]
         # split() with one group: texts at even places, the spellings between them at odd ones.
@@ -119,12 +119,14 @@ class Tokenizer:
             while end > start and self._is_blank(run[end - 1]):
                 end -= 1
             run = run[start:end]
-        return " " + run if run and self._dummy_prefix else run
+        if run and self._dummy_prefix:
+            run = " " + run
+        return run.replace(" ", SPACE) if self._escape else run
 
     def _is_blank(self, char: str) -> bool:
         if char.isascii() and char.isprintable():
             return char == " "
-        return not self.backend.normalizer.normalize_str(char).strip(" ▁")
+        return not self.backend.normalizer.normalize_str(char).strip(" " + SPACE)
 
     @cached_property
     def control_tokens(self) -> dict[str, int]:
@@ -178,7 +180,8 @@ class Tokenizer:
         piece = self.id_to_token(token_id)
         if piece is None:
             return b""
-        return piece.encode() if token_id in self._added else self.codec.to_bytes(piece)
+        literal = token_id in self._added and (self.codec.kind == "byte_level" or self.is_special(token_id))
+        return piece.encode() if literal else self.codec.to_bytes(piece)
 
     def id_to_token(self, token_id: int) -> str | None:
         """The vocabulary's spelling of a token; None past the vocabulary. Raises RequestError."""

@@ -1,0 +1,148 @@
+"""Ids equal to those of the SentencePiece library, on models that it trained."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minicpm4.errors import TextError
+from minicpm4.text import load_tokenizer
+from minicpm4.text.sp_model import parse_sentencepiece
+from tests.text.vocabularies import SAMPLES, train_sentencepiece
+
+KINDS = {
+    "bpe identity": {},
+    "bpe nmt_nfkc": {"rule": "nmt_nfkc"},
+    "bpe no bytes": {"byte_fallback": False},
+    "bpe no prefix": {"add_dummy_prefix": False},
+    "bpe symbols": {"symbols": "<ud>,▁▁▁▁,::"},
+    "bpe nfkc symbols": {"rule": "nmt_nfkc", "symbols": "<ud>,::"},
+    "unigram": {"model_type": "unigram"},
+    "unigram nmt_nfkc": {"model_type": "unigram", "rule": "nmt_nfkc", "byte_fallback": False},
+}
+IM_END = {"content": "<|im_end|>", "special": True}
+texts = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=40)
+# Words, runs and signs that the small vocabularies have merges for.
+wordy = st.lists(
+    st.sampled_from(["json", "encode", "de", "f", "  ", " ", "self.", "==", "----", "aaaa", "的", "é", "\n"]),
+    max_size=25,
+).map("".join)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ids_equal_sentencepiece(sp_pair, kind):
+    ours, theirs = sp_pair(**KINDS[kind])
+    for text in [*SAMPLES, "a<ud>b", "<ud>x <ud>", " <ud> y::", "a::b  :: c"]:
+        if "unigram" in kind:
+            text = text.replace("<0x0A>", "")  # its backend cannot tell a byte's spelling from a piece
+        ids = ours.encode(text, add_special_tokens=False, parse_special=False)
+        assert ids == theirs.encode(text), text
+        if 0 not in ids:  # SentencePiece shows <unk> as a sign of its own
+            assert ours.decode(ids) == theirs.decode(ids), text
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=texts | wordy)
+def test_any_text_has_sentencepiece_ids_and_comes_back(sp_pair, text):
+    ours, theirs = sp_pair()
+    ids = ours.encode(text, parse_special=False)
+    assert ids == [1, *theirs.encode(text)]
+    assert ours.decode(ids) == text.replace("▁", " ")
+
+
+def test_control_pieces_in_text_follow_parse_special(sp_tokenizer):
+    assert sp_tokenizer.encode("a</s>b", parse_special=True).count(2) == 1
+    assert 2 not in sp_tokenizer.encode("a</s>b", parse_special=False)
+    assert sp_tokenizer.decode(sp_tokenizer.encode("a</s>b", parse_special=False)) == "a</s>b"
+
+
+def test_added_tokens_get_their_ids_and_a_prefix_after_them(sp_pair):
+    entries = {"900": IM_END, "903": {"content": "<|im_start|>", "special": True}, "1": {"content": "<s>"}}
+    ours, theirs = sp_pair({"added_tokens_decoder": entries, "eos_token": "<|im_end|>"})
+    assert ours.encode("<|im_start|>json<|im_end|>") == [1, 903, *theirs.encode("json"), 900]
+    assert (ours.vocab_size, ours.eos_token_ids, ours.bos_token_id) == (904, (900,), 1)
+    assert ours.decode([1, 903, *theirs.encode("json"), 900]) == "json"
+    assert ours.decode([900], skip_special_tokens=False) == "<|im_end|>"
+    assert ours.id_to_token(903) == "<|im_start|>"
+
+
+def test_added_tokens_json_of_older_checkpoints(tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(train_sentencepiece())
+    (tmp_path / "added_tokens.json").write_text('{"<|im_end|>": 900, "word": 901}')
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.is_special(900) and not tokenizer.is_special(901)
+    (tmp_path / "added_tokens.json").write_text('{"x": "900"}')
+    with pytest.raises(TextError, match=r"gives 'x' the id '900'"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("token_id", "content", "message"),
+    [
+        ("5", "<|im_end|>", r"'<\|im_end\|>' has id 5, which is '<0x02>' in the SentencePiece model"),
+        ("999999", "x", "has id 999999, far past the vocabulary"),
+        ("-1", "x", "id -1, which is out of range"),
+        ("900", "json", "the piece .* twice"),
+    ],
+)
+def test_added_tokens_that_contradict_the_model_are_refused(sp_pair, token_id, content, message):
+    _, theirs = sp_pair()
+    if content == "json":
+        content = theirs.id_to_piece(600)
+    with pytest.raises(TextError, match=message):
+        sp_pair({"added_tokens_decoder": {token_id: {"content": content}}})
+
+
+def test_begin_and_end_tokens_follow_the_settings(sp_pair):
+    assert sp_pair()[0].encode("json")[0] == 1
+    ours, theirs = sp_pair({"add_bos_token": False, "add_eos_token": True})
+    assert ours.encode("json") == [*theirs.encode("json"), 2]
+    assert ours.encode("") == [2]
+
+
+def test_bytes_of_tokens(sp_pair):
+    ours, theirs = sp_pair()
+    assert ours.token_bytes(theirs.piece_to_id("<0x0A>")) == b"\n"
+    assert ours.token_bytes(theirs.encode("json")[0]).startswith(b" ")
+    assert ours.decode(theirs.encode("json"), continuation=True) == " json"
+
+
+def test_word_models_and_suffix_models_are_refused():
+    with pytest.raises(TextError, match=r"t\.model has model type word\. only bpe and unigram"):
+        parse_sentencepiece(_with_trainer(b"\x18\x03"), "t.model")
+    with pytest.raises(TextError, match="treat_whitespace_as_suffix"):
+        parse_sentencepiece(_with_trainer(b"\xc0\x01\x01"))
+    with pytest.raises(TextError, match="escape_whitespaces off"):
+        parse_sentencepiece(b"\x1a\x02\x28\x00")
+
+
+def _with_trainer(fields: bytes) -> bytes:
+    return b"\x12" + bytes([len(fields)]) + fields
+
+
+@pytest.mark.parametrize(
+    "data", [b"\xff" * 12, b"\x0a\x7f", b"\x0b", b"\x0a\x03\x0a\x01\xff", b"\x08\x01\x0a"]
+)
+def test_damaged_files_give_one_error(data):
+    with pytest.raises(TextError, match=r"x is not a SentencePiece model: .*damaged"):
+        parse_sentencepiece(data, "x")
+    with pytest.raises(TextError, match="holds no pieces"):
+        parse_sentencepiece(b"")
+
+
+@settings(max_examples=150, deadline=None)
+@given(cut=st.integers(0, 20000), at=st.integers(0, 20000), byte=st.integers(0, 255))
+def test_mutated_files_never_crash(cut, at, byte):
+    data = bytearray(train_sentencepiece()[: max(cut, 200)])
+    data[at % len(data)] = byte
+    with contextlib.suppress(TextError):
+        parse_sentencepiece(bytes(data))
+
+
+def test_a_damaged_normalisation_table_is_refused(tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(b"\x0a\x03\x0a\x01a\x1a\x03\x12\x01\xff")
+    with pytest.raises(TextError, match="normalisation table is damaged"):
+        load_tokenizer(tmp_path)

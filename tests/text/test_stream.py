@@ -1,0 +1,139 @@
+"""Streaming equals decoding at once, cut at the first completed stop string."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minicpm4.errors import RequestError
+from minicpm4.text import StopMatcher, StreamDecoder, cut_at_stop
+
+stops = st.lists(st.text("ab\n é", min_size=1, max_size=4), max_size=4)
+
+
+def _first_completed(text: str, stop: list[str]) -> str:
+    """By definition: the least end of any stop, and of those that end there the longest."""
+    ends = [(text.find(s) + len(s), -len(s)) for s in stop if s in text]
+    return text if not ends else text[: sum(min(ends))]
+
+
+def _stream(tokenizer, ids, stop=(), **options) -> tuple[str, StreamDecoder]:
+    decoder = StreamDecoder(tokenizer, stop, **options)
+    text = "".join([decoder.push(i) for i in ids])
+    return text + decoder.finish(), decoder
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=st.text("ab\n é", max_size=40), stop=stops, cuts=st.lists(st.integers(1, 5), max_size=40))
+def test_stop_matcher_by_definition(text, stop, cuts):
+    assert cut_at_stop(text, stop)[0] == _first_completed(text, stop)
+    matcher, at, out = StopMatcher(stop), 0, ""
+    for n in [*cuts, len(text)]:
+        out += matcher.feed(text[at : at + n])
+        at += n
+        assert text.startswith(out)
+    assert out + matcher.flush() == _first_completed(text, stop)
+
+
+@pytest.mark.parametrize("which", ["smollm", "sp_tokenizer"])
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_pieces_join_to_the_decoded_text(request, which, data):
+    tokenizer = request.getfixturevalue(which)
+    ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=30))
+    options = {"continuation": data.draw(st.booleans()), "skip_special_tokens": data.draw(st.booleans())}
+    whole = tokenizer.decode(ids, **options)
+    text, _ = _stream(tokenizer, ids, **options)
+    assert text == whole
+    at = data.draw(st.integers(0, max(len(whole) - 1, 0)))
+    stop = [s for s in (whole[at : at + 3], whole[at + 1 : at + 2]) if s]
+    text, decoder = _stream(tokenizer, ids, stop, **options)
+    assert text == cut_at_stop(whole, stop)[0] == _first_completed(whole, stop)
+    assert decoder.stopped == bool(stop)
+
+
+@pytest.mark.parametrize("which", ["smollm", "sp_tokenizer"])
+@pytest.mark.parametrize("text", ["日本語 😀👩‍👩‍👧 é!", " two  spaces\n\tand tabs "])
+def test_no_half_characters(request, which, text):
+    tokenizer = request.getfixturevalue(which)
+    decoder = StreamDecoder(tokenizer)
+    seen = ""
+    for token in tokenizer.encode(text):
+        seen += decoder.push(token)
+        assert text.startswith(seen) and "\ufffd" not in seen
+    assert seen == text and decoder.finish() == ""
+
+
+def test_bytes_that_never_become_a_character(sp_tokenizer):
+    byte = [sp_tokenizer.token_to_id(f"<0x{b:02X}>") for b in "é€".encode()]
+    decoder = StreamDecoder(sp_tokenizer)
+    assert decoder.push(byte[2]) == ""
+    assert decoder.push(byte[0]) == "\ufffd"
+    assert decoder.push(byte[1]) == "é"
+    assert decoder.push(byte[2]) == "" and decoder.finish() == "\ufffd"
+
+
+def test_sentencepiece_spaces(sp_tokenizer):
+    ids = sp_tokenizer.encode("json encode json", add_special_tokens=False)
+    assert _stream(sp_tokenizer, ids)[0] == "json encode json"
+    assert _stream(sp_tokenizer, ids, continuation=True)[0] == " json encode json"
+    assert _stream(sp_tokenizer, [1, *ids])[0] == "json encode json"
+
+
+def test_stop_string_over_several_tokens(smollm):
+    ids = smollm.encode("The answer is 42.\n\nUser: more")
+    text, decoder = _stream(smollm, ids, ["\n\nUser:"])
+    assert text == "The answer is 42."
+    assert (decoder.stopped, decoder.stop_reason, decoder.matched) == (True, "stop_string", "\n\nUser:")
+    assert decoder.push(ids[0]) == "" and decoder.finish() == ""
+    text, decoder = _stream(smollm, ids, ["\n\nUser: none"])
+    assert text == "The answer is 42.\n\nUser: more" and not decoder.stopped
+
+
+def test_text_is_held_only_while_a_stop_may_follow(smollm):
+    decoder = StreamDecoder(smollm, ["###"])
+    a, sharp = smollm.encode("a"), smollm.encode("#")
+    assert [decoder.push_all(ids) for ids in (a, sharp, sharp, a)] == ["a", "", "", "##a"]
+
+
+def test_stop_tokens(smollm):
+    decoder = StreamDecoder(smollm, ["##"], smollm.eos_token_ids)
+    assert decoder.push_all([*smollm.encode("Hi#"), 2, 99]) == "Hi#"
+    assert (decoder.stop_reason, decoder.matched) == ("stop_token", 2)
+
+
+def test_a_stop_string_completed_by_the_last_flush(sp_tokenizer):
+    half = sp_tokenizer.token_to_id("<0xC3>")
+    text, decoder = _stream(sp_tokenizer, [half, 2], ["\ufffd"], stop_token_ids=[2])
+    assert (text, decoder.stop_reason) == ("", "stop_string")
+
+
+@pytest.mark.parametrize(
+    ("stop", "message"),
+    [([""], "stop string '' is not usable"), ([3], "stop string 3"), (["x" * 5000], "1 to 4096 characters")],
+)
+def test_unusable_stops(smollm, stop, message):
+    with pytest.raises(RequestError, match=message):
+        StreamDecoder(smollm, stop)
+
+
+def test_too_many_stops_and_a_bare_string(smollm):
+    with pytest.raises(RequestError, match="65 stop strings were given, the limit is 64"):
+        StreamDecoder(smollm, ["x"] * 65)
+    assert cut_at_stop("abc", "bc") == ("a", "bc")
+
+
+def test_cost_does_not_grow_with_the_output(smollm):
+    ids = smollm.encode("some words, again and again ") * 4000
+    decoder = StreamDecoder(smollm, ["\n\nUser:", "</s>"])
+    decoder.push_all(ids[:1000])
+    times = []
+    for part in (ids[1000:5000], ids[-4000:]):
+        start = time.perf_counter()
+        decoder.push_all(part)
+        times.append(time.perf_counter() - start)
+        decoder.push_all(ids[5000:-4000])
+    assert times[1] < 10 * times[0]
