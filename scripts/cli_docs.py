@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import sys
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
-import typer
+from typer.models import ArgumentInfo
 
-from minicpm4.cli import build
+from minicpm4.cli import COMMANDS
 from minicpm4.cli.chat import HELP
 
 FILE = Path(__file__).parents[1] / "docs" / "cli.md"
 
+VALUES = {str: "text", int: "whole number", float: "number"}
 HEAD = """\
 # Command line
 
@@ -26,30 +28,35 @@ reader of the output went away; 130 interrupted. `minicpm4 --debug COMMAND …` 
 
 def render() -> str:
     """Return the whole page."""
-    root: Any = typer.main.get_command(build())
     parts = [HEAD]
-    for name, command in root.commands.items():
-        parts.append(f"## minicpm4 {name}\n\n{inspect.cleandoc(command.help)}\n\n{_parameters(command)}")
+    for name in COMMANDS:
+        command = importlib.import_module(f"minicpm4.cli.{name}").command
+        parts.append(f"## minicpm4 {name}\n\n{inspect.getdoc(command)}\n")
+        rows = [
+            _row(parameter) for parameter in inspect.signature(command, eval_str=True).parameters.values()
+        ]
+        if rows:
+            parts.append("\n".join(["| option | value | meaning |", "| --- | --- | --- |", *rows, ""]))
         if name == "chat":
             parts.append(f"Inside a conversation:\n\n```\n{HELP}\n```\n")
     return "\n".join(parts)
 
 
-def _parameters(command: Any) -> str:
-    rows = ["| option | value | meaning |", "| --- | --- | --- |"]
-    for parameter in command.params:
-        meaning = parameter.help or ""
-        if parameter.param_type_name == "argument":
-            rows.append(f"| `{parameter.metavar or parameter.name.upper()}` | | {meaning} |")
-            continue
-        if "--help" in parameter.opts:
-            continue
-        names = ", ".join(f"`{n}`" for n in [*parameter.opts, *parameter.secondary_opts])
-        value = "" if parameter.is_flag else parameter.metavar or parameter.type.name
-        if isinstance(parameter.default, str | int | float) and not parameter.is_flag:
-            meaning += f" Default: {parameter.default}."
-        rows.append(f"| {names} | {value} | {meaning} |".replace("|  |", "| |"))
-    return "\n".join(rows) + "\n" if len(rows) > 2 else ""
+def _row(parameter: inspect.Parameter) -> str:
+    # Read from our own signatures: what Typer makes of them differs between its versions.
+    kind, option = get_args(parameter.annotation)
+    if isinstance(option, ArgumentInfo):
+        return f"| `{option.metavar}` | | {option.help} |"
+    kinds = [k for k in get_args(kind) if k is not type(None)] or [kind]
+    # Inside Annotated, Option's first argument is not a default but the first spelling.
+    names = [n for n in (option.default, *(option.param_decls or ())) if isinstance(n, str)] or [
+        "--" + parameter.name.replace("_", "-")
+    ]
+    shown = ", ".join(f"`{name}`" for decl in names for name in decl.split("/"))
+    value = "" if bool in kinds else option.metavar or VALUES[kinds[0]]
+    default = parameter.default
+    known = f" Default: {default}." if default not in (None, False, inspect.Parameter.empty) else ""
+    return f"| {shown} | {value} | {option.help}{known} |".replace("|  |", "| |")
 
 
 def main() -> int:

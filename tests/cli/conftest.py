@@ -15,7 +15,6 @@ from minicpm4 import cli
 from minicpm4.engine.metrics import Metrics
 from minicpm4.engine.outputs import Piece
 
-
 METRICS = Metrics(
     prompt_tokens=4213,
     cached_tokens=213,
@@ -54,11 +53,11 @@ class ScriptedLLM:
 
     script: Script
 
-    def __init__(self, model: str, **settings: Any) -> None:
+    def __init__(self, model: str, *, progress: Any, **settings: Any) -> None:
         self.script.loads.append((model, settings))
         if self.script.refusal is not None:
             raise self.script.refusal
-        self.name = model
+        self.name, self.description = model, "attention: dense"
         self.has_chat_template = self.script.template
 
     def stream(self, prompt: str, params: Any, *, progress: Any = None) -> Iterator[Any]:

@@ -66,7 +66,7 @@ def test_engine_options_reach_the_engine(
     minicpm: Run, script: Script, args: list[str], settings: Any
 ) -> None:
     assert minicpm("generate", "--prompt", "x", *args).code == 0
-    assert script.loads == [("smollm2-135m-instruct", settings)]
+    assert script.loads == [("smollm2-135m-instruct", {"max_batch": 1} | settings)]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from minicpm4.cli.terminal import human_bytes, one_line, prefill_progress, sanitize, write_text
+from minicpm4.cli.terminal import one_line, progress_bar, sanitize, write_text
 
 
 class Terminal(io.StringIO):
@@ -43,19 +43,11 @@ def test_an_error_stays_on_its_line() -> None:
     assert one_line("bad \x1b[1m name\n  in file") == "bad [1m name in file"
 
 
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (300 << 20, "300 MiB"), (5000 << 30, "5000 GiB")],
-)
-def test_human_bytes(count: int, text: str) -> None:
-    assert human_bytes(count) == text
-
-
 def test_progress_shows_tokens_and_vanishes(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
-    with prefill_progress() as progress:
+    with progress_bar("reading", "tokens") as progress:
         assert progress is not None
         progress(512, 4096)
         progress(4096, 4096)
@@ -63,7 +55,7 @@ def test_progress_shows_tokens_and_vanishes(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_no_progress_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
-    with prefill_progress() as progress:
+    with progress_bar("reading", "tokens") as progress:
         assert progress is None
 
 

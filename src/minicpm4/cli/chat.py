@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from minicpm4.cli.options import EngineOptions, SamplingOptions, expand
+from minicpm4.cli.options import DEFAULT_MODEL, EngineOptions, ModelOption, SamplingOptions, expand
 from minicpm4.cli.summary import print_summary
-from minicpm4.cli.terminal import one_line, prefill_progress, write_text
+from minicpm4.cli.terminal import one_line, progress_bar, write_text
 from minicpm4.config.strict import suggest
 from minicpm4.errors import ConfigError, Minicpm4Error, RequestError
 
 if TYPE_CHECKING:
     from minicpm4 import LLM, SamplingParams
     from minicpm4.engine.metrics import Metrics
+    from minicpm4.engine.outputs import Piece
 
 HELP = """\
 /help              this list
@@ -34,6 +35,7 @@ the next line. Ctrl-C stops an answer and keeps the conversation."""
 
 @expand
 def command(
+    model: ModelOption = DEFAULT_MODEL,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     think: Annotated[
         bool | None,
@@ -46,9 +48,9 @@ def command(
 ) -> None:
     """Talk with a model. What was said before stays in the cache and is not read again."""
     params = sampling.params()
-    llm = engine.load()
+    llm = engine.load(model)
     if not llm.has_chat_template:
-        raise RequestError(f"{engine.model} has no chat template", "use: minicpm4 generate --raw")
+        raise RequestError(f"{model} has no chat template", "use: minicpm4 generate --raw")
     session = Session(llm, params, system=system, think=think, stats=stats)
     if sys.stdin.isatty():
         _remember_lines()
@@ -80,7 +82,7 @@ class Session:
         asked = [*self.messages, {"role": "user", "content": text}]
         written: list[str] = []
         metrics = None
-        with prefill_progress() as progress:
+        with progress_bar("reading", "tokens") as progress:
             pieces = self.llm.stream_chat(asked, self.params, enable_thinking=self.think, progress=progress)
             try:
                 for piece in pieces:
@@ -88,7 +90,7 @@ class Session:
                     written.append(piece.text)
                     metrics = piece.metrics or metrics
             except KeyboardInterrupt:
-                pieces.close()
+                cast("Generator[Piece]", pieces).close()
                 print(" [stopped]", end="", file=sys.stderr, flush=True)
         write_text("\n", sys.stdout)
         self.messages = [*asked, {"role": "assistant", "content": "".join(written)}]

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from minicpm4.cli.options import EngineOptions, SamplingOptions, expand
+from minicpm4.cli.options import DEFAULT_MODEL, EngineOptions, ModelOption, SamplingOptions, expand
 from minicpm4.cli.summary import as_json, print_summary
-from minicpm4.cli.terminal import prefill_progress, write_text
+from minicpm4.cli.terminal import progress_bar, write_text
 from minicpm4.errors import RequestError
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ MAX_PROMPT_BYTES = 1 << 28
 
 @expand
 def command(
+    model: ModelOption = DEFAULT_MODEL,
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Text of the prompt.")] = None,
     prompt_file: Annotated[
         str | None,
@@ -60,7 +61,7 @@ def command(
     """
     text = read_prompt(prompt, prompt_file)
     params = sampling.params()
-    llm = engine.load()
+    llm = engine.load(model)
     if chat is None:
         chat = llm.has_chat_template
     if not chat and (system is not None or think is not None):
@@ -69,7 +70,7 @@ def command(
         )
     messages = [{"role": "system", "content": system}] if system is not None else []
     messages.append({"role": "user", "content": text})
-    with prefill_progress(False if json_output else None) as progress:
+    with progress_bar("reading", "tokens", False if json_output else None) as progress:
         if chat:
             pieces = llm.stream_chat(messages, params, enable_thinking=think, progress=progress)
         else:

@@ -1,5 +1,150 @@
-"""x"""
+"""``minicpm4 info``: what a model is, and what it will take. Its weights are not loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import defaultdict
+from typing import Annotated, Any
+
+import typer
+
+from minicpm4.cli.options import EngineOptions, expand
+from minicpm4.cli.terminal import sanitize, show, table
+from minicpm4.config import ModelConfig, SparseConfig
+from minicpm4.engine.load import Inspection, ModelText, inspect
+from minicpm4.engine.options import MAX_CONTEXT, resolve_sparse
+from minicpm4.engine.options import EngineOptions as Settings
+from minicpm4.engine.plan import MemoryPlan, human
+from minicpm4.errors import TextError
+from minicpm4.formats import Checkpoint
+
+SHAPE = (
+    "model_type",
+    "num_hidden_layers",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "max_position_embeddings",
+    "rope_theta",
+    "tie_word_embeddings",
+)
+MUP = ("scale_emb", "scale_depth", "dim_model_base")
 
 
-def command() -> None:
-    """Do."""
+@expand
+def command(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Name, folder, .gguf file or hub repository.")
+    ],
+    *,
+    engine: EngineOptions,
+) -> None:
+    """Show a model's shape, weight formats, tokenizer and sparse settings, and plan its memory.
+
+    The options are those of generate, and so the plan is for them.
+    """
+    found = inspect(model, Settings(**engine.settings()))
+    print_facts("model", [("files", str(found.path)), *shape(found.config, found.checkpoint)])
+    print_formats(found.checkpoint)
+    print_facts("text", text_facts(ModelText(found.checkpoint)))
+    print_facts("sparse attention", sparse_facts(found))
+    print_facts(f"memory for a context of {found.plan.context:,} tokens", plan_facts(found.plan))
+
+
+def print_facts(title: str, facts: list[tuple[str, str]]) -> None:
+    """Print one section. Names and values come from model files, hence ``sanitize``."""
+    print(title)
+    width = max(len(name) for name, _ in facts)
+    for name, value in facts:
+        print(f"  {name:<{width}}  {sanitize(value)}")
+    print()
+
+
+def shape(config: ModelConfig, checkpoint: Checkpoint) -> list[tuple[str, str]]:
+    """The sizes of the decoder, and its number of parameters."""
+    count = sum(math.prod(info.shape) for info in checkpoint.tensors.values())
+    facts = [("parameters", f"{count:,}")]
+    facts += [(name, _plain(getattr(config, name))) for name in SHAPE]
+    if config.rope_scaling is not None:
+        facts.append(("rope_scaling", config.rope_scaling.rope_type))
+    if config.model_type == "minicpm":
+        facts += [(name, _plain(getattr(config, name))) for name in MUP]
+    return facts
+
+
+def print_formats(checkpoint: Checkpoint) -> None:
+    """Print which formats the weights are stored in, and what they become as they are loaded."""
+    counts: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
+    for info in checkpoint.tensors.values():
+        row = counts[info.dtype, str(info.spec)]
+        row[0], row[1], row[2] = row[0] + 1, row[1] + math.prod(info.shape), row[2] + info.nbytes
+    total = sum(parameters for _, parameters, _ in counts.values())
+    shown = table("stored as", "read as", "tensors", "parameters", "size", left=2)
+    for (dtype, spec), (tensors, parameters, size) in sorted(counts.items(), key=lambda item: -item[1][1]):
+        shown.add_row(dtype, spec, f"{tensors:,}", f"{parameters / total:.1%}", human(size))
+    print("weights")
+    show(shown)
+    print()
+
+
+def text_facts(text: ModelText) -> list[tuple[str, str]]:
+    """The tokenizer and the chat template."""
+    try:
+        tokenizer = text.tokenizer
+    except TextError as error:
+        return [("tokenizer", f"none: {error}")]
+    before, ends = (
+        [tokenizer.id_to_token(i) or "?" for i in ids] for ids in (tokenizer.prefix_ids, text.end_ids)
+    )
+    return [
+        ("tokenizer", f"{tokenizer.vocab_size:,} tokens"),
+        ("put before a text", " ".join(before) or "nothing"),
+        ("end tokens", " ".join(ends) or "none"),
+        ("chat template", "yes" if text.has_chat_template else "no"),
+    ]
+
+
+def sparse_facts(found: Inspection) -> list[tuple[str, str]]:
+    """The checkpoint's settings, and those that the options lead to."""
+    config, sparse = found.config, found.sparse
+    facts = [("in the checkpoint", _settings(config.sparse_config) if config.sparse_config else "none")]
+    if sparse is None:
+        return [*facts, ("with these options", "not used: " + _why_dense(found))]
+    reach = f"; a token reads at most {sparse.budget} blocks of {sparse.block_size} tokens"
+    return [*facts, ("with these options", _settings(sparse) + reach)]
+
+
+def _why_dense(found: Inspection) -> str:
+    options = found.options
+    if options.attention == "dense":
+        return "--attention dense was given"
+    if found.config.sparse_config is None and not options.sparse:
+        return "the checkpoint asks for none; --attention sparse or --sparse turns it on"
+    wanted = resolve_sparse(dataclasses.replace(options, context=MAX_CONTEXT), found.config)
+    since = f" = {wanted.dense_len:,}" if wanted else ""
+    return f"the context is shorter than dense_len{since}; --attention sparse turns it on"
+
+
+def plan_facts(plan: MemoryPlan) -> list[tuple[str, str]]:
+    """Every part of the plan, their sum, and what there is."""
+    rows = [*plan.rows(), ("total", plan.total)]
+    if plan.available is not None:
+        rows.append(("available beside this process", plan.available))
+    return [(name, f"{human(size):>9}") for name, size in rows]
+
+
+def _settings(sparse: SparseConfig) -> str:
+    pairs = dataclasses.asdict(sparse).items()
+    return ", ".join(f"{name} {_plain(value)}" for name, value in pairs)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return (
+        f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
+    )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 from typer import Option
 
+from minicpm4.cli.terminal import progress_bar
 from minicpm4.config import SparseConfig
 from minicpm4.config.strict import suggest
 from minicpm4.errors import ConfigError
@@ -22,12 +23,15 @@ if TYPE_CHECKING:
     from minicpm4 import LLM, SamplingParams
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
+ModelOption = Annotated[
+    str, Option("--model", "-m", help="Model: a known name, a folder, a .gguf file, or a hub repository.")
+]
 
 
 def expand(function: Callable[..., None]) -> Callable[..., None]:
     """Replace each parameter whose type is a dataclass by that dataclass's fields."""
     hints = get_type_hints(function, include_extras=True)
-    groups = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
     parameters = []
     for name, parameter in inspect.signature(function).parameters.items():
         if name in groups:
@@ -48,7 +52,7 @@ def expand(function: Callable[..., None]) -> Callable[..., None]:
 
     wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
-    del wrapper.__wrapped__  # type: ignore[attr-defined]  # inspect would look behind the wrapper
+    del wrapper.__wrapped__  # inspect would look behind the wrapper
     return wrapper
 
 
@@ -59,11 +63,8 @@ def _given(group: object, *without: str) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineOptions:
-    """Which model, and how it runs."""
+    """How a model runs."""
 
-    model: Annotated[
-        str, Option("--model", "-m", help="Model: a known name, a folder, a .gguf file, or a hub repository.")
-    ] = DEFAULT_MODEL
     weights: Annotated[
         str | None, Option(help="Weights in memory: auto (as stored), bf16, int8, int4 or ternary.")
     ] = None
@@ -86,17 +87,18 @@ class EngineOptions:
 
     def settings(self) -> dict[str, Any]:
         """Keyword arguments of ``LLM`` for what was given. Raises ConfigError."""
-        settings = _given(self, "model", "sparse")
+        settings: dict[str, Any] = {"max_batch": 1, **_given(self, "sparse")}
         if self.sparse is not None:
             settings["sparse"] = parse_sparse(self.sparse)
         return settings
 
-    def load(self) -> LLM:
-        """Load the model. Raises Minicpm4Error."""
+    def load(self, model: str) -> LLM:
+        """Load a model. Raises Minicpm4Error."""
         settings = self.settings()
         from minicpm4 import LLM
 
-        return LLM(self.model, **settings)
+        with progress_bar("loading", "layers") as progress:
+            return LLM(model, **settings, progress=progress)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
+
+from minicpm4 import zoo
+from minicpm4.cli.terminal import console, one_line
 
 
 def command(
@@ -16,6 +22,28 @@ def command(
 
     Prints the folder or file that now holds the model.
     """
-    from minicpm4 import zoo
+    with download_bar() as progress:
+        path = zoo.pull(name, progress)
+    typer.echo(str(path))
 
-    typer.echo(str(zoo.pull(name)))
+
+@contextmanager
+def download_bar() -> Iterator[Callable[[str, int, int], None] | None]:
+    """Yield a callback (file, bytes done, bytes in all) that draws a bar on standard error.
+
+    Yields None when standard error is no terminal.
+    """
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import TransferSpeedColumn as Speed
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), Speed())
+    with Progress(*columns, TimeRemainingColumn(), console=console(sys.stderr)) as bar:
+        task = bar.add_task("", total=None)
+
+        def update(file: str, done: int, total: int) -> None:
+            bar.update(task, description=one_line(file), completed=done, total=total)
+
+        yield update

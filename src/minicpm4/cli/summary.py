@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
-from minicpm4.cli.terminal import human_bytes
-
 if TYPE_CHECKING:
     from minicpm4.engine.metrics import Metrics
 
@@ -21,13 +19,15 @@ def speed(tokens: int, seconds: float) -> str:
 
 def summary(metrics: Metrics) -> str:
     """Describe one answer in two lines."""
+    from minicpm4.engine.plan import human
+
     read = metrics.prompt_tokens - metrics.cached_tokens
     # The first new token comes out of prefill, so decoding is timed over the others.
     decoded = metrics.new_tokens - 1
     attention: str = metrics.attention
     if attention == "sparse":
         attention += f", {metrics.blocks_read_share:.0%} of the blocks read"
-    memory = human_bytes(metrics.peak_memory) if metrics.peak_memory else "unknown"
+    memory = human(metrics.peak_memory) if metrics.peak_memory else "unknown"
     return (
         f"prompt {metrics.prompt_tokens:,} tokens ({metrics.cached_tokens:,} cached), "
         f"prefill {speed(read, metrics.prefill_s)}; "

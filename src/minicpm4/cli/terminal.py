@@ -6,6 +6,7 @@ the cursor nor change titles, colours or the clipboard; and Rich never reads it 
 
 from __future__ import annotations
 
+import io
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -47,22 +48,33 @@ def console(stream: TextIO) -> Console:
     return Console(file=stream, markup=False, highlight=False, emoji=False, width=width)
 
 
-def table(*columns: str, title: str | None = None, numeric: tuple[str, ...] = ()) -> Table:
-    """An empty table; ``numeric`` columns are flush right."""
+def table(*columns: str, left: int = 99) -> Table:
+    """An empty table; columns after the first ``left`` are flush right."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    made = Table(box=SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False, show_edge=False)
-    for name in columns:
-        made.add_column(name, justify="right" if name in numeric else "left", overflow="fold")
+    made = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for position, name in enumerate(columns):
+        made.add_column(name, justify="left" if position < left else "right", overflow="fold")
     return made
 
 
-@contextmanager
-def prefill_progress(enabled: bool | None = None) -> Iterator[Progress | None]:
-    """Yield a callback (tokens done, tokens in all) that draws a bar on standard error.
+def show(made: Table, stream: TextIO | None = None) -> None:
+    """Print a table to standard output, without trailing spaces in a pipe."""
+    stream = stream or sys.stdout
+    if stream.isatty():
+        console(stream).print(made)
+        return
+    buffer = io.StringIO()
+    console(buffer).print(made)
+    stream.write("".join(line.rstrip() + "\n" for line in buffer.getvalue().splitlines()))
 
-    Yields None when standard error is no terminal. The bar vanishes when the last token is read.
+
+@contextmanager
+def progress_bar(what: str, unit: str, enabled: bool | None = None) -> Iterator[Progress | None]:
+    """Yield a callback (done, total) that draws a bar with its speed in ``unit`` on standard error.
+
+    Yields None when standard error is no terminal. The bar vanishes when everything is done.
     """
     if enabled is None:
         enabled = sys.stderr.isatty()
@@ -72,10 +84,10 @@ def prefill_progress(enabled: bool | None = None) -> Iterator[Progress | None]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     columns = (
-        TextColumn("reading"),
+        TextColumn(what),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("tokens, {task.fields[speed]:,.0f} tokens/s"),
+        TextColumn(f"{unit}, {{task.fields[speed]:,.0f}} {unit}/s"),
     )
     bar = Progress(*columns, console=console(sys.stderr), transient=True)
     task = bar.add_task("", total=None, speed=0.0)
@@ -92,12 +104,3 @@ def prefill_progress(enabled: bool | None = None) -> Iterator[Progress | None]:
         yield update
     finally:
         bar.stop()
-
-
-def human_bytes(count: float) -> str:
-    """``1536`` -> ``1.5 KiB``."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
-        count /= 1024
-    raise AssertionError

@@ -1,0 +1,149 @@
+"""The commands end to end, with the embedded model."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Result
+
+Run = Callable[..., Result]
+SPARSE = "topk=8,window=256,dense_len=1024"
+GREEDY = ("--temperature", "0", "--context", "1024")
+
+
+def test_generate_answers(minicpm: Run) -> None:
+    question = "What is the capital of France?"
+    result = minicpm("generate", "--prompt", question, "--max-tokens", "24", *GREEDY, "--json")
+    assert result.code == 0, result.err
+    answer = json.loads(result.out)
+    assert "Paris" in answer["text"]
+    assert answer["metrics"]["attention"] == "dense"
+
+
+def test_generate_reads_sparsely(minicpm: Run, tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text("The quick brown fox jumps over the lazy dog. " * 60, encoding="utf-8")
+    sparse = ("--sparse", "topk=2,window=128,dense_len=-1", "--max-tokens", "4")
+    result = minicpm("generate", "--raw", "--prompt-file", str(file), *sparse, *GREEDY, "--json")
+    metrics = json.loads(result.out)["metrics"]
+    assert metrics["attention"] == "sparse"
+    assert 0.2 < metrics["blocks_read_share"] < 0.8
+
+
+def test_chat_keeps_the_cache(minicpm: Run) -> None:
+    talk = "What is the capital of France?\nAnd of Italy?\nThank you.\n/stats\n"
+    result = minicpm("chat", "--max-tokens", "24", *GREEDY, stdin=talk)
+    assert result.code == 0, result.err
+    assert "Paris" in result.out and "Rome" in result.out
+    assert "(64 cached)" in result.err  # whole pages of 64 tokens are kept
+
+
+def test_info_describes_the_embedded_model(minicpm: Run) -> None:
+    result = minicpm("info", "smollm2-135m-instruct", "--context", "4096", "--sparse", SPARSE)
+    assert (result.code, result.err) == (0, "")
+    assert "134,515,008" in result.out and "<|im_end|>" in result.out
+    assert "Q4_1" in result.out and "int4-g32" in result.out
+    assert "topk 8" in result.out and "at most 12 blocks" in result.out
+    assert "memory for a context of 4,096 tokens" in result.out
+
+
+def test_info_says_why_sparse_attention_is_not_used(minicpm: Run) -> None:
+    result = minicpm("info", "smollm2-135m-instruct", "--context", "4096", "--sparse", "topk=8")
+    assert "not used: the context is shorter than dense_len = 8,192" in result.out
+
+
+def test_info_refuses_what_does_not_fit(minicpm: Run) -> None:
+    result = minicpm("info", "smollm2-135m-instruct", "--context", "16000000", "--kv", "float32")
+    assert result.code == 2
+    assert "a context of 16,000,000 tokens needs" in result.err and "are available" in result.err
+
+
+def test_models_shows_the_embedded_model(minicpm: Run) -> None:
+    assert "smollm2-135m-instruct   yes" in minicpm("models").out
+    listed = json.loads(minicpm("models", "--json").out)
+    assert {"name", "present", "size", "source"} <= set(listed[0])
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["generate", "--model", "smolm2-135m-instruct", "-p", "x"], "did you mean 'smollm2-135m-instruct'?"),
+        (["info", "minicpm4-8b"], "run: minicpm4 pull minicpm4-8b"),
+        (["generate", "--backend", "gpu", "-p", "x"], "backend 'gpu'"),
+        (["generate", "--attention", "spars", "-p", "x"], "did you mean 'sparse'?"),
+        (["generate", "--attention", "dense", "--sparse", "topk=4", "-p", "x"], "exclude one another"),
+    ],
+)
+def test_errors_name_the_remedy(
+    minicpm: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, args: list[str], message: str
+) -> None:
+    monkeypatch.setenv("MINICPM4_HOME", str(tmp_path))
+    result = minicpm(*args)
+    assert (result.code, result.out) == (2, "")
+    assert message in result.err and result.err.count("\n") == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals of this kind")
+def test_chat_in_a_terminal() -> None:
+    with TerminalChat("--max-tokens", "900", *GREEDY) as chat:
+        chat.say("What is the capital of France? Answer in one word.")
+        chat.wait_for("Paris")
+        chat.wait_for("> ")
+        chat.say("/reset")
+        chat.wait_for("> ")
+        chat.say("Write a long story about a fox.")
+        chat.wait_for("fox")
+        chat.process.send_signal(signal.SIGINT)
+        chat.wait_for("[stopped]")
+        chat.say("/nonsense")
+        chat.wait_for("there is no command /nonsense")
+        chat.say("/exit")
+        assert chat.process.wait(timeout=60) == 0
+        assert "Traceback" not in chat.seen
+
+
+class TerminalChat:
+    """`minicpm4 chat` in a pseudo-terminal of its own."""
+
+    def __init__(self, *args: str) -> None:
+        import pty
+
+        self.seen = ""
+        self.mark = 0
+        self.master, slave = pty.openpty()
+        command = [sys.executable, "-m", "minicpm4", "chat", *args]
+        env = {**os.environ, "TERM": "xterm"}
+        self.process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=env)
+        os.close(slave)
+
+    def __enter__(self) -> TerminalChat:
+        self.wait_for("> ")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self.master)
+
+    def say(self, line: str) -> None:
+        os.write(self.master, line.encode() + b"\n")
+        self.wait_for(line)  # the echo, so that it is not taken for an answer
+
+    def wait_for(self, text: str) -> None:
+        """Read until ``text`` appears after what was waited for before."""
+        stop = time.monotonic() + 90
+        while text not in self.seen[self.mark :]:
+            assert time.monotonic() < stop, f"no {text!r} in {self.seen[self.mark :]!r}"
+            if select.select([self.master], [], [], 0.2)[0]:
+                self.seen += os.read(self.master, 4096).decode(errors="replace")
+        self.mark = self.seen.index(text, self.mark) + len(text)
