@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 
 import pytest
 from hypothesis import given, settings
@@ -67,6 +68,28 @@ def test_added_tokens_get_their_ids_and_a_prefix_after_them(sp_pair):
     assert ours.decode([1, 903, *theirs.encode("json"), 900]) == "json"
     assert ours.decode([900], skip_special_tokens=False) == "<|im_end|>"
     assert ours.id_to_token(903) == "<|im_start|>"
+
+
+def test_tokenizer_json_and_tokenizer_model_give_the_same_ids(sp_pair, tmp_path):
+    """MiniCPM4's tokenizer.json has a Prepend normaliser: the prefix after every control token."""
+    entries = {"900": IM_END, "901": {"content": "<|im_start|>", "special": True}}
+    settings = {"added_tokens_decoder": entries, "bos_token": "<s>", "add_bos_token": True}
+    ours, _ = sp_pair(settings)
+    state = json.loads(ours.backend.to_str())
+    steps = [
+        {"type": "Prepend", "prepend": "▁"},
+        {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+    ]
+    state["normalizer"] = {"type": "Sequence", "normalizers": steps}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(state))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    loaded = load_tokenizer(tmp_path)
+    chat = "<|im_start|>user\njson  two<|im_end|>\n<|im_start|>assistant\n"
+    for text in [*SAMPLES, chat, chat + "<s></s> x"]:
+        for parse in (True, False):
+            ids = loaded.encode(text, parse_special=parse)
+            assert ids == ours.encode(text, parse_special=parse), text
+            assert loaded.decode(ids) == ours.decode(ids)
 
 
 def test_added_tokens_json_of_older_checkpoints(tmp_path):

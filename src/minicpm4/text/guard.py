@@ -81,6 +81,6 @@ def _respell_model(model: dict[str, Any], aliases: Mapping[str, str]) -> None:
     model["merges"] = [
         pair for pair in pairs if not ("".join(pair) in aliases or pair[0] in aliases or pair[1] in aliases)
     ]
-    unknown = model.get("unk_token")
-    model["unk_token"] = aliases.get(unknown, unknown)
+    unknown = model.get("unk_token") or ""
+    model["unk_token"] = aliases.get(unknown, unknown) or None
     model["vocab"] = {aliases.get(piece, piece): i for piece, i in model["vocab"].items()}

@@ -18,16 +18,19 @@ import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension
 from jinja2.ext import loopcontrols as LoopControls
+from jinja2.filters import sync_do_join
+from jinja2.nodes import EvalContext
 from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.visitor import NodeTransformer
 
 from minicpm4.errors import TextError
 
 __all__ = ["MAX_OUTPUT_CHARS", "TemplateSandbox"]
 
 MAX_OUTPUT_CHARS = 64 << 20
-_TICK = "_minicpm4_tick"
+_TICK, _CONCAT = "_minicpm4_tick", "_minicpm4_concat"
 
 
 class _GenerationTag(Extension):
@@ -40,16 +43,40 @@ class _GenerationTag(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
+class _Bounds(NodeTransformer):
+    """Sends what loops run over, and what ~ joins, through checks."""
+
+    def __init__(self, environment: jinja2.Environment) -> None:
+        self._environment = environment
+
+    def visit_For(self, node: nodes.For) -> nodes.Node:
+        self.generic_visit(node)
+        node.iter = self._filtered(node.iter, _TICK)
+        return node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+        self.generic_visit(node)
+        return self._filtered(nodes.List(node.nodes, lineno=node.lineno), _CONCAT)
+
+    def _filtered(self, node: Any, name: str) -> nodes.Filter:
+        call = nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
+        call.set_environment(self._environment)
+        return call
+
+
 class TemplateSandbox(ImmutableSandboxedEnvironment):
     """The environment in which chat templates run. ``render`` is not for several threads at once:
     make one sandbox a render, or hold a lock."""
 
+    concat = staticmethod(lambda parts: _bounded_join(list(parts)))  # of set blocks and macros
     intercepted_binops = frozenset(("+", "*", "**", "%"))
 
     def __init__(self, seconds: float = 10.0) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, LoopControls])
         self.filters["tojson"] = _tojson
         self.filters[_TICK] = self._ticked
+        self.filters[_CONCAT] = lambda items: _bounded_join([str(item) for item in items])
+        self.filters["join"] = _join
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = _strftime_now
         self._seconds = seconds
@@ -75,10 +102,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
             )
 
     def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:
-        for loop in source.find_all(nodes.For):
-            loop.iter = nodes.Filter(loop.iter, _TICK, [], [], None, None).set_lineno(loop.lineno)
-            loop.iter.set_environment(self)
-        return super()._generate(source, *args, **kwargs)
+        return super()._generate(_Bounds(self).visit(source), *args, **kwargs)
 
     def _ticked(self, items: Iterable[Any]) -> Iterator[Any] | Iterable[Any]:
         if isinstance(items, jinja2.Undefined):
@@ -124,6 +148,18 @@ def _check_product(left: Any, right: Any) -> None:
 def _check_length(length: int) -> None:
     if length > MAX_OUTPUT_CHARS:
         raise TextError(f"the chat template builds a value of {length} items, which is too large")
+
+
+def _bounded_join(parts: list[str]) -> str:
+    _check_length(sum(map(len, parts)))
+    return "".join(parts)
+
+
+@jinja2.pass_eval_context
+def _join(context: EvalContext, value: Iterable[Any], d: str = "", attribute: str | None = None) -> str:
+    items = list(value)
+    _check_length(sum(len(d) + (len(item) if isinstance(item, str) else 0) for item in items))
+    return sync_do_join(context, items, d, attribute)
 
 
 def _tojson(
