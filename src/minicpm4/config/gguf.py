@@ -64,9 +64,8 @@ def config_from_gguf(
         "bos_token_id": keys.token("bos"),
         "eos_token_ids": _ends(keys),
     }
-    require(
-        keys.number("expert_count", 0.0) == 0, f"GGUF {arch}.expert_count is set: experts are not supported"
-    )
+    for name in ("expert_count", "attention.sliding_window"):
+        require(keys.number(name, 0.0) == 0, f"GGUF {arch}.{name} is set, which is not supported")
     if arch == "minicpm":
         values |= _mup_scales(keys, layers, hidden)
     return ModelConfig(**values)
