@@ -31,12 +31,12 @@ def resolve(name: str, *, offline: bool = True) -> Path:
     ``offline``, what is not here is pulled. Raises ModelNotFoundError, which names the nearest known
     name and the command that downloads it.
     """
-    path = Path(name).expanduser()
-    if _is_model(path):
+    path = _existing(name)
+    if path is not None and _is_model(path):
         return path
     source = _source(name)
     if source is None:
-        if path.exists():
+        if path is not None:
             return path  # not a model by its looks: the reader says what is wrong with it
         raise _unknown(name)
     found = _locate(name, source)
@@ -97,6 +97,14 @@ def _entry(name: str, source: Source) -> ModelEntry:
     return ModelEntry(name=name, source=str(source), present=path is not None, path=path, size=size)
 
 
+def _existing(name: str) -> Path | None:
+    try:
+        path = Path(name).expanduser()
+        return path if name and path.exists() else None
+    except (OSError, ValueError, RuntimeError):  # too long, a zero byte, ~ of an unknown user
+        return None
+
+
 def _is_model(path: Path) -> bool:
     """Whether ``path`` looks like a model: a stray folder must not hide a known name."""
     if path.is_dir():
@@ -147,7 +155,7 @@ def _near(name: str) -> str:
 
 def _unknown(name: str) -> ModelNotFoundError:
     return ModelNotFoundError(
-        f"{name!r} is neither a file or folder, nor a known model, nor a hub repository (org/name)",
+        f"{name[:200]!r} is neither a file or folder, nor a known model, nor a hub repository (org/name)",
         suggest(
             next((k for k in KNOWN if len(name) > 3 and name.lower() in k), name.lower()[:100]), list(KNOWN)
         )

