@@ -192,6 +192,20 @@ def test_an_interrupted_step_is_run_again() -> None:
     assert tokens_of(run(engine), number) == plain_greedy([1] * 10, 6)
 
 
+def test_an_interrupt_before_the_copies_of_a_fork_loses_none() -> None:
+    params = SamplingParams(n=3, max_tokens=6, seed=2)
+    expected = run_one(make_engine()[0], [1] * 10, params)
+    engine, runner = make_engine()
+    engine.add_request([1] * 10, params)
+    events = engine.step() + engine.step()
+    runner.fail = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        engine.step()
+    runner.fail = lambda: None
+    events += run(engine)
+    assert [tokens_of(events, 0, i) for i in range(3)] == [tokens_of(expected, 0, i) for i in range(3)]
+
+
 def interrupt() -> None:
     raise KeyboardInterrupt
 

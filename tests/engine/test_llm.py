@@ -132,6 +132,16 @@ def test_samples_have_texts_of_their_own(make_llm: Make) -> None:
     assert out.text == out.outputs[0].text
 
 
+@pytest.mark.parametrize("attention", ATTENTION, ids=["dense", "sparse"])
+def test_every_sample_goes_on_from_a_cache_of_its_own(make_llm: Make, attention: dict[str, Any]) -> None:
+    llm, ids = make_llm(**attention), prompt(70)
+    out = llm.generate(ids, SamplingParams(n=3, max_tokens=20, seed=4, logprobs=0, ignore_eos=True))
+    for one in out.outputs:
+        nll = llm.nll(ids + one.token_ids)[69:]
+        assert one.logprobs is not None
+        np.testing.assert_allclose([-entry.logprob for entry in one.logprobs], nll, atol=1e-4)
+
+
 def test_a_seed_repeats_whatever_is_batched_beside(make_llm: Make) -> None:
     llm = make_llm(prefix_cache=False)
     params = SamplingParams(max_tokens=15, seed=11)

@@ -163,6 +163,22 @@ def test_trim_gives_back_pages_and_rewriting_forgets_the_hash() -> None:
     assert other.computed == 4, "the page being rewritten must not be found"
 
 
+def test_tokens_written_after_a_trim_are_found_by_their_own_hash() -> None:
+    pages = PageAllocator(8, SIZE)
+    made = filled(pages, [1] * 8)
+    pages.trim(made, 2)
+    made.tokens += [2] * 6
+    pages.ensure(made, 8)
+    made.computed = 8
+    pages.seal(made)
+    found = []
+    for tokens in ([1] * 9, [1, 1, 2, 2, 2, 2, 2, 2, 0]):
+        other = sequence(*tokens)
+        pages.admit(other)
+        found.append(other.computed)
+    assert found == [0, 8]
+
+
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(1, 8))
 def test_match_is_the_longest_common_full_pages(tokens: list[int], size: int) -> None:
     pages = PageAllocator(100, size)

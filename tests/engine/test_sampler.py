@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,13 @@ def test_greedy_takes_the_lowest_id_on_a_tie() -> None:
 def test_a_tiny_temperature_is_nearly_greedy() -> None:
     logits = random_logits(3)
     assert sample(OPS, logits, state(temperature=1e-300)) == int(logits.argmax())
+
+
+@pytest.mark.parametrize(("draw", "token"), [(0.0, 1), (1.0 - 2**-53, 2)])
+def test_the_ends_of_the_draw_hit_no_forbidden_token(draw: float, token: int) -> None:
+    one = state()
+    one.rng = SimpleNamespace(random=lambda: draw)  # type: ignore[assignment]
+    assert sample(OPS, np.array([-np.inf, 0, 0, -np.inf], np.float32), one) == token
 
 
 def test_logits_stay_as_they_are() -> None:

@@ -81,6 +81,15 @@ def test_requests_are_let_in_by_arrival_even_if_a_later_one_would_fit() -> None:
     assert [s.request_id for s in scheduler.running] == [1]
 
 
+def test_a_newcomer_leaves_a_page_to_each_running_sequence() -> None:
+    scheduler = make(num_pages=4)
+    scheduler.add(request(1, 7))
+    step(scheduler)
+    scheduler.add(request(2, 7))
+    step(scheduler)
+    assert [s.request_id for s in scheduler.waiting] == [2], "two pages are free, one is reserved"
+
+
 def test_no_more_sequences_than_allowed() -> None:
     scheduler = make(max_sequences=2)
     for number in range(3):
