@@ -127,7 +127,7 @@ def test_a_wrong_checksum_is_refused_and_the_bytes_dropped(hub: Hub, file: str, 
 
 
 def test_names_that_lead_elsewhere_are_not_fetched(hub: Hub, tmp_path: Path) -> None:
-    names = ["../evil.json", "/tmp/evil.json", "a\\evil.json", ".evil.json", "C:evil.json"]
+    names = ["../evil.json", "/evil.json", "a\\evil.json", ".evil.json", "C:evil.json"]
     hub.extra = [{"rfilename": name, "size": 1, "blobId": "a" * 40} for name in names]
     hub.extra.append({"rfilename": "odd.json", "size": 1, "blobId": "../../evil"})
     assert kept(zoo.pull(NAME)) == WANTED
