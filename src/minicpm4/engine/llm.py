@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from minicpm4.config import ModelConfig, SparseConfig
 from minicpm4.engine.collect import Collector
 from minicpm4.engine.engine import Engine
-from minicpm4.engine.load import Inspection, ModelText, Progress, encode_chat, inspect
+from minicpm4.engine.load import Inspection, Progress, encode_chat, inspect
 from minicpm4.engine.memory import available_memory
 from minicpm4.engine.options import EngineOptions
 from minicpm4.engine.outputs import Event, Failed, Piece, Prefilled, RequestOutput
@@ -88,8 +88,8 @@ class LLM:
         )
         self.name = str(model)
         self._found: Inspection = inspect(model, options)
-        self._text = ModelText(self._found.checkpoint)
-        engine, self.description = self._found.build(self._text, progress)
+        self._text = self._found.text
+        engine, self.description = self._found.build(progress)
         self._engine: Engine | None = engine
         self._mail: dict[int, deque[Event]] = {}
         logger.info("%s: %s", self.name, self.description)

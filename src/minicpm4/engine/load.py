@@ -47,9 +47,10 @@ class Inspection:
     options: EngineOptions
     sparse: SparseConfig | None
     ops: OpTable
+    text: ModelText
     plan: MemoryPlan
 
-    def build(self, text: ModelText, progress: Progress | None = None) -> tuple[Engine, str]:
+    def build(self, progress: Progress | None = None) -> tuple[Engine, str]:
         """Load the weights; return an engine, and one line that says what was chosen."""
         loaded = load_weights(self.checkpoint, self.config, self.options.weights, progress)
         plan, options = self.plan, self.options
@@ -79,12 +80,12 @@ class Inspection:
             max_sequences=options.max_batch,
             prefix_cache=options.prefix_cache,
         )
-        ends = dict.fromkeys([*self.config.eos_token_ids, *text.end_ids])
+        ends = dict.fromkeys([*self.config.eos_token_ids, *self.text.end_ids])
         engine = Engine(
             runner,
             self.ops,
             limits,
-            text_streams=text.stream,
+            text_streams=self.text.stream,
             end_ids=[i for i in ends if i < self.config.vocab_size],
             sparse=self.sparse,
             seed=options.seed,
@@ -95,7 +96,8 @@ class Inspection:
 def inspect(model: str | Path, options: EngineOptions) -> Inspection:
     """Find a model, check its files, choose kernels and attention, and plan its memory.
 
-    Raises ModelNotFoundError, CheckpointError, ConfigError, UnsupportedError, MemoryPlanError.
+    Raises ModelNotFoundError, CheckpointError, ConfigError, TextError, UnsupportedError,
+    MemoryPlanError.
     """
     path = Path(zoo.resolve(str(model)))
     checkpoint = open_checkpoint(path)
@@ -103,6 +105,7 @@ def inspect(model: str | Path, options: EngineOptions) -> Inspection:
     check_tensors(checkpoint, config)
     sparse = resolve_sparse(options, config)
     ops = resolve(options.backend, threads=options.threads, isa=options.isa)
+    text = ModelText(checkpoint)  # before the plan: what it takes is in the process already
     demand = Demand(
         config=config,
         sparse=sparse,
@@ -122,6 +125,7 @@ def inspect(model: str | Path, options: EngineOptions) -> Inspection:
         options=options,
         sparse=sparse,
         ops=ops,
+        text=text,
         plan=make_plan(demand),
     )
 
