@@ -53,7 +53,5 @@ NB_MODULE(_cpu, module) {
     context.def_prop_ro("isa", [](const Context& self) { return std::string(self.kernels().name); });
     bind_linear(context);
     bind_elementwise(context);
-#if defined(MINICPM4_HAS_ATTENTION)
     bind_attention(context);
-#endif
 }

@@ -19,11 +19,7 @@ namespace MC_NAMESPACE {
 
 #include "linear.hpp"
 
-#if defined(MINICPM4_HAS_ATTENTION)
 #include "attention.hpp"
-#else
-constexpr AttentionTable attention_table = {nullptr, nullptr, nullptr};
-#endif
 
 extern const KernelTable table = {MC_NAME,     linear,      embed, rms_norm, rotary, silu_mul,
                                   add_scaled,  log_sum_exp, top_k, matmul,   attention_table};
