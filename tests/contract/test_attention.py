@@ -56,7 +56,8 @@ def test_matches_the_truth(
     ops: OpTable, base: dict[str, Any], d: int, group: int, sparse: bool, kv: str
 ) -> None:
     c = config(base)
-    world = Paged(21, c, [7 * c.block_size + 3, 1, c.block_size], (2 * group, 2), d)
+    pages = 7 if group * d < 1024 else 4
+    world = Paged(21, c, [pages * c.block_size + 3, 1, c.block_size], (2 * group, 2), d)
     out, selection = run(ops, world, kv, sparse=sparse)
     check(world, out, selection, kv, every=31)
 
