@@ -41,7 +41,7 @@ LOGIT_ROWS = (0, 1, 2, 15, 31, 63, 64, 127, 255, 300, 511, 777, 1023, 1024, 1536
 QUESTIONS = (
     "What is the capital of France?",
     "Explain in two sentences why the sky is blue.",
-    "Write a short poem about the sea.",
+    "What is photosynthesis?",
     "List three fruits that are red.",
     "Write a Python function that returns the sum of a list of numbers.",
 )
