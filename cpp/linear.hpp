@@ -102,7 +102,7 @@ MC_INLINE void finish(const LinearArgs& args, i64 row, i64 column, float value) 
 // NX is n rounded up to a power of two: x rows past n repeat the last one.
 template <class F, int NX>
 static void linear_few_rows(Pool& pool, const LinearArgs& args, const FewRows& few) {
-    constexpr int ROWS = NX == 1 ? 4 : NX <= 4 ? 2 : 1;
+    constexpr int ROWS = NX == 1 ? 4 : 2;
     const Matrix& m = args.w;
     const i64 blocks = (m.rows + ROWS - 1) / ROWS;
     auto body = [&](i64 begin, i64 end, int) {

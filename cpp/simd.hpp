@@ -1,13 +1,15 @@
 // One vector type V of W floats per instruction set, and the functions that kernels are written in.
 //
-// Included inside the namespace of the instruction set (MC_ISA), once per translation unit:
+// Included inside the namespace of the instruction set (MC_ISA_*), once per translation unit:
 //   zero, set1, load, loadn (first n lanes, the others 0), store, storen, add, sub, mul, div,
 //   fma (a * b + c), max, min (b where either is NaN), nearest (to a whole number, ties to even),
-//   load_bf16, load_f16 (and ...n), load_i8, load_bits (codes in bytes), store_bf16 (to nearest
-//   even, NaN stays NaN), f16_to_f32, hsum, hmax, exp.
+//   load_bf16, load_f16 (and ...n), load_i8, load_bits and load_nibbles (codes in bytes),
+//   store_bf16 (to nearest even, NaN stays NaN), f16_to_f32, hsum, hmax, exp.
 // n of loadn and storen is 0 to W (AVX-512: lanes beyond n are not touched, so no fault).
 
-#if defined(MC_ISA_AVX512)
+#if defined(MC_ISA_AVX512_BF16)
+#include "simd_avx512_bf16.hpp"
+#elif defined(MC_ISA_AVX512)
 #include "simd_avx512.hpp"
 #elif defined(MC_ISA_AVX2)
 #include "simd_avx2.hpp"
@@ -15,6 +17,26 @@
 #include "simd_neon.hpp"
 #else
 #include "simd_scalar.hpp"
+#endif
+
+#if !defined(MC_HAS_NIBBLES)
+// (4 bits of each of the next W bytes) - bias.
+template <int SHIFT, int BIAS>
+MC_INLINE V load_nibbles(const u8* p) {
+    return load_bits<SHIFT, 15, BIAS>(p);
+}
+#endif
+
+// Whether the unit has vdpbf16ps and vpdpbusd; code that uses them is behind MC_HAS_*.
+#if defined(MC_HAS_BF16_DOT)
+constexpr bool kHasBf16Dot = true;
+#else
+constexpr bool kHasBf16Dot = false;
+#endif
+#if defined(MC_HAS_VNNI)
+constexpr bool kHasVnni = true;
+#else
+constexpr bool kHasVnni = false;
 #endif
 
 #if !defined(MC_HAS_HSUM)

@@ -52,6 +52,17 @@ MC_INLINE V load_bits(const u8* p) {
     return from_i32(_mm512_sub_epi32(code, _mm512_set1_epi32(BIAS)));
 }
 
+// Sixteen codes of 4 bits by table: the permutation looks at the low 4 bits of each index only.
+template <int SHIFT, int BIAS>
+MC_INLINE V load_nibbles(const u8* p) {
+    const __m512 table = _mm512_setr_ps(0 - BIAS, 1 - BIAS, 2 - BIAS, 3 - BIAS, 4 - BIAS, 5 - BIAS, 6 - BIAS,
+                                        7 - BIAS, 8 - BIAS, 9 - BIAS, 10 - BIAS, 11 - BIAS, 12 - BIAS,
+                                        13 - BIAS, 14 - BIAS, 15 - BIAS);
+    const __m512i wide = _mm512_cvtepu8_epi32(bytes16(p));
+    return {_mm512_permutexvar_ps(SHIFT == 0 ? wide : _mm512_srli_epi32(wide, SHIFT), table)};
+}
+#define MC_HAS_NIBBLES
+
 MC_INLINE __m256i round_bf16(V a) {
     const __m512i bits = _mm512_castps_si512(a.v);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));

@@ -65,8 +65,8 @@ struct FormatInt4 {
     static void load(V* v, const u8* row, i64 k) {
         const u8* p = row + k / 2;
         for (int i = 0; i < 16 / W; ++i) {
-            v[i] = load_bits<0, 15, RAW ? 0 : 8>(p + i * W);
-            v[16 / W + i] = load_bits<4, 15, RAW ? 0 : 8>(p + i * W);
+            v[i] = load_nibbles<0, RAW ? 0 : 8>(p + i * W);
+            v[16 / W + i] = load_nibbles<4, RAW ? 0 : 8>(p + i * W);
         }
     }
 };
