@@ -183,7 +183,7 @@ def _compress(store: Array, kv: KVLayer, table: Ints, positions: Ints, step: Ste
     if config.use_nope:
         keys = unrotate(keys.transpose(1, 0, 2), step.cos[:length], step.sin[:length]).transpose(1, 0, 2)
     for j in range(first, last):
-        page, slot = _kernel_home(np.int32(j), config, times, kv.page_size)
+        page, slot = _kernel_home(np.asarray(j, np.int32), config, times, kv.page_size)
         store[table[page], :, slot] = keys[:, j * stride : j * stride + size].mean(axis=1)
 
 
