@@ -141,6 +141,7 @@ std::vector<const KernelTable*> available_tables() {
     if (f.avx2 && f.fma && f.f16c) tables.push_back(&isa_avx2::table);
     if (f.avx2 && f.fma && f.f16c && f.avx512f && f.avx512bw && f.avx512vl && f.avx512dq) {
         tables.push_back(&isa_avx512::table);
+        if (f.avx512_bf16 && f.avx512_vnni) tables.push_back(&isa_avx512_bf16::table);
     }
 #elif defined(MINICPM4_ARM)
     if (features().neon) tables.push_back(&isa_neon::table);

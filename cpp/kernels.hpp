@@ -74,6 +74,9 @@ extern const KernelTable table;
 namespace isa_avx512 {
 extern const KernelTable table;
 }
+namespace isa_avx512_bf16 {
+extern const KernelTable table;
+}
 namespace isa_neon {
 extern const KernelTable table;
 }
