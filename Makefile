@@ -34,7 +34,7 @@ $(READY): $(NATIVE)
 run: $(READY)  ## read examples/ with sparse attention and answer a question about it
 	@cat examples/question.txt
 	@$(BIN)/minicpm4 generate --prompt-file $(TEXT) --prompt "$$(cat examples/question.txt)" \
-	  --attention sparse --sparse topk=16,window=1024 --temperature 0 --max-tokens 96 --stats
+	  --attention sparse --sparse topk=12,window=256 --temperature 0 --max-tokens 96 --stats
 
 test: $(READY)  ## all tests but the slow ones
 	$(BIN)/python -m pytest -m "not slow"

@@ -17,6 +17,7 @@ import pytest
 from tests.cli.conftest import Result
 
 Run = Callable[..., Result]
+EXAMPLES = Path(__file__).parents[2] / "examples"
 SPARSE = "topk=8,window=256,dense_len=1024"
 GREEDY = ("--temperature", "0", "--context", "1024")
 
@@ -38,6 +39,17 @@ def test_generate_reads_sparsely(minicpm: Run, tmp_path: Path) -> None:
     metrics = json.loads(result.out)["metrics"]
     assert metrics["attention"] == "sparse"
     assert 0.2 < metrics["blocks_read_share"] < 0.8
+
+
+@pytest.mark.slow
+def test_the_example_is_answered_sparsely(minicpm: Run) -> None:
+    question = (EXAMPLES / "question.txt").read_text(encoding="utf-8")
+    args = ("--prompt-file", str(EXAMPLES / "how_sqlite_is_tested.txt"), "--prompt", question)
+    sparse = ("--attention", "sparse", "--sparse", "topk=12,window=256")  # those of make run
+    result = minicpm("generate", *args, *sparse, "--temperature", "0", "--max-tokens", "48", "--json")
+    answer = json.loads(result.out)
+    assert "Manuel Rigger" in answer["text"]
+    assert answer["metrics"]["blocks_read_share"] < 0.4
 
 
 def test_chat_keeps_the_cache(minicpm: Run) -> None:
