@@ -27,6 +27,7 @@ COMMANDS = {
     "models": "List the models known by name, and which are present.",
     "pull": "Download a model's files.",
     "info": "Show what a model is and how much memory it takes.",
+    "bench": "Measure tokens per second at given depths, dense and sparse.",
     "doctor": "Show what this machine offers and which kernels will run.",
 }
 # Base of all complaints about options; where it lives differs between versions of Typer.

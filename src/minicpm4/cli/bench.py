@@ -1,0 +1,197 @@
+"""``minicpm4 bench``: how fast a model reads and writes on this machine, at any depth."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from minicpm4.cli.options import parse_sparse
+from minicpm4.cli.terminal import progress_bar, show, table
+from minicpm4.config.strict import suggest
+from minicpm4.engine.options import ATTENTION_CHOICES, KV_CHOICES, MAX_CONTEXT
+from minicpm4.errors import ConfigError
+
+RANDOM = "random-minicpm4-0.5b"
+MAX_POINTS = 64  # depths, and lengths of prefill, in one run
+MAX_REPEATS = 1000
+
+
+def command(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="[MODEL]",
+            help="Name, folder, .gguf file or hub repository; or random-minicpm4-0.5b (the default), "
+            "the shape of MiniCPM4-0.5B with random weights, which needs no files.",
+        ),
+    ] = RANDOM,
+    *,
+    depths: Annotated[
+        str, typer.Option(metavar="TOKENS,...", help="How many tokens come before those that are timed.")
+    ] = "0,2048,8192",
+    prefill: Annotated[
+        str, typer.Option(metavar="TOKENS,...", help="How many tokens are read at each depth; 0: none.")
+    ] = "512",
+    decode: Annotated[int, typer.Option(help="How many tokens are written at each depth; 0: none.")] = 32,
+    attention: Annotated[
+        str, typer.Option(metavar="NAME,...", help="Any of dense, sparse and auto.")
+    ] = "dense,sparse",
+    sparse: Annotated[
+        str | None,
+        typer.Option(metavar="KEY=VALUE,...", help="Settings of sparse attention, as for generate."),
+    ] = None,
+    weights: Annotated[
+        str,
+        typer.Option(help="auto (as stored; of random models int4), bf16, int8, int4 or ternary."),
+    ] = "auto",
+    kv: Annotated[str, typer.Option(help="Keys and values in memory: bf16 or float32.")] = "bf16",
+    backend: Annotated[str, typer.Option(help="Kernels: auto, cpu, gpu, or ref (NumPy, slow).")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="Threads of the CPU kernels.")] = None,
+    chunk: Annotated[int, typer.Option(help="Tokens read in one step.")] = 512,
+    repeats: Annotated[int, typer.Option(help="How often everything is run; medians are shown.")] = 3,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write all figures to this file.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.svg", help="Draw tokens per second over depth.")
+    ] = None,
+) -> None:
+    """Measure prefill and decode in tokens per second at given depths, dense and sparse.
+
+    Depths are made without running the model, from random keys and values, so that deep ones take no
+    longer. The machine's limits are measured in the same run: each figure is also shown as a share
+    of the one that binds it: memory bandwidth for decode, float32 matrix products for prefill (more
+    than all of it where the kernels use bf16 or 8-bit products, which are faster).
+    """
+    for name, file in (("--json", json_file), ("--plot", plot)):
+        _check_output(name, file)
+    from minicpm4.evals.speed import BenchOptions, Point
+
+    attentions = _names(attention)
+    lengths = {
+        "prefill": _numbers("--prefill", prefill),
+        "decode": [_number("--decode", decode, MAX_CONTEXT)],
+    }
+    points = [
+        Point(kind=kind, attention=name, depth=depth, tokens=tokens)  # type: ignore[arg-type]
+        for kind, counts in lengths.items()
+        for name in attentions
+        for tokens in counts
+        for depth in _numbers("--depths", depths)
+        if tokens
+    ]
+    if not points:
+        raise ConfigError("--prefill 0 and --decode 0 leave nothing to measure", "give one of them")
+    options = BenchOptions(
+        attentions=attentions,
+        sparse=parse_sparse(sparse) if sparse is not None else None,
+        weights=weights,
+        kv=_choice("--kv", kv, KV_CHOICES),  # type: ignore[arg-type]
+        backend=backend,
+        threads=threads,
+        chunk=chunk,
+    )
+    _run(model, options, points, _number("--repeats", repeats, MAX_REPEATS, least=1), json_file, plot)
+
+
+def _run(
+    name: str, options: Any, points: list[Any], repeats: int, json_file: Path | None, plot: Path | None
+) -> None:
+    from minicpm4.evals import report
+    from minicpm4.evals.limits import measure_limits
+    from minicpm4.evals.speed import measure
+
+    loaded = load(name, options, max(point.depth + point.tokens for point in points))
+    print(f"{name}: {loaded.notes}; kernels: {loaded.ops.description}", file=sys.stderr)
+    limits = measure_limits(loaded.ops, getattr(loaded.ops, "threads", 1))
+    with progress_bar("measuring", "points") as progress:
+        measured = measure(loaded, points, repeats, progress)
+    shown = table("run", "attention", "depth", "tokens/s", "spread", "of limit", left=2)
+    for one in measured:
+        run = f"{one.point.kind} {one.point.tokens:,}"
+        share = f"{report.share(loaded, one, limits):.0%}"
+        shown.add_row(
+            run, one.point.attention, f"{one.point.depth:,}", _rate(one.rate), f"{one.spread:.0%}", share
+        )
+    show(shown)
+    print(
+        f"\nlimits of this machine, same run: memory {limits.bandwidth / 1e9:.1f} GB/s read, "
+        f"float32 products {limits.float32 / 1e9:,.0f} GFLOP/s"
+    )
+    if json_file is not None:
+        text = json.dumps(report.as_json(name, loaded, measured, limits), indent=1)
+        json_file.write_text(text + "\n", encoding="utf-8")
+    if plot is not None:
+        plot.write_text(report.svg(name, loaded, measured), encoding="utf-8")
+
+
+def load(name: str, options: Any, room: int) -> Any:
+    """Return a BenchModel of a random model, or of one with files. Raises Minicpm4Error."""
+    from minicpm4 import zoo
+    from minicpm4.evals.random_model import SHAPES, random_checkpoint
+    from minicpm4.evals.speed import BenchModel
+    from minicpm4.formats import Checkpoint, check_tensors, open_checkpoint
+    from minicpm4.model.loader import read_config
+
+    if name.lower() in SHAPES:
+        random = random_checkpoint(name.lower(), options.weights)
+        checkpoint: Checkpoint = random
+        config = random.config
+    else:
+        checkpoint = open_checkpoint(zoo.resolve(name))
+        config = read_config(checkpoint)
+        check_tensors(checkpoint, config)
+    with progress_bar("loading", "layers") as progress:
+        return BenchModel(checkpoint, config, options, room, progress)
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}"
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    return tuple(_choice("--attention", name, ATTENTION_CHOICES) for name in names)
+
+
+def _choice(option: str, value: str, known: tuple[str, ...]) -> str:
+    if value not in known:
+        raise ConfigError(f"{option} has {value!r}", suggest(value, list(known)))
+    return value
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) > MAX_POINTS:
+        raise ConfigError(f"{option} has {len(parts)} values, {MAX_POINTS} are allowed")
+    for part in parts:
+        if not (part.isascii() and part.isdigit()):
+            raise ConfigError(
+                f"{option} has {part[:50]!r}", "write whole numbers with commas between, as in 0,2048,8192"
+            )
+    return sorted({_number(option, int(part[:20]), MAX_CONTEXT) for part in parts})
+
+
+def _number(option: str, value: int, most: int, least: int = 0) -> int:
+    if not least <= value <= most:
+        raise ConfigError(f"{option} {value} is outside {least:,} to {most:,}")
+    return value
+
+
+def _check_output(option: str, file: Path | None) -> None:
+    """Refuse before the measuring what could not be written after it."""
+    if file is None:
+        return
+    if option == "--plot" and file.suffix.lower() != ".svg":
+        raise ConfigError(
+            f"--plot {file} does not end in .svg", "plots are SVG, which any browser shows: name it so"
+        )
+    try:
+        with file.open("a", encoding="utf-8"):
+            pass
+    except OSError as error:
+        raise ConfigError(f"cannot write {option} {file}: {error.strerror}") from error

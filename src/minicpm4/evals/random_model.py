@@ -1,0 +1,147 @@
+"""Models that need no files: a published shape, its weights drawn at random in packed form.
+
+What a matrix product costs does not depend on its numbers, so these tell a machine's speed before
+anything is downloaded. Weights are drawn as codes, not rounded from floats: half a billion of them
+in INT4 take about a second.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minicpm4.config import ModelConfig, SparseConfig
+from minicpm4.errors import ConfigError
+from minicpm4.formats.bf16 import f32_to_bf16
+from minicpm4.formats.checkpoint import TensorInfo
+from minicpm4.formats.names import expected_tensors
+from minicpm4.formats.quant import (
+    CODE_DTYPES,
+    WEIGHTS_PER_CODE,
+    PackedTensor,
+    QuantSpec,
+    packed_nbytes,
+)
+from minicpm4.model.loader import check_weights_choice, target_spec
+
+__all__ = ["SHAPES", "RandomCheckpoint", "random_checkpoint"]
+
+MINICPM4_05B = ModelConfig(
+    model_type="minicpm",
+    vocab_size=73448,
+    hidden_size=1024,
+    intermediate_size=4096,
+    num_hidden_layers=24,
+    num_attention_heads=16,
+    num_key_value_heads=2,
+    head_dim=64,
+    max_position_embeddings=32768,
+    rms_norm_eps=1e-5,
+    tie_word_embeddings=True,
+    scale_emb=12.0,
+    scale_depth=1.4,
+    dim_model_base=256.0,
+    sparse_config=SparseConfig(),
+)
+SHAPES: Mapping[str, ModelConfig] = MappingProxyType({"random-minicpm4-0.5b": MINICPM4_05B})
+
+# Standard deviation of a code drawn at random, in units of its scale.
+_CODE_STD = {"int8": math.sqrt((255**2 - 1) / 12), "int4": math.sqrt((16**2 - 1) / 12), "ternary": 0.8165}
+_TABLE = 1 << 16  # normal numbers that float weights are picked from
+_SLICE = 1 << 22  # float weights picked at a time
+
+Specs = Callable[[str, tuple[int, int]], QuantSpec]
+
+
+class RandomCheckpoint:
+    """A Checkpoint of ``config`` whose tensors are drawn when loaded, the same ones each time.
+
+    ``specs(name, shape)`` says in which format a matrix is stored. Matrices (out, in) have standard
+    deviation 1 / sqrt(in); norm weights are 1, biases 0.
+    """
+
+    def __init__(self, config: ModelConfig, specs: Specs, name: str = "random", seed: int = 0) -> None:
+        self.config, self.path, self._seed = config, Path(name), seed
+        self.tensors: Mapping[str, TensorInfo] = {
+            key: _info(key, shape, specs) for key, shape in expected_tensors(config).items()
+        }
+
+    def hf_config(self) -> dict[str, Any] | None:
+        """None: ``config`` is not read from a file."""
+        return None
+
+    def metadata(self) -> Mapping[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load(self, name: str) -> PackedTensor:
+        """Draw a matrix."""
+        info = self.tensors[name]
+        spec, shape = info.spec, (info.shape[0], info.shape[1])
+        rng = np.random.Generator(np.random.SFC64([self._seed, zlib.crc32(name.encode())]))
+        std = 1 / math.sqrt(shape[1])
+        if not spec.group_size:
+            return PackedTensor(spec=spec, shape=shape, codes=_floats(rng, spec.kind, shape, std))
+        scale = np.float16(std / _CODE_STD[spec.kind])
+        scales = np.full((shape[0], shape[1] // spec.group_size), scale, np.float16)
+        return PackedTensor(spec=spec, shape=shape, codes=_codes(rng, spec.kind, shape), scales=scales)
+
+    def load_vector(self, name: str) -> NDArray[np.float32]:
+        """Ones for a norm, zeros for a bias."""
+        make = np.zeros if name.endswith(".bias") else np.ones
+        return make(self.tensors[name].shape, np.float32)
+
+    def release(self, name: str) -> None:
+        """Nothing is mapped."""
+
+
+def random_checkpoint(name: str, weights: str = "auto") -> RandomCheckpoint:
+    """The random model ``name`` (one of SHAPES), held in ``weights``; "auto" means int4.
+
+    Raises ConfigError.
+    """
+    check_weights_choice(weights)
+    if name not in SHAPES:
+        raise ConfigError(f"{name!r} is not a random model", "use " + " or ".join(SHAPES))
+    kind, stored = "int4" if weights == "auto" else weights, QuantSpec(kind="bf16")
+    return RandomCheckpoint(
+        SHAPES[name], lambda tensor, shape: target_spec(tensor, stored, shape, kind), name=name
+    )
+
+
+def _info(name: str, shape: tuple[int, ...], specs: Specs) -> TensorInfo:
+    if len(shape) == 1:
+        spec, size = QuantSpec(kind="f32"), 4 * shape[0]
+    else:
+        spec = specs(name, (shape[0], shape[1]))
+        size = packed_nbytes((shape[0], shape[1]), spec)
+    return TensorInfo(shape=shape, dtype=spec.kind.upper(), nbytes=size, spec=spec, loaded_nbytes=size)
+
+
+def _codes(rng: np.random.Generator, kind: str, shape: tuple[int, int]) -> NDArray:
+    per = WEIGHTS_PER_CODE[kind]
+    raw = rng.integers(0, 256, (shape[0], shape[1] // per), np.uint8)
+    if kind == "ternary":
+        # Each two bits hold 0, 1 or 2: a byte is four digits to base 3, so 81 bytes are possible.
+        digits = np.arange(256) % 81 // np.array([[1], [3], [9], [27]]) % 3
+        return (digits << np.array([[0], [2], [4], [6]])).sum(axis=0).astype(np.uint8)[raw]
+    if kind == "int8":
+        return np.maximum(raw.view(np.int8), np.int8(-127))
+    return raw
+
+
+def _floats(rng: np.random.Generator, kind: str, shape: tuple[int, int], std: float) -> NDArray:
+    table = (rng.standard_normal(_TABLE, np.float32) * np.float32(std)).astype(np.float32)
+    values = f32_to_bf16(table) if kind == "bf16" else table.astype(CODE_DTYPES[kind])
+    out = np.empty(shape[0] * shape[1], CODE_DTYPES[kind])
+    for start in range(0, out.size, _SLICE):
+        part = out[start : start + _SLICE]
+        np.take(values, rng.integers(0, _TABLE, part.size, np.uint16), out=part)
+    return out.reshape(shape)

@@ -1,0 +1,222 @@
+"""Tokens per second of reading and writing at any depth, dense and sparse.
+
+A depth is made without running the model: pages are filled with random keys and values of the
+scale that normalised inputs give, through the op table's own append, compressed keys included.
+Time does not depend on the numbers; which blocks sparse attention chooses does, and random keys
+spread the choice over the whole context, which is the hard case for caches.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Literal
+
+import numpy as np
+
+from minicpm4.config import ModelConfig, SparseConfig
+from minicpm4.engine.memory import available_memory, resident_memory
+from minicpm4.engine.options import PAGE_SIZE, EngineOptions, resolve_sparse
+from minicpm4.engine.plan import Demand, make_plan
+from minicpm4.engine.runner import Runner
+from minicpm4.engine.scheduler import Rows, StepPlan
+from minicpm4.engine.sequence import Sequence as TokenSequence
+from minicpm4.evals.cost import decode_bytes, prefill_flops
+from minicpm4.formats import Checkpoint
+from minicpm4.kernels.contract import OpTable, Step
+from minicpm4.kernels.registry import resolve
+from minicpm4.model.cache import KVFormat, KVPool
+from minicpm4.model.loader import load_weights, plan_weights
+from minicpm4.model.rotary import RotaryTable
+
+__all__ = ["BenchModel", "BenchOptions", "Kind", "Measurement", "Point", "measure"]
+
+Kind = Literal["prefill", "decode"]
+Progress = Callable[[int, int], None]
+FILL = 4096  # tokens whose keys are drawn at a time
+WARM_UP = 8  # tokens decoded, after a chunk was read, before anything is timed
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Point:
+    """Run ``tokens`` tokens that follow ``depth`` others: in chunks (prefill), or one by one (decode)."""
+
+    kind: Kind
+    attention: str
+    depth: int
+    tokens: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measurement:
+    """Seconds of each repeat of a point."""
+
+    point: Point
+    seconds: tuple[float, ...]
+
+    @property
+    def rate(self) -> float:
+        """Tokens per second, the median of the repeats."""
+        return self.point.tokens / median(self.seconds)
+
+    @property
+    def spread(self) -> float:
+        """Slowest less fastest repeat, as a share of the median."""
+        return (max(self.seconds) - min(self.seconds)) / median(self.seconds)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BenchOptions:
+    """How the model runs; see LLM. ``attentions``: what points may ask for, each dense, sparse or
+    auto. ``chunk``: tokens of a prefill step."""
+
+    attentions: tuple[str, ...] = ("dense", "sparse")
+    sparse: Mapping[str, int | bool] | None = None
+    weights: str = "auto"
+    kv: KVFormat = "bf16"
+    backend: str = "auto"
+    threads: int | None = None
+    chunk: int = 512
+
+    def engine(self, attention: str, room: int) -> EngineOptions:
+        """The same for one attention and ``room`` tokens. Raises ConfigError."""
+        return EngineOptions(
+            attention=attention,
+            sparse=None if attention == "dense" else self.sparse,
+            weights=self.weights,
+            kv=self.kv,
+            backend=self.backend,
+            threads=self.threads,
+            context=room,
+            max_batch=1,
+            chunk=self.chunk,
+        )
+
+
+class BenchModel:
+    """A loaded model and pages for ``room`` tokens of one sequence, which all attentions share.
+
+    Raises CheckpointError, ConfigError, UnsupportedError, MemoryPlanError.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        config: ModelConfig,
+        options: BenchOptions,
+        room: int,
+        progress: Progress | None = None,
+    ) -> None:
+        engines = {name: options.engine(name, room) for name in options.attentions}
+        self.config, self.options, self.room = config, options, room
+        self.sparse = {name: resolve_sparse(engine, config) for name, engine in engines.items()}
+        self.ops: OpTable = resolve(options.backend, threads=options.threads)
+        paged = next((sparse for sparse in self.sparse.values() if sparse is not None), None)
+        page_size = paged.block_size if paged else PAGE_SIZE
+        self.plan = make_plan(
+            Demand(
+                config=config,
+                sparse=paged,
+                kv=options.kv,
+                page_size=page_size,
+                weights=plan_weights(checkpoint, config, options.weights),
+                context=room,
+                max_batch=1,
+                max_rows=options.chunk,
+                process=resident_memory(),
+                available=available_memory(),
+            )
+        )
+        loaded = load_weights(checkpoint, config, options.weights, progress)
+        self.weights, self.notes = loaded.weights, loaded.notes
+        pages = self.plan.num_pages
+        self._paged, self._filled = paged, 0
+        self._pool = KVPool(config, num_pages=pages, page_size=page_size, kv=options.kv, sparse=paged)
+        self._rotary = RotaryTable(config, room)
+        self._runners = {name: self._runner(sparse) for name, sparse in self.sparse.items()}
+        self._rng = np.random.Generator(np.random.SFC64(0))
+        self._tokens: list[int] = self._rng.integers(0, config.vocab_size, room).tolist()
+        self._sequence = TokenSequence(0, [], room, pages=list(range(pages)))
+
+    def cost(self, point: Point) -> float:
+        """Bytes that a decoded token reads, or operations that a prefilled one takes, at least."""
+        sparse = self.sparse[point.attention]
+        if point.kind == "decode":
+            return decode_bytes(self.weights, point.depth, self.options.kv, sparse)
+        return prefill_flops(self.weights, point.depth, point.tokens, sparse) / point.tokens
+
+    def warm_up(self) -> None:
+        """Touch all memory and code that points use."""
+        for name in self._runners:
+            tokens = min(self.options.chunk, self.room)
+            self.seconds(Point(kind="prefill", attention=name, depth=0, tokens=tokens))
+            self.seconds(Point(kind="decode", attention=name, depth=0, tokens=min(WARM_UP, self.room)))
+
+    def seconds(self, point: Point) -> float:
+        """Run a point once, pages before it filled; return its time."""
+        self.fill(point.depth)
+        runner, chunk = self._runners[point.attention], self.options.chunk if point.kind == "prefill" else 1
+        tokens, end, total = self._tokens, point.depth + point.tokens, 0.0
+        for start in range(point.depth, end, chunk):
+            stop = min(start + chunk, end)
+            # As in the engine, logits are computed where a token is to be sampled: at the very end.
+            self._sequence.tokens = tokens[: stop if point.kind == "decode" else end]
+            plan = StepPlan(rows=[Rows(self._sequence, start, stop - start)])
+            began = time.perf_counter()
+            runner.execute(plan)
+            total += time.perf_counter() - began
+        return total
+
+    def fill(self, depth: int) -> None:
+        """Have random keys and values in all pages up to ``depth`` tokens."""
+        while self._filled < depth:
+            start, stop = self._filled, min(self._filled + FILL, depth)
+            shape = (stop - start, self.config.num_key_value_heads, self.config.head_dim)
+            # Layers never meet, so all may have the same ones.
+            keys, values = (self._rng.standard_normal(shape, np.float32) for _ in range(2))
+            step = self._step(start, stop)
+            for layer in range(self.config.num_hidden_layers):
+                self.ops.append(keys, values, self._pool.layer(layer), step)
+            self._filled = stop
+
+    def _step(self, start: int, stop: int) -> Step:
+        cos, sin = self._rotary.tables(stop)
+        return Step(
+            ids=np.zeros(stop - start, np.int32),
+            positions=np.arange(start, stop, dtype=np.int32),
+            cu_rows=np.array([0, stop - start], np.int32),
+            page_table=np.arange(self.plan.num_pages, dtype=np.int32)[None],
+            cos=cos,
+            sin=sin,
+            sparse=self._paged,
+        )
+
+    def _runner(self, sparse: SparseConfig | None) -> Runner:
+        return Runner(
+            self.ops,
+            self.weights,
+            self._pool,
+            self._rotary,
+            sparse,
+            max_rows=self.options.chunk,
+            max_sequences=1,
+            max_pages=self.plan.num_pages,
+        )
+
+
+def measure(
+    model: BenchModel, points: Sequence[Point], repeats: int, progress: Progress | None = None
+) -> list[Measurement]:
+    """Run every point ``repeats`` times, one after another and not each by itself, so that a slow
+    moment of the machine meets all of them alike."""
+    model.fill(max((point.depth for point in points), default=0))
+    model.warm_up()
+    seconds: list[list[float]] = [[] for _ in points]
+    for repeat in range(repeats):
+        for index, point in enumerate(points):
+            seconds[index].append(model.seconds(point))
+            if progress is not None:
+                progress(repeat * len(points) + index + 1, repeats * len(points))
+    return [Measurement(point=p, seconds=tuple(s)) for p, s in zip(points, seconds, strict=True)]

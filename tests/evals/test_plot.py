@@ -1,0 +1,36 @@
+"""Charts are well-formed SVG with every point in its place."""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree
+
+import pytest
+
+from minicpm4.evals.plot import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, chart
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def circles(svg: str) -> list[tuple[float, float]]:
+    root = ElementTree.fromstring(svg)
+    return [(float(c.attrib["cx"]), float(c.attrib["cy"])) for c in root.iter(f"{SVG}circle")]
+
+
+def test_points_lie_on_logarithmic_axes() -> None:
+    found = circles(chart("t", {"a": [(0, 100), (2048, 100), (4096, 10), (8192, 1)]}, "x", "y"))
+    xs, ys = zip(*found, strict=True)
+    assert xs[2] - xs[1] == pytest.approx(xs[3] - xs[2], abs=0.2)
+    assert ys[0] == ys[1] and ys[2] - ys[1] == pytest.approx(ys[3] - ys[2], abs=0.2)
+    assert all(LEFT <= x <= WIDTH - RIGHT for x in xs)
+    assert all(TOP <= y <= HEIGHT - BOTTOM for y in ys)
+
+
+@pytest.mark.parametrize("curve", [[(0.0, 5.0)], [(64.0, 1.0)], [(0.0, 3.0), (9.0, 3.0)]])
+def test_small_charts_are_drawn(curve: list[tuple[float, float]]) -> None:
+    assert len(circles(chart("t", {"a": curve}, "x", "y"))) == len(curve)
+
+
+def test_labels_are_escaped() -> None:
+    svg = chart('<&"', {"<script>": [(0, 1)]}, "x", "y")
+    texts = [element.text for element in ElementTree.fromstring(svg).iter(f"{SVG}text")]
+    assert '<&"' in texts and "<script>" in texts and "<script>" not in svg
