@@ -19,20 +19,24 @@ struct AttendTile {
     i64 head;   // kv head
 };
 
+// A softmax under way: sums (m, d) of weighted values, top (m) largest score, total (m) of weights.
+struct Partial {
+    float* sums;
+    float* top;
+    float* total;
+};
+
+#include "attention_dot.hpp"
+
 struct AttendScratch {
     float* queries;  // (rows * group, d), scaled
     float* scores;   // (rows * group, P rounded up to W)
     float* keys;     // (d, P), where pages are bf16
     float* values;   // (P, d)
     i64* next;       // (rows) index into each row's list
+    i64* page;       // (rows) the page there, or the end of the walk
     float* partial;  // see Partial
-};
-
-// A softmax under way: sums (m, d) of weighted values, top (m) largest score, total (m) of weights.
-struct Partial {
-    float* sums;
-    float* top;
-    float* total;
+    DotScratch dot;  // where has_dot(kv)
 };
 
 MC_INLINE Partial partial_at(float* base, i64 m, i64 d) { return {base, base + m * d, base + m * (d + 1)}; }
@@ -139,42 +143,84 @@ MC_INLINE void to_float(const u16* from, i64 count, float* to) {
     for (; i < count; ++i) to[i] = bf16_value(from[i]);
 }
 
-// Walks the pages [low, high) (numbers within the sequence) that the rows of a tile read.
-static void attend_tile(const AttendArgs& a, const AttendTile& t, const AttendScratch& s, const Partial& p,
-                        i64 low, i64 high) {
-    const i64 group = a.hq / a.kv.hkv;
-    const i64 m = t.rows * group;
-    const i64 area = a.kv.d * a.kv.page_size;
+// Row r moves on to its next page before `high`.
+MC_INLINE void move_on(const AttendArgs& a, const AttendTile& t, const AttendScratch& s, i64 r, i64 high) {
+    const PageList list = pages_of(a, t, r);
+    const i64 page = s.next[r] < list.count ? page_at(list, s.next[r]) : high;
+    s.page[r] = page < high ? page : high;
+    ++s.next[r];
+}
+
+static void start_tile(const AttendArgs& a, const AttendTile& t, const AttendScratch& s, const Partial& p,
+                       i64 low, i64 high) {
+    const i64 m = t.rows * (a.hq / a.kv.hkv);
     for (i64 i = 0; i < m * a.kv.d; ++i) p.sums[i] = 0.0F;
     for (i64 i = 0; i < m; ++i) {
         p.top[i] = -INFINITY;
         p.total[i] = 0.0F;
     }
     scale_queries(a, t, s.queries);
-    for (i64 r = 0; r < t.rows; ++r) s.next[r] = first_from(pages_of(a, t, r), low);
-    const auto upcoming = [&](i64 r) {
-        const PageList list = pages_of(a, t, r);
-        return s.next[r] < list.count ? page_at(list, s.next[r]) : high;
+    if (has_dot(a.kv)) load_dot_queries(s.queries, m, a.kv.d, s.dot);
+    for (i64 r = 0; r < t.rows; ++r) {
+        s.next[r] = first_from(pages_of(a, t, r), low);
+        move_on(a, t, s, r, high);
+    }
+}
+
+// Rows that come to `page` and read all of it, by dot products; they move on.
+static void attend_whole(const AttendArgs& a, const AttendTile& t, const AttendScratch& s, const Partial& p,
+                         i64 page, i64 high) {
+    const i64 group = a.hq / a.kv.hkv;
+    const i64 end = (page + 1) * a.kv.page_size;
+    const auto takes = [&](i64 r) {
+        if (s.page[r] != page || a.step.positions[t.row + r] + i64(1) < end) return false;
+        bool usable = true;
+        for (i64 i = r * group; i < (r + 1) * group; ++i) usable = usable && s.dot.scales[i] > 0.0F;
+        return usable;
     };
-    for (;;) {
-        i64 page = high;
-        for (i64 r = 0; r < t.rows; ++r) page = upcoming(r) < page ? upcoming(r) : page;
-        if (page >= high) return;
-        const i64 at = (t.table[page] * a.kv.hkv + t.head) * area;
-        const float* keys = static_cast<const float*>(a.kv.keys) + at;
-        const float* values = static_cast<const float*>(a.kv.values) + at;
-        if (a.kv.bf16) {
+    i64 m = 0;
+    for (i64 r = 0; r < t.rows; ++r) {
+        if (!takes(r)) continue;
+        for (i64 i = r * group; i < (r + 1) * group; ++i) s.dot.who[m++] = static_cast<i32>(i);
+    }
+    if (m == 0 || !load_dot_page(a.kv, t.table[page] * a.kv.hkv + t.head, s.dot.page)) return;
+    for (i64 i = 0; i < m; i += group) move_on(a, t, s, s.dot.who[i] / group, high);
+    attend_dot(s.dot, m, a.kv.d, p);
+}
+
+// Rows that come to `page` (and are not past it by now), in float32; they move on.
+static void attend_rest(const AttendArgs& a, const AttendTile& t, const AttendScratch& s, const Partial& p,
+                        i64 page, i64 high) {
+    const i64 area = a.kv.d * a.kv.page_size;
+    const i64 at = (t.table[page] * a.kv.hkv + t.head) * area;
+    const float* keys = static_cast<const float*>(a.kv.keys) + at;
+    const float* values = static_cast<const float*>(a.kv.values) + at;
+    bool loaded = !a.kv.bf16;
+    for (i64 first = 0; first < t.rows;) {
+        i64 last = first;
+        while (last < t.rows && s.page[last] == page) move_on(a, t, s, last++, high);
+        if (last > first && !loaded) {
             to_float(static_cast<const u16*>(a.kv.keys) + at, area, s.keys);
             to_float(static_cast<const u16*>(a.kv.values) + at, area, s.values);
             keys = s.keys;
             values = s.values;
+            loaded = true;
         }
-        for (i64 first = 0; first < t.rows;) {
-            i64 last = first;
-            while (last < t.rows && upcoming(last) == page) ++s.next[last++];
-            if (last > first) attend_page(a, t, s, p, first, last, page * a.kv.page_size, keys, values);
-            first = last > first ? last : first + 1;
-        }
+        if (last > first) attend_page(a, t, s, p, first, last, page * a.kv.page_size, keys, values);
+        first = last > first ? last : first + 1;
+    }
+}
+
+// Walks the pages [low, high) (numbers within the sequence) that the rows of a tile read.
+static void attend_tile(const AttendArgs& a, const AttendTile& t, const AttendScratch& s, const Partial& p,
+                        i64 low, i64 high) {
+    start_tile(a, t, s, p, low, high);
+    for (;;) {
+        i64 page = high;
+        for (i64 r = 0; r < t.rows; ++r) page = s.page[r] < page ? s.page[r] : page;
+        if (page >= high) return;
+        if (has_dot(a.kv)) attend_whole(a, t, s, p, page, high);
+        attend_rest(a, t, s, p, page, high);
     }
 }
 
@@ -206,19 +252,24 @@ static void merge(const Partial& p, const Partial& other, i64 m, i64 d) {
     }
 }
 
-MC_INLINE i64 attend_tile_rows(i64 group) { return group < kTileQueries ? kTileQueries / group : 1; }
+// Rows of a tile: enough that a page is loaded for many, few enough for every thread to have some.
+static i64 attend_tile_rows(const AttendArgs& a, i64 threads) {
+    const i64 group = a.hq / a.kv.hkv;
+    const i64 least = group < kTileQueries ? kTileQueries / group : 1;
+    i64 size = has_dot(a.kv) ? kDotFloats / (group * a.kv.d) : least;
+    while (size > least && a.step.n * a.kv.hkv < 4 * threads * size) size = (size + 1) / 2;
+    return size > least ? size : least;
+}
 
-MC_INLINE i64 attend_tiles(const AttendArgs& a, i64 sequence) {
+MC_INLINE i64 attend_tiles(const AttendArgs& a, i64 sequence, i64 size) {
     const i64 rows = a.step.cu_rows[sequence + 1] - a.step.cu_rows[sequence];
-    const i64 size = attend_tile_rows(a.hq / a.kv.hkv);
     return (rows + size - 1) / size * a.kv.hkv;
 }
 
-static AttendTile find_attend_tile(const AttendArgs& a, i64 item) {
-    const i64 size = attend_tile_rows(a.hq / a.kv.hkv);
+static AttendTile find_attend_tile(const AttendArgs& a, i64 item, i64 size) {
     AttendTile t = {};
     for (i64 j = 0; j < a.step.sequences; ++j) {
-        const i64 tiles = attend_tiles(a, j);
+        const i64 tiles = attend_tiles(a, j, size);
         if (item < tiles) {
             const i64 end = a.step.cu_rows[j + 1];
             t.table = a.step.page_table + j * a.step.max_pages;
@@ -242,27 +293,28 @@ static i64 part_start(const AttendArgs& a, const AttendTile& t, i64 part, i64 pa
 }
 
 struct AttendPlan {
+    i64 rows;     // of a tile
     i64 tiles;
-    i64 parts;  // of each tile
-    i64 m;      // queries of the largest tile
+    i64 parts;    // of each tile
+    i64 m;        // queries of the largest tile
     i64 partial;  // floats of its Partial
 };
 
 static AttendPlan plan_attend(const AttendArgs& a, i64 threads) {
     AttendPlan plan = {};
+    plan.rows = attend_tile_rows(a, threads);
     i64 pages = 0;
     i64 rows = 0;
     for (i64 j = 0; j < a.step.sequences; ++j) {
         const i64 own = a.step.cu_rows[j + 1] - a.step.cu_rows[j];
         if (own == 0) continue;
-        plan.tiles += attend_tiles(a, j);
+        plan.tiles += attend_tiles(a, j, plan.rows);
         rows = own > rows ? own : rows;
         const i64 reach = a.step.positions[a.step.cu_rows[j + 1] - 1] / a.kv.page_size + 1;
         pages = reach > pages ? reach : pages;
     }
     const i64 group = a.hq / a.kv.hkv;
-    const i64 most = attend_tile_rows(group);
-    plan.m = (rows < most ? rows : most) * group;
+    plan.m = (rows < plan.rows ? rows : plan.rows) * group;
     plan.partial = round_up(plan.m * (a.kv.d + 2), W);
     plan.parts = 1;
     if (plan.tiles > 0 && threads > 1 && plan.tiles < 4 * threads) {
@@ -281,8 +333,10 @@ static void attend(Pool& pool, const AttendArgs& a) {
     const i64 area = a.kv.bf16 ? round_up(d * a.kv.page_size, W) : 0;
     const i64 queries = round_up(plan.m * d, W);
     const i64 scores = plan.m * round_up(a.kv.page_size, W);
-    const i64 next = round_up(2 * attend_tile_rows(group), W);
-    pool.reserve((queries + scores + 2 * area + next + plan.partial) * static_cast<i64>(sizeof(float)));
+    const i64 next = round_up(4 * plan.rows, W);  // two arrays of i64
+    const i64 dot = has_dot(a.kv) ? dot_floats(plan.m, d) : 0;
+    const i64 floats = queries + scores + 2 * area + next + plan.partial + dot;
+    pool.reserve(floats * static_cast<i64>(sizeof(float)));
     const bool split = plan.parts > 1;
     if (split) {
         pool.reserve_shared(plan.tiles * plan.parts * plan.partial * static_cast<i64>(sizeof(float)));
@@ -294,10 +348,12 @@ static void attend(Pool& pool, const AttendArgs& a) {
         s.keys = s.scores + scores;
         s.values = s.keys + area;
         s.next = reinterpret_cast<i64*>(s.values + area);
+        s.page = s.next + plan.rows;
         s.partial = s.values + area + next;
+        s.dot = dot_scratch(s.partial + plan.partial, plan.m, d);
         for (i64 item = begin; item < end; ++item) {
             const i64 part = item % plan.parts;
-            const AttendTile t = find_attend_tile(a, item / plan.parts);
+            const AttendTile t = find_attend_tile(a, item / plan.parts, plan.rows);
             float* base = split ? static_cast<float*>(pool.shared()) + item * plan.partial : s.partial;
             const Partial p = partial_at(base, t.rows * group, d);
             attend_tile(a, t, s, p, part_start(a, t, part, plan.parts),
@@ -309,7 +365,7 @@ static void attend(Pool& pool, const AttendArgs& a) {
     if (!split) return;
     auto join = [&](i64 begin, i64 end, int) {
         for (i64 item = begin; item < end; ++item) {
-            const AttendTile t = find_attend_tile(a, item);
+            const AttendTile t = find_attend_tile(a, item, plan.rows);
             const i64 m = t.rows * group;
             float* base = static_cast<float*>(pool.shared()) + item * plan.parts * plan.partial;
             const Partial p = partial_at(base, m, d);

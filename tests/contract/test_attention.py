@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from minicpm4.config import SparseConfig
 from minicpm4.kernels.contract import OpTable, Selection
+from minicpm4.kernels.cpu import CpuOps
 from minicpm4.kernels.ref import RefOps
 from tests.contract.paged import (
     RELEASED,
@@ -19,6 +21,12 @@ from tests.contract.paged import (
     config,
     rounded,
 )
+
+
+def rounds_weights(ops: OpTable, c: SparseConfig) -> bool:
+    """Whether ``ops`` reads bf16 pages by dot products of bf16 pairs."""
+    return isinstance(ops, CpuOps) and ops.isa == "avx512_bf16" and c.block_size == 64
+
 
 SHAPES = [
     (SMALL, 16, 1),
@@ -37,7 +45,10 @@ def run(ops: OpTable, world: Paged, kv: str, *, sparse: bool) -> tuple[Any, Sele
     return ops.attend(q, layer, step, selection), selection
 
 
-def check(world: Paged, out: Any, selection: Selection | None, kv: str, every: int) -> None:
+def check(
+    world: Paged, out: Any, selection: Selection | None, kv: str, every: int, exact: bool = True
+) -> None:
+    """Not ``exact``: weights are rounded to bf16, which errs by up to 2^-8 of each."""
     row = 0
     size = world.sparse.block_size
     for q, k, v, n in zip(world.q, world.k, world.v, world.lengths, strict=True):
@@ -45,7 +56,11 @@ def check(world: Paged, out: Any, selection: Selection | None, kv: str, every: i
         for p in {*range(0, n, every), n - 1}:
             blocks = None if selection is None else as_mask(selection, row + p, p // size + 1)
             truth = attention_truth(q[p], keys, values, p, blocks, size)
-            np.testing.assert_allclose(out[row + p].reshape(truth.shape), truth, rtol=1e-4, atol=2e-6)
+            found = out[row + p].reshape(truth.shape)
+            if exact:
+                np.testing.assert_allclose(found, truth, rtol=1e-4, atol=2e-6)
+            else:
+                assert np.linalg.norm(found - truth) < 2e-3 * np.linalg.norm(truth)
         row += n
 
 
@@ -59,7 +74,7 @@ def test_matches_the_truth(
     pages = 7 if group * d < 1024 else 4
     world = Paged(21, c, [pages * c.block_size + 3, 1, c.block_size], (2 * group, 2), d)
     out, selection = run(ops, world, kv, sparse=sparse)
-    check(world, out, selection, kv, every=31)
+    check(world, out, selection, kv, every=31, exact=kv == "float32" or not rounds_weights(ops, c))
 
 
 @pytest.mark.parametrize("sparse", [False, True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -74,4 +75,6 @@ def test_bf16(path: Path, backend: str) -> None:
     rounded = {**data, **{name: bf16_to_f32(f32_to_bf16(data[name])) for name in ("k", "v")}}
     truth, chosen = run(rounded, config, "ref", "float32")
     np.testing.assert_array_equal(blocks, chosen)
-    assert error(out, truth) < 1e-5
+    # Dot products of bf16 pairs round the weights of the softmax, too.
+    rounds_weights = backend == "cpu" and os.environ["MINICPM4_ISA"] == "avx512_bf16"
+    assert error(out, truth) < (2e-3 if rounds_weights else 1e-5)

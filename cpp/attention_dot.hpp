@@ -1,0 +1,275 @@
+// Attention to whole bf16 pages by dot products of pairs (vpdpwssd, vdpbf16ps): twice the rate of
+// float32. Included by attention.hpp; empty but for stubs where the instruction set lacks them.
+//
+// Scores: rounding queries to bf16 would cost up to a percent of the output where scores are large.
+// 16-bit integers are as fast: each query and each key is scaled to a norm of 32766, so that no dot
+// product leaves 32 bits and every score is within about 2e-5 * |q| |k| / sqrt(d) of the truth.
+// Weighted sum: values stay bf16, weights are rounded to bf16, and their total is of the rounded ones.
+// What the scaling cannot hold (not finite, or huge) goes to the float32 path, query by query and
+// page by page; so does a row's last page, of which it reads a part.
+
+using i16 = int16_t;
+
+static constexpr i64 kDotPage = 64;     // tokens of a page that these kernels take
+static constexpr i64 kDotRows = 6;      // queries at once
+static constexpr i64 kDotFloats = 32768;  // floats of queries that a tile may have: about the L2 cache
+
+// A page in pairs of 16 bits, as 32-bit words, and what to multiply integer scores by.
+struct DotPage {
+    i32* keys;      // (d / 2, P): two dimensions of a token
+    float* scales;  // (P)
+    i32* values;    // (P / 2, d): two tokens of a dimension
+};
+
+struct DotScratch {
+    i16* queries;   // (m, d)
+    float* scales;  // (m): integer scores times this and the key's scale are scores; 0: not usable
+    i32* who;       // (m): the queries that read a page
+    DotPage page;
+};
+
+// Floats that a scratch for m queries takes, and the scratch in them.
+MC_INLINE i64 dot_floats(i64 m, i64 d) { return kDotPage * (d + 1) + m * d / 2 + 2 * round_up(m, W); }
+
+MC_INLINE DotScratch dot_scratch(float* base, i64 m, i64 d) {
+    DotScratch s;
+    s.page.scales = base;
+    s.scales = base + kDotPage;
+    s.who = reinterpret_cast<i32*>(s.scales + round_up(m, W));
+    s.page.keys = s.who + round_up(m, W);
+    s.page.values = s.page.keys + kDotPage * d / 2;
+    s.queries = reinterpret_cast<i16*>(s.page.values + kDotPage * d / 2);
+    return s;
+}
+
+#if !defined(MC_HAS_BF16_DOT) || !defined(MC_HAS_VNNI)
+
+MC_INLINE bool has_dot(const KvView&) { return false; }
+MC_INLINE bool load_dot_page(const KvView&, i64, const DotPage&) { return false; }
+MC_INLINE void load_dot_queries(const float*, i64, i64, const DotScratch&) {}
+MC_INLINE void attend_dot(const DotScratch&, i64, i64, const Partial&) {}
+
+#else
+
+MC_INLINE bool has_dot(const KvView& kv) { return kv.bf16 && kv.page_size == kDotPage && kv.d % 16 == 0; }
+
+// Pairs (a[i], b[i]) of 16 numbers.
+MC_INLINE __m512i pairs_of(const u16* a, const u16* b) {
+    const __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(a)));
+    const __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(b)));
+    return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+}
+
+MC_INLINE __m512i join_pairs(__m512i low, __m512i high) {
+    return _mm512_mask_blend_epi16(0xaaaaaaaaU, low, _mm512_slli_epi32(high, 16));
+}
+
+// 32766 / norm for a sum of squares, 0 where that is nearly 0.
+MC_INLINE V norm_inverse(V squares) {
+    const __mmask16 some = _mm512_cmp_ps_mask(squares.v, _mm512_set1_ps(1e-36F), _CMP_GT_OQ);
+    return {_mm512_maskz_div_ps(some, _mm512_set1_ps(32766.0F), _mm512_sqrt_ps(squares.v))};
+}
+
+// False where a key is not finite or its norm is 1e18 or more.
+static bool load_dot_keys(const u16* from, i64 d, const DotPage& page) {
+    constexpr int N = kDotPage / 16;
+    __m512 squares[N];
+    for (int j = 0; j < N; ++j) squares[j] = _mm512_setzero_ps();
+    for (i64 i = 0; i < d / 2; ++i) {
+        MC_UNROLL
+        for (int j = 0; j < N; ++j) {
+            const u16* row = from + 2 * i * kDotPage + 16 * j;
+            const __m512i pairs = pairs_of(row, row + kDotPage);
+            _mm512_storeu_si512(page.keys + i * kDotPage + 16 * j, pairs);
+            squares[j] = _mm512_dpbf16_ps(squares[j], (__m512bh)pairs, (__m512bh)pairs);
+        }
+    }
+    V inverse[N];
+    unsigned usable = 0xffff;
+    for (int j = 0; j < N; ++j) {
+        usable &= _mm512_cmp_ps_mask(squares[j], _mm512_set1_ps(1e36F), _CMP_LT_OQ);
+        inverse[j] = norm_inverse({squares[j]});
+        store(page.scales + 16 * j, {_mm512_mul_ps(_mm512_sqrt_ps(squares[j]), _mm512_set1_ps(1 / 32766.0F))});
+    }
+    if (usable != 0xffff) return false;
+    for (i64 i = 0; i < d / 2; ++i) {
+        MC_UNROLL
+        for (int j = 0; j < N; ++j) {
+            i32* at = page.keys + i * kDotPage + 16 * j;
+            const __m512i pairs = _mm512_loadu_si512(at);
+            const __m512 low = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
+            const __m512 high = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(-65536)));
+            _mm512_storeu_si512(at, join_pairs(_mm512_cvtps_epi32(_mm512_mul_ps(low, inverse[j].v)),
+                                               _mm512_cvtps_epi32(_mm512_mul_ps(high, inverse[j].v))));
+        }
+    }
+    return true;
+}
+
+// Loads page number `at` (pages and heads counted together); false where only float32 will do.
+static bool load_dot_page(const KvView& kv, i64 at, const DotPage& page) {
+    const i64 d = kv.d;
+    if (!load_dot_keys(static_cast<const u16*>(kv.keys) + at * d * kDotPage, d, page)) return false;
+    const u16* from = static_cast<const u16*>(kv.values) + at * d * kDotPage;
+    for (i64 t = 0; t < kDotPage; t += 2) {
+        for (i64 i = 0; i < d; i += 16) {
+            _mm512_storeu_si512(page.values + t / 2 * d + i, pairs_of(from + t * d + i, from + (t + 1) * d + i));
+        }
+    }
+    return true;
+}
+
+// m queries (m, d), already divided by sqrt(d).
+static void load_dot_queries(const float* from, i64 m, i64 d, const DotScratch& s) {
+    for (i64 i = 0; i < m; ++i, from += d) {
+        V squares = zero();
+        for (i64 e = 0; e < d; e += W) squares = fma(load(from + e), load(from + e), squares);
+        const float sum = hsum(squares);
+        const bool usable = sum < 1e24F;  // false for NaN
+        const __m512 inverse = norm_inverse(set1(usable ? sum : 0.0F)).v;
+        s.scales[i] = usable ? (sqrtf(sum) + 1e-30F) / 32766.0F : 0.0F;
+        for (i64 e = 0; e < d; e += W) {
+            const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(load(from + e).v, inverse));
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(s.queries + i * d + e), _mm512_cvtepi32_epi16(whole));
+        }
+    }
+}
+
+MC_INLINE __m512i broadcast_pair(const void* p) {
+    i32 word;
+    memcpy(&word, p, sizeof word);
+    return _mm512_set1_epi32(word);
+}
+
+// Integer scores (ROWS, P) of ROWS queries.
+template <int ROWS>
+static void dot_scores(const i16* const* queries, i64 d, const i32* keys, i32* scores) {
+    constexpr int N = kDotPage / 16;
+    __m512i sum[ROWS][N];
+    MC_UNROLL
+    for (int i = 0; i < ROWS; ++i) {
+        MC_UNROLL
+        for (int j = 0; j < N; ++j) sum[i][j] = _mm512_setzero_si512();
+    }
+    for (i64 e = 0; e < d; e += 2, keys += kDotPage) {
+        __m512i right[N];
+        MC_UNROLL
+        for (int j = 0; j < N; ++j) right[j] = _mm512_loadu_si512(keys + 16 * j);
+        MC_UNROLL
+        for (int i = 0; i < ROWS; ++i) {
+            const __m512i left = broadcast_pair(queries[i] + e);
+            MC_UNROLL
+            for (int j = 0; j < N; ++j) sum[i][j] = _mm512_dpwssd_epi32(sum[i][j], left, right[j]);
+        }
+    }
+    MC_UNROLL
+    for (int i = 0; i < ROWS; ++i) {
+        MC_UNROLL
+        for (int j = 0; j < N; ++j) _mm512_storeu_si512(scores + i * kDotPage + 16 * j, sum[i][j]);
+    }
+}
+
+// sums[i] (d) += weights (ROWS, P), bf16, times values; columns [first, first + 16 * COLS).
+template <int ROWS, int COLS>
+static void dot_values(const u16* weights, const i32* values, i64 d, i64 first, float* const* sums) {
+    __m512 sum[ROWS][COLS];
+    MC_UNROLL
+    for (int i = 0; i < ROWS; ++i) {
+        MC_UNROLL
+        for (int j = 0; j < COLS; ++j) sum[i][j] = _mm512_loadu_ps(sums[i] + first + 16 * j);
+    }
+    values += first;
+    for (i64 t = 0; t < kDotPage; t += 2, values += d) {
+        __m512bh right[COLS];
+        MC_UNROLL
+        for (int j = 0; j < COLS; ++j) right[j] = (__m512bh)_mm512_loadu_si512(values + 16 * j);
+        MC_UNROLL
+        for (int i = 0; i < ROWS; ++i) {
+            const __m512bh left = (__m512bh)broadcast_pair(weights + i * kDotPage + t);
+            MC_UNROLL
+            for (int j = 0; j < COLS; ++j) sum[i][j] = _mm512_dpbf16_ps(sum[i][j], left, right[j]);
+        }
+    }
+    MC_UNROLL
+    for (int i = 0; i < ROWS; ++i) {
+        MC_UNROLL
+        for (int j = 0; j < COLS; ++j) _mm512_storeu_ps(sums[i] + first + 16 * j, sum[i][j]);
+    }
+}
+
+// 2^a within 3e-6 of itself, for a <= 0.
+MC_INLINE __m512 power_of_two(__m512 a) {
+    const __m512 r = _mm512_reduce_ps(a, 1);  // a - floor(a)
+    __m512 p = _mm512_set1_ps(0.0135206F);
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.05203743F));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.24142749F));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.69300662F));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.00000252F));
+    return _mm512_scalef_ps(p, a);  // by floor(a)
+}
+
+// Folds a page of integer scores of one query into its softmax; writes weights. Rescales the sums.
+MC_INLINE void soften_dot(const i32* scores, const float* key_scales, float scale, float* sums, i64 d,
+                          float* top, float* total, u16* weights) {
+    constexpr int N = kDotPage / 16;
+    constexpr float kLog2e = 1.44269504F;
+    __m512 score[N];
+    MC_UNROLL
+    for (int j = 0; j < N; ++j) {
+        score[j] = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_loadu_si512(scores + 16 * j)),
+                                 _mm512_loadu_ps(key_scales + 16 * j));
+    }
+    const __m512 most = _mm512_max_ps(_mm512_max_ps(score[0], score[1]), _mm512_max_ps(score[2], score[3]));
+    const float peak = _mm512_reduce_max_ps(most) * scale;
+    if (peak > *top) {
+        const __m512 shrink = _mm512_scalef_ps(exp(set1(*top - peak)).v, _mm512_setzero_ps());
+        *total *= _mm512_cvtss_f32(shrink);
+        for (i64 e = 0; e < d; e += W) _mm512_storeu_ps(sums + e, _mm512_mul_ps(_mm512_loadu_ps(sums + e), shrink));
+        *top = peak;
+    }
+    const __m512 factor = _mm512_set1_ps(scale * kLog2e);
+    const __m512 base = _mm512_set1_ps(*top * -kLog2e);
+    const __m512bh ones = (__m512bh)_mm512_set1_epi16(0x3f80);
+    __m512 sum = _mm512_setzero_ps();
+    MC_UNROLL
+    for (int j = 0; j < N; j += 2) {
+        const __m512 low = power_of_two(_mm512_fmadd_ps(score[j], factor, base));
+        const __m512 high = power_of_two(_mm512_fmadd_ps(score[j + 1], factor, base));
+        const __m512bh both = _mm512_cvtne2ps_pbh(high, low);
+        _mm512_storeu_si512(weights + 16 * j, (__m512i)both);
+        sum = _mm512_dpbf16_ps(sum, both, ones);
+    }
+    *total += _mm512_reduce_add_ps(sum);
+}
+
+// ROWS queries read the loaded page.
+template <int ROWS>
+static void attend_dot_rows(const DotScratch& s, const i32* who, i64 d, const Partial& p) {
+    const i16* queries[ROWS];
+    float* sums[ROWS];
+    alignas(64) i32 scores[ROWS * kDotPage];
+    alignas(64) u16 weights[ROWS * kDotPage];
+    for (int i = 0; i < ROWS; ++i) {
+        queries[i] = s.queries + who[i] * d;
+        sums[i] = p.sums + who[i] * d;
+    }
+    dot_scores<ROWS>(queries, d, s.page.keys, scores);
+    for (int i = 0; i < ROWS; ++i) {
+        soften_dot(scores + i * kDotPage, s.page.scales, s.scales[who[i]], sums[i], d, p.top + who[i],
+                   p.total + who[i], weights + i * kDotPage);
+    }
+    i64 e = 0;
+    for (; e + 64 <= d; e += 64) dot_values<ROWS, 4>(weights, s.page.values, d, e, sums);
+    for (; e < d; e += 16) dot_values<ROWS, 1>(weights, s.page.values, d, e, sums);
+}
+
+// The first m queries of s.who read the loaded page.
+static void attend_dot(const DotScratch& s, i64 m, i64 d, const Partial& p) {
+    const i32* who = s.who;
+    for (; m >= kDotRows; m -= kDotRows, who += kDotRows) attend_dot_rows<kDotRows>(s, who, d, p);
+    for (; m >= 4; m -= 4, who += 4) attend_dot_rows<4>(s, who, d, p);
+    for (; m >= 2; m -= 2, who += 2) attend_dot_rows<2>(s, who, d, p);
+    if (m == 1) attend_dot_rows<1>(s, who, d, p);
+}
+
+#endif
