@@ -1,0 +1,154 @@
+"""Runs all peers through the same points in turn, and decides what is worth another run.
+
+A point that would take one peer longer than its cap is not run: its time is worked out from the
+shallower ones, since the time of a chunk or token grows linearly with depth and a prompt is the sum of
+its chunks. Such figures are marked.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+from .child import Child, Unavailable
+
+CHUNK = 512
+SLOWER = 1.4  # a variant this much slower at a depth is not tried at deeper ones
+DEEP = 2048
+
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """``tokens`` tokens after ``depth`` others; kind is "prefill" or "decode"."""
+
+    kind: str
+    depth: int
+    tokens: int
+
+    @property
+    def label(self) -> str:
+        after = f" at depth {self.depth:,}" if self.depth or self.kind == "decode" else ""
+        if self.kind == "decode":
+            return "decode" + after
+        return f"prefill {self.tokens:,}" + (after or ", whole prompt")
+
+
+@dataclass(kw_only=True)
+class Column:
+    """One contestant: a child, the variants it may choose from, and its cap in seconds a measurement."""
+
+    name: str
+    child: Child
+    variants: tuple[str, ...]
+    cap: float
+    ours: bool = False
+    slow: set[tuple[str, str]] = field(default_factory=set)
+    seconds: dict[Point, dict[str, list[float]]] = field(default_factory=dict)
+    estimates: dict[Point, float] = field(default_factory=dict)
+    failures: dict[Point, str] = field(default_factory=dict)
+
+    def best(self, point: Point) -> tuple[str, list[float]] | None:
+        """The fastest variant and its times."""
+        found = self.seconds.get(point)
+        return min(found.items(), key=lambda item: median(item[1])) if found else None
+
+    def time(self, point: Point) -> float | None:
+        """Median seconds of the fastest variant, or the estimate."""
+        best = self.best(point)
+        return median(best[1]) if best else self.estimates.get(point)
+
+    def predict(self, point: Point) -> float | None:
+        """Seconds by the line through the two nearest shallower points; None with fewer than two."""
+        if point.kind == "prefill" and point.tokens > CHUNK:
+            parts = [
+                self.predict(Point(kind="prefill", depth=depth, tokens=CHUNK))
+                for depth in range(point.depth, point.depth + point.tokens, CHUNK)
+            ]
+            known = [part for part in parts if part is not None]
+            return sum(known) if len(known) == len(parts) else None
+        alike = [p for p in self.seconds if (p.kind, p.tokens) == (point.kind, point.tokens)]
+        near = sorted(alike, key=lambda p: (p.depth > point.depth, abs(p.depth - point.depth)))[:2]
+        if len(near) < 2:
+            return None
+        (x0, y0), (x1, y1) = sorted((p.depth, self.time(p) or 0.0) for p in near)
+        return max(y0 + (y1 - y0) * (point.depth - x0) / (x1 - x0), min(y0, y1))
+
+
+def contest(columns: list[Column], points: list[Point], repeats: int, deadline: float, log: Log) -> None:
+    """Measure every point ``repeats`` times in turn. A point that has already taken its cap in all is
+    not repeated. Once ``deadline`` (of time.monotonic) has passed nothing is repeated, and what can be
+    worked out is not run."""
+    for round_number in range(repeats):
+        for point in points:
+            for column in columns:
+                late = time.monotonic() > deadline
+                if round_number and (late or _enough(column, point)):
+                    continue
+                _visit(column, point, 0.0 if late else column.cap, log)
+
+
+def _visit(column: Column, point: Point, cap: float, log: Log) -> None:
+    if point in column.failures or point in column.estimates:
+        return
+    best = column.best(point)
+    if best is None:
+        expected = column.predict(point)
+        if expected is not None and expected > cap:
+            column.estimates[point] = expected
+            log(f"  {column.name}: {point.label}: about {expected:.0f} s, worked out from shallower points")
+            return
+    candidates = [best[0]] if best else [v for v in column.variants if (point.kind, v) not in column.slow]
+    for variant in candidates:
+        request = {"kind": point.kind, "depth": point.depth, "tokens": point.tokens, "variant": variant}
+        try:
+            seconds = column.child.ask({"op": "measure", **request})["seconds"]
+        except Unavailable as error:
+            column.failures[point] = str(error)
+            log(f"  {column.name}: {point.label}: {error}")
+            return
+        column.seconds.setdefault(point, {}).setdefault(variant, []).append(seconds)
+        log(f"  {column.name} ({variant}): {point.label}: {point.tokens / seconds:,.1f} tokens/s")
+    if best is None and point.depth >= DEEP:
+        _drop_slow(column, point)
+
+
+def _drop_slow(column: Column, point: Point) -> None:
+    found = {variant: median(times) for variant, times in column.seconds[point].items()}
+    fastest = min(found.values())
+    column.slow |= {(point.kind, v) for v, seconds in found.items() if seconds > SLOWER * fastest}
+
+
+def _enough(column: Column, point: Point) -> bool:
+    best = column.best(point)
+    return best is not None and sum(best[1]) > column.cap
+
+
+def results(columns: list[Column], points: list[Point]) -> list[dict[str, Any]]:
+    """One entry a point: tokens per second of every column, with the times behind them."""
+    found = []
+    for point in points:
+        entry: dict[str, Any] = {
+            "kind": point.kind,
+            "depth": point.depth,
+            "tokens": point.tokens,
+            "rates": {},
+        }
+        entry["label"] = point.label
+        for column in columns:
+            best, seconds = column.best(point), column.time(point)
+            if seconds is None:
+                entry["rates"][column.name] = {"failure": column.failures.get(point, "not run")}
+                continue
+            rate: dict[str, Any] = {"tokens_per_s": point.tokens / seconds, "estimated": best is None}
+            if best is not None:
+                variant, times = best
+                rate |= {"variant": variant, "spread": (max(times) - min(times)) / seconds}
+                rate["seconds"] = column.seconds[point]
+            entry["rates"][column.name] = rate
+        found.append(entry)
+    return found

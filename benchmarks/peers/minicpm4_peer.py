@@ -1,0 +1,69 @@
+"""This package as a peer of itself: variants "dense" and "sparse" over the same pages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from protocol import serve
+
+
+class Minicpm4Peer:
+    """A BenchModel of a GGUF file, weights as stored."""
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        from minicpm4.evals.speed import BenchModel, BenchOptions
+        from minicpm4.formats import open_checkpoint
+        from minicpm4.model.loader import read_config
+
+        checkpoint = open_checkpoint(Path(request["gguf"]))
+        options = BenchOptions(threads=request["threads"])
+        self.model = BenchModel(checkpoint, read_config(checkpoint), options, request["room"])
+        self.model.warm_up()
+
+    def about(self) -> dict[str, Any]:
+        from minicpm4 import __version__
+
+        sparse = self.model.sparse["sparse"]
+        assert sparse is not None
+        return {
+            "version": __version__,
+            "kernels": self.model.ops.description,
+            "weights": self.model.notes.removeprefix("weights: "),
+            "kv": self.model.options.kv,
+            "sparse": f"at every token, up to {sparse.budget} blocks of {sparse.block_size}"
+            if sparse
+            else "",
+        }
+
+    def measure(self, kind: str, depth: int, tokens: int, variant: str) -> float:
+        return self.model.seconds(self._point(kind, depth, tokens, variant))
+
+    def limits(self) -> dict[str, Any]:
+        """Memory bandwidth and float32 products, as ``minicpm4 bench`` measures them."""
+        from minicpm4.evals.limits import measure_limits
+
+        found = measure_limits(self.model.ops, getattr(self.model.ops, "threads", 1))
+        return {"bandwidth_bytes_per_s": found.bandwidth, "float32_ops_per_s": found.float32}
+
+    def costs(self) -> dict[str, Any]:
+        """Bytes of a decoded token at depth 0, and of one cached token; operations of a read token."""
+
+        def cost(kind: str, depth: int) -> float:
+            return self.model.cost(self._point(kind, depth, 1, "dense"))
+
+        return {
+            "decode_bytes": cost("decode", 0),
+            "decode_bytes_per_depth": (cost("decode", 1000) - cost("decode", 0)) / 1000,
+            "prefill_ops": cost("prefill", 0),
+            "prefill_ops_per_depth": (cost("prefill", 1000) - cost("prefill", 0)) / 1000,
+        }
+
+    def _point(self, kind: str, depth: int, tokens: int, variant: str) -> Any:
+        from minicpm4.evals.speed import Point
+
+        return Point(kind=kind, attention=variant, depth=depth, tokens=tokens)  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    serve(Minicpm4Peer, "pip install . in the checkout")

@@ -1,0 +1,130 @@
+"""benchmarks/cpu_peers.py: peers take turns, the faster variant goes on, dear points are worked out."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.peers.child import Child, Unavailable
+from benchmarks.peers.contest import Column, Point, contest, results
+from benchmarks.peers.report import markdown
+
+CHUNKS = [Point(kind="prefill", depth=depth, tokens=512) for depth in (0, 2048, 8192, 32768)]
+WHOLE = Point(kind="prefill", depth=0, tokens=2048)
+DECODE = Point(kind="decode", depth=0, tokens=16)
+LATER = time.monotonic() + 1e6
+
+
+class FakeChild:
+    """Takes ``base`` seconds and one more for each 1,024 tokens of depth; notes its calls."""
+
+    def __init__(self, base: float, calls: list[Any], slow: str = "", fail: bool = False) -> None:
+        self.base, self.calls, self.slow, self.fail = base, calls, slow, fail
+        self.about = {"version": "1"}
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        self.calls.append(
+            (self.base, request["variant"], request["kind"], request["depth"], request["tokens"])
+        )
+        if self.fail:
+            raise Unavailable("it broke")
+        factor = 2 if request["variant"] == self.slow else 1
+        return {"seconds": factor * (self.base + request["depth"] / 1024)}
+
+
+def column(name: str, child: Any, *variants: str, cap: float = 1e9, ours: bool = False) -> Column:
+    return Column(name=name, child=child, variants=variants or ("a",), cap=cap, ours=ours)
+
+
+def run(columns: list[Column], points: list[Point], repeats: int = 3, deadline: float = LATER) -> list[Any]:
+    contest(columns, points, repeats, deadline, lambda line: None)
+    return results(columns, points)
+
+
+def test_peers_take_turns() -> None:
+    calls: list[Any] = []
+    run([column("x", FakeChild(1, calls)), column("y", FakeChild(2, calls))], CHUNKS[:2], repeats=2)
+    assert [(base, depth) for base, _, _, depth, _ in calls] == [(1, 0), (2, 0), (1, 2048), (2, 2048)] * 2
+
+
+def test_the_faster_variant_goes_on() -> None:
+    calls: list[Any] = []
+    found = run([column("x", FakeChild(1, calls, slow="b"), "a", "b")], CHUNKS[:3], repeats=3)
+    tried = [(variant, depth) for _, variant, _, depth, _ in calls]
+    # Both at depth 0 and 2,048 once; "b" is twice as slow there and not tried at 8,192.
+    assert tried.count(("b", 0)) == tried.count(("b", 2048)) == 1 and ("b", 8192) not in tried
+    assert all(tried.count(("a", depth)) == 3 for depth in (0, 2048, 8192))
+    assert found[1]["rates"]["x"]["variant"] == "a"
+    assert found[1]["rates"]["x"]["tokens_per_s"] == pytest.approx(512 / 3)
+
+
+def test_dear_points_are_worked_out() -> None:
+    calls: list[Any] = []
+    found = run([column("x", FakeChild(1, calls), cap=10)], [*CHUNKS, WHOLE])
+    assert max(depth for _, _, _, depth, _ in calls) == 8192
+    deep, whole = found[3]["rates"]["x"], found[4]["rates"]["x"]
+    assert deep["estimated"] and deep["tokens_per_s"] == pytest.approx(512 / 33)
+    assert not whole["estimated"]
+    late = run([column("x", FakeChild(1, calls))], [*CHUNKS[:2], WHOLE], deadline=0)
+    # Chunks at 0, 512, 1,024 and 1,536 take 1, 1.5, 2 and 2.5 seconds.
+    assert late[2]["rates"]["x"]["tokens_per_s"] == pytest.approx(2048 / 7)
+
+
+def test_a_broken_peer_does_not_end_the_run() -> None:
+    calls: list[Any] = []
+    found = run([column("x", FakeChild(1, calls, fail=True)), column("y", FakeChild(2, calls))], [DECODE])
+    assert found[0]["rates"]["x"] == {"failure": "it broke"}
+    assert found[0]["rates"]["y"]["tokens_per_s"] == 8
+    assert len([call for call in calls if call[0] == 1]) == 1
+
+
+def test_ratios_are_to_the_best_peer() -> None:
+    calls: list[Any] = []
+    columns = [
+        column("minicpm4 dense", FakeChild(1, calls), ours=True),
+        column("x", FakeChild(4, calls)),
+        column("y", FakeChild(3, calls)),
+    ]
+    points = run(columns, [DECODE], repeats=1)
+    points[0]["limit_share"] = 0.5
+    model = {
+        "name": "m",
+        "columns": [{"name": c.name, "ours": c.ours, "about": {}} for c in columns],
+        "left_out": {"z": "not installed"},
+        "limits": {"bandwidth_bytes_per_s": 1e9, "float32_ops_per_s": 1e9},
+        "points": points,
+    }
+    run_ = {"date": "2026-01-02", "commit": "c", "machine": {"cpu": "p", "system": "s"}, "threads": 2}
+    page = markdown(run_ | {"load_before": 0.0, "load_after": 0.0, "models": [model]})
+    assert "| decode at depth 0 | 16.0 | 4.0 | 5.3 | **3.00x** | 50% |" in page
+    assert "z left out: not installed" in page
+
+
+def test_children_talk_json(tmp_path: Path) -> None:
+    peers = Path(__file__).parents[2] / "benchmarks" / "peers"
+    script = tmp_path / "peer.py"
+    script.write_text(
+        f"import sys\nsys.path.insert(0, {str(peers)!r})\nfrom protocol import serve\n"
+        "class Peer:\n"
+        "    def __init__(self, request):\n"
+        "        print('noise')\n"
+        "        if request['threads'] > 9: import no_such_module\n"
+        "    def about(self): return {'version': '7'}\n"
+        "    def measure(self, kind, depth, tokens, variant): return tokens / depth\n"
+        "serve(Peer, 'install it')\n"
+    )
+    child = Child(sys.executable, str(script), {"threads": 2})
+    assert child.about == {"version": "7"}
+    request = {"op": "measure", "kind": "decode", "tokens": 3, "variant": ""}
+    assert child.ask(request | {"depth": 2}) == {"seconds": 1.5}
+    with pytest.raises(Unavailable, match="ZeroDivisionError"):
+        child.ask(request | {"depth": 0})
+    child.close()
+    with pytest.raises(Unavailable, match=r"no_such_module.*install it"):
+        Child(sys.executable, str(script), {"threads": 10})
+    with pytest.raises(Unavailable, match=r"No such file"):
+        Child("/no/such/python", str(script), {})
