@@ -154,6 +154,10 @@ static void linear_few(Pool& pool, const LinearArgs& args) {
     }
 }
 
+#if defined(MC_HAS_VNNI)
+#include "linear_bytes.hpp"
+#endif
+
 constexpr i64 kDepth = 128;         // columns of W multiplied at once; a multiple of 64
 constexpr i64 kRowsAtOnce = 512;    // rows of x packed at once: bounds scratch on long prefills
 constexpr i64 kWeightRows = 8 * kTileRows;
@@ -232,6 +236,10 @@ template <class F>
 static void linear_format(Pool& pool, const LinearArgs& args) {
     if (args.w.cols == 0) {
         for (i64 i = 0; i < args.n * args.w.rows; ++i) finish(args, i / args.w.rows, i % args.w.rows, 0.0F);
+#if defined(MC_HAS_VNNI)
+    } else if (args.n <= kFewByteRows && bytes_fit<F>(args.w)) {
+        if constexpr (F::GROUPED) linear_bytes<F>(pool, args);
+#endif
     } else if (args.n <= kFewRows) {
         linear_few<F>(pool, args);
     } else {

@@ -1,0 +1,318 @@
+// y = x W^T for few rows of x and grouped weights, by dot products of bytes (VNNI).
+//
+// Each unit of x (the weights in 16 bytes of codes) becomes 16-bit integers q = 256 hi + lo with a scale,
+// hi and lo signed bytes. vpdpbusd multiplies four of them by four codes, which are unsigned bytes once
+// shifted apart. 256 hi + lo is put together in 32 bits, so all but x's rounding, to 1/65024 of the
+// unit's largest value, is exact until a unit's sum is scaled. Included inside the namespace of the
+// instruction set, with MC_HAS_VNNI only.
+
+// A value that is loaded once: else compilers fold the load into each of its uses.
+#if defined(__GNUC__)
+#define MC_KEEP(value) __asm__("" : "+v"(value))
+#else
+#define MC_KEEP(value) (void)(value)
+#endif
+
+constexpr i64 kFewByteRows = 16;
+// Prefetched this far ahead, to the second level: the first has too few misses in flight to fill a core's
+// share of the bandwidth (measured: 9 against 16 GB/s).
+constexpr i64 kAhead = 16384;
+constexpr int kByteRows = 4;  // weight rows in one go, and x rows at most
+
+// kParts vectors of unsigned bytes from 64 bytes of codes; kBias is what they exceed weights by.
+template <class F>
+struct Bytes;
+
+template <>
+struct Bytes<FormatInt8> {
+    static constexpr int kParts = 1;
+    static constexpr int kBias = 128;
+    static void split(__m512i* w, __m512i codes) { w[0] = _mm512_xor_si512(codes, _mm512_set1_epi8(-128)); }
+};
+
+template <>
+struct Bytes<FormatInt4> {
+    static constexpr int kParts = 2;
+    static constexpr int kBias = 8;
+    static void split(__m512i* w, __m512i codes) {
+        const __m512i mask = _mm512_set1_epi8(15);
+        w[0] = _mm512_and_si512(codes, mask);
+        w[1] = _mm512_and_si512(_mm512_srli_epi16(codes, 4), mask);
+    }
+};
+
+template <>
+struct Bytes<FormatTernary> {
+    static constexpr int kParts = 4;
+    static constexpr int kBias = 1;
+    static void split(__m512i* w, __m512i codes) {
+        const __m512i mask = _mm512_set1_epi8(3);
+        w[0] = _mm512_and_si512(codes, mask);
+        w[1] = _mm512_and_si512(_mm512_srli_epi16(codes, 2), mask);
+        w[2] = _mm512_and_si512(_mm512_srli_epi16(codes, 4), mask);
+        w[3] = _mm512_and_si512(_mm512_srli_epi16(codes, 6), mask);
+    }
+};
+
+// x of four units, to meet 64 bytes of codes: for each part 64 bytes of hi and 64 of lo, then
+// -bias times the sums of q that share an int32 lane, then the scale of each lane.
+template <class F>
+struct ByteLayout {
+    static constexpr i64 kUnit = 16 * Bytes<F>::kParts;
+    static constexpr i64 kShift = 128 * Bytes<F>::kParts;
+    static constexpr i64 kScale = kShift + 64;
+    static constexpr i64 kBlock = kScale + 64;
+
+    static i64 blocks(i64 cols) { return (cols + 4 * kUnit - 1) / (4 * kUnit); }
+};
+
+// Lanes of 16 code bytes share a scale: groups must be 1, 2 or 4n whole units.
+template <class F>
+static bool bytes_fit(const Matrix& m) {
+    if constexpr (F::GROUPED) {
+        const i64 unit = ByteLayout<F>::kUnit, units = m.group / unit;
+        return m.group % unit == 0 && (units == 1 || units == 2 || units % 4 == 0);
+    }
+    return false;
+}
+
+// q = round(x / scale) for `count` values (a multiple of 16); not finite: q = 0 and scale is NaN.
+MC_INLINE float unit_scale(const float* x, i64 count) {
+    __m512 most = _mm512_setzero_ps();
+    __mmask16 bad = 0;
+    for (i64 k = 0; k < count; k += 16) {
+        const __m512 a = _mm512_abs_ps(_mm512_loadu_ps(x + k));
+        bad = static_cast<__mmask16>(bad | _mm512_cmp_ps_mask(a, _mm512_set1_ps(INFINITY), _CMP_NLT_UQ));
+        most = _mm512_max_ps(a, most);
+    }
+    return bad != 0 ? NAN : _mm512_reduce_max_ps(most) / 32512.0F;
+}
+
+// 1 / scale, or 0 where x is not finite or too small for its quotients to be.
+MC_INLINE float inverse_scale(float scale) { return scale > 1e-36F ? 1.0F / scale : 0.0F; }
+
+// One unit of x to lane `lane` of a block; returns the sum of the unit's quantised values.
+template <class F>
+MC_INLINE float quantise_unit(const float* x, int bias, int lane, u8* block) {
+    using L = ByteLayout<F>;
+    const float scale = unit_scale(x, L::kUnit);
+    const __m512 inverse = _mm512_set1_ps(inverse_scale(scale));
+    __m512i sum = _mm512_setzero_si512();
+    for (int part = 0; part < Bytes<F>::kParts; ++part) {
+        const __m512 real = _mm512_mul_ps(_mm512_loadu_ps(x + part * 16), inverse);
+        // A value that is not finite times 0 is NaN, which would become the least integer.
+        const __mmask16 good = _mm512_cmp_ps_mask(real, real, _CMP_ORD_Q);
+        const __m512i q = _mm512_maskz_cvtps_epi32(good, real);
+        const __m512i high = _mm512_srai_epi32(_mm512_add_epi32(q, _mm512_set1_epi32(128)), 8);
+        __m128i* to = reinterpret_cast<__m128i*>(block + part * 128 + lane * 16);
+        _mm_storeu_si128(to, _mm512_cvtepi32_epi8(high));
+        _mm_storeu_si128(to + 4, _mm512_cvtepi32_epi8(q));
+        sum = _mm512_add_epi32(sum, q);
+    }
+    // Sums of four neighbours, which vpdpbusd adds up in one lane.
+    __m512i four = _mm512_add_epi32(sum, _mm512_shuffle_epi32(sum, _MM_PERM_CDAB));
+    four = _mm512_add_epi32(four, _mm512_shuffle_epi32(four, _MM_PERM_BADC));
+    const __m512i first = _mm512_maskz_compress_epi32(0x1111, four);
+    const __m128i shift = _mm_mullo_epi32(_mm512_castsi512_si128(first), _mm_set1_epi32(-bias));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(block + L::kShift) + lane, shift);
+    _mm_storeu_ps(reinterpret_cast<float*>(block + L::kScale) + lane * 4, _mm_set1_ps(scale));
+    return scale * static_cast<float>(_mm512_reduce_add_epi32(sum));
+}
+
+// A row of x to blocks, and with offsets its sums over groups.
+template <class F>
+static void quantise_row(const Matrix& m, const float* x, u8* blocks, float* sums) {
+    using L = ByteLayout<F>;
+    const i64 count = L::blocks(m.cols), units = m.cols / L::kUnit;
+    memset(blocks + (count - 1) * L::kBlock, 0, L::kBlock);
+    // int4 offsets are those of codes 0 to 15; the implied one, and that of int8's sign, go into q.
+    const bool raw = m.kind == Kind::int4 && m.offsets != nullptr;
+    const i64 per_group = m.group / L::kUnit;
+    for (i64 u = 0; u < units; ++u) {
+        const float sum = quantise_unit<F>(x + u * L::kUnit, raw ? 0 : Bytes<F>::kBias,
+                                           static_cast<int>(u % 4), blocks + u / 4 * L::kBlock);
+        if (sums != nullptr) sums[u / per_group] = (u % per_group == 0 ? 0.0F : sums[u / per_group]) + sum;
+    }
+}
+
+// What the loop over weights needs of x: quantised rows and sums, at fixed distances.
+struct ByteRows {
+    const u8* blocks;
+    i64 pitch;
+    const float* sums;
+    i64 sums_pitch;
+};
+
+// ROWS weight rows, `stride` bytes apart.
+struct CodeRows {
+    const u8* codes;
+    i64 stride;
+    i64 ahead;  // bytes to prefetch at
+};
+
+// ROWS x NX sums over 64 bytes of codes from byte `at` of each weight row on.
+template <class F, int ROWS, int NX, bool WHOLE>
+MC_INLINE void dot_bytes_block(const CodeRows& rows, i64 at, __mmask64 mask, const u8* x, i64 pitch,
+                               const __m512* scale, __m512 (*total)[NX]) {
+    using B = Bytes<F>;
+    using L = ByteLayout<F>;
+    __m512i w[ROWS][B::kParts];
+    MC_UNROLL
+    for (int i = 0; i < ROWS; ++i) {
+        const u8* p = rows.codes + i * rows.stride + at;
+        _mm_prefetch(reinterpret_cast<const char*>(p) + rows.ahead, _MM_HINT_T1);
+        __m512i codes = WHOLE ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi8(mask, p);
+        MC_KEEP(codes);
+        B::split(w[i], codes);
+    }
+    MC_UNROLL
+    for (int j = 0; j < NX; ++j) {
+        const u8* block = x + j * pitch;
+        __m512i high[ROWS], low[ROWS];
+        MC_UNROLL
+        for (int part = 0; part < B::kParts; ++part) {
+            const __m512i h = _mm512_load_si512(block + part * 128);
+            const __m512i l = _mm512_load_si512(block + part * 128 + 64);
+            MC_UNROLL
+            for (int i = 0; i < ROWS; ++i) {
+                if (part == 0) high[i] = _mm512_setzero_si512();
+                if (part == 0) low[i] = _mm512_load_si512(block + L::kShift);
+                high[i] = _mm512_dpbusd_epi32(high[i], w[i][part], h);
+                low[i] = _mm512_dpbusd_epi32(low[i], w[i][part], l);
+            }
+        }
+        const __m512 xs = _mm512_load_ps(block + L::kScale);
+        MC_UNROLL
+        for (int i = 0; i < ROWS; ++i) {
+            const __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(high[i], 8), low[i]);
+            total[i][j] =
+                _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_mul_ps(scale[i], xs), total[i][j]);
+        }
+    }
+}
+
+MC_INLINE __m512 floats_at(const void* data, bool half, i64 i, __mmask16 mask) {
+    if (half) {
+        return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, static_cast<const u16*>(data) + i));
+    }
+    return _mm512_maskz_loadu_ps(mask, static_cast<const float*>(data) + i);
+}
+
+// Scales of a weight row as float32 with zeros behind; the products of its offsets go to total.
+template <int NX>
+MC_INLINE void read_groups(const Matrix& m, i64 row, const ByteRows& x, float* scales, __m512* total) {
+    const i64 groups = m.cols / m.group;
+    for (i64 g = 0; g < groups; g += 16) {
+        const __mmask16 mask = lanes(groups - g < 16 ? static_cast<int>(groups - g) : 16);
+        _mm512_storeu_ps(scales + g, floats_at(m.scales, m.half_scales, row * groups + g, mask));
+        if (m.offsets == nullptr) continue;
+        const __m512 offsets = floats_at(m.offsets, m.half_offsets, row * groups + g, mask);
+        for (int j = 0; j < NX; ++j) {
+            const __m512 sums = _mm512_maskz_loadu_ps(mask, x.sums + j * x.sums_pitch + g);
+            total[j] = _mm512_fmadd_ps(offsets, sums, total[j]);
+        }
+    }
+    _mm_storeu_ps(scales + groups, _mm_setzero_ps());
+}
+
+// Floats of scratch that the scales of one weight row take.
+MC_INLINE i64 scales_pitch(const Matrix& m) { return (m.cols / m.group + 15) / 16 * 16 + 16; }
+
+// out[i][j] = dot(weight row r + i, x row j).
+template <class F, int ROWS, int NX>
+static void dot_bytes(const Matrix& m, i64 r, const ByteRows& x, float* scratch, float (*out)[NX]) {
+    using L = ByteLayout<F>;
+    const i64 stride = m.cols / Bytes<F>::kParts, pitch = scales_pitch(m);
+    const CodeRows rows = {F::row(m, r), stride, kAhead};
+    __m512 total[ROWS][NX];
+    for (int i = 0; i < ROWS; ++i) {
+        for (int j = 0; j < NX; ++j) total[i][j] = _mm512_setzero_ps();
+        read_groups<NX>(m, r + i, x, scratch + i * pitch, total[i]);
+    }
+    // Which of four neighbouring scales each 16 bytes take, and blocks until the next ones.
+    const i64 units = m.group / L::kUnit;
+    const __m512i lane = _mm512_srli_epi32(_mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3),
+                                           units == 1 ? 0 : units == 2 ? 1 : 2);
+    const i64 step = units < 4 ? 4 / units : 1, span = units < 4 ? 1 : units / 4;
+    const i64 whole = stride / 64;
+    const auto scale_vectors = [&](__m512* scale, i64 g) {
+        MC_UNROLL
+        for (int i = 0; i < ROWS; ++i) {
+            const __m128 four = _mm_loadu_ps(scratch + i * pitch + g);
+            scale[i] = _mm512_permutevar_ps(_mm512_broadcast_f32x4(four), lane);
+        }
+    };
+    i64 b = 0, g = 0;
+    for (; b < whole; g += step) {
+        __m512 scale[ROWS];
+        scale_vectors(scale, g);
+        const i64 stop = b + span < whole ? b + span : whole;
+        do {
+            const u8* block = x.blocks + b * L::kBlock;
+            dot_bytes_block<F, ROWS, NX, true>(rows, b * 64, 0, block, x.pitch, scale, total);
+        } while (++b < stop);
+    }
+    if (stride % 64 != 0) {
+        __m512 scale[ROWS];
+        scale_vectors(scale, g);
+        const __mmask64 mask = ~0ULL >> (64 - stride % 64);
+        const u8* block = x.blocks + b * L::kBlock;
+        dot_bytes_block<F, ROWS, NX, false>(rows, b * 64, mask, block, x.pitch, scale, total);
+    }
+    for (int i = 0; i < ROWS; ++i) {
+        for (int j = 0; j < NX; ++j) out[i][j] = hsum(V{total[i][j]});
+    }
+}
+
+// Rows [r, r + ROWS) of W by x rows [first, first + NX).
+template <class F, int ROWS, int NX>
+static void finish_bytes(const LinearArgs& args, i64 r, i64 first, const ByteRows& x, float* scratch) {
+    const ByteRows some = {x.blocks + first * x.pitch, x.pitch, x.sums + first * x.sums_pitch, x.sums_pitch};
+    float out[ROWS][NX];
+    dot_bytes<F, ROWS, NX>(args.w, r, some, scratch, out);
+    for (int i = 0; i < ROWS; ++i) {
+        for (int j = 0; j < NX; ++j) finish(args, first + j, r + i, out[i][j]);
+    }
+}
+
+// ROWS weight rows by all x rows, in fours: a second four finds the weights in the first cache level.
+template <class F, int ROWS>
+static void finish_all_bytes(const LinearArgs& args, i64 r, const ByteRows& x, float* scratch) {
+    i64 j = 0;
+    for (; j + 4 <= args.n; j += 4) finish_bytes<F, ROWS, 4>(args, r, j, x, scratch);
+    if (args.n - j == 3) finish_bytes<F, ROWS, 3>(args, r, j, x, scratch);
+    if (args.n - j == 2) finish_bytes<F, ROWS, 2>(args, r, j, x, scratch);
+    if (args.n - j == 1) finish_bytes<F, ROWS, 1>(args, r, j, x, scratch);
+}
+
+template <class F>
+static void linear_bytes_rows(Pool& pool, const LinearArgs& args, const ByteRows& x) {
+    const Matrix& m = args.w;
+    const i64 blocks = m.rows / kByteRows;
+    auto body = [&](i64 begin, i64 end, int worker) {
+        float* scratch = static_cast<float*>(pool.scratch(worker));
+        for (i64 b = begin; b < end; ++b) finish_all_bytes<F, kByteRows>(args, b * kByteRows, x, scratch);
+    };
+    constexpr i64 kWeightsPerTask = 262144;
+    parallel(pool, blocks, kWeightsPerTask / (kByteRows * args.n * m.cols) + 1, body);
+    float* scratch = static_cast<float*>(pool.scratch(0));
+    for (i64 r = blocks * kByteRows; r < m.rows; ++r) finish_all_bytes<F, 1>(args, r, x, scratch);
+}
+
+template <class F>
+static void linear_bytes(Pool& pool, const LinearArgs& args) {
+    const Matrix& m = args.w;
+    const i64 pitch = ByteLayout<F>::blocks(m.cols) * ByteLayout<F>::kBlock;
+    const i64 groups = m.offsets != nullptr ? m.cols / m.group : 0;
+    pool.reserve_shared(args.n * (pitch + groups * static_cast<i64>(sizeof(float))));
+    pool.reserve(kByteRows * scales_pitch(m) * static_cast<i64>(sizeof(float)));
+    u8* blocks = static_cast<u8*>(pool.shared());
+    float* sums = reinterpret_cast<float*>(blocks + args.n * pitch);
+    auto body = [&](i64 begin, i64 end, int) {
+        for (i64 j = begin; j < end; ++j) {
+            quantise_row<F>(m, args.x + j * m.cols, blocks + j * pitch, groups > 0 ? sums + j * groups : nullptr);
+        }
+    };
+    parallel(pool, args.n, 1, body);
+    linear_bytes_rows<F>(pool, args, ByteRows{blocks, pitch, sums, groups});
+}
