@@ -86,6 +86,7 @@ def test_piped_text_is_plain(minicpm: Run, script: Script) -> None:
 def test_stats_go_to_standard_error(minicpm: Run, script: Script) -> None:
     result = minicpm("generate", "--prompt", "x", "--stats")
     assert result.out == "Paris.\n"
+    assert result.err.startswith("attention: dense\n")  # what the engine says it chose
     assert (
         "prompt 4,213 tokens (213 cached), prefill 2,000 tokens/s; 11 new, decode 20.0 tokens/s" in result.err
     )

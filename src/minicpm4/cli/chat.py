@@ -54,6 +54,7 @@ def command(
     session = Session(llm, params, system=system, think=think, stats=stats)
     if sys.stdin.isatty():
         _remember_lines()
+        print(one_line(llm.description), file=sys.stderr)
         print("/help lists the commands, Ctrl-D leaves.", file=sys.stderr)
     talk(session, read_line)
 

@@ -12,7 +12,7 @@ import typer
 
 from minicpm4.cli.options import DEFAULT_MODEL, EngineOptions, ModelOption, SamplingOptions, expand
 from minicpm4.cli.summary import as_json, print_summary
-from minicpm4.cli.terminal import progress_bar, write_text
+from minicpm4.cli.terminal import one_line, progress_bar, write_text
 from minicpm4.errors import RequestError
 
 if TYPE_CHECKING:
@@ -62,6 +62,8 @@ def command(
     text = read_prompt(prompt, prompt_file)
     params = sampling.params()
     llm = engine.load(model)
+    if stats and not json_output:
+        print(one_line(llm.description), file=sys.stderr)
     if chat is None:
         chat = llm.has_chat_template
     if not chat and (system is not None or think is not None):
