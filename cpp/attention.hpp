@@ -143,11 +143,15 @@ MC_INLINE void to_float(const u16* from, i64 count, float* to) {
     for (; i < count; ++i) to[i] = bf16_value(from[i]);
 }
 
-// Row r moves on to its next page before `high`.
-MC_INLINE void move_on(const AttendArgs& a, const AttendTile& t, const AttendScratch& s, i64 r, i64 high) {
+// The page that row r reads after the one where it is, or `high`.
+MC_INLINE i64 page_after(const AttendArgs& a, const AttendTile& t, const AttendScratch& s, i64 r, i64 high) {
     const PageList list = pages_of(a, t, r);
     const i64 page = s.next[r] < list.count ? page_at(list, s.next[r]) : high;
-    s.page[r] = page < high ? page : high;
+    return page < high ? page : high;
+}
+
+MC_INLINE void move_on(const AttendArgs& a, const AttendTile& t, const AttendScratch& s, i64 r, i64 high) {
+    s.page[r] = page_after(a, t, s, r, high);
     ++s.next[r];
 }
 
@@ -179,13 +183,18 @@ static void attend_whole(const AttendArgs& a, const AttendTile& t, const AttendS
         return usable;
     };
     i64 m = 0;
+    i64 next = high;
     for (i64 r = 0; r < t.rows; ++r) {
+        const i64 after = s.page[r] == page ? page_after(a, t, s, r, high) : s.page[r];
+        next = after < next ? after : next;
         if (!takes(r)) continue;
         for (i64 i = r * group; i < (r + 1) * group; ++i) s.dot.who[m++] = static_cast<i32>(i);
     }
-    if (m == 0 || !load_dot_page(a.kv, t.table[page] * a.kv.hkv + t.head, s.dot.page)) return;
+    Ahead ahead = {};
+    if (next < high) ahead = pages_ahead(a.kv, t.table[next] * a.kv.hkv + t.head);
+    if (m == 0 || !load_dot_page(a.kv, t.table[page] * a.kv.hkv + t.head, s.dot.page, ahead)) return;
     for (i64 i = 0; i < m; i += group) move_on(a, t, s, s.dot.who[i] / group, high);
-    attend_dot(s.dot, m, a.kv.d, p);
+    attend_dot(s.dot, m, a.kv.d, p, ahead);
 }
 
 // Rows that come to `page` (and are not past it by now), in float32; they move on.

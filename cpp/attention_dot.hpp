@@ -28,6 +28,14 @@ struct DotScratch {
     DotPage page;
 };
 
+// The page that a tile reads next: its keys and values come from memory while this one is computed.
+struct Ahead {
+    const char* keys;
+    const char* values;
+    i64 lines;  // of 64 bytes, of each
+    i64 done;
+};
+
 // Floats that a scratch for m queries takes, and the scratch in them.
 MC_INLINE i64 dot_floats(i64 m, i64 d) { return kDotPage * (d + 1) + m * d / 2 + 2 * round_up(m, W); }
 
@@ -45,13 +53,28 @@ MC_INLINE DotScratch dot_scratch(float* base, i64 m, i64 d) {
 #if !defined(MC_HAS_BF16_DOT) || !defined(MC_HAS_VNNI)
 
 MC_INLINE bool has_dot(const KvView&) { return false; }
-MC_INLINE bool load_dot_page(const KvView&, i64, const DotPage&) { return false; }
+MC_INLINE Ahead pages_ahead(const KvView&, i64) { return {}; }
+MC_INLINE bool load_dot_page(const KvView&, i64, const DotPage&, Ahead&) { return false; }
 MC_INLINE void load_dot_queries(const float*, i64, i64, const DotScratch&) {}
-MC_INLINE void attend_dot(const DotScratch&, i64, i64, const Partial&) {}
+MC_INLINE void attend_dot(const DotScratch&, i64, i64, const Partial&, Ahead&) {}
 
 #else
 
 MC_INLINE bool has_dot(const KvView& kv) { return kv.bf16 && kv.page_size == kDotPage && kv.d % 16 == 0; }
+
+MC_INLINE Ahead pages_ahead(const KvView& kv, i64 at) {
+    const i64 bytes = kv.d * kDotPage * 2;
+    return {static_cast<const char*>(kv.keys) + at * bytes, static_cast<const char*>(kv.values) + at * bytes,
+            bytes / 64, 0};
+}
+
+// Asks for n more lines of each array.
+MC_INLINE void fetch(Ahead& f, i64 n) {
+    for (; n > 0 && f.done < f.lines; --n, ++f.done) {
+        _mm_prefetch(f.keys + f.done * 64, _MM_HINT_T1);
+        _mm_prefetch(f.values + f.done * 64, _MM_HINT_T1);
+    }
+}
 
 // Pairs (a[i], b[i]) of 16 numbers.
 MC_INLINE __m512i pairs_of(const u16* a, const u16* b) {
@@ -60,6 +83,26 @@ MC_INLINE __m512i pairs_of(const u16* a, const u16* b) {
     return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
 }
 
+// Pairs of 32 numbers: the first 16, and the others.
+struct TwoPairs {
+    __m512i first;
+    __m512i second;
+};
+
+MC_INLINE __m512i interleave_order(int first) {
+    const __m512i count = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i low = _mm512_add_epi32(count, _mm512_set1_epi32(first));
+    return _mm512_or_si512(low, _mm512_slli_epi32(_mm512_add_epi32(low, _mm512_set1_epi32(32)), 16));
+}
+
+MC_INLINE TwoPairs two_pairs_of(const u16* a, const u16* b) {
+    const __m512i left = _mm512_loadu_si512(a);
+    const __m512i right = _mm512_loadu_si512(b);
+    return {_mm512_permutex2var_epi16(left, interleave_order(0), right),
+            _mm512_permutex2var_epi16(left, interleave_order(16), right)};
+}
+
+// Pairs of the low halves of 32-bit words.
 MC_INLINE __m512i join_pairs(__m512i low, __m512i high) {
     return _mm512_mask_blend_epi16(0xaaaaaaaaU, low, _mm512_slli_epi32(high, 16));
 }
@@ -71,17 +114,20 @@ MC_INLINE V norm_inverse(V squares) {
 }
 
 // False where a key is not finite or its norm is 1e18 or more.
-static bool load_dot_keys(const u16* from, i64 d, const DotPage& page) {
+static bool load_dot_keys(const u16* from, i64 d, const DotPage& page, Ahead& ahead) {
     constexpr int N = kDotPage / 16;
     __m512 squares[N];
     for (int j = 0; j < N; ++j) squares[j] = _mm512_setzero_ps();
     for (i64 i = 0; i < d / 2; ++i) {
+        fetch(ahead, 1);
         MC_UNROLL
-        for (int j = 0; j < N; ++j) {
+        for (int j = 0; j < N; j += 2) {
             const u16* row = from + 2 * i * kDotPage + 16 * j;
-            const __m512i pairs = pairs_of(row, row + kDotPage);
-            _mm512_storeu_si512(page.keys + i * kDotPage + 16 * j, pairs);
-            squares[j] = _mm512_dpbf16_ps(squares[j], (__m512bh)pairs, (__m512bh)pairs);
+            const TwoPairs pairs = two_pairs_of(row, row + kDotPage);
+            _mm512_storeu_si512(page.keys + i * kDotPage + 16 * j, pairs.first);
+            _mm512_storeu_si512(page.keys + i * kDotPage + 16 * j + 16, pairs.second);
+            squares[j] = _mm512_dpbf16_ps(squares[j], (__m512bh)pairs.first, (__m512bh)pairs.first);
+            squares[j + 1] = _mm512_dpbf16_ps(squares[j + 1], (__m512bh)pairs.second, (__m512bh)pairs.second);
         }
     }
     V inverse[N];
@@ -93,6 +139,7 @@ static bool load_dot_keys(const u16* from, i64 d, const DotPage& page) {
     }
     if (usable != 0xffff) return false;
     for (i64 i = 0; i < d / 2; ++i) {
+        fetch(ahead, 1);
         MC_UNROLL
         for (int j = 0; j < N; ++j) {
             i32* at = page.keys + i * kDotPage + 16 * j;
@@ -107,14 +154,21 @@ static bool load_dot_keys(const u16* from, i64 d, const DotPage& page) {
 }
 
 // Loads page number `at` (pages and heads counted together); false where only float32 will do.
-static bool load_dot_page(const KvView& kv, i64 at, const DotPage& page) {
+static bool load_dot_page(const KvView& kv, i64 at, const DotPage& page, Ahead& ahead) {
     const i64 d = kv.d;
-    if (!load_dot_keys(static_cast<const u16*>(kv.keys) + at * d * kDotPage, d, page)) return false;
+    if (!load_dot_keys(static_cast<const u16*>(kv.keys) + at * d * kDotPage, d, page, ahead)) return false;
     const u16* from = static_cast<const u16*>(kv.values) + at * d * kDotPage;
     for (i64 t = 0; t < kDotPage; t += 2) {
-        for (i64 i = 0; i < d; i += 16) {
-            _mm512_storeu_si512(page.values + t / 2 * d + i, pairs_of(from + t * d + i, from + (t + 1) * d + i));
+        fetch(ahead, 1);
+        const u16* even = from + t * d;
+        i32* to = page.values + t / 2 * d;
+        i64 i = 0;
+        for (; i + 32 <= d; i += 32) {
+            const TwoPairs pairs = two_pairs_of(even + i, even + d + i);
+            _mm512_storeu_si512(to + i, pairs.first);
+            _mm512_storeu_si512(to + i + 16, pairs.second);
         }
+        if (i < d) _mm512_storeu_si512(to + i, pairs_of(even + i, even + d + i));
     }
     return true;
 }
@@ -264,9 +318,14 @@ static void attend_dot_rows(const DotScratch& s, const i32* who, i64 d, const Pa
 }
 
 // The first m queries of s.who read the loaded page.
-static void attend_dot(const DotScratch& s, i64 m, i64 d, const Partial& p) {
+static void attend_dot(const DotScratch& s, i64 m, i64 d, const Partial& p, Ahead& ahead) {
     const i32* who = s.who;
-    for (; m >= kDotRows; m -= kDotRows, who += kDotRows) attend_dot_rows<kDotRows>(s, who, d, p);
+    const i64 lines = (ahead.lines - ahead.done + m / kDotRows) / (m / kDotRows + 1);
+    for (; m >= kDotRows; m -= kDotRows, who += kDotRows) {
+        fetch(ahead, lines);
+        attend_dot_rows<kDotRows>(s, who, d, p);
+    }
+    fetch(ahead, lines);
     for (; m >= 4; m -= 4, who += 4) attend_dot_rows<4>(s, who, d, p);
     for (; m >= 2; m -= 2, who += 2) attend_dot_rows<2>(s, who, d, p);
     if (m == 1) attend_dot_rows<1>(s, who, d, p);
