@@ -26,6 +26,8 @@ class LlamaCppPeer:
         import llama_cpp
 
         self.api = api = llama_cpp
+        self.silent = api.llama_log_callback(lambda level, text, data: None)  # kept: C holds no reference
+        api.llama_log_set(self.silent, None)
         api.llama_backend_init()
         self.threads = request["threads"]
         params = api.llama_model_default_params()
@@ -100,6 +102,10 @@ class LlamaCppPeer:
             self.api.llama_memory_seq_cp(memory, 1, 0, -1, -1)
             self.api.llama_memory_seq_rm(memory, 1, -1, -1)
             self.depth[variant] += count
+            if self.depth[variant] == depth:
+                # Shifted keys are rotated when the next token runs: do that before the clock starts.
+                self._decode(context, self.ids[:1])
+                self._truncate(variant, depth)
         if depth and self.api.llama_memory_seq_pos_max(memory, 0) != depth - 1:
             raise RuntimeError("the depth was not reached")
 
