@@ -232,6 +232,24 @@ static void linear_many(Pool& pool, const LinearArgs& args) {
     }
 }
 
+#if defined(MC_HAS_BF16_DOT) && defined(MC_HAS_VNNI)
+#include "linear_pairs.hpp"
+
+template <class F>
+struct ByPairs {
+    static constexpr bool value = true;
+};
+template <>
+struct ByPairs<FormatF32> {
+    static constexpr bool value = false;
+};
+#else
+template <class F>
+struct ByPairs {
+    static constexpr bool value = false;
+};
+#endif
+
 template <class F>
 static void linear_format(Pool& pool, const LinearArgs& args) {
     if (args.w.cols == 0) {
@@ -243,6 +261,9 @@ static void linear_format(Pool& pool, const LinearArgs& args) {
     } else if (args.n <= kFewRows) {
         linear_few<F>(pool, args);
     } else {
+#if defined(MC_HAS_BF16_DOT) && defined(MC_HAS_VNNI)
+        if constexpr (ByPairs<F>::value) return linear_pairs<F>(pool, args);
+#endif
         linear_many<F>(pool, args);
     }
 }

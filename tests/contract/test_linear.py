@@ -26,11 +26,15 @@ def tolerance(x: NDArray, w: NDArray) -> NDArray[np.float64]:
 def bound(ops: CpuOps, weight: PackedTensor, x: NDArray, w: NDArray) -> NDArray[np.float64]:
     """What the instruction set may lose on this product, beyond float32 only where it says so.
 
-    avx512_bf16, grouped weights: x is rounded to 1/65024 of the largest value among at most 128 columns.
+    avx512_bf16: for grouped weights x is rounded to 1/65024 of the largest value among at most 128
+    columns; for more than 8 rows by bf16 and f16 weights, x and weight are rounded to bf16.
     """
     lost = tolerance(x, w)
-    if ops.isa != "avx512_bf16" or not weight.spec.group_size:
+    if ops.isa != "avx512_bf16" or weight.spec.kind == "f32":
         return lost
+    if not weight.spec.group_size:
+        roundings = 0 if len(x) <= 8 else 1 if weight.spec.kind == "bf16" else 2
+        return lost + roundings * 2.0**-8 * (np.abs(x).astype(np.float64) @ np.abs(w).T)
     for start in range(0, x.shape[1], 128):
         most = np.abs(x[:, start : start + 128]).max(axis=1, keepdims=True).astype(np.float64)
         lost += most / 65024 * np.abs(w[:, start : start + 128]).sum(axis=1)

@@ -19,12 +19,21 @@ def case(request, tmp_path_factory):
     return request.param, load_model(folder).weights
 
 
+def bound(ops, name):
+    """What logits may be off by, in units of the largest: float32, except where a table says otherwise.
+
+    avx512_bf16 rounds both sides of products of more than 8 rows with bf16 weights to bf16: seen 8e-3.
+    """
+    rounds = getattr(ops, "isa", "") == "avx512_bf16" and CASES[name].get("dtype") == "bfloat16"
+    return 2e-2 if rounds else 1e-4
+
+
 def test_logits_are_the_reference(ops, case):
     name, weights = case
     ids, rows, want = (REFERENCE[f"{name}_{part}"] for part in ("ids", "rows", "logits"))
     np.testing.assert_array_equal(ids, token_ids(name))
     got = Driver(ops, weights, context=len(ids)).feed(ids.tolist())[rows]
-    np.testing.assert_allclose(got, want, atol=1e-4 * max(1, np.abs(want).max()))
+    np.testing.assert_allclose(got, want, atol=bound(ops, name) * max(1, np.abs(want).max()))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -36,4 +45,4 @@ def test_token_by_token_is_the_reference(ops, case):
     name, weights = case
     ids, rows, want = (REFERENCE[f"{name}_{part}"] for part in ("ids", "rows", "logits"))
     got = Driver(ops, weights, context=len(ids)).feed_chunks(ids.tolist(), [60, 1])[rows]
-    np.testing.assert_allclose(got, want, atol=1e-4 * max(1, np.abs(want).max()))
+    np.testing.assert_allclose(got, want, atol=bound(ops, name) * max(1, np.abs(want).max()))
