@@ -42,9 +42,10 @@ test: $(READY)  ## all tests but the slow ones
 test-slow: $(READY)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
-test-isa: $(READY)  ## the kernel tests under each instruction set that this machine has
+# tests/contract and tests/model run at every level by themselves; these follow MINICPM4_ISA.
+test-isa: $(READY)  ## the tests that MINICPM4_ISA steers, under each instruction set of this machine
 	@for isa in $$($(BIN)/python scripts/list_isas.py); do \
-	  echo "MINICPM4_ISA=$$isa"; MINICPM4_ISA=$$isa $(BIN)/python -m pytest -q -m "not slow" tests/contract tests/kernels || exit 1; done
+	  echo "MINICPM4_ISA=$$isa"; MINICPM4_ISA=$$isa $(BIN)/python -m pytest -q -m "not slow" tests/kernels tests/engine tests/golden || exit 1; done
 
 lint: $(READY)  ## ruff: rules and format
 	$(BIN)/ruff check .
