@@ -6,6 +6,7 @@
 
 static constexpr i64 kChunk = 64;                 // kernels scored at once
 static constexpr i64 kMaxColumns = 256;           // (head, row) pairs of a tile
+static constexpr float kLeast = -3e38F;           // below any score, yet not infinite: no NaN from it
 static constexpr i64 kStoredScores = 2 << 20;     // above that many floats, pass two scores again
 
 struct SelectTile {
@@ -27,6 +28,16 @@ struct SelectScratch {
     float* blocks;   // (blocks, W) block scores
     u64* keys;       // (blocks)
 };
+
+// Asks for memory that is read soon.
+MC_INLINE void prefetch(const float* at, i64 bytes) {
+#if defined(__GNUC__)
+    for (i64 i = 0; i < bytes; i += 64) __builtin_prefetch(reinterpret_cast<const char*>(at) + i);
+#else
+    (void)at;
+    (void)bytes;
+#endif
+}
 
 MC_INLINE i64 round_up(i64 n, i64 multiple) { return (n + multiple - 1) / multiple * multiple; }
 
@@ -76,18 +87,45 @@ static void score_chunk(const SelectArgs& a, const SelectTile& t, const SelectSc
     }
 }
 
+// The sum of lanes, and of vectors lane by lane: always the same tree.
+MC_INLINE float tree_sum(V a) {
+    float lane[W];
+    store(lane, a);
+    for (int half = W / 2; half > 0; half /= 2) {
+        for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
+    }
+    return lane[0];
+}
+
+MC_INLINE V tree_of(V* part) {
+    for (int half = W / 2; half > 0; half /= 2) {
+        for (int i = 0; i < half; ++i) part[i] = add(part[i], part[i + half]);
+    }
+    return part[0];
+}
+
+// Folds a chunk's maximum and sum of exponentials (relative to it) into the running ones.
+MC_INLINE void fold_chunk(V chunk_top, V chunk_sum, V* top, V* sum) {
+    const V most = max(chunk_top, *top);
+    *sum = fma(*sum, exp(sub(*top, most)), mul(chunk_sum, exp(sub(chunk_top, most))));
+    *top = most;
+}
+
 // Folds scores (count, columns) into the running maximum and sum of exponentials of each column.
 static void fold(const SelectTile& t, const float* scores, i64 count, float* top, float* sum) {
     for (i64 c = 0; c < t.columns; c += W) {
         const int n = t.columns - c < W ? static_cast<int>(t.columns - c) : W;
-        const V before = load_some(top + c, n);
-        V most = before;
+        V most = set1(kLeast);
         for (i64 j = 0; j < count; ++j) most = max(load_some(scores + j * t.columns + c, n), most);
-        V total = mul(load_some(sum + c, n), exp(sub(before, most)));
+        V part[W];
+        for (int i = 0; i < W; ++i) part[i] = zero();
         for (i64 j = 0; j < count; ++j) {
-            total = add(total, exp(sub(load_some(scores + j * t.columns + c, n), most)));
+            part[j % W] = add(part[j % W], exp(sub(load_some(scores + j * t.columns + c, n), most)));
         }
-        store_some(top + c, most, n);
+        V before = load_some(top + c, n);
+        V total = load_some(sum + c, n);
+        fold_chunk(most, tree_of(part), &before, &total);
+        store_some(top + c, before, n);
         store_some(sum + c, total, n);
     }
 }
@@ -96,7 +134,7 @@ static void fold(const SelectTile& t, const float* scores, i64 count, float* top
 static void denominator(const SelectArgs& a, const SelectTile& t, const SelectScratch& s, KernelShape k,
                         const float* store, i64 slots, i64 visible, bool stored, float* top, float* sum) {
     for (i64 c = 0; c < t.columns; ++c) {
-        top[c] = -INFINITY;
+        top[c] = kLeast;
         sum[c] = 0.0F;
     }
     for (i64 first = 0; first < visible; first += kChunk) {
@@ -115,10 +153,7 @@ MC_INLINE V sum_heads(const SelectTile& t, const float* weights, i64 group) {
     for (i64 h = 0; h < group; ++h) {
         part[h % W] = add(part[h % W], load_some(weights + h * t.rows, rows));
     }
-    for (int half = W / 2; half > 0; half /= 2) {
-        for (int i = 0; i < half; ++i) part[i] = add(part[i], part[i + half]);
-    }
-    return part[0];
+    return tree_of(part);
 }
 
 // The same for a tile of one row: heads are neighbours.
@@ -127,7 +162,7 @@ MC_INLINE float sum_heads_of_one(const float* weights, i64 group) {
     for (i64 h = 0; h < group; h += W) {
         part = add(part, load_some(weights + h, group - h < W ? static_cast<int>(group - h) : W));
     }
-    return hsum(part);
+    return tree_sum(part);
 }
 
 // Pass two for kernels [first, first + count): scores become weights, weights block scores.
@@ -189,6 +224,8 @@ static void block_scores(const SelectArgs& a, const SelectTile& t, const SelectS
         score_blocks(a, t, s, scores, first, count, num_blocks);
     }
 }
+
+#include "select_row.hpp"
 
 static void select_tile(const SelectArgs& a, const SelectTile& t, const SelectScratch& s) {
     const i64 budget = a.topk + a.local_blocks;
@@ -273,6 +310,11 @@ static SelectSizes select_sizes(const SelectArgs& a) {
 }
 
 static void select(Pool& pool, const SelectArgs& args) {
+    i64 kept = 0;
+    if (is_decoding(args, &kept)) {
+        select_rows(pool, args, kept);
+        return;
+    }
     const SelectSizes z = select_sizes(args);
     const i64 floats = z.queries + z.gathered + z.scores + 4 * z.column + z.blocks + z.keys;
     pool.reserve(floats * static_cast<i64>(sizeof(float)));

@@ -122,9 +122,10 @@ def test_what_is_behind_a_row_does_not_matter(ops: OpTable) -> None:
     np.testing.assert_array_equal(first.blocks, second.blocks)
 
 
-def test_long_context_recomputes_scores(ops: OpTable) -> None:
-    """32 heads over 16384 kernels: more scores than a tile may keep."""
-    c = config(SMALL, kernel_size=2, kernel_stride=1, window_size=16, topk=5)
+@pytest.mark.parametrize("lse_approx", [False, True])
+def test_long_context_recomputes_scores(ops: OpTable, lse_approx: bool) -> None:
+    """32 heads over 16384 kernels: more scores than a tile may keep; alone, threads share a row."""
+    c = config(SMALL, kernel_size=2, kernel_stride=1, window_size=16, topk=5, lse_approx=lse_approx)
     world = Paged(16, c, [16 * 1024], (32, 1), 2)
     layer = world.filled(ops)
     rows = [(16 * 1024 - 5, 16 * 1024)]
@@ -134,6 +135,21 @@ def test_long_context_recomputes_scores(ops: OpTable) -> None:
         for p in range(*rows[0])
     ]
     np.testing.assert_array_equal(together.blocks, np.stack(alone))
+
+
+@pytest.mark.parametrize("lse_approx", [False, True])
+def test_sequences_decoded_together_choose_as_alone(ops: OpTable, lse_approx: bool) -> None:
+    c = config(SMALL, dense_len=90, lse_approx=lse_approx)
+    lengths = [1200, 3, 89, 700, 90]
+    world = Paged(19, c, lengths, (6, 2), 16)
+    layer = world.filled(ops)
+    ends = [(n - 1, n) for n in lengths]
+    ends[3] = (700, 700)  # a sequence without a row in this step
+    together = ops.select(world.rows(world.q, ends), layer, world.step(ends))
+    whole = ops.select(world.rows(world.q), layer, world.step())
+    rows = [sum(lengths[: i + 1]) - 1 for i in (0, 1, 2, 4)]
+    np.testing.assert_array_equal(together.blocks, whole.blocks[rows])
+    np.testing.assert_array_equal(together.counts, whole.counts[rows])
 
 
 def test_not_finite_scores_still_choose_real_blocks(ops: OpTable) -> None:
