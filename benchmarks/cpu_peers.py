@@ -23,6 +23,7 @@ from typing import Any
 from peers.child import Child, Unavailable
 from peers.contest import Column, Point, contest, results
 from peers.models import write_folder, write_random_gguf
+from peers.quiet import Watch
 from peers.report import markdown
 
 from minicpm4 import zoo
@@ -155,7 +156,7 @@ def _share(entry: dict[str, Any], limits: dict[str, float], costs: dict[str, flo
 
 def main() -> None:
     args = arguments()
-    load, deadline = os.getloadavg()[0], time.monotonic() + 60 * args.minutes
+    watch, deadline = Watch(), time.monotonic() + 60 * args.minutes
     models = []
     for number, model in enumerate(args.models):
         share = SHARES[model] / sum(SHARES[later] for later in args.models[number:])
@@ -167,8 +168,7 @@ def main() -> None:
         "commit": _commit(),
         "machine": {"cpu": cpu_name(), "cpus": os.cpu_count(), "system": platform.platform()},
         "threads": args.threads,
-        "load_before": load,
-        "load_after": os.getloadavg()[0],
+        "other_load": watch.others(),
         "models": models,
     }
     cpu = re.sub(r"[^a-z0-9]+", "-", cpu_name().lower()).strip("-")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from .quiet import is_loud
+
 
 def markdown(run: dict[str, Any]) -> str:
     """One table a model, from what cpu_peers.py wrote as JSON."""
@@ -11,8 +13,7 @@ def markdown(run: dict[str, Any]) -> str:
     parts = [
         f"# CPU peers: {machine['cpu']}, {threads} threads, {run['date'][:10]}",
         "",
-        f"Commit {run['commit']}; {machine['system']}; load of the machine (1 minute) before and after: "
-        f"{run['load_before']:.1f} and {run['load_after']:.1f}.",
+        f"Commit {run['commit']}; {machine['system']}. {_quiet(run['other_load'])}",
         "Tokens per second, medians; ± is half the distance between fastest and slowest repeat. "
         "~: worked out from shallower points of the same peer. Ratios are to the best peer.",
         "",
@@ -20,6 +21,16 @@ def markdown(run: dict[str, Any]) -> str:
     for model in run["models"]:
         parts += _model(model)
     return "\n".join(parts)
+
+
+def _quiet(load: dict[str, float] | None) -> str:
+    if load is None:
+        return "Whether the machine was quiet is unknown."
+    used, stolen = load["others"], load["stolen"]
+    text = f"Meanwhile other processes used {used:.2f} cores, {stolen:.2f} were withheld by the host."
+    if is_loud(load):
+        text += " **Too loud to quote: peers that spin at barriers lose far more than their share.**"
+    return text
 
 
 def _model(model: dict[str, Any]) -> list[str]:

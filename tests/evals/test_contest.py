@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks.peers import quiet
 from benchmarks.peers.child import Child, Unavailable
 from benchmarks.peers.contest import Column, Point, contest, results
+from benchmarks.peers.quiet import STAT
 from benchmarks.peers.report import markdown
 
 CHUNKS = [Point(kind="prefill", depth=depth, tokens=512) for depth in (0, 2048, 8192, 32768)]
@@ -99,9 +101,20 @@ def test_ratios_are_to_the_best_peer() -> None:
         "points": points,
     }
     run_ = {"date": "2026-01-02", "commit": "c", "machine": {"cpu": "p", "system": "s"}, "threads": 2}
-    page = markdown(run_ | {"load_before": 0.0, "load_after": 0.0, "models": [model]})
+    page = markdown(run_ | {"other_load": {"others": 0.1, "stolen": 0.0}, "models": [model]})
+    assert "Too loud" not in page
+    assert "Too loud" in markdown(run_ | {"other_load": {"others": 1.0, "stolen": 0.0}, "models": []})
     assert "| decode at depth 0 | 16.0 | 4.0 | 5.3 | **3.00x** | 50% |" in page
     assert "z left out: not installed" in page
+
+
+@pytest.mark.skipif(not STAT.exists(), reason="/proc/stat is Linux's")
+def test_own_work_is_not_somebody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = iter([(100.0, 1.0), (108.0, 2.0)])
+    monkeypatch.setattr(quiet, "_machine", lambda: next(machine))
+    monkeypatch.setattr(quiet, "_ours", iter([50.0, 54.0]).__next__)
+    monkeypatch.setattr(quiet.time, "monotonic", iter([0.0, 10.0]).__next__)
+    assert quiet.Watch().others() == {"others": 0.4, "stolen": 0.1}
 
 
 def test_children_talk_json(tmp_path: Path) -> None:
