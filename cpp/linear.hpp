@@ -130,11 +130,18 @@ static void linear_few(Pool& pool, const LinearArgs& args) {
     const Matrix& m = args.w;
     FewRows few = {};
     const i64 groups = m.offsets != nullptr ? m.cols / m.group : 0;
-    pool.reserve_shared((args.n * groups + 1) * static_cast<i64>(sizeof(float)));
-    float* sums = static_cast<float*>(pool.shared());
+    // Several rows are copied a line further apart: at a multiple of 4096 bytes they would fall on the same
+    // sets of the cache, which then holds fewer of them than there are.
+    const i64 pitch = args.n > 1 ? (m.cols + 15) / 16 * 16 + 16 : 0;
+    pool.reserve_shared((args.n * (pitch + groups) + 1) * static_cast<i64>(sizeof(float)));
+    float* copies = static_cast<float*>(pool.shared());
+    float* sums = copies + args.n * pitch;
+    for (i64 j = 0; j < args.n && pitch > 0; ++j) {
+        memcpy(copies + j * pitch, args.x + j * m.cols, static_cast<size_t>(m.cols) * sizeof(float));
+    }
     for (i64 j = 0; j < kFewRows; ++j) {
         const i64 row = j < args.n ? j : args.n - 1;
-        few.x[j] = args.x + row * m.cols;
+        few.x[j] = pitch > 0 ? copies + row * pitch : args.x;
         few.sums[j] = sums + row * groups;
     }
     for (i64 i = 0; i < args.n * groups; ++i) {

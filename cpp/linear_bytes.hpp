@@ -6,11 +6,14 @@
 // unit's largest value, is exact until a unit's sum is scaled. Included inside the namespace of the
 // instruction set, with MC_HAS_VNNI only.
 
-// A value that is loaded once: else compilers fold the load into each of its uses.
+// A value that is loaded once: else compilers fold the load into each of its uses. A zero that is
+// made where it is needed, which costs nothing: else compilers copy one, which does.
 #if defined(__GNUC__)
 #define MC_KEEP(value) __asm__("" : "+v"(value))
+#define MC_ZERO(value) __asm__ volatile("vpxord %0, %0, %0" : "=v"(value))
 #else
 #define MC_KEEP(value) (void)(value)
+#define MC_ZERO(value) value = _mm512_setzero_si512()
 #endif
 
 constexpr i64 kFewByteRows = 16;
@@ -168,25 +171,30 @@ MC_INLINE void dot_bytes_block(const CodeRows& rows, i64 at, __mmask64 mask, con
     MC_UNROLL
     for (int j = 0; j < NX; ++j) {
         const u8* block = x + j * pitch;
-        __m512i high[ROWS], low[ROWS];
+        __m512i sum[ROWS];
         MC_UNROLL
         for (int part = 0; part < B::kParts; ++part) {
-            const __m512i h = _mm512_load_si512(block + part * 128);
-            const __m512i l = _mm512_load_si512(block + part * 128 + 64);
+            const __m512i high = _mm512_load_si512(block + part * 128);
             MC_UNROLL
             for (int i = 0; i < ROWS; ++i) {
-                if (part == 0) high[i] = _mm512_setzero_si512();
-                if (part == 0) low[i] = _mm512_load_si512(block + L::kShift);
-                high[i] = _mm512_dpbusd_epi32(high[i], w[i][part], h);
-                low[i] = _mm512_dpbusd_epi32(low[i], w[i][part], l);
+                if (part == 0) MC_ZERO(sum[i]);
+                sum[i] = _mm512_dpbusd_epi32(sum[i], w[i][part], high);
             }
+        }
+        const __m512i shift = _mm512_load_si512(block + L::kShift);
+        MC_UNROLL
+        for (int i = 0; i < ROWS; ++i) sum[i] = _mm512_add_epi32(_mm512_slli_epi32(sum[i], 8), shift);
+        MC_UNROLL
+        for (int part = 0; part < B::kParts; ++part) {
+            const __m512i low = _mm512_load_si512(block + part * 128 + 64);
+            MC_UNROLL
+            for (int i = 0; i < ROWS; ++i) sum[i] = _mm512_dpbusd_epi32(sum[i], w[i][part], low);
         }
         const __m512 xs = _mm512_load_ps(block + L::kScale);
         MC_UNROLL
         for (int i = 0; i < ROWS; ++i) {
-            const __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(high[i], 8), low[i]);
             total[i][j] =
-                _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_mul_ps(scale[i], xs), total[i][j]);
+                _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[i]), _mm512_mul_ps(scale[i], xs), total[i][j]);
         }
     }
 }
@@ -302,7 +310,8 @@ static void linear_bytes_rows(Pool& pool, const LinearArgs& args, const ByteRows
 template <class F>
 static void linear_bytes(Pool& pool, const LinearArgs& args) {
     const Matrix& m = args.w;
-    const i64 pitch = ByteLayout<F>::blocks(m.cols) * ByteLayout<F>::kBlock;
+    // A line more than a row takes: rows a multiple of 4096 bytes apart would fall on the same cache sets.
+    const i64 pitch = ByteLayout<F>::blocks(m.cols) * ByteLayout<F>::kBlock + 64;
     const i64 groups = m.offsets != nullptr ? m.cols / m.group : 0;
     pool.reserve_shared(args.n * (pitch + groups * static_cast<i64>(sizeof(float))));
     pool.reserve(kByteRows * scales_pitch(m) * static_cast<i64>(sizeof(float)));

@@ -98,7 +98,7 @@ MC_INLINE void transpose16(__m512i* v) {
     }
 }
 
-// Columns [k, end) of a row of x as int16, zeros behind; returns the scale and sums over segments.
+// Columns [k, end) of a row of x as int16; returns the scale, and with `sums` those over segments.
 MC_INLINE float pack_int16(const float* x, i64 k, i64 end, const Segments& s, u16* to, float* sums) {
     const float scale = unit_scale(x + k, end - k);
     const __m512 inverse = _mm512_set1_ps(inverse_scale(scale));
@@ -112,7 +112,7 @@ MC_INLINE float pack_int16(const float* x, i64 k, i64 end, const Segments& s, u1
             _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + at), _mm512_cvtepi32_epi16(q));
             sum = _mm512_add_epi32(sum, q);
         }
-        sums[segment] = scale * static_cast<float>(_mm512_reduce_add_epi32(sum));
+        if (sums != nullptr) sums[segment] = scale * static_cast<float>(_mm512_reduce_add_epi32(sum));
     }
     return scale;
 }
@@ -132,20 +132,22 @@ static void pack_pairs(const LinearArgs& args, i64 row, i64 last, i64 k, PairPan
     const Segments s = find_segments(m, k);
     const i64 end = k + kPairDepth < m.cols ? k + kPairDepth : m.cols;
     for (i64 half = 0; half < kPairPanel; half += 16) {
-        alignas(64) u16 words[16][kPairDepth] = {};
+        alignas(64) u16 words[16][kPairDepth];
+        if (row + half + 16 > last || end - k < kPairDepth) memset(words, 0, sizeof words);
         for (i64 j = half; j < half + 16; ++j) {
             float sums[kMostSegments] = {};
             float scale = 0.0F;
             if (row + j < last) {
                 const float* x = args.x + (row + j) * m.cols;
                 if constexpr (P::kScaled) {
-                    scale = pack_int16(x, k, end, s, words[j - half], sums);
+                    scale = pack_int16(x, k, end, s, words[j - half], m.offsets != nullptr ? sums : nullptr);
                 } else {
                     pack_bf16(x, k, end, words[j - half]);
                 }
             }
             panel->scale[j] = scale;
-            for (int segment = 0; segment < kMostSegments; ++segment) panel->sums[segment][j] = sums[segment];
+            if (m.offsets == nullptr) continue;
+            for (int segment = 0; segment < s.count; ++segment) panel->sums[segment][j] = sums[segment];
         }
         for (i64 t = 0; 2 * t < end - k; t += 16) {
             __m512i v[16];
