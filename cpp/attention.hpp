@@ -192,9 +192,12 @@ static void attend_whole(const AttendArgs& a, const AttendTile& t, const AttendS
     }
     Ahead ahead = {};
     if (next < high) ahead = pages_ahead(a.kv, t.table[next] * a.kv.hkv + t.head);
-    if (m == 0 || !load_dot_page(a.kv, t.table[page] * a.kv.hkv + t.head, s.dot.page, ahead)) return;
+    const i64 at = t.table[page] * a.kv.hkv + t.head;
+    const bool few = has_few(m, a.kv.d);
+    if (m == 0) return;
+    if (!(few ? attend_few(a.kv, at, s.dot, m, p, ahead) : load_dot_page(a.kv, at, s.dot.page, ahead))) return;
     for (i64 i = 0; i < m; i += group) move_on(a, t, s, s.dot.who[i] / group, high);
-    attend_dot(s.dot, m, a.kv.d, p, ahead);
+    if (!few) attend_dot(s.dot, m, a.kv.d, p, ahead);
 }
 
 // Rows that come to `page` (and are not past it by now), in float32; they move on.

@@ -56,6 +56,8 @@ MC_INLINE bool has_dot(const KvView&) { return false; }
 MC_INLINE Ahead pages_ahead(const KvView&, i64) { return {}; }
 MC_INLINE bool load_dot_page(const KvView&, i64, const DotPage&, Ahead&) { return false; }
 MC_INLINE void load_dot_queries(const float*, i64, i64, const DotScratch&) {}
+MC_INLINE bool has_few(i64, i64) { return false; }
+MC_INLINE bool attend_few(const KvView&, i64, const DotScratch&, i64, const Partial&, Ahead&) { return false; }
 MC_INLINE void attend_dot(const DotScratch&, i64, i64, const Partial&, Ahead&) {}
 
 #else
@@ -113,7 +115,28 @@ MC_INLINE V norm_inverse(V squares) {
     return {_mm512_maskz_div_ps(some, _mm512_set1_ps(32766.0F), _mm512_sqrt_ps(squares.v))};
 }
 
-// False where a key is not finite or its norm is 1e18 or more.
+// Pairs of bf16 times `inverse`, as integers.
+MC_INLINE __m512i scale_pairs(__m512i pairs, __m512 inverse) {
+    const __m512 low = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
+    const __m512 high = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(-65536)));
+    return join_pairs(_mm512_cvtps_epi32(_mm512_mul_ps(low, inverse)),
+                      _mm512_cvtps_epi32(_mm512_mul_ps(high, inverse)));
+}
+
+// Of a page's keys, from their sums of squares: scales (P), and what to multiply keys by (P). False where
+// one is not finite or its norm is 1e18 or more.
+MC_INLINE bool key_scales(const __m512* squares, float* scales, float* inverse) {
+    unsigned usable = 0xffff;
+    MC_UNROLL
+    for (int j = 0; j < kDotPage / 16; ++j) {
+        usable &= _mm512_cmp_ps_mask(squares[j], _mm512_set1_ps(1e36F), _CMP_LT_OQ);
+        store(inverse + 16 * j, norm_inverse({squares[j]}));
+        const __m512 norm = _mm512_sqrt_ps(squares[j]);
+        _mm512_storeu_ps(scales + 16 * j, _mm512_mul_ps(norm, _mm512_set1_ps(1 / 32766.0F)));
+    }
+    return usable == 0xffff;
+}
+
 static bool load_dot_keys(const u16* from, i64 d, const DotPage& page, Ahead& ahead) {
     constexpr int N = kDotPage / 16;
     __m512 squares[N];
@@ -130,24 +153,15 @@ static bool load_dot_keys(const u16* from, i64 d, const DotPage& page, Ahead& ah
             squares[j + 1] = _mm512_dpbf16_ps(squares[j + 1], (__m512bh)pairs.second, (__m512bh)pairs.second);
         }
     }
-    V inverse[N];
-    unsigned usable = 0xffff;
-    for (int j = 0; j < N; ++j) {
-        usable &= _mm512_cmp_ps_mask(squares[j], _mm512_set1_ps(1e36F), _CMP_LT_OQ);
-        inverse[j] = norm_inverse({squares[j]});
-        store(page.scales + 16 * j, {_mm512_mul_ps(_mm512_sqrt_ps(squares[j]), _mm512_set1_ps(1 / 32766.0F))});
-    }
-    if (usable != 0xffff) return false;
+    float inverse[kDotPage];
+    if (!key_scales(squares, page.scales, inverse)) return false;
     for (i64 i = 0; i < d / 2; ++i) {
         fetch(ahead, 1);
         MC_UNROLL
         for (int j = 0; j < N; ++j) {
             i32* at = page.keys + i * kDotPage + 16 * j;
             const __m512i pairs = _mm512_loadu_si512(at);
-            const __m512 low = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
-            const __m512 high = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(-65536)));
-            _mm512_storeu_si512(at, join_pairs(_mm512_cvtps_epi32(_mm512_mul_ps(low, inverse[j].v)),
-                                               _mm512_cvtps_epi32(_mm512_mul_ps(high, inverse[j].v))));
+            _mm512_storeu_si512(at, scale_pairs(pairs, _mm512_loadu_ps(inverse + 16 * j)));
         }
     }
     return true;
@@ -184,7 +198,8 @@ static void load_dot_queries(const float* from, i64 m, i64 d, const DotScratch& 
         s.scales[i] = usable ? (sqrtf(sum) + 1e-30F) / 32766.0F : 0.0F;
         for (i64 e = 0; e < d; e += W) {
             const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(load(from + e).v, inverse));
-            _mm256_storeu_si256(reinterpret_cast<__m256i*>(s.queries + i * d + e), _mm512_cvtepi32_epi16(whole));
+            __m256i* to = reinterpret_cast<__m256i*>(s.queries + i * d + e);
+            _mm256_storeu_si256(to, _mm512_cvtepi32_epi16(whole));
         }
     }
 }
@@ -278,7 +293,9 @@ MC_INLINE void soften_dot(const i32* scores, const float* key_scales, float scal
     if (peak > *top) {
         const __m512 shrink = _mm512_scalef_ps(exp(set1(*top - peak)).v, _mm512_setzero_ps());
         *total *= _mm512_cvtss_f32(shrink);
-        for (i64 e = 0; e < d; e += W) _mm512_storeu_ps(sums + e, _mm512_mul_ps(_mm512_loadu_ps(sums + e), shrink));
+        for (i64 e = 0; e < d; e += W) {
+            _mm512_storeu_ps(sums + e, _mm512_mul_ps(_mm512_loadu_ps(sums + e), shrink));
+        }
         *top = peak;
     }
     const __m512 factor = _mm512_set1_ps(scale * kLog2e);
@@ -330,5 +347,7 @@ static void attend_dot(const DotScratch& s, i64 m, i64 d, const Partial& p, Ahea
     for (; m >= 2; m -= 2, who += 2) attend_dot_rows<2>(s, who, d, p);
     if (m == 1) attend_dot_rows<1>(s, who, d, p);
 }
+
+#include "attention_few.hpp"
 
 #endif

@@ -273,7 +273,11 @@ static void select_rows(Pool& pool, const SelectArgs& a, i64 floats) {
     float* base = static_cast<float*>(pool.shared());
     const auto run = [&](auto units, auto work) {
         i64 total = 0;
-        each_unit(a, base, 0, INT64_MAX, [&](const RowTask& r) { total += units(r); return 0; }, [](const RowTask&, i64) {});
+        const auto count = [&](const RowTask& r) {
+            total += units(r);
+            return 0;
+        };
+        each_unit(a, base, 0, INT64_MAX, count, [](const RowTask&, i64) {});
         auto body = [&](i64 begin, i64 end, int worker) {
             RowScratch s = {};
             s.queries = static_cast<float*>(pool.scratch(worker));
