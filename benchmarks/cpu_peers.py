@@ -1,6 +1,6 @@
-"""Speed on this CPU beside llama.cpp and transformers: same weights, same points, one interleaved run.
+"""Speed on this CPU beside llama.cpp, OpenVINO and transformers: same weights, same points, one run.
 
-    python benchmarks/cpu_peers.py --llama-python PYTHON --torch-python PYTHON
+    python benchmarks/cpu_peers.py --llama-python PYTHON --openvino-python PYTHON --torch-python PYTHON
 
 Each peer runs in a child process under the Python that has it; one that is missing is left out, and
 said so. See README.md.
@@ -84,6 +84,18 @@ def enter(
         ),
         ("llama.cpp", args.llama_python, "llama_cpp_peer.py", {}, args.cap, [("", ("fa-off", "fa-on"))]),
     ]
+    for precision in ("8-bit", "16-bit"):
+        extra = {"precision": precision, "work": str(args.work.resolve())}
+        entries.append(
+            (
+                f"OpenVINO {precision}",
+                args.openvino_python,
+                "openvino_peer.py",
+                extra,
+                args.cap,
+                [("", ("",))],
+            )
+        )
     caches = [("", ("dynamic", "static"))]
     for dtype, cap in (("bfloat16", args.cap), ("float32", args.cap / 2)):
         extra = {"dtype": dtype}
@@ -185,12 +197,13 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--llama-python", default=sys.executable, help="Python that has llama-cpp-python")
+    parser.add_argument("--openvino-python", default=sys.executable, help="Python that has openvino-genai")
     parser.add_argument(
         "--torch-python", default=sys.executable, help="Python that has torch and transformers"
     )
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument(
-        "--without", nargs="*", default=[], help="peers to leave out: llama.cpp, transformers"
+        "--without", nargs="*", default=[], help="peers to leave out: llama.cpp, OpenVINO, transformers"
     )
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--repeats", type=int, default=3)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minicpm4 import zoo
 from minicpm4.config import ModelConfig
 from minicpm4.evals.random_model import SHAPES, RandomCheckpoint
 from minicpm4.formats import open_checkpoint
@@ -72,7 +73,23 @@ def _metadata(config: ModelConfig) -> dict[str, object]:
         "llama.rope.dimension_count": config.head_dim,
         "llama.rope.freq_base": config.rope_theta,
         "llama.vocab_size": config.vocab_size,
-        "tokenizer.ggml.model": "no_vocab",
+        **_vocabulary(config.vocab_size),
+    }
+
+
+def _vocabulary(size: int) -> dict[str, object]:
+    """SmolLM2's vocabulary, filled up: OpenVINO GenAI reads no file without one."""
+    real = open_checkpoint(Path(zoo.resolve("smollm2-135m-instruct"))).metadata()
+    tokens: list[str] = real["tokenizer.ggml.tokens"]
+    names = ("model", "pre", "merges", "bos_token_id", "eos_token_id", "unknown_token_id", "padding_token_id")
+    kept = {f"tokenizer.ggml.{name}": real[f"tokenizer.ggml.{name}"] for name in names}
+    more = [f"<extra {index}>" for index in range(size - len(tokens))]
+    types = [*real["tokenizer.ggml.token_type"], *[1] * len(more)]
+    return {
+        **kept,
+        "tokenizer.ggml.tokens": [*tokens, *more],
+        "tokenizer.ggml.token_type": np.array(types, np.int32),
+        "tokenizer.chat_template": real["tokenizer.chat_template"],
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import struct
 import time
 import tracemalloc
 import zlib
@@ -72,6 +73,13 @@ def test_metadata_of_every_type(tmp_path: Path) -> None:
     assert checkpoint.metadata() == table
     assert [type(v) for v in checkpoint.metadata().values()] == [type(v) for v in table.values()]
     assert checkpoint.hf_config() is None
+
+
+def test_signed_integers_on_request(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "m.gguf", {"a": np.array([1, 2], np.int32)}, [])
+    assert GgufCheckpoint(tmp_path / "m.gguf").metadata() == {"a": [1, 2]}
+    # Array (type 9) of int32 (type 5), two of them.
+    assert struct.pack("<IIQ2i", 9, 5, 2, 1, 2) in (tmp_path / "m.gguf").read_bytes()
 
 
 def test_version_two_reads_alike(tmp_path: Path) -> None:

@@ -37,7 +37,8 @@ class OutTensor:
 
 
 def write_gguf(path: Path, metadata: Mapping[str, Any], tensors: Iterable[OutTensor]) -> None:
-    """Write a GGUF file. Metadata values: bool, int, float (as float32), str, or a list of one of them.
+    """Write a GGUF file. Metadata values: bool, int, float (as float32), str, a list of one of them, or
+    an int32 array, for readers that insist on signed integers.
 
     Raises ConfigError when a value has no GGUF type, or a tensor's data does not have its size.
     """
@@ -76,6 +77,8 @@ def _value(key: str, value: Any) -> tuple[int, bytes]:
     """Type id and bytes of a metadata value."""
     if isinstance(value, str):
         return _STRING, _string(value)
+    if isinstance(value, np.ndarray) and value.dtype == np.int32 and value.ndim == 1:
+        return _ARRAY, struct.pack("<IQ", 5, len(value)) + value.astype("<i4").tobytes()
     if isinstance(value, list):
         kind = _common_type(key, value)
         if kind == _STRING:
