@@ -45,6 +45,24 @@ def test_a_point_runs_its_tokens(make_model: MakeModel, point: Point, rows: list
     assert recorder.rows == rows
 
 
+def test_sequences_are_decoded_together(make_model: MakeModel) -> None:
+    model, steps = make_model(batch=3), []
+    model._runners["dense"].execute = lambda plan: steps.append(plan.rows)  # type: ignore[method-assign]
+    model.seconds(replace(DECODE, attention="dense", batch=3))
+    assert [[(rows.start, rows.count) for rows in step] for step in steps] == [
+        [(start, 1)] * 3 for start in (100, 101, 102)
+    ]
+    pages = [page for rows in steps[0] for page in rows.sequence.pages]
+    assert len(set(pages)) == len(pages)
+    layer = model._pool.layer(0)
+    for rows in steps[0]:  # each has keys of its own in every page below the depth
+        assert all(layer.keys[page].any() for page in rows.sequence.pages[: 100 // 16])
+    one = Measurement(point=replace(DECODE, batch=3), seconds=(2.0,))
+    assert one.rate == 3 * 3 / 2.0
+    weights = model.weights.nbytes
+    assert decode_bytes(model.weights, 0, "bf16", None, 4) == weights / 4
+
+
 def test_pages_are_filled_up_to_the_depth(make_model: MakeModel) -> None:
     model = make_model(kv="bf16")
     model.fill(40)

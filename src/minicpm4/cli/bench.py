@@ -18,6 +18,7 @@ from minicpm4.errors import ConfigError
 RANDOM = "random-minicpm4-0.5b"
 MAX_POINTS = 64  # depths, and lengths of prefill, in one run
 MAX_REPEATS = 1000
+MAX_BATCH = 64
 
 
 def command(
@@ -37,6 +38,9 @@ def command(
         str, typer.Option(metavar="TOKENS,...", help="How many tokens are read at each depth; 0: none.")
     ] = "512",
     decode: Annotated[int, typer.Option(help="How many tokens are written at each depth; 0: none.")] = 32,
+    batch: Annotated[
+        str, typer.Option(metavar="SEQUENCES,...", help="How many sequences are decoded together.")
+    ] = "1",
     attention: Annotated[
         str, typer.Option(metavar="NAME,...", help="Any of dense, sparse and auto.")
     ] = "dense,sparse",
@@ -76,11 +80,13 @@ def command(
         "prefill": _numbers("--prefill", prefill),
         "decode": [_number("--decode", decode, MAX_CONTEXT)],
     }
+    batches = _numbers("--batch", batch, MAX_BATCH, least=1)
     points = [
-        Point(kind=kind, attention=name, depth=depth, tokens=tokens)  # type: ignore[arg-type]
+        Point(kind=kind, attention=name, depth=depth, tokens=tokens, batch=together)  # type: ignore[arg-type]
         for kind, counts in lengths.items()
         for name in attentions
         for tokens in counts
+        for together in (batches if kind == "decode" else [1])
         for depth in _numbers("--depths", depths)
         if tokens
     ]
@@ -94,6 +100,7 @@ def command(
         backend=backend,
         threads=threads,
         chunk=chunk,
+        batch=max(batches) if decode else 1,
     )
     _run(model, options, points, _number("--repeats", repeats, MAX_REPEATS, least=1), json_file, plot)
 
@@ -112,7 +119,7 @@ def _run(
         measured = measure(loaded, points, repeats, progress)
     shown = table("run", "attention", "depth", "tokens/s", "spread", "of limit", left=2)
     for one in measured:
-        run = f"{one.point.kind} {one.point.tokens:,}"
+        run = report.run_name(one.point)
         share = f"{report.share(loaded, one, limits):.0%}"
         shown.add_row(
             run, one.point.attention, f"{one.point.depth:,}", _rate(one.rate), f"{one.spread:.0%}", share
@@ -164,7 +171,7 @@ def _choice(option: str, value: str, known: tuple[str, ...]) -> str:
     return value
 
 
-def _numbers(option: str, text: str) -> list[int]:
+def _numbers(option: str, text: str, most: int = MAX_CONTEXT, least: int = 0) -> list[int]:
     parts = [part.strip() for part in text.split(",")]
     if len(parts) > MAX_POINTS:
         raise ConfigError(f"{option} has {len(parts)} values, {MAX_POINTS} are allowed")
@@ -173,7 +180,7 @@ def _numbers(option: str, text: str) -> list[int]:
             raise ConfigError(
                 f"{option} has {part[:50]!r}", "write whole numbers with commas between, as in 0,2048,8192"
             )
-    return sorted({_number(option, int(part[:20]), MAX_CONTEXT) for part in parts})
+    return sorted({_number(option, int(part[:20]), most, least) for part in parts})
 
 
 def _number(option: str, value: int, most: int, least: int = 0) -> int:

@@ -9,10 +9,13 @@ from minicpm4.model.weights import ModelWeights
 __all__ = ["decode_bytes", "prefill_flops"]
 
 
-def decode_bytes(weights: ModelWeights, depth: int, kv: KVFormat, sparse: SparseConfig | None) -> float:
+def decode_bytes(
+    weights: ModelWeights, depth: int, kv: KVFormat, sparse: SparseConfig | None, batch: int = 1
+) -> float:
     """Bytes read for one token that sees ``depth`` tokens: weights, and the keys and values it reads.
 
-    With sparse attention also the compressed keys, which every choice of blocks looks at.
+    With sparse attention also the compressed keys, which every choice of blocks looks at. ``batch``
+    sequences decoded together share the weights' bytes.
     """
     embed = 0 if weights.head is weights.embed else weights.embed.nbytes
     page = sparse.block_size if sparse else 64
@@ -23,7 +26,7 @@ def decode_bytes(weights: ModelWeights, depth: int, kv: KVFormat, sparse: Sparse
         config = weights.config
         rows = depth / sparse.kernel_stride * config.num_key_value_heads * config.num_hidden_layers
         compressed = rows * config.head_dim * 4
-    return weights.nbytes - embed + tokens * token + compressed
+    return (weights.nbytes - embed) / batch + tokens * token + compressed
 
 
 def prefill_flops(weights: ModelWeights, depth: int, tokens: int, sparse: SparseConfig | None) -> float:

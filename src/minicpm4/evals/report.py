@@ -11,9 +11,9 @@ from typing import Any
 
 from minicpm4.evals.limits import Limits
 from minicpm4.evals.plot import Curve, chart
-from minicpm4.evals.speed import BenchModel, Measurement
+from minicpm4.evals.speed import BenchModel, Measurement, Point
 
-__all__ = ["as_json", "cpu_name", "curves", "share", "svg"]
+__all__ = ["as_json", "cpu_name", "curves", "run_name", "share", "svg"]
 
 
 def cpu_name() -> str:
@@ -25,6 +25,12 @@ def cpu_name() -> str:
     except (OSError, UnicodeDecodeError):
         pass
     return platform.processor() or platform.machine()
+
+
+def run_name(point: Point) -> str:
+    """What a point runs, as in ``decode 4 x 32``."""
+    together = f"{point.batch} x " if point.batch > 1 else ""
+    return f"{point.kind} {together}{point.tokens:,}"
 
 
 def share(model: BenchModel, measurement: Measurement, limits: Limits) -> float:
@@ -60,7 +66,7 @@ def curves(measurements: Sequence[Measurement]) -> dict[str, Curve]:
     found: dict[str, list[tuple[float, float]]] = {}
     for measurement in measurements:
         point = measurement.point
-        label = f"{point.kind} {point.tokens:,}, {point.attention}"
+        label = f"{run_name(point)}, {point.attention}"
         found.setdefault(label, []).append((float(point.depth), measurement.rate))
     return {label: sorted(points) for label, points in found.items()}
 
@@ -79,6 +85,7 @@ def _point(model: BenchModel, measurement: Measurement, limits: Limits) -> dict[
         "attention": point.attention,
         "depth": point.depth,
         "tokens": point.tokens,
+        "batch": point.batch,
         "tokens_per_s": measurement.rate,
         "spread": measurement.spread,
         "seconds": list(measurement.seconds),

@@ -41,12 +41,15 @@ WARM_UP = 8  # tokens decoded, after a chunk was read, before anything is timed
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Point:
-    """Run ``tokens`` tokens that follow ``depth`` others: in chunks (prefill), or one by one (decode)."""
+    """Run ``tokens`` tokens that follow ``depth`` others: in chunks (prefill), or one by one (decode).
+
+    Decoding may be of several sequences at a time, ``batch``, of ``tokens`` each."""
 
     kind: Kind
     attention: str
     depth: int
     tokens: int
+    batch: int = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,8 +61,8 @@ class Measurement:
 
     @property
     def rate(self) -> float:
-        """Tokens per second, the median of the repeats."""
-        return self.point.tokens / median(self.seconds)
+        """Tokens per second of all sequences together, the median of the repeats."""
+        return self.point.batch * self.point.tokens / median(self.seconds)
 
     @property
     def spread(self) -> float:
@@ -70,7 +73,7 @@ class Measurement:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BenchOptions:
     """How the model runs; see LLM. ``attentions``: what points may ask for, each dense, sparse or
-    auto. ``chunk``: tokens of a prefill step."""
+    auto. ``chunk``: tokens of a prefill step; ``batch``: the most sequences that a point decodes."""
 
     attentions: tuple[str, ...] = ("dense", "sparse")
     sparse: Mapping[str, int | bool] | None = None
@@ -79,6 +82,7 @@ class BenchOptions:
     backend: str = "auto"
     threads: int | None = None
     chunk: int = 512
+    batch: int = 1
 
     def engine(self, attention: str, room: int) -> EngineOptions:
         """The same for one attention and ``room`` tokens. Raises ConfigError."""
@@ -90,13 +94,13 @@ class BenchOptions:
             backend=self.backend,
             threads=self.threads,
             context=room,
-            max_batch=1,
+            max_batch=self.batch,
             chunk=self.chunk,
         )
 
 
 class BenchModel:
-    """A loaded model and pages for ``room`` tokens of one sequence, which all attentions share.
+    """A loaded model and pages for ``room`` tokens of each sequence, which all attentions share.
 
     Raises CheckpointError, ConfigError, UnsupportedError, MemoryPlanError.
     """
@@ -122,7 +126,7 @@ class BenchModel:
                 kv=options.kv,
                 page_size=page_size,
                 weights=plan_weights(checkpoint, config, options.weights),
-                context=room,
+                context=options.batch * -(-room // page_size) * page_size,
                 max_batch=1,
                 max_rows=options.chunk,
                 process=resident_memory(),
@@ -132,19 +136,23 @@ class BenchModel:
         loaded = load_weights(checkpoint, config, options.weights, progress)
         self.weights, self.notes = loaded.weights, loaded.notes
         pages = self.plan.num_pages
-        self._paged, self._filled = paged, 0
+        self._paged, self._filled = paged, [0] * options.batch
         self._pool = KVPool(config, num_pages=pages, page_size=page_size, kv=options.kv, sparse=paged)
         self._rotary = RotaryTable(config, room)
         self._runners = {name: self._runner(sparse) for name, sparse in self.sparse.items()}
         self._rng = np.random.Generator(np.random.SFC64(0))
         self._tokens: list[int] = self._rng.integers(0, config.vocab_size, room).tolist()
-        self._sequence = TokenSequence(0, [], room, pages=list(range(pages)))
+        each = -(-room // page_size)
+        self._sequences = [
+            TokenSequence(index, [], room, pages=list(range(index * each, (index + 1) * each)))
+            for index in range(options.batch)
+        ]
 
     def cost(self, point: Point) -> float:
         """Bytes that a decoded token reads, or operations that a prefilled one takes, at least."""
         sparse = self.sparse[point.attention]
         if point.kind == "decode":
-            return decode_bytes(self.weights, point.depth, self.options.kv, sparse)
+            return decode_bytes(self.weights, point.depth, self.options.kv, sparse, point.batch)
         return prefill_flops(self.weights, point.depth, point.tokens, sparse) / point.tokens
 
     def warm_up(self) -> None:
@@ -156,38 +164,44 @@ class BenchModel:
 
     def seconds(self, point: Point) -> float:
         """Run a point once, pages before it filled; return its time."""
-        self.fill(point.depth)
+        self.fill(point.depth, point.batch)
         runner, chunk = self._runners[point.attention], self.options.chunk if point.kind == "prefill" else 1
         tokens, end, total = self._tokens, point.depth + point.tokens, 0.0
         for start in range(point.depth, end, chunk):
             stop = min(start + chunk, end)
             # As in the engine, logits are computed where a token is to be sampled: at the very end.
-            self._sequence.tokens = tokens[: stop if point.kind == "decode" else end]
-            plan = StepPlan(rows=[Rows(self._sequence, start, stop - start)])
+            sequences = self._sequences[: point.batch]
+            for sequence in sequences:
+                sequence.tokens = tokens[: stop if point.kind == "decode" else end]
+            plan = StepPlan(rows=[Rows(sequence, start, stop - start) for sequence in sequences])
             began = time.perf_counter()
             runner.execute(plan)
             total += time.perf_counter() - began
         return total
 
-    def fill(self, depth: int) -> None:
-        """Have random keys and values in all pages up to ``depth`` tokens."""
-        while self._filled < depth:
-            start, stop = self._filled, min(self._filled + FILL, depth)
+    def fill(self, depth: int, batch: int = 1) -> None:
+        """Have random keys and values in all pages of ``batch`` sequences up to ``depth`` tokens."""
+        for index in range(batch):
+            self._fill(index, depth)
+
+    def _fill(self, index: int, depth: int) -> None:
+        while self._filled[index] < depth:
+            start, stop = self._filled[index], min(self._filled[index] + FILL, depth)
             shape = (stop - start, self.config.num_key_value_heads, self.config.head_dim)
             # Layers never meet, so all may have the same ones.
             keys, values = (self._rng.standard_normal(shape, np.float32) for _ in range(2))
-            step = self._step(start, stop)
+            step = self._step(index, start, stop)
             for layer in range(self.config.num_hidden_layers):
                 self.ops.append(keys, values, self._pool.layer(layer), step)
-            self._filled = stop
+            self._filled[index] = stop
 
-    def _step(self, start: int, stop: int) -> Step:
+    def _step(self, index: int, start: int, stop: int) -> Step:
         cos, sin = self._rotary.tables(stop)
         return Step(
             ids=np.zeros(stop - start, np.int32),
             positions=np.arange(start, stop, dtype=np.int32),
             cu_rows=np.array([0, stop - start], np.int32),
-            page_table=np.arange(self.plan.num_pages, dtype=np.int32)[None],
+            page_table=np.array([self._sequences[index].pages], np.int32),
             cos=cos,
             sin=sin,
             sparse=self._paged,
@@ -201,7 +215,7 @@ class BenchModel:
             self._rotary,
             sparse,
             max_rows=self.options.chunk,
-            max_sequences=1,
+            max_sequences=self.options.batch,
             max_pages=self.plan.num_pages,
         )
 
@@ -211,7 +225,8 @@ def measure(
 ) -> list[Measurement]:
     """Run every point ``repeats`` times, one after another and not each by itself, so that a slow
     moment of the machine meets all of them alike."""
-    model.fill(max((point.depth for point in points), default=0))
+    for point in points:
+        model.fill(point.depth, point.batch)
     model.warm_up()
     seconds: list[list[float]] = [[] for _ in points]
     for repeat in range(repeats):
