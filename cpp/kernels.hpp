@@ -54,6 +54,7 @@ struct RotaryArgs {
 struct KernelTable {
     const char* name;
     void (*linear)(Pool&, const LinearArgs&);
+    void (*linears)(Pool&, const LinearArgs*, i64 count);  // the same x and n in all
     void (*embed)(Pool&, const EmbedArgs&);
     void (*rms_norm)(Pool&, const float* x, const float* weight, float* y, i64 rows, i64 width, float eps);
     void (*rotary)(Pool&, const RotaryArgs&);

@@ -263,7 +263,7 @@ static void linear_format(Pool& pool, const LinearArgs& args) {
         for (i64 i = 0; i < args.n * args.w.rows; ++i) finish(args, i / args.w.rows, i % args.w.rows, 0.0F);
 #if defined(MC_HAS_VNNI)
     } else if (args.n <= kFewByteRows && bytes_fit<F>(args.w)) {
-        if constexpr (F::GROUPED) linear_bytes<F>(pool, args);
+        if constexpr (F::GROUPED) linear_bytes<F>(pool, SharedProducts{&args, 1});
 #endif
     } else if (args.n <= kFewRows) {
         linear_few<F>(pool, args);
@@ -285,6 +285,25 @@ static void linear(Pool& pool, const LinearArgs& args) {
         case Kind::int4: return linear_format<FormatInt4>(pool, args);
         case Kind::ternary: return linear_format<FormatTernary>(pool, args);
     }
+}
+
+// Several products of the same x.
+static void linears(Pool& pool, const LinearArgs* args, i64 count) {
+#if defined(MC_HAS_VNNI)
+    bool shared = count > 1 && args->n > 0 && args->n <= kFewByteRows && args->w.cols > 0;
+    for (i64 i = 1; i < count; ++i) shared = shared && bytes_shared(*args, args[i]);
+    const SharedProducts all = {args, count};
+    if (shared && args->w.kind == Kind::int4 && bytes_fit<FormatInt4>(args->w)) {
+        return linear_bytes<FormatInt4>(pool, all);
+    }
+    if (shared && args->w.kind == Kind::int8 && bytes_fit<FormatInt8>(args->w)) {
+        return linear_bytes<FormatInt8>(pool, all);
+    }
+    if (shared && args->w.kind == Kind::ternary && bytes_fit<FormatTernary>(args->w)) {
+        return linear_bytes<FormatTernary>(pool, all);
+    }
+#endif
+    for (i64 i = 0; i < count; ++i) linear(pool, args[i]);
 }
 
 template <class F>

@@ -1,5 +1,7 @@
 // Bindings of the ops that read packed weights: linear, embed; and matmul, which tests the tile.
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
 
 #include "bindings.hpp"
 
@@ -86,6 +88,25 @@ void linear(Context& self, const Input& x, const std::string& kind, i64 group, c
     run_released(self, [&](Pool& pool, const KernelTable& k) { k.linear(pool, args); });
 }
 
+// Takes (kind, group, codes, scales, offsets, bias, out) for each product.
+using Product = std::tuple<std::string, i64, Input, OptionalInput, OptionalInput, OptionalInput, Output>;
+constexpr size_t kMostProducts = 8;
+
+void linears(Context& self, const Input& x, const std::vector<Product>& products) {
+    if (products.size() > kMostProducts) fail("more than " + std::to_string(kMostProducts) + " products");
+    LinearArgs args[kMostProducts];
+    LinearArgs* next = args;
+    for (const auto& [kind, group, codes, scales, offsets, bias, y] : products) {
+        next->w = matrix(kind, length(x, 1), group, codes, scales, offsets);
+        next->n = length(x, 0);
+        next->x = input<float>(x, "x", {next->n, next->w.cols});
+        if (bias) next->bias = input<float>(*bias, "bias", {next->w.rows});
+        next->y = output<float>(y, "out", {next->n, next->w.rows});
+        ++next;
+    }
+    run_released(self, [&](Pool& pool, const KernelTable& k) { k.linears(pool, args, next - args); });
+}
+
 void embed(Context& self, const Input& ids, const std::string& kind, i64 group, const Input& codes,
            const OptionalInput& scales, const OptionalInput& offsets, float scale, const Output& y) {
     EmbedArgs args;
@@ -113,6 +134,9 @@ void bind_linear(nb::class_<Context>& context) {
                 nb::arg("scales").none(), nb::arg("offsets").none(), nb::arg("bias").none(), nb::arg("out"),
                 nb::arg("scale") = 1.0F, nb::arg("add") = false,
                 "out = x W^T + bias, or with add: out += scale * (x W^T + bias).");
+    context.def("linears", &linears, nb::arg("x"), nb::arg("products"),
+                "Several products of one x, as linear without add: (kind, group, codes, scales, offsets, bias, "
+                "out) each.");
     context.def("embed", &embed, nb::arg("ids"), nb::arg("kind"), nb::arg("group"), nb::arg("codes"),
                 nb::arg("scales").none(), nb::arg("offsets").none(), nb::arg("scale"), nb::arg("out"),
                 "out = scale * W[ids].");

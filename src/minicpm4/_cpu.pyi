@@ -26,6 +26,13 @@ class Context:
         scale: float = 1.0,
         add: bool = False,
     ) -> None: ...
+    def linears(
+        self,
+        x: Array,
+        products: list[
+            tuple[str, int, Array, Array | None, Array | None, Array | None, Array]
+        ],  # kind, group, codes, scales, offsets, bias, out
+    ) -> None: ...
     def embed(
         self,
         ids: Array,

@@ -89,6 +89,32 @@ def test_linear_agrees_with_ref(ops: CpuOps, case: tuple[str, int, int, bool]) -
         assert (np.abs(got - expected) <= 2 * bound(ops, weight, x, values)).all()
 
 
+@pytest.mark.parametrize("n", [1, 3, 16, 17])
+@pytest.mark.parametrize("alike", [True, False])
+def test_products_of_one_x_equal_each_by_itself(ops: CpuOps, n: int, alike: bool) -> None:
+    rng = np.random.default_rng(n)
+    for case in FORMATS:
+        others = [other for other in FORMATS if other[2] == case[2] and other != case]
+        second = case if alike or not others else others[int(rng.integers(len(others)))]
+        cases = [(case, 37), (second, 8), (case, 3), (case, 130)]
+        linears = [Linear(weight=random_weight(rng, rows, which)[0]) for which, rows in cases]
+        linears[1] = Linear(weight=linears[1].weight, bias=rng.standard_normal(8, np.float32))
+        x = rng.standard_normal((n, case[2]), np.float32)
+        products = [
+            (linear, np.full((n, rows), np.nan, np.float32))
+            for linear, (_, rows) in zip(linears, cases, strict=True)
+        ]
+        for linear, y in zip(linears, ops._linears(x, *products), strict=True):
+            np.testing.assert_array_equal(y, ops.linear(x, linear))
+
+
+def test_too_many_products_are_refused(ops: CpuOps) -> None:
+    linear = Linear(weight=random_weight(np.random.default_rng(0), 8, FORMATS[0])[0])
+    x = np.ones((1, FORMATS[0][2]), np.float32)
+    with pytest.raises(ValueError, match="more than 8 products"):
+        ops._linears(x, *[(linear, np.empty((1, 8), np.float32))] * 9)
+
+
 @pytest.mark.parametrize("n", [1, 3, 8, 9, 70])
 def test_add_linear_adds_a_scaled_branch(ops: CpuOps, n: int) -> None:
     rng = np.random.default_rng(3)

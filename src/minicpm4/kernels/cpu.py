@@ -153,9 +153,13 @@ class CpuOps(OpTable):
     def qkv(self, x: Array, w: AttentionWeights, kv: KVLayer, step: Step, out: Array | None = None) -> Array:
         n, d = step.num_rows, kv.head_dim
         h = self.rms_norm(x, w.norm, w.eps, self._scratch("norm", x.shape))
-        q = self.linear(h, w.q, out).reshape(n, -1, d)
-        k = self.linear(h, w.k, self._scratch("k", (n, w.k.weight.shape[0]))).reshape(n, -1, d)
-        v = self.linear(h, w.v, self._scratch("v", (n, w.v.weight.shape[0]))).reshape(n, -1, d)
+        projected = self._linears(
+            h,
+            (w.q, _result(out, (n, w.q.weight.shape[0]))),
+            (w.k, self._scratch("k", (n, w.k.weight.shape[0]))),
+            (w.v, self._scratch("v", (n, w.v.weight.shape[0]))),
+        )
+        q, k, v = (x.reshape(n, -1, d) for x in projected)
         if w.q_norm is not None and w.k_norm is not None:
             q = self.rms_norm(q, w.q_norm, w.eps, q)
             k = self.rms_norm(k, w.k_norm, w.eps, k)
@@ -170,9 +174,18 @@ class CpuOps(OpTable):
 
     def gate_up(self, x: Array, w: FeedForwardWeights, out: Array | None = None) -> Array:
         h = self.rms_norm(x, w.norm, w.eps, self._scratch("norm", x.shape))
-        gate = self.linear(h, w.gate, out)
-        up = self.linear(h, w.up, self._scratch("up", (x.shape[0], w.up.weight.shape[0])))
+        gate, up = self._linears(
+            h,
+            (w.gate, _result(out, (x.shape[0], w.gate.weight.shape[0]))),
+            (w.up, self._scratch("up", (x.shape[0], w.up.weight.shape[0]))),
+        )
         return self.silu_mul(gate, up, gate)
+
+    def _linears(self, x: Array, *products: tuple[Linear, Array]) -> list[Array]:
+        """Products of one x with several matrices, which share what the kernels make of x."""
+        listed = [(*_weight(linear.weight), linear.bias, out) for linear, out in products]
+        self._ctx.linears(_floats(x), listed)
+        return [out for _, out in products]
 
     def _scratch(self, name: str, shape: tuple[int, ...]) -> Floats:
         """A float32 array of ``shape``, of this Python thread, valid until the next call for ``name``."""
