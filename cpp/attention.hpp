@@ -31,7 +31,7 @@ struct Partial {
 struct AttendScratch {
     float* queries;  // (rows * group, d), scaled
     float* scores;   // (rows * group, P rounded up to W)
-    float* keys;     // (d, P), where pages are bf16
+    float* keys;     // (d, P), where pages are not float32
     float* values;   // (P, d)
     i64* next;       // (rows) index into each row's list
     i64* page;       // (rows) the page there, or the end of the walk
@@ -137,10 +137,31 @@ static void attend_page(const AttendArgs& a, const AttendTile& t, const AttendSc
     }
 }
 
-MC_INLINE void to_float(const u16* from, i64 count, float* to) {
+static void to_float(const u16* from, i64 count, float* to) {
     i64 i = 0;
     for (; i + W <= count; i += W) store(to + i, load_bf16(from + i));
     for (; i < count; ++i) to[i] = bf16_value(from[i]);
+}
+
+// Floats of a (page, head) that is not float32: keys (d, P) and values (P, d).
+static void load_page(const KvView& kv, i64 at, float* keys, float* values) {
+    const i64 size = kv.page_size;
+    const i64 area = kv.d * size;
+    if (kv.kind == KvKind::bf16) {
+        to_float(static_cast<const u16*>(kv.keys) + at * area, area, keys);
+        to_float(static_cast<const u16*>(kv.values) + at * area, area, values);
+        return;
+    }
+    const Int8Page page(kv, at);
+    for (i64 i = 0; i < kv.d; ++i) {
+        const i8* from = page.keys + i / 2 * size * 2 + i % 2;
+        for (i64 t = 0; t < size; ++t) keys[i * size + t] = static_cast<float>(from[2 * t]) * page.key_scales[t];
+    }
+    for (i64 t = 0; t < size; ++t) {
+        const i8* from = page.values + t / 2 * kv.d * 2 + t % 2;
+        const float scale = page.value_scales[t];
+        for (i64 i = 0; i < kv.d; ++i) values[t * kv.d + i] = static_cast<float>(from[2 * i]) * scale;
+    }
 }
 
 // The page that row r reads after the one where it is, or `high`.
@@ -203,19 +224,16 @@ static void attend_whole(const AttendArgs& a, const AttendTile& t, const AttendS
 // Rows that come to `page` (and are not past it by now), in float32; they move on.
 static void attend_rest(const AttendArgs& a, const AttendTile& t, const AttendScratch& s, const Partial& p,
                         i64 page, i64 high) {
-    const i64 area = a.kv.d * a.kv.page_size;
-    const i64 at = (t.table[page] * a.kv.hkv + t.head) * area;
-    const float* keys = static_cast<const float*>(a.kv.keys) + at;
-    const float* values = static_cast<const float*>(a.kv.values) + at;
-    bool loaded = !a.kv.bf16;
+    const i64 at = t.table[page] * a.kv.hkv + t.head;
+    bool loaded = a.kv.kind == KvKind::f32;
+    const i64 offset = loaded ? at * a.kv.d * a.kv.page_size : 0;
+    const float* keys = loaded ? static_cast<const float*>(a.kv.keys) + offset : s.keys;
+    const float* values = loaded ? static_cast<const float*>(a.kv.values) + offset : s.values;
     for (i64 first = 0; first < t.rows;) {
         i64 last = first;
         while (last < t.rows && s.page[last] == page) move_on(a, t, s, last++, high);
         if (last > first && !loaded) {
-            to_float(static_cast<const u16*>(a.kv.keys) + at, area, s.keys);
-            to_float(static_cast<const u16*>(a.kv.values) + at, area, s.values);
-            keys = s.keys;
-            values = s.values;
+            load_page(a.kv, at, s.keys, s.values);
             loaded = true;
         }
         if (last > first) attend_page(a, t, s, p, first, last, page * a.kv.page_size, keys, values);
@@ -342,7 +360,7 @@ static void attend(Pool& pool, const AttendArgs& a) {
     const AttendPlan plan = plan_attend(a, pool.threads());
     const i64 d = a.kv.d;
     const i64 group = a.hq / a.kv.hkv;
-    const i64 area = a.kv.bf16 ? round_up(d * a.kv.page_size, W) : 0;
+    const i64 area = a.kv.kind == KvKind::f32 ? 0 : round_up(d * a.kv.page_size, W);
     const i64 queries = round_up(plan.m * d, W);
     const i64 scores = plan.m * round_up(a.kv.page_size, W);
     const i64 next = round_up(4 * plan.rows, W);  // two arrays of i64

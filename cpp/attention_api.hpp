@@ -7,20 +7,29 @@ namespace minicpm4 {
 
 class Pool;
 
-// Pages of one layer: keys (pages, hkv, d, P), values (pages, hkv, P, d), float32 or bf16 bits.
-// Compressed keys (pages, hkv, slots, d), float32: see KVLayer in kernels/contract.py.
+enum class KvKind : int { f32, bf16, int8 };
+
+// Compressed keys (pages, hkv, slots, d): float32, or int16 codes times scales (pages, hkv, slots).
+struct Compressed {
+    void* data = nullptr;
+    float* scales = nullptr;  // null: float32
+    i64 slots = 0;
+};
+
+// Pages of one layer; see KVLayer in kernels/contract.py for the layouts. Keys (pages, hkv, d, P) and
+// values (pages, hkv, P, d), float32 or bf16 bits; int8 in pairs, times scales (pages, hkv, P).
 struct KvView {
     void* keys = nullptr;
     void* values = nullptr;
-    bool bf16 = false;
+    float* key_scales = nullptr;
+    float* value_scales = nullptr;
+    KvKind kind = KvKind::f32;
     i64 pages = 0;
     i64 hkv = 0;
     i64 d = 0;
     i64 page_size = 0;
-    float* kernels = nullptr;
-    float* coarse = nullptr;
-    i64 slots = 0;
-    i64 coarse_slots = 0;
+    Compressed kernels;
+    Compressed coarse;
 };
 
 // Rows of one step: sequence j owns rows cu_rows[j] to cu_rows[j + 1] - 1, at consecutive positions;

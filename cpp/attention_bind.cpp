@@ -41,27 +41,60 @@ void check_head_dim(i64 d) {
     }
 }
 
-template <class Array>
-void* page_data(const Array& array, const char* name, bool bf16, std::initializer_list<i64> shape) {
-    if (bf16 ? !has_type<u16>(array.dtype()) : !has_type<float>(array.dtype())) {
-        fail(std::string(name) + " must be float32, or uint16 for bf16, as the other pages are");
-    }
+template <class T, class Array>
+T* data_of(const Array& array, const char* name, std::initializer_list<i64> shape) {
+    if (!has_type<T>(array.dtype())) fail(std::string(name) + " has another dtype than the other arrays of pages");
     check_shape(array, name, shape);
-    return const_cast<void*>(static_cast<const void*>(array.data()));
+    return static_cast<T*>(const_cast<void*>(static_cast<const void*>(array.data())));
 }
 
+template <class T, class Array>
+void plain_pages(const Array& keys, const Array& values, KvView& kv) {
+    kv.keys = data_of<T>(keys, "keys", {kv.pages, kv.hkv, kv.d, kv.page_size});
+    kv.values = data_of<T>(values, "values", {kv.pages, kv.hkv, kv.page_size, kv.d});
+}
+
+// Array: Output to write pages, Input to read them. Kernels that read never write.
 template <class Array>
-void read_pages(const Array& keys, const Array& values, KvView& kv) {
+void read_pages(const Array& keys, const Array& values, const std::optional<Array>& key_scales,
+                const std::optional<Array>& value_scales, KvView& kv) {
     kv.pages = length(keys, 0);
     kv.hkv = length(keys, 1);
     kv.d = length(keys, 2);
     kv.page_size = length(keys, 3);
-    kv.bf16 = has_type<u16>(keys.dtype());
-    kv.keys = page_data(keys, "keys", kv.bf16, {kv.pages, kv.hkv, kv.d, kv.page_size});
-    kv.values = page_data(values, "values", kv.bf16, {kv.pages, kv.hkv, kv.page_size, kv.d});
+    if (has_type<i8>(keys.dtype())) {
+        if (!key_scales || !value_scales) fail("int8 keys and values need key_scales and value_scales");
+        kv.kind = KvKind::int8;
+        kv.keys = data_of<i8>(keys, "keys", {kv.pages, kv.hkv, kv.d, kv.page_size, 2});
+        kv.d *= 2;
+        if (kv.page_size % 2 != 0) fail("int8 pages need an even page size");
+        kv.values = data_of<i8>(values, "values", {kv.pages, kv.hkv, kv.page_size / 2, kv.d, 2});
+        kv.key_scales = data_of<float>(*key_scales, "key_scales", {kv.pages, kv.hkv, kv.page_size});
+        kv.value_scales = data_of<float>(*value_scales, "value_scales", {kv.pages, kv.hkv, kv.page_size});
+    } else if (has_type<u16>(keys.dtype())) {
+        kv.kind = KvKind::bf16;
+        plain_pages<u16>(keys, values, kv);
+    } else {
+        plain_pages<float>(keys, values, kv);
+    }
     if (kv.hkv < 1) fail("keys has no heads");
     setting(kv.page_size, "page size", 1);
     check_head_dim(kv.d);
+}
+
+// Compressed keys `name`, of `slots` a page.
+template <class Array>
+Compressed read_compressed(const Array& data, const std::optional<Array>& scales, const char* name, i64 slots,
+                           const KvView& kv) {
+    Compressed c;
+    c.slots = slots;
+    if (scales) {
+        c.data = data_of<int16_t>(data, name, {kv.pages, kv.hkv, slots, kv.d});
+        c.scales = data_of<float>(*scales, (std::string(name) + "' scales").c_str(), {kv.pages, kv.hkv, slots});
+    } else {
+        c.data = data_of<float>(data, name, {kv.pages, kv.hkv, slots, kv.d});
+    }
+    return c;
 }
 
 // The step's rows; every page of every token up to the last row of a sequence must exist.
@@ -108,11 +141,12 @@ RotaryView read_rotary(const Input& cos, const Input& sin, const StepView& step,
 }
 
 void append(Context& self, const Input& k, const Input& v, const Output& keys, const Output& values,
-            const OptionalOutput& kernels, const OptionalOutput& coarse, const Input& positions,
-            const Input& cu_rows, const Input& page_table, const Input& cos, const Input& sin,
+            const OptionalOutput& key_scales, const OptionalOutput& value_scales, const OptionalOutput& kernels,
+            const OptionalOutput& kernel_scales, const OptionalOutput& coarse,
+            const OptionalOutput& coarse_scales, const Input& positions, const Input& cu_rows, const Input& page_table, const Input& cos, const Input& sin,
             i64 kernel_size, i64 kernel_stride, bool use_nope) {
     AppendArgs args;
-    read_pages(keys, values, args.kv);
+    read_pages(keys, values, key_scales, value_scales, args.kv);
     KvView& kv = args.kv;
     args.step = read_step(positions, cu_rows, page_table, kv);
     args.k = input<float>(k, "k", {args.step.n, kv.hkv, kv.d});
@@ -123,18 +157,17 @@ void append(Context& self, const Input& k, const Input& v, const Output& keys, c
         if (use_nope) args.rotary = read_rotary(cos, sin, args.step, kv);
     }
     if (kernels) {
-        kv.slots = kv.page_size / kernel_stride;
-        kv.kernels = output<float>(*kernels, "kernels", {kv.pages, kv.hkv, kv.slots, kv.d});
+        kv.kernels = read_compressed(*kernels, kernel_scales, "kernels", kv.page_size / kernel_stride, kv);
     }
     if (coarse) {
-        kv.coarse_slots = coarse_slots(args.kernel, kv.page_size);
-        kv.coarse = output<float>(*coarse, "coarse", {kv.pages, kv.hkv, kv.coarse_slots, kv.d});
+        kv.coarse =
+            read_compressed(*coarse, coarse_scales, "coarse", coarse_slots(args.kernel, kv.page_size), kv);
     }
     run_released(self, [&](Pool& pool, const KernelTable& t) { t.attention.append(pool, args); });
 }
 
-void select(Context& self, const Input& q, const Input& kernels, const OptionalInput& coarse,
-            const Input& positions, const Input& cu_rows, const Input& page_table, const Input& cos,
+void select(Context& self, const Input& q, const Input& kernels, const OptionalInput& kernel_scales,
+            const OptionalInput& coarse, const OptionalInput& coarse_scales, const Input& positions, const Input& cu_rows, const Input& page_table, const Input& cos,
             const Input& sin, i64 kernel_size, i64 kernel_stride, i64 init_blocks, i64 local_blocks, i64 topk,
             i64 block_size, i64 dense_len, bool lse_approx, bool use_nope, const Output& blocks,
             const Output& counts) {
@@ -145,16 +178,14 @@ void select(Context& self, const Input& q, const Input& kernels, const OptionalI
     kv.pages = length(kernels, 0);
     kv.hkv = length(kernels, 1);
     kv.d = length(kernels, 3);
-    kv.slots = block_size / kernel_stride;
-    // Kernels only read what they compare with, never write.
-    kv.kernels =
-        const_cast<float*>(input<float>(kernels, "kernels", {kv.pages, kv.hkv, kv.slots, kv.d}));
+    kv.kernels = read_compressed(kernels, kernel_scales, "kernels", block_size / kernel_stride, kv);
     check_head_dim(kv.d);
     if (lse_approx) {
         if (!coarse) fail("lse_approx needs the pages' coarse compressed keys");
-        kv.coarse_slots = coarse_slots(args.kernel, block_size);
-        kv.coarse =
-            const_cast<float*>(input<float>(*coarse, "coarse", {kv.pages, kv.hkv, kv.coarse_slots, kv.d}));
+        kv.coarse = read_compressed(*coarse, coarse_scales, "coarse", coarse_slots(args.kernel, block_size), kv);
+        if ((kv.kernels.scales == nullptr) != (kv.coarse.scales == nullptr)) {
+            fail("coarse must be of the type of kernels");
+        }
     }
     args.step = read_step(positions, cu_rows, page_table, kv);
     if (use_nope) args.rotary = read_rotary(cos, sin, args.step, kv);
@@ -195,12 +226,13 @@ void check_selection(const AttendArgs& a) {
     }
 }
 
-void attend(Context& self, const Input& q, const Input& keys, const Input& values, const Input& positions,
+void attend(Context& self, const Input& q, const Input& keys, const Input& values,
+            const OptionalInput& key_scales, const OptionalInput& value_scales, const Input& positions,
             const Input& cu_rows, const Input& page_table, const OptionalInput& blocks,
             const OptionalInput& counts, const Output& out) {
     AttendArgs args;
     KvView& kv = args.kv;
-    read_pages(keys, values, kv);
+    read_pages(keys, values, key_scales, value_scales, kv);
     args.step = read_step(positions, cu_rows, page_table, kv);
     args.hq = length(q, 1);
     args.q = input<float>(q, "q", {args.step.n, args.hq, kv.d});
@@ -222,17 +254,19 @@ void attend(Context& self, const Input& q, const Input& keys, const Input& value
 
 void bind_attention(nb::class_<Context>& context) {
     context.def("append", &append, nb::arg("k"), nb::arg("v"), nb::arg("keys"), nb::arg("values"),
-                nb::arg("kernels").none(), nb::arg("coarse").none(), nb::arg("positions"), nb::arg("cu_rows"),
-                nb::arg("page_table"), nb::arg("cos"), nb::arg("sin"), nb::arg("kernel_size"),
+                nb::arg("key_scales").none(), nb::arg("value_scales").none(), nb::arg("kernels").none(),
+                nb::arg("kernel_scales").none(), nb::arg("coarse").none(), nb::arg("coarse_scales").none(),
+                nb::arg("positions"), nb::arg("cu_rows"), nb::arg("page_table"), nb::arg("cos"), nb::arg("sin"), nb::arg("kernel_size"),
                 nb::arg("kernel_stride"), nb::arg("use_nope"),
                 "Stores keys and values in pages, and the compressed keys that end in them.");
-    context.def("select", &select, nb::arg("q"), nb::arg("kernels"), nb::arg("coarse").none(),
-                nb::arg("positions"), nb::arg("cu_rows"), nb::arg("page_table"), nb::arg("cos"),
+    context.def("select", &select, nb::arg("q"), nb::arg("kernels"), nb::arg("kernel_scales").none(),
+                nb::arg("coarse").none(), nb::arg("coarse_scales").none(), nb::arg("positions"), nb::arg("cu_rows"), nb::arg("page_table"), nb::arg("cos"),
                 nb::arg("sin"), nb::arg("kernel_size"), nb::arg("kernel_stride"), nb::arg("init_blocks"),
                 nb::arg("local_blocks"), nb::arg("topk"), nb::arg("block_size"), nb::arg("dense_len"),
                 nb::arg("lse_approx"), nb::arg("use_nope"), nb::arg("blocks"), nb::arg("counts"),
                 "Chooses blocks for each row and kv head.");
-    context.def("attend", &attend, nb::arg("q"), nb::arg("keys"), nb::arg("values"), nb::arg("positions"),
+    context.def("attend", &attend, nb::arg("q"), nb::arg("keys"), nb::arg("values"),
+                nb::arg("key_scales").none(), nb::arg("value_scales").none(), nb::arg("positions"),
                 nb::arg("cu_rows"), nb::arg("page_table"), nb::arg("blocks").none(), nb::arg("counts").none(),
                 nb::arg("out"), "out (n, hq * d): softmax attention over all or the chosen blocks.");
 }

@@ -1,6 +1,7 @@
 // What attention does once for every instruction set.
 #include <algorithm>
 #include <cstring>
+#include <limits>
 
 #include "attention_api.hpp"
 
@@ -17,6 +18,27 @@ u64 rank_key(float score, i64 index) {
     return (static_cast<u64>(~bits) << 32) | static_cast<u64>(index);
 }
 
+// The `wanted` best of `candidates` scores into the first of keys, in any order. One pass: what is not above
+// the worst of the best so far is passed over.
+void best_of(const float* scores, i64 stride, i64 first, i64 candidates, i64 wanted, u64* keys) {
+    float least = -std::numeric_limits<float>::infinity();
+    i64 count = 0;
+    const auto keep_best = [&] {
+        std::nth_element(keys, keys + wanted - 1, keys + count);
+        count = wanted;
+        // A later block needs a higher score: on a tie the lower block is chosen. No score is like -1.
+        const float worst = scores[static_cast<i64>(keys[wanted - 1] & 0xffffffffU) * stride];
+        least = worst > -1.0F ? worst : -1.0F;
+    };
+    for (i64 i = first; i < first + candidates; ++i) {
+        const float score = scores[i * stride];
+        if (count >= wanted && !(score > least)) continue;
+        keys[count++] = rank_key(score, i);
+        if (count == 2 * wanted + 64) keep_best();
+    }
+    if (count > wanted) keep_best();
+}
+
 }  // namespace
 
 i64 choose_blocks(const SelectArgs& args, const float* scores, i64 stride, i64 own, u64* keys, i32* blocks) {
@@ -29,8 +51,7 @@ i64 choose_blocks(const SelectArgs& args, const float* scores, i64 stride, i64 o
     if (wanted == candidates) {
         for (i64 b = init; b < first_local; ++b) blocks[count++] = static_cast<i32>(b);
     } else if (wanted > 0) {
-        for (i64 i = 0; i < candidates; ++i) keys[i] = rank_key(scores[(init + i) * stride], init + i);
-        std::nth_element(keys, keys + wanted, keys + candidates);
+        best_of(scores, stride, init, candidates, wanted, keys);
         for (i64 i = 0; i < wanted; ++i) blocks[count + i] = static_cast<i32>(keys[i] & 0xffffffffU);
         std::sort(blocks + count, blocks + count + wanted);
         count += wanted;

@@ -8,8 +8,6 @@
 // What the scaling cannot hold (not finite, or huge) goes to the float32 path, query by query and
 // page by page; so does a row's last page, of which it reads a part.
 
-using i16 = int16_t;
-
 static constexpr i64 kDotPage = 64;     // tokens of a page that these kernels take
 static constexpr i64 kDotRows = 6;      // queries at once
 static constexpr i64 kDotFloats = 32768;  // floats of queries that a tile may have: about the L2 cache
@@ -62,7 +60,7 @@ MC_INLINE void attend_dot(const DotScratch&, i64, i64, const Partial&, Ahead&) {
 
 #else
 
-MC_INLINE bool has_dot(const KvView& kv) { return kv.bf16 && kv.page_size == kDotPage && kv.d % 16 == 0; }
+MC_INLINE bool has_dot(const KvView& kv) { return kv.kind == KvKind::bf16 && kv.page_size == kDotPage && kv.d % 16 == 0; }
 
 MC_INLINE Ahead pages_ahead(const KvView& kv, i64 at) {
     const i64 bytes = kv.d * kDotPage * 2;
@@ -264,17 +262,6 @@ static void dot_values(const u16* weights, const i32* values, i64 d, i64 first, 
         MC_UNROLL
         for (int j = 0; j < COLS; ++j) _mm512_storeu_ps(sums[i] + first + 16 * j, sum[i][j]);
     }
-}
-
-// 2^a within 3e-6 of itself, for a <= 0.
-MC_INLINE __m512 power_of_two(__m512 a) {
-    const __m512 r = _mm512_reduce_ps(a, 1);  // a - floor(a)
-    __m512 p = _mm512_set1_ps(0.0135206F);
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.05203743F));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.24142749F));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.69300662F));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.00000252F));
-    return _mm512_scalef_ps(p, a);  // by floor(a)
 }
 
 // Folds a page of integer scores of one query into its softmax; writes weights. Rescales the sums.

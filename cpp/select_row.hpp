@@ -24,9 +24,10 @@ struct RowTask {
 };
 
 struct RowScratch {
-    float* queries;   // (d, group), then
-    float* rows;      // (group, d)
+    float* rows;      // queries (group, d), floats or codes
+    float* scales;    // (group) of codes
     float* gathered;  // (d, kChunk)
+    float* loaded;    // (kChunk, d), where kernels are not float32
     float* scores;    // (group, kChunk)
     float* kernels;   // (kChunk) scores of kernels
 };
@@ -123,44 +124,68 @@ static void gather_across(const float* const* from, i64 count, i64 d, float* to)
 }
 
 // scores (group, count), `width` apart, of kernels [first, first + count); all are visible.
+template <bool DOT>
 static void score_row(const SelectArgs& a, const RowTask& r, const RowScratch& s, bool coarse, i64 first,
                       i64 count, float* scores, i64 width) {
     const i64 d = a.kv.d;
     const KernelShape k = coarse ? coarse_shape(a.kernel) : a.kernel;
-    const float* store = coarse ? a.kv.coarse : a.kv.kernels;
-    const i64 slots = coarse ? a.kv.coarse_slots : a.kv.slots;
+    const Compressed& store = coarse ? a.kv.coarse : a.kv.kernels;
     const i64 visible = coarse ? r.t.coarse : r.t.visible;
-    const i64 ahead = visible - first < 2 * kChunk ? visible - first : 2 * kChunk;
-    const float* from[2 * kChunk];
-    i64 index = (first * k.stride + k.size - 1) / a.kv.page_size;
-    i64 token = (first * k.stride + k.size - 1) % a.kv.page_size;
-    for (i64 j = 0; j < ahead; ++j) {
-        from[j] = store + ((r.t.table[index] * a.kv.hkv + r.t.head) * slots + token / k.stride) * d;
-        for (token += k.stride; token >= a.kv.page_size; token -= a.kv.page_size) ++index;
-        if (j >= kChunk) prefetch(from[j], d * 4);
+    const float* from[kChunk];
+    float scales[kChunk];
+    visit_kernels(a, r.t, k, store, visible, first, count, [&](i64 j, i64 at) {
+        from[j] = s.loaded + j * d;
+        if (DOT) {
+            // Pairs of codes move as floats do; nothing is computed with them as such.
+            from[j] = reinterpret_cast<const float*>(static_cast<const i16*>(store.data) + at * d);
+            scales[j] = store.scales[at];
+        } else if (store.scales) {
+            load_kernel(store, at, d, s.loaded + j * d);
+        } else {
+            from[j] = static_cast<const float*>(store.data) + at * d;
+        }
+    });
+    gather_across(from, count, DOT ? d / 2 : d, s.gathered);
+    if (DOT) {
+        const i16* codes = reinterpret_cast<const i16*>(s.rows);
+        const i32* pairs = reinterpret_cast<const i32*>(s.gathered);
+        for (i64 h = 0; h < r.t.columns; h += 8) {
+            const i64 m = r.t.columns - h < 8 ? r.t.columns - h : 8;
+            const i16* queries[8];
+            for (i64 i = 0; i < m; ++i) queries[i] = codes + (h + i) * d;
+            score_dot(queries, s.scales + h, m, d, pairs, kChunk, scales, count, scores + h * width, width);
+        }
+    } else {
+        tile(r.t.columns, count, d, s.rows, d, s.gathered, kChunk, scores, width, false);
     }
-    gather_across(from, count, d, s.gathered);
-    tile(r.t.columns, count, d, s.rows, d, s.gathered, kChunk, scores, width, false);
 }
 
+template <bool DOT>
 static void load_row_queries(const SelectArgs& a, const RowTask& r, const RowScratch& s) {
-    load_queries(a, r.t, s.queries);
+    const i64 d = a.kv.d;
     for (i64 h = 0; h < r.t.columns; ++h) {
-        for (i64 i = 0; i < a.kv.d; ++i) s.rows[h * a.kv.d + i] = s.queries[i * r.t.columns + h];
+        float query[kMaxHeadDim];
+        load_query(a, r.t.row, r.t.head * r.t.columns + h, query);
+        if (DOT) {
+            store_dot_row(query, d, reinterpret_cast<i16*>(s.rows) + h * d, s.scales + h);
+        } else {
+            memcpy(s.rows + h * d, query, static_cast<size_t>(d) * sizeof(float));
+        }
     }
 }
 
 // Pass one for a unit: scores, and the maximum and sum of exponentials of each chunk and head.
+template <bool DOT>
 static void measure_unit(const SelectArgs& a, const RowTask& r, const RowScratch& s, i64 unit) {
     const i64 column = round_up(r.t.columns, W);
     const i64 visible = r.coarse ? r.t.coarse : r.t.visible;
-    load_row_queries(a, r, s);
+    load_row_queries<DOT>(a, r, s);
     for (i64 c = unit * (kUnit / kChunk); c < r.chunks && c < (unit + 1) * (kUnit / kChunk); ++c) {
         const i64 first = c * kChunk;
         const i64 count = visible - first < kChunk ? visible - first : kChunk;
         float* scores = r.coarse ? s.scores : r.scores + first;
         const i64 width = r.coarse ? kChunk : r.width;
-        score_row(a, r, s, r.coarse, first, count, scores, width);
+        score_row<DOT>(a, r, s, r.coarse, first, count, scores, width);
         for (i64 h = 0; h < r.t.columns; ++h) {
             float* own = scores + h * width;
             for (i64 j = count; j < round_up(count, W); ++j) own[j] = -INFINITY;
@@ -168,7 +193,7 @@ static void measure_unit(const SelectArgs& a, const RowTask& r, const RowScratch
             for (i64 j = 0; j < count; j += W) most = max(load(own + j), most);
             const float top = hmax(most);
             V part = zero();
-            for (i64 j = 0; j < count; j += W) part = add(part, exp(sub(load(own + j), set1(top))));
+            for (i64 j = 0; j < count; j += W) part = add(part, power<DOT>(sub(load(own + j), set1(top))));
             r.tops[c * column + h] = top;
             r.sums[c * column + h] = tree_sum(part);
         }
@@ -176,6 +201,7 @@ static void measure_unit(const SelectArgs& a, const RowTask& r, const RowScratch
 }
 
 // Maximum and inverse sum of every head, chunk after chunk.
+template <bool DOT>
 static void join_chunks(const RowTask& r) {
     for (i64 h = 0; h < r.t.columns; h += W) {
         const int n = r.t.columns - h < W ? static_cast<int>(r.t.columns - h) : W;
@@ -183,7 +209,7 @@ static void join_chunks(const RowTask& r) {
         V sum = zero();
         for (i64 c = 0; c < r.chunks; ++c) {
             const i64 at = c * round_up(r.t.columns, W) + h;
-            fold_chunk(load_some(r.tops + at, n), load_some(r.sums + at, n), &top, &sum);
+            fold_chunk<DOT>(load_some(r.tops + at, n), load_some(r.sums + at, n), &top, &sum);
         }
         store_some(r.top + h, top, n);
         store_some(r.inverse + h, sum, n);
@@ -192,13 +218,14 @@ static void join_chunks(const RowTask& r) {
 }
 
 // Sums over heads of the weights of kernels [first, first + count).
+template <bool DOT>
 static void sum_row_heads(const RowTask& r, const float* scores, i64 width, i64 count, float* sums) {
     for (i64 j = 0; j < count; j += W) {
         const int n = count - j < W ? static_cast<int>(count - j) : W;
         V part[W];
         for (int i = 0; i < W; ++i) part[i] = zero();
         for (i64 h = 0; h < r.t.columns; ++h) {
-            const V weight = exp(sub(load_some(scores + h * width + j, n), set1(r.top[h])));
+            const V weight = power<DOT>(sub(load_some(scores + h * width + j, n), set1(r.top[h])));
             part[h % W] = add(part[h % W], mul(weight, set1(r.inverse[h])));
         }
         store_some(sums + j, tree_of(part), n);
@@ -212,13 +239,14 @@ MC_INLINE i64 unit_blocks(const SelectArgs& a) {
 }
 
 // Pass two for the blocks [unit * unit_blocks, ...): scores become weights, weights block scores.
+template <bool DOT>
 static void score_unit(const SelectArgs& a, const RowTask& r, const RowScratch& s, i64 unit) {
     const i64 begin = unit * unit_blocks(a);
     const i64 end = begin + unit_blocks(a) < r.blocks ? begin + unit_blocks(a) : r.blocks;
     const i64 per_block = a.kv.page_size / a.kernel.stride;
     const i64 before = a.kernel.size / a.kernel.stride - 1;
     for (i64 b = begin; b < end; ++b) r.found[b] = -1.0F;
-    if (r.coarse) load_row_queries(a, r, s);
+    if (r.coarse) load_row_queries<DOT>(a, r, s);
     i64 low = begin * per_block - before;
     low = low < 0 ? 0 : low;
     const i64 high = end * per_block < r.t.visible ? end * per_block : r.t.visible;
@@ -226,8 +254,8 @@ static void score_unit(const SelectArgs& a, const RowTask& r, const RowScratch& 
         const i64 count = high - first < kChunk ? high - first : kChunk;
         float* scores = r.coarse ? s.scores : r.scores + first;
         const i64 width = r.coarse ? kChunk : r.width;
-        if (r.coarse) score_row(a, r, s, false, first, count, scores, width);
-        sum_row_heads(r, scores, width, count, s.kernels);
+        if (r.coarse) score_row<DOT>(a, r, s, false, first, count, scores, width);
+        sum_row_heads<DOT>(r, scores, width, count, s.kernels);
         const i64 stop = first + count;
         for (i64 b = first / per_block < begin ? begin : first / per_block; b < end; ++b) {
             i64 j = b * per_block - before < first ? first : b * per_block - before;
@@ -264,10 +292,11 @@ static bool is_decoding(const SelectArgs& a, i64* floats) {
     return *floats <= kStoredScores;
 }
 
+template <bool DOT>
 static void select_rows(Pool& pool, const SelectArgs& a, i64 floats) {
     const i64 group = a.hq / a.kv.hkv;
-    const i64 queries = round_up(a.kv.d * group, W);
-    const i64 scratch = 2 * queries + a.kv.d * kChunk + group * kChunk + kChunk;
+    const i64 queries = round_up(group * a.kv.d, W);
+    const i64 scratch = queries + round_up(group, W) + 2 * a.kv.d * kChunk + group * kChunk + kChunk;
     pool.reserve(scratch * static_cast<i64>(sizeof(float)));
     pool.reserve_shared(floats * static_cast<i64>(sizeof(float)));
     float* base = static_cast<float*>(pool.shared());
@@ -280,10 +309,11 @@ static void select_rows(Pool& pool, const SelectArgs& a, i64 floats) {
         each_unit(a, base, 0, INT64_MAX, count, [](const RowTask&, i64) {});
         auto body = [&](i64 begin, i64 end, int worker) {
             RowScratch s = {};
-            s.queries = static_cast<float*>(pool.scratch(worker));
-            s.rows = s.queries + queries;
-            s.gathered = s.rows + queries;
-            s.scores = s.gathered + a.kv.d * kChunk;
+            s.rows = static_cast<float*>(pool.scratch(worker));
+            s.scales = s.rows + queries;
+            s.gathered = s.scales + round_up(group, W);
+            s.loaded = s.gathered + a.kv.d * kChunk;
+            s.scores = s.loaded + a.kv.d * kChunk;
             s.kernels = s.scores + group * kChunk;
             each_unit(a, base, begin, end, units, [&](const RowTask& r, i64 unit) { work(r, s, unit); });
         };
@@ -291,11 +321,11 @@ static void select_rows(Pool& pool, const SelectArgs& a, i64 floats) {
     };
     if (floats > 0) {
         run([](const RowTask& r) { return (r.chunks + kUnit / kChunk - 1) / (kUnit / kChunk); },
-            [&](const RowTask& r, const RowScratch& s, i64 unit) { measure_unit(a, r, s, unit); });
+            [&](const RowTask& r, const RowScratch& s, i64 unit) { measure_unit<DOT>(a, r, s, unit); });
         run([](const RowTask& r) { return static_cast<i64>(r.chunks > 0); },
-            [](const RowTask& r, const RowScratch&, i64) { join_chunks(r); });
+            [](const RowTask& r, const RowScratch&, i64) { join_chunks<DOT>(r); });
         run([&](const RowTask& r) { return (r.blocks + unit_blocks(a) - 1) / unit_blocks(a); },
-            [&](const RowTask& r, const RowScratch& s, i64 unit) { score_unit(a, r, s, unit); });
+            [&](const RowTask& r, const RowScratch& s, i64 unit) { score_unit<DOT>(a, r, s, unit); });
     }
     run([](const RowTask&) { return static_cast<i64>(1); },
         [&](const RowTask& r, const RowScratch&, i64) { choose_row(a, r); });

@@ -9,6 +9,7 @@ import numpy as np
 
 from minicpm4.config import SparseConfig
 from minicpm4.kernels.contract import Array, KVLayer, OpTable, Selection, Step
+from minicpm4.kernels.pages import page_layout
 
 Ranges = Sequence[tuple[int, int]]
 
@@ -49,15 +50,17 @@ class Paged:
         self.sin = (1.25 * np.sin(angles)).astype(np.float32)
 
     def layer(self, kv: str = "float32", *, sparse: bool = True) -> KVLayer:
-        """Fresh pages in which every number is NaN."""
-        c, pages, hkv, d = self.sparse, self.num_pages, self.hkv, self.d
-        size = c.block_size
-        dtype, nan = (np.float32, np.nan) if kv == "float32" else (np.uint16, 0x7FC0)
+        """Fresh pages in which every number, or its scale, is NaN."""
+        c = self.sparse
+        layout = page_layout(
+            kv, heads=self.hkv, d=self.d, page_size=c.block_size, sparse=c if sparse else None
+        )
+        nothing: dict[Any, Any] = {np.float32: np.nan, np.uint16: 0x7FC0, np.int16: -32768, np.int8: -128}
         return KVLayer(
-            keys=np.full((pages, hkv, d, size), nan, dtype),
-            values=np.full((pages, hkv, size, d), nan, dtype),
-            kernels=np.full((pages, hkv, c.kernels_per_block, d), np.nan, np.float32) if sparse else None,
-            coarse=np.full((pages, hkv, c.coarse_per_block, d), np.nan, np.float32) if c.lse_approx else None,
+            **{
+                name: np.full((self.num_pages, *shape), nothing[dtype], dtype)
+                for name, (shape, dtype) in layout.items()
+            }
         )
 
     def step(self, ranges: Ranges | None = None, *, sparse: bool = True) -> Step:
@@ -88,9 +91,13 @@ class Paged:
 
 
 def rounded(x: Array, kv: str) -> Array:
-    """x as pages of type ``kv`` hold it (bf16: to nearest, ties to even), in float64."""
+    """x (..., d) as pages of type ``kv`` hold it, in float64: bf16 to nearest, ties to even; int8 with
+    the largest of each d as 127."""
     if kv == "float32":
         return x.astype(np.float64)
+    if kv == "int8":
+        most = np.abs(x).max(axis=-1, keepdims=True)
+        return np.rint(x * (np.float32(127) / most)) * (most / np.float32(127)).astype(np.float64)
     bits = x.view(np.uint32).astype(np.uint64)
     up = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16
     return up.astype(np.uint32).view(np.float32).astype(np.float64)

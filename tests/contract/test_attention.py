@@ -64,7 +64,7 @@ def check(
         row += n
 
 
-@pytest.mark.parametrize("kv", ["float32", "bf16"])
+@pytest.mark.parametrize("kv", ["float32", "bf16", "int8"])
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize(("base", "d", "group"), SHAPES)
 def test_matches_the_truth(
@@ -78,7 +78,7 @@ def test_matches_the_truth(
 
 
 @pytest.mark.parametrize("sparse", [False, True])
-@pytest.mark.parametrize("kv", ["float32", "bf16"])
+@pytest.mark.parametrize("kv", ["float32", "bf16", "int8"])
 def test_numpy_matches_the_truth(sparse: bool, kv: str) -> None:
     world = Paged(20, config(SMALL, lse_approx=True), [90, 1, 40], (6, 2), 16)
     out, selection = run(RefOps(), world, kv, sparse=sparse)
@@ -145,14 +145,24 @@ def test_a_few_rows_of_a_long_context(ops: OpTable) -> None:
         np.testing.assert_allclose(out[row].reshape(truth.shape), truth, rtol=1e-4, atol=2e-6)
 
 
+@pytest.mark.parametrize("kv", ["float32", "bf16", "int8"])
 @pytest.mark.parametrize("sparse", [False, True])
-def test_tokens_behind_a_row_never_leak(ops: OpTable, sparse: bool) -> None:
+def test_tokens_behind_a_row_never_leak(ops: OpTable, sparse: bool, kv: str) -> None:
     """Later tokens of the same chunk hold NaN and infinity; earlier rows stay what they were."""
+    check_no_leak(ops, kv, sparse=sparse)
+
+
+@pytest.mark.parametrize("kv", ["float32", "bf16", "int8"])
+def test_no_leak_in_numpy(kv: str) -> None:
+    check_no_leak(RefOps(), kv, sparse=True)
+
+
+def check_no_leak(ops: OpTable, kv: str, *, sparse: bool) -> None:
     world = Paged(26, config(SMALL), [120], (6, 2), 16)
-    clean, _ = run(ops, world, "float32", sparse=sparse)
+    clean, _ = run(ops, world, kv, sparse=sparse)
     world.k[0][101], world.v[0][103], world.v[0][110] = np.nan, np.nan, np.inf
     with np.errstate(invalid="ignore"):
-        dirty, _ = run(ops, world, "float32", sparse=sparse)
+        dirty, _ = run(ops, world, kv, sparse=sparse)
     np.testing.assert_allclose(dirty[:101], clean[:101], rtol=1e-5, atol=1e-6)
     assert np.isnan(dirty[103:105]).all()
 

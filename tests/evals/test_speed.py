@@ -71,9 +71,10 @@ def test_pages_are_filled_up_to_the_depth(make_model: MakeModel) -> None:
     keys = bf16_to_f32(layer.keys).transpose(0, 3, 1, 2).reshape(-1, 2, 16)
     assert keys[:100].std() == pytest.approx(1, abs=0.1)
     assert not keys[100:].any() and np.abs(keys[:100]).min(axis=(1, 2)).all()
-    assert layer.kernels is not None
+    assert layer.kernels is not None and layer.kernel_scales is not None
     # Kernel 9 covers tokens 36 to 43, which were filled at two times; it ends in page 2.
-    found = layer.kernels[43 // 16, :, 43 % 16 // 4]
+    slot = 43 // 16, slice(None), 43 % 16 // 4
+    found = layer.kernels[slot] * layer.kernel_scales[slot][:, None]
     np.testing.assert_allclose(found, keys[36:44].mean(axis=0), atol=1e-2)
 
 
@@ -112,8 +113,8 @@ def test_bytes_of_a_decoded_token(make_model: MakeModel) -> None:
     weights, sparse = model.weights, SparseConfig(**SPARSE, dense_len=-1)  # type: ignore[arg-type]
     token = 2 * 2 * 2 * 16 * 2  # layers, keys and values, heads, head size, bytes of bf16
     assert decode_bytes(weights, 1000, "bf16", None) == weights.nbytes + 1000 * token
-    # Four blocks of 16 tokens, and 250 kernels of each layer and head in float32.
-    expected = weights.nbytes + 64 * token + 250 * 2 * 2 * 16 * 4
+    # Four blocks of 16 tokens, and 250 kernels of each layer and head in 16 bits, with a scale.
+    expected = weights.nbytes + 64 * token + 250 * 2 * 2 * (16 * 2 + 4)
     assert decode_bytes(weights, 1000, "bf16", sparse) == expected
 
 

@@ -76,7 +76,7 @@ def test_other_float_types_and_layouts_are_taken() -> None:
 BAD = {
     "must be the last tokens.*start = 90": {"start": 80},
     "queries must be the last": {"start": -1},
-    "cache type.*float32, bf16": {"kv": "fp8"},
+    "cache type.*bf16, int8, float32": {"kv": "fp8"},
     "multiple of 2 key/value heads": {"q": np.zeros((10, 3, 16), np.float32)},
     "head size 8 and k 16": {"q": np.zeros((10, 4, 8), np.float32)},
     "k has shape .* and v": {"v": np.zeros((99, 2, 16), np.float32)},

@@ -12,7 +12,7 @@ SPARSE = SparseConfig(block_size=64, window_size=128, topk=2)
 COARSE = SparseConfig(block_size=64, window_size=128, topk=2, lse_approx=True)
 
 
-@pytest.mark.parametrize("kv", ["bf16", "float32"])
+@pytest.mark.parametrize("kv", ["bf16", "int8", "float32"])
 @pytest.mark.parametrize("sparse", [None, SPARSE, COARSE])
 def test_planned_page_size_is_true(kv, sparse):
     pool = KVPool(CONFIG, num_pages=5, kv=kv, sparse=sparse)

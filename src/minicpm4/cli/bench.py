@@ -52,7 +52,7 @@ def command(
         str,
         typer.Option(help="auto (as stored; of random models int4), bf16, int8, int4 or ternary."),
     ] = "auto",
-    kv: Annotated[str, typer.Option(help="Keys and values in memory: bf16 or float32.")] = "bf16",
+    kv: Annotated[str, typer.Option(help="Keys and values in memory: bf16, int8 or float32.")] = "bf16",
     backend: Annotated[str, typer.Option(help="Kernels: auto, cpu, gpu, or ref (NumPy, slow).")] = "auto",
     threads: Annotated[int | None, typer.Option(help="Threads of the CPU kernels.")] = None,
     chunk: Annotated[int, typer.Option(help="Tokens read in one step.")] = 512,

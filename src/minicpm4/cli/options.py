@@ -80,7 +80,7 @@ class EngineOptions:
             "fields of sparse_config; lengths in tokens, topk in blocks.",
         ),
     ] = None
-    kv: Annotated[str | None, Option(help="Keys and values in memory: bf16 or float32.")] = None
+    kv: Annotated[str | None, Option(help="Keys and values in memory: bf16, int8 or float32.")] = None
     backend: Annotated[str | None, Option(help="Kernels: auto, cpu, gpu, or ref (NumPy, slow).")] = None
     context: Annotated[int | None, Option(help="Most tokens of prompt and answer together.")] = None
     threads: Annotated[int | None, Option(help="Threads of the CPU kernels.")] = None

@@ -23,7 +23,7 @@ from minicpm4.engine.outputs import Event, Failed, Piece, Prefilled, RequestOutp
 from minicpm4.engine.params import SamplingParams
 from minicpm4.engine.plan import MemoryPlan, check_score
 from minicpm4.errors import RequestError
-from minicpm4.model.cache import KVFormat
+from minicpm4.kernels.pages import KVFormat
 from minicpm4.text.tokenizer import Tokenizer
 
 logger = logging.getLogger("minicpm4")
@@ -45,7 +45,7 @@ class LLM:
     ``backend``: "auto", "cpu", "gpu" or "ref"; ``threads`` and ``isa`` are for the CPU.
     ``context``: tokens of prompt and answer together; None: the model's own, or what fits in memory.
     Rotary scalings that depend on the length (dynamic, longrope) are fixed for this length.
-    ``kv``: "bf16" or "float32", the precision of cached keys and values.
+    ``kv``: "bf16", "int8" or "float32", the precision of cached keys and values.
     ``max_batch``: sequences at a time; ``chunk``: prompt tokens a step; ``prefix_cache``: keep what
     was read for later prompts that begin alike. ``seed``: of requests without one, None: random.
     ``progress(done, total)`` is called while layers are loaded.

@@ -10,11 +10,11 @@ from typing import Any
 from minicpm4.config import ModelConfig, SparseConfig
 from minicpm4.config.strict import require, suggest
 from minicpm4.errors import ConfigError
-from minicpm4.model.cache import KVFormat
+from minicpm4.kernels.pages import KV_FORMATS, KVFormat
 from minicpm4.model.loader import check_weights_choice
 
 ATTENTION_CHOICES = ("auto", "dense", "sparse")
-KV_CHOICES = ("bf16", "float32")
+KV_CHOICES = KV_FORMATS
 PAGE_SIZE = 64  # tokens, where no sparse_config says otherwise
 MAX_CONTEXT = 1 << 24
 

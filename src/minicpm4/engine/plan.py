@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from minicpm4.config import ModelConfig, SparseConfig
 from minicpm4.errors import MemoryPlanError
 from minicpm4.kernels.contract import OpTable
-from minicpm4.model.cache import KVFormat, page_nbytes
+from minicpm4.kernels.pages import KVFormat
+from minicpm4.model.cache import page_nbytes
 from minicpm4.model.rotary import RotaryTable
 
 LOGIT_ROWS = 64  # rows of logits held at once when a whole text is scored
@@ -180,6 +181,8 @@ def _refusal(demand: Demand, plan: MemoryPlan, fitting: int, available: int) -> 
         remedies.append(f"a context of at most {fitting:,} tokens fits")
     if demand.kv == "float32":
         remedies.append("kv='bf16' halves the cache")
+    if demand.kv == "bf16":
+        remedies.append("kv='int8' makes the cache half as large")
     remedies.append("weights='int4' makes the weights smaller")
     return MemoryPlanError(
         f"a context of {plan.context:,} tokens needs {human(plan.needed)} ({parts}), "

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from minicpm4.config import SparseConfig
-from minicpm4.model.cache import KVFormat, page_nbytes
+from minicpm4.kernels.pages import KVFormat
+from minicpm4.model.cache import page_nbytes
 from minicpm4.model.weights import ModelWeights
 
 __all__ = ["decode_bytes", "prefill_flops"]
@@ -23,9 +24,8 @@ def decode_bytes(
     tokens, compressed = float(depth), 0.0
     if sparse is not None and not sparse.is_dense_at(depth):
         tokens = min(depth, sparse.num_selected(depth) * page)
-        config = weights.config
-        rows = depth / sparse.kernel_stride * config.num_key_value_heads * config.num_hidden_layers
-        compressed = rows * config.head_dim * 4
+        whole = page_nbytes(weights.config, page_size=page, kv=kv, sparse=sparse) / page
+        compressed = depth * (whole - token)
     return (weights.nbytes - embed) / batch + tokens * token + compressed
 
 

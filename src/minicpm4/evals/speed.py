@@ -26,8 +26,9 @@ from minicpm4.engine.sequence import Sequence as TokenSequence
 from minicpm4.evals.cost import decode_bytes, prefill_flops
 from minicpm4.formats import Checkpoint
 from minicpm4.kernels.contract import OpTable, Step
+from minicpm4.kernels.pages import KVFormat
 from minicpm4.kernels.registry import resolve
-from minicpm4.model.cache import KVFormat, KVPool
+from minicpm4.model.cache import KVPool
 from minicpm4.model.loader import load_weights, plan_weights
 from minicpm4.model.rotary import RotaryTable
 

@@ -65,17 +65,27 @@ class KVLayer:
     """The pages of one layer. A page is a block of InfLLM v2.
 
     ``keys`` (pages, hkv, d, P), transposed so that scores of neighbouring tokens are neighbours,
-    and ``values`` (pages, hkv, P, d) are float32, or bf16 as raw uint16. ``kernels``
-    (pages, hkv, P / kernel_stride, d) and ``coarse`` (pages, hkv, coarse_per_block, d), float32, hold
-    the compressed keys that END in the page; None without sparse attention (coarse: without the LSE
-    approximation). Kernel j ends at token e = j * kernel_stride + kernel_size - 1 and sits in slot
-    e % P // kernel_stride of page e // P; coarse kernels likewise with both lengths times 4.
+    and ``values`` (pages, hkv, P, d) are float32, or bf16 as raw uint16. As int8 they lie in pairs,
+    ``keys`` (pages, hkv, d / 2, P, 2) of dimensions and ``values`` (pages, hkv, P / 2, d, 2) of
+    tokens; each key and each value is its codes, -127 to 127, times ``key_scales`` or
+    ``value_scales`` (pages, hkv, P) float32, NaN where a number of it was not finite.
+
+    ``kernels`` (pages, hkv, P / kernel_stride, d) and ``coarse`` (pages, hkv, coarse_per_block, d)
+    hold the compressed keys that END in the page; None without sparse attention (coarse: without
+    the LSE approximation). They are float32 where keys are; elsewhere int16 codes of norm 32766 (or
+    0), times ``kernel_scales`` and ``coarse_scales`` (no last axis) float32. Kernel j ends at token
+    e = j * kernel_stride + kernel_size - 1 and sits in slot e % P // kernel_stride of page e // P;
+    coarse kernels likewise with both lengths times 4. ``kernels/pages.py`` lists the arrays.
     """
 
     keys: Array
     values: Array
-    kernels: Floats | None = None
-    coarse: Floats | None = None
+    key_scales: Floats | None = None
+    value_scales: Floats | None = None
+    kernels: Array | None = None
+    kernel_scales: Floats | None = None
+    coarse: Array | None = None
+    coarse_scales: Floats | None = None
 
     @property
     def page_size(self) -> int:
@@ -87,7 +97,7 @@ class KVLayer:
 
     @property
     def head_dim(self) -> int:
-        return int(self.keys.shape[2])
+        return int(self.keys.shape[2] * (1 if self.key_scales is None else 2))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

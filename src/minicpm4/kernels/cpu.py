@@ -81,15 +81,13 @@ class CpuOps(OpTable):
     def append(self, k: Array, v: Array, kv: KVLayer, step: Step) -> None:
         c = step.sparse
         # Without a sparse config there is nothing to compress with, whatever the pages have room for.
-        kernels, coarse = (kv.kernels, kv.coarse) if c else (None, None)
+        compressed = _compressed(kv) if c else (None, None, None, None)
         c = c or _NO_SPARSE
         self._ctx.append(
             _floats(k),
             _floats(v),
-            kv.keys,
-            kv.values,
-            kernels,
-            coarse,
+            *_pages(kv),
+            *compressed,
             *_rows(step),
             step.cos,
             step.sin,
@@ -106,7 +104,9 @@ class CpuOps(OpTable):
         self._ctx.select(
             _floats(q),
             kv.kernels,
+            kv.kernel_scales,
             kv.coarse,
+            kv.coarse_scales,
             *_rows(step),
             step.cos,
             step.sin,
@@ -129,7 +129,7 @@ class CpuOps(OpTable):
     ) -> Array:
         out = _result(out, (q.shape[0], q.shape[1] * q.shape[2]))
         blocks, counts = (selection.blocks, selection.counts) if selection else (None, None)
-        self._ctx.attend(_floats(q), kv.keys, kv.values, *_rows(step), blocks, counts, out)
+        self._ctx.attend(_floats(q), *_pages(kv), *_rows(step), blocks, counts, out)
         return out
 
     def silu_mul(self, gate: Array, up: Array, out: Array | None = None) -> Array:
@@ -215,3 +215,11 @@ def _weight(w: PackedTensor) -> tuple[str, int, Array, Array | None, Array | Non
 
 def _rows(step: Step) -> tuple[Ints, Ints, Ints]:
     return _ints(step.positions), _ints(step.cu_rows), _ints(step.page_table)
+
+
+def _pages(kv: KVLayer) -> tuple[Array, Array, Array | None, Array | None]:
+    return kv.keys, kv.values, kv.key_scales, kv.value_scales
+
+
+def _compressed(kv: KVLayer) -> tuple[Array | None, Array | None, Array | None, Array | None]:
+    return kv.kernels, kv.kernel_scales, kv.coarse, kv.coarse_scales

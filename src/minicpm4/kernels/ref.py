@@ -21,6 +21,7 @@ from minicpm4.kernels.contract import Array, Ints, KVLayer, Linear, OpTable, Sel
 
 Doubles = NDArray[np.float64]
 
+TINY = np.float32(1e-30)  # keys and values below this, and norms, are 0 where they become integers
 ROWS_BUDGET = 1 << 22  # scores held at once: bounds the memory of a long prefill
 
 
@@ -51,12 +52,10 @@ class RefOps(OpTable):
         for rows, table in _sequences(step):
             positions = step.positions[rows]
             page, slot = table[positions // kv.page_size], positions % kv.page_size
-            kv.keys[page, :, :, slot] = _encode(k[rows], kv.keys.dtype)
-            kv.values[page, :, slot, :] = _encode(v[rows], kv.values.dtype)
-            if kv.kernels is not None and step.sparse is not None:
-                _compress(kv.kernels, kv, table, positions, step, 1)
-                if kv.coarse is not None:
-                    _compress(kv.coarse, kv, table, positions, step, COARSE)
+            _store(kv, page, slot, np.asarray(k[rows], np.float32), np.asarray(v[rows], np.float32))
+            if step.sparse is not None:
+                _compress(kv.kernels, kv.kernel_scales, kv, table, positions, step, 1)
+                _compress(kv.coarse, kv.coarse_scales, kv, table, positions, step, COARSE)
 
     def select(self, q: Array, kv: KVLayer, step: Step) -> Selection:
         config = step.sparse
@@ -90,7 +89,7 @@ class RefOps(OpTable):
                 grouped = q[part].reshape(-1, *result.shape[1:]).astype(np.float64)
                 scores = np.einsum("nhgd,htd->nhgt", grouped, keys) / np.sqrt(d)
                 weights = softmax(np.where(allowed[:, :, None], scores, -np.inf))
-                result[part] = np.einsum("nhgt,htd->nhgd", weights, values)
+                result[part] = _weighted_sum(weights, values, allowed)
         return result.reshape(n, hq * d)
 
     def silu_mul(self, gate: Array, up: Array, out: Array | None = None) -> Array:
@@ -132,17 +131,56 @@ def softmax(scores: Doubles) -> Doubles:
 def gather(kv: KVLayer, table: Ints, length: int) -> tuple[Doubles, Doubles]:
     """Return keys and values (hkv, length, d) of a sequence's first ``length`` tokens."""
     pages = table[: -(-length // kv.page_size)]
-    keys = _decode(kv.keys[pages]).transpose(1, 0, 3, 2).reshape(kv.num_kv_heads, -1, kv.head_dim)
-    values = _decode(kv.values[pages]).transpose(1, 0, 2, 3).reshape(kv.num_kv_heads, -1, kv.head_dim)
-    return keys[:, :length].astype(np.float64), values[:, :length].astype(np.float64)
+    keys, values = kv.keys[pages], kv.values[pages]
+    if kv.key_scales is None or kv.value_scales is None:
+        keys, values = _decode(keys).transpose(0, 1, 3, 2), _decode(values)
+    else:
+        tokens = (*kv.key_scales[pages].shape, kv.head_dim)
+        keys = keys.transpose(0, 1, 3, 2, 4).reshape(tokens) * kv.key_scales[pages][..., None]
+        values = values.transpose(0, 1, 2, 4, 3).reshape(tokens) * kv.value_scales[pages][..., None]
+    shape = (kv.num_kv_heads, -1, kv.head_dim)
+    keys, values = (x.swapaxes(0, 1).reshape(shape)[:, :length] for x in (keys, values))
+    return keys.astype(np.float64), values.astype(np.float64)
+
+
+def quantise(x: Array) -> tuple[Array, Array]:
+    """Return int8 codes of x (..., d) and float32 scales (...): the largest of each d becomes 127."""
+    most = np.abs(x).max(axis=-1)
+    known = np.isfinite(most)
+    most = np.where(known & (most >= TINY), most, 0).astype(np.float32)
+    inverse = np.divide(np.float32(127), most, out=np.zeros_like(most), where=most > 0)
+    codes = np.rint(np.where(known[..., None], x, 0) * inverse[..., None]).astype(np.int8)
+    return codes, np.where(known, most / np.float32(127), np.float32(np.nan))
+
+
+def _store(kv: KVLayer, page: Ints, slot: Ints, k: Array, v: Array) -> None:
+    """Put k and v (rows, hkv, d) into their slots, rounded to what pages hold."""
+    if kv.key_scales is None or kv.value_scales is None:
+        kv.keys[page, :, :, slot] = _encode(k, kv.keys.dtype)
+        kv.values[page, :, slot, :] = _encode(v, kv.values.dtype)
+        return
+    codes, kv.key_scales[page, :, slot] = quantise(k)
+    kv.keys[page, :, :, slot] = codes.reshape(*codes.shape[:2], -1, 2)
+    kv.values[page, :, slot // 2, :, slot % 2], kv.value_scales[page, :, slot] = quantise(v)
 
 
 def _encode(x: Array, dtype: np.dtype[Any]) -> Array:
-    return f32_to_bf16(np.asarray(x, np.float32)) if dtype == np.uint16 else x
+    return f32_to_bf16(x) if dtype == np.uint16 else x
 
 
 def _decode(x: Array) -> Array:
     return bf16_to_f32(x) if x.dtype == np.uint16 else x
+
+
+def _weighted_sum(weights: Doubles, values: Doubles, allowed: NDArray[np.bool_]) -> Doubles:
+    """Sums (rows, hkv, group, d) of weights (rows, hkv, group, t) times values (hkv, t, d). A token that
+    a row may not read does not reach it, not even as 0 * NaN."""
+    good: NDArray[np.bool_] = np.all(np.isfinite(values), axis=-1)
+    total: Doubles = np.einsum("nhgt,htd->nhgd", weights, np.where(good[..., None], values, 0))
+    for h, t in np.argwhere(~good):
+        rows = allowed[:, h, t]
+        total[rows, h] += weights[rows, h, :, t][..., None] * values[h, t]
+    return total
 
 
 def _sequences(step: Step) -> Iterator[tuple[slice, Ints]]:
@@ -170,9 +208,18 @@ def _num_visible(position: Any, config: SparseConfig, times: int = 1) -> Any:
     return np.maximum((position + 1 - size) // stride + 1, 0)
 
 
-def _compress(store: Array, kv: KVLayer, table: Ints, positions: Ints, step: Step, times: int) -> None:
+def _compress(
+    store: Array | None,
+    scales: Array | None,
+    kv: KVLayer,
+    table: Ints,
+    positions: Ints,
+    step: Step,
+    times: int,
+) -> None:
     config = step.sparse
-    assert config is not None
+    if store is None or config is None:
+        return
     stride, size = config.kernel_stride * times, config.kernel_size * times
     first = int(_num_visible(positions[0] - 1, config, times))
     last = int(_num_visible(positions[-1], config, times))
@@ -184,14 +231,32 @@ def _compress(store: Array, kv: KVLayer, table: Ints, positions: Ints, step: Ste
         keys = unrotate(keys.transpose(1, 0, 2), step.cos[:length], step.sin[:length]).transpose(1, 0, 2)
     for j in range(first, last):
         page, slot = _kernel_home(np.asarray(j, np.int32), config, times, kv.page_size)
-        store[table[page], :, slot] = keys[:, j * stride : j * stride + size].mean(axis=1)
+        mean = keys[:, j * stride : j * stride + size].mean(axis=1)
+        if scales is None:
+            store[table[page], :, slot] = mean
+        else:
+            store[table[page], :, slot], scales[table[page], :, slot] = _codes(mean)
 
 
-def _compressed(
-    store: Array, count: int, kv: KVLayer, table: Ints, config: SparseConfig, times: int
-) -> Doubles:
+def _codes(x: Doubles) -> tuple[Array, Array]:
+    """Return int16 codes of norm 32766 of x (..., d), and float32 scales (...)."""
+    norm = np.linalg.norm(x, axis=-1)
+    known = np.isfinite(norm)
+    norm = np.where(known & (norm >= TINY), norm, 0)
+    inverse = np.divide(32766, norm, out=np.zeros_like(norm), where=norm > 0)
+    codes = np.rint(np.where(known[..., None], x, 0) * inverse[..., None]).astype(np.int16)
+    return codes, np.where(known, norm / 32766, np.nan).astype(np.float32)
+
+
+def _compressed(count: int, kv: KVLayer, table: Ints, config: SparseConfig, times: int) -> Doubles:
+    """The first ``count`` kernels (hkv, count, d), coarse ones with ``times`` = COARSE."""
+    store, scales = (kv.kernels, kv.kernel_scales) if times == 1 else (kv.coarse, kv.coarse_scales)
+    assert store is not None
     page, slot = _kernel_home(np.arange(count, dtype=np.int32), config, times, kv.page_size)
-    return np.asarray(store[table[page], :, slot].transpose(1, 0, 2).astype(np.float64))
+    found = store[table[page], :, slot].astype(np.float64)
+    if scales is not None:
+        found *= scales[table[page], :, slot, None]
+    return np.asarray(found.transpose(1, 0, 2))
 
 
 def _choose(q: Array, kv: KVLayer, table: Ints, positions: Ints, config: SparseConfig) -> NDArray[np.bool_]:
@@ -213,14 +278,13 @@ def _choose(q: Array, kv: KVLayer, table: Ints, positions: Ints, config: SparseC
 
 def _block_scores(q: Doubles, kv: KVLayer, table: Ints, positions: Ints, config: SparseConfig) -> Doubles:
     """Steps 1 and 2: (rows, hkv, blocks), -inf where a block overlaps no visible kernel."""
-    assert kv.kernels is not None
     visible = _num_visible(positions, config)
     count, blocks = int(visible.max()), int(positions.max()) // config.block_size + 1
     n, hkv = q.shape[:2]
     ratio, overlap = config.kernels_per_block, config.kernel_size // config.kernel_stride
     padded = np.full((n, hkv, blocks * ratio + overlap - 1), -np.inf)
     if count:
-        fine = _scores(q, _compressed(kv.kernels, count, kv, table, config, 1), visible)
+        fine = _scores(q, _compressed(count, kv, table, config, 1), visible)
         lse = _lse(fine)
         if config.lse_approx and kv.coarse is not None:
             lse = _coarse_lse(q, kv, table, positions, config, lse)
@@ -250,11 +314,10 @@ def _coarse_lse(
     q: Doubles, kv: KVLayer, table: Ints, positions: Ints, config: SparseConfig, fine: Doubles
 ) -> Doubles:
     """The LSE approximation: over coarse kernels, where a row sees any; else ``fine``."""
-    assert kv.coarse is not None
     visible = _num_visible(positions, config, COARSE)
     if not visible.max():
         return fine
-    coarse = _compressed(kv.coarse, int(visible.max()), kv, table, config, COARSE)
+    coarse = _compressed(int(visible.max()), kv, table, config, COARSE)
     approx = _lse(_scores(q, coarse, visible))
     return np.where((visible > 0)[:, None, None, None], approx, fine)
 

@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from minicpm4.config import SparseConfig
 from minicpm4.errors import RequestError
 from minicpm4.kernels.contract import Array, Floats, KVLayer, OpTable, Selection, Step
+from minicpm4.kernels.pages import KV_FORMATS, page_layout
 from minicpm4.kernels.registry import resolve
-
-KV_TYPES = {"float32": np.float32, "bf16": np.uint16}
 
 
 def attend_sparse(
@@ -31,7 +30,8 @@ def attend_sparse(
     and values of all its n tokens, as floats; the first query is at position ``start`` = n - nq.
     Query and key are taken as they come: rotate them before, if they are to be rotated at all
     (``config.use_nope`` therefore changes nothing here). ``backend``: "auto", "cpu", "ref" or "gpu".
-    ``kv``: what keys and values are rounded to first, "float32" or "bf16".
+    ``kv``: what keys and values are rounded to first, "float32", "bf16"
+    or "int8".
 
     Returns out (nq, hq, d) float32 and blocks (nq, hkv, ceil(n / block_size)) boolean; a row below
     ``config.dense_len`` has every block up to its own. Raises RequestError when arrays do not fit
@@ -65,16 +65,10 @@ def _as_mask(selection: Selection, step: Step, layer: KVLayer) -> NDArray[np.boo
 
 
 def _pages(n: int, hkv: int, d: int, config: SparseConfig, kv: str) -> KVLayer:
-    size = config.block_size
-    pages = -(-n // size)
-    dtype = KV_TYPES[kv]
-    coarse = np.zeros((pages, hkv, config.coarse_per_block, d), np.float32) if config.lse_approx else None
-    return KVLayer(
-        keys=np.zeros((pages, hkv, d, size), dtype),
-        values=np.zeros((pages, hkv, size, d), dtype),
-        kernels=np.zeros((pages, hkv, config.kernels_per_block, d), np.float32),
-        coarse=coarse,
-    )
+    pages = -(-n // config.block_size)
+    layout = page_layout(kv, heads=hkv, d=d, page_size=config.block_size, sparse=config)
+    arrays: dict[str, Array] = {n: np.zeros((pages, *shape), dtype) for n, (shape, dtype) in layout.items()}
+    return KVLayer(**arrays)
 
 
 def _step(n: int, start: int, d: int, config: SparseConfig) -> Step:
@@ -97,8 +91,8 @@ def _floats(x: Array) -> Floats:
 def _check(q: Array, k: Array, v: Array, start: int, kv: str) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
         _check_array(name, x)
-    if kv not in KV_TYPES:
-        raise RequestError(f"kv = {kv!r} is not a cache type", f"choose one of {', '.join(KV_TYPES)}")
+    if kv not in KV_FORMATS:
+        raise RequestError(f"kv = {kv!r} is not a cache type", f"choose one of {', '.join(KV_FORMATS)}")
     if k.shape != v.shape:
         raise RequestError(f"k has shape {k.shape} and v {v.shape}", "both need shape (n, hkv, d)")
     (nq, hq, d), (n, hkv, dk) = q.shape, k.shape

@@ -8,20 +8,20 @@ copied when a fork writes to it. Which page belongs to whom is integers only: en
 
 from __future__ import annotations
 
-from typing import Literal
+import math
 
 import numpy as np
 
 from minicpm4.config import ModelConfig, SparseConfig
-from minicpm4.errors import ConfigError
-from minicpm4.kernels.contract import Array, KVLayer
-
-KVFormat = Literal["bf16", "float32"]
-_DTYPES = {"bf16": np.uint16, "float32": np.float32}
+from minicpm4.kernels.contract import KVLayer
+from minicpm4.kernels.pages import KVFormat, Layout, page_layout
 
 
 class KVPool:
-    """``num_pages`` pages of every layer, zeroed. See KVLayer for the layout of one layer."""
+    """``num_pages`` pages of every layer, zeroed. See KVLayer for the layout of one layer.
+
+    Raises ConfigError unless ``kv`` is a format of cached keys and values.
+    """
 
     def __init__(
         self,
@@ -32,53 +32,34 @@ class KVPool:
         kv: KVFormat = "bf16",
         sparse: SparseConfig | None = None,
     ) -> None:
-        check_kv(kv)
         assert sparse is None or sparse.block_size == page_size
-        layers, heads, d = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
-        shape = (layers, num_pages, heads)
         self.num_pages, self.page_size = num_pages, page_size
-        self._keys = np.zeros((*shape, d, page_size), _DTYPES[kv])
-        self._values = np.zeros((*shape, page_size, d), _DTYPES[kv])
-        self._kernels = self._coarse = None
-        if sparse is not None:
-            self._kernels = np.zeros((*shape, sparse.kernels_per_block, d), np.float32)
-            if sparse.lse_approx:
-                self._coarse = np.zeros((*shape, sparse.coarse_per_block, d), np.float32)
+        layout = _layout(config, page_size, kv, sparse)
+        shape = (config.num_hidden_layers, num_pages)
+        self._arrays = {name: np.zeros((*shape, *page), dtype) for name, (page, dtype) in layout.items()}
 
     def layer(self, index: int) -> KVLayer:
         """The pages of one layer: views, not copies."""
-        return KVLayer(
-            keys=self._keys[index],
-            values=self._values[index],
-            kernels=None if self._kernels is None else self._kernels[index],
-            coarse=None if self._coarse is None else self._coarse[index],
-        )
+        return KVLayer(**{name: array[index] for name, array in self._arrays.items()})
 
     def copy_page(self, source: int, target: int) -> None:
         """Copy one page in every layer, compressed keys included."""
-        for array in self._arrays():
+        for array in self._arrays.values():
             array[:, target] = array[:, source]
 
     @property
     def nbytes(self) -> int:
-        return sum(array.nbytes for array in self._arrays())
-
-    def _arrays(self) -> list[Array]:
-        arrays = (self._keys, self._values, self._kernels, self._coarse)
-        return [array for array in arrays if array is not None]
-
-
-def check_kv(kv: str) -> None:
-    """Raise ConfigError unless ``kv`` names a format of cached keys and values."""
-    if kv not in _DTYPES:
-        raise ConfigError(f"kv = {kv!r} is not a cache format", "use " + " or ".join(_DTYPES))
+        return sum(array.nbytes for array in self._arrays.values())
 
 
 def page_nbytes(config: ModelConfig, *, page_size: int, kv: KVFormat, sparse: SparseConfig | None) -> int:
     """Bytes that one page takes in all layers together, without making it."""
-    check_kv(kv)
-    per_head = 2 * page_size * config.head_dim * np.dtype(_DTYPES[kv]).itemsize
-    if sparse is not None:
-        compressed = sparse.kernels_per_block + (sparse.coarse_per_block if sparse.lse_approx else 0)
-        per_head += compressed * config.head_dim * 4
-    return per_head * config.num_key_value_heads * config.num_hidden_layers
+    arrays = _layout(config, page_size, kv, sparse).values()
+    size = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in arrays)
+    return config.num_hidden_layers * size
+
+
+def _layout(config: ModelConfig, page_size: int, kv: KVFormat, sparse: SparseConfig | None) -> Layout:
+    return page_layout(
+        kv, heads=config.num_key_value_heads, d=config.head_dim, page_size=page_size, sparse=sparse
+    )
