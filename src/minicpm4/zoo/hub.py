@@ -8,14 +8,11 @@ right. A manifest, written last, marks the folder as complete.
 from __future__ import annotations
 
 import hashlib
-import http.client
 import json
 import os
 import re
 import shutil
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -220,6 +217,10 @@ def _fetch(repo: str, revision: str, file: RemoteFile, folder: Path, meter: _Met
 
 def _append(url: str, repo: str, part: Path, file: RemoteFile, meter: _Meter) -> Exception | None:
     """Ask for the missing bytes and append them; return what cut the connection, if anything did."""
+    import http.client  # these take as long to import as all of zoo: only a download waits for them
+    import urllib.error
+    import urllib.request
+
     done = part.stat().st_size if part.is_file() else 0
     request = urllib.request.Request(url, headers={"Accept-Encoding": "identity"})
     for name, value in _headers().items():
