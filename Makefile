@@ -16,7 +16,7 @@ SLIM    := .venv-slim
 TEXT    := examples/how_sqlite_is_tested.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow test-isa lint format types docs slim sanitize clean
+.PHONY: help setup run test test-slow test-isa test-arm lint format types docs slim sanitize clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
@@ -47,6 +47,9 @@ test-slow: $(READY)  ## the tests that take minutes
 test-isa: $(READY)  ## the tests that MINICPM4_ISA steers, under each instruction set of this machine
 	@for isa in $$($(BIN)/python scripts/list_isas.py); do \
 	  echo "MINICPM4_ISA=$$isa"; MINICPM4_ISA=$$isa $(BIN)/python -m pytest -q -m "not slow" tests/kernels tests/engine tests/golden || exit 1; done
+
+test-arm:  ## the kernels built for aarch64, under qemu (needs a cross-compiler and qemu-user)
+	scripts/test_arm.sh
 
 lint: $(READY)  ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -1,0 +1,228 @@
+// linear and embed of every weight format against sums in float64 of weights unpacked by plain loops.
+#include <cstring>
+
+#include "common.hpp"
+
+namespace minicpm4 {
+namespace {
+
+struct Case {
+    const char* name;
+    Kind kind;
+    i64 cols;
+    i64 group;  // 0: none
+    bool offsets;
+    bool half;  // scales and offsets in float16
+};
+
+constexpr Case kCases[] = {
+    {"f32", Kind::f32, 75, 0, false, false},
+    {"f16", Kind::f16, 75, 0, false, false},
+    {"bf16", Kind::bf16, 75, 0, false, false},
+    {"f32 even", Kind::f32, 128, 0, false, false},
+    {"f16 even", Kind::f16, 128, 0, false, false},
+    {"bf16 even", Kind::bf16, 128, 0, false, false},
+    {"int8-g16", Kind::int8, 112, 16, false, false},
+    {"int8-g32", Kind::int8, 352, 32, true, true},
+    {"int8-g48", Kind::int8, 144, 48, false, true},
+    {"int8-g128", Kind::int8, 384, 128, true, false},
+    {"int4-g32", Kind::int4, 352, 32, false, true},
+    {"int4-g32 offsets", Kind::int4, 224, 32, true, true},
+    {"int4-g64", Kind::int4, 192, 64, true, false},
+    {"int4-g96", Kind::int4, 192, 96, false, false},
+    {"int4-g128", Kind::int4, 640, 128, false, true},
+    {"int4-g128 offsets", Kind::int4, 384, 128, true, true},
+    {"ternary-g32", Kind::ternary, 192, 32, false, true},
+    {"ternary-g64", Kind::ternary, 320, 64, false, false},
+    {"ternary-g128", Kind::ternary, 640, 128, false, true},
+    {"ternary-row", Kind::ternary, 320, 320, false, false},
+};
+
+// float16 bits of a value that float16 holds.
+u16 half_bits(float x) {
+    u32 bits;
+    std::memcpy(&bits, &x, 4);
+    const u32 exponent = (bits >> 23) & 255U;
+    const u32 sign = bits >> 16 & 0x8000U;
+    return static_cast<u16>(exponent < 113 ? sign : sign | (exponent - 112) << 10 | (bits >> 13 & 0x3ffU));
+}
+
+// x with its last bits dropped: 7 bits of fraction, which bf16, float16 and float32 all hold.
+float short_float(float x) {
+    u32 bits;
+    std::memcpy(&bits, &x, 4);
+    bits &= 0xffff0000U;
+    std::memcpy(&x, &bits, 4);
+    return std::fabs(x) < 1e-3F ? 0.0F : x;
+}
+
+struct Packed {
+    Matrix m;
+    std::vector<float> values;  // (rows, cols)
+    std::vector<u8> codes, scales, offsets;
+};
+
+void put(std::vector<u8>& bytes, i64 i, float x, int size, bool bf16 = false) {
+    u32 bits;
+    std::memcpy(&bits, &x, 4);
+    const u16 small = bf16 ? static_cast<u16>(bits >> 16) : half_bits(x);
+    std::memcpy(bytes.data() + i * size, size == 4 ? static_cast<void*>(&bits) : const_cast<u16*>(&small),
+                static_cast<size_t>(size));
+}
+
+void pack_plain(Random& random, Packed& p) {
+    const int size = p.m.kind == Kind::f32 ? 4 : 2;
+    p.codes.resize(p.values.size() * static_cast<size_t>(size));
+    for (size_t i = 0; i < p.values.size(); ++i) {
+        p.values[i] = short_float(random.normal());
+        put(p.codes, static_cast<i64>(i), p.values[i], size, p.m.kind == Kind::bf16);
+    }
+}
+
+// Writes one code of row r, and returns the number that it stands for.
+float put_code(Random& random, Packed& p, i64 r, i64 k) {
+    u8* row = p.codes.data();
+    switch (p.m.kind) {
+        case Kind::int8: {
+            const i64 code = random.below(20) == 0 ? -128 : random.below(256) - 128;
+            row[r * p.m.cols + k] = static_cast<u8>(code);
+            return static_cast<float>(code);
+        }
+        case Kind::int4: {
+            const i64 code = random.below(16);
+            u8& byte = row[r * (p.m.cols / 2) + k / 32 * 16 + k % 16];
+            byte = static_cast<u8>(byte | code << (k % 32 / 16 * 4));
+            return static_cast<float>(p.m.offsets != nullptr ? code : code - 8);
+        }
+        default: {
+            const i64 code = random.below(3);
+            u8& byte = row[r * (p.m.cols / 4) + k / 64 * 16 + k % 16];
+            byte = static_cast<u8>(byte | code << (k % 64 / 16 * 2));
+            return static_cast<float>(code - 1);
+        }
+    }
+}
+
+Packed random_matrix(Random& random, const Case& c, i64 rows) {
+    Packed p;
+    p.m.kind = c.kind;
+    p.m.rows = rows;
+    p.m.cols = c.cols;
+    p.m.group = c.group;
+    p.values.resize(static_cast<size_t>(rows * c.cols));
+    if (c.group == 0) {
+        pack_plain(random, p);
+        p.m.codes = p.codes.data();
+        return p;
+    }
+    const int size = c.half ? 2 : 4;
+    const i64 groups = c.cols / c.group;
+    p.codes.resize(p.values.size() / (c.kind == Kind::int8 ? 1 : c.kind == Kind::int4 ? 2 : 4));
+    p.scales.resize(static_cast<size_t>(rows * groups * size));
+    p.offsets.resize(c.offsets ? p.scales.size() : 0);
+    p.m.codes = p.codes.data();
+    p.m.scales = p.scales.data();
+    p.m.offsets = c.offsets ? p.offsets.data() : nullptr;
+    p.m.half_scales = p.m.half_offsets = c.half;
+    for (i64 i = 0; i < rows * groups; ++i) {
+        const float scale = short_float(0.01F + 0.1F * random.uniform());
+        const float offset = c.offsets ? short_float(random.normal()) : 0.0F;
+        put(p.scales, i, scale, size);
+        if (c.offsets) put(p.offsets, i, offset, size);
+        for (i64 k = i % groups * c.group; k < (i % groups + 1) * c.group; ++k) {
+            const float code = put_code(random, p, i / groups, k);
+            p.values[static_cast<size_t>(i / groups * c.cols + k)] = scale * code + offset;
+        }
+    }
+    return p;
+}
+
+// What a table may lose beyond float32. Grouped weights: x in 16 bits, 65024 steps for at most 128 columns
+// together; bf16 and f16 ones at level avx512_bf16 and more than 8 rows: x and weight in bf16.
+double bound(const std::string& table, const Packed& p, const float* x, i64 n, i64 r) {
+    const float* w = p.values.data() + r * p.m.cols;
+    double lost = 1e-6, most = 0.0, sum = 0.0;
+    for (i64 k = 0; k < p.m.cols; ++k) {
+        lost += 3e-6 * std::fabs(static_cast<double>(x[k]) * w[k]);
+        if (p.m.group == 0) {
+            const bool rounded = table == "avx512_bf16" && p.m.kind != Kind::f32 && n > 8;
+            lost += rounded ? 0x1p-7 * std::fabs(static_cast<double>(x[k]) * w[k]) : 0.0;
+            continue;
+        }
+        most = std::fmax(most, std::fabs(x[k]));
+        sum += std::fabs(w[k]);
+        if ((k + 1) % 128 == 0 || k + 1 == p.m.cols) {
+            lost += table == "scalar" ? 0.0 : most / 65024 * sum;
+            most = sum = 0.0;
+        }
+    }
+    return lost;
+}
+
+void check_product(Pool& pool, const KernelTable& table, Report& report, Random& random, const Case& c, i64 n,
+                   i64 rows) {
+    const Packed p = random_matrix(random, c, rows);
+    const std::vector<float> x = random.normals(n * c.cols), bias = random.normals(rows);
+    std::vector<float> y = random.normals(n * rows);
+    const std::vector<float> before = y;
+    LinearArgs args;
+    args.w = p.m;
+    args.x = x.data();
+    args.bias = n % 3 != 0 ? bias.data() : nullptr;
+    args.y = y.data();
+    args.n = n;
+    args.scale = 0.75F;
+    args.add = n % 2 == 0;
+    table.linear(pool, args);
+    double worst = 0.0;
+    for (i64 j = 0; j < n; ++j) {
+        for (i64 r = 0; r < rows; ++r) {
+            double sum = args.bias != nullptr ? bias[static_cast<size_t>(r)] : 0.0;
+            for (i64 k = 0; k < c.cols; ++k) {
+                sum += static_cast<double>(x[static_cast<size_t>(j * c.cols + k)]) *
+                       p.values[static_cast<size_t>(r * c.cols + k)];
+            }
+            const size_t at = static_cast<size_t>(j * rows + r);
+            const double expected = args.add ? before[at] + 0.75 * sum : sum;
+            const float* row = x.data() + j * c.cols;
+            const double error = std::fabs(y[at] - expected) / bound(table.name, p, row, n, r);
+            if (!(error <= worst)) worst = error;
+        }
+    }
+    report.expect(worst <= 1.0, std::string("linear ") + c.name + ", " + std::to_string(n) + " by " +
+                                    std::to_string(rows) + " rows: off by " + std::to_string(worst) +
+                                    " times what is allowed");
+}
+
+void check_embed(Pool& pool, const KernelTable& table, Report& report, Random& random, const Case& c) {
+    const Packed p = random_matrix(random, c, 19);
+    const std::vector<i32> ids = {18, 0, 7, 7, 3};
+    std::vector<float> y(ids.size() * static_cast<size_t>(c.cols)), expected;
+    for (const i32 id : ids) {
+        const float* row = p.values.data() + id * c.cols;
+        for (i64 k = 0; k < c.cols; ++k) expected.push_back(3.0F * row[k]);
+    }
+    EmbedArgs args;
+    args.table = p.m;
+    args.ids = ids.data();
+    args.y = y.data();
+    args.n = static_cast<i64>(ids.size());
+    args.scale = 3.0F;
+    table.embed(pool, args);
+    report.close(y, expected, 2e-5F, std::string("embed ") + c.name);
+}
+
+}  // namespace
+
+void check_linear(Pool& pool, const KernelTable& table, Report& report) {
+    Random random(1);
+    for (const Case& c : kCases) {
+        for (const i64 n : {1, 2, 3, 4, 7, 9, 16, 40}) {
+            constexpr i64 kRows[] = {1, 5, 11, 24, 37};
+            check_product(pool, table, report, random, c, n, kRows[random.below(5)]);
+        }
+        check_embed(pool, table, report, random, c);
+    }
+}
+
+}  // namespace minicpm4
