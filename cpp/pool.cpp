@@ -70,7 +70,13 @@ private:
 // system has not scheduled yet holds up nobody, and the loop's fields are never read while the
 // caller writes those of the next one.
 struct Pool::Impl {
-    explicit Impl(int threads) : scratch(static_cast<size_t>(threads)) {
+    struct alignas(64) Range {
+        std::atomic<i64> next{0};
+        i64 end = 0;
+    };
+
+    explicit Impl(int threads)
+        : scratch(static_cast<size_t>(threads)), ranges(static_cast<size_t>(threads)) {
         for (int i = 1; i < threads; ++i) workers.emplace_back([this, i] { work(i); });
     }
 
@@ -83,11 +89,24 @@ struct Pool::Impl {
         for (std::thread& worker : workers) worker.join();
     }
 
+    // Each worker goes through a range of its own, so that what it fetches ahead of a chunk is its own as
+    // well; then it helps with what others have left.
     void take_chunks(int worker) noexcept {
-        for (;;) {
-            const i64 begin = next.fetch_add(grain);
-            if (begin >= count) return;
-            body(data, begin, begin + grain < count ? begin + grain : count, worker);
+        for (size_t k = 0; k < ranges.size(); ++k) {
+            Range& range = ranges[(static_cast<size_t>(worker) + k) % ranges.size()];
+            for (i64 begin; (begin = range.next.fetch_add(grain)) < range.end;) {
+                body(data, begin, begin + grain < range.end ? begin + grain : range.end, worker);
+            }
+        }
+    }
+
+    void share(i64 total) noexcept {
+        const i64 workers_count = static_cast<i64>(ranges.size()), chunks = (total + grain - 1) / grain;
+        for (i64 w = 0; w < workers_count; ++w) {
+            Range& range = ranges[static_cast<size_t>(w)];
+            const i64 end = (w + 1) * chunks / workers_count * grain;
+            range.next.store(w * chunks / workers_count * grain);
+            range.end = end < total ? end : total;
         }
     }
 
@@ -121,9 +140,8 @@ struct Pool::Impl {
     void run(i64 total, i64 step, LoopBody loop_body, void* loop_data) {
         body = loop_body;
         data = loop_data;
-        count = total;
         grain = step;
-        next.store(0);
+        share(total);
         open.store(++loops);
         if (sleepers.load() > 0) {
             const std::lock_guard<std::mutex> lock(mutex);
@@ -140,14 +158,13 @@ struct Pool::Impl {
     }
 
     std::vector<Buffer> scratch;
+    std::vector<Range> ranges;
     Buffer shared;
 
     LoopBody body = nullptr;
     void* data = nullptr;
-    i64 count = 0;
     i64 grain = 1;
     u64 loops = 0;
-    std::atomic<i64> next{0};
     std::atomic<u64> open{0};
     std::atomic<int> active{0};
     std::atomic<int> sleepers{0};

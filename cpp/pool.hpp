@@ -19,7 +19,7 @@ public:
 
     int threads() const noexcept;
 
-    // Runs `body` over [0, count) in chunks of `grain`, taken by whichever worker is free, and
+    // Runs `body` over [0, count) in chunks of `grain`: each worker a range, whoever is done the rest; and
     // returns when all are done. The body must not throw and must not start another loop.
     void run(i64 count, i64 grain, LoopBody body, void* data) noexcept;
 

@@ -19,6 +19,7 @@ from minicpm4.formats import Checkpoint, check_tensors, open_checkpoint
 from minicpm4.formats.packing import default_spec, detect_ternary, pack_ternary_exact, repack
 from minicpm4.formats.quant import FLOAT_KINDS, PackedTensor, QuantSpec, packed_nbytes
 from minicpm4.kernels.contract import AttentionWeights, FeedForwardWeights, Linear
+from minicpm4.model.arena import Arena
 from minicpm4.model.weights import LayerWeights, ModelWeights
 
 WEIGHT_CHOICES = ("auto", "bf16", "int8", "int4", "ternary")
@@ -122,6 +123,7 @@ class _Source:
     checkpoint: Checkpoint
     weights: str
     done: Counter[str] = field(default_factory=Counter)
+    arena: Arena = field(default_factory=Arena)
 
     def matrix(self, name: str) -> PackedTensor:
         info = self.checkpoint.tensors[name]
@@ -135,7 +137,8 @@ class _Source:
             self.checkpoint.release(name)
         how = str(result.spec) if _as_stored(info.dtype, result.spec) else f"{info.dtype} as {result.spec}"
         self.done[how] += 1
-        return result
+        # Mapped arrays, which are read-only, stay where they are: loading them costs nothing.
+        return self.arena.place(result) if result.codes.flags.writeable else result
 
     def _packed_if_ternary(self, tensor: PackedTensor) -> PackedTensor:
         # BitCPM4 checkpoints hold float matrices whose values are already scale * {-1, 0, 1}.
