@@ -178,7 +178,7 @@ MC_INLINE void dot_bytes_block(const CodeRows& rows, i64 at, __mmask64 mask, con
             MC_UNROLL
             for (int i = 0; i < ROWS; ++i) {
                 if (part == 0) MC_ZERO(sum[i]);
-                sum[i] = _mm512_dpbusd_epi32(sum[i], w[i][part], high);
+                sum[i] = add_byte_products(sum[i], w[i][part], high);
             }
         }
         const __m512i shift = _mm512_load_si512(block + L::kShift);
@@ -188,7 +188,7 @@ MC_INLINE void dot_bytes_block(const CodeRows& rows, i64 at, __mmask64 mask, con
         for (int part = 0; part < B::kParts; ++part) {
             const __m512i low = _mm512_load_si512(block + part * 128 + 64);
             MC_UNROLL
-            for (int i = 0; i < ROWS; ++i) sum[i] = _mm512_dpbusd_epi32(sum[i], w[i][part], low);
+            for (int i = 0; i < ROWS; ++i) sum[i] = add_byte_products(sum[i], w[i][part], low);
         }
         const __m512 xs = _mm512_load_ps(block + L::kScale);
         MC_UNROLL

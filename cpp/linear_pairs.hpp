@@ -20,7 +20,7 @@ struct PairsOfInt16 {
     static constexpr bool kScaled = true;
     using Sum = __m512i;
     static Sum none() { return _mm512_setzero_si512(); }
-    static Sum dot(Sum sum, __m512i a, __m512i b) { return _mm512_dpwssd_epi32(sum, a, b); }
+    static Sum dot(Sum sum, __m512i a, __m512i b) { return add_word_products(sum, a, b); }
     static __m512 real(Sum sum) { return _mm512_cvtepi32_ps(sum); }
 };
 

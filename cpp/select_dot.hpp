@@ -20,15 +20,6 @@ MC_INLINE void score_dot(const i16* const*, const float*, i64, i64, const i32*, 
 
 #else
 
-// sum += pairs of a times pairs of b. GCC copies each accumulator twice around the intrinsic when there are
-// many, which takes longer than the product; what it cannot see into, it leaves where it is.
-MC_INLINE void dot_pairs(__m512i& sum, __m512i a, __m512i b) {
-#if defined(__GNUC__)
-    __asm__("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
-#else
-    sum = _mm512_dpwssd_epi32(sum, a, b);
-#endif
-}
 // 2^a within 3e-6 of itself, for a <= 0.
 MC_INLINE __m512 power_of_two(__m512 a) {
     const __m512 r = _mm512_reduce_ps(a, 1);  // a - floor(a)
@@ -118,7 +109,7 @@ MC_INLINE void score_dot_block(const i16* const* rows, const float* row_scales, 
             memcpy(&pair, rows[i] + e, sizeof pair);
             const __m512i left = _mm512_set1_epi32(pair);
             MC_UNROLL
-            for (int j = 0; j < COLS; ++j) dot_pairs(sum[i][j], left, right[j]);
+            for (int j = 0; j < COLS; ++j) sum[i][j] = add_word_products(sum[i][j], left, right[j]);
         }
     }
     MC_UNROLL
