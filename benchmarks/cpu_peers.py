@@ -42,13 +42,14 @@ MODELS = {
 SHARES = {"smollm2-135m": 1, "minicpm4-0.5b-shape": 2}
 
 
-def points(model: str, smoke: bool) -> list[Point]:
+def points(model: str, smoke: bool, deep: bool) -> list[Point]:
     """Cheap ones first: what a dear one takes is known before it is begun."""
-    deepest = 2048 if smoke else 8192 if model == "smollm2-135m" else 32768
-    depths = [depth for depth in (0, 2048, 8192, 32768) if depth <= deepest]
+    deepest = 2048 if smoke else 8192 if model == "smollm2-135m" else 131072 if deep else 32768
+    depths = [depth for depth in (0, 2048, 8192, 32768, 131072) if depth <= deepest]
     decode = [Point(kind="decode", depth=depth, tokens=4 if smoke else DECODED) for depth in depths]
     chunks = [Point(kind="prefill", depth=depth, tokens=512) for depth in depths]
-    whole = [Point(kind="prefill", depth=0, tokens=tokens) for tokens in (2048, 8192) if not smoke]
+    lengths = () if smoke else (2048, 8192, 32768) if deepest > 8192 else (2048, 8192)
+    whole = [Point(kind="prefill", depth=0, tokens=tokens) for tokens in lengths]
     return [*decode, *chunks, *whole]
 
 
@@ -124,7 +125,7 @@ def enter(
 def run_model(args: argparse.Namespace, model: str, deadline: float) -> dict[str, Any]:
     """Measure one model with everyone."""
     print(f"{MODELS[model]}: loading", flush=True)
-    chosen = points(model, args.smoke)
+    chosen = points(model, args.smoke, args.deep)
     room = max(point.depth + point.tokens for point in chosen)
     request = {"threads": args.threads, "room": room + 64, **weights(model, args.work)}
     columns, children, left_out = enter(args, request)
@@ -211,6 +212,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=10.0, help="no repeats after this time")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "bench", help="folder for weights")
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--deep", action="store_true", help="also depth 131,072: needs some 10 GB of memory")
     parser.add_argument("--smoke", action="store_true", help="few points, no depth beyond 2,048")
     return parser.parse_args()
 
