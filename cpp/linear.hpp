@@ -161,6 +161,18 @@ static void linear_few(Pool& pool, const LinearArgs& args) {
     }
 }
 
+// Several products of the same x, whose matrices differ in their rows only.
+struct SharedProducts {
+    const LinearArgs* args;
+    i64 count;
+};
+
+// Whether `other` may share what `first` makes of x.
+MC_INLINE bool may_share(const LinearArgs& first, const LinearArgs& other) {
+    const Matrix &a = first.w, &b = other.w;
+    return a.kind == b.kind && a.cols == b.cols && a.group == b.group && (a.offsets == nullptr) == (b.offsets == nullptr);
+}
+
 #if defined(MC_HAS_VNNI)
 #include "linear_bytes.hpp"
 #endif
@@ -258,51 +270,52 @@ struct ByPairs {
 #endif
 
 template <class F>
-static void linear_format(Pool& pool, const LinearArgs& args) {
+static void linear_each(Pool& pool, const LinearArgs& args) {
     if (args.w.cols == 0) {
         for (i64 i = 0; i < args.n * args.w.rows; ++i) finish(args, i / args.w.rows, i % args.w.rows, 0.0F);
-#if defined(MC_HAS_VNNI)
-    } else if (args.n <= kFewByteRows && bytes_fit<F>(args.w)) {
-        if constexpr (F::GROUPED) linear_bytes<F>(pool, SharedProducts{&args, 1});
-#endif
     } else if (args.n <= kFewRows) {
         linear_few<F>(pool, args);
     } else {
-#if defined(MC_HAS_BF16_DOT) && defined(MC_HAS_VNNI)
-        if constexpr (ByPairs<F>::value) return linear_pairs<F>(pool, args);
-#endif
         linear_many<F>(pool, args);
     }
 }
 
-static void linear(Pool& pool, const LinearArgs& args) {
-    if (args.n == 0 || args.w.rows == 0) return;
-    switch (args.w.kind) {
-        case Kind::f32: return linear_format<FormatF32>(pool, args);
-        case Kind::f16: return linear_format<FormatF16>(pool, args);
-        case Kind::bf16: return linear_format<FormatBF16>(pool, args);
-        case Kind::int8: return linear_format<FormatInt8>(pool, args);
-        case Kind::int4: return linear_format<FormatInt4>(pool, args);
-        case Kind::ternary: return linear_format<FormatTernary>(pool, args);
+template <class F>
+static void linear_format(Pool& pool, const SharedProducts& all) {
+    [[maybe_unused]] const LinearArgs& args = *all.args;
+#if defined(MC_HAS_VNNI)
+    if constexpr (F::GROUPED) {
+        if (args.w.cols > 0 && args.n <= kFewByteRows && bytes_fit<F>(args.w)) return linear_bytes<F>(pool, all);
+    }
+#endif
+#if defined(MC_HAS_BF16_DOT) && defined(MC_HAS_VNNI)
+    if constexpr (ByPairs<F>::value) {
+        if (args.w.cols > 0 && args.n > kFewRows) return linear_pairs<F>(pool, all);
+    }
+#endif
+    for (i64 i = 0; i < all.count; ++i) linear_each<F>(pool, all.args[i]);
+}
+
+static void linear_kind(Pool& pool, const SharedProducts& all) {
+    switch (all.args->w.kind) {
+        case Kind::f32: return linear_format<FormatF32>(pool, all);
+        case Kind::f16: return linear_format<FormatF16>(pool, all);
+        case Kind::bf16: return linear_format<FormatBF16>(pool, all);
+        case Kind::int8: return linear_format<FormatInt8>(pool, all);
+        case Kind::int4: return linear_format<FormatInt4>(pool, all);
+        case Kind::ternary: return linear_format<FormatTernary>(pool, all);
     }
 }
 
-// Several products of the same x.
+static void linear(Pool& pool, const LinearArgs& args) {
+    if (args.n > 0 && args.w.rows > 0) linear_kind(pool, SharedProducts{&args, 1});
+}
+
+// Several products of the same x: together where they may share what is made of it.
 static void linears(Pool& pool, const LinearArgs* args, i64 count) {
-#if defined(MC_HAS_VNNI)
-    bool shared = count > 1 && args->n > 0 && args->n <= kFewByteRows && args->w.cols > 0;
-    for (i64 i = 1; i < count; ++i) shared = shared && bytes_shared(*args, args[i]);
-    const SharedProducts all = {args, count};
-    if (shared && args->w.kind == Kind::int4 && bytes_fit<FormatInt4>(args->w)) {
-        return linear_bytes<FormatInt4>(pool, all);
-    }
-    if (shared && args->w.kind == Kind::int8 && bytes_fit<FormatInt8>(args->w)) {
-        return linear_bytes<FormatInt8>(pool, all);
-    }
-    if (shared && args->w.kind == Kind::ternary && bytes_fit<FormatTernary>(args->w)) {
-        return linear_bytes<FormatTernary>(pool, all);
-    }
-#endif
+    bool shared = count > 1 && args->n > 0;
+    for (i64 i = 0; i < count; ++i) shared = shared && args[i].w.rows > 0 && may_share(*args, args[i]);
+    if (shared) return linear_kind(pool, SharedProducts{args, count});
     for (i64 i = 0; i < count; ++i) linear(pool, args[i]);
 }
 

@@ -308,12 +308,6 @@ static void finish_all_bytes(const LinearArgs& args, i64 r, const ByteRows& x, f
     if (args.n - j == 1) finish_bytes<F, ROWS, 1>(args, r, j, x, scratch);
 }
 
-// Several products of the same x, whose matrices differ in their rows only.
-struct SharedProducts {
-    const LinearArgs* args;
-    i64 count;
-};
-
 // Blocks of kByteRows rows that a matrix has, the last one perhaps not full.
 MC_INLINE i64 byte_blocks(const Matrix& m) { return (m.rows + kByteRows - 1) / kByteRows; }
 
@@ -358,10 +352,4 @@ static void linear_bytes(Pool& pool, const SharedProducts& all) {
     };
     parallel(pool, args.n, 4, body);
     bytes_rows<F>(pool, all, ByteRows{blocks, pitch, sums, groups});
-}
-
-// Whether `other` may share what `first` makes of x.
-MC_INLINE bool bytes_shared(const LinearArgs& first, const LinearArgs& other) {
-    const Matrix &a = first.w, &b = other.w;
-    return a.kind == b.kind && a.cols == b.cols && a.group == b.group && (a.offsets == nullptr) == (b.offsets == nullptr);
 }

@@ -309,14 +309,37 @@ static void multiply_pairs(const LinearArgs& args, i64 r, i64 rows, i64 first, i
     finish_pairs(args, r, rows, first, count, c, ldc);
 }
 
+// Products of x rows [first, first + count), which are packed already, in tasks of `rows` weight rows.
 template <class F>
-static void linear_pairs(Pool& pool, const LinearArgs& args) {
+static void multiply_shared(Pool& pool, const SharedProducts& all, i64 rows, i64 first, i64 count,
+                            const PairPanel* packed) {
+    i64 tasks = 0;
+    for (i64 i = 0; i < all.count; ++i) tasks += (all.args[i].w.rows + rows - 1) / rows;
+    auto multiply = [&](i64 begin, i64 end, int worker) {
+        float* scratch = static_cast<float*>(pool.scratch(worker));
+        for (i64 t = begin; t < end; ++t) {
+            const LinearArgs* args = all.args;
+            i64 task = t;
+            for (i64 own; task >= (own = (args->w.rows + rows - 1) / rows); ++args) task -= own;
+            const i64 r = task * rows, left = args->w.rows - r;
+            multiply_pairs<F>(*args, r, left < rows ? left : rows, first, count, packed, scratch);
+        }
+    };
+    parallel(pool, tasks, 1, multiply);
+}
+
+// x is packed once for all products.
+template <class F>
+static void linear_pairs(Pool& pool, const SharedProducts& all) {
+    const LinearArgs& args = *all.args;
     const Matrix& m = args.w;
     const i64 most = args.n < kRowsAtOnce ? args.n : kRowsAtOnce;
     const i64 panels = (most + kPairPanel - 1) / kPairPanel;
     const i64 depths = (m.cols + kPairDepth - 1) / kPairDepth;
+    i64 total = 0;
+    for (i64 i = 0; i < all.count; ++i) total += all.args[i].w.rows;
     // Smaller blocks where there are too few rows of W for every thread to get some.
-    const i64 share = m.rows / (8 * pool.threads()) / kPairTile * kPairTile;
+    const i64 share = total / (8 * pool.threads()) / kPairTile * kPairTile;
     const i64 rows = share < kPairTile ? kPairTile : share < kPairRows ? share : kPairRows;
     pool.reserve_shared(panels * depths * static_cast<i64>(sizeof(PairPanel)));
     pool.reserve(kPairRows * (panels * kPairPanel + 16) * static_cast<i64>(sizeof(float)) +
@@ -331,12 +354,6 @@ static void linear_pairs(Pool& pool, const LinearArgs& args) {
             }
         };
         parallel(pool, (count + kPairPanel - 1) / kPairPanel * depths, 1, pack);
-        auto multiply = [&](i64 begin, i64 end, int worker) {
-            float* scratch = static_cast<float*>(pool.scratch(worker));
-            for (i64 r = begin * rows; r < end * rows && r < m.rows; r += rows) {
-                multiply_pairs<F>(args, r, m.rows - r < rows ? m.rows - r : rows, first, count, packed, scratch);
-            }
-        };
-        parallel(pool, (m.rows + rows - 1) / rows, 1, multiply);
+        multiply_shared<F>(pool, all, rows, first, count, packed);
     }
 }
