@@ -44,8 +44,8 @@ constexpr i64 kPairRows = 16 * kPairTile;
 constexpr i64 kPairPanel = 32;  // x rows side by side
 constexpr int kMostSegments = 8;
 
-// One depth block of one panel of x. pairs[t] holds columns 2t and 2t + 1 of each row; sums are over
-// segments, for offsets.
+// One depth block of one panel of x. pairs[t] holds columns 2t and 2t + 1 of each row; sums are those of
+// a segment's integers, for offsets.
 struct PairPanel {
     u32 pairs[kPairs][kPairPanel];
     float scale[kPairPanel];
@@ -98,7 +98,7 @@ MC_INLINE void transpose16(__m512i* v) {
     }
 }
 
-// Columns [k, end) of a row of x as int16; returns the scale, and with `sums` those over segments.
+// Columns [k, end) of a row of x as int16; returns the scale, and with `sums` those of the integers of segments.
 MC_INLINE float pack_int16(const float* x, i64 k, i64 end, const Segments& s, u16* to, float* sums) {
     const float scale = unit_scale(x + k, end - k);
     const __m512 inverse = _mm512_set1_ps(inverse_scale(scale));
@@ -112,7 +112,7 @@ MC_INLINE float pack_int16(const float* x, i64 k, i64 end, const Segments& s, u1
             _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + at), _mm512_cvtepi32_epi16(q));
             sum = _mm512_add_epi32(sum, q);
         }
-        if (sums != nullptr) sums[segment] = scale * static_cast<float>(_mm512_reduce_add_epi32(sum));
+        if (sums != nullptr) sums[segment] = static_cast<float>(_mm512_reduce_add_epi32(sum));
     }
     return scale;
 }
@@ -208,7 +208,7 @@ static void unpack_pairs(const Matrix& m, i64 r, i64 rows, i64 k, const Segments
 }
 
 // kPairTile weight rows from row i by COLUMNS vectors of x rows, added to c unless it is the first depth.
-template <class P, int COLUMNS>
+template <class P, int COLUMNS, bool OFFSETS>
 static void tile_pairs(const Segments& s, const PairRows& w, i64 i, const PairPanel& x, float* c, i64 ldc,
                        bool accumulate) {
     __m512 total[kPairTile][COLUMNS];
@@ -242,6 +242,16 @@ static void tile_pairs(const Segments& s, const PairRows& w, i64 i, const PairPa
             MC_UNROLL
             for (int b = 0; b < COLUMNS; ++b) {
                 total[a][b] = _mm512_fmadd_ps(P::real(sum[a][b]), scale, total[a][b]);
+            }
+        }
+        if constexpr (OFFSETS) {
+            MC_UNROLL
+            for (int a = 0; a < kPairTile; ++a) {
+                const __m512 offset = _mm512_set1_ps(w.offsets[i + a][segment]);
+                MC_UNROLL
+                for (int b = 0; b < COLUMNS; ++b) {
+                    total[a][b] = _mm512_fmadd_ps(_mm512_load_ps(x.sums[segment] + 16 * b), offset, total[a][b]);
+                }
             }
         }
     }
@@ -279,7 +289,7 @@ static void finish_pairs(const LinearArgs& args, i64 r, i64 rows, i64 first, i64
 }
 
 // Weight rows [r, r + rows) by `count` packed x rows; scratch: c, then the unpacked weights.
-template <class F>
+template <class F, bool OFFSETS>
 static void multiply_pairs(const LinearArgs& args, i64 r, i64 rows, i64 first, i64 count,
                            const PairPanel* panels, float* c) {
     using P = typename PairsFor<F>::Type;
@@ -295,14 +305,10 @@ static void multiply_pairs(const LinearArgs& args, i64 r, i64 rows, i64 first, i
             for (i64 i = 0; i < rows; i += kPairTile) {
                 float* to = c + i * ldc + j;
                 if (count - j > 16) {
-                    tile_pairs<P, 2>(s, *block, i, x, to, ldc, depth > 0);
+                    tile_pairs<P, 2, OFFSETS>(s, *block, i, x, to, ldc, depth > 0);
                 } else {
-                    tile_pairs<P, 1>(s, *block, i, x, to, ldc, depth > 0);
+                    tile_pairs<P, 1, OFFSETS>(s, *block, i, x, to, ldc, depth > 0);
                 }
-            }
-            if (m.offsets != nullptr) {
-                tile(rows, kPairPanel, s.count, block->offsets[0], kMostSegments, x.sums[0], kPairPanel, c + j, ldc,
-                     true);
             }
         }
     }
@@ -322,7 +328,8 @@ static void multiply_shared(Pool& pool, const SharedProducts& all, i64 rows, i64
             i64 task = t;
             for (i64 own; task >= (own = (args->w.rows + rows - 1) / rows); ++args) task -= own;
             const i64 r = task * rows, left = args->w.rows - r;
-            multiply_pairs<F>(*args, r, left < rows ? left : rows, first, count, packed, scratch);
+            const auto multiply_rows = args->w.offsets != nullptr ? multiply_pairs<F, true> : multiply_pairs<F, false>;
+            multiply_rows(*args, r, left < rows ? left : rows, first, count, packed, scratch);
         }
     };
     parallel(pool, tasks, 1, multiply);
