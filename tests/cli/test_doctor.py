@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from minicpm4.cli import doctor
+from minicpm4.engine import calibration
+from minicpm4.engine.calibration import Calibration, Crossover, selection
 from minicpm4.kernels import registry
 from tests.cli.conftest import Result
 
@@ -38,3 +42,59 @@ def test_it_shows_a_forced_instruction_set(minicpm: Run, monkeypatch: pytest.Mon
 
 def test_copying_is_measured() -> None:
     assert doctor.copy_speed(2, megabytes=1, seconds=0.0) > 1e6
+
+
+def test_calibrating_is_kept_and_shown(minicpm: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(calibration.VARIABLE, str(tmp_path))
+    assert "none; minicpm4 doctor --calibrate" in minicpm("doctor").out
+    asked: list[tuple[str, dict[str, Any]]] = []
+
+    def measured(name: str, checkpoint: Any, config: Any, **options: Any) -> Calibration:
+        asked.append((name, options))
+        crossover = Crossover(sparse=selection(options["sparse"]), prefill=4096, decode=None)
+        return Calibration(
+            name=name, chunk=256, rows={1: 50.0, 4: 150.0}, crossovers=(crossover,), others=0.5
+        )
+
+    monkeypatch.setattr("minicpm4.evals.calibrate.calibrate", measured)
+    result = minicpm("doctor", "--calibrate", "random-minicpm4-0.5b", "--kv", "int8", "--sparse", "topk=16")
+    assert (result.code, result.err) == (0, "")
+    assert asked[0][0] == "random-minicpm4-0.5b"
+    assert (asked[0][1]["kv"], asked[0][1]["sparse"].topk) == ("int8", 16)
+    shown = " ".join(minicpm("doctor").out.split())
+    for part in (
+        "chunk 256",
+        "50 for 1, 150 for 4",
+        "topk=16",
+        "4,096 (prefill), ? (decode)",
+        "50% of the proc",
+    ):
+        assert part in " ".join(result.out.split())
+        assert part in shown
+
+
+@pytest.mark.parametrize(
+    ("args", "error"),
+    [
+        (("some-model",), "without --calibrate"),
+        (("--kv", "int8"), "without --calibrate"),
+        (("--calibrate", "--kv", "int7"), "'int7'"),
+        (("--calibrate", "--sparse", "topk"), "key=value"),
+        (("--calibrate", "--weights", "int5"), "'int5'"),
+        (("--calibrate",), "nothing can be kept"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_refused(minicpm: Run, args: tuple[str, ...], error: str) -> None:
+    result = minicpm("doctor", *args)
+    assert result.code == 2
+    assert error in result.err
+
+
+def test_an_interrupt_keeps_nothing(minicpm: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def interrupted(*args: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv(calibration.VARIABLE, str(tmp_path))
+    monkeypatch.setattr("minicpm4.evals.calibrate.calibrate", interrupted)
+    assert minicpm("doctor", "--calibrate", "random-minicpm4-0.5b").code == 130
+    assert list(tmp_path.iterdir()) == []

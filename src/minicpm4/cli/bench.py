@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,10 @@ from minicpm4.cli.terminal import progress_bar, show, table
 from minicpm4.config.strict import suggest
 from minicpm4.engine.options import ATTENTION_CHOICES, KV_CHOICES, MAX_CONTEXT
 from minicpm4.errors import ConfigError
+
+if TYPE_CHECKING:
+    from minicpm4.config import ModelConfig
+    from minicpm4.formats import Checkpoint
 
 RANDOM = "random-minicpm4-0.5b"
 MAX_POINTS = 64  # depths, and lengths of prefill, in one run
@@ -138,22 +142,27 @@ def _run(
 
 def load(name: str, options: Any, room: int) -> Any:
     """Return a BenchModel of a random model, or of one with files. Raises Minicpm4Error."""
+    from minicpm4.evals.speed import BenchModel
+
+    checkpoint, config = open_model(name, options.weights)
+    with progress_bar("loading", "layers") as progress:
+        return BenchModel(checkpoint, config, options, room, progress)
+
+
+def open_model(name: str, weights: str) -> tuple[Checkpoint, ModelConfig]:
+    """Open a random model, or one with files. Raises Minicpm4Error."""
     from minicpm4 import zoo
     from minicpm4.evals.random_model import SHAPES, random_checkpoint
-    from minicpm4.evals.speed import BenchModel
-    from minicpm4.formats import Checkpoint, check_tensors, open_checkpoint
+    from minicpm4.formats import check_tensors, open_checkpoint
     from minicpm4.model.loader import read_config
 
     if name.lower() in SHAPES:
-        random = random_checkpoint(name.lower(), options.weights)
-        checkpoint: Checkpoint = random
-        config = random.config
-    else:
-        checkpoint = open_checkpoint(zoo.resolve(name))
-        config = read_config(checkpoint)
-        check_tensors(checkpoint, config)
-    with progress_bar("loading", "layers") as progress:
-        return BenchModel(checkpoint, config, options, room, progress)
+        random = random_checkpoint(name.lower(), weights)
+        return random, random.config
+    checkpoint = open_checkpoint(zoo.resolve(name))
+    config = read_config(checkpoint)
+    check_tensors(checkpoint, config)
+    return checkpoint, config
 
 
 def _rate(rate: float) -> str:

@@ -46,8 +46,9 @@ class LLM:
     ``context``: tokens of prompt and answer together; None: the model's own, or what fits in memory.
     Rotary scalings that depend on the length (dynamic, longrope) are fixed for this length.
     ``kv``: "bf16", "int8" or "float32", the precision of cached keys and values.
-    ``max_batch``: sequences at a time; ``chunk``: prompt tokens a step; ``prefix_cache``: keep what
-    was read for later prompts that begin alike. ``seed``: of requests without one, None: random.
+    ``max_batch``: sequences at a time; ``chunk``: prompt tokens a step (None: as calibrated, else 512);
+    ``prefix_cache``: keep what was read for later prompts that begin alike. ``seed``: of requests without
+    one, None: random. ``threads``, too, are as calibrated where not given (``minicpm4 doctor``).
     ``progress(done, total)`` is called while layers are loaded.
 
     Raises ModelNotFoundError, CheckpointError, ConfigError, UnsupportedError, MemoryPlanError,
@@ -66,7 +67,7 @@ class LLM:
         sparse: SparseConfig | Mapping[str, Any] | None = None,
         kv: KVFormat = "bf16",
         max_batch: int = 8,
-        chunk: int = 512,
+        chunk: int | None = None,
         prefix_cache: bool = True,
         isa: str | None = None,
         seed: int | None = None,

@@ -6,22 +6,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from minicpm4 import zoo
 from minicpm4.config import ModelConfig, SparseConfig
+from minicpm4.engine import calibration
 from minicpm4.engine.engine import Engine, EngineLimits
 from minicpm4.engine.memory import available_memory, resident_memory
-from minicpm4.engine.options import PAGE_SIZE, EngineOptions, resolve_sparse
+from minicpm4.engine.options import CHUNK, PAGE_SIZE, EngineOptions, resolve_sparse
 from minicpm4.engine.plan import Demand, MemoryPlan, describe, make_plan
 from minicpm4.engine.request import NoText, TextStream
 from minicpm4.engine.runner import Runner
 from minicpm4.errors import TextError
 from minicpm4.formats import Checkpoint, check_tensors, open_checkpoint
 from minicpm4.kernels.contract import OpTable
-from minicpm4.kernels.registry import resolve
+from minicpm4.kernels.registry import machine, resolve
 from minicpm4.model.cache import KVPool
 from minicpm4.model.loader import load_weights, plan_weights, read_config
 from minicpm4.model.rotary import RotaryTable
@@ -39,7 +40,8 @@ __all__ = ["Inspection", "ModelText", "Progress", "encode_chat", "inspect"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Inspection:
-    """A model opened and planned, its weights still in the file. ``sparse`` None: dense always."""
+    """A model opened and planned, its weights still in the file. ``sparse`` None: dense always.
+    ``options`` are those in use: what the caller left open is as calibrated; ``tuned`` says so."""
 
     path: Path
     checkpoint: Checkpoint
@@ -49,6 +51,7 @@ class Inspection:
     ops: OpTable
     text: ModelText
     plan: MemoryPlan
+    tuned: str
 
     def build(self, progress: Progress | None = None) -> tuple[Engine, str]:
         """Load the weights; return an engine, and one line that says what was chosen."""
@@ -90,7 +93,7 @@ class Inspection:
             sparse=self.sparse,
             seed=options.seed,
         )
-        return engine, describe(self.ops, plan, self.sparse, loaded.notes)
+        return engine, describe(self.ops, plan, self.sparse, f"{loaded.notes}; {self.tuned}")
 
 
 def inspect(model: str | Path, options: EngineOptions) -> Inspection:
@@ -103,7 +106,7 @@ def inspect(model: str | Path, options: EngineOptions) -> Inspection:
     checkpoint = open_checkpoint(path)
     config = read_config(checkpoint)
     check_tensors(checkpoint, config)
-    sparse = resolve_sparse(options, config)
+    options, sparse, tuned = tune(options, checkpoint, config)
     ops = resolve(options.backend, threads=options.threads, isa=options.isa)
     text = ModelText(checkpoint)  # before the plan: what it takes is in the process already
     demand = Demand(
@@ -127,7 +130,31 @@ def inspect(model: str | Path, options: EngineOptions) -> Inspection:
         ops=ops,
         text=text,
         plan=make_plan(demand),
+        tuned=tuned,
     )
+
+
+def tune(
+    options: EngineOptions, checkpoint: Checkpoint, config: ModelConfig
+) -> tuple[EngineOptions, SparseConfig | None, str]:
+    """Fill in what the caller left open from the calibration of this machine, else from the defaults.
+
+    Returns the options, the sparse attention, and some words on what was chosen. Raises ConfigError.
+    """
+    there = machine(options.backend, options.isa)
+    found = None
+    if there is not None:
+        found = calibration.load(calibration.key(there, checkpoint, config, options.weights, options.kv))
+    if found is None:
+        options = replace(options, chunk=options.chunk or CHUNK)
+        hint = "not calibrated" if there is None else "not calibrated (see minicpm4 doctor --calibrate)"
+        return options, resolve_sparse(options, config), f"chunk {options.chunk:,}, {hint}"
+    tuned = replace(
+        options,
+        chunk=options.chunk or found.chunk or CHUNK,
+        threads=options.threads or found.threads,
+    )
+    return tuned, resolve_sparse(tuned, config, found.crossover), f"chunk {tuned.chunk:,}, calibrated"
 
 
 class ModelText:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from minicpm4.model.loader import check_weights_choice
 
 ATTENTION_CHOICES = ("auto", "dense", "sparse")
 KV_CHOICES = KV_FORMATS
+CHUNK = 512  # tokens of a prefill step, where neither caller nor calibration says otherwise
 PAGE_SIZE = 64  # tokens, where no sparse_config says otherwise
 MAX_CONTEXT = 1 << 24
 
@@ -31,7 +32,7 @@ class EngineOptions:
     sparse: SparseConfig | Mapping[str, Any] | None = None
     kv: KVFormat = "bf16"
     max_batch: int = 8
-    chunk: int = 512
+    chunk: int | None = None
     prefix_cache: bool = True
     isa: str | None = None
     seed: int | None = None
@@ -44,7 +45,7 @@ class EngineOptions:
         _optional_integer("context", self.context, 1, MAX_CONTEXT)
         _optional_integer("threads", self.threads, 1, 4096)
         _integer("max_batch", self.max_batch, 1, 4096)
-        _integer("chunk", self.chunk, 1, 1 << 16)
+        _optional_integer("chunk", self.chunk, 1, 1 << 16)
         require(type(self.prefix_cache) is bool, f"prefix_cache = {self.prefix_cache!r} is not true or false")
         require(self.seed is None or type(self.seed) is int, f"seed = {self.seed!r} is not an integer")
         if self.attention == "dense" and self.sparse is not None:
@@ -56,15 +57,19 @@ class EngineOptions:
     @property
     def max_rows(self) -> int:
         """Tokens that one step runs at most."""
-        return max(self.chunk, self.max_batch)
+        return max(self.chunk or CHUNK, self.max_batch)
 
 
-def resolve_sparse(options: EngineOptions, config: ModelConfig) -> SparseConfig | None:
+def resolve_sparse(
+    options: EngineOptions, config: ModelConfig, crossover: Callable[[SparseConfig], int | None] | None = None
+) -> SparseConfig | None:
     """The sparse attention that an engine uses; None: dense always. Raises ConfigError.
 
     A SparseConfig replaces the checkpoint's, a mapping changes single settings of it. With
     attention = "sparse" no query is dense unless the caller set ``dense_len`` (in a SparseConfig:
-    to something other than its default).
+    to something other than its default). With attention = "auto", ``crossover(settings)`` may put the
+    length from which sparse attention is used higher than the model does, never lower, and not where
+    the caller set it.
     """
     if options.attention == "dense":
         return None
@@ -82,6 +87,9 @@ def resolve_sparse(options: EngineOptions, config: ModelConfig) -> SparseConfig 
         chosen = "dense_len" in (given or {})
     if options.attention == "sparse":
         return sparse if chosen else dataclasses.replace(sparse, dense_len=-1)
+    pays = crossover(sparse) if crossover is not None and not chosen else None
+    if pays is not None and pays > sparse.dense_len:
+        sparse = dataclasses.replace(sparse, dense_len=pays)
     # A context that never reaches dense_len needs no compressed keys.
     longest = options.context or config.max_position_embeddings
     return sparse if longest >= sparse.dense_len else None

@@ -6,25 +6,14 @@ import os
 import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from minicpm4.evals.limits import Limits
 from minicpm4.evals.plot import Curve, chart
 from minicpm4.evals.speed import BenchModel, Measurement, Point
+from minicpm4.kernels.machine import cpu_name
 
 __all__ = ["as_json", "cpu_name", "curves", "run_name", "share", "svg"]
-
-
-def cpu_name() -> str:
-    """The processor's name, as the system tells it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except (OSError, UnicodeDecodeError):
-        pass
-    return platform.processor() or platform.machine()
 
 
 def run_name(point: Point) -> str:

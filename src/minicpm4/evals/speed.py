@@ -163,10 +163,16 @@ class BenchModel:
             self.seconds(Point(kind="prefill", attention=name, depth=0, tokens=tokens))
             self.seconds(Point(kind="decode", attention=name, depth=0, tokens=min(WARM_UP, self.room)))
 
-    def seconds(self, point: Point) -> float:
-        """Run a point once, pages before it filled; return its time."""
+    def use_threads(self, threads: int) -> None:
+        """Go on with another number of threads. Raises ConfigError."""
+        self.ops = resolve(self.options.backend, threads=threads)
+        self._runners = {name: self._runner(sparse) for name, sparse in self.sparse.items()}
+
+    def seconds(self, point: Point, chunk: int | None = None) -> float:
+        """Run a point once, pages before it filled; return its time. ``chunk``: less than options.chunk."""
         self.fill(point.depth, point.batch)
-        runner, chunk = self._runners[point.attention], self.options.chunk if point.kind == "prefill" else 1
+        runner = self._runners[point.attention]
+        chunk = min(chunk or self.options.chunk, self.options.chunk) if point.kind == "prefill" else 1
         tokens, end, total = self._tokens, point.depth + point.tokens, 0.0
         for start in range(point.depth, end, chunk):
             stop = min(start + chunk, end)

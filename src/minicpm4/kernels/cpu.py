@@ -29,6 +29,7 @@ from minicpm4.kernels.contract import (
 
 isa_levels = _cpu.isa_levels
 cpu_features = _cpu.cpu_features
+BUILD = _cpu.__file__
 
 _NO_SPARSE = SparseConfig()
 

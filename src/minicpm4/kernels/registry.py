@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from functools import lru_cache
+from pathlib import Path
 
 from minicpm4.config.strict import suggest
 from minicpm4.errors import ConfigError, UnsupportedError
 from minicpm4.kernels.contract import OpTable
+from minicpm4.kernels.machine import cpu_name
 from minicpm4.kernels.ref import RefOps
 from minicpm4.kernels.threads import cpu_quota, default_threads, physical_cores
 
@@ -40,6 +42,23 @@ def resolve(backend: str = "auto", *, threads: int | None = None, isa: str | Non
         raise UnsupportedError("backend 'gpu' is not part of this version", 'use backend="cpu"')
     # "auto" takes the GPU here once there is a table for it.
     return _cpu_table(threads, isa)
+
+
+def machine(backend: str = "auto", isa: str | None = None) -> dict[str, str | int] | None:
+    """What measured speeds of a backend depend on: processor, kernels, cores, and the very build.
+
+    None where nothing is worth measuring (ref), or no kernels are there.
+    """
+    if backend not in ("auto", "cpu") or cpu is None:
+        return None
+    level, _ = _choose_isa(isa)
+    built = Path(cpu.BUILD).stat()
+    return {
+        "cpu": cpu_name(),
+        "kernels": f"cpu {level}",
+        "cores": default_threads(),
+        "build": f"{built.st_size}-{built.st_mtime_ns}",
+    }
 
 
 def explain() -> list[str]:

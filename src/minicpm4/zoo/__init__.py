@@ -13,9 +13,9 @@ from pathlib import Path
 from minicpm4.config.strict import suggest
 from minicpm4.errors import ModelNotFoundError
 from minicpm4.zoo.hub import Progress, is_complete, pull_repo
-from minicpm4.zoo.sources import KNOWN, HubSource, ModelEntry, PackageSource, Source, models_home
+from minicpm4.zoo.sources import KNOWN, HubSource, ModelEntry, PackageSource, Source, cache_home, models_home
 
-__all__ = ["ModelEntry", "list_models", "models_home", "pull", "resolve"]
+__all__ = ["ModelEntry", "cache_home", "list_models", "models_home", "pull", "resolve"]
 
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _HUB_ID = re.compile(rf"({_PART})/({_PART})(?:/({_PART}\.gguf))?")

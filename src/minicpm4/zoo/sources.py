@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["KNOWN", "HubSource", "ModelEntry", "PackageSource", "Source", "models_home"]
+__all__ = ["KNOWN", "HubSource", "ModelEntry", "PackageSource", "Source", "cache_home", "models_home"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,14 +66,19 @@ KNOWN: dict[str, Source] = {
 
 
 def models_home() -> Path:
-    """The download folder: $MINICPM4_HOME/models, else ``minicpm4/models`` in the user's cache."""
+    """The download folder: ``models`` in ``cache_home``."""
+    return cache_home() / "models"
+
+
+def cache_home() -> Path:
+    """Where this package keeps files: $MINICPM4_HOME, else ``minicpm4`` in the user's cache."""
     home = os.environ.get("MINICPM4_HOME")
     if home:
-        return Path(home).expanduser() / "models"
+        return Path(home).expanduser()
     if sys.platform == "win32":
         cache = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     elif sys.platform == "darwin":
         cache = Path.home() / "Library" / "Caches"
     else:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "minicpm4" / "models"
+    return cache / "minicpm4"
