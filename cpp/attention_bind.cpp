@@ -143,8 +143,9 @@ RotaryView read_rotary(const Input& cos, const Input& sin, const StepView& step,
 void append(Context& self, const Input& k, const Input& v, const Output& keys, const Output& values,
             const OptionalOutput& key_scales, const OptionalOutput& value_scales, const OptionalOutput& kernels,
             const OptionalOutput& kernel_scales, const OptionalOutput& coarse,
-            const OptionalOutput& coarse_scales, const Input& positions, const Input& cu_rows, const Input& page_table, const Input& cos, const Input& sin,
-            i64 kernel_size, i64 kernel_stride, bool use_nope) {
+            const OptionalOutput& coarse_scales, const Input& positions, const Input& cu_rows,
+            const Input& page_table, const Input& cos, const Input& sin, i64 kernel_size,
+            i64 kernel_stride, bool use_nope) {
     AppendArgs args;
     read_pages(keys, values, key_scales, value_scales, args.kv);
     KvView& kv = args.kv;
@@ -167,8 +168,9 @@ void append(Context& self, const Input& k, const Input& v, const Output& keys, c
 }
 
 void select(Context& self, const Input& q, const Input& kernels, const OptionalInput& kernel_scales,
-            const OptionalInput& coarse, const OptionalInput& coarse_scales, const Input& positions, const Input& cu_rows, const Input& page_table, const Input& cos,
-            const Input& sin, i64 kernel_size, i64 kernel_stride, i64 init_blocks, i64 local_blocks, i64 topk,
+            const OptionalInput& coarse, const OptionalInput& coarse_scales, const Input& positions,
+            const Input& cu_rows, const Input& page_table, const Input& cos, const Input& sin, i64 kernel_size,
+            i64 kernel_stride, i64 init_blocks, i64 local_blocks, i64 topk,
             i64 block_size, i64 dense_len, bool lse_approx, bool use_nope, const Output& blocks,
             const Output& counts) {
     SelectArgs args;
@@ -256,12 +258,13 @@ void bind_attention(nb::class_<Context>& context) {
     context.def("append", &append, nb::arg("k"), nb::arg("v"), nb::arg("keys"), nb::arg("values"),
                 nb::arg("key_scales").none(), nb::arg("value_scales").none(), nb::arg("kernels").none(),
                 nb::arg("kernel_scales").none(), nb::arg("coarse").none(), nb::arg("coarse_scales").none(),
-                nb::arg("positions"), nb::arg("cu_rows"), nb::arg("page_table"), nb::arg("cos"), nb::arg("sin"), nb::arg("kernel_size"),
-                nb::arg("kernel_stride"), nb::arg("use_nope"),
+                nb::arg("positions"), nb::arg("cu_rows"), nb::arg("page_table"), nb::arg("cos"),
+                nb::arg("sin"), nb::arg("kernel_size"), nb::arg("kernel_stride"), nb::arg("use_nope"),
                 "Stores keys and values in pages, and the compressed keys that end in them.");
     context.def("select", &select, nb::arg("q"), nb::arg("kernels"), nb::arg("kernel_scales").none(),
-                nb::arg("coarse").none(), nb::arg("coarse_scales").none(), nb::arg("positions"), nb::arg("cu_rows"), nb::arg("page_table"), nb::arg("cos"),
-                nb::arg("sin"), nb::arg("kernel_size"), nb::arg("kernel_stride"), nb::arg("init_blocks"),
+                nb::arg("coarse").none(), nb::arg("coarse_scales").none(), nb::arg("positions"),
+                nb::arg("cu_rows"), nb::arg("page_table"), nb::arg("cos"), nb::arg("sin"), nb::arg("kernel_size"),
+                nb::arg("kernel_stride"), nb::arg("init_blocks"),
                 nb::arg("local_blocks"), nb::arg("topk"), nb::arg("block_size"), nb::arg("dense_len"),
                 nb::arg("lse_approx"), nb::arg("use_nope"), nb::arg("blocks"), nb::arg("counts"),
                 "Chooses blocks for each row and kv head.");

@@ -57,13 +57,28 @@ MC_INLINE void load_dot_queries(const float*, i64, i64, const DotScratch&) {}
 MC_INLINE bool has_few(i64, i64) { return false; }
 MC_INLINE bool attend_few(const KvView&, i64, const DotScratch&, i64, const Partial&, Ahead&) { return false; }
 MC_INLINE void attend_dot(const DotScratch&, i64, i64, const Partial&, Ahead&) {}
+struct Seen {
+    const i32* positions;
+    i64 group;
+    i64 start;
+};
+MC_INLINE bool attend_int8(const KvView&, i64, const DotScratch&, i64, const Seen&, const Partial&, Ahead&) {
+    return false;
+}
 
 #else
 
-MC_INLINE bool has_dot(const KvView& kv) { return kv.kind == KvKind::bf16 && kv.page_size == kDotPage && kv.d % 16 == 0; }
+MC_INLINE bool has_dot(const KvView& kv) {
+    return kv.kind != KvKind::f32 && kv.page_size == kDotPage && kv.d % 16 == 0;
+}
 
 MC_INLINE Ahead pages_ahead(const KvView& kv, i64 at) {
-    const i64 bytes = kv.d * kDotPage * 2;
+    const bool int8 = kv.kind == KvKind::int8;
+    const i64 bytes = kv.d * kDotPage * (int8 ? 1 : 2);
+    for (i64 i = 0; int8 && i < kDotPage; i += 16) {
+        _mm_prefetch(reinterpret_cast<const char*>(kv.key_scales + at * kDotPage + i), _MM_HINT_T1);
+        _mm_prefetch(reinterpret_cast<const char*>(kv.value_scales + at * kDotPage + i), _MM_HINT_T1);
+    }
     return {static_cast<const char*>(kv.keys) + at * bytes, static_cast<const char*>(kv.values) + at * bytes,
             bytes / 64, 0};
 }
@@ -264,6 +279,17 @@ static void dot_values(const u16* weights, const i32* values, i64 d, i64 first, 
     }
 }
 
+// Makes `peak` the top of a query's softmax if it is higher: rescales what was summed.
+MC_INLINE void raise_top(float peak, float* sums, i64 d, float* top, float* total) {
+    if (!(peak > *top)) return;
+    const __m512 shrink = _mm512_scalef_ps(exp(set1(*top - peak)).v, _mm512_setzero_ps());
+    *total *= _mm512_cvtss_f32(shrink);
+    for (i64 e = 0; e < d; e += W) {
+        _mm512_storeu_ps(sums + e, _mm512_mul_ps(_mm512_loadu_ps(sums + e), shrink));
+    }
+    *top = peak;
+}
+
 // Folds a page of integer scores of one query into its softmax; writes weights. Rescales the sums.
 MC_INLINE void soften_dot(const i32* scores, const float* key_scales, float scale, float* sums, i64 d,
                           float* top, float* total, u16* weights) {
@@ -276,15 +302,7 @@ MC_INLINE void soften_dot(const i32* scores, const float* key_scales, float scal
                                  _mm512_loadu_ps(key_scales + 16 * j));
     }
     const __m512 most = _mm512_max_ps(_mm512_max_ps(score[0], score[1]), _mm512_max_ps(score[2], score[3]));
-    const float peak = _mm512_reduce_max_ps(most) * scale;
-    if (peak > *top) {
-        const __m512 shrink = _mm512_scalef_ps(exp(set1(*top - peak)).v, _mm512_setzero_ps());
-        *total *= _mm512_cvtss_f32(shrink);
-        for (i64 e = 0; e < d; e += W) {
-            _mm512_storeu_ps(sums + e, _mm512_mul_ps(_mm512_loadu_ps(sums + e), shrink));
-        }
-        *top = peak;
-    }
+    raise_top(_mm512_reduce_max_ps(most) * scale, sums, d, top, total);
     const __m512 factor = _mm512_set1_ps(scale * kLog2e);
     const __m512 base = _mm512_set1_ps(*top * -kLog2e);
     const __m512bh ones = (__m512bh)_mm512_set1_epi16(0x3f80);
@@ -336,5 +354,6 @@ static void attend_dot(const DotScratch& s, i64 m, i64 d, const Partial& p, Ahea
 }
 
 #include "attention_few.hpp"
+#include "attention_int8.hpp"
 
 #endif

@@ -41,16 +41,30 @@ def test_truth_has_the_same_logits_at_depth():
 
 
 def test_nll_is_within_a_thousandth(llm):
+    check_nll(llm)
+
+
+def test_best_tokens_agree(llm):
+    check_best_tokens(llm, 0.985)
+
+
+def test_int8_pages_lose_little():
+    with LLM("smollm2-135m-instruct", context=2304, max_batch=1, kv="int8") as llm:
+        check_nll(llm)
+        check_best_tokens(llm, 0.98)
+
+
+def check_nll(llm):
     want = REFERENCE["nll"].mean()
     got = llm.nll(IDS).mean()
     print(f"mean NLL {got:.6f}, float32 {want:.6f}, off by {got / want - 1:+.4%}")
     assert abs(got / want - 1) < 1e-3
 
 
-def test_best_tokens_agree(llm):
+def check_best_tokens(llm, least):
     agree = (llm.logits(IDS).argmax(axis=1) == REFERENCE["argmax"]).mean()
     print(f"argmax equal at {agree:.2%} of positions")
-    assert agree >= 0.985
+    assert agree >= least
 
 
 @pytest.mark.parametrize("number", range(5))

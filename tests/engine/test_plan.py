@@ -12,6 +12,7 @@ from minicpm4.config import ModelConfig, SparseConfig
 from minicpm4.engine import memory
 from minicpm4.engine.plan import Demand, check_score, human, make_plan
 from minicpm4.errors import MemoryPlanError
+from minicpm4.kernels.pages import KVFormat
 from minicpm4.model.cache import KVPool
 
 GB = 10**9
@@ -54,11 +55,18 @@ def test_total_is_the_sum_of_the_rows() -> None:
     assert plan.total == sum(size for _, size in plan.rows()) == plan.needed + 50_000_000
 
 
-def test_cache_is_what_the_pool_takes() -> None:
+@pytest.mark.parametrize("kv", ["bf16", "int8", "float32"])
+def test_cache_is_what_the_pool_takes(kv: KVFormat) -> None:
     sparse = SparseConfig(lse_approx=True)
-    plan = make_plan(demand(sparse=sparse, context=300))
-    pool = KVPool(config(), num_pages=plan.num_pages, page_size=64, kv="bf16", sparse=sparse)
+    plan = make_plan(demand(sparse=sparse, context=300, kv=kv))
+    pool = KVPool(config(), num_pages=plan.num_pages, page_size=64, kv=kv, sparse=sparse)
     assert plan.kv == pool.nbytes
+
+
+def test_int8_nearly_halves_the_cache() -> None:
+    pages = {kv: demand(kv=kv).page for kv in ("bf16", "int8")}
+    d = config().head_dim
+    assert pages["int8"] * 2 * d == pages["bf16"] * (d + 4)
 
 
 def test_pool_holds_a_whole_context_and_some_for_the_others() -> None:
@@ -92,6 +100,8 @@ def test_a_wish_that_does_not_fit_is_refused_with_figures() -> None:
     assert "a context of 8,192 tokens needs" in text and "weights 1.00 MB" in text
     assert "4.50 MB are available" in text and "kv='bf16' halves the cache" in text
     assert "a context of at most" in text and "weights='int4'" in text
+    with pytest.raises(MemoryPlanError, match="kv='int8' makes the cache half as large"):
+        make_plan(demand(context=8192, available=2_500_000))
 
 
 def test_the_context_it_names_does_fit() -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from minicpm4 import LLM, SamplingParams
+from minicpm4.kernels.pages import KVFormat
 from tests.engine.conftest import require_smollm
 
 GREEDY = SamplingParams(max_tokens=24, temperature=0.0)
@@ -49,11 +51,29 @@ def test_real_text_is_likelier_than_shuffled(smollm: LLM) -> None:
     assert nll.shape == (199,) and nll.mean() < smollm.nll(shuffled).mean() - 2
 
 
-def test_sparse_attention_reads_fewer_blocks_and_still_answers() -> None:
+@pytest.mark.parametrize("kv", ["bf16", "int8"])
+def test_sparse_attention_reads_fewer_blocks_and_still_answers(kv: KVFormat) -> None:
     require_smollm()
     text = LICENSE.read_text(encoding="utf-8")[:1800] + "\n\n" + QUESTION[0]["content"]
     sparse = {"topk": 2, "window_size": 128}
-    with LLM("smollm2-135m-instruct", threads=2, context=1024, sparse=sparse, attention="sparse") as llm:
+    with LLM(
+        "smollm2-135m-instruct", threads=2, context=1024, sparse=sparse, attention="sparse", kv=kv
+    ) as llm:
         out = llm.chat([{"role": "user", "content": text}], GREEDY)
     assert out.metrics.attention == "sparse" and out.metrics.blocks_read_share < 0.9
     assert "Paris" in out.text
+
+
+def test_int8_pages_are_shared_and_forked_like_others() -> None:
+    require_smollm()
+    ids = LICENSE.read_text(encoding="utf-8")[:1500]
+    sample = SamplingParams(max_tokens=12, temperature=0.0)
+    answers = []
+    for prefix_cache in (True, False):
+        with LLM(
+            "smollm2-135m-instruct", threads=2, context=512, kv="int8", prefix_cache=prefix_cache
+        ) as llm:
+            answers += [llm.generate(ids, sample).token_ids for _ in range(2)]
+            forks = llm.generate(ids, SamplingParams(max_tokens=12, temperature=0.0, n=2))
+            answers += [choice.token_ids for choice in forks.outputs]
+    assert all(answer == answers[0] for answer in answers)

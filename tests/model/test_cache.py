@@ -1,10 +1,14 @@
 """The page pool: its size is what was planned, and a copied page is a whole page."""
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 
 from minicpm4.config import SparseConfig
 from minicpm4.errors import ConfigError
+from minicpm4.kernels.contract import KVLayer
+from minicpm4.kernels.pages import page_layout
 from minicpm4.model.cache import KVPool, page_nbytes
 from tests.model.test_rotary import CONFIG
 
@@ -19,15 +23,23 @@ def test_planned_page_size_is_true(kv, sparse):
     assert pool.nbytes == 5 * page_nbytes(CONFIG, page_size=64, kv=kv, sparse=sparse)
 
 
-def test_copy_page_copies_every_part():
-    pool = KVPool(CONFIG, num_pages=3, kv="float32", sparse=COARSE)
+@pytest.mark.parametrize("kv", ["bf16", "int8", "float32"])
+def test_copy_page_copies_every_part(kv):
+    pool = KVPool(CONFIG, num_pages=3, kv=kv, sparse=COARSE)
     layer = pool.layer(0)
-    for part in (layer.keys, layer.values, layer.kernels, layer.coarse):
-        part[1] = np.random.default_rng(0).normal(size=part[1].shape)
+    parts = [part for part in (getattr(layer, f.name) for f in fields(KVLayer)) if part is not None]
+    assert len(parts) == {"bf16": 6, "int8": 8, "float32": 4}[kv]
+    for part in parts:
+        part[1] = np.random.default_rng(0).integers(-9, 9, part[1].shape).astype(part.dtype)
     pool.copy_page(1, 2)
-    for part in (layer.keys, layer.values, layer.kernels, layer.coarse):
+    for part in parts:
         assert part[2].any()
         np.testing.assert_array_equal(part[1], part[2])
+
+
+def test_int8_needs_even_sizes():
+    with pytest.raises(ConfigError, match="keeps pairs of numbers: head size 64 or block_size 33 is odd"):
+        page_layout("int8", heads=1, d=64, page_size=33, sparse=None)
 
 
 def test_layers_are_views():

@@ -1,4 +1,4 @@
-"""attend over whole bf16 pages of 64 tokens: weights may be rounded to bf16, scores may not."""
+"""attend over bf16 and int8 pages of 64 tokens: weights may be rounded to 16 bits, scores may not."""
 
 from __future__ import annotations
 
@@ -16,16 +16,20 @@ def world_of(seed: int, length: int, heads: tuple[int, int] = (8, 2), d: int = 6
     return Paged(seed, config(RELEASED, **changes), [length], heads, d)
 
 
-def attend_rows(ops: OpTable, world: Paged, begin: int, end: int, *, sparse: bool = False) -> tuple[Any, Any]:
+def attend_rows(
+    ops: OpTable, world: Paged, begin: int, end: int, kv: str = "bf16", *, sparse: bool = False
+) -> tuple[Any, Any]:
     rows = [(begin, end)]
-    layer, step, q = world.filled(ops, "bf16"), world.step(rows), world.rows(world.q, rows)
+    layer, step, q = world.filled(ops, kv), world.step(rows), world.rows(world.q, rows)
     selection = ops.select(q, layer, step) if sparse else None
     return ops.attend(q, layer, step, selection), selection
 
 
-def gap(world: Paged, out: Any, begin: int, selection: Any, every: int = 1) -> tuple[float, float]:
+def gap(
+    world: Paged, out: Any, begin: int, selection: Any, every: int = 1, kv: str = "bf16"
+) -> tuple[float, float]:
     """Error of out's rows against the truth on rounded keys and values: of the norm, and the largest."""
-    k, v = rounded(world.k[0], "bf16"), rounded(world.v[0], "bf16")
+    k, v = rounded(world.k[0], kv), rounded(world.v[0], kv)
     rows = range(0, len(out), every)
     masks = [None if selection is None else as_mask(selection, r, (begin + r) // 64 + 1) for r in rows]
     truth = np.stack(
@@ -38,37 +42,40 @@ def gap(world: Paged, out: Any, begin: int, selection: Any, every: int = 1) -> t
     return float(np.linalg.norm(wrong) / np.linalg.norm(truth)), float(abs(wrong).max() / abs(truth).max())
 
 
+@pytest.mark.parametrize("kv", ["bf16", "int8"])
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("scale", [0.5, 3.0, 20.0])
 @pytest.mark.parametrize(("d", "heads"), [(16, (3, 1)), (64, (16, 2)), (80, (5, 1)), (128, (8, 2))])
 def test_error_stays_small_however_large_the_scores(
-    ops: OpTable, d: int, heads: tuple[int, int], scale: float, sparse: bool
+    ops: OpTable, d: int, heads: tuple[int, int], scale: float, sparse: bool, kv: str
 ) -> None:
     world = world_of(31, 500, heads, d)
     world.q[0] *= scale
-    out, selection = attend_rows(ops, world, 300, 500, sparse=sparse)
-    norm, largest = gap(world, out, 300, selection, every=23)
+    out, selection = attend_rows(ops, world, 300, 500, kv, sparse=sparse)
+    norm, largest = gap(world, out, 300, selection, every=23, kv=kv)
     assert norm < 2e-3 and largest < 4e-3
 
 
-def test_channels_of_very_different_size(ops: OpTable) -> None:
+@pytest.mark.parametrize("kv", ["bf16", "int8"])
+def test_channels_of_very_different_size(ops: OpTable, kv: str) -> None:
     """Keys of real models have a few channels far above the others."""
     world = world_of(32, 400)
     world.k[0][..., 3] += 40
     world.k[0][..., 10] *= 30
     world.q[0][..., 10] /= 10
-    out, _ = attend_rows(ops, world, 200, 400)
-    norm, largest = gap(world, out, 200, None, every=9)
+    out, _ = attend_rows(ops, world, 200, 400, kv)
+    norm, largest = gap(world, out, 200, None, every=9, kv=kv)
     assert norm < 2e-3 and largest < 4e-3
 
 
+@pytest.mark.parametrize("kv", ["bf16", "int8"])
 @pytest.mark.parametrize("size", [1, 3, 64, 100])
-def test_chunks_agree(ops: OpTable, size: int) -> None:
+def test_chunks_agree(ops: OpTable, size: int, kv: str) -> None:
     world = world_of(33, 330)
-    whole, _ = attend_rows(ops, world, 0, 330)
+    whole, _ = attend_rows(ops, world, 0, 330, kv)
     for a, b in chunks(330, size)[-9:]:
-        part, _ = attend_rows(ops, world, a, b)
-        np.testing.assert_allclose(part, whole[a:b], rtol=1e-4, atol=2e-6)
+        part, _ = attend_rows(ops, world, a, b, kv)
+        np.testing.assert_allclose(part, whole[a:b], rtol=1e-4, atol=4e-6)
 
 
 @pytest.mark.parametrize(
@@ -82,12 +89,13 @@ def test_sizes_beyond_those_of_integers(ops: OpTable, key: float, query: float) 
     assert gap(world, out, 150, None, every=7)[0] < 2e-3
 
 
-def test_a_large_query_leaves_the_others_alone(ops: OpTable) -> None:
+@pytest.mark.parametrize("kv", ["bf16", "int8"])
+def test_a_large_query_leaves_the_others_alone(ops: OpTable, kv: str) -> None:
     world = world_of(35, 200)
-    clean, _ = attend_rows(ops, world, 150, 200)
+    clean, _ = attend_rows(ops, world, 150, 200, kv)
     world.q[0][170] = np.nan
     world.q[0][180] *= 1e14
-    dirty, _ = attend_rows(ops, world, 150, 200)
+    dirty, _ = attend_rows(ops, world, 150, 200, kv)
     others = [r for r in range(50) if r not in (20, 30)]
     np.testing.assert_allclose(dirty[others], clean[others], rtol=1e-5, atol=1e-6)
     assert np.isnan(dirty[20]).all() and np.isfinite(dirty[30]).all()
@@ -107,3 +115,31 @@ def test_what_is_not_finite_reaches_only_rows_that_see_it(ops: OpTable) -> None:
     np.testing.assert_allclose(
         dirty[:, 4 * 64 : 4 * 64 + 7], clean[:, 4 * 64 : 4 * 64 + 7], rtol=1e-4, atol=2e-6
     )
+
+
+@pytest.mark.parametrize("rows", [1, 40])
+def test_int8_scales_behind_a_row_are_not_read(ops: OpTable, rows: int) -> None:
+    """Pages are used again: behind a row may lie anything."""
+    world = world_of(37, 200)
+    layer = world.filled(ops, "int8")
+    ranges = [(170 - rows, 170)]
+    step, q = world.step(ranges), world.rows(world.q, ranges)
+    clean = ops.attend(q, layer, step, None)
+    page = world.tables[0, 170 // 64]
+    for scales, value in ((layer.key_scales, np.nan), (layer.value_scales, np.inf)):
+        assert scales is not None
+        scales[page, :, 170 % 64 :] = value
+    np.testing.assert_array_equal(ops.attend(q, layer, step, None), clean)
+    assert gap(world, clean, 170 - rows, None, kv="int8")[0] < 2e-3
+
+
+def test_int8_numbers_that_are_not_finite_reach_only_rows_that_see_them(ops: OpTable) -> None:
+    world = world_of(38, 300)
+    clean, _ = attend_rows(ops, world, 0, 300, "int8")
+    world.k[0][150, 0, 5], world.v[0][170, 1, 7] = np.nan, np.inf
+    dirty, _ = attend_rows(ops, world, 0, 300, "int8")
+    np.testing.assert_allclose(dirty[:150], clean[:150], rtol=1e-3, atol=1e-4)
+    assert np.isnan(dirty[150:].reshape(-1, 8, 64)[:, :4]).all()
+    second = slice(4 * 64, None)
+    np.testing.assert_allclose(dirty[:170, second], clean[:170, second], rtol=1e-3, atol=1e-4)
+    assert np.isnan(dirty[170:, second]).all()
