@@ -175,6 +175,8 @@ MC_INLINE bool may_share(const LinearArgs& first, const LinearArgs& other) {
 
 #if defined(MC_HAS_VNNI)
 #include "linear_bytes.hpp"
+#elif defined(MC_HAS_WORDS)
+#include "linear_words.hpp"
 #endif
 
 constexpr i64 kDepth = 128;         // columns of W multiplied at once; a multiple of 64
@@ -286,6 +288,10 @@ static void linear_format(Pool& pool, const SharedProducts& all) {
 #if defined(MC_HAS_VNNI)
     if constexpr (F::GROUPED) {
         if (args.w.cols > 0 && args.n <= kFewByteRows && bytes_fit<F>(args.w)) return linear_bytes<F>(pool, all);
+    }
+#elif defined(MC_HAS_WORDS)
+    if constexpr (F::GROUPED) {
+        if (args.w.cols > 0 && words_fit<F>(args.w, args.n)) return linear_words<F>(pool, all);
     }
 #endif
 #if defined(MC_HAS_BF16_DOT) && defined(MC_HAS_VNNI)

@@ -88,3 +88,43 @@ MC_INLINE float f16_to_f32(u16 h) { return vgetq_lane_f32(f16_bits(vdup_n_u16(h)
 
 #define MC_HAS_HSUM
 MC_INLINE float hsum(V a) { return vaddvq_f32(a.v); }
+
+// Vectors of 8 int16 and of 4 int32, for linear_words.hpp.
+#define MC_HAS_WORDS
+struct Words {
+    int16x8_t v;
+};
+struct Ints {
+    int32x4_t v;
+};
+
+MC_INLINE Words load_words(const void* p) { return {vld1q_s16(static_cast<const int16_t*>(p))}; }
+MC_INLINE Words load_unit(const void* p) { return load_words(p); }
+MC_INLINE Words all_words(int x) { return {vdupq_n_s16(static_cast<int16_t>(x))}; }
+MC_INLINE Words low_bytes(Words a) { return {vshrq_n_s16(vshlq_n_s16(a.v, 8), 8)}; }
+MC_INLINE Words high_bytes(Words a) { return {vshrq_n_s16(a.v, 8)}; }
+template <int SHIFT, int BITS>
+MC_INLINE Words bit_field(Words a) {
+    uint16x8_t field = vreinterpretq_u16_s16(a.v);
+    if constexpr (SHIFT > 0) field = vshrq_n_u16(field, SHIFT);
+    if constexpr (SHIFT + BITS < 16) field = vandq_u16(field, vdupq_n_u16((1 << BITS) - 1));
+    return {vreinterpretq_s16_u16(field)};
+}
+MC_INLINE Ints no_ints() { return {vdupq_n_s32(0)}; }
+MC_INLINE Ints load_ints(const void* p) { return {vld1q_s32(static_cast<const i32*>(p))}; }
+MC_INLINE void store_ints(void* p, Ints a) { vst1q_s32(static_cast<i32*>(p), a.v); }
+// sum + a * b, two in a lane.
+MC_INLINE Ints dot(Ints sum, Words a, Words b) {
+    return {vmlal_high_s16(vmlal_s16(sum.v, vget_low_s16(a.v), vget_low_s16(b.v)), a.v, b.v)};
+}
+MC_INLINE V to_floats(Ints a) { return {vcvtq_f32_s32(a.v)}; }
+MC_INLINE Ints round_to_ints(V a) { return {vcvtnq_s32_f32(a.v)}; }
+// 16 integers as int16, even ones apart from odd ones.
+MC_INLINE void store_even_odd(void* even, void* odd, const Ints* q) {
+    const int16x8_t first = vcombine_s16(vmovn_s32(q[0].v), vmovn_s32(q[1].v));
+    const int16x8_t second = vcombine_s16(vmovn_s32(q[2].v), vmovn_s32(q[3].v));
+    vst1q_s16(static_cast<int16_t*>(even), vuzp1q_s16(first, second));
+    vst1q_s16(static_cast<int16_t*>(odd), vuzp2q_s16(first, second));
+}
+MC_INLINE V unit_scales(const float* p) { return set1(*p); }
+MC_INLINE void prefetch_far(const void* p) { __builtin_prefetch(static_cast<const char*>(p) + 16384, 0, 2); }

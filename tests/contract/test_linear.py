@@ -26,11 +26,13 @@ def tolerance(x: NDArray, w: NDArray) -> NDArray[np.float64]:
 def bound(ops: CpuOps, weight: PackedTensor, x: NDArray, w: NDArray) -> NDArray[np.float64]:
     """What the instruction set may lose on this product, beyond float32 only where it says so.
 
-    avx512_bf16: for grouped weights x is rounded to 1/65024 of the largest value among at most 128
-    columns; for more than 8 rows by bf16 and f16 weights, x and weight are rounded to bf16.
+    Grouped weights at levels avx512_bf16, avx2 and neon: x is rounded to 1/65024 of the largest value among
+    at most 128 columns. bf16 and f16 weights at level avx512_bf16 by more than 8 rows: x and weight are
+    rounded to bf16.
     """
     lost = tolerance(x, w)
-    if ops.isa != "avx512_bf16" or weight.spec.kind == "f32":
+    lossy = {"avx512_bf16"} | ({"avx2", "neon"} if weight.spec.group_size else set())
+    if ops.isa not in lossy or weight.spec.kind == "f32":
         return lost
     if not weight.spec.group_size:
         roundings = 0 if len(x) <= 8 else 1 if weight.spec.kind == "bf16" else 2
