@@ -220,7 +220,9 @@ void check_shape(Pool& pool, const KernelTable& table, Report& report, Random& r
         const std::string at = name + ", rows from " + std::to_string(first);
         select(pool, table, p, rows, truth.kv, mine);
         select(pool, plain, p, rows, truth.kv, truth);
-        report.expect(mine.blocks == truth.blocks && mine.counts == truth.counts, "select, " + at);
+        // Integer products, of 16-bit compressed keys at that level, may settle a near tie otherwise.
+        const bool exact = !small || !s.small_kernels;
+        report.expect(mine.counts == truth.counts && (!exact || mine.blocks == truth.blocks), "select, " + at);
         attend(pool, table, p, rows, truth.kv, &truth, mine);
         attend(pool, plain, p, rows, truth.kv, &truth, truth);
         report.close(mine.out, truth.out, allowed, "attend to chosen blocks, " + at);

@@ -174,6 +174,12 @@ void check_product(Pool& pool, const KernelTable& table, Report& report, Random&
     args.scale = 0.75F;
     args.add = n % 2 == 0;
     table.linear(pool, args);
+    std::vector<float> y2 = before, y3 = before;
+    LinearArgs both[2] = {args, args};
+    both[0].y = y2.data();
+    both[1].y = y3.data();
+    table.linears(pool, both, 2);
+    report.expect(y2 == y && y3 == y, std::string("linears ") + c.name + ", " + std::to_string(n) + " rows");
     double worst = 0.0;
     for (i64 j = 0; j < n; ++j) {
         for (i64 r = 0; r < rows; ++r) {
