@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -52,6 +52,7 @@ class ScriptedLLM:
     """Stands in for LLM; ``script`` is set by the fixture."""
 
     script: Script
+    sampling_defaults: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, model: str, *, progress: Any, **settings: Any) -> None:
         self.script.loads.append((model, settings))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import minicpm4
 from tests.cli.conftest import Result, Script
 
 Run = Callable[..., Result]
@@ -109,3 +110,12 @@ def test_ctrl_c_exits_130(minicpm: Run, script: Script) -> None:
     result = minicpm("generate", "--prompt", "x")
     assert result.code == 130
     assert result.out.startswith("Par") and "Traceback" not in result.err
+
+
+def test_the_checkpoint_suggests_and_options_decide(
+    minicpm: Run, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(minicpm4.LLM, "sampling_defaults", {"temperature": 0.8, "top_p": 0.9})
+    assert minicpm("generate", "-p", "x", "-t", "0.1").code == 0
+    params = script.calls[-1].params
+    assert (params.temperature, params.top_p) == (0.1, 0.9)

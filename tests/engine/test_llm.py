@@ -342,3 +342,19 @@ def test_every_public_name_is_there() -> None:
     assert all(getattr(minicpm4, name) is not None for name in minicpm4.__all__)
     with pytest.raises(AttributeError, match="no attribute 'LMM'"):
         minicpm4.LMM  # noqa: B018
+
+
+def test_sampling_defaults_are_the_checkpoints(
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(checkpoint, folder)
+    with LLM(folder, threads=1) as llm:
+        file = folder / "generation_config.json"
+        file.write_text('{"temperature": 0.8, "top_p": 0.9, "max_length": 10}')
+        assert llm.sampling_defaults == {"temperature": 0.8, "top_p": 0.9}
+        file.write_text('{"temperature": -1}')
+        assert llm.sampling_defaults == {}
+        assert "generation_config.json is ignored: temperature" in caplog.text
+        file.unlink()
+        assert llm.sampling_defaults == {}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import minicpm4.engine.params as params_module
-from minicpm4.engine.params import SamplingParams
+from minicpm4.engine.params import SamplingParams, suggested_sampling
 from minicpm4.errors import ConfigError
 
 
@@ -88,3 +88,21 @@ def test_the_integer_side_imports_no_arrays(name: str) -> None:
     source = Path(params_module.__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
     nodes = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Import | ast.ImportFrom)]
     assert "numpy" not in " ".join(ast.unparse(node) for node in nodes)
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        ({}, {}),
+        ({"do_sample": True, "top_p": 0.8, "temperature": 0.7}, {"top_p": 0.8, "temperature": 0.7}),
+        ({"do_sample": False, "temperature": 0.7, "top_k": 20}, {"temperature": 0.0, "top_k": 20}),
+        ({"eos_token_id": 2, "temperature": None, "min_p": 0.1}, {"min_p": 0.1}),
+    ],
+)
+def test_what_a_generation_config_suggests(table: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert suggested_sampling(table) == expected
+
+
+def test_a_suggestion_out_of_range_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"temperature"):
+        suggested_sampling({"temperature": "hot"})

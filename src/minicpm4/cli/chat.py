@@ -47,8 +47,9 @@ def command(
     sampling: SamplingOptions,
 ) -> None:
     """Talk with a model. What was said before stays in the cache and is not read again."""
-    params = sampling.params()
+    sampling.params()  # refuses before the loading what would be refused after it
     llm = engine.load(model)
+    params = sampling.params(llm.sampling_defaults)
     if not llm.has_chat_template:
         raise RequestError(f"{model} has no chat template", "use: minicpm4 generate --raw")
     session = Session(llm, params, system=system, think=think, stats=stats)

@@ -60,8 +60,9 @@ def command(
     it is standard input.
     """
     text = read_prompt(prompt, prompt_file)
-    params = sampling.params()
+    sampling.params()  # refuses before the loading what would be refused after it
     llm = engine.load(model)
+    params = sampling.params(llm.sampling_defaults)
     if stats and not json_output:
         print(one_line(llm.description), file=sys.stderr)
     if chat is None:

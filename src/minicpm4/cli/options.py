@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -126,14 +126,14 @@ class SamplingOptions:
         list[str] | None, Option(metavar="TEXT", help="Stop before this text; may be given several times.")
     ] = None
 
-    def params(self) -> SamplingParams:
-        """Sampling parameters with what was given. Raises ConfigError."""
+    def params(self, defaults: Mapping[str, Any] | None = None) -> SamplingParams:
+        """Sampling parameters with what was given, over ``defaults``. Raises ConfigError."""
         from minicpm4.engine.params import SamplingParams
 
         given = _given(self)
         if "stop" in given:
             given["stop"] = tuple(given["stop"])
-        return SamplingParams(**given)
+        return SamplingParams(**{**(defaults or {}), **given})
 
 
 SPARSE_ALIASES = {

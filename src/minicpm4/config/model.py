@@ -148,6 +148,12 @@ def read_hf_config(path: Path) -> dict[str, Any]:
     return raw
 
 
+def read_generation_config(path: Path) -> dict[str, Any]:
+    """The table of generation_config.json in a checkpoint's folder; empty without one. Raises ConfigError."""
+    file = (path if path.is_dir() else path.parent) / "generation_config.json"
+    return _read_json(file) if file.is_file() else {}
+
+
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         if file.stat().st_size > 1 << 24:

@@ -14,15 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minicpm4.config import ModelConfig, SparseConfig
+from minicpm4.config.model import read_generation_config
 from minicpm4.engine.collect import Collector
 from minicpm4.engine.engine import Engine
 from minicpm4.engine.load import Inspection, Progress, encode_chat, inspect
 from minicpm4.engine.memory import available_memory
 from minicpm4.engine.options import EngineOptions
 from minicpm4.engine.outputs import Event, Failed, Piece, Prefilled, RequestOutput
-from minicpm4.engine.params import SamplingParams
+from minicpm4.engine.params import SamplingParams, suggested_sampling
 from minicpm4.engine.plan import MemoryPlan, check_score
-from minicpm4.errors import RequestError
+from minicpm4.errors import ConfigError, RequestError
 from minicpm4.kernels.pages import KVFormat
 from minicpm4.text.tokenizer import Tokenizer
 
@@ -112,6 +113,18 @@ class LLM:
     def sparse(self) -> SparseConfig | None:
         """The sparse attention in use; None: dense always."""
         return self._found.sparse
+
+    @property
+    def sampling_defaults(self) -> dict[str, Any]:
+        """Settings of SamplingParams that the checkpoint's generation_config.json suggests; the commands
+        start from them. Empty without one, and, with a warning, where it cannot be used."""
+        if self._found.checkpoint.metadata():  # a GGUF file: what lies beside it is not its own
+            return {}
+        try:
+            return suggested_sampling(read_generation_config(self._found.path))
+        except ConfigError as error:
+            logger.warning("generation_config.json is ignored: %s", error)
+            return {}
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -14,6 +14,7 @@ MAX_SAMPLES = 256
 MAX_STOPS = 64
 MAX_STOP_LENGTH = 4096  # characters
 MAX_LOGPROBS = 1000
+SUGGESTED = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,3 +152,15 @@ def _bias(value: Any) -> dict[int, float]:
         require(right, f"logit_bias of token {token} is {bias!r}", "use a number, or -inf to forbid it")
         result[token] = float(bias)
     return result
+
+
+def suggested_sampling(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of SamplingParams that a generation_config.json suggests; do_sample = false: the best token.
+
+    Raises ConfigError for values that SamplingParams refuses.
+    """
+    given = {name: table[name] for name in SUGGESTED if table.get(name) is not None}
+    if table.get("do_sample") is False:
+        given["temperature"] = 0.0
+    SamplingParams(**given)
+    return given
