@@ -3,8 +3,9 @@
 // Grouped weights: their codes are exact as int16, x becomes int16 with a scale for each row and depth block,
 // and sums are exact until a group's scale multiplies them (vpdpwssd, of VNNI). bf16 and f16 weights: both
 // sides are rounded to bf16 and summed in float32 (vdpbf16ps). Either does twice the products of a
-// float32 fma. Blocks of weight rows are unpacked and stay in the second cache level, panels of x in the
-// first. Included inside the namespace of the instruction set, with MC_HAS_BF16_DOT and MC_HAS_VNNI.
+// float32 fma. Lanes are weight rows: blocks of them are unpacked and transposed, and stay in the first cache
+// level while all rows of x pass by. Included inside the namespace of the instruction set, with
+// MC_HAS_BF16_DOT and MC_HAS_VNNI.
 
 struct PairsOfBF16 {
     static constexpr bool kScaled = false;
@@ -19,7 +20,11 @@ struct PairsOfBF16 {
 struct PairsOfInt16 {
     static constexpr bool kScaled = true;
     using Sum = __m512i;
-    static Sum none() { return _mm512_setzero_si512(); }
+    static Sum none() {
+        Sum zeros;
+        MC_ZERO(zeros);
+        return zeros;
+    }
     static Sum dot(Sum sum, __m512i a, __m512i b) { return add_word_products(sum, a, b); }
     static __m512 real(Sum sum) { return _mm512_cvtepi32_ps(sum); }
 };
@@ -39,24 +44,25 @@ struct PairsFor<FormatF16> {
 
 constexpr i64 kPairDepth = 128;  // columns of W at once
 constexpr i64 kPairs = kPairDepth / 2;
-constexpr int kPairTile = 6;  // weight rows at once in registers
-constexpr i64 kPairRows = 16 * kPairTile;
-constexpr i64 kPairPanel = 32;  // x rows side by side
+constexpr int kPairTile = 6;         // x rows at once in registers
+constexpr i64 kPairPanel = 32;       // weight rows side by side
+constexpr i64 kPairBlock = 3;        // panels of a block at most
+constexpr i64 kPairRows = kPairBlock * kPairPanel;
 constexpr int kMostSegments = 8;
 
-// One depth block of one panel of x. pairs[t] holds columns 2t and 2t + 1 of each row; sums are those of
-// a segment's integers, for offsets.
-struct PairPanel {
-    u32 pairs[kPairs][kPairPanel];
-    float scale[kPairPanel];
-    float sums[kMostSegments][kPairPanel];
+// One depth block of kPairTile rows of x: word t of a row holds columns 2t and 2t + 1. Sums are over segments, for
+// offsets.
+struct alignas(64) PairTile {
+    u32 pairs[kPairTile][kPairs];
+    float scale[kPairTile];
+    float sums[kMostSegments][kPairTile];
 };
 
-// A block of unpacked weight rows at one depth.
-struct PairRows {
-    u32 pairs[kPairRows][kPairs];
-    float scales[kPairRows][kMostSegments];
-    float offsets[kPairRows][kMostSegments];
+// One depth block of kPairPanel unpacked weight rows: word t of all rows lie together.
+struct alignas(64) PairPanel {
+    u32 pairs[kPairs][kPairPanel];
+    float scales[kMostSegments][kPairPanel];
+    float offsets[kMostSegments][kPairPanel];
 };
 
 // The pieces of a depth block that lie in one group each; piece s ends before pair stop[s].
@@ -98,7 +104,7 @@ MC_INLINE void transpose16(__m512i* v) {
     }
 }
 
-// Columns [k, end) of a row of x as int16; returns the scale, and with `sums` those of the integers of segments.
+// Columns [k, end) of a row of x as int16; returns the scale, and with `sums` those over segments.
 MC_INLINE float pack_int16(const float* x, i64 k, i64 end, const Segments& s, u16* to, float* sums) {
     const float scale = unit_scale(x + k, end - k);
     const __m512 inverse = _mm512_set1_ps(inverse_scale(scale));
@@ -112,7 +118,7 @@ MC_INLINE float pack_int16(const float* x, i64 k, i64 end, const Segments& s, u1
             _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + at), _mm512_cvtepi32_epi16(q));
             sum = _mm512_add_epi32(sum, q);
         }
-        if (sums != nullptr) sums[segment] = static_cast<float>(_mm512_reduce_add_epi32(sum));
+        if (sums != nullptr) sums[segment] = scale * static_cast<float>(_mm512_reduce_add_epi32(sum));
     }
     return scale;
 }
@@ -125,36 +131,27 @@ MC_INLINE void pack_bf16(const float* x, i64 k, i64 end, u16* to) {
     }
 }
 
-// x rows [row, row + kPairPanel), those from `last` on taken as zeros, at depth k.
+// x rows [row, row + kPairTile), those from `last` on taken as zeros, at depth k.
 template <class P>
-static void pack_pairs(const LinearArgs& args, i64 row, i64 last, i64 k, PairPanel* panel) {
+static void pack_pairs(const LinearArgs& args, i64 row, i64 last, i64 k, PairTile* to) {
     const Matrix& m = args.w;
     const Segments s = find_segments(m, k);
     const i64 end = k + kPairDepth < m.cols ? k + kPairDepth : m.cols;
-    for (i64 half = 0; half < kPairPanel; half += 16) {
-        alignas(64) u16 words[16][kPairDepth];
-        if (row + half + 16 > last || end - k < kPairDepth) memset(words, 0, sizeof words);
-        for (i64 j = half; j < half + 16; ++j) {
-            float sums[kMostSegments] = {};
-            float scale = 0.0F;
-            if (row + j < last) {
-                const float* x = args.x + (row + j) * m.cols;
-                if constexpr (P::kScaled) {
-                    scale = pack_int16(x, k, end, s, words[j - half], m.offsets != nullptr ? sums : nullptr);
-                } else {
-                    pack_bf16(x, k, end, words[j - half]);
-                }
+    if (row + kPairTile > last || end - k < kPairDepth) memset(to->pairs, 0, sizeof to->pairs);
+    for (i64 j = 0; j < kPairTile; ++j) {
+        float sums[kMostSegments] = {};
+        float scale = 0.0F;
+        if (row + j < last) {
+            const float* x = args.x + (row + j) * m.cols;
+            u16* words = reinterpret_cast<u16*>(to->pairs[j]);
+            if constexpr (P::kScaled) {
+                scale = pack_int16(x, k, end, s, words, m.offsets != nullptr ? sums : nullptr);
+            } else {
+                pack_bf16(x, k, end, words);
             }
-            panel->scale[j] = scale;
-            if (m.offsets == nullptr) continue;
-            for (int segment = 0; segment < s.count; ++segment) panel->sums[segment][j] = sums[segment];
         }
-        for (i64 t = 0; 2 * t < end - k; t += 16) {
-            __m512i v[16];
-            for (int i = 0; i < 16; ++i) v[i] = _mm512_load_si512(words[i] + 2 * t);
-            transpose16(v);
-            for (int i = 0; i < 16; ++i) _mm512_store_si512(panel->pairs[t + i] + half, v[i]);
-        }
+        to->scale[j] = scale;
+        for (int segment = 0; segment < s.count; ++segment) to->sums[segment][j] = sums[segment];
     }
 }
 
@@ -187,33 +184,82 @@ static void unpack_words(const Matrix& m, i64 r, i64 k, i64 end, u16* to) {
     }
 }
 
-// Weight rows [r, r + rows) at depth k, and zeros up to a whole tile.
+// Weight rows [r, r + rows) at depth k, with zeros up to 16 or 32.
 template <class F>
-static void unpack_pairs(const Matrix& m, i64 r, i64 rows, i64 k, const Segments& s, PairRows* block) {
+static void unpack_pairs(const Matrix& m, i64 r, i64 rows, i64 k, const Segments& s, PairPanel* panel) {
     const i64 end = k + kPairDepth < m.cols ? k + kPairDepth : m.cols;
     const i64 groups = F::GROUPED ? m.cols / m.group : 0;
-    for (i64 i = 0; i < rows; ++i) {
-        unpack_words<F>(m, r + i, k, end, reinterpret_cast<u16*>(block->pairs[i]));
-        for (int g = 0; F::GROUPED && g < s.count; ++g) {
-            const i64 at = (r + i) * groups + s.group[g];
-            block->scales[i][g] = float_at(m.scales, m.half_scales, at);
-            if (m.offsets != nullptr) block->offsets[i][g] = float_at(m.offsets, m.half_offsets, at);
+    for (i64 half = 0; half < rows; half += 16) {
+        alignas(64) u16 words[16][kPairDepth];
+        const i64 count = rows - half < 16 ? rows - half : 16;
+        if (count < 16 || end - k < kPairDepth) memset(words, 0, sizeof words);
+        for (i64 i = 0; i < count; ++i) {
+            unpack_words<F>(m, r + half + i, k, end, words[i]);
+            for (int g = 0; F::GROUPED && g < s.count; ++g) {
+                const i64 at = (r + half + i) * groups + s.group[g];
+                panel->scales[g][half + i] = float_at(m.scales, m.half_scales, at);
+                if (m.offsets != nullptr) panel->offsets[g][half + i] = float_at(m.offsets, m.half_offsets, at);
+            }
         }
-    }
-    for (i64 i = rows; i % kPairTile != 0; ++i) {
-        memset(block->pairs[i], 0, sizeof block->pairs[i]);
-        memset(block->scales[i], 0, sizeof block->scales[i]);
-        memset(block->offsets[i], 0, sizeof block->offsets[i]);
+        for (i64 t = 0; 2 * t < end - k; t += 16) {
+            __m512i v[16];
+            for (int i = 0; i < 16; ++i) v[i] = _mm512_load_si512(words[i] + 2 * t);
+            transpose16(v);
+            for (int i = 0; i < 16; ++i) _mm512_store_si512(panel->pairs[t + i] + half, v[i]);
+        }
     }
 }
 
-// kPairTile weight rows from row i by COLUMNS vectors of x rows, added to c unless it is the first depth.
+// What becomes of a tile: sums of the depths so far, in c, and at the last depth y. x rows [row, row + rows),
+// weight rows [column, column + columns).
+struct PairOutput {
+    const LinearArgs* args;
+    float* c;
+    bool first, last;
+    i64 row, rows, column, columns;
+};
+
+template <int COLUMNS>
+MC_INLINE void store_pairs(const PairOutput& out, __m512 (*total)[COLUMNS]) {
+    if (!out.last) {
+        MC_UNROLL
+        for (int a = 0; a < kPairTile; ++a) {
+            MC_UNROLL
+            for (int b = 0; b < COLUMNS; ++b) _mm512_store_ps(out.c + a * kPairRows + 16 * b, total[a][b]);
+        }
+        return;
+    }
+    const LinearArgs& args = *out.args;
+    MC_UNROLL
+    for (int b = 0; b < COLUMNS; ++b) {
+        const i64 left = out.columns - 16 * b;
+        const __mmask16 mask = lanes(left < 16 ? static_cast<int>(left) : 16);
+        const i64 column = out.column + 16 * b;
+        const __m512 bias = args.bias != nullptr ? _mm512_maskz_loadu_ps(mask, args.bias + column) : zero().v;
+        MC_UNROLL
+        for (int a = 0; a < kPairTile; ++a) {
+            if (a >= out.rows) break;
+            float* y = args.y + (out.row + a) * args.w.rows + column;
+            __m512 value = _mm512_add_ps(total[a][b], bias);
+            if (args.add) value = _mm512_fmadd_ps(_mm512_set1_ps(args.scale), value, _mm512_maskz_loadu_ps(mask, y));
+            _mm512_mask_storeu_ps(y, mask, value);
+        }
+    }
+}
+
+// kPairTile rows of x by COLUMNS vectors of weight rows.
 template <class P, int COLUMNS, bool OFFSETS>
-static void tile_pairs(const Segments& s, const PairRows& w, i64 i, const PairPanel& x, float* c, i64 ldc,
-                       bool accumulate) {
+static void tile_pairs(const Segments& s, const PairTile& x, const PairPanel& w, const PairOutput& out) {
     __m512 total[kPairTile][COLUMNS];
     MC_UNROLL
     for (int a = 0; a < kPairTile; ++a) {
+        // Where the result goes is not in the first cache level, and not in order.
+        const float* y = out.args->y + (out.row + a) * out.args->w.rows + out.column;
+        const float* to = out.last ? y : out.c + a * kPairRows;
+        if (a < out.rows) _mm_prefetch(reinterpret_cast<const char*>(to), _MM_HINT_T0);
+        if (COLUMNS > 1 && a < out.rows && out.columns > 16) {
+            _mm_prefetch(reinterpret_cast<const char*>(to + 16), _MM_HINT_T0);
+        }
         MC_UNROLL
         for (int b = 0; b < COLUMNS; ++b) total[a][b] = _mm512_setzero_ps();
     }
@@ -228,108 +274,97 @@ static void tile_pairs(const Segments& s, const PairRows& w, i64 i, const PairPa
         for (; t < s.stop[segment]; ++t) {
             __m512i right[COLUMNS];
             MC_UNROLL
-            for (int b = 0; b < COLUMNS; ++b) right[b] = _mm512_load_si512(x.pairs[t] + 16 * b);
+            for (int b = 0; b < COLUMNS; ++b) right[b] = _mm512_load_si512(w.pairs[t] + 16 * b);
             MC_UNROLL
             for (int a = 0; a < kPairTile; ++a) {
-                const __m512i left = _mm512_set1_epi32(static_cast<i32>(w.pairs[i + a][t]));
+                const __m512i left = _mm512_set1_epi32(static_cast<i32>(x.pairs[a][t]));
                 MC_UNROLL
                 for (int b = 0; b < COLUMNS; ++b) sum[a][b] = P::dot(sum[a][b], left, right[b]);
             }
         }
         MC_UNROLL
-        for (int a = 0; a < kPairTile; ++a) {
-            const __m512 scale = _mm512_set1_ps(P::kScaled ? w.scales[i + a][segment] : 1.0F);
+        for (int b = 0; b < COLUMNS; ++b) {
+            const __m512 scale = P::kScaled ? _mm512_load_ps(w.scales[segment] + 16 * b) : _mm512_set1_ps(1.0F);
             MC_UNROLL
-            for (int b = 0; b < COLUMNS; ++b) {
-                total[a][b] = _mm512_fmadd_ps(P::real(sum[a][b]), scale, total[a][b]);
-            }
-        }
-        if constexpr (OFFSETS) {
-            MC_UNROLL
-            for (int a = 0; a < kPairTile; ++a) {
-                const __m512 offset = _mm512_set1_ps(w.offsets[i + a][segment]);
-                MC_UNROLL
-                for (int b = 0; b < COLUMNS; ++b) {
-                    total[a][b] = _mm512_fmadd_ps(_mm512_load_ps(x.sums[segment] + 16 * b), offset, total[a][b]);
-                }
-            }
+            for (int a = 0; a < kPairTile; ++a) total[a][b] = _mm512_fmadd_ps(P::real(sum[a][b]), scale, total[a][b]);
         }
     }
     MC_UNROLL
     for (int a = 0; a < kPairTile; ++a) {
+        const __m512 scale = _mm512_set1_ps(P::kScaled ? x.scale[a] : 1.0F);
         MC_UNROLL
         for (int b = 0; b < COLUMNS; ++b) {
-            float* to = c + a * ldc + 16 * b;
-            const __m512 scale = P::kScaled ? _mm512_load_ps(x.scale + 16 * b) : _mm512_set1_ps(1.0F);
-            const __m512 before = accumulate ? _mm512_load_ps(to) : _mm512_setzero_ps();
-            _mm512_store_ps(to, _mm512_fmadd_ps(total[a][b], scale, before));
+            const __m512 before = out.first ? _mm512_setzero_ps() : _mm512_load_ps(out.c + a * kPairRows + 16 * b);
+            total[a][b] = _mm512_fmadd_ps(total[a][b], scale, before);
         }
     }
-}
-
-// y of weight rows [r, r + rows) from c, whose row i and column j belong to y row first + j, column r + i.
-static void finish_pairs(const LinearArgs& args, i64 r, i64 rows, i64 first, i64 count, const float* c, i64 ldc) {
-    for (i64 i = 0; i < rows; i += 16) {
-        const __mmask16 mask = lanes(rows - i < 16 ? static_cast<int>(rows - i) : 16);
-        const __m512 bias = args.bias != nullptr ? _mm512_maskz_loadu_ps(mask, args.bias + r + i) : zero().v;
-        for (i64 j = 0; j < count; j += 16) {
-            __m512i v[16];
-            for (int a = 0; a < 16; ++a) v[a] = _mm512_load_si512(c + (i + a) * ldc + j);
-            transpose16(v);
-            for (i64 a = 0; a < 16 && j + a < count; ++a) {
-                float* y = args.y + (first + j + a) * args.w.rows + r + i;
-                __m512 value = _mm512_add_ps(_mm512_castsi512_ps(v[a]), bias);
-                if (args.add) {
-                    value = _mm512_fmadd_ps(_mm512_set1_ps(args.scale), value, _mm512_maskz_loadu_ps(mask, y));
-                }
-                _mm512_mask_storeu_ps(y, mask, value);
+    for (int segment = 0; OFFSETS && segment < s.count; ++segment) {
+        MC_UNROLL
+        for (int b = 0; b < COLUMNS; ++b) {
+            const __m512 offset = _mm512_load_ps(w.offsets[segment] + 16 * b);
+            MC_UNROLL
+            for (int a = 0; a < kPairTile; ++a) {
+                total[a][b] = _mm512_fmadd_ps(_mm512_set1_ps(x.sums[segment][a]), offset, total[a][b]);
             }
         }
     }
+    store_pairs<COLUMNS>(out, total);
 }
 
-// Weight rows [r, r + rows) by `count` packed x rows; scratch: c, then the unpacked weights.
-template <class F, bool OFFSETS>
-static void multiply_pairs(const LinearArgs& args, i64 r, i64 rows, i64 first, i64 count,
-                           const PairPanel* panels, float* c) {
+template <class P, int COLUMNS>
+static void choose_tile(const Segments& s, const PairTile& x, const PairPanel& w, const PairOutput& out) {
+    if (P::kScaled && out.args->w.offsets != nullptr) {
+        tile_pairs<P, COLUMNS, P::kScaled>(s, x, w, out);
+    } else {
+        tile_pairs<P, COLUMNS, false>(s, x, w, out);
+    }
+}
+
+// Weight rows [r, r + rows) by `count` packed x rows; scratch: unpacked weights, then c.
+template <class F>
+static void multiply_pairs(const LinearArgs& args, i64 r, i64 rows, i64 first, i64 count, const PairTile* packed,
+                           PairPanel* panels) {
     using P = typename PairsFor<F>::Type;
     const Matrix& m = args.w;
-    const i64 depths = (m.cols + kPairDepth - 1) / kPairDepth;
-    const i64 ldc = (count + kPairPanel - 1) / kPairPanel * kPairPanel + 16;
-    PairRows* block = reinterpret_cast<PairRows*>(c + kPairRows * ldc);
+    const i64 depths = (m.cols + kPairDepth - 1) / kPairDepth, tiles = (count + kPairTile - 1) / kPairTile;
+    float* c = reinterpret_cast<float*>(panels + kPairBlock);
     for (i64 depth = 0; depth < depths; ++depth) {
         const Segments s = find_segments(m, depth * kPairDepth);
-        unpack_pairs<F>(m, r, rows, depth * kPairDepth, s, block);
-        for (i64 j = 0; j < count; j += kPairPanel) {
-            const PairPanel& x = panels[j / kPairPanel * depths + depth];
-            for (i64 i = 0; i < rows; i += kPairTile) {
-                float* to = c + i * ldc + j;
-                if (count - j > 16) {
-                    tile_pairs<P, 2, OFFSETS>(s, *block, i, x, to, ldc, depth > 0);
+        for (i64 i = 0; i < rows; i += kPairPanel) {
+            const i64 some = rows - i < kPairPanel ? rows - i : kPairPanel;
+            unpack_pairs<F>(m, r + i, some, depth * kPairDepth, s, panels + i / kPairPanel);
+        }
+        for (i64 j = 0; j < tiles; ++j) {
+            const PairTile& x = packed[depth * tiles + j];
+            const i64 row = j * kPairTile;
+            for (i64 i = 0; i < rows; i += kPairPanel) {
+                const PairOutput out = {&args,       c + row * kPairRows + i, depth == 0, depth + 1 == depths,
+                                        first + row, count - row,             r + i,      rows - i};
+                const PairPanel& w = panels[i / kPairPanel];
+                if (rows - i > 16) {
+                    choose_tile<P, 2>(s, x, w, out);
                 } else {
-                    tile_pairs<P, 1, OFFSETS>(s, *block, i, x, to, ldc, depth > 0);
+                    choose_tile<P, 1>(s, x, w, out);
                 }
             }
         }
     }
-    finish_pairs(args, r, rows, first, count, c, ldc);
 }
 
 // Products of x rows [first, first + count), which are packed already, in tasks of `rows` weight rows.
 template <class F>
 static void multiply_shared(Pool& pool, const SharedProducts& all, i64 rows, i64 first, i64 count,
-                            const PairPanel* packed) {
+                            const PairTile* packed) {
     i64 tasks = 0;
     for (i64 i = 0; i < all.count; ++i) tasks += (all.args[i].w.rows + rows - 1) / rows;
     auto multiply = [&](i64 begin, i64 end, int worker) {
-        float* scratch = static_cast<float*>(pool.scratch(worker));
+        PairPanel* scratch = static_cast<PairPanel*>(pool.scratch(worker));
         for (i64 t = begin; t < end; ++t) {
             const LinearArgs* args = all.args;
             i64 task = t;
             for (i64 own; task >= (own = (args->w.rows + rows - 1) / rows); ++args) task -= own;
             const i64 r = task * rows, left = args->w.rows - r;
-            const auto multiply_rows = args->w.offsets != nullptr ? multiply_pairs<F, true> : multiply_pairs<F, false>;
-            multiply_rows(*args, r, left < rows ? left : rows, first, count, packed, scratch);
+            multiply_pairs<F>(*args, r, left < rows ? left : rows, first, count, packed, scratch);
         }
     };
     parallel(pool, tasks, 1, multiply);
@@ -339,28 +374,28 @@ static void multiply_shared(Pool& pool, const SharedProducts& all, i64 rows, i64
 template <class F>
 static void linear_pairs(Pool& pool, const SharedProducts& all) {
     const LinearArgs& args = *all.args;
-    const Matrix& m = args.w;
-    const i64 most = args.n < kRowsAtOnce ? args.n : kRowsAtOnce;
-    const i64 panels = (most + kPairPanel - 1) / kPairPanel;
-    const i64 depths = (m.cols + kPairDepth - 1) / kPairDepth;
+    const i64 most = ((args.n < kRowsAtOnce ? args.n : kRowsAtOnce) + kPairTile - 1) / kPairTile;
+    const i64 depths = (args.w.cols + kPairDepth - 1) / kPairDepth;
     i64 total = 0;
     for (i64 i = 0; i < all.count; ++i) total += all.args[i].w.rows;
     // Smaller blocks where there are too few rows of W for every thread to get some.
-    const i64 share = total / (8 * pool.threads()) / kPairTile * kPairTile;
-    const i64 rows = share < kPairTile ? kPairTile : share < kPairRows ? share : kPairRows;
-    pool.reserve_shared(panels * depths * static_cast<i64>(sizeof(PairPanel)));
-    pool.reserve(kPairRows * (panels * kPairPanel + 16) * static_cast<i64>(sizeof(float)) +
-                 static_cast<i64>(sizeof(PairRows)));
-    PairPanel* packed = static_cast<PairPanel*>(pool.shared());
+    const i64 share = total / (8 * pool.threads()) / kPairPanel * kPairPanel;
+    const i64 rows = share < kPairPanel ? kPairPanel : share < kPairRows ? share : kPairRows;
+    pool.reserve_shared(most * depths * static_cast<i64>(sizeof(PairTile)));
+    pool.reserve(kPairBlock * static_cast<i64>(sizeof(PairPanel)) +
+                 most * kPairTile * kPairRows * static_cast<i64>(sizeof(float)));
+    PairTile* packed = static_cast<PairTile*>(pool.shared());
     for (i64 first = 0; first < args.n; first += kRowsAtOnce) {
         const i64 count = args.n - first < kRowsAtOnce ? args.n - first : kRowsAtOnce;
+        const i64 tiles = (count + kPairTile - 1) / kPairTile;
         auto pack = [&](i64 begin, i64 end, int) {
             for (i64 p = begin; p < end; ++p) {
-                pack_pairs<typename PairsFor<F>::Type>(args, first + p / depths * kPairPanel, first + count,
-                                                       p % depths * kPairDepth, packed + p);
+                const i64 j = p / depths, depth = p % depths;
+                pack_pairs<typename PairsFor<F>::Type>(args, first + j * kPairTile, first + count,
+                                                       depth * kPairDepth, packed + depth * tiles + j);
             }
         };
-        parallel(pool, (count + kPairPanel - 1) / kPairPanel * depths, 1, pack);
+        parallel(pool, tiles * depths, depths, pack);
         multiply_shared<F>(pool, all, rows, first, count, packed);
     }
 }
