@@ -80,7 +80,7 @@ def enter(
             sys.executable,
             "minicpm4_peer.py",
             {},
-            args.cap,
+            args.cap * 5,  # our own deep points are to be measured, not worked out
             [("dense", ("dense",)), ("sparse", ("sparse",))],
         ),
         ("llama.cpp", args.llama_python, "llama_cpp_peer.py", {}, args.cap, [("", ("fa-off", "fa-on"))]),
@@ -104,7 +104,7 @@ def enter(
             (f"transformers {dtype}", args.torch_python, "transformers_peer.py", extra, cap, caches)
         )
     for name, python, script, extra, cap, parts in entries:
-        if name.split()[0] in args.without:
+        if name in args.without or name.split()[0] in args.without:
             continue
         try:
             child = Child(python, script, request | extra)
@@ -204,7 +204,10 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument(
-        "--without", nargs="*", default=[], help="peers to leave out: llama.cpp, OpenVINO, transformers"
+        "--without",
+        nargs="*",
+        default=[],
+        help="peers to leave out: llama.cpp, OpenVINO, transformers, or one of their columns",
     )
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--repeats", type=int, default=3)
