@@ -110,6 +110,7 @@ void run_released(Context& context, Work&& work) {
     context.run(std::forward<Work>(work));
 }
 
+void bind_weight(nb::module_& module);  // class Weight
 // Each adds its methods to Context.
 void bind_linear(nb::class_<Context>& context);
 void bind_elementwise(nb::class_<Context>& context);

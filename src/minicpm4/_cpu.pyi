@@ -7,43 +7,35 @@ Array = NDArray[Any]
 def isa_levels() -> list[str]: ...
 def cpu_features() -> dict[str, bool]: ...
 
+class Weight:
+    def __init__(
+        self,
+        kind: str,
+        layout: str,
+        rows: int,
+        cols: int,
+        group: int,
+        codes: Array,
+        scales: Array | None,
+        offsets: Array | None,
+    ) -> None: ...
+    def to_panels(
+        self, context: Context, codes: Array, scales: Array | None, offsets: Array | None
+    ) -> None: ...
+
 class Context:
     def __init__(self, threads: int, isa: str) -> None: ...
     @property
     def threads(self) -> int: ...
     @property
     def isa(self) -> str: ...
+    @property
+    def panels(self) -> bool: ...
     def linear(
-        self,
-        x: Array,
-        kind: str,
-        group: int,
-        codes: Array,
-        scales: Array | None,
-        offsets: Array | None,
-        bias: Array | None,
-        out: Array,
-        scale: float = 1.0,
-        add: bool = False,
+        self, x: Array, weight: Weight, bias: Array | None, out: Array, scale: float = 1.0, add: bool = False
     ) -> None: ...
-    def linears(
-        self,
-        x: Array,
-        products: list[
-            tuple[str, int, Array, Array | None, Array | None, Array | None, Array]
-        ],  # kind, group, codes, scales, offsets, bias, out
-    ) -> None: ...
-    def embed(
-        self,
-        ids: Array,
-        kind: str,
-        group: int,
-        codes: Array,
-        scales: Array | None,
-        offsets: Array | None,
-        scale: float,
-        out: Array,
-    ) -> None: ...
+    def linears(self, x: Array, products: list[tuple[Weight, Array | None, Array]]) -> None: ...
+    def embed(self, ids: Array, weight: Weight, scale: float, out: Array) -> None: ...
     def matmul(self, a: Array, b: Array, out: Array) -> None: ...
     def rms_norm(self, x: Array, weight: Array, eps: float, out: Array) -> None: ...
     def rotary(self, x: Array, positions: Array, cos: Array, sin: Array) -> None: ...

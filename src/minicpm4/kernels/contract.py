@@ -138,6 +138,11 @@ class OpTable(ABC):
     name: str
     description: str
 
+    def prepare(self, tensor: PackedTensor) -> PackedTensor:
+        """Return a weight matrix in the layout that this table reads fastest: ``tensor`` itself, or
+        new arrays with the same weights. Called once for each, when a model is loaded."""
+        return tensor
+
     # Primitives: every table supplies these.
 
     @abstractmethod

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 import threading
+from dataclasses import replace
 
 import numpy as np
 
 from minicpm4 import _cpu
 from minicpm4.config import SparseConfig
-from minicpm4.formats.quant import PackedTensor
+from minicpm4.formats.quant import PANEL_GROUP, PackedTensor, packed_shapes
 from minicpm4.kernels.contract import (
     Array,
     AttentionWeights,
@@ -58,9 +59,28 @@ class CpuOps(OpTable):
     def isa(self) -> str:
         return str(self._ctx.isa)
 
+    @property
+    def prepares(self) -> bool:
+        """Whether ``prepare`` changes the layout of grouped weights."""
+        return bool(self._ctx.panels)
+
+    def prepare(self, tensor: PackedTensor) -> PackedTensor:
+        spec = tensor.spec
+        if not (self.prepares and tensor.layout == "rows" and spec.group_size):
+            return tensor
+        if spec.group_size % PANEL_GROUP:
+            return tensor
+        shape, groups = packed_shapes(tensor.shape, spec, "panels")
+        codes = np.empty(shape, tensor.codes.dtype)
+        scales, offsets = (
+            None if part is None else np.empty(groups, part.dtype) for part in (tensor.scales, tensor.offsets)
+        )
+        _weight(tensor).to_panels(self._ctx, codes, scales, offsets)
+        return replace(tensor, codes=codes, scales=scales, offsets=offsets, layout="panels")
+
     def embed(self, table: PackedTensor, ids: Ints, scale: float, out: Array | None = None) -> Array:
         out = _result(out, (len(ids), table.shape[1]))
-        self._ctx.embed(_ints(ids), *_weight(table), scale, out)
+        self._ctx.embed(_ints(ids), _weight(table), scale, out)
         return out
 
     def rms_norm(self, x: Array, weight: Array, eps: float, out: Array | None = None) -> Array:
@@ -71,7 +91,7 @@ class CpuOps(OpTable):
 
     def linear(self, x: Array, linear: Linear, out: Array | None = None) -> Array:
         out = _result(out, (x.shape[0], linear.weight.shape[0]))
-        self._ctx.linear(_floats(x), *_weight(linear.weight), linear.bias, out)
+        self._ctx.linear(_floats(x), _weight(linear.weight), linear.bias, out)
         return out
 
     def rotary(self, x: Array, positions: Ints, cos: Array, sin: Array) -> Array:
@@ -170,7 +190,7 @@ class CpuOps(OpTable):
 
     def add_linear(self, x: Array, a: Array, linear: Linear, scale: float) -> Array:
         x = _floats(x)
-        self._ctx.linear(_floats(a), *_weight(linear.weight), linear.bias, x, scale, True)
+        self._ctx.linear(_floats(a), _weight(linear.weight), linear.bias, x, scale, True)
         return x
 
     def gate_up(self, x: Array, w: FeedForwardWeights, out: Array | None = None) -> Array:
@@ -184,7 +204,7 @@ class CpuOps(OpTable):
 
     def _linears(self, x: Array, *products: tuple[Linear, Array]) -> list[Array]:
         """Products of one x with several matrices, which share what the kernels make of x."""
-        listed = [(*_weight(linear.weight), linear.bias, out) for linear, out in products]
+        listed = [(_weight(linear.weight), linear.bias, out) for linear, out in products]
         self._ctx.linears(_floats(x), listed)
         return [out for _, out in products]
 
@@ -210,8 +230,16 @@ def _result(out: Array | None, shape: tuple[int, ...]) -> Array:
     return np.empty(shape, np.float32) if out is None else out
 
 
-def _weight(w: PackedTensor) -> tuple[str, int, Array, Array | None, Array | None]:
-    return w.spec.kind, w.spec.group_size, w.codes, w.scales, w.offsets
+def _weight(w: PackedTensor) -> _cpu.Weight:
+    """The extension's view of a matrix, checked once."""
+    found = w.native.get("cpu")
+    if found is None:
+        rows, cols = w.shape
+        found = _cpu.Weight(
+            w.spec.kind, w.layout, rows, cols, w.spec.group_size, w.codes, w.scales, w.offsets
+        )
+        w.native["cpu"] = found
+    return found
 
 
 def _rows(step: Step) -> tuple[Ints, Ints, Ints]:
