@@ -55,5 +55,6 @@ NB_MODULE(_cpu, module) {
     bind_weight(module);
     bind_linear(context);
     bind_elementwise(context);
-    bind_attention(context);
+    bind_attention(module, context);
+    bind_layer(context);
 }

@@ -23,6 +23,39 @@ class Weight:
         self, context: Context, codes: Array, scales: Array | None, offsets: Array | None
     ) -> None: ...
 
+class Pages:
+    def __init__(
+        self,
+        keys: Array,
+        values: Array,
+        key_scales: Array | None,
+        value_scales: Array | None,
+        kernels: Array | None,
+        kernel_scales: Array | None,
+        coarse: Array | None,
+        coarse_scales: Array | None,
+    ) -> None: ...
+
+class Rows:
+    def __init__(
+        self,
+        positions: Array,
+        cu_rows: Array,
+        page_table: Array,
+        cos: Array,
+        sin: Array,
+        sparse: bool,
+        kernel_size: int,
+        kernel_stride: int,
+        init_blocks: int,
+        local_blocks: int,
+        topk: int,
+        block_size: int,
+        dense_len: int,
+        lse_approx: bool,
+        use_nope: bool,
+    ) -> None: ...
+
 class Context:
     def __init__(self, threads: int, isa: str) -> None: ...
     @property
@@ -43,62 +76,37 @@ class Context:
     def add_scaled(self, x: Array, y: Array, scale: float) -> None: ...
     def log_sum_exp(self, logits: Array, out: Array) -> None: ...
     def top_k(self, logits: Array, values: Array, columns: Array) -> None: ...
-    def append(
-        self,
-        k: Array,
-        v: Array,
-        keys: Array,
-        values: Array,
-        key_scales: Array | None,
-        value_scales: Array | None,
-        kernels: Array | None,
-        kernel_scales: Array | None,
-        coarse: Array | None,
-        coarse_scales: Array | None,
-        positions: Array,
-        cu_rows: Array,
-        page_table: Array,
-        cos: Array,
-        sin: Array,
-        kernel_size: int,
-        kernel_stride: int,
-        use_nope: bool,
-    ) -> None: ...
-    def select(
-        self,
-        q: Array,
-        kernels: Array,
-        kernel_scales: Array | None,
-        coarse: Array | None,
-        coarse_scales: Array | None,
-        positions: Array,
-        cu_rows: Array,
-        page_table: Array,
-        cos: Array,
-        sin: Array,
-        kernel_size: int,
-        kernel_stride: int,
-        init_blocks: int,
-        local_blocks: int,
-        topk: int,
-        block_size: int,
-        dense_len: int,
-        lse_approx: bool,
-        use_nope: bool,
-        blocks: Array,
-        counts: Array,
-    ) -> None: ...
+    def append(self, k: Array, v: Array, pages: Pages, rows: Rows) -> None: ...
+    def select(self, q: Array, pages: Pages, rows: Rows, blocks: Array, counts: Array) -> None: ...
     def attend(
+        self, q: Array, pages: Pages, rows: Rows, blocks: Array | None, counts: Array | None, out: Array
+    ) -> None: ...
+    def qkv(
         self,
-        q: Array,
-        keys: Array,
-        values: Array,
-        key_scales: Array | None,
-        value_scales: Array | None,
-        positions: Array,
-        cu_rows: Array,
-        page_table: Array,
-        blocks: Array | None,
-        counts: Array | None,
+        x: Array,
+        norm: Array,
+        eps: float,
+        q: Weight,
+        q_bias: Array | None,
+        k: Weight,
+        k_bias: Array | None,
+        v: Weight,
+        v_bias: Array | None,
+        q_norm: Array | None,
+        k_norm: Array | None,
+        pages: Pages,
+        rows: Rows,
+        out: Array,
+    ) -> None: ...
+    def attention(self, q: Array, pages: Pages, rows: Rows, out: Array) -> None: ...
+    def gate_up(
+        self,
+        x: Array,
+        norm: Array,
+        eps: float,
+        gate: Weight,
+        gate_bias: Array | None,
+        up: Weight,
+        up_bias: Array | None,
         out: Array,
     ) -> None: ...
