@@ -26,13 +26,14 @@ nb::dict features() {
     return found;
 }
 
-void make_context(Context* self, int threads, const std::string& isa) {
+void make_context(Context* self, int threads, const std::string& isa, bool bytes) {
     if (threads < 1 || threads > kMaxThreads) {
         fail("threads = " + std::to_string(threads) + ", outside 1 to " + std::to_string(kMaxThreads));
     }
     for (const KernelTable* table : available_tables()) {
         if (isa == table->name) {
-            new (self) Context(threads, table);
+            if (bytes && !table->panels) fail("kernels of level " + isa + " do not round activations to 8 bits");
+            new (self) Context(threads, table, bytes);
             return;
         }
     }
@@ -48,7 +49,7 @@ NB_MODULE(_cpu, module) {
     module.def("isa_levels", &isa_levels, "Instruction sets that run on this machine, plainest first.");
     module.def("cpu_features", &features, "Processor features and whether they are usable.");
     nb::class_<Context> context(module, "Context", "A thread pool and the kernels of one instruction set.");
-    context.def("__init__", &make_context, nb::arg("threads"), nb::arg("isa"));
+    context.def("__init__", &make_context, nb::arg("threads"), nb::arg("isa"), nb::arg("bytes") = false);
     context.def_prop_ro("threads", &Context::threads);
     context.def_prop_ro("isa", [](const Context& self) { return std::string(self.kernels().name); });
     context.def_prop_ro("panels", [](const Context& self) { return self.kernels().panels; });

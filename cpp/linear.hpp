@@ -289,7 +289,9 @@ static void linear_format(Pool& pool, const SharedProducts& all) {
     [[maybe_unused]] const LinearArgs& args = *all.args;
 #if defined(MC_HAS_VNNI)
     if constexpr (F::GROUPED) {
-        if (args.w.panels && args.w.cols > 0 && args.n <= kFewPanelRows) return linear_panels<F>(pool, all);
+        if (args.w.panels && args.w.cols > 0 && (args.bytes || args.n <= kFewPanelRows)) {
+            return linear_panels<F>(pool, all);
+        }
         if (!args.w.panels && args.w.cols > 0 && args.n <= kFewByteRows && bytes_fit<F>(args.w)) return linear_bytes<F>(pool, all);
     }
 #elif defined(MC_HAS_WORDS)
