@@ -26,7 +26,7 @@ def tolerance(x: NDArray, w: NDArray) -> NDArray[np.float64]:
 def bound(ops: CpuOps, weight: PackedTensor, x: NDArray, w: NDArray) -> NDArray[np.float64]:
     """What the instruction set may lose on this product, beyond float32 only where it says so.
 
-    Grouped weights at levels avx512_bf16, avx2 and neon: x is rounded to 1/65024 of the largest value among
+    Grouped weights at levels above scalar but avx512: x is rounded to 1/65024 of the largest value among
     at most 128 columns. bf16 and f16 weights at level avx512_bf16 by more than 8 rows: x and weight are
     rounded to bf16.
     """
