@@ -57,5 +57,5 @@ NB_MODULE(_cpu, module) {
     bind_linear(context);
     bind_elementwise(context);
     bind_attention(module, context);
-    bind_layer(context);
+    bind_layer(module, context);
 }

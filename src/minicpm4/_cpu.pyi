@@ -23,6 +23,32 @@ class Weight:
         self, context: Context, codes: Array, scales: Array | None, offsets: Array | None
     ) -> None: ...
 
+class QkvWeights:
+    def __init__(
+        self,
+        norm: Array,
+        eps: float,
+        q: Weight,
+        q_bias: Array | None,
+        k: Weight,
+        k_bias: Array | None,
+        v: Weight,
+        v_bias: Array | None,
+        q_norm: Array | None,
+        k_norm: Array | None,
+    ) -> None: ...
+
+class GateUpWeights:
+    def __init__(
+        self,
+        norm: Array,
+        eps: float,
+        gate: Weight,
+        gate_bias: Array | None,
+        up: Weight,
+        up_bias: Array | None,
+    ) -> None: ...
+
 class Pages:
     def __init__(
         self,
@@ -81,32 +107,6 @@ class Context:
     def attend(
         self, q: Array, pages: Pages, rows: Rows, blocks: Array | None, counts: Array | None, out: Array
     ) -> None: ...
-    def qkv(
-        self,
-        x: Array,
-        norm: Array,
-        eps: float,
-        q: Weight,
-        q_bias: Array | None,
-        k: Weight,
-        k_bias: Array | None,
-        v: Weight,
-        v_bias: Array | None,
-        q_norm: Array | None,
-        k_norm: Array | None,
-        pages: Pages,
-        rows: Rows,
-        out: Array,
-    ) -> None: ...
+    def qkv(self, x: Array, weights: QkvWeights, pages: Pages, rows: Rows, out: Array) -> None: ...
     def attention(self, q: Array, pages: Pages, rows: Rows, out: Array) -> None: ...
-    def gate_up(
-        self,
-        x: Array,
-        norm: Array,
-        eps: float,
-        gate: Weight,
-        gate_bias: Array | None,
-        up: Weight,
-        up_bias: Array | None,
-        out: Array,
-    ) -> None: ...
+    def gate_up(self, x: Array, weights: GateUpWeights, out: Array) -> None: ...

@@ -135,22 +135,7 @@ class CpuOps(OpTable):
 
     def qkv(self, x: Array, w: AttentionWeights, kv: KVLayer, step: Step, out: Array | None = None) -> Array:
         out = _result(out, (step.num_rows, w.q.weight.shape[0]))
-        self._ctx.qkv(
-            _floats(x),
-            w.norm,
-            w.eps,
-            _weight(w.q.weight),
-            w.q.bias,
-            _weight(w.k.weight),
-            w.k.bias,
-            _weight(w.v.weight),
-            w.v.bias,
-            w.q_norm,
-            w.k_norm,
-            _pages(kv),
-            _rows(step),
-            out,
-        )
+        self._ctx.qkv(_floats(x), _qkv(w), _pages(kv), _rows(step), out)
         return out.reshape(step.num_rows, -1, kv.head_dim)
 
     def attention(self, q: Array, kv: KVLayer, step: Step, out: Array | None = None) -> Array:
@@ -165,8 +150,7 @@ class CpuOps(OpTable):
 
     def gate_up(self, x: Array, w: FeedForwardWeights, out: Array | None = None) -> Array:
         out = _result(out, (x.shape[0], w.gate.weight.shape[0]))
-        gate, up = _weight(w.gate.weight), _weight(w.up.weight)
-        self._ctx.gate_up(_floats(x), w.norm, w.eps, gate, w.gate.bias, up, w.up.bias, out)
+        self._ctx.gate_up(_floats(x), _gate_up(w), out)
         return out
 
     def _linears(self, x: Array, *products: tuple[Linear, Array]) -> list[Array]:
@@ -197,6 +181,34 @@ def _weight(w: PackedTensor) -> _cpu.Weight:
             w.spec.kind, w.layout, rows, cols, w.spec.group_size, w.codes, w.scales, w.offsets
         )
         w.native["cpu"] = found
+    return found
+
+
+def _qkv(w: AttentionWeights) -> _cpu.QkvWeights:
+    """The extension's view of a layer's projections before attention."""
+    found = w.native.get("cpu")
+    if found is None:
+        found = w.native["cpu"] = _cpu.QkvWeights(
+            w.norm,
+            w.eps,
+            _weight(w.q.weight),
+            w.q.bias,
+            _weight(w.k.weight),
+            w.k.bias,
+            _weight(w.v.weight),
+            w.v.bias,
+            w.q_norm,
+            w.k_norm,
+        )
+    return found
+
+
+def _gate_up(w: FeedForwardWeights) -> _cpu.GateUpWeights:
+    """The extension's view of a layer's first half of the feed-forward."""
+    found = w.native.get("cpu")
+    if found is None:
+        gate, up = _weight(w.gate.weight), _weight(w.up.weight)
+        found = w.native["cpu"] = _cpu.GateUpWeights(w.norm, w.eps, gate, w.gate.bias, up, w.up.bias)
     return found
 
 
