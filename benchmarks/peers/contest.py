@@ -105,7 +105,14 @@ class Column:
         return max(y0 + (y1 - y0) * (point.depth - x0) / (x1 - x0), min(y0, y1))
 
 
-def contest(columns: list[Column], points: list[Point], repeats: int, deadline: float, log: Log) -> None:
+def contest(
+    columns: list[Column],
+    points: list[Point],
+    repeats: int,
+    deadline: float,
+    log: Log,
+    after_round: Callable[[], object] = lambda: None,
+) -> None:
     """Measure every point ``repeats`` times in turn. A point that has already taken its cap in all is
     not repeated. Once ``deadline`` (of time.monotonic) has passed nothing is repeated, and what can be
     worked out is not run."""
@@ -116,6 +123,7 @@ def contest(columns: list[Column], points: list[Point], repeats: int, deadline: 
                 if round_number and (late or _enough(column, point)):
                     continue
                 _visit(column, point, 0.0 if late else column.cap, log)
+        after_round()
 
 
 def _visit(column: Column, point: Point, cap: float, log: Log) -> None:

@@ -110,9 +110,7 @@ def against(key: Key, attention: str, peer: str = "") -> Ask:
     """Ours on the shape over the best peer, or the best of those whose names begin with ``peer``."""
 
     def ask(results: Results, flavour: str) -> Seen | None:
-        return _over(
-            results.rate(SHAPE, key, _ours(flavour, attention)), _best(results, SHAPE, key, peer)
-        )
+        return _over(results.rate(SHAPE, key, _ours(flavour, attention)), _best(results, SHAPE, key, peer))
 
     return ask
 

@@ -22,7 +22,8 @@ def markdown(run: dict[str, Any]) -> str:
         f"# CPU peers: {machine['cpu']}, {threads} threads, {run['date'][:10]}",
         "",
         f"{machine['system']}. Tokens per second, medians; ± is half the distance between fastest and "
-        "slowest repeat. ~: worked out from shallower points of the same column. Ratios are to the best peer.",
+        "slowest repeat. ~: worked out from shallower points of the same column. Ratios are to the best "
+        "peer.",
         "",
         "## Goals",
         "",
@@ -67,8 +68,8 @@ def _part(model: dict[str, Any]) -> list[str]:
     parts += [f"- {name} left out: {why}" for name, why in model["left_out"].items()]
     limit = "16-bit integer" if model["limits"].get("int16_ops_per_s") else "float32"
     parts += [
-        f"- Limits in this run: {limits_text(model['limits'])}. The last columns say how much of that ours is: "
-        f"of reads for decode, of {limit} products for prefill.",
+        f"- Limits in this run: {limits_text(model['limits'])}. The last columns say how much of that ours "
+        f"is: of reads for decode, of {limit} products for prefill.",
         "",
         "| "
         + " | ".join(
