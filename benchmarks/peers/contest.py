@@ -20,6 +20,7 @@ SLOWER = 1.4  # a variant this much slower at a depth is not tried at deeper one
 CLOSE = 1.15  # one within this of the fastest stays in the race at its point
 TURNS = 2  # trials of every variant at a point, in turns, before any of them is left out
 DEEP = 2048
+SHALLOW = 8192 + CHUNK  # tokens up to which variants are tried that take much memory at depth
 
 Log = Callable[[str], None]
 
@@ -48,6 +49,7 @@ class Point:
 @dataclass(kw_only=True)
 class Column:
     """One contestant: a child, the variants it may choose from, and its cap in seconds a measurement.
+    The variants in ``shallow`` are left out beyond SHALLOW.
 
     Of ours ``attention`` is dense or sparse, and ``flavour`` names the engine's settings where they are
     not the usual ones; of others both are empty."""
@@ -58,6 +60,7 @@ class Column:
     cap: float
     flavour: str = ""
     attention: str = ""
+    shallow: frozenset[str] = frozenset()
     slow: set[tuple[str, str]] = field(default_factory=set)
     seconds: dict[Point, dict[str, list[float]]] = field(default_factory=dict)
     estimates: dict[Point, float] = field(default_factory=dict)
@@ -83,7 +86,9 @@ class Column:
         and those close to it."""
         found = self.seconds.get(point)
         if not found:
-            return [variant for variant in self.variants if (point.kind, variant) not in self.slow]
+            out = self.shallow if point.depth + point.tokens > SHALLOW else frozenset()
+            allowed = [variant for variant in self.variants if variant not in out]
+            return [variant for variant in allowed if (point.kind, variant) not in self.slow] or allowed
         fastest = min(median(times) for times in found.values())
         return [variant for variant, times in found.items() if median(times) <= CLOSE * fastest]
 

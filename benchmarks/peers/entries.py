@@ -37,12 +37,21 @@ class Entry:
     cap: float
     request: dict[str, Any] = field(default_factory=dict)
     variants: tuple[str, ...] = ()
+    shallow: frozenset[str] = frozenset()
     flavour: Flavour | None = None
 
     def columns(self, child: Child) -> list[Column]:
         """What ``child`` fills."""
         if self.flavour is None:
-            return [Column(name=self.name, child=child, variants=self.variants, cap=self.cap)]
+            return [
+                Column(
+                    name=self.name,
+                    child=child,
+                    variants=self.variants,
+                    cap=self.cap,
+                    shallow=self.shallow,
+                )
+            ]
         return [
             Column(
                 name=f"{self.name} {attention}",
@@ -123,6 +132,7 @@ def _peers(args: argparse.Namespace) -> Iterable[Entry]:
             cap=args.cap,
             request={"precision": precision, "work": str(args.work.resolve())},
             variants=("", "float32"),
+            shallow=frozenset({"float32"}),
         )
     for dtype, cap in (("bfloat16", args.cap), ("float32", args.cap / 2)):
         yield Entry(

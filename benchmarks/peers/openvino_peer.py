@@ -8,6 +8,8 @@ only the last token's logits are computed, as GenAI does itself when it generate
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import os
 import time
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any
 from protocol import serve
 
 CHUNK = 512
+DEEP = 1 << 16  # from here on a compiled model is dropped after use: nothing else gives its gigabytes back
 # What OpenVINO does unasked (activations in 8 bits for each 32 columns, keys and values in 8 bits), and
 # the same without these roundings.
 SETTINGS: dict[str, dict[str, str]] = {
@@ -41,6 +44,7 @@ class OpenVinoPeer:
         self.random = numpy.random.default_rng(0)
         self.compiled: dict[str, Any] = {}
         self.requests: dict[str, Any] = {}
+        self.size = 0
         self._use("")
         # Before anything has run, a state's shape is (batch, kv heads, tokens, head size) of no tokens.
         _, self.heads, _, self.size = self.states[0].state.shape
@@ -57,7 +61,7 @@ class OpenVinoPeer:
             self.requests[variant] = self.compiled[variant].create_infer_request()
         self.run = self.requests[variant]
         self.states = self.run.query_state()
-        if new and variant:
+        if new and self.size:
             self._warm_up(variant)
 
     def _warm_up(self, variant: str) -> None:
@@ -77,7 +81,19 @@ class OpenVinoPeer:
         began = time.perf_counter()
         for start in range(0, tokens, step):
             self._step(ids[:, start : start + step], depth + start)
-        return time.perf_counter() - began
+        seconds = time.perf_counter() - began
+        if depth >= DEEP:
+            self._forget()
+        return seconds
+
+    def _forget(self) -> None:
+        """Drop everything compiled; it is compiled again when it is next used."""
+        del self.run, self.states
+        self.requests.clear()
+        self.compiled.clear()
+        gc.collect()
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
 
     def _step(self, ids: Any, past: int) -> None:
         batch, count = ids.shape
