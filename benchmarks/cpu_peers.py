@@ -149,33 +149,35 @@ def first_text() -> dict[str, Any]:
 def main() -> None:
     args = arguments()
     watch, deadline = Watch(), time.monotonic() + 60 * args.minutes
-    machine = {"cpu": cpu_name(), "cpus": os.cpu_count(), "system": platform.platform()}
+    cpu = re.sub(r"[^a-z0-9]+", "-", cpu_name().lower()).strip("-")
+    file = args.merge or args.results / f"cpu_peers_{cpu}_{datetime.now(UTC):%Y-%m-%d}.json"
+    old = json.loads(file.read_text(encoding="utf-8")) if args.merge and file.exists() else None
+    for folder in (args.work, file.parent):
+        folder.mkdir(parents=True, exist_ok=True)
     parts = [key for key in args.parts if key != START]
-    args.work.mkdir(parents=True, exist_ok=True)
-    begun = first_text() if START in args.parts else None
-    models = []
+    run: dict[str, Any] = {
+        "machine": {"cpu": cpu_name(), "cpus": os.cpu_count(), "system": platform.platform()},
+        "threads": args.threads,
+        "start": first_text() if START in args.parts else None,
+        "models": [],
+    }
     for number, key in enumerate(parts):
         share = PARTS[key].share / sum(PARTS[later].share for later in parts[number:])
         left = deadline - time.monotonic()
-        models.append(run_part(args, key, time.monotonic() + left * share))
-    now = datetime.now(UTC)
-    run = {
-        "date": now.isoformat(timespec="seconds"),
-        "commit": _commit(),
-        "machine": machine,
-        "threads": args.threads,
-        "other_load": watch.others(),
-        "start": begun,
-        "models": models,
-    }
-    cpu = re.sub(r"[^a-z0-9]+", "-", cpu_name().lower()).strip("-")
-    file = args.merge or args.results / f"cpu_peers_{cpu}_{now:%Y-%m-%d}.json"
-    if args.merge and file.exists():
-        run = merge(json.loads(file.read_text(encoding="utf-8")), run)
-    file.parent.mkdir(parents=True, exist_ok=True)
+        run["models"].append(run_part(args, key, time.monotonic() + left * share))
+        _save(run, watch, old, file)  # what is measured is kept, whatever becomes of later parts
+    whole = _save(run, watch, old, file)
+    print(f"\n{markdown(whole)}\nwrote {file.name} and its .md")
+
+
+def _save(run: dict[str, Any], watch: Watch, old: dict[str, Any] | None, file: Path) -> dict[str, Any]:
+    """Write the result so far, with the parts of an older one that it lacks; return both together."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    run = {"date": now, "commit": _commit(), "other_load": watch.others()} | run
+    run = merge(old, run) if old else run
     file.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
     file.with_suffix(".md").write_text(markdown(run), encoding="utf-8")
-    print(f"\n{markdown(run)}\nwrote {file.name} and its .md")
+    return run
 
 
 def arguments() -> argparse.Namespace:
