@@ -113,7 +113,7 @@ def integer_peak(args: argparse.Namespace, level: str) -> dict[str, float]:
     source, program = Path(__file__).parent / "peers" / "peak.c", args.work / f"peak-{level}"
     flags = ["-O3", "-pthread", "-mavx2" if level == "avx2" else "-march=native"]
     try:
-        if not program.exists():
+        if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
             subprocess.run(["cc", *flags, str(source), "-o", str(program)], check=True, capture_output=True)
         command = [str(program), str(args.threads)]
         found: dict[str, float] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
