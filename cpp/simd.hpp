@@ -39,6 +39,13 @@ constexpr bool kHasVnni = true;
 constexpr bool kHasVnni = false;
 #endif
 
+// Whether linear and embed take weights in panels; code that does is behind MC_HAS_PANELS.
+#if defined(MC_HAS_PANELS)
+constexpr bool kHasPanels = true;
+#else
+constexpr bool kHasPanels = false;
+#endif
+
 #if !defined(MC_HAS_HSUM)
 MC_INLINE float hsum(V a) {
     float lane[W];

@@ -45,6 +45,7 @@ class CpuOps(OpTable):
 
     def __init__(self, threads: int | None = None, isa: str | None = None, *, narrow: bool = False) -> None:
         self._ctx = _cpu.Context(threads or 1, isa or isa_levels()[-1], narrow)
+        self._panels = frozenset(self._ctx.panels)
         count = f"{self.threads} thread" + ("s" if self.threads > 1 else "")
         self.description = f"cpu: {self.isa}, {count}" + (", 8-bit activations" if narrow else "")
 
@@ -58,14 +59,17 @@ class CpuOps(OpTable):
 
     @property
     def prepares(self) -> bool:
-        """Whether ``prepare`` changes the layout of grouped weights."""
-        return bool(self._ctx.panels)
+        """Whether ``prepare`` changes the layout of some weights."""
+        return bool(self._panels)
+
+    @property
+    def can_narrow(self) -> bool:
+        """Whether kernels of this level can round activations to 8 bits."""
+        return bool(self._ctx.can_narrow)
 
     def prepare(self, tensor: PackedTensor) -> PackedTensor:
         spec = tensor.spec
-        if not (self.prepares and tensor.layout == "rows" and spec.group_size):
-            return tensor
-        if spec.group_size % PANEL_GROUP:
+        if spec.kind not in self._panels or spec.group_size % PANEL_GROUP or tensor.layout != "rows":
             return tensor
         shape, groups = packed_shapes(tensor.shape, spec, "panels")
         codes = np.empty(shape, tensor.codes.dtype)
