@@ -13,6 +13,7 @@ import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
@@ -243,6 +244,7 @@ class _Part:
     def __init__(self, checkpoint: Checkpoint, config: ModelConfig) -> None:
         self._whole, self._config = checkpoint, config
         self.path = checkpoint.path
+        self.files: tuple[Path, ...] = ()  # parts are not kept
         self.tensors: Mapping[str, TensorInfo] = {
             name: info for name, info in checkpoint.tensors.items() if _layer(name) < config.num_hidden_layers
         }
