@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ import pytest
 
 from minicpm4.errors import ConfigError
 from minicpm4.formats.packing import pack_from_float
-from minicpm4.formats.quant import PackedTensor, QuantSpec
+from minicpm4.formats.quant import QuantSpec
+from minicpm4.kernels.contract import OpTable
 from minicpm4.model import loader, packed_cache, packed_file
 from minicpm4.model.packed_cache import LIMIT_VARIABLE, VARIABLE, clear, kept_files
 from tests.fixtures.random_checkpoint import make_checkpoint
@@ -52,16 +52,14 @@ def test_each_choice_and_layout_has_its_own(folder: Path, place: Path) -> None:
     assert {(one.weights, one.layout) for one in kept_files()} >= {("int4", "panels-1"), ("int8", "rows")}
 
 
-def test_an_op_tables_own_layout_is_kept(folder: Path) -> None:
-    def prepare(tensor: PackedTensor) -> PackedTensor:
-        return replace(tensor, codes=np.ascontiguousarray(tensor.codes.T), layout="panels")
-
-    first = load(folder, "auto", "panels-1", prepare=prepare)
-    assert "kept for the next start" in first.notes
-    second = load(folder, "auto", "panels-1", prepare=prepare)
-    assert "kept ones" in second.notes
-    assert second.weights.embed.codes.shape == (64, 320)
+@pytest.mark.parametrize("weights", ["int4", "int8", "ternary"])
+def test_an_op_tables_own_layout_is_kept(ops: OpTable, folder: Path, weights: str) -> None:
+    options: dict[str, Any] = {"layout": ops.layout, "prepare": ops.prepare}
+    first, second = (load(folder, weights, **options) for _ in range(2))
+    assert "kept for the next start" in first.notes and "kept ones" in second.notes
     assert_same(first, second)
+    layer = second.weights.layers[0].feed_forward.gate.weight
+    assert layer.layout == ("rows" if ops.layout == "rows" else "panels")
 
 
 def test_a_changed_checkpoint_replaces_its_file(folder: Path, place: Path) -> None:

@@ -167,7 +167,8 @@ class WeightCache:
         size = nbytes(tensors)
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            there = not self._ignored and self._is_kept()
+            # Another process may have been faster.
+            there = not self._ignored and self.kept_nbytes() is not None
             why = "" if there else self._make_room(size)
             if not why and not there:
                 write(self.file, self.key, tensors)
@@ -175,11 +176,12 @@ class WeightCache:
             why = f"cannot write {self.file.parent}: {error.strerror}"
         self.said += f"not kept: {why}" if why else f"kept for the next start ({size / 1e6:,.0f} MB)"
 
-    def _is_kept(self) -> bool:
-        """Whether another process has been faster."""
+    def kept_nbytes(self) -> int | None:
+        """Size of the file; None where there is none for this key whose header is whole."""
         with suppress(OSError, CheckpointError), self.file.open("rb", buffering=0) as data:
-            return bool(PackedFile(data, self.file).key == self.key)
-        return False
+            if PackedFile(data, self.file).key == self.key:
+                return os.fstat(data.fileno()).st_size
+        return None
 
     def _make_room(self, size: int) -> str:
         """Remove the files that were used longest ago, as far as must be; return why it is not enough."""
