@@ -78,7 +78,7 @@ def measure(arguments: argparse.Namespace, model: Path, place: Path) -> dict[str
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "load average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "checkpoint": arguments.checkpoint and model.name or f"random, shape {arguments.shape}",
+        "checkpoint": (arguments.checkpoint and model.name) or f"random, shape {arguments.shape}",
         "layers": loads["first"][0]["layers"],
         "weights": arguments.weights,
         "checkpoint, GB": round(sum(file.stat().st_size for file in files) / 1e9, 3),

@@ -106,8 +106,9 @@ def summary(key: Key, found: Calibration) -> tuple[str, str]:
         f"{weights}; kv {model.get('kv')}",
         f"threads {found.threads or 'as by default'}",
         f"chunk {found.chunk or 'as by default'}",
-        f"sequences decoded together, tokens/s: {rates}",
     ]
+    if rates:  # not measured on first use
+        parts.append(f"sequences decoded together, tokens/s: {rates}")
     for one in found.crossovers:
         since = ", ".join(
             f"{'?' if tokens is None else f'{tokens:,}'} ({kind})"
