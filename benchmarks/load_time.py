@@ -13,16 +13,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import re
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from minicpm4.kernels.machine import cpu_name
 
 ROOT = Path(__file__).parents[1]
 SHAPES: dict[str, dict[str, Any]] = {
@@ -75,6 +77,13 @@ def measure(arguments: argparse.Namespace, model: Path, place: Path) -> dict[str
         loads["cold"].append(load(model, arguments.weights))
     files = [model] if model.is_file() else list(model.glob("*.safetensors"))
     report: dict[str, Any] = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=10"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        ).stdout.strip(),
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "load average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
@@ -160,14 +169,6 @@ def cached() -> int:
         if line.startswith("Cached:"):
             return int(line.split()[1]) * 1024
     return 0
-
-
-def cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":
