@@ -26,6 +26,7 @@ from typing import Any
 
 from minicpm4.kernels.machine import cpu_name
 
+DESCRIBE = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
 ROOT = Path(__file__).parents[1]
 SHAPES: dict[str, dict[str, Any]] = {
     "0.5b": {},
