@@ -52,7 +52,7 @@ def calibrate_first(
     """
     if options.attention != "auto" or calibration.folder() is None:
         return None
-    there = machine(options.backend, options.isa)
+    there = machine(options.backend, options.isa, options.activations)
     if there is None:
         return None
     found = inspect(model, options)
@@ -134,6 +134,7 @@ def _crossovers(
         sparse={**settings, "dense_len": -1},
         kv=found.options.kv,
         backend=found.options.backend,
+        activations=found.options.activations,
         threads=found.options.threads,
         chunk=max(TOKENS.values()),
     )
@@ -190,6 +191,7 @@ def _chunk(found: Inspection, stop: float, tick: Callable[[], None]) -> int | No
         attentions=("dense",),
         kv=found.options.kv,
         backend=found.options.backend,
+        activations=found.options.activations,
         threads=found.options.threads,
         chunk=max(CHUNKS),
     )
