@@ -144,6 +144,8 @@ class OpTable(ABC):
 
     name: str
     description: str
+    layout: str = "rows"
+    """Names what ``prepare`` writes, its version included: weights are kept on disk under this name."""
 
     def prepare(self, tensor: PackedTensor) -> PackedTensor:
         """Return a weight matrix in the layout that this table reads fastest: ``tensor`` itself, or

@@ -30,6 +30,7 @@ isa_levels = _cpu.isa_levels
 cpu_features = _cpu.cpu_features
 BUILD = _cpu.__file__
 
+PANELS = "panels-1"  # raise it when to_panels writes anything else: weights are kept on disk
 _NO_SPARSE = SparseConfig()
 
 
@@ -48,6 +49,7 @@ class CpuOps(OpTable):
         self._panels = frozenset(self._ctx.panels)
         count = f"{self.threads} thread" + ("s" if self.threads > 1 else "")
         self.description = f"cpu: {self.isa}, {count}" + (", 8-bit activations" if narrow else "")
+        self.layout = PANELS if self.prepares else "rows"
 
     @property
     def threads(self) -> int:
