@@ -10,6 +10,7 @@
 
 static constexpr i64 kDotPage = 64;     // tokens of a page that these kernels take
 static constexpr i64 kDotRows = 6;      // queries at once
+static constexpr float kHeadroom = 8;   // see soften_dot
 static constexpr i64 kDotFloats = 32768;  // floats of queries that a tile may have: about the L2 cache
 
 // A page in pairs of 16 bits, as 32-bit words, and what to multiply integer scores by.
@@ -290,7 +291,17 @@ MC_INLINE void raise_top(float peak, float* sums, i64 d, float* top, float* tota
     *top = peak;
 }
 
-// Folds a page of integer scores of one query into its softmax; writes weights. Rescales the sums.
+// 2^a within 8e-5 of itself: enough for what is rounded to bf16, within 2e-3.
+MC_INLINE __m512 rough_power_of_two(__m512 a) {
+    const __m512 r = _mm512_reduce_ps(a, 1);  // a - floor(a)
+    __m512 p = _mm512_fmadd_ps(_mm512_set1_ps(0.0780245226F), r, _mm512_set1_ps(0.226067155F));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.69583354F));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.999925219F));
+    return _mm512_scalef_ps(p, a);  // by floor(a)
+}
+
+// Folds a page of integer scores of one query into its softmax; writes weights. The top of the softmax may
+// stay behind the largest score by kHeadroom powers of two: rarely is there anything to rescale.
 MC_INLINE void soften_dot(const i32* scores, const float* key_scales, float scale, float* sums, i64 d,
                           float* top, float* total, u16* weights) {
     constexpr int N = kDotPage / 16;
@@ -302,15 +313,18 @@ MC_INLINE void soften_dot(const i32* scores, const float* key_scales, float scal
                                  _mm512_loadu_ps(key_scales + 16 * j));
     }
     const __m512 most = _mm512_max_ps(_mm512_max_ps(score[0], score[1]), _mm512_max_ps(score[2], score[3]));
-    raise_top(_mm512_reduce_max_ps(most) * scale, sums, d, top, total);
     const __m512 factor = _mm512_set1_ps(scale * kLog2e);
-    const __m512 base = _mm512_set1_ps(*top * -kLog2e);
+    __m512 base = _mm512_set1_ps(*top * -kLog2e);
+    if (_mm512_cmp_ps_mask(_mm512_fmadd_ps(most, factor, base), _mm512_set1_ps(kHeadroom), _CMP_GT_OQ)) {
+        raise_top(_mm512_reduce_max_ps(most) * scale, sums, d, top, total);
+        base = _mm512_set1_ps(*top * -kLog2e);
+    }
     const __m512bh ones = (__m512bh)_mm512_set1_epi16(0x3f80);
     __m512 sum = _mm512_setzero_ps();
     MC_UNROLL
     for (int j = 0; j < N; j += 2) {
-        const __m512 low = power_of_two(_mm512_fmadd_ps(score[j], factor, base));
-        const __m512 high = power_of_two(_mm512_fmadd_ps(score[j + 1], factor, base));
+        const __m512 low = rough_power_of_two(_mm512_fmadd_ps(score[j], factor, base));
+        const __m512 high = rough_power_of_two(_mm512_fmadd_ps(score[j + 1], factor, base));
         const __m512bh both = _mm512_cvtne2ps_pbh(high, low);
         _mm512_storeu_si512(weights + 16 * j, (__m512i)both);
         sum = _mm512_dpbf16_ps(sum, both, ones);
