@@ -224,11 +224,11 @@ MC_INLINE __m512i broadcast_pair(const void* p) {
     return _mm512_set1_epi32(word);
 }
 
-// Integer scores (ROWS, P) of ROWS queries.
+// Integer scores of ROWS queries.
 template <int ROWS>
-static void dot_scores(const i16* const* queries, i64 d, const i32* keys, i32* scores) {
+MC_INLINE void dot_scores(const i16* const* queries, i64 d, const i32* keys,
+                          __m512i (&sum)[ROWS][kDotPage / 16]) {
     constexpr int N = kDotPage / 16;
-    __m512i sum[ROWS][N];
     MC_UNROLL
     for (int i = 0; i < ROWS; ++i) {
         MC_UNROLL
@@ -242,13 +242,8 @@ static void dot_scores(const i16* const* queries, i64 d, const i32* keys, i32* s
         for (int i = 0; i < ROWS; ++i) {
             const __m512i left = broadcast_pair(queries[i] + e);
             MC_UNROLL
-            for (int j = 0; j < N; ++j) sum[i][j] = _mm512_dpwssd_epi32(sum[i][j], left, right[j]);
+            for (int j = 0; j < N; ++j) sum[i][j] = add_word_products(sum[i][j], left, right[j]);
         }
-    }
-    MC_UNROLL
-    for (int i = 0; i < ROWS; ++i) {
-        MC_UNROLL
-        for (int j = 0; j < N; ++j) _mm512_storeu_si512(scores + i * kDotPage + 16 * j, sum[i][j]);
     }
 }
 
@@ -281,7 +276,7 @@ static void dot_values(const u16* weights, const i32* values, i64 d, i64 first, 
 }
 
 // Makes `peak` the top of a query's softmax if it is higher: rescales what was summed.
-MC_INLINE void raise_top(float peak, float* sums, i64 d, float* top, float* total) {
+static __attribute__((noinline)) void raise_top(float peak, float* sums, i64 d, float* top, float* total) {
     if (!(peak > *top)) return;
     const __m512 shrink = _mm512_scalef_ps(exp(set1(*top - peak)).v, _mm512_setzero_ps());
     *total *= _mm512_cvtss_f32(shrink);
@@ -302,14 +297,14 @@ MC_INLINE __m512 rough_power_of_two(__m512 a) {
 
 // Folds a page of integer scores of one query into its softmax; writes weights. The top of the softmax may
 // stay behind the largest score by kHeadroom powers of two: rarely is there anything to rescale.
-MC_INLINE void soften_dot(const i32* scores, const float* key_scales, float scale, float* sums, i64 d,
+MC_INLINE void soften_dot(const __m512i* scores, const float* key_scales, float scale, float* sums, i64 d,
                           float* top, float* total, u16* weights) {
     constexpr int N = kDotPage / 16;
     constexpr float kLog2e = 1.44269504F;
     __m512 score[N];
     MC_UNROLL
     for (int j = 0; j < N; ++j) {
-        score[j] = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_loadu_si512(scores + 16 * j)),
+        score[j] = _mm512_mul_ps(_mm512_cvtepi32_ps(scores[j]),
                                  _mm512_loadu_ps(key_scales + 16 * j));
     }
     const __m512 most = _mm512_max_ps(_mm512_max_ps(score[0], score[1]), _mm512_max_ps(score[2], score[3]));
@@ -337,15 +332,16 @@ template <int ROWS>
 static void attend_dot_rows(const DotScratch& s, const i32* who, i64 d, const Partial& p) {
     const i16* queries[ROWS];
     float* sums[ROWS];
-    alignas(64) i32 scores[ROWS * kDotPage];
+    __m512i scores[ROWS][kDotPage / 16];
     alignas(64) u16 weights[ROWS * kDotPage];
     for (int i = 0; i < ROWS; ++i) {
         queries[i] = s.queries + who[i] * d;
         sums[i] = p.sums + who[i] * d;
     }
     dot_scores<ROWS>(queries, d, s.page.keys, scores);
+    MC_UNROLL
     for (int i = 0; i < ROWS; ++i) {
-        soften_dot(scores + i * kDotPage, s.page.scales, s.scales[who[i]], sums[i], d, p.top + who[i],
+        soften_dot(scores[i], s.page.scales, s.scales[who[i]], sums[i], d, p.top + who[i],
                    p.total + who[i], weights + i * kDotPage);
     }
     i64 e = 0;
