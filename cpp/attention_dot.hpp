@@ -35,6 +35,18 @@ struct Ahead {
     i64 done;
 };
 
+// Which tokens of a page the queries of s.who see: those up to positions[who / group] - start.
+struct Seen {
+    const i32* positions;
+    i64 group;
+    i64 start;
+
+    i64 count(i32 who) const {
+        const i64 tokens = positions[who / group] + i64(1) - start;
+        return tokens < kDotPage ? tokens : kDotPage;
+    }
+};
+
 // Floats that a scratch for m queries takes, and the scratch in them.
 MC_INLINE i64 dot_floats(i64 m, i64 d) { return kDotPage * (d + 1) + m * d / 2 + 2 * round_up(m, W); }
 
@@ -53,21 +65,21 @@ MC_INLINE DotScratch dot_scratch(float* base, i64 m, i64 d) {
 
 MC_INLINE bool has_dot(const KvView&) { return false; }
 MC_INLINE Ahead pages_ahead(const KvView&, i64) { return {}; }
-MC_INLINE bool load_dot_page(const KvView&, i64, const DotPage&, Ahead&) { return false; }
+MC_INLINE bool load_dot_page(const KvView&, i64, i64, const DotPage&, Ahead&) { return false; }
 MC_INLINE void load_dot_queries(const float*, i64, i64, const DotScratch&) {}
 MC_INLINE bool has_few(i64, i64) { return false; }
 MC_INLINE bool attend_few(const KvView&, i64, const DotScratch&, i64, const Partial&, Ahead&) { return false; }
-MC_INLINE void attend_dot(const DotScratch&, i64, i64, const Partial&, Ahead&) {}
-struct Seen {
-    const i32* positions;
-    i64 group;
-    i64 start;
-};
+MC_INLINE void attend_dot(const DotScratch&, i64, i64, const Seen&, const Partial&, Ahead&) {}
 MC_INLINE bool attend_int8(const KvView&, i64, const DotScratch&, i64, const Seen&, const Partial&, Ahead&) {
     return false;
 }
 
 #else
+
+MC_INLINE __mmask16 seen_lanes(i64 count, int j) {
+    const i64 rest = count - 16 * j;
+    return rest >= 16 ? lanes(16) : rest > 0 ? lanes(static_cast<int>(rest)) : 0;
+}
 
 MC_INLINE bool has_dot(const KvView& kv) {
     return kv.kind != KvKind::f32 && kv.page_size == kDotPage && kv.d % 16 == 0;
@@ -151,7 +163,8 @@ MC_INLINE bool key_scales(const __m512* squares, float* scales, float* inverse) 
     return usable == 0xffff;
 }
 
-static bool load_dot_keys(const u16* from, i64 d, const DotPage& page, Ahead& ahead) {
+// Of the first `count` tokens; what else there is becomes any number.
+static bool load_dot_keys(const u16* from, i64 d, i64 count, const DotPage& page, Ahead& ahead) {
     constexpr int N = kDotPage / 16;
     __m512 squares[N];
     for (int j = 0; j < N; ++j) squares[j] = _mm512_setzero_ps();
@@ -167,6 +180,7 @@ static bool load_dot_keys(const u16* from, i64 d, const DotPage& page, Ahead& ah
             squares[j + 1] = _mm512_dpbf16_ps(squares[j + 1], (__m512bh)pairs.second, (__m512bh)pairs.second);
         }
     }
+    for (int j = 0; j < N; ++j) squares[j] = _mm512_maskz_mov_ps(seen_lanes(count, j), squares[j]);
     float inverse[kDotPage];
     if (!key_scales(squares, page.scales, inverse)) return false;
     for (i64 i = 0; i < d / 2; ++i) {
@@ -181,22 +195,39 @@ static bool load_dot_keys(const u16* from, i64 d, const DotPage& page, Ahead& ah
     return true;
 }
 
-// Loads page number `at` (pages and heads counted together); false where only float32 will do.
-static bool load_dot_page(const KvView& kv, i64 at, const DotPage& page, Ahead& ahead) {
+// Whether the first `count` of the values are finite: where not every row sees all of them, weights of 0
+// must not meet anything else.
+static bool finite_values(const u16* values, i64 d, i64 count) {
+    const __m512i exponent = _mm512_set1_epi16(0x7f80);
+    __mmask32 bad = 0;
+    for (i64 i = 0; i < count * d; i += 32) {
+        const __mmask32 rest = count * d - i >= 32 ? 0xffffffffU : 0xffffU;
+        const __m512i bits = _mm512_and_si512(_mm512_maskz_loadu_epi16(rest, values + i), exponent);
+        bad |= _mm512_cmpeq_epi16_mask(bits, exponent);
+    }
+    return bad == 0;
+}
+
+// Loads the first `count` tokens of page number `at` (pages and heads counted together), and zeros for the
+// other values; false where only float32 will do.
+static bool load_dot_page(const KvView& kv, i64 at, i64 count, const DotPage& page, Ahead& ahead) {
     const i64 d = kv.d;
-    if (!load_dot_keys(static_cast<const u16*>(kv.keys) + at * d * kDotPage, d, page, ahead)) return false;
     const u16* from = static_cast<const u16*>(kv.values) + at * d * kDotPage;
+    if (count < kDotPage && !finite_values(from, d, count)) return false;
+    const u16* keys = static_cast<const u16*>(kv.keys) + at * d * kDotPage;
+    if (!load_dot_keys(keys, d, count, page, ahead)) return false;
     for (i64 t = 0; t < kDotPage; t += 2) {
         fetch(ahead, 1);
         const u16* even = from + t * d;
         i32* to = page.values + t / 2 * d;
+        const __m512i seen = _mm512_set1_epi32(t + 1 < count ? -1 : t < count ? 0xffff : 0);
         i64 i = 0;
         for (; i + 32 <= d; i += 32) {
             const TwoPairs pairs = two_pairs_of(even + i, even + d + i);
-            _mm512_storeu_si512(to + i, pairs.first);
-            _mm512_storeu_si512(to + i + 16, pairs.second);
+            _mm512_storeu_si512(to + i, _mm512_and_si512(pairs.first, seen));
+            _mm512_storeu_si512(to + i + 16, _mm512_and_si512(pairs.second, seen));
         }
-        if (i < d) _mm512_storeu_si512(to + i, pairs_of(even + i, even + d + i));
+        if (i < d) _mm512_storeu_si512(to + i, _mm512_and_si512(pairs_of(even + i, even + d + i), seen));
     }
     return true;
 }
@@ -295,10 +326,12 @@ MC_INLINE __m512 rough_power_of_two(__m512 a) {
     return _mm512_scalef_ps(p, a);  // by floor(a)
 }
 
-// Folds a page of integer scores of one query into its softmax; writes weights. The top of the softmax may
-// stay behind the largest score by kHeadroom powers of two: rarely is there anything to rescale.
-MC_INLINE void soften_dot(const __m512i* scores, const float* key_scales, float scale, float* sums, i64 d,
-                          float* top, float* total, u16* weights) {
+// Folds a page of integer scores of one query, which sees `count` of them, into its softmax; writes weights.
+// The top of the softmax may stay behind the largest score by kHeadroom powers of two: rarely is there anything
+// to rescale.
+template <bool WHOLE>
+MC_INLINE void soften_dot(const __m512i* scores, const float* key_scales, float scale, i64 count, float* sums,
+                          i64 d, float* top, float* total, u16* weights) {
     constexpr int N = kDotPage / 16;
     constexpr float kLog2e = 1.44269504F;
     __m512 score[N];
@@ -306,6 +339,12 @@ MC_INLINE void soften_dot(const __m512i* scores, const float* key_scales, float 
     for (int j = 0; j < N; ++j) {
         score[j] = _mm512_mul_ps(_mm512_cvtepi32_ps(scores[j]),
                                  _mm512_loadu_ps(key_scales + 16 * j));
+    }
+    if (!WHOLE) {
+        MC_UNROLL
+        for (int j = 0; j < N; ++j) {
+            score[j] = _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), seen_lanes(count, j), score[j]);
+        }
     }
     const __m512 most = _mm512_max_ps(_mm512_max_ps(score[0], score[1]), _mm512_max_ps(score[2], score[3]));
     const __m512 factor = _mm512_set1_ps(scale * kLog2e);
@@ -328,8 +367,8 @@ MC_INLINE void soften_dot(const __m512i* scores, const float* key_scales, float 
 }
 
 // ROWS queries read the loaded page.
-template <int ROWS>
-static void attend_dot_rows(const DotScratch& s, const i32* who, i64 d, const Partial& p) {
+template <int ROWS, bool WHOLE>
+static void attend_dot_rows(const DotScratch& s, const i32* who, i64 d, const Seen& seen, const Partial& p) {
     const i16* queries[ROWS];
     float* sums[ROWS];
     __m512i scores[ROWS][kDotPage / 16];
@@ -341,26 +380,36 @@ static void attend_dot_rows(const DotScratch& s, const i32* who, i64 d, const Pa
     dot_scores<ROWS>(queries, d, s.page.keys, scores);
     MC_UNROLL
     for (int i = 0; i < ROWS; ++i) {
-        soften_dot(scores[i], s.page.scales, s.scales[who[i]], sums[i], d, p.top + who[i],
-                   p.total + who[i], weights + i * kDotPage);
+        const i64 count = WHOLE ? kDotPage : seen.count(who[i]);
+        soften_dot<WHOLE>(scores[i], s.page.scales, s.scales[who[i]], count, sums[i], d, p.top + who[i],
+                          p.total + who[i], weights + i * kDotPage);
     }
     i64 e = 0;
     for (; e + 64 <= d; e += 64) dot_values<ROWS, 4>(weights, s.page.values, d, e, sums);
     for (; e < d; e += 16) dot_values<ROWS, 1>(weights, s.page.values, d, e, sums);
 }
 
-// The first m queries of s.who read the loaded page.
-static void attend_dot(const DotScratch& s, i64 m, i64 d, const Partial& p, Ahead& ahead) {
+template <bool WHOLE>
+static void attend_dot_all(const DotScratch& s, i64 m, i64 d, const Seen& seen, const Partial& p, Ahead& ahead) {
     const i32* who = s.who;
     const i64 lines = (ahead.lines - ahead.done + m / kDotRows) / (m / kDotRows + 1);
     for (; m >= kDotRows; m -= kDotRows, who += kDotRows) {
         fetch(ahead, lines);
-        attend_dot_rows<kDotRows>(s, who, d, p);
+        attend_dot_rows<kDotRows, WHOLE>(s, who, d, seen, p);
     }
     fetch(ahead, lines);
-    for (; m >= 4; m -= 4, who += 4) attend_dot_rows<4>(s, who, d, p);
-    for (; m >= 2; m -= 2, who += 2) attend_dot_rows<2>(s, who, d, p);
-    if (m == 1) attend_dot_rows<1>(s, who, d, p);
+    for (; m >= 4; m -= 4, who += 4) attend_dot_rows<4, WHOLE>(s, who, d, seen, p);
+    for (; m >= 2; m -= 2, who += 2) attend_dot_rows<2, WHOLE>(s, who, d, seen, p);
+    if (m == 1) attend_dot_rows<1, WHOLE>(s, who, d, seen, p);
+}
+
+// The first m queries of s.who, which ascend, read the loaded page.
+static void attend_dot(const DotScratch& s, i64 m, i64 d, const Seen& seen, const Partial& p, Ahead& ahead) {
+    if (seen.count(s.who[0]) == kDotPage) {
+        attend_dot_all<true>(s, m, d, seen, p, ahead);
+    } else {
+        attend_dot_all<false>(s, m, d, seen, p, ahead);
+    }
 }
 
 #include "attention_few.hpp"

@@ -96,8 +96,8 @@ static void attend_few_rows(const DotScratch& s, const i32* who, const u16* keys
         __m512i row[kDotPage / 16];
         MC_UNROLL
         for (int j = 0; j < kDotPage / 16; ++j) row[j] = _mm512_loadu_si512(scores + i * kDotPage + 16 * j);
-        soften_dot(row, s.page.scales, s.scales[who[i]], sums[i], d, p.top + who[i],
-                   p.total + who[i], weights + i * kDotPage);
+        soften_dot<true>(row, s.page.scales, s.scales[who[i]], kDotPage, sums[i], d, p.top + who[i],
+                         p.total + who[i], weights + i * kDotPage);
     }
     few_values<ROWS>(weights, values, d, sums, ahead);
 }
