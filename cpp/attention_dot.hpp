@@ -10,7 +10,6 @@
 
 static constexpr i64 kDotPage = 64;     // tokens of a page that these kernels take
 static constexpr i64 kDotRows = 6;      // queries at once
-static constexpr float kHeadroom = 8;   // see soften_dot
 static constexpr i64 kDotFloats = 32768;  // floats of queries that a tile may have: about the L2 cache
 
 // A page in pairs of 16 bits, as 32-bit words, and what to multiply integer scores by.
@@ -327,8 +326,7 @@ MC_INLINE __m512 rough_power_of_two(__m512 a) {
 }
 
 // Folds a page of integer scores of one query, which sees `count` of them, into its softmax; writes weights.
-// The top of the softmax may stay behind the largest score by kHeadroom powers of two: rarely is there anything
-// to rescale.
+// Most pages leave the top of the softmax where it is: whether they do takes no sum across lanes.
 template <bool WHOLE>
 MC_INLINE void soften_dot(const __m512i* scores, const float* key_scales, float scale, i64 count, float* sums,
                           i64 d, float* top, float* total, u16* weights) {
@@ -349,7 +347,7 @@ MC_INLINE void soften_dot(const __m512i* scores, const float* key_scales, float 
     const __m512 most = _mm512_max_ps(_mm512_max_ps(score[0], score[1]), _mm512_max_ps(score[2], score[3]));
     const __m512 factor = _mm512_set1_ps(scale * kLog2e);
     __m512 base = _mm512_set1_ps(*top * -kLog2e);
-    if (_mm512_cmp_ps_mask(_mm512_fmadd_ps(most, factor, base), _mm512_set1_ps(kHeadroom), _CMP_GT_OQ)) {
+    if (_mm512_cmp_ps_mask(_mm512_fmadd_ps(most, factor, base), _mm512_setzero_ps(), _CMP_GT_OQ)) {
         raise_top(_mm512_reduce_max_ps(most) * scale, sums, d, top, total);
         base = _mm512_set1_ps(*top * -kLog2e);
     }
