@@ -2,8 +2,9 @@
 // float32. Included by attention.hpp; empty but for stubs where the instruction set lacks them.
 //
 // Scores: rounding queries to bf16 would cost up to a percent of the output where scores are large.
-// 16-bit integers are as fast: each query and each key is scaled to a norm of 32766, so that no dot
-// product leaves 32 bits and every score is within about 2e-5 * |q| |k| / sqrt(d) of the truth.
+// 16-bit integers are as fast: each query is scaled to a norm of 32766, each key by a power of two to a norm
+// of 2^14 to 2^15, so that no dot product leaves 32 bits and every score is within about 3e-5 * |q| |k| / sqrt(d)
+// of the truth.
 // Weighted sum: values stay bf16, weights are rounded to bf16, and their total is of the rounded ones.
 // What the scaling cannot hold (not finite, or huge) goes to the float32 path, query by query and
 // page by page; so does a row's last page, of which it reads a part.
@@ -64,7 +65,7 @@ MC_INLINE DotScratch dot_scratch(float* base, i64 m, i64 d) {
 
 MC_INLINE bool has_dot(const KvView&) { return false; }
 MC_INLINE Ahead pages_ahead(const KvView&, i64) { return {}; }
-MC_INLINE bool load_dot_page(const KvView&, i64, i64, const DotPage&, Ahead&) { return false; }
+MC_INLINE i64 load_dot_page(const KvView&, i64, i64, i64, const DotPage&, Ahead&) { return 0; }
 MC_INLINE void load_dot_queries(const float*, i64, i64, const DotScratch&) {}
 MC_INLINE bool has_few(i64, i64) { return false; }
 MC_INLINE bool attend_few(const KvView&, i64, const DotScratch&, i64, const Partial&, Ahead&) { return false; }
@@ -140,81 +141,99 @@ MC_INLINE V norm_inverse(V squares) {
     return {_mm512_maskz_div_ps(some, _mm512_set1_ps(32766.0F), _mm512_sqrt_ps(squares.v))};
 }
 
-// Pairs of bf16 times `inverse`, as integers.
-MC_INLINE __m512i scale_pairs(__m512i pairs, __m512 inverse) {
+// Integers nearest to pairs of bf16.
+MC_INLINE __m512i whole_pairs(__m512i pairs) {
     const __m512 low = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
     const __m512 high = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(-65536)));
-    return join_pairs(_mm512_cvtps_epi32(_mm512_mul_ps(low, inverse)),
-                      _mm512_cvtps_epi32(_mm512_mul_ps(high, inverse)));
+    return join_pairs(_mm512_cvtps_epi32(low), _mm512_cvtps_epi32(high));
 }
 
-// Of a page's keys, from their sums of squares: scales (P), and what to multiply keys by (P). False where
-// one is not finite or its norm is 1e18 or more.
-MC_INLINE bool key_scales(const __m512* squares, float* scales, float* inverse) {
-    unsigned usable = 0xffff;
-    MC_UNROLL
-    for (int j = 0; j < kDotPage / 16; ++j) {
-        usable &= _mm512_cmp_ps_mask(squares[j], _mm512_set1_ps(1e36F), _CMP_LT_OQ);
-        store(inverse + 16 * j, norm_inverse({squares[j]}));
-        const __m512 norm = _mm512_sqrt_ps(squares[j]);
-        _mm512_storeu_ps(scales + 16 * j, _mm512_mul_ps(norm, _mm512_set1_ps(1 / 32766.0F)));
-    }
-    return usable == 0xffff;
+// Codes of two dimensions of 32 keys: `shift` is what measure_keys has found for them.
+MC_INLINE TwoPairs key_pairs(const u16* row, __m512i shift) {
+    const __m512i left = _mm512_add_epi16(_mm512_loadu_si512(row), shift);
+    const __m512i right = _mm512_add_epi16(_mm512_loadu_si512(row + kDotPage), shift);
+    return {whole_pairs(_mm512_permutex2var_epi16(left, interleave_order(0), right)),
+            whole_pairs(_mm512_permutex2var_epi16(left, interleave_order(16), right))};
 }
 
-// Of the first `count` tokens; what else there is becomes any number.
-static bool load_dot_keys(const u16* from, i64 d, i64 count, const DotPage& page, Ahead& ahead) {
+// Number of the lowest bit that is set, or `none`.
+MC_INLINE i64 lowest_bit(u64 bits, i64 none) {
+    if (bits == 0) return none;
+    i64 i = 0;
+    while ((bits >> i & 1) == 0) ++i;
+    return i;
+}
+
+// Of the first `count` keys of a page: the power of two by which each becomes codes of a norm below 2^15, as
+// what to add to its bf16 bits: `shifts` (P); and its inverse, `scales` (P). Numbers whose exponents leave
+// their 8 bits so are either next to nothing, or far beyond 32 bits, which conversion makes 0 in the low
+// half. Returns how many keys come before the first that is not finite or has a norm of 1e18 or more.
+static i64 measure_keys(const u16* keys, i64 d, i64 count, float* scales, u16* shifts, Ahead& ahead) {
     constexpr int N = kDotPage / 16;
     __m512 squares[N];
+    MC_UNROLL
     for (int j = 0; j < N; ++j) squares[j] = _mm512_setzero_ps();
-    for (i64 i = 0; i < d / 2; ++i) {
+    for (i64 i = 0; i < d; i += 2) {
         fetch(ahead, 1);
         MC_UNROLL
         for (int j = 0; j < N; j += 2) {
-            const u16* row = from + 2 * i * kDotPage + 16 * j;
+            const u16* row = keys + i * kDotPage + 16 * j;
             const TwoPairs pairs = two_pairs_of(row, row + kDotPage);
-            _mm512_storeu_si512(page.keys + i * kDotPage + 16 * j, pairs.first);
-            _mm512_storeu_si512(page.keys + i * kDotPage + 16 * j + 16, pairs.second);
             squares[j] = _mm512_dpbf16_ps(squares[j], (__m512bh)pairs.first, (__m512bh)pairs.first);
             squares[j + 1] = _mm512_dpbf16_ps(squares[j + 1], (__m512bh)pairs.second, (__m512bh)pairs.second);
         }
     }
-    for (int j = 0; j < N; ++j) squares[j] = _mm512_maskz_mov_ps(seen_lanes(count, j), squares[j]);
-    float inverse[kDotPage];
-    if (!key_scales(squares, page.scales, inverse)) return false;
-    for (i64 i = 0; i < d / 2; ++i) {
-        fetch(ahead, 1);
-        MC_UNROLL
-        for (int j = 0; j < N; ++j) {
-            i32* at = page.keys + i * kDotPage + 16 * j;
-            const __m512i pairs = _mm512_loadu_si512(at);
-            _mm512_storeu_si512(at, scale_pairs(pairs, _mm512_loadu_ps(inverse + 16 * j)));
+    u64 bad = 0;
+    MC_UNROLL
+    for (int j = 0; j < N; ++j) {
+        const __m512 seen = _mm512_maskz_mov_ps(seen_lanes(count, j), squares[j]);
+        const __mmask16 beyond = _mm512_cmp_ps_mask(seen, _mm512_set1_ps(1e36F), _CMP_NLT_UQ);
+        bad |= static_cast<u64>(beyond) << (16 * j);
+        const __mmask16 some = _mm512_cmp_ps_mask(seen, _mm512_set1_ps(1e-36F), _CMP_GT_OQ);
+        const __m512 power = _mm512_sub_ps(_mm512_getexp_ps(_mm512_sqrt_ps(seen)), _mm512_set1_ps(14.0F));
+        _mm512_storeu_ps(scales + 16 * j, _mm512_maskz_scalef_ps(some, _mm512_set1_ps(1.0F), power));
+        const __m512i shift = _mm512_maskz_cvtps_epi32(some, _mm512_mul_ps(power, _mm512_set1_ps(-128.0F)));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(shifts + 16 * j), _mm512_cvtepi32_epi16(shift));
+    }
+    return lowest_bit(bad, count);
+}
+
+// The first `count` keys of a page, as many as measure_keys returns; what else there is becomes any number.
+static i64 load_dot_keys(const u16* from, i64 d, i64 count, const DotPage& page, Ahead& ahead) {
+    u16 shifts[kDotPage];
+    const i64 usable = measure_keys(from, d, count, page.scales, shifts, ahead);
+    for (i64 j = 0; j < kDotPage; j += 32) {
+        const __m512i shift = _mm512_loadu_si512(shifts + j);
+        for (i64 i = 0; i < d; i += 2) {
+            fetch(ahead, 1);
+            const TwoPairs pairs = key_pairs(from + i * kDotPage + j, shift);
+            _mm512_storeu_si512(page.keys + i / 2 * kDotPage + j, pairs.first);
+            _mm512_storeu_si512(page.keys + i / 2 * kDotPage + j + 16, pairs.second);
         }
     }
-    return true;
+    return usable;
 }
 
-// Whether the first `count` of the values are finite: where not every row sees all of them, weights of 0
-// must not meet anything else.
-static bool finite_values(const u16* values, i64 d, i64 count) {
+// Number of the first of the values (P, d) from `least` to `count` that is not finite, or `count`.
+static i64 finite_values(const u16* values, i64 d, i64 least, i64 count) {
     const __m512i exponent = _mm512_set1_epi16(0x7f80);
-    __mmask32 bad = 0;
-    for (i64 i = 0; i < count * d; i += 32) {
+    for (i64 i = least * d; i < count * d; i += 32) {
         const __mmask32 rest = count * d - i >= 32 ? 0xffffffffU : 0xffffU;
         const __m512i bits = _mm512_and_si512(_mm512_maskz_loadu_epi16(rest, values + i), exponent);
-        bad |= _mm512_cmpeq_epi16_mask(bits, exponent);
+        const __mmask32 bad = _mm512_cmpeq_epi16_mask(bits, exponent);
+        if (bad) return (i + lowest_bit(bad, 0)) / d;
     }
-    return bad == 0;
+    return count;
 }
 
-// Loads the first `count` tokens of page number `at` (pages and heads counted together), and zeros for the
-// other values; false where only float32 will do.
-static bool load_dot_page(const KvView& kv, i64 at, i64 count, const DotPage& page, Ahead& ahead) {
+// Loads page number `at` (pages and heads counted together) for rows that see `least` to `count` of its tokens.
+// Returns how many of these a row may see to be computed from it: weights of 0 must not meet infinities, so
+// values behind these tokens become 0.
+static i64 load_dot_page(const KvView& kv, i64 at, i64 least, i64 count, const DotPage& page, Ahead& ahead) {
     const i64 d = kv.d;
     const u16* from = static_cast<const u16*>(kv.values) + at * d * kDotPage;
-    if (count < kDotPage && !finite_values(from, d, count)) return false;
-    const u16* keys = static_cast<const u16*>(kv.keys) + at * d * kDotPage;
-    if (!load_dot_keys(keys, d, count, page, ahead)) return false;
+    count = load_dot_keys(static_cast<const u16*>(kv.keys) + at * d * kDotPage, d, count, page, ahead);
+    if (least < count) count = finite_values(from, d, least, count);
     for (i64 t = 0; t < kDotPage; t += 2) {
         fetch(ahead, 1);
         const u16* even = from + t * d;
@@ -228,7 +247,7 @@ static bool load_dot_page(const KvView& kv, i64 at, i64 count, const DotPage& pa
         }
         if (i < d) _mm512_storeu_si512(to + i, _mm512_and_si512(pairs_of(even + i, even + d + i), seen));
     }
-    return true;
+    return count;
 }
 
 // m queries (m, d), already divided by sqrt(d).
