@@ -6,8 +6,8 @@ static constexpr i64 kFewQueries = 16;
 MC_INLINE bool has_few(i64 m, i64 d) { return m <= kFewQueries && d % 32 == 0; }
 
 template <int ROWS>
-static void few_scores(const i16* const* queries, i64 d, const u16* keys, const u16* shifts, i32* scores,
-                       Ahead& ahead) {
+static void few_scores(const i16* const* queries, i64 d, const u16* keys, const u16* values, const u16* shifts,
+                       i32* scores, Ahead& ahead) {
     for (i64 j = 0; j < kDotPage; j += 32) {
         const __m512i shift = _mm512_loadu_si512(shifts + j);
         __m512i sum[ROWS][2];
@@ -15,6 +15,9 @@ static void few_scores(const i16* const* queries, i64 d, const u16* keys, const 
         for (int i = 0; i < ROWS; ++i) sum[i][0] = sum[i][1] = _mm512_setzero_si512();
         for (i64 e = 0; e < d; e += 2) {
             fetch(ahead, 1);
+            const char* soon = reinterpret_cast<const char*>(values + j * d + e * 32);
+            _mm_prefetch(soon, _MM_HINT_T0);  // by now in the second-level cache
+            _mm_prefetch(soon + 64, _MM_HINT_T0);
             const TwoPairs pairs = key_pairs(keys + e * kDotPage + j, shift);
             MC_UNROLL
             for (int i = 0; i < ROWS; ++i) {
@@ -69,7 +72,7 @@ static void attend_few_rows(const DotScratch& s, const i32* who, const u16* keys
         queries[i] = s.queries + who[i] * d;
         sums[i] = p.sums + who[i] * d;
     }
-    few_scores<ROWS>(queries, d, keys, shifts, scores, ahead);
+    few_scores<ROWS>(queries, d, keys, values, shifts, scores, ahead);
     for (int i = 0; i < ROWS; ++i) {
         __m512i row[kDotPage / 16];
         MC_UNROLL
