@@ -1,4 +1,4 @@
-// Attention to whole bf16 pages by dot products of pairs (vpdpwssd, vdpbf16ps): twice the rate of
+// Attention to bf16 pages by dot products of pairs (vpdpwssd, vdpbf16ps): twice the rate of
 // float32. Included by attention.hpp; empty but for stubs where the instruction set lacks them.
 //
 // Scores: rounding queries to bf16 would cost up to a percent of the output where scores are large.
@@ -7,7 +7,7 @@
 // of the truth.
 // Weighted sum: values stay bf16, weights are rounded to bf16, and their total is of the rounded ones.
 // What the scaling cannot hold (not finite, or huge) goes to the float32 path, query by query and
-// page by page; so does a row's last page, of which it reads a part.
+// page by page. Of a row's last page, which it reads in part, the other weights are 0.
 
 static constexpr i64 kDotPage = 64;     // tokens of a page that these kernels take
 static constexpr i64 kDotRows = 6;      // queries at once
@@ -325,7 +325,7 @@ static void dot_values(const u16* weights, const i32* values, i64 d, i64 first, 
 }
 
 // Makes `peak` the top of a query's softmax if it is higher: rescales what was summed.
-static __attribute__((noinline)) void raise_top(float peak, float* sums, i64 d, float* top, float* total) {
+MC_INLINE void raise_top(float peak, float* sums, i64 d, float* top, float* total) {
     if (!(peak > *top)) return;
     const __m512 shrink = _mm512_scalef_ps(exp(set1(*top - peak)).v, _mm512_setzero_ps());
     *total *= _mm512_cvtss_f32(shrink);
