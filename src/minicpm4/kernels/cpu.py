@@ -49,7 +49,7 @@ class CpuOps(OpTable):
         self._panels = frozenset(self._ctx.panels)
         count = f"{self.threads} thread" + ("s" if self.threads > 1 else "")
         self.description = f"cpu: {self.isa}, {count}" + (", 8-bit activations" if narrow else "")
-        self.layout = PANELS if self.prepares else "rows"
+        self.layout = "-".join([PANELS, *sorted(self._panels)]) if self._panels else "rows"
 
     @property
     def threads(self) -> int:
