@@ -5,6 +5,10 @@
 
 #include "attention_api.hpp"
 
+#if defined(_MSC_VER) && !defined(__clang__)
+#include <intrin.h>
+#endif
+
 namespace minicpm4 {
 namespace {
 
@@ -20,18 +24,18 @@ u64 rank_key(float score, i64 index) {
 
 // The `wanted` best of `candidates` scores into the first of keys, in any order. One pass: what is not above
 // the worst of the best so far is passed over.
-void best_of(const float* scores, i64 stride, i64 first, i64 candidates, i64 wanted, u64* keys) {
+void best_of(const float* scores, i64 first, i64 candidates, i64 wanted, u64* keys) {
     float least = -std::numeric_limits<float>::infinity();
     i64 count = 0;
     const auto keep_best = [&] {
         std::nth_element(keys, keys + wanted - 1, keys + count);
         count = wanted;
         // A later block needs a higher score: on a tie the lower block is chosen. No score is like -1.
-        const float worst = scores[static_cast<i64>(keys[wanted - 1] & 0xffffffffU) * stride];
+        const float worst = scores[static_cast<i64>(keys[wanted - 1] & 0xffffffffU)];
         least = worst > -1.0F ? worst : -1.0F;
     };
     for (i64 i = first; i < first + candidates; ++i) {
-        const float score = scores[i * stride];
+        const float score = scores[i];
         if (count >= wanted && !(score > least)) continue;
         keys[count++] = rank_key(score, i);
         if (count == 2 * wanted + 64) keep_best();
@@ -41,7 +45,15 @@ void best_of(const float* scores, i64 stride, i64 first, i64 candidates, i64 wan
 
 }  // namespace
 
-i64 choose_blocks(const SelectArgs& args, const float* scores, i64 stride, i64 own, u64* keys, i32* blocks) {
+bool is_last(i64* left) {
+#if defined(_MSC_VER) && !defined(__clang__)
+    return _InterlockedDecrement64(left) == 0;
+#else
+    return __atomic_sub_fetch(left, 1, __ATOMIC_ACQ_REL) == 0;
+#endif
+}
+
+i64 choose_blocks(const SelectArgs& args, const float* scores, i64 own, u64* keys, i32* blocks) {
     const i64 first_local = std::max<i64>(own + 1 - args.local_blocks, 0);
     const i64 init = std::min(args.init_blocks, first_local);
     const i64 wanted = std::min(args.topk - args.init_blocks, first_local - init);
@@ -51,7 +63,7 @@ i64 choose_blocks(const SelectArgs& args, const float* scores, i64 stride, i64 o
     if (wanted == candidates) {
         for (i64 b = init; b < first_local; ++b) blocks[count++] = static_cast<i32>(b);
     } else if (wanted > 0) {
-        best_of(scores, stride, init, candidates, wanted, keys);
+        best_of(scores, init, candidates, wanted, keys);
         for (i64 i = 0; i < wanted; ++i) blocks[count + i] = static_cast<i32>(keys[i] & 0xffffffffU);
         std::sort(blocks + count, blocks + count + wanted);
         count += wanted;
