@@ -8,6 +8,7 @@
 
 static constexpr i64 kChunk = 64;           // kernels side by side
 static constexpr i64 kUnit = 8 * kChunk;    // kernels summed together
+static constexpr i64 kAhead = 2 * kChunk;   // how far ahead kernels are asked for
 static constexpr float kLeast = -3e38F;     // below any score, yet not infinite: no NaN from it
 static constexpr float kTame = 104.0F;      // scores to +-kTame and sums of their powers of two are floats
 static constexpr float kPlainScales = 100.0F / static_cast<float>(kCodeNorm * kCodeNorm);  // no score beyond 100
@@ -56,15 +57,15 @@ struct Weights {
     float* coarse_sums;
     float* top;      // (columns) of all units
     float* inverse;  // (columns) 1 / sum
-    float* kernels;  // (visible) scores of kernels
-    float* found;    // (blocks)
-    u64* keys;       // (blocks)
+    float* kernels;  // (visible) scores of kernels, and W before them
+    i32* found;      // (blocks) scores as bits, which have the same order
     i64* left;       // units still to be measured
 };
 
 struct SelectScratch {
     float* queries;   // (columns, d), floats or codes
     float* scales;    // (columns) of codes
+    i32* spread;      // (columns, 2 d) codes, see spread_queries
     float* lanes;     // (columns, W) sums
     float* chunk;     // (depth, kChunk)
     float* loaded;    // (kChunk, d), where kernels are not float32
@@ -77,6 +78,8 @@ struct SelectScratch {
 MC_INLINE i64 chunk_floats(bool dot, i64 d) { return (dot ? d / 2 : d) * kChunk; }
 
 #include "select_load.hpp"
+
+#include "select_best.hpp"
 
 // Raw scores to powers for the kernels of a unit, column by column; what a row does not see counts 0.
 template <bool DOT>
@@ -109,37 +112,58 @@ static void take_powers(const SelectArgs& a, const SelectTile& t, const Kernels&
     }
 }
 
+// Scores (columns, kChunk) of the kernels c to c + kChunk - 1 of a unit, or powers as dot_columns has them.
+// Those that are not side by side yet: s.numbers has the unit's and the next ones.
+template <bool DOT>
+static void score_chunk(const SelectArgs& a, const SelectTile& t, const SelectScratch& s, const Kernels& k, i64 unit,
+                        i64 c, const float* scales, float* lanes, float* to) {
+    const i64 d = a.kv.d;
+    const float* codes = s.chunk;
+    if (k.codes) {
+        codes = k.codes + (unit * kUnit + c) / kChunk * chunk_floats(DOT, d);
+    } else {
+        const i64 count = least(k.visible - unit * kUnit - c, kChunk);
+        const i64 known = least(k.visible - unit * kUnit, kUnit + kAhead);
+        if (reads_pages(DOT, d)) {
+            const i16* kernels[kChunk];
+            const i16* soon[kChunk];
+            const i16* store = static_cast<const i16*>(k.store->data);
+            for (i64 j = 0; j < kChunk; ++j) {
+                kernels[j] = store + s.numbers[c + least(j, count - 1)] * d;
+                soon[j] = store + s.numbers[least(c + j + kAhead, known - 1)] * d;
+            }
+            dot_pages(s.spread, s.scales, t.columns, d, kernels, soon, scales, to, lanes);
+            return;
+        }
+        ask_for(k, s.numbers + c + kAhead, least(known - c - kAhead, kChunk), d);
+        gather_chunk<DOT>(a, k, s.numbers + c, count, s.loaded, s.chunk);
+    }
+    if (DOT) {
+        dot_columns(s.queries, s.scales, t.columns, d, codes, scales, to, lanes);
+    } else {
+        tile(t.columns, kChunk, d, s.queries, d, codes, kChunk, to, kChunk, false);
+    }
+}
+
 // Powers (chunks, columns, kChunk) of a unit of kernels, what they are relative to, and their sums (columns).
 template <bool DOT>
 static void measure_unit(const SelectArgs& a, const SelectTile& t, const SelectScratch& s, const Kernels& k,
                          i64 unit, float* powers, float* tops, float* sums) {
-    const i64 d = a.kv.d;
     const i64 first = unit * kUnit;
     const i64 count = least(k.visible - first, kUnit);
-    const float* scales = k.scales + first;
-    if (!k.codes) {
-        find_kernels(a, t.table, t.head, k, first, count, s.numbers);
-        ask_for(k, s.numbers, count, d);
-        ask_for(k, s.numbers + kChunk, count - kChunk, d);
+    const float* scales = s.unit;
+    if (k.codes) {
+        scales = k.scales + first;
+    } else {
+        find_kernels(a, t.table, t.head, k, first, least(k.visible - first, kUnit + kAhead), s.numbers);
+        if (unit == 0) ask_for(k, s.numbers, least(count, kAhead), a.kv.d);
         if (DOT) gather_scales(k, s.numbers, count, s.unit);
-        scales = s.unit;
     }
     const bool plain = DOT && first + kUnit <= num_visible(k.shape, a.step.positions[t.row]) &&
                        largest(s.scales, t.columns) * largest(scales, kUnit) <= kPlainScales;
     for (i64 i = 0; i < t.columns * W; ++i) s.lanes[i] = 0.0F;
     for (i64 c = 0; c < count; c += kChunk) {
-        const float* codes = k.codes + (first + c) / kChunk * chunk_floats(DOT, d);
-        if (!k.codes) {
-            gather_chunk<DOT>(a, k, s.numbers + c, least(count - c, kChunk), s.loaded, s.chunk);
-            codes = s.chunk;
-            ask_for(k, s.numbers + c + 2 * kChunk, count - c - 2 * kChunk, d);
-        }
-        float* to = powers + c * t.columns;
-        if (DOT) {
-            dot_columns(s.queries, s.scales, t.columns, d, codes, scales + c, to, plain ? s.lanes : nullptr);
-        } else {
-            tile(t.columns, kChunk, d, s.queries, d, codes, kChunk, to, kChunk, false);
-        }
+        score_chunk<DOT>(a, t, s, k, unit, c, scales + c, plain ? s.lanes : nullptr, powers + c * t.columns);
     }
     if (!plain) {
         take_powers<DOT>(a, t, k, unit, powers, tops, sums);
@@ -213,19 +237,6 @@ static void score_kernels(const SelectTile& t, const Weights& w, i64 r, i64 grou
     }
 }
 
-// A block's score is the largest of the visible kernels that overlap it, -1 for none.
-static void score_blocks(const SelectArgs& a, const Weights& w, i64 visible, i64 blocks) {
-    const i64 per_block = a.kv.page_size / a.kernel.stride;
-    const i64 before = a.kernel.size / a.kernel.stride - 1;
-    for (i64 b = 0; b < blocks; ++b) {
-        const i64 from = b * per_block - before;
-        const i64 end = least((b + 1) * per_block, visible);
-        float most = -1.0F;
-        for (i64 j = from < 0 ? 0 : from; j < end; ++j) most = w.kernels[j] > most ? w.kernels[j] : most;
-        w.found[b] = most;
-    }
-}
-
 // Chooses for every row of a tile whose units are measured.
 static void finish_tile(const SelectArgs& a, const SelectTile& t, const Weights& w) {
     const i64 group = a.hq / a.kv.hkv;
@@ -242,9 +253,9 @@ static void finish_tile(const SelectArgs& a, const SelectTile& t, const Weights&
             if (own + 1 > budget) {
                 const i64 visible = num_visible(a.kernel, position);
                 plain ? score_kernels<true>(t, w, r, group, visible) : score_kernels<false>(t, w, r, group, visible);
-                score_blocks(a, w, visible, own + 1);
+                score_blocks(a, w.kernels, visible, own + 1, w.found);
             }
-            count = choose_blocks(a, w.found, own, w.keys, blocks);
+            count = choose_blocks(a, w.found, own, blocks);
         }
         a.counts[(t.row + r) * a.kv.hkv + t.head] = static_cast<i32>(count);
     }

@@ -36,6 +36,9 @@ static void load_queries(const SelectArgs& a, const SelectTile& t, const SelectS
     }
 }
 
+// Whether steps of decoding take codes of kernels from pages as they lie there.
+MC_INLINE bool reads_pages(bool dot, i64 d) { return dot && d % 32 == 0; }
+
 // Largest of n scales.
 MC_INLINE float largest(const float* scales, i64 n) {
     V most = zero();
@@ -108,21 +111,19 @@ static void find_kernels(const SelectArgs& a, const i32* table, i64 head, const 
     const i64 slots = k.store->slots;
     i64 index = end / a.kv.page_size;
     i64 slot = end % a.kv.page_size / k.shape.stride;
-    for (i64 j = 0; j < count; ++j) {
-        numbers[j] = (table[index] * a.kv.hkv + head) * slots + slot;
-        if (++slot < slots) continue;
-        slot = 0;
-        index += skip;
+    for (i64 j = 0; j < count; index += skip, slot = 0) {
+        const i64 base = (table[index] * a.kv.hkv + head) * slots;
+        for (; slot < slots && j < count; ++slot) numbers[j++] = base + slot;
     }
 }
 
-// Asks for kernels that are read soon.
+// Asks for kernels that are read soon: into the second cache, whose misses in flight are more.
 MC_INLINE void ask_for(const Kernels& k, const i64* numbers, i64 count, i64 d) {
 #if defined(__GNUC__)
     const i64 bytes = d * (k.store->scales ? 2 : 4);
-    for (i64 j = 0; j < count && j < kChunk; ++j) {
+    for (i64 j = 0; j < count; ++j) {
         const char* from = static_cast<const char*>(k.store->data) + numbers[j] * bytes;
-        for (i64 i = 0; i < bytes; i += 64) __builtin_prefetch(from + i);
+        for (i64 i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
     }
 #else
     (void)k;
@@ -184,7 +185,7 @@ static void gather_unit(const SelectArgs& a, const SelectTile& t, const SelectSc
     find_kernels(a, t.table, t.head, k, unit * kUnit, count, s.numbers);
     for (i64 c = 0; c < count; c += kChunk) {
         float* to = base + (unit * kUnit + c) / kChunk * floats;
-        ask_for(k, s.numbers + c + kChunk, count - c - kChunk, a.kv.d);
+        ask_for(k, s.numbers + c + kChunk, least(count - c - kChunk, kChunk), a.kv.d);
         gather_chunk<DOT>(a, k, s.numbers + c, least(count - c, kChunk), s.loaded, to);
     }
     float* scales = base + round_up(k.visible, kChunk) / kChunk * floats + unit * kUnit;

@@ -88,9 +88,8 @@ static i64 place_weights(const SelectTile& t, float* base, Weights* w) {
     w->coarse_sums = take(t.coarse.units() * t.columns);
     w->top = take(t.columns);
     w->inverse = take(t.columns);
-    w->kernels = take(round_up(t.fine.visible, kChunk));
-    w->found = take(t.blocks);
-    w->keys = reinterpret_cast<u64*>(take(2 * t.blocks));
+    w->kernels = take(W + round_up(t.fine.visible, kChunk)) + W;
+    w->found = reinterpret_cast<i32*>(take(t.blocks));
     w->left = reinterpret_cast<i64*>(take(2));
     return at;
 }
@@ -105,12 +104,13 @@ static i64 place_scratch(const SelectArgs& a, i64 columns, float* base, SelectSc
     };
     s->queries = take(columns * a.kv.d);
     s->scales = take(columns);
+    s->spread = reinterpret_cast<i32*>(take(2 * columns * a.kv.d));
     s->lanes = take(columns * W);
     s->chunk = take(a.kv.d * kChunk);
     s->loaded = take(a.kv.d * kChunk);
     s->powers = take(a.lse_approx ? kUnit * columns : 0);
     s->unit = take(kUnit);
-    s->numbers = reinterpret_cast<i64*>(take(2 * kUnit));
+    s->numbers = reinterpret_cast<i64*>(take(2 * (kUnit + kAhead)));
     return at;
 }
 
@@ -222,6 +222,9 @@ static void select_rows(Pool& pool, const SelectArgs& a, i64 floats) {
             place_weights(t, all + offset, &w);
             if (t.blocks > 0) {
                 load_queries<DOT>(a, t, s);
+                if (reads_pages(DOT, a.kv.d)) {
+                    spread_queries(reinterpret_cast<const i16*>(s.queries), t.columns, a.kv.d, s.spread);
+                }
                 measure<DOT>(a, t, s, w, unit);
                 if (!is_last(w.left)) return;
             }
