@@ -8,7 +8,7 @@
 
 static constexpr i64 kChunk = 64;           // kernels side by side
 static constexpr i64 kUnit = 8 * kChunk;    // kernels summed together
-static constexpr i64 kAhead = 2 * kChunk;   // how far ahead kernels are asked for
+static constexpr i64 kKernelsAhead = 2 * kChunk;   // how far ahead kernels are asked for
 static constexpr float kLeast = -3e38F;     // below any score, yet not infinite: no NaN from it
 static constexpr float kTame = 104.0F;      // scores to +-kTame and sums of their powers of two are floats
 static constexpr float kPlainScales = 100.0F / static_cast<float>(kCodeNorm * kCodeNorm);  // no score beyond 100
@@ -123,19 +123,19 @@ static void score_chunk(const SelectArgs& a, const SelectTile& t, const SelectSc
         codes = k.codes + (unit * kUnit + c) / kChunk * chunk_floats(DOT, d);
     } else {
         const i64 count = least(k.visible - unit * kUnit - c, kChunk);
-        const i64 known = least(k.visible - unit * kUnit, kUnit + kAhead);
+        const i64 known = least(k.visible - unit * kUnit, kUnit + kKernelsAhead);
         if (reads_pages(DOT, d)) {
             const i16* kernels[kChunk];
             const i16* soon[kChunk];
             const i16* store = static_cast<const i16*>(k.store->data);
             for (i64 j = 0; j < kChunk; ++j) {
                 kernels[j] = store + s.numbers[c + least(j, count - 1)] * d;
-                soon[j] = store + s.numbers[least(c + j + kAhead, known - 1)] * d;
+                soon[j] = store + s.numbers[least(c + j + kKernelsAhead, known - 1)] * d;
             }
             dot_pages(s.spread, s.scales, t.columns, d, kernels, soon, scales, to, lanes);
             return;
         }
-        ask_for(k, s.numbers + c + kAhead, least(known - c - kAhead, kChunk), d);
+        ask_for(k, s.numbers + c + kKernelsAhead, least(known - c - kKernelsAhead, kChunk), d);
         gather_chunk<DOT>(a, k, s.numbers + c, count, s.loaded, s.chunk);
     }
     if (DOT) {
@@ -155,8 +155,8 @@ static void measure_unit(const SelectArgs& a, const SelectTile& t, const SelectS
     if (k.codes) {
         scales = k.scales + first;
     } else {
-        find_kernels(a, t.table, t.head, k, first, least(k.visible - first, kUnit + kAhead), s.numbers);
-        if (unit == 0) ask_for(k, s.numbers, least(count, kAhead), a.kv.d);
+        find_kernels(a, t.table, t.head, k, first, least(k.visible - first, kUnit + kKernelsAhead), s.numbers);
+        if (unit == 0) ask_for(k, s.numbers, least(count, kKernelsAhead), a.kv.d);
         if (DOT) gather_scales(k, s.numbers, count, s.unit);
     }
     const bool plain = DOT && first + kUnit <= num_visible(k.shape, a.step.positions[t.row]) &&

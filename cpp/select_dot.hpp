@@ -15,13 +15,13 @@ MC_INLINE V power_of(V a) {
 MC_INLINE void store_dot_row(const float*, i64, i16*, float*) {}
 MC_INLINE void dot_columns(const float*, const float*, i64, i64, const float*, const float*, float*, float*) {}
 MC_INLINE void spread_queries(const i16*, i64, i64, i32*) {}
-MC_INLINE void dot_pages(const i32*, const float*, i64, i64, const i16* const*, const i16* const*, const float*, float*,
-                         float*) {}
+MC_INLINE void dot_pages(const i32*, const float*, i64, i64, const i16* const*, const i16* const*, const float*,
+                         float*, float*) {}
 
 #else
 
 template <int N>
-struct Rows {
+struct Number {
     static constexpr int value = N;
 };
 
@@ -121,7 +121,8 @@ MC_INLINE void dot_block(const i16* queries, const float* query_scales, i64 d, c
     }
     MC_UNROLL
     for (int i = 0; i < ROWS; ++i) {
-        store_scores<COLS, PLAIN>(sum[i], query_scales[i], scales, to + i * kChunk, lanes + i * W);
+        store_scores<COLS, PLAIN>(sum[i], query_scales[i], scales, to + i * kChunk,
+                                  PLAIN ? lanes + i * W : nullptr);
     }
 }
 
@@ -137,15 +138,16 @@ template <bool PLAIN>
 static void dot_all(const i16* queries, const float* query_scales, i64 columns, i64 d, const i32* pairs,
                     const float* scales, float* to, float* lanes) {
     i64 c = 0;
-    for (; c + 8 <= columns; c += 8) {
-        dot_rows<8, 2, PLAIN>(queries + c * d, query_scales + c, d, pairs, scales, to + c * kChunk, lanes + c * W);
-    }
-    for (; c + 2 <= columns; c += 2) {
-        dot_rows<2, 4, PLAIN>(queries + c * d, query_scales + c, d, pairs, scales, to + c * kChunk, lanes + c * W);
-    }
-    if (c < columns) {
-        dot_rows<1, 4, PLAIN>(queries + c * d, query_scales + c, d, pairs, scales, to + c * kChunk, lanes + c * W);
-    }
+    const auto some = [&](auto rows, auto vectors) {
+        constexpr int ROWS = decltype(rows)::value;
+        for (; c + ROWS <= columns; c += ROWS) {
+            dot_rows<ROWS, decltype(vectors)::value, PLAIN>(queries + c * d, query_scales + c, d, pairs, scales,
+                                                            to + c * kChunk, PLAIN ? lanes + c * W : nullptr);
+        }
+    };
+    some(Number<8>(), Number<2>());
+    some(Number<2>(), Number<4>());
+    some(Number<1>(), Number<4>());
 }
 
 // Scores (columns, kChunk) of a chunk of kernels, or with `lanes` (columns, W) their powers of two, whose sums go
@@ -253,8 +255,8 @@ static void dot_page_rows(const i32* queries, const float* query_scales, i64 d, 
     }
 }
 
-// dot_columns for kChunk kernels where they lie, and queries from spread_queries: for a few columns, for which it does
-// not pay to bring kernels side by side. d is a multiple of 32.
+// dot_columns for kChunk kernels where they lie, and queries from spread_queries: for a few columns, for which
+// it does not pay to bring kernels side by side. d is a multiple of 32; `soon`: kernels to ask for.
 static void dot_pages(const i32* queries, const float* query_scales, i64 columns, i64 d, const i16* const* kernels,
                       const i16* const* soon, const float* scales, float* to, float* lanes) {
     i64 c = 0;
@@ -265,9 +267,9 @@ static void dot_pages(const i32* queries, const float* query_scales, i64 columns
                                 to + c * kChunk, lanes ? lanes + c * W : nullptr);
         }
     };
-    some(Rows<8>());
-    some(Rows<2>());
-    some(Rows<1>());
+    some(Number<8>());
+    some(Number<2>());
+    some(Number<1>());
 }
 
 #endif

@@ -77,7 +77,7 @@ static SelectTile find_select_tile(const SelectArgs& a, i64 item, bool dot, cons
 static i64 place_weights(const SelectTile& t, float* base, Weights* w) {
     i64 at = 0;
     const auto take = [&](i64 floats) {
-        float* from = base + at;
+        float* from = base ? base + at : nullptr;
         at += round_up(floats, W);
         return from;
     };
@@ -88,7 +88,8 @@ static i64 place_weights(const SelectTile& t, float* base, Weights* w) {
     w->coarse_sums = take(t.coarse.units() * t.columns);
     w->top = take(t.columns);
     w->inverse = take(t.columns);
-    w->kernels = take(W + round_up(t.fine.visible, kChunk)) + W;
+    take(W);
+    w->kernels = take(round_up(t.fine.visible, kChunk));
     w->found = reinterpret_cast<i32*>(take(t.blocks));
     w->left = reinterpret_cast<i64*>(take(2));
     return at;
@@ -98,7 +99,7 @@ static i64 place_weights(const SelectTile& t, float* base, Weights* w) {
 static i64 place_scratch(const SelectArgs& a, i64 columns, float* base, SelectScratch* s) {
     i64 at = 0;
     const auto take = [&](i64 floats) {
-        float* from = base + at;
+        float* from = base ? base + at : nullptr;
         at += round_up(floats, W);
         return from;
     };
@@ -110,7 +111,7 @@ static i64 place_scratch(const SelectArgs& a, i64 columns, float* base, SelectSc
     s->loaded = take(a.kv.d * kChunk);
     s->powers = take(a.lse_approx ? kUnit * columns : 0);
     s->unit = take(kUnit);
-    s->numbers = reinterpret_cast<i64*>(take(2 * (kUnit + kAhead)));
+    s->numbers = reinterpret_cast<i64*>(take(2 * (kUnit + kKernelsAhead)));
     return at;
 }
 
@@ -220,7 +221,7 @@ static void select_rows(Pool& pool, const SelectArgs& a, i64 floats) {
         each_unit(a, begin, end, 1, size, [&](const SelectTile& t, i64 unit, i64 offset) {
             Weights w;
             place_weights(t, all + offset, &w);
-            if (t.blocks > 0) {
+            if (t.fine.visible > 0) {
                 load_queries<DOT>(a, t, s);
                 if (reads_pages(DOT, a.kv.d)) {
                     spread_queries(reinterpret_cast<const i16*>(s.queries), t.columns, a.kv.d, s.spread);
