@@ -94,7 +94,7 @@ struct PairsOfInt16 {
     static constexpr bool kScaled = true;
     using Sum = Ints;
     static Sum none() { return no_ints(); }
-    static Sum add(Sum sum, Words a, Words b) { return dot(sum, a, b); }
+    static Sum add(Sum sum, Words a, Words b) { return dot_tile(sum, a, b); }
     static V real(Sum sum) { return to_floats(sum); }
 
     // Columns [k, end) of a row of x; returns the scale, and with `sums` those over segments.
@@ -138,52 +138,13 @@ struct PairsOfBF16 {
 };
 #endif
 
-template <bool WHOLE, int COLUMNS>
-MC_INLINE void finish_pairs(const BlockOutput& out, V (*total)[COLUMNS]) {
-    const LinearArgs& args = *out.args;
-    MC_UNROLL
-    for (int b = 0; b < COLUMNS; ++b) {
-        const i64 left = out.columns - W * b, column = out.column + W * b;
-        const int n = left < W ? static_cast<int>(left) : W;
-        const auto get = [n](const float* p) { return WHOLE ? load(p) : loadn(p, n); };
-        const V bias = args.bias != nullptr ? get(args.bias + column) : zero();
-        MC_UNROLL
-        for (int a = 0; a < kPairTile; ++a) {
-            if (a >= out.rows) break;
-            float* y = args.y + (out.row + a) * args.w.rows + column;
-            V value = add(total[a][b], bias);
-            if (args.add) value = fma(set1(args.scale), value, get(y));
-            if (WHOLE) {
-                store(y, value);
-            } else {
-                storen(y, value, n);
-            }
-        }
-    }
-}
-
-template <int COLUMNS>
-MC_INLINE void store_pairs(const BlockOutput& out, V (*total)[COLUMNS]) {
-    if (!out.last) {
-        MC_UNROLL
-        for (int a = 0; a < kPairTile; ++a) {
-            MC_UNROLL
-            for (int b = 0; b < COLUMNS; ++b) store(out.c + a * kBlockRows + W * b, total[a][b]);
-        }
-    } else if (out.columns >= W * COLUMNS) {
-        finish_pairs<true, COLUMNS>(out, total);
-    } else {
-        finish_pairs<false, COLUMNS>(out, total);
-    }
-}
-
 // kPairTile rows of x by COLUMNS vectors of weight rows.
 template <class P, int COLUMNS, bool OFFSETS>
 static void tile_pairs(const Segments& s, const PairTile& x, const PairPanel& w, const BlockOutput& out) {
     V total[kPairTile][COLUMNS];
+    prefetch_output<kPairTile, COLUMNS * W>(out);
     MC_UNROLL
     for (int a = 0; a < kPairTile; ++a) {
-        prefetch_output<COLUMNS * W>(out, a);
         MC_UNROLL
         for (int b = 0; b < COLUMNS; ++b) total[a][b] = zero();
     }
@@ -213,26 +174,7 @@ static void tile_pairs(const Segments& s, const PairTile& x, const PairPanel& w,
             for (int a = 0; a < kPairTile; ++a) total[a][b] = fma(P::real(sum[a][b]), scale, total[a][b]);
         }
     }
-    MC_UNROLL
-    for (int a = 0; a < kPairTile; ++a) {
-        const V scale = set1(P::kScaled ? x.scale[a] : 1.0F);
-        MC_UNROLL
-        for (int b = 0; b < COLUMNS; ++b) {
-            const V before = out.first ? zero() : load(out.c + a * kBlockRows + W * b);
-            total[a][b] = fma(total[a][b], scale, before);
-        }
-    }
-    for (int segment = 0; OFFSETS && segment < s.count; ++segment) {
-        MC_UNROLL
-        for (int b = 0; b < COLUMNS; ++b) {
-            const V offset = load(w.offsets[segment] + W * b);
-            MC_UNROLL
-            for (int a = 0; a < kPairTile; ++a) {
-                total[a][b] = fma(set1(x.sums[segment][a]), offset, total[a][b]);
-            }
-        }
-    }
-    store_pairs<COLUMNS>(out, total);
+    finish_tile<kPairTile, COLUMNS, P::kScaled, OFFSETS>(s, x, w, out, total);
 }
 
 template <class P>
