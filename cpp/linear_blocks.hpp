@@ -31,6 +31,44 @@ MC_INLINE Segments find_segments(const Matrix& m, i64 k) {
     return s;
 }
 
+// Columns [k, end) of a row of x as 16-bit integers, 16 at a time to place(column, q); returns their scale, and with
+// `sums` theirs over segments.
+template <class Place>
+MC_INLINE float quantise_depth(const float* x, i64 k, i64 end, const Segments& s, float* sums, const Place& place) {
+    float factor = 0.0F;
+    const float scale = word_scale(x + k, end - k, &factor);
+    const V inverse = set1(factor);
+    i64 at = 0;
+    for (int segment = 0; segment < s.count; ++segment) {
+        V sum = zero();
+        for (; at < s.stop[segment]; at += 16) {
+            Ints q[16 / W];
+            for (int i = 0; i < 16 / W; ++i) {
+                q[i] = round_to_ints(mul(load(x + k + at + i * W), inverse));
+                sum = add(sum, to_floats(q[i]));
+            }
+            place(at, q);
+        }
+        if (sums != nullptr) sums[segment] = scale * hsum(sum);
+    }
+    return scale;
+}
+
+// Scales of x rows [row, row + rows) of a tile, 0 from `last` on, and their sums; pack_row(j, x, sums) packs row j.
+template <class XTile, class PackRow>
+MC_INLINE void pack_scaled(const LinearArgs& args, i64 row, i64 rows, i64 last, const Segments& s, XTile* to,
+                           const PackRow& pack_row) {
+    for (i64 j = 0; j < rows; ++j) {
+        float sums[kMostSegments] = {};
+        float scale = 0.0F;
+        if (row + j < last) {
+            scale = pack_row(j, args.x + (row + j) * args.w.cols, args.w.offsets != nullptr ? sums : nullptr);
+        }
+        to->scale[j] = scale;
+        for (int segment = 0; segment < s.count; ++segment) to->sums[segment][j] = sums[segment];
+    }
+}
+
 // What becomes of a tile: sums of the depths so far, in c, and at the last depth y. x rows [row, row + rows),
 // weight rows [column, column + columns).
 struct BlockOutput {

@@ -105,30 +105,6 @@ struct DotUnit {
 using HalfUnit = DotUnit;
 #endif
 
-// Columns [k, end) of row j of a tile of x; returns the scale, and with `sums` those over segments.
-template <class U>
-static float pack_halves(const float* x, i64 k, i64 end, const Segments& s, i64 j, HalfTile* to, float* sums) {
-    float factor = 0.0F;
-    const float scale = word_scale(x + k, end - k, &factor);
-    i64 at = 0;
-    for (int segment = 0; segment < s.count; ++segment) {
-        V sum = zero();
-        for (; at < s.stop[segment]; at += 16) {
-            Ints q[4];
-            for (int i = 0; i < 4; ++i) {
-                q[i] = round_to_ints(mul(load(x + k + at + i * W), set1(factor)));
-                sum = add(sum, to_floats(q[i]));
-            }
-            i8 high[16], low[16];
-            store_halves(high, low, q);
-            U::place_x(to->halves[at / 16][0], j, vld1q_s8(high));
-            U::place_x(to->halves[at / 16][1], j, vld1q_s8(low));
-        }
-        if (sums != nullptr) sums[segment] = scale * hsum(sum);
-    }
-    return scale;
-}
-
 // Columns [k, end) of weight row r as row i of a panel: codes without their implied offset.
 template <class F, class U, int PART = 0>
 MC_INLINE void unpack_part(Words codes, int8x16_t bias, i64 i, HalfPanel* panel, i64 step) {
@@ -183,15 +159,16 @@ struct HalfKernel {
 
     // x rows [row, row + kRows), those from `last` on taken as zeros, at depth k.
     static void pack(const LinearArgs& args, i64 row, i64 last, i64 k, HalfTile* to) {
-        const Matrix& m = args.w;
-        const Segments s = find_segments(m, k);
+        const Segments s = find_segments(args.w, k);
         if (row + kRows > last) memset(to, 0, sizeof *to);
-        for (i64 j = 0; j < kRows && row + j < last; ++j) {
-            float sums[kMostSegments] = {};
-            to->scale[j] = pack_halves<U>(args.x + (row + j) * m.cols, k, depth_end(m, k), s, j, to,
-                                          m.offsets != nullptr ? sums : nullptr);
-            for (int segment = 0; segment < s.count; ++segment) to->sums[segment][j] = sums[segment];
-        }
+        pack_scaled(args, row, kRows, last, s, to, [&](i64 j, const float* x, float* sums) {
+            return quantise_depth(x, k, depth_end(args.w, k), s, sums, [to, j](i64 at, const Ints* q) {
+                i8 high[16], low[16];
+                store_halves(high, low, q);
+                U::place_x(to->halves[at / 16][0], j, vld1q_s8(high));
+                U::place_x(to->halves[at / 16][1], j, vld1q_s8(low));
+            });
+        });
     }
 
     // Weight rows [r, r + rows) at depth k, and zeros up to kPanelRows.

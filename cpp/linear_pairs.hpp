@@ -25,27 +25,6 @@ struct alignas(64) PairPanel {
     float offsets[kMostSegments][kPairPanel];
 };
 
-// Columns [k, end) of a row of x as int16; returns the scale, and with `sums` those over segments.
-MC_INLINE float pack_int16(const float* x, i64 k, i64 end, const Segments& s, u16* to, float* sums) {
-    float factor = 0.0F;
-    const float scale = word_scale(x + k, end - k, &factor);
-    const V inverse = set1(factor);
-    i64 at = 0;
-    for (int segment = 0; segment < s.count; ++segment) {
-        V sum = zero();
-        for (; at < s.stop[segment]; at += 16) {
-            Ints q[16 / W];
-            for (int i = 0; i < 16 / W; ++i) {
-                q[i] = round_to_ints(mul(load(x + k + at + i * W), inverse));
-                sum = add(sum, to_floats(q[i]));
-            }
-            store_int16(to + at, q);
-        }
-        if (sums != nullptr) sums[segment] = scale * hsum(sum);
-    }
-    return scale;
-}
-
 // 16 bytes as 16 words, and codes out of them, without their implied offset where `bias` is kBias.
 MC_INLINE __m256i wide_bytes(const u8* p) {
     return _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
@@ -99,7 +78,7 @@ struct PairsOfInt16 {
 
     // Columns [k, end) of a row of x; returns the scale, and with `sums` those over segments.
     static float pack(const float* x, i64 k, i64 end, const Segments& s, u16* to, float* sums) {
-        return pack_int16(x, k, end, s, to, sums);
+        return quantise_depth(x, k, end, s, sums, [to](i64 at, const Ints* q) { store_int16(to + at, q); });
     }
     // Columns [k, end) of weight row r: codes without their implied offset.
     template <class F>
@@ -190,17 +169,9 @@ struct PairKernel {
         const Segments s = find_segments(m, k);
         const i64 end = depth_end(m, k);
         if (row + kRows > last || end - k < kBlockDepth) memset(to->pairs, 0, sizeof to->pairs);
-        for (i64 j = 0; j < kRows; ++j) {
-            float sums[kMostSegments] = {};
-            float scale = 0.0F;
-            if (row + j < last) {
-                const float* x = args.x + (row + j) * m.cols;
-                u16* words = reinterpret_cast<u16*>(to->pairs[j]);
-                scale = P::pack(x, k, end, s, words, m.offsets != nullptr ? sums : nullptr);
-            }
-            to->scale[j] = scale;
-            for (int segment = 0; segment < s.count; ++segment) to->sums[segment][j] = sums[segment];
-        }
+        pack_scaled(args, row, kRows, last, s, to, [&](i64 j, const float* x, float* sums) {
+            return P::pack(x, k, end, s, reinterpret_cast<u16*>(to->pairs[j]), sums);
+        });
     }
 
     // Weight rows [r, r + rows) at depth k, with zeros up to whole vectors.
