@@ -144,7 +144,12 @@ std::vector<const KernelTable*> available_tables() {
         if (f.avx512_bf16 && f.avx512_vnni) tables.push_back(&isa_avx512_bf16::table);
     }
 #elif defined(MINICPM4_ARM)
-    if (features().neon) tables.push_back(&isa_neon::table);
+    const Features& f = features();
+    if (f.neon) tables.push_back(&isa_neon::table);
+    if (f.neon && f.dotprod) {
+        tables.push_back(&isa_neon_dotprod::table);
+        if (f.i8mm && f.bf16) tables.push_back(&isa_neon_i8mm::table);  // ARMv8.6 has both
+    }
 #endif
     return tables;
 }

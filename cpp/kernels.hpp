@@ -90,5 +90,11 @@ extern const KernelTable table;
 namespace isa_neon {
 extern const KernelTable table;
 }
+namespace isa_neon_dotprod {
+extern const KernelTable table;
+}
+namespace isa_neon_i8mm {
+extern const KernelTable table;
+}
 
 }  // namespace minicpm4

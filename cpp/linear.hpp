@@ -274,6 +274,9 @@ static void linear_many(Pool& pool, const LinearArgs& args) {
 #if defined(MC_HAS_PAIRS)
 #include "linear_blocks.hpp"
 #include "linear_pairs.hpp"
+#elif defined(MC_HAS_BYTE_DOT)
+#include "linear_blocks.hpp"
+#include "linear_halves.hpp"
 #endif
 
 template <class F>
@@ -306,7 +309,7 @@ static void linear_format(Pool& pool, const SharedProducts& all) {
         if (!args.w.panels && args.w.cols > 0 && words_fit<F>(args.w, args.n)) return linear_words<F>(pool, all);
     }
 #endif
-#if defined(MC_HAS_PAIRS)
+#if defined(MC_HAS_PAIRS) || defined(MC_HAS_BYTE_DOT)
     using Kernel = typename BlocksFor<F>::Kernel;
     if constexpr (Kernel::kRows > 0) {
         if (args.w.cols > 0 && (args.n > kFewRows || args.w.panels)) return linear_blocks<F, Kernel>(pool, all);

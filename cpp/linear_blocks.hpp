@@ -31,6 +31,44 @@ MC_INLINE Segments find_segments(const Matrix& m, i64 k) {
     return s;
 }
 
+// Columns [k, end) of a row of x as 16-bit integers, 16 at a time to place(column, q); returns their scale, and with
+// `sums` theirs over segments.
+template <class Place>
+MC_INLINE float quantise_depth(const float* x, i64 k, i64 end, const Segments& s, float* sums, const Place& place) {
+    float factor = 0.0F;
+    const float scale = word_scale(x + k, end - k, &factor);
+    const V inverse = set1(factor);
+    i64 at = 0;
+    for (int segment = 0; segment < s.count; ++segment) {
+        V sum = zero();
+        for (; at < s.stop[segment]; at += 16) {
+            Ints q[16 / W];
+            for (int i = 0; i < 16 / W; ++i) {
+                q[i] = round_to_ints(mul(load(x + k + at + i * W), inverse));
+                sum = add(sum, to_floats(q[i]));
+            }
+            place(at, q);
+        }
+        if (sums != nullptr) sums[segment] = scale * hsum(sum);
+    }
+    return scale;
+}
+
+// Scales of x rows [row, row + rows) of a tile, 0 from `last` on, and their sums; pack_row(j, x, sums) packs row j.
+template <class XTile, class PackRow>
+MC_INLINE void pack_scaled(const LinearArgs& args, i64 row, i64 rows, i64 last, const Segments& s, XTile* to,
+                           const PackRow& pack_row) {
+    for (i64 j = 0; j < rows; ++j) {
+        float sums[kMostSegments] = {};
+        float scale = 0.0F;
+        if (row + j < last) {
+            scale = pack_row(j, args.x + (row + j) * args.w.cols, args.w.offsets != nullptr ? sums : nullptr);
+        }
+        to->scale[j] = scale;
+        for (int segment = 0; segment < s.count; ++segment) to->sums[segment][j] = sums[segment];
+    }
+}
+
 // What becomes of a tile: sums of the depths so far, in c, and at the last depth y. x rows [row, row + rows),
 // weight rows [column, column + columns).
 struct BlockOutput {
@@ -40,13 +78,85 @@ struct BlockOutput {
     i64 row, rows, column, columns;
 };
 
-// Where row a of a tile goes is not in the first cache level, and not in order.
-template <int COLUMNS>
-MC_INLINE void prefetch_output(const BlockOutput& out, i64 a) {
-    if (a >= out.rows) return;
-    const float* y = out.args->y + (out.row + a) * out.args->w.rows + out.column;
-    const float* to = out.last ? y : out.c + a * kBlockRows;
-    for (int b = 0; b < COLUMNS && b < out.columns; b += 16) prefetch(to + b);
+// Where a tile of ROWS x COLUMNS goes is not in the first cache level, and not in order.
+template <int ROWS, int COLUMNS>
+MC_INLINE void prefetch_output(const BlockOutput& out) {
+    MC_UNROLL
+    for (int a = 0; a < ROWS; ++a) {
+        if (a >= out.rows) return;
+        const float* y = out.args->y + (out.row + a) * out.args->w.rows + out.column;
+        const float* to = out.last ? y : out.c + a * kBlockRows;
+        MC_UNROLL
+        for (int b = 0; b < COLUMNS; b += 16) {
+            if (b < out.columns) prefetch(to + b);
+        }
+    }
+}
+
+template <bool WHOLE, int ROWS, int COLUMNS>
+MC_INLINE void write_y(const BlockOutput& out, V (*total)[COLUMNS]) {
+    const LinearArgs& args = *out.args;
+    MC_UNROLL
+    for (int b = 0; b < COLUMNS; ++b) {
+        const i64 left = out.columns - W * b, column = out.column + W * b;
+        if (left <= 0) break;
+        const int n = left < W ? static_cast<int>(left) : W;
+        const auto get = [n](const float* p) { return WHOLE ? load(p) : loadn(p, n); };
+        const V bias = args.bias != nullptr ? get(args.bias + column) : zero();
+        MC_UNROLL
+        for (int a = 0; a < ROWS; ++a) {
+            if (a >= out.rows) break;
+            float* y = args.y + (out.row + a) * args.w.rows + column;
+            V value = add(total[a][b], bias);
+            if (args.add) value = fma(set1(args.scale), value, get(y));
+            if (WHOLE) {
+                store(y, value);
+            } else {
+                storen(y, value, n);
+            }
+        }
+    }
+}
+
+template <int ROWS, int COLUMNS>
+MC_INLINE void store_tile(const BlockOutput& out, V (*total)[COLUMNS]) {
+    if (!out.last) {
+        MC_UNROLL
+        for (int a = 0; a < ROWS; ++a) {
+            MC_UNROLL
+            for (int b = 0; b < COLUMNS; ++b) store(out.c + a * kBlockRows + W * b, total[a][b]);
+        }
+    } else if (out.columns >= W * COLUMNS) {
+        write_y<true, ROWS, COLUMNS>(out, total);
+    } else {
+        write_y<false, ROWS, COLUMNS>(out, total);
+    }
+}
+
+// Sums of a depth block: times the scales of x, plus those of earlier depths and the products of offsets.
+template <int ROWS, int COLUMNS, bool SCALED, bool OFFSETS, class XTile, class Panel>
+MC_INLINE void finish_tile(const Segments& s, const XTile& x, const Panel& w, const BlockOutput& out,
+                           V (*total)[COLUMNS]) {
+    MC_UNROLL
+    for (int a = 0; a < ROWS; ++a) {
+        const V scale = set1(SCALED ? x.scale[a] : 1.0F);
+        MC_UNROLL
+        for (int b = 0; b < COLUMNS; ++b) {
+            const V before = out.first ? zero() : load(out.c + a * kBlockRows + W * b);
+            total[a][b] = fma(total[a][b], scale, before);
+        }
+    }
+    for (int segment = 0; OFFSETS && segment < s.count; ++segment) {
+        MC_UNROLL
+        for (int b = 0; b < COLUMNS; ++b) {
+            const V offset = load(w.offsets[segment] + W * b);
+            MC_UNROLL
+            for (int a = 0; a < ROWS; ++a) {
+                total[a][b] = fma(set1(x.sums[segment][a]), offset, total[a][b]);
+            }
+        }
+    }
+    store_tile<ROWS, COLUMNS>(out, total);
 }
 
 // Scales and offsets of `count` weight rows from r on: the segments' values of row i to scales[segment * pitch + i].

@@ -25,27 +25,6 @@ struct alignas(64) PairPanel {
     float offsets[kMostSegments][kPairPanel];
 };
 
-// Columns [k, end) of a row of x as int16; returns the scale, and with `sums` those over segments.
-MC_INLINE float pack_int16(const float* x, i64 k, i64 end, const Segments& s, u16* to, float* sums) {
-    float factor = 0.0F;
-    const float scale = word_scale(x + k, end - k, &factor);
-    const V inverse = set1(factor);
-    i64 at = 0;
-    for (int segment = 0; segment < s.count; ++segment) {
-        V sum = zero();
-        for (; at < s.stop[segment]; at += 16) {
-            Ints q[16 / W];
-            for (int i = 0; i < 16 / W; ++i) {
-                q[i] = round_to_ints(mul(load(x + k + at + i * W), inverse));
-                sum = add(sum, to_floats(q[i]));
-            }
-            store_int16(to + at, q);
-        }
-        if (sums != nullptr) sums[segment] = scale * hsum(sum);
-    }
-    return scale;
-}
-
 // 16 bytes as 16 words, and codes out of them, without their implied offset where `bias` is kBias.
 MC_INLINE __m256i wide_bytes(const u8* p) {
     return _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
@@ -94,12 +73,12 @@ struct PairsOfInt16 {
     static constexpr bool kScaled = true;
     using Sum = Ints;
     static Sum none() { return no_ints(); }
-    static Sum add(Sum sum, Words a, Words b) { return dot(sum, a, b); }
+    static Sum add(Sum sum, Words a, Words b) { return dot_tile(sum, a, b); }
     static V real(Sum sum) { return to_floats(sum); }
 
     // Columns [k, end) of a row of x; returns the scale, and with `sums` those over segments.
     static float pack(const float* x, i64 k, i64 end, const Segments& s, u16* to, float* sums) {
-        return pack_int16(x, k, end, s, to, sums);
+        return quantise_depth(x, k, end, s, sums, [to](i64 at, const Ints* q) { store_int16(to + at, q); });
     }
     // Columns [k, end) of weight row r: codes without their implied offset.
     template <class F>
@@ -138,52 +117,13 @@ struct PairsOfBF16 {
 };
 #endif
 
-template <bool WHOLE, int COLUMNS>
-MC_INLINE void finish_pairs(const BlockOutput& out, V (*total)[COLUMNS]) {
-    const LinearArgs& args = *out.args;
-    MC_UNROLL
-    for (int b = 0; b < COLUMNS; ++b) {
-        const i64 left = out.columns - W * b, column = out.column + W * b;
-        const int n = left < W ? static_cast<int>(left) : W;
-        const auto get = [n](const float* p) { return WHOLE ? load(p) : loadn(p, n); };
-        const V bias = args.bias != nullptr ? get(args.bias + column) : zero();
-        MC_UNROLL
-        for (int a = 0; a < kPairTile; ++a) {
-            if (a >= out.rows) break;
-            float* y = args.y + (out.row + a) * args.w.rows + column;
-            V value = add(total[a][b], bias);
-            if (args.add) value = fma(set1(args.scale), value, get(y));
-            if (WHOLE) {
-                store(y, value);
-            } else {
-                storen(y, value, n);
-            }
-        }
-    }
-}
-
-template <int COLUMNS>
-MC_INLINE void store_pairs(const BlockOutput& out, V (*total)[COLUMNS]) {
-    if (!out.last) {
-        MC_UNROLL
-        for (int a = 0; a < kPairTile; ++a) {
-            MC_UNROLL
-            for (int b = 0; b < COLUMNS; ++b) store(out.c + a * kBlockRows + W * b, total[a][b]);
-        }
-    } else if (out.columns >= W * COLUMNS) {
-        finish_pairs<true, COLUMNS>(out, total);
-    } else {
-        finish_pairs<false, COLUMNS>(out, total);
-    }
-}
-
 // kPairTile rows of x by COLUMNS vectors of weight rows.
 template <class P, int COLUMNS, bool OFFSETS>
 static void tile_pairs(const Segments& s, const PairTile& x, const PairPanel& w, const BlockOutput& out) {
     V total[kPairTile][COLUMNS];
+    prefetch_output<kPairTile, COLUMNS * W>(out);
     MC_UNROLL
     for (int a = 0; a < kPairTile; ++a) {
-        prefetch_output<COLUMNS * W>(out, a);
         MC_UNROLL
         for (int b = 0; b < COLUMNS; ++b) total[a][b] = zero();
     }
@@ -213,26 +153,7 @@ static void tile_pairs(const Segments& s, const PairTile& x, const PairPanel& w,
             for (int a = 0; a < kPairTile; ++a) total[a][b] = fma(P::real(sum[a][b]), scale, total[a][b]);
         }
     }
-    MC_UNROLL
-    for (int a = 0; a < kPairTile; ++a) {
-        const V scale = set1(P::kScaled ? x.scale[a] : 1.0F);
-        MC_UNROLL
-        for (int b = 0; b < COLUMNS; ++b) {
-            const V before = out.first ? zero() : load(out.c + a * kBlockRows + W * b);
-            total[a][b] = fma(total[a][b], scale, before);
-        }
-    }
-    for (int segment = 0; OFFSETS && segment < s.count; ++segment) {
-        MC_UNROLL
-        for (int b = 0; b < COLUMNS; ++b) {
-            const V offset = load(w.offsets[segment] + W * b);
-            MC_UNROLL
-            for (int a = 0; a < kPairTile; ++a) {
-                total[a][b] = fma(set1(x.sums[segment][a]), offset, total[a][b]);
-            }
-        }
-    }
-    store_pairs<COLUMNS>(out, total);
+    finish_tile<kPairTile, COLUMNS, P::kScaled, OFFSETS>(s, x, w, out, total);
 }
 
 #if defined(MC_HAS_PANELS)
@@ -252,17 +173,9 @@ struct PairKernel {
         const Segments s = find_segments(m, k);
         const i64 end = depth_end(m, k);
         if (row + kRows > last || end - k < kBlockDepth) memset(to->pairs, 0, sizeof to->pairs);
-        for (i64 j = 0; j < kRows; ++j) {
-            float sums[kMostSegments] = {};
-            float scale = 0.0F;
-            if (row + j < last) {
-                const float* x = args.x + (row + j) * m.cols;
-                u16* words = reinterpret_cast<u16*>(to->pairs[j]);
-                scale = P::pack(x, k, end, s, words, m.offsets != nullptr ? sums : nullptr);
-            }
-            to->scale[j] = scale;
-            for (int segment = 0; segment < s.count; ++segment) to->sums[segment][j] = sums[segment];
-        }
+        pack_scaled(args, row, kRows, last, s, to, [&](i64 j, const float* x, float* sums) {
+            return P::pack(x, k, end, s, reinterpret_cast<u16*>(to->pairs[j]), sums);
+        });
     }
 
     // Weight rows [r, r + rows) at depth k, with zeros up to whole vectors.

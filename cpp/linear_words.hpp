@@ -1,14 +1,38 @@
-// y = x W^T for few rows of x and grouped weights, by products of 16-bit integers summed in pairs.
+// y = x W^T for few rows of x and grouped weights, by products of small integers.
 //
-// Each unit of x (the weights in 16 bytes of codes) becomes 16-bit integers q with a scale; codes become
-// 16-bit integers in registers, the even bytes apart from the odd ones, which costs a shift and a mask. Products
+// Each unit of x (the weights in 16 bytes of codes) becomes 16-bit integers q with a scale. Codes become 16-bit
+// integers in registers, the even bytes apart from the odd ones, which costs a shift and a mask, and are multiplied
+// in pairs; or, with MC_HAS_BYTE_DOT, they stay bytes and meet the two bytes of q, in fours. Products
 // are summed in 32 bits, so all but x's rounding, to 1/65024 of the unit's largest value, is exact until a
 // unit's sum is scaled. Included inside the namespace of the instruction set, with MC_HAS_WORDS only: simd
-// files then have vectors Words of 2 W int16 and Ints of W int32 (see simd.hpp).
+// files then have vectors Words of 2 W int16 and Ints of W int32.
 
 constexpr i64 kWordUnits = W / 4;  // 16-byte units of codes in a vector
 
-// A vector of codes has kFields vectors of 16-bit integers in it, which exceed weights by kBias.
+// A vector of codes has kFields vectors of integers of x to meet. As 16-bit integers (the even bytes' first),
+// they each meet codes of their own; as bytes, with MC_HAS_BYTE_DOT, upper halves of x come first, then
+// lower ones, and meet the same codes. Codes exceed weights by kBias.
+#if defined(MC_HAS_BYTE_DOT)
+struct Sums {
+    Ints high, low;
+};
+MC_INLINE Sums start_sums(Ints ints) { return {no_ints(), ints}; }
+MC_INLINE void add_field(Sums& sums, bool high, Words w, Words q) {
+    Ints& half = high ? sums.high : sums.low;
+    half = dot_bytes(half, w, q);
+}
+MC_INLINE Ints whole(Sums sums) { return join_halves(sums.high, sums.low); }
+MC_INLINE void store_fields(u8* first, u8* second, const Ints* q) { store_halves(first, second, q); }
+MC_INLINE Words all_fields(int x) { return all_bytes(x); }
+#else
+using Sums = Ints;
+MC_INLINE Sums start_sums(Ints ints) { return ints; }
+MC_INLINE void add_field(Sums& sums, bool, Words w, Words q) { sums = dot(sums, w, q); }
+MC_INLINE Ints whole(Sums sums) { return sums; }
+MC_INLINE void store_fields(u8* first, u8* second, const Ints* q) { store_even_odd(first, second, q); }
+MC_INLINE Words all_fields(int x) { return all_words(x); }
+#endif
+
 template <class F>
 struct WordFields;
 
@@ -18,7 +42,11 @@ struct WordFields<FormatInt8> {
     static constexpr int kBias = 0;
     template <int FIELD>
     static Words get(Words codes) {
+#if defined(MC_HAS_BYTE_DOT)
+        return codes;
+#else
         return FIELD == 0 ? low_bytes(codes) : high_bytes(codes);
+#endif
     }
 };
 
@@ -27,7 +55,11 @@ struct UnsignedFields {
     static constexpr int kFields = 16 / BITS;
     template <int FIELD>
     static Words get(Words codes) {
+#if defined(MC_HAS_BYTE_DOT)
+        return byte_field<FIELD % (8 / BITS) * BITS, BITS>(codes);
+#else
         return bit_field<FIELD * BITS, BITS>(codes);
+#endif
     }
 };
 
@@ -68,7 +100,7 @@ struct WordLayout {
 };
 
 // From which group size on up to 16 rows are few (measured on AVX2).
-#if defined(MC_HAS_PAIRS)
+#if defined(MC_HAS_PAIRS) || defined(MC_HAS_BYTE_DOT)
 constexpr i64 kLongGroup = 128;
 #else
 constexpr i64 kLongGroup = 64;
@@ -97,8 +129,7 @@ MC_INLINE float quantise_words(const float* x, float inverse, u8* to) {
             q[i] = round_to_ints(mul(load(x + part * 16 + i * W), set1(inverse)));
             sum = add(sum, to_floats(q[i]));
         }
-        // Even bytes of codes are the first half of the fields.
-        store_even_odd(to + part * L::kVector, to + (kParts + part) * L::kVector, q);
+        store_fields(to + part * L::kVector, to + (kParts + part) * L::kVector, q);
     }
     return hsum(sum);
 }
@@ -110,7 +141,7 @@ static void quantise_words_row(const Matrix& m, const float* x, u8* blocks, floa
     const L layout(m);
     // int4 offsets are those of codes 0 to 15; the implied one goes into the sums.
     const bool raw = m.kind == Kind::int4 && m.offsets != nullptr;
-    const Words bias = all_words(raw ? 0 : -WordFields<F>::kBias);
+    const Words bias = all_fields(raw ? 0 : -WordFields<F>::kBias);
     const i64 block_units = layout.vectors * kWordUnits, scope = layout.units ? 1 : block_units;
     const i64 units = m.cols / L::kUnit, per_group = m.group / L::kUnit;
     memset(blocks + (layout.blocks - 1) * layout.block_bytes, 0, static_cast<size_t>(layout.block_bytes));
@@ -130,9 +161,11 @@ static void quantise_words_row(const Matrix& m, const float* x, u8* blocks, floa
     }
     for (i64 b = 0; b < layout.blocks; ++b) {
         u8* block = blocks + b * layout.block_bytes;
-        Ints sum = no_ints();
-        for (i64 at = 0; at < layout.shift(); at += L::kVector) sum = dot(sum, load_words(block + at), bias);
-        store_ints(block + layout.shift(), sum);
+        Sums sums_of_q = start_sums(no_ints());
+        for (i64 i = 0; i * L::kVector < layout.shift(); ++i) {
+            add_field(sums_of_q, i % L::kFields < L::kFields / 2, bias, load_words(block + i * L::kVector));
+        }
+        store_ints(block + layout.shift(), whole(sums_of_q));
     }
 }
 
@@ -144,7 +177,7 @@ struct WordRows {
 };
 
 template <class F, int FIELD, int ROWS, int NX>
-MC_INLINE void dot_field(const Words* codes, const u8* x, i64 pitch, Ints (*sum)[NX]) {
+MC_INLINE void dot_field(const Words* codes, const u8* x, i64 pitch, Sums (*sum)[NX]) {
     Words w[ROWS];
     MC_UNROLL
     for (int i = 0; i < ROWS; ++i) w[i] = WordFields<F>::template get<FIELD>(codes[i]);
@@ -152,7 +185,7 @@ MC_INLINE void dot_field(const Words* codes, const u8* x, i64 pitch, Ints (*sum)
     for (int j = 0; j < NX; ++j) {
         const Words q = load_words(x + j * pitch + FIELD * WordLayout<F>::kVector);
         MC_UNROLL
-        for (int i = 0; i < ROWS; ++i) sum[i][j] = dot(sum[i][j], w[i], q);
+        for (int i = 0; i < ROWS; ++i) add_field(sum[i][j], FIELD < WordLayout<F>::kFields / 2, w[i], q);
     }
     if constexpr (FIELD + 1 < WordLayout<F>::kFields) dot_field<F, FIELD + 1, ROWS, NX>(codes, x, pitch, sum);
 }
@@ -163,12 +196,12 @@ template <class F, int ROWS, int NX, int VECTORS, bool HALF>
 MC_INLINE void dot_words_block(const WordLayout<F>& layout, const u8* codes, i64 stride, const u8* x, i64 pitch,
                                const V* scale, V (*total)[NX]) {
     using L = WordLayout<F>;
-    Ints sum[ROWS][NX];
+    Sums sum[ROWS][NX];
     MC_UNROLL
     for (int j = 0; j < NX; ++j) {
         MC_UNROLL
         for (int i = 0; i < ROWS; ++i) {
-            sum[i][j] = WordFields<F>::kBias != 0 ? load_ints(x + j * pitch + layout.shift()) : no_ints();
+            sum[i][j] = start_sums(WordFields<F>::kBias != 0 ? load_ints(x + j * pitch + layout.shift()) : no_ints());
         }
     }
     MC_UNROLL
@@ -177,7 +210,7 @@ MC_INLINE void dot_words_block(const WordLayout<F>& layout, const u8* codes, i64
         MC_UNROLL
         for (int i = 0; i < ROWS; ++i) {
             const u8* p = codes + i * stride + v * L::kVector;
-            prefetch_far(p);
+            if (v * L::kVector % 64 == 0) prefetch_far(p);
             w[i] = HALF ? load_unit(p) : load_words(p);
         }
         dot_field<F, 0, ROWS, NX>(w, x + v * L::kFields * L::kVector, pitch, sum);
@@ -187,7 +220,7 @@ MC_INLINE void dot_words_block(const WordLayout<F>& layout, const u8* codes, i64
         const V xs = load(reinterpret_cast<const float*>(x + j * pitch + layout.scale()));
         MC_UNROLL
         for (int i = 0; i < ROWS; ++i) {
-            total[i][j] = fma(to_floats(sum[i][j]), mul(scale[i], xs), total[i][j]);
+            total[i][j] = fma(to_floats(whole(sum[i][j])), mul(scale[i], xs), total[i][j]);
         }
     }
 }

@@ -13,7 +13,7 @@
 #include "simd_avx512.hpp"
 #elif defined(MC_ISA_AVX2)
 #include "simd_avx2.hpp"
-#elif defined(MC_ISA_NEON)
+#elif defined(MC_ISA_NEON) || defined(MC_ISA_NEON_DOTPROD) || defined(MC_ISA_NEON_I8MM)
 #include "simd_neon.hpp"
 #else
 #include "simd_scalar.hpp"

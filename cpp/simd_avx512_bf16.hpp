@@ -28,7 +28,7 @@ MC_INLINE Ints no_ints() {
     return zeros;
 }
 // sum + a * b, two neighbours in a lane.
-MC_INLINE Ints dot(Ints sum, Words a, Words b) { return {add_word_products(sum.v, a.v, b.v)}; }
+MC_INLINE Ints dot_tile(Ints sum, Words a, Words b) { return {add_word_products(sum.v, a.v, b.v)}; }
 MC_INLINE V to_floats(Ints a) { return from_i32(a.v); }
 MC_INLINE Ints round_to_ints(V a) { return {_mm512_cvtps_epi32(a.v)}; }
 // 16 integers as int16.

@@ -1,4 +1,5 @@
-// NEON of the aarch64 baseline: 4 floats. See simd.hpp for what each function does.
+// NEON: 4 floats. See simd.hpp for what each function does. The aarch64 baseline, with dot products of bytes (dotprod)
+// where MC_ISA_NEON_DOTPROD or MC_ISA_NEON_I8MM is defined, and matrix products (i8mm, bf16) with the latter.
 
 constexpr int W = 4;
 constexpr int kTileRows = 8;
@@ -119,12 +120,42 @@ MC_INLINE Ints dot(Ints sum, Words a, Words b) {
 }
 MC_INLINE V to_floats(Ints a) { return {vcvtq_f32_s32(a.v)}; }
 MC_INLINE Ints round_to_ints(V a) { return {vcvtnq_s32_f32(a.v)}; }
+// 16 integers as int16 in order.
+MC_INLINE int16x8x2_t narrow(const Ints* q) {
+    return {{vcombine_s16(vmovn_s32(q[0].v), vmovn_s32(q[1].v)), vcombine_s16(vmovn_s32(q[2].v), vmovn_s32(q[3].v))}};
+}
+#if defined(MC_ISA_NEON_DOTPROD) || defined(MC_ISA_NEON_I8MM)
+#define MC_HAS_BYTE_DOT
+template <int SHIFT, int BITS>
+MC_INLINE Words byte_field(Words a) {
+    uint8x16_t field = vreinterpretq_u8_s16(a.v);
+    if constexpr (SHIFT > 0) field = vshrq_n_u8(field, SHIFT);
+    if constexpr (SHIFT + BITS < 8) field = vandq_u8(field, vdupq_n_u8((1 << BITS) - 1));
+    return {vreinterpretq_s16_u8(field)};
+}
+MC_INLINE Words all_bytes(int x) { return {vreinterpretq_s16_s8(vdupq_n_s8(static_cast<i8>(x)))}; }
+// sum + a * b, four signed bytes in a lane.
+MC_INLINE Ints dot_bytes(Ints sum, Words a, Words b) {
+    return {vdotq_s32(sum.v, vreinterpretq_s8_s16(a.v), vreinterpretq_s8_s16(b.v))};
+}
+// 256 high + low.
+MC_INLINE Ints join_halves(Ints high, Ints low) { return {vaddq_s32(vshlq_n_s32(high.v, 8), low.v)}; }
+// 16 integers q of at most 32512 as signed bytes: q = 256 high + low.
+MC_INLINE void store_halves(void* high, void* low, const Ints* q) {
+    const int16x8x2_t words = narrow(q);
+    vst1q_s8(static_cast<i8*>(high), vcombine_s8(vrshrn_n_s16(words.val[0], 8), vrshrn_n_s16(words.val[1], 8)));
+    vst1q_s8(static_cast<i8*>(low), vcombine_s8(vmovn_s16(words.val[0]), vmovn_s16(words.val[1])));
+}
+#endif
 // 16 integers as int16, even ones apart from odd ones.
 MC_INLINE void store_even_odd(void* even, void* odd, const Ints* q) {
-    const int16x8_t first = vcombine_s16(vmovn_s32(q[0].v), vmovn_s32(q[1].v));
-    const int16x8_t second = vcombine_s16(vmovn_s32(q[2].v), vmovn_s32(q[3].v));
-    vst1q_s16(static_cast<int16_t*>(even), vuzp1q_s16(first, second));
-    vst1q_s16(static_cast<int16_t*>(odd), vuzp2q_s16(first, second));
+    const int16x8x2_t words = narrow(q);
+    vst1q_s16(static_cast<int16_t*>(even), vuzp1q_s16(words.val[0], words.val[1]));
+    vst1q_s16(static_cast<int16_t*>(odd), vuzp2q_s16(words.val[0], words.val[1]));
 }
 MC_INLINE V unit_scales(const float* p) { return set1(*p); }
 MC_INLINE void prefetch_far(const void* p) { __builtin_prefetch(static_cast<const char*>(p) + 16384, 0, 2); }
+MC_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
+#if defined(MC_ISA_NEON_I8MM)
+#define MC_HAS_BYTE_MATRICES
+#endif

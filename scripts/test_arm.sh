@@ -17,7 +17,11 @@ build=build/arm
 cmake -S . -B $build -DMINICPM4_KERNEL_TEST=ON -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
     -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ -DCMAKE_EXE_LINKER_FLAGS=-static >/dev/null
 cmake --build $build --parallel "${CMAKE_BUILD_PARALLEL_LEVEL:-2}"
-for cpu in cortex-a72 max; do
+# The kernel test runs every level that the processor has; that none is left out is checked here.
+for model in cortex-a72:neon neoverse-n1:neon_dotprod max:neon_i8mm; do
+    cpu=${model%%:*}
+    best=${model#*:}
     echo "qemu-aarch64 -cpu $cpu"
-    qemu-aarch64 -cpu $cpu $build/kernel_test
+    qemu-aarch64 -cpu $cpu $build/kernel_test | tee $build/$cpu.txt
+    [ "$(tail -1 $build/$cpu.txt | cut -d, -f1)" = "$best" ] || { echo "error: $cpu should end with $best" >&2; exit 1; }
 done

@@ -17,6 +17,9 @@ from tests.contract.packed import FORMATS, format_id, random_weight
 # Every way through the kernels: 1, 2, 3, 4, 5-8, 9-16 rows at once; one panel, several, a second packing.
 ROWS = [1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 65, 530]
 
+# Levels that multiply many rows by bf16 and f16 weights in bf16.
+ROUNDS_HALVES = ("avx512_bf16", "neon_i8mm")
+
 
 def tolerance(x: NDArray, w: NDArray) -> NDArray[np.float64]:
     """What float32 may lose: a few units in the last place of the sum of magnitudes."""
@@ -27,12 +30,12 @@ def bound(ops: CpuOps, weight: PackedTensor, x: NDArray, w: NDArray) -> NDArray[
     """What the instruction set may lose on this product, beyond float32 only where it says so.
 
     Grouped weights at levels above scalar but avx512: x is rounded to 1/65024 of the largest value among
-    at most 128 columns. bf16 and f16 weights at level avx512_bf16 by more than 8 rows: x and weight are
-    rounded to bf16.
+    at most 128 columns. bf16 and f16 weights at levels avx512_bf16 and neon_i8mm by more than 8 rows: x and
+    weight are rounded to bf16.
     """
     lost = tolerance(x, w)
-    lossy = {"avx512_bf16"} | ({"avx2", "neon"} if weight.spec.group_size else set())
-    if ops.isa not in lossy or weight.spec.kind == "f32":
+    exact = ops.isa in ("scalar", "avx512") if weight.spec.group_size else ops.isa not in ROUNDS_HALVES
+    if exact or weight.spec.kind == "f32":
         return lost
     if not weight.spec.group_size:
         roundings = 0 if len(x) <= 8 else 1 if weight.spec.kind == "bf16" else 2

@@ -26,6 +26,7 @@ constexpr Case kCases[] = {
     {"int8-g32", Kind::int8, 352, 32, true, true},
     {"int8-g48", Kind::int8, 144, 48, false, true},
     {"int8-g128", Kind::int8, 384, 128, true, false},
+    {"int8-g16 offsets", Kind::int8, 144, 16, true, false},
     {"int4-g32", Kind::int4, 352, 32, false, true},
     {"int4-g32 offsets", Kind::int4, 224, 32, true, true},
     {"int4-g64", Kind::int4, 192, 64, true, false},
@@ -138,14 +139,14 @@ Packed random_matrix(Random& random, const Case& c, i64 rows) {
 }
 
 // What a table may lose beyond float32. Grouped weights: x in 16 bits, 65024 steps for at most 128 columns
-// together; bf16 and f16 ones at level avx512_bf16 and more than 8 rows: x and weight in bf16.
+// together; bf16 and f16 ones at levels avx512_bf16 and neon_i8mm and more than 8 rows: x and weight in bf16.
 double bound(const std::string& table, const Packed& p, const float* x, i64 n, i64 r) {
     const float* w = p.values.data() + r * p.m.cols;
     double lost = 1e-6, most = 0.0, sum = 0.0;
     for (i64 k = 0; k < p.m.cols; ++k) {
         lost += 3e-6 * std::fabs(static_cast<double>(x[k]) * w[k]);
         if (p.m.group == 0) {
-            const bool rounded = table == "avx512_bf16" && p.m.kind != Kind::f32 && n > 8;
+            const bool rounded = (table == "avx512_bf16" || table == "neon_i8mm") && p.m.kind != Kind::f32 && n > 8;
             lost += rounded ? 0x1p-7 * std::fabs(static_cast<double>(x[k]) * w[k]) : 0.0;
             continue;
         }
@@ -224,8 +225,8 @@ void check_linear(Pool& pool, const KernelTable& table, Report& report) {
     Random random(1);
     for (const Case& c : kCases) {
         for (const i64 n : {1, 2, 3, 4, 7, 9, 16, 40}) {
-            constexpr i64 kRows[] = {1, 5, 11, 24, 37};
-            check_product(pool, table, report, random, c, n, kRows[random.below(5)]);
+            constexpr i64 kRows[] = {1, 5, 11, 24, 37, 101};
+            check_product(pool, table, report, random, c, n, kRows[random.below(6)]);
         }
         check_embed(pool, table, report, random, c);
     }

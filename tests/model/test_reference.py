@@ -22,9 +22,11 @@ def case(request, tmp_path_factory):
 def bound(ops, name):
     """What logits may be off by, in units of the largest: float32, except where a table says otherwise.
 
-    avx512_bf16 rounds both sides of products of more than 8 rows with bf16 weights to bf16: seen 8e-3.
+    avx512_bf16 and neon_i8mm round both sides of products of more than 8 rows with bf16 weights to bf16: seen
+    8e-3.
     """
-    rounds = getattr(ops, "isa", "") == "avx512_bf16" and CASES[name].get("dtype") == "bfloat16"
+    rounding = getattr(ops, "isa", "") in ("avx512_bf16", "neon_i8mm")
+    rounds = rounding and CASES[name].get("dtype") == "bfloat16"
     return 2e-2 if rounds else 1e-4
 
 
