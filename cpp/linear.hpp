@@ -282,9 +282,19 @@ static void linear_each(Pool& pool, const LinearArgs& args) {
     }
 }
 
+#if defined(MC_HAS_TILES)
+#include "linear_amx.hpp"
+#endif
+
 template <class F>
 static void linear_format(Pool& pool, const SharedProducts& all) {
     [[maybe_unused]] const LinearArgs& args = *all.args;
+#if defined(MC_HAS_TILES)
+    if constexpr (ByPairs<F>::value) {
+        if (args.w.cols > 0 && args.n > (F::GROUPED ? kFewByteRows : kFewRows)) return linear_amx<F>(pool, all);
+    }
+    return isa_avx512_bf16::table.linears(pool, all.args, all.count);
+#else
 #if defined(MC_HAS_VNNI)
     if constexpr (F::GROUPED) {
         if (args.w.cols > 0 && args.n <= kFewByteRows && bytes_fit<F>(args.w)) return linear_bytes<F>(pool, all);
@@ -300,6 +310,7 @@ static void linear_format(Pool& pool, const SharedProducts& all) {
     }
 #endif
     for (i64 i = 0; i < all.count; ++i) linear_each<F>(pool, all.args[i]);
+#endif
 }
 
 static void linear_kind(Pool& pool, const SharedProducts& all) {

@@ -7,6 +7,8 @@
 // level while all rows of x pass by. Included inside the namespace of the instruction set, with
 // MC_HAS_BF16_DOT and MC_HAS_VNNI.
 
+#include "linear_tasks.hpp"
+
 struct PairsOfBF16 {
     static constexpr bool kScaled = false;
     using Sum = __m512;
@@ -229,20 +231,14 @@ MC_INLINE void store_pairs(const PairOutput& out, __m512 (*total)[COLUMNS]) {
         }
         return;
     }
-    const LinearArgs& args = *out.args;
     MC_UNROLL
     for (int b = 0; b < COLUMNS; ++b) {
         const i64 left = out.columns - 16 * b;
-        const __mmask16 mask = lanes(left < 16 ? static_cast<int>(left) : 16);
-        const i64 column = out.column + 16 * b;
-        const __m512 bias = args.bias != nullptr ? _mm512_maskz_loadu_ps(mask, args.bias + column) : zero().v;
+        const FinishLanes finish(*out.args, out.column + 16 * b, left < 16 ? left : 16);
         MC_UNROLL
         for (int a = 0; a < kPairTile; ++a) {
             if (a >= out.rows) break;
-            float* y = args.y + (out.row + a) * args.w.rows + column;
-            __m512 value = _mm512_add_ps(total[a][b], bias);
-            if (args.add) value = _mm512_fmadd_ps(_mm512_set1_ps(args.scale), value, _mm512_maskz_loadu_ps(mask, y));
-            _mm512_mask_storeu_ps(y, mask, value);
+            finish.store(out.row + a, total[a][b]);
         }
     }
 }
@@ -355,19 +351,14 @@ static void multiply_pairs(const LinearArgs& args, i64 r, i64 rows, i64 first, i
 template <class F>
 static void multiply_shared(Pool& pool, const SharedProducts& all, i64 rows, i64 first, i64 count,
                             const PairTile* packed) {
-    i64 tasks = 0;
-    for (i64 i = 0; i < all.count; ++i) tasks += (all.args[i].w.rows + rows - 1) / rows;
     auto multiply = [&](i64 begin, i64 end, int worker) {
         PairPanel* scratch = static_cast<PairPanel*>(pool.scratch(worker));
         for (i64 t = begin; t < end; ++t) {
-            const LinearArgs* args = all.args;
-            i64 task = t;
-            for (i64 own; task >= (own = (args->w.rows + rows - 1) / rows); ++args) task -= own;
-            const i64 r = task * rows, left = args->w.rows - r;
-            multiply_pairs<F>(*args, r, left < rows ? left : rows, first, count, packed, scratch);
+            const ProductTask task = find_task(all, rows, t);
+            multiply_pairs<F>(*task.args, task.r, task.rows, first, count, packed, scratch);
         }
     };
-    parallel(pool, tasks, 1, multiply);
+    parallel(pool, count_tasks(all, rows), 1, multiply);
 }
 
 // x is packed once for all products.
@@ -376,11 +367,7 @@ static void linear_pairs(Pool& pool, const SharedProducts& all) {
     const LinearArgs& args = *all.args;
     const i64 most = ((args.n < kRowsAtOnce ? args.n : kRowsAtOnce) + kPairTile - 1) / kPairTile;
     const i64 depths = (args.w.cols + kPairDepth - 1) / kPairDepth;
-    i64 total = 0;
-    for (i64 i = 0; i < all.count; ++i) total += all.args[i].w.rows;
-    // Smaller blocks where there are too few rows of W for every thread to get some.
-    const i64 share = total / (8 * pool.threads()) / kPairPanel * kPairPanel;
-    const i64 rows = share < kPairPanel ? kPairPanel : share < kPairRows ? share : kPairRows;
+    const i64 rows = rows_of_task(pool, all, kPairPanel, kPairRows);
     pool.reserve_shared(most * depths * static_cast<i64>(sizeof(PairTile)));
     pool.reserve(kPairBlock * static_cast<i64>(sizeof(PairPanel)) +
                  most * kPairTile * kPairRows * static_cast<i64>(sizeof(float)));
