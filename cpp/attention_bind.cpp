@@ -1,210 +1,21 @@
-// Bindings of append, select and attend. Everything that indexes memory is checked here: page ids,
-// positions, block ids, and all lengths that must fit together.
-#include "bindings.hpp"
-
-#include "attention_api.hpp"
+// Bindings of append, select and attend.
+#include "attention_args.hpp"
 
 namespace minicpm4 {
 namespace {
 
-constexpr i64 kMaxHeadDim = 512;
-constexpr i64 kMaxLength = i64(1) << 24;  // of any setting in tokens or blocks
-
-// Checks a setting that kernels divide by or count with.
-i64 setting(i64 value, const char* name, i64 low) {
-    if (value < low || value >= kMaxLength) {
-        fail(std::string(name) + " = " + std::to_string(value) + ", outside " + std::to_string(low) + " to " +
-             std::to_string(kMaxLength - 1));
-    }
-    return value;
-}
-
-KernelShape kernel_shape(i64 size, i64 stride, i64 page_size) {
-    setting(stride, "kernel_stride", 1);
-    setting(size, "kernel_size", 1);
-    if (size % stride != 0 || page_size % stride != 0) {
-        fail("kernel_size = " + std::to_string(size) + " and the page size " + std::to_string(page_size) +
-             " must be multiples of kernel_stride = " + std::to_string(stride));
-    }
-    return {size, stride};
-}
-
-i64 coarse_slots(KernelShape kernel, i64 page_size) {
-    const i64 slots = page_size / (kCoarse * kernel.stride);
-    return slots > 0 ? slots : 1;
-}
-
-void check_head_dim(i64 d) {
-    if (d < 2 || d > kMaxHeadDim || d % 2 != 0) {
-        fail("head size " + std::to_string(d) + " is not even, or outside 2 to " +
-             std::to_string(kMaxHeadDim));
-    }
-}
-
-template <class T, class Array>
-T* data_of(const Array& array, const char* name, std::initializer_list<i64> shape) {
-    if (!has_type<T>(array.dtype())) fail(std::string(name) + " has another dtype than the other arrays of pages");
-    check_shape(array, name, shape);
-    return static_cast<T*>(const_cast<void*>(static_cast<const void*>(array.data())));
-}
-
-template <class T, class Array>
-void plain_pages(const Array& keys, const Array& values, KvView& kv) {
-    kv.keys = data_of<T>(keys, "keys", {kv.pages, kv.hkv, kv.d, kv.page_size});
-    kv.values = data_of<T>(values, "values", {kv.pages, kv.hkv, kv.page_size, kv.d});
-}
-
-// Array: Output to write pages, Input to read them. Kernels that read never write.
-template <class Array>
-void read_pages(const Array& keys, const Array& values, const std::optional<Array>& key_scales,
-                const std::optional<Array>& value_scales, KvView& kv) {
-    kv.pages = length(keys, 0);
-    kv.hkv = length(keys, 1);
-    kv.d = length(keys, 2);
-    kv.page_size = length(keys, 3);
-    if (has_type<i8>(keys.dtype())) {
-        if (!key_scales || !value_scales) fail("int8 keys and values need key_scales and value_scales");
-        kv.kind = KvKind::int8;
-        kv.keys = data_of<i8>(keys, "keys", {kv.pages, kv.hkv, kv.d, kv.page_size, 2});
-        kv.d *= 2;
-        if (kv.page_size % 2 != 0) fail("int8 pages need an even page size");
-        kv.values = data_of<i8>(values, "values", {kv.pages, kv.hkv, kv.page_size / 2, kv.d, 2});
-        kv.key_scales = data_of<float>(*key_scales, "key_scales", {kv.pages, kv.hkv, kv.page_size});
-        kv.value_scales = data_of<float>(*value_scales, "value_scales", {kv.pages, kv.hkv, kv.page_size});
-    } else if (has_type<u16>(keys.dtype())) {
-        kv.kind = KvKind::bf16;
-        plain_pages<u16>(keys, values, kv);
-    } else {
-        plain_pages<float>(keys, values, kv);
-    }
-    if (kv.hkv < 1) fail("keys has no heads");
-    setting(kv.page_size, "page size", 1);
-    check_head_dim(kv.d);
-}
-
-// Compressed keys `name`, of `slots` a page.
-template <class Array>
-Compressed read_compressed(const Array& data, const std::optional<Array>& scales, const char* name, i64 slots,
-                           const KvView& kv) {
-    Compressed c;
-    c.slots = slots;
-    if (scales) {
-        c.data = data_of<int16_t>(data, name, {kv.pages, kv.hkv, slots, kv.d});
-        c.scales = data_of<float>(*scales, (std::string(name) + "' scales").c_str(), {kv.pages, kv.hkv, slots});
-    } else {
-        c.data = data_of<float>(data, name, {kv.pages, kv.hkv, slots, kv.d});
-    }
-    return c;
-}
-
-// The step's rows; every page of every token up to the last row of a sequence must exist.
-StepView read_step(const Input& positions, const Input& cu_rows, const Input& page_table, const KvView& kv) {
-    StepView step;
-    step.n = length(positions, 0);
-    step.sequences = length(page_table, 0);
-    step.max_pages = length(page_table, 1);
-    step.positions = input<i32>(positions, "positions", {step.n});
-    step.cu_rows = input<i32>(cu_rows, "cu_rows", {step.sequences + 1});
-    step.page_table = input<i32>(page_table, "page_table", {step.sequences, step.max_pages});
-    const i32* cu = step.cu_rows;
-    if (cu[0] != 0 || cu[step.sequences] != step.n) fail("cu_rows does not run from 0 to the number of rows");
-    for (i64 s = 0; s < step.sequences; ++s) {
-        if (cu[s + 1] < cu[s]) fail("cu_rows is not ascending");
-        if (cu[s + 1] > step.n) fail("cu_rows is beyond the number of rows");
-    }
-    for (i64 s = 0; s < step.sequences; ++s) {
-        if (cu[s + 1] == cu[s]) continue;
-        const i64 first = step.positions[cu[s]];
-        for (i64 row = cu[s]; row < cu[s + 1]; ++row) {
-            if (step.positions[row] < 0 || step.positions[row] != first + (row - cu[s])) {
-                fail("positions of a sequence are negative or not consecutive");
-            }
-        }
-        const i64 pages = step.positions[cu[s + 1] - 1] / kv.page_size + 1;
-        if (pages > step.max_pages) {
-            fail("page_table has " + std::to_string(step.max_pages) + " pages for a sequence that needs " +
-                 std::to_string(pages));
-        }
-        check_range(step.page_table + s * step.max_pages, pages, 0, kv.pages, "page_table");
-    }
-    return step;
-}
-
-// The rotary table, which use_nope reads for every token up to the last row.
-RotaryView read_rotary(const Input& cos, const Input& sin, const StepView& step, const KvView& kv) {
-    RotaryView rotary;
-    rotary.rows = length(cos, 0);
-    rotary.cos = input<float>(cos, "cos", {rotary.rows, kv.d / 2});
-    rotary.sin = input<float>(sin, "sin", {rotary.rows, kv.d / 2});
-    check_range(step.positions, step.n, 0, rotary.rows, "positions (rows of cos and sin)");
-    return rotary;
-}
-
-void append(Context& self, const Input& k, const Input& v, const Output& keys, const Output& values,
-            const OptionalOutput& key_scales, const OptionalOutput& value_scales, const OptionalOutput& kernels,
-            const OptionalOutput& kernel_scales, const OptionalOutput& coarse,
-            const OptionalOutput& coarse_scales, const Input& positions, const Input& cu_rows,
-            const Input& page_table, const Input& cos, const Input& sin, i64 kernel_size,
-            i64 kernel_stride, bool use_nope) {
-    AppendArgs args;
-    read_pages(keys, values, key_scales, value_scales, args.kv);
-    KvView& kv = args.kv;
-    args.step = read_step(positions, cu_rows, page_table, kv);
-    args.k = input<float>(k, "k", {args.step.n, kv.hkv, kv.d});
-    args.v = input<float>(v, "v", {args.step.n, kv.hkv, kv.d});
-    args.use_nope = use_nope;
-    if (kernels || coarse) {
-        args.kernel = kernel_shape(kernel_size, kernel_stride, kv.page_size);
-        if (use_nope) args.rotary = read_rotary(cos, sin, args.step, kv);
-    }
-    if (kernels) {
-        kv.kernels = read_compressed(*kernels, kernel_scales, "kernels", kv.page_size / kernel_stride, kv);
-    }
-    if (coarse) {
-        kv.coarse =
-            read_compressed(*coarse, coarse_scales, "coarse", coarse_slots(args.kernel, kv.page_size), kv);
-    }
+void append(Context& self, const Input& k, const Input& v, const Pages& pages, const Rows& rows) {
+    AppendArgs args = append_args(pages, rows);
+    args.k = input<float>(k, "k", {args.step.n, args.kv.hkv, args.kv.d});
+    args.v = input<float>(v, "v", {args.step.n, args.kv.hkv, args.kv.d});
     run_released(self, [&](Pool& pool, const KernelTable& t) { t.attention.append(pool, args); });
 }
 
-void select(Context& self, const Input& q, const Input& kernels, const OptionalInput& kernel_scales,
-            const OptionalInput& coarse, const OptionalInput& coarse_scales, const Input& positions,
-            const Input& cu_rows, const Input& page_table, const Input& cos, const Input& sin, i64 kernel_size,
-            i64 kernel_stride, i64 init_blocks, i64 local_blocks, i64 topk,
-            i64 block_size, i64 dense_len, bool lse_approx, bool use_nope, const Output& blocks,
+void select(Context& self, const Input& q, const Pages& pages, const Rows& rows, const Output& blocks,
             const Output& counts) {
-    SelectArgs args;
-    KvView& kv = args.kv;
-    kv.page_size = setting(block_size, "block_size", 1);
-    args.kernel = kernel_shape(kernel_size, kernel_stride, block_size);
-    kv.pages = length(kernels, 0);
-    kv.hkv = length(kernels, 1);
-    kv.d = length(kernels, 3);
-    kv.kernels = read_compressed(kernels, kernel_scales, "kernels", block_size / kernel_stride, kv);
-    check_head_dim(kv.d);
-    if (lse_approx) {
-        if (!coarse) fail("lse_approx needs the pages' coarse compressed keys");
-        kv.coarse = read_compressed(*coarse, coarse_scales, "coarse", coarse_slots(args.kernel, block_size), kv);
-        if ((kv.kernels.scales == nullptr) != (kv.coarse.scales == nullptr)) {
-            fail("coarse must be of the type of kernels");
-        }
-    }
-    args.step = read_step(positions, cu_rows, page_table, kv);
-    if (use_nope) args.rotary = read_rotary(cos, sin, args.step, kv);
-    args.hq = length(q, 1);
-    args.q = input<float>(q, "q", {args.step.n, args.hq, kv.d});
-    if (kv.hkv < 1 || args.hq < 1 || args.hq % kv.hkv != 0) {
-        fail("q has " + std::to_string(args.hq) + " heads for " + std::to_string(kv.hkv) + " of the pages");
-    }
-    args.topk = setting(topk, "topk", 1);
-    args.init_blocks = setting(init_blocks, "init_blocks", 0);
-    args.local_blocks = setting(local_blocks, "local_blocks", 1);
-    args.dense_len = dense_len;
-    if (init_blocks > topk) fail("init_blocks is above topk, which counts them");
-    args.lse_approx = lse_approx;
-    args.use_nope = use_nope;
-    args.blocks = output<i32>(blocks, "blocks", {args.step.n, kv.hkv, topk + local_blocks});
-    args.counts = output<i32>(counts, "counts", {args.step.n, kv.hkv});
+    SelectArgs args = select_args(pages, rows, queries(q, pages, rows), length(q, 1));
+    args.blocks = output<i32>(blocks, "blocks", {args.step.n, args.kv.hkv, args.topk + args.local_blocks});
+    args.counts = output<i32>(counts, "counts", {args.step.n, args.kv.hkv});
     run_released(self, [&](Pool& pool, const KernelTable& t) { t.attention.select(pool, args); });
 }
 
@@ -228,50 +39,53 @@ void check_selection(const AttendArgs& a) {
     }
 }
 
-void attend(Context& self, const Input& q, const Input& keys, const Input& values,
-            const OptionalInput& key_scales, const OptionalInput& value_scales, const Input& positions,
-            const Input& cu_rows, const Input& page_table, const OptionalInput& blocks,
+void attend(Context& self, const Input& q, const Pages& pages, const Rows& rows, const OptionalInput& blocks,
             const OptionalInput& counts, const Output& out) {
-    AttendArgs args;
-    KvView& kv = args.kv;
-    read_pages(keys, values, key_scales, value_scales, kv);
-    args.step = read_step(positions, cu_rows, page_table, kv);
-    args.hq = length(q, 1);
-    args.q = input<float>(q, "q", {args.step.n, args.hq, kv.d});
-    if (args.hq < 1 || args.hq % kv.hkv != 0) {
-        fail("q has " + std::to_string(args.hq) + " heads for " + std::to_string(kv.hkv) + " of the pages");
-    }
+    AttendArgs args = attend_args(pages, rows, queries(q, pages, rows), length(q, 1));
     if (blocks.has_value() != counts.has_value()) fail("blocks and counts go together");
     if (blocks) {
         args.budget = length(*blocks, 2);
-        args.blocks = input<i32>(*blocks, "blocks", {args.step.n, kv.hkv, args.budget});
-        args.counts = input<i32>(*counts, "counts", {args.step.n, kv.hkv});
+        args.blocks = input<i32>(*blocks, "blocks", {args.step.n, args.kv.hkv, args.budget});
+        args.counts = input<i32>(*counts, "counts", {args.step.n, args.kv.hkv});
         check_selection(args);
     }
-    args.out = output<float>(out, "out", {args.step.n, args.hq * kv.d});
+    args.out = output<float>(out, "out", {args.step.n, args.hq * args.kv.d});
     run_released(self, [&](Pool& pool, const KernelTable& t) { t.attention.attend(pool, args); });
 }
 
 }  // namespace
 
-void bind_attention(nb::class_<Context>& context) {
-    context.def("append", &append, nb::arg("k"), nb::arg("v"), nb::arg("keys"), nb::arg("values"),
-                nb::arg("key_scales").none(), nb::arg("value_scales").none(), nb::arg("kernels").none(),
-                nb::arg("kernel_scales").none(), nb::arg("coarse").none(), nb::arg("coarse_scales").none(),
-                nb::arg("positions"), nb::arg("cu_rows"), nb::arg("page_table"), nb::arg("cos"),
-                nb::arg("sin"), nb::arg("kernel_size"), nb::arg("kernel_stride"), nb::arg("use_nope"),
+void bind_attention(nb::module_& module, nb::class_<Context>& context) {
+    nb::class_<Pages>(module, "Pages", "The arrays of a layer's pages.")
+        .def("__init__",
+             [](Pages* self, Output keys, Output values, OptionalOutput key_scales, OptionalOutput value_scales,
+                OptionalOutput kernels, OptionalOutput kernel_scales, OptionalOutput coarse,
+                OptionalOutput coarse_scales) {
+                 new (self) Pages{keys, values, key_scales, value_scales, kernels, kernel_scales, coarse, coarse_scales};
+             },
+             nb::arg("keys"), nb::arg("values"), nb::arg("key_scales").none(), nb::arg("value_scales").none(),
+             nb::arg("kernels").none(), nb::arg("kernel_scales").none(), nb::arg("coarse").none(),
+             nb::arg("coarse_scales").none());
+    nb::class_<Rows>(module, "Rows", "The rows of a step, and the settings of sparse attention.")
+        .def("__init__",
+             [](Rows* self, Input positions, Input cu_rows, Input page_table, Input cos, Input sin, bool sparse,
+                i64 kernel_size, i64 kernel_stride, i64 init_blocks, i64 local_blocks, i64 topk, i64 block_size,
+                i64 dense_len, bool lse_approx, bool use_nope) {
+                 new (self) Rows{positions,     cu_rows,     page_table,   cos,  sin,        sparse,    kernel_size,
+                                 kernel_stride, init_blocks, local_blocks, topk, block_size, dense_len, lse_approx,
+                                 use_nope};
+             },
+             nb::arg("positions"), nb::arg("cu_rows"), nb::arg("page_table"), nb::arg("cos"), nb::arg("sin"),
+             nb::arg("sparse"), nb::arg("kernel_size"), nb::arg("kernel_stride"), nb::arg("init_blocks"),
+             nb::arg("local_blocks"), nb::arg("topk"), nb::arg("block_size"), nb::arg("dense_len"),
+             nb::arg("lse_approx"), nb::arg("use_nope"));
+    context.def("append", &append, nb::arg("k"), nb::arg("v"), nb::arg("pages"), nb::arg("rows"),
                 "Stores keys and values in pages, and the compressed keys that end in them.");
-    context.def("select", &select, nb::arg("q"), nb::arg("kernels"), nb::arg("kernel_scales").none(),
-                nb::arg("coarse").none(), nb::arg("coarse_scales").none(), nb::arg("positions"),
-                nb::arg("cu_rows"), nb::arg("page_table"), nb::arg("cos"), nb::arg("sin"), nb::arg("kernel_size"),
-                nb::arg("kernel_stride"), nb::arg("init_blocks"),
-                nb::arg("local_blocks"), nb::arg("topk"), nb::arg("block_size"), nb::arg("dense_len"),
-                nb::arg("lse_approx"), nb::arg("use_nope"), nb::arg("blocks"), nb::arg("counts"),
-                "Chooses blocks for each row and kv head.");
-    context.def("attend", &attend, nb::arg("q"), nb::arg("keys"), nb::arg("values"),
-                nb::arg("key_scales").none(), nb::arg("value_scales").none(), nb::arg("positions"),
-                nb::arg("cu_rows"), nb::arg("page_table"), nb::arg("blocks").none(), nb::arg("counts").none(),
-                nb::arg("out"), "out (n, hq * d): softmax attention over all or the chosen blocks.");
+    context.def("select", &select, nb::arg("q"), nb::arg("pages"), nb::arg("rows"), nb::arg("blocks"),
+                nb::arg("counts"), "Chooses blocks for each row and kv head.");
+    context.def("attend", &attend, nb::arg("q"), nb::arg("pages"), nb::arg("rows"), nb::arg("blocks").none(),
+                nb::arg("counts").none(), nb::arg("out"),
+                "out (n, hq * d): softmax attention over all or the chosen blocks.");
 }
 
 }  // namespace minicpm4

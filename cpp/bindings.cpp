@@ -60,7 +60,10 @@ NB_MODULE(_cpu, module) {
     context.def("__init__", &make_context, nb::arg("threads"), nb::arg("isa"));
     context.def_prop_ro("threads", &Context::threads);
     context.def_prop_ro("isa", [](const Context& self) { return std::string(self.kernels().name); });
+    context.def_prop_ro("panels", [](const Context& self) { return self.kernels().panels; });
+    bind_weight(module);
     bind_linear(context);
     bind_elementwise(context);
-    bind_attention(context);
+    bind_attention(module, context);
+    bind_layer(context);
 }

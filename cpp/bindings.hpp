@@ -110,9 +110,11 @@ void run_released(Context& context, Work&& work) {
     context.run(std::forward<Work>(work));
 }
 
+void bind_weight(nb::module_& module);  // class Weight
 // Each adds its methods to Context.
 void bind_linear(nb::class_<Context>& context);
 void bind_elementwise(nb::class_<Context>& context);
-void bind_attention(nb::class_<Context>& context);  // attention_bind.cpp
+void bind_layer(nb::class_<Context>& context);
+void bind_attention(nb::module_& module, nb::class_<Context>& context);  // also classes Pages and Rows
 
 }  // namespace minicpm4

@@ -11,7 +11,8 @@ namespace minicpm4 {
 
 enum class Kind : int { f32, f16, bf16, int8, int4, ternary };
 
-// A packed weight matrix (formats/quant.py). scales and offsets: (rows, cols / group) or null.
+// A packed weight matrix (formats/quant.py). scales and offsets: (rows, cols / group) or null; in panels of
+// kPanelRows rows (panels, cols / group, kPanelRows).
 struct Matrix {
     Kind kind = Kind::f32;
     i64 rows = 0;
@@ -22,7 +23,10 @@ struct Matrix {
     const void* offsets = nullptr;
     bool half_scales = false;
     bool half_offsets = false;
+    bool panels = false;
 };
+
+enum : int { kPanelRows = 16 };
 
 // y = x W^T + bias, or with `add`: y += scale * (x W^T + bias). x (n, cols), y (n, rows).
 struct LinearArgs {
@@ -53,6 +57,7 @@ struct RotaryArgs {
 
 struct KernelTable {
     const char* name;
+    bool panels;  // whether linear and embed take grouped weights in panels
     void (*linear)(Pool&, const LinearArgs&);
     void (*linears)(Pool&, const LinearArgs*, i64 count);  // the same x and n in all
     void (*embed)(Pool&, const EmbedArgs&);

@@ -170,11 +170,13 @@ struct SharedProducts {
 // Whether `other` may share what `first` makes of x.
 MC_INLINE bool may_share(const LinearArgs& first, const LinearArgs& other) {
     const Matrix &a = first.w, &b = other.w;
-    return a.kind == b.kind && a.cols == b.cols && a.group == b.group && (a.offsets == nullptr) == (b.offsets == nullptr);
+    return a.kind == b.kind && a.panels == b.panels && a.cols == b.cols && a.group == b.group &&
+           (a.offsets == nullptr) == (b.offsets == nullptr);
 }
 
 #if defined(MC_HAS_VNNI)
 #include "linear_bytes.hpp"
+#include "linear_panels.hpp"
 #elif defined(MC_HAS_WORDS)
 #include "linear_words.hpp"
 #endif
@@ -297,7 +299,8 @@ static void linear_format(Pool& pool, const SharedProducts& all) {
 #else
 #if defined(MC_HAS_VNNI)
     if constexpr (F::GROUPED) {
-        if (args.w.cols > 0 && args.n <= kFewByteRows && bytes_fit<F>(args.w)) return linear_bytes<F>(pool, all);
+        if (args.w.panels && args.w.cols > 0 && args.n <= kFewPanelRows) return linear_panels<F>(pool, all);
+        if (!args.w.panels && args.w.cols > 0 && args.n <= kFewByteRows && bytes_fit<F>(args.w)) return linear_bytes<F>(pool, all);
     }
 #elif defined(MC_HAS_WORDS)
     if constexpr (F::GROUPED) {
@@ -306,7 +309,7 @@ static void linear_format(Pool& pool, const SharedProducts& all) {
 #endif
 #if defined(MC_HAS_BF16_DOT) && defined(MC_HAS_VNNI)
     if constexpr (ByPairs<F>::value) {
-        if (args.w.cols > 0 && args.n > kFewRows) return linear_pairs<F>(pool, all);
+        if (args.w.cols > 0 && (args.n > kFewRows || args.w.panels)) return linear_pairs<F>(pool, all);
     }
 #endif
     for (i64 i = 0; i < all.count; ++i) linear_each<F>(pool, all.args[i]);
@@ -341,6 +344,14 @@ static void embed_format(Pool& pool, const EmbedArgs& args) {
     const i64 width = args.table.cols;
     auto body = [&](i64 begin, i64 end, int) {
         for (i64 i = begin; i < end; ++i) {
+#if defined(MC_HAS_VNNI)
+            if constexpr (F::GROUPED) {
+                if (args.table.panels) {
+                    unpack_panel_row<F>(args.table, args.ids[i], args.scale, args.y + i * width);
+                    continue;
+                }
+            }
+#endif
             unpack_row<F>(args.table, args.ids[i], 0, width, args.scale, args.y + i * width);
         }
     };

@@ -160,6 +160,7 @@ struct Pool::Impl {
     std::vector<Buffer> scratch;
     std::vector<Range> ranges;
     Buffer shared;
+    Buffer op;
 
     LoopBody body = nullptr;
     void* data = nullptr;
@@ -195,6 +196,10 @@ void Pool::reserve(i64 bytes) {
     for (Buffer& buffer : impl_->scratch) buffer.reserve(bytes);
 }
 void Pool::reserve_shared(i64 bytes) { impl_->shared.reserve(bytes); }
+void* Pool::reserve_op(i64 bytes) {
+    impl_->op.reserve(bytes);
+    return impl_->op.data();
+}
 void* Pool::scratch(int worker) const noexcept {
     return impl_->scratch[static_cast<size_t>(worker)].data();
 }

@@ -28,6 +28,9 @@ public:
     void reserve(i64 bytes);
     void reserve_shared(i64 bytes);
 
+    // 64-byte aligned memory of an op made of several kernels, which none of them touches; throws std::bad_alloc.
+    void* reserve_op(i64 bytes);
+
     // 64-byte aligned memory of one worker, and of the whole call.
     void* scratch(int worker) const noexcept;
     void* shared() const noexcept;

@@ -7,54 +7,25 @@ Array = NDArray[Any]
 def isa_levels() -> list[str]: ...
 def cpu_features() -> dict[str, bool]: ...
 
-class Context:
-    def __init__(self, threads: int, isa: str) -> None: ...
-    @property
-    def threads(self) -> int: ...
-    @property
-    def isa(self) -> str: ...
-    def linear(
+class Weight:
+    def __init__(
         self,
-        x: Array,
         kind: str,
+        layout: str,
+        rows: int,
+        cols: int,
         group: int,
         codes: Array,
         scales: Array | None,
         offsets: Array | None,
-        bias: Array | None,
-        out: Array,
-        scale: float = 1.0,
-        add: bool = False,
     ) -> None: ...
-    def linears(
-        self,
-        x: Array,
-        products: list[
-            tuple[str, int, Array, Array | None, Array | None, Array | None, Array]
-        ],  # kind, group, codes, scales, offsets, bias, out
+    def to_panels(
+        self, context: Context, codes: Array, scales: Array | None, offsets: Array | None
     ) -> None: ...
-    def embed(
+
+class Pages:
+    def __init__(
         self,
-        ids: Array,
-        kind: str,
-        group: int,
-        codes: Array,
-        scales: Array | None,
-        offsets: Array | None,
-        scale: float,
-        out: Array,
-    ) -> None: ...
-    def matmul(self, a: Array, b: Array, out: Array) -> None: ...
-    def rms_norm(self, x: Array, weight: Array, eps: float, out: Array) -> None: ...
-    def rotary(self, x: Array, positions: Array, cos: Array, sin: Array) -> None: ...
-    def silu_mul(self, gate: Array, up: Array, out: Array) -> None: ...
-    def add_scaled(self, x: Array, y: Array, scale: float) -> None: ...
-    def log_sum_exp(self, logits: Array, out: Array) -> None: ...
-    def top_k(self, logits: Array, values: Array, columns: Array) -> None: ...
-    def append(
-        self,
-        k: Array,
-        v: Array,
         keys: Array,
         values: Array,
         key_scales: Array | None,
@@ -63,27 +34,17 @@ class Context:
         kernel_scales: Array | None,
         coarse: Array | None,
         coarse_scales: Array | None,
-        positions: Array,
-        cu_rows: Array,
-        page_table: Array,
-        cos: Array,
-        sin: Array,
-        kernel_size: int,
-        kernel_stride: int,
-        use_nope: bool,
     ) -> None: ...
-    def select(
+
+class Rows:
+    def __init__(
         self,
-        q: Array,
-        kernels: Array,
-        kernel_scales: Array | None,
-        coarse: Array | None,
-        coarse_scales: Array | None,
         positions: Array,
         cu_rows: Array,
         page_table: Array,
         cos: Array,
         sin: Array,
+        sparse: bool,
         kernel_size: int,
         kernel_stride: int,
         init_blocks: int,
@@ -93,20 +54,59 @@ class Context:
         dense_len: int,
         lse_approx: bool,
         use_nope: bool,
-        blocks: Array,
-        counts: Array,
     ) -> None: ...
+
+class Context:
+    def __init__(self, threads: int, isa: str) -> None: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def isa(self) -> str: ...
+    @property
+    def panels(self) -> bool: ...
+    def linear(
+        self, x: Array, weight: Weight, bias: Array | None, out: Array, scale: float = 1.0, add: bool = False
+    ) -> None: ...
+    def linears(self, x: Array, products: list[tuple[Weight, Array | None, Array]]) -> None: ...
+    def embed(self, ids: Array, weight: Weight, scale: float, out: Array) -> None: ...
+    def matmul(self, a: Array, b: Array, out: Array) -> None: ...
+    def rms_norm(self, x: Array, weight: Array, eps: float, out: Array) -> None: ...
+    def rotary(self, x: Array, positions: Array, cos: Array, sin: Array) -> None: ...
+    def silu_mul(self, gate: Array, up: Array, out: Array) -> None: ...
+    def add_scaled(self, x: Array, y: Array, scale: float) -> None: ...
+    def log_sum_exp(self, logits: Array, out: Array) -> None: ...
+    def top_k(self, logits: Array, values: Array, columns: Array) -> None: ...
+    def append(self, k: Array, v: Array, pages: Pages, rows: Rows) -> None: ...
+    def select(self, q: Array, pages: Pages, rows: Rows, blocks: Array, counts: Array) -> None: ...
     def attend(
+        self, q: Array, pages: Pages, rows: Rows, blocks: Array | None, counts: Array | None, out: Array
+    ) -> None: ...
+    def qkv(
         self,
-        q: Array,
-        keys: Array,
-        values: Array,
-        key_scales: Array | None,
-        value_scales: Array | None,
-        positions: Array,
-        cu_rows: Array,
-        page_table: Array,
-        blocks: Array | None,
-        counts: Array | None,
+        x: Array,
+        norm: Array,
+        eps: float,
+        q: Weight,
+        q_bias: Array | None,
+        k: Weight,
+        k_bias: Array | None,
+        v: Weight,
+        v_bias: Array | None,
+        q_norm: Array | None,
+        k_norm: Array | None,
+        pages: Pages,
+        rows: Rows,
+        out: Array,
+    ) -> None: ...
+    def attention(self, q: Array, pages: Pages, rows: Rows, out: Array) -> None: ...
+    def gate_up(
+        self,
+        x: Array,
+        norm: Array,
+        eps: float,
+        gate: Weight,
+        gate_bias: Array | None,
+        up: Weight,
+        up_bias: Array | None,
         out: Array,
     ) -> None: ...

@@ -1,15 +1,44 @@
-"""Every op table of this machine: the extension at each instruction set, with one thread and several."""
+"""Every op table of this machine: the extension at each instruction set, with one thread and several,
+and where its kernels like weights in another layout, in that one too."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from minicpm4.formats.quant import PackedTensor
+from minicpm4.kernels.contract import Array, Ints, Linear
 from minicpm4.kernels.cpu import CpuOps, isa_levels
 
-TABLES = [(isa, 1) for isa in isa_levels()] + [(isa_levels()[-1], 3)]
+
+class PreparedOps(CpuOps):
+    """Reads every weight matrix in the layout that the table prepares it in."""
+
+    def embed(self, table: PackedTensor, ids: Ints, scale: float, out: Array | None = None) -> Array:
+        return super().embed(self.prepare(table), ids, scale, out)
+
+    def linear(self, x: Array, linear: Linear, out: Array | None = None) -> Array:
+        return super().linear(x, self._ready(linear), out)
+
+    def add_linear(self, x: Array, a: Array, linear: Linear, scale: float) -> Array:
+        return super().add_linear(x, a, self._ready(linear), scale)
+
+    def _linears(self, x: Array, *products: tuple[Linear, Array]) -> list[Array]:
+        return super()._linears(x, *((self._ready(linear), out) for linear, out in products))
+
+    def _ready(self, linear: Linear) -> Linear:
+        return replace(linear, weight=self.prepare(linear.weight))
 
 
-@pytest.fixture(scope="session", params=TABLES, ids=lambda table: f"{table[0]}-{table[1]}")
+TABLES: list[tuple[str, int, type[CpuOps]]] = [
+    *((isa, 1, CpuOps) for isa in isa_levels()),
+    *((isa, 1, PreparedOps) for isa in isa_levels() if CpuOps(1, isa).prepares),
+    (isa_levels()[-1], 3, PreparedOps),
+]
+
+
+@pytest.fixture(scope="session", params=TABLES, ids=lambda t: f"{t[0]}-{t[1]}-{t[2].__name__}")
 def ops(request: pytest.FixtureRequest) -> CpuOps:
-    isa, threads = request.param
-    return CpuOps(threads, isa)
+    isa, threads, table = request.param
+    return table(threads, isa)

@@ -202,37 +202,63 @@ def test_empty_inputs(ops: CpuOps) -> None:
 
 CODES = np.zeros((4, 32), np.uint8)
 SCALES = np.ones((4, 2), np.float16)
+PANEL = np.zeros((1, 8, 64), np.uint8)
+PANEL_SCALES = np.ones((1, 2, 16), np.float32)
+BAD_WEIGHTS = {
+    "unknown": (("int5", "rows", 4, 64, 32, CODES, SCALES, None), "'int5' is unknown"),
+    "layout": (("int4", "tiles", 4, 64, 32, CODES, SCALES, None), "'tiles' is unknown"),
+    "codes": (("int4", "rows", 4, 64, 32, CODES[:, :16].copy(), SCALES, None), r"\(4, 16\), expected"),
+    "dtype": (("int4", "rows", 4, 64, 32, CODES.view(np.int8), SCALES, None), "wrong dtype"),
+    "rows": (("int4", "rows", 5, 64, 32, CODES, SCALES, None), r"expected \(5, 32\)"),
+    "negative": (("int4", "rows", -1, 64, 32, CODES, SCALES, None), "do not fit"),
+    "group": (("int4", "rows", 4, 64, 48, CODES, SCALES, None), "group size 48"),
+    "no group": (("int4", "rows", 4, 64, 0, CODES, SCALES, None), "group size 0"),
+    "no scales": (("int4", "rows", 4, 64, 32, CODES, None, None), "needs scales"),
+    "scales": (("int4", "rows", 4, 64, 32, CODES, SCALES[:3], None), "weight scales has shape"),
+    "offsets": (("int4", "rows", 4, 64, 32, CODES, SCALES, SCALES[:, :1]), "weight offsets has shape"),
+    "columns": (("int4", "rows", 4, 50, 32, CODES, SCALES, None), "50 columns do not fit"),
+    "panel codes": (("int4", "panels", 17, 64, 32, PANEL, PANEL_SCALES, None), r"expected \(2, 8, 64\)"),
+    "panel scales": (("int4", "panels", 4, 64, 32, PANEL, SCALES, None), "weight scales has shape"),
+    "panel group": (("int8", "panels", 4, 32, 16, PANEL.view(np.int8), PANEL_SCALES, None), "group size 16"),
+    "no panels": (("f32", "panels", 4, 8, 0, np.ones((4, 8), np.float32), None, None), "has no panels"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_WEIGHTS)
+def test_wrong_weights_are_refused(name: str) -> None:
+    arguments, message = BAD_WEIGHTS[name]
+    with pytest.raises(ValueError, match=message):
+        _cpu.Weight(*arguments)
+
+
 X = np.ones((2, 64), np.float32)
 OUT = np.empty((2, 4), np.float32)
 BAD_CALLS = {
-    "unknown": ((X, "int5", 32, CODES, SCALES, None, None, OUT), "'int5' is unknown"),
-    "codes": ((X, "int4", 32, CODES[:, :16].copy(), SCALES, None, None, OUT), r"\(4, 16\), expected"),
-    "dtype": ((X, "int4", 32, CODES.view(np.int8), SCALES, None, None, OUT), "wrong dtype"),
-    "group": ((X, "int4", 48, CODES, SCALES, None, None, OUT), "group size 48"),
-    "no group": ((X, "int4", 0, CODES, SCALES, None, None, OUT), "group size 0"),
-    "no scales": ((X, "int4", 32, CODES, None, None, None, OUT), "needs scales"),
-    "scales": ((X, "int4", 32, CODES, SCALES[:3], None, None, OUT), "weight scales has shape"),
-    "offsets": ((X, "int4", 32, CODES, SCALES, SCALES[:, :1], None, OUT), "weight offsets has shape"),
-    "bias": ((X, "int4", 32, CODES, SCALES, None, np.ones(5, np.float32), OUT), "bias has shape"),
-    "x": ((X[:, :50].copy(), "int4", 32, CODES, SCALES, None, None, OUT), "50 columns do not fit"),
-    "strided": (
-        (np.ones((2, 128), np.float32)[:, ::2], "int4", 32, CODES, SCALES, None, None, OUT),
-        "C-cont",
-    ),
-    "out": ((X, "int4", 32, CODES, SCALES, None, None, OUT[:1]), "out has shape"),
-    "out type": ((X, "int4", 32, CODES, SCALES, None, None, OUT.astype(float)), "out has the wrong dtype"),
+    "bias": ((X, np.ones(5, np.float32), OUT), "bias has shape"),
+    "x": ((X[:, :50].copy(), None, OUT), "x has shape"),
+    "strided": ((np.ones((2, 128), np.float32)[:, ::2], None, OUT), "C-cont"),
+    "out": ((X, None, OUT[:1]), "out has shape"),
+    "out type": ((X, None, OUT.astype(float)), "out has the wrong dtype"),
 }
 
 
 @pytest.mark.parametrize("name", BAD_CALLS)
 def test_wrong_arguments_are_refused(name: str) -> None:
-    arguments, message = BAD_CALLS[name]
+    (x, bias, out), message = BAD_CALLS[name]
+    weight = _cpu.Weight("int4", "rows", 4, 64, 32, CODES, SCALES, None)
     with pytest.raises(ValueError, match=message):
-        _cpu.Context(1, "scalar").linear(*arguments)
+        _cpu.Context(1, "scalar").linear(x, weight, bias, out)
+
+
+def test_levels_without_panels_refuse_them() -> None:
+    weight = _cpu.Weight("int4", "panels", 4, 64, 32, PANEL, PANEL_SCALES, None)
+    with pytest.raises(ValueError, match="level scalar do not take weights in panels"):
+        _cpu.Context(1, "scalar").linear(X, weight, None, OUT)
 
 
 @pytest.mark.parametrize("bad", [-1, 4, 2**31 - 1])
 def test_ids_out_of_range_are_refused(bad: int) -> None:
     ids, out = np.array([0, bad], np.int32), np.empty((2, 64), np.float32)
+    weight = _cpu.Weight("int4", "rows", 4, 64, 32, CODES, SCALES, None)
     with pytest.raises(ValueError, match=f"ids holds {bad}, outside 0 to 3"):
-        _cpu.Context(1, "scalar").embed(ids, "int4", 32, CODES, SCALES, None, 1.0, out)
+        _cpu.Context(1, "scalar").embed(ids, weight, 1.0, out)

@@ -20,8 +20,12 @@ IDS = np.random.default_rng(5).integers(4, 300, 500).tolist()
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    folder = make_checkpoint(tmp_path_factory.mktemp("model"), head_dim=16, num_attention_heads=8)
+def folder(tmp_path_factory):
+    return make_checkpoint(tmp_path_factory.mktemp("model"), head_dim=16, num_attention_heads=8)
+
+
+@pytest.fixture(scope="module")
+def weights(folder):
     return load_model(folder).weights
 
 
@@ -40,6 +44,16 @@ def test_tables_agree(ops, ref_ops, weights, case):
     got = Driver(ops, weights, context=512, sparse=CASES[case]).feed(IDS)
     want = Driver(ref_ops, weights, context=512, sparse=CASES[case]).feed(IDS)
     np.testing.assert_allclose(got, want, atol=2e-4 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4", "ternary"])
+def test_prepared_weights_are_the_same_weights(ops, folder, kind):
+    stored, prepared = (load_model(folder, kind, prepare=p).weights for p in (None, ops.prepare))
+    for sizes in ([70], [1], [9, 40]):
+        ids = IDS[: 70 if ops.name != "ref" else 20]
+        want = Driver(ops, stored, context=512).feed_chunks(ids, sizes)
+        got = Driver(ops, prepared, context=512).feed_chunks(ids, sizes)
+        np.testing.assert_allclose(got, want, atol=2e-4 * np.abs(want).max())
 
 
 def test_budget_that_covers_everything_is_dense(ops, weights):

@@ -55,7 +55,7 @@ class Inspection:
 
     def build(self, progress: Progress | None = None) -> tuple[Engine, str]:
         """Load the weights; return an engine, and one line that says what was chosen."""
-        loaded = load_weights(self.checkpoint, self.config, self.options.weights, progress)
+        loaded = load_weights(self.checkpoint, self.config, self.options.weights, progress, self.ops.prepare)
         plan, options = self.plan, self.options
         pool = KVPool(
             self.config,

@@ -134,7 +134,7 @@ class BenchModel:
                 available=available_memory(),
             )
         )
-        loaded = load_weights(checkpoint, config, options.weights, progress)
+        loaded = load_weights(checkpoint, config, options.weights, progress, self.ops.prepare)
         self.weights, self.notes = loaded.weights, loaded.notes
         pages = self.plan.num_pages
         self._paged, self._filled = paged, [0] * options.batch

@@ -16,11 +16,20 @@ int4: 32 weights take 16 bytes; byte j holds weight j in its low and weight j + 
 bits (so GGUF's Q4_0 and Q4_1 nibbles are copied as they are). ternary: 64 weights take 16 bytes;
 byte j holds weights j, j + 16, j + 32, j + 48, lowest bits first. Scales and offsets are float16
 or float32 of shape (out, in / group_size): float16 where that is exact.
+
+That is the layout "rows", in which files are read. Kernels may like another better, and then
+``OpTable.prepare`` writes it once, at load. In "panels" 16 rows stand side by side, the last panel
+filled up with zeros: codes (panels, chunks, 64), of which bytes 4 r to 4 r + 3 belong to row r of
+the panel; scales and offsets (panels, in / group_size, 16). The four bytes hold
+
+    int8     columns 4 t + b of chunk t: byte b
+    int4     columns 8 t + b in low, 8 t + 4 + b in high four bits of byte b
+    ternary  columns 16 t + 4 f + b in bits 2 f and 2 f + 1 of byte b
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -29,6 +38,7 @@ from numpy.typing import NDArray
 from minicpm4.errors import ConfigError
 
 Kind = Literal["f32", "f16", "bf16", "int8", "int4", "ternary"]
+Layout = Literal["rows", "panels"]
 
 FLOAT_KINDS = ("f32", "f16", "bf16")
 GROUPED_KINDS = ("int8", "int4", "ternary")
@@ -42,6 +52,9 @@ CODE_DTYPES: dict[str, np.dtype[Any]] = {
 }
 WEIGHTS_PER_CODE = {"f32": 1, "f16": 1, "bf16": 1, "int8": 1, "int4": 2, "ternary": 4}
 # A row must be a multiple of this, so that no packed unit straddles two rows.
+PANEL_ROWS = 16
+PANEL_CHUNK = 4  # bytes of a row that lie together in a panel
+PANEL_GROUP = 32  # group sizes in panels are multiples of this
 ROW_MULTIPLE = {"f32": 1, "f16": 1, "bf16": 1, "int8": 16, "int4": 32, "ternary": 64}
 
 
@@ -69,9 +82,10 @@ class QuantSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class PackedTensor:
-    """A weight matrix of shape (out, in) in the layout of this module's table.
+    """A weight matrix of shape (out, in) in one of the layouts above.
 
-    Arrays may be read-only views into a mapped file; rows are contiguous.
+    Arrays may be read-only views into a mapped file; they are contiguous. ``native`` is where op
+    tables keep what they make of the arrays, by their name.
     """
 
     spec: QuantSpec
@@ -79,18 +93,21 @@ class PackedTensor:
     codes: NDArray
     scales: NDArray | None = None
     offsets: NDArray | None = None
+    layout: Layout = "rows"
+    native: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        rows, cols = self.shape
+        cols = self.shape[1]
         kind, group = self.spec.kind, self.spec.group_size
         if cols % ROW_MULTIPLE[kind] or (group and cols % group):
             raise ConfigError(f"{cols} columns do not fit weight format {self.spec}")
         assert self.codes.dtype == CODE_DTYPES[kind], (self.codes.dtype, kind)
-        assert self.codes.shape == (rows, cols // WEIGHTS_PER_CODE[kind]), self.codes.shape
+        codes, groups = packed_shapes(self.shape, self.spec, self.layout)
+        assert self.codes.shape == codes, self.codes.shape
         assert self.codes.flags.c_contiguous
         for part in (self.scales, self.offsets):
             if part is not None:
-                assert part.shape == (rows, cols // group) and part.flags.c_contiguous
+                assert part.shape == groups and part.flags.c_contiguous
                 assert part.dtype in (np.float16, np.float32)
         assert (self.scales is not None) == bool(group)
 
@@ -99,6 +116,18 @@ class PackedTensor:
         """Bytes of codes, scales and offsets."""
         parts = (self.codes, self.scales, self.offsets)
         return sum(part.nbytes for part in parts if part is not None)
+
+
+def packed_shapes(
+    shape: tuple[int, int], spec: QuantSpec, layout: Layout
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shapes of the codes, and of scales and offsets, of a matrix of ``shape``."""
+    rows, width = shape[0], shape[1] // WEIGHTS_PER_CODE[spec.kind]
+    groups = shape[1] // spec.group_size if spec.group_size else 0
+    if layout == "rows":
+        return (rows, width), (rows, groups)
+    panels = -(-rows // PANEL_ROWS)
+    return (panels, width // PANEL_CHUNK, PANEL_ROWS * PANEL_CHUNK), (panels, groups, PANEL_ROWS)
 
 
 def packed_nbytes(

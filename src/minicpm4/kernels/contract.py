@@ -13,7 +13,7 @@ heads, hkv key/value heads, d head size, P page size in tokens. Activations are 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -75,7 +75,8 @@ class KVLayer:
     the LSE approximation). They are float32 where keys are; elsewhere int16 codes of norm 32766 (or
     0), times ``kernel_scales`` and ``coarse_scales`` (no last axis) float32. Kernel j ends at token
     e = j * kernel_stride + kernel_size - 1 and sits in slot e % P // kernel_stride of page e // P;
-    coarse kernels likewise with both lengths times 4. ``kernels/pages.py`` lists the arrays.
+    coarse kernels likewise with both lengths times 4. ``kernels/pages.py`` lists the arrays. ``native``
+    is where op tables keep what they make of the arrays, by their name.
     """
 
     keys: Array
@@ -86,6 +87,7 @@ class KVLayer:
     kernel_scales: Floats | None = None
     coarse: Array | None = None
     coarse_scales: Floats | None = None
+    native: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def page_size(self) -> int:
@@ -108,6 +110,7 @@ class Step:
     at consecutive positions, the last tokens of its context. ``page_table`` (s, max pages): token t
     of sequence j is in page page_table[j, t // P]. ``cos`` and ``sin`` (at least the largest
     position + 1, d / 2) hold the rotary table, attention factor included. ``sparse`` None: dense.
+    ``native`` as in KVLayer.
     """
 
     ids: Ints
@@ -117,6 +120,7 @@ class Step:
     cos: Floats
     sin: Floats
     sparse: SparseConfig | None = None
+    native: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def num_rows(self) -> int:
@@ -137,6 +141,11 @@ class OpTable(ABC):
 
     name: str
     description: str
+
+    def prepare(self, tensor: PackedTensor) -> PackedTensor:
+        """Return a weight matrix in the layout that this table reads fastest: ``tensor`` itself, or
+        new arrays with the same weights. Called once for each, when a model is loaded."""
+        return tensor
 
     # Primitives: every table supplies these.
 

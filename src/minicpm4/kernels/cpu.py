@@ -6,14 +6,13 @@ the caller, since users' input has been checked long before.
 
 from __future__ import annotations
 
-import math
-import threading
+from dataclasses import replace
 
 import numpy as np
 
 from minicpm4 import _cpu
 from minicpm4.config import SparseConfig
-from minicpm4.formats.quant import PackedTensor
+from minicpm4.formats.quant import PANEL_GROUP, PackedTensor, packed_shapes
 from minicpm4.kernels.contract import (
     Array,
     AttentionWeights,
@@ -46,7 +45,6 @@ class CpuOps(OpTable):
 
     def __init__(self, threads: int | None = None, isa: str | None = None) -> None:
         self._ctx = _cpu.Context(threads or 1, isa or isa_levels()[-1])
-        self._local = threading.local()
         count = f"{self.threads} thread" + ("s" if self.threads > 1 else "")
         self.description = f"cpu: {self.isa}, {count}"
 
@@ -58,9 +56,28 @@ class CpuOps(OpTable):
     def isa(self) -> str:
         return str(self._ctx.isa)
 
+    @property
+    def prepares(self) -> bool:
+        """Whether ``prepare`` changes the layout of grouped weights."""
+        return bool(self._ctx.panels)
+
+    def prepare(self, tensor: PackedTensor) -> PackedTensor:
+        spec = tensor.spec
+        if not (self.prepares and tensor.layout == "rows" and spec.group_size):
+            return tensor
+        if spec.group_size % PANEL_GROUP:
+            return tensor
+        shape, groups = packed_shapes(tensor.shape, spec, "panels")
+        codes = np.empty(shape, tensor.codes.dtype)
+        scales, offsets = (
+            None if part is None else np.empty(groups, part.dtype) for part in (tensor.scales, tensor.offsets)
+        )
+        _weight(tensor).to_panels(self._ctx, codes, scales, offsets)
+        return replace(tensor, codes=codes, scales=scales, offsets=offsets, layout="panels")
+
     def embed(self, table: PackedTensor, ids: Ints, scale: float, out: Array | None = None) -> Array:
         out = _result(out, (len(ids), table.shape[1]))
-        self._ctx.embed(_ints(ids), *_weight(table), scale, out)
+        self._ctx.embed(_ints(ids), _weight(table), scale, out)
         return out
 
     def rms_norm(self, x: Array, weight: Array, eps: float, out: Array | None = None) -> Array:
@@ -71,7 +88,7 @@ class CpuOps(OpTable):
 
     def linear(self, x: Array, linear: Linear, out: Array | None = None) -> Array:
         out = _result(out, (x.shape[0], linear.weight.shape[0]))
-        self._ctx.linear(_floats(x), *_weight(linear.weight), linear.bias, out)
+        self._ctx.linear(_floats(x), _weight(linear.weight), linear.bias, out)
         return out
 
     def rotary(self, x: Array, positions: Ints, cos: Array, sin: Array) -> Array:
@@ -80,49 +97,14 @@ class CpuOps(OpTable):
         return x
 
     def append(self, k: Array, v: Array, kv: KVLayer, step: Step) -> None:
-        c = step.sparse
-        # Without a sparse config there is nothing to compress with, whatever the pages have room for.
-        compressed = _compressed(kv) if c else (None, None, None, None)
-        c = c or _NO_SPARSE
-        self._ctx.append(
-            _floats(k),
-            _floats(v),
-            *_pages(kv),
-            *compressed,
-            *_rows(step),
-            step.cos,
-            step.sin,
-            c.kernel_size,
-            c.kernel_stride,
-            c.use_nope,
-        )
+        self._ctx.append(_floats(k), _floats(v), _pages(kv), _rows(step))
 
     def select(self, q: Array, kv: KVLayer, step: Step) -> Selection:
         c = step.sparse
-        assert c is not None and kv.kernels is not None
+        assert c is not None
         n, hkv = step.num_rows, kv.num_kv_heads
         chosen = Selection(blocks=np.empty((n, hkv, c.budget), np.int32), counts=np.empty((n, hkv), np.int32))
-        self._ctx.select(
-            _floats(q),
-            kv.kernels,
-            kv.kernel_scales,
-            kv.coarse,
-            kv.coarse_scales,
-            *_rows(step),
-            step.cos,
-            step.sin,
-            c.kernel_size,
-            c.kernel_stride,
-            c.init_blocks,
-            c.local_blocks,
-            c.topk,
-            c.block_size,
-            c.dense_len,
-            c.lse_approx,
-            c.use_nope,
-            chosen.blocks,
-            chosen.counts,
-        )
+        self._ctx.select(_floats(q), _pages(kv), _rows(step), chosen.blocks, chosen.counts)
         return chosen
 
     def attend(
@@ -130,7 +112,7 @@ class CpuOps(OpTable):
     ) -> Array:
         out = _result(out, (q.shape[0], q.shape[1] * q.shape[2]))
         blocks, counts = (selection.blocks, selection.counts) if selection else (None, None)
-        self._ctx.attend(_floats(q), *_pages(kv), *_rows(step), blocks, counts, out)
+        self._ctx.attend(_floats(q), _pages(kv), _rows(step), blocks, counts, out)
         return out
 
     def silu_mul(self, gate: Array, up: Array, out: Array | None = None) -> Array:
@@ -149,57 +131,53 @@ class CpuOps(OpTable):
         self._ctx.top_k(_floats(logits), values, columns)
         return values, columns
 
-    # Coarse ops: the contract's compositions, over scratch memory that is kept between calls.
+    # Coarse ops: the contract's compositions, each in one call of the extension.
 
     def qkv(self, x: Array, w: AttentionWeights, kv: KVLayer, step: Step, out: Array | None = None) -> Array:
-        n, d = step.num_rows, kv.head_dim
-        h = self.rms_norm(x, w.norm, w.eps, self._scratch("norm", x.shape))
-        projected = self._linears(
-            h,
-            (w.q, _result(out, (n, w.q.weight.shape[0]))),
-            (w.k, self._scratch("k", (n, w.k.weight.shape[0]))),
-            (w.v, self._scratch("v", (n, w.v.weight.shape[0]))),
+        out = _result(out, (step.num_rows, w.q.weight.shape[0]))
+        self._ctx.qkv(
+            _floats(x),
+            w.norm,
+            w.eps,
+            _weight(w.q.weight),
+            w.q.bias,
+            _weight(w.k.weight),
+            w.k.bias,
+            _weight(w.v.weight),
+            w.v.bias,
+            w.q_norm,
+            w.k_norm,
+            _pages(kv),
+            _rows(step),
+            out,
         )
-        q, k, v = (x.reshape(n, -1, d) for x in projected)
-        if w.q_norm is not None and w.k_norm is not None:
-            q = self.rms_norm(q, w.q_norm, w.eps, q)
-            k = self.rms_norm(k, w.k_norm, w.eps, k)
-        k = self.rotary(k, step.positions, step.cos, step.sin)
-        self.append(k, v, kv, step)
-        return self.rotary(q, step.positions, step.cos, step.sin)
+        return out.reshape(step.num_rows, -1, kv.head_dim)
+
+    def attention(self, q: Array, kv: KVLayer, step: Step, out: Array | None = None) -> Array:
+        out = _result(out, (q.shape[0], q.shape[1] * q.shape[2]))
+        self._ctx.attention(_floats(q), _pages(kv), _rows(step), out)
+        return out
 
     def add_linear(self, x: Array, a: Array, linear: Linear, scale: float) -> Array:
         x = _floats(x)
-        self._ctx.linear(_floats(a), *_weight(linear.weight), linear.bias, x, scale, True)
+        self._ctx.linear(_floats(a), _weight(linear.weight), linear.bias, x, scale, True)
         return x
 
     def gate_up(self, x: Array, w: FeedForwardWeights, out: Array | None = None) -> Array:
-        h = self.rms_norm(x, w.norm, w.eps, self._scratch("norm", x.shape))
-        gate, up = self._linears(
-            h,
-            (w.gate, _result(out, (x.shape[0], w.gate.weight.shape[0]))),
-            (w.up, self._scratch("up", (x.shape[0], w.up.weight.shape[0]))),
-        )
-        return self.silu_mul(gate, up, gate)
+        out = _result(out, (x.shape[0], w.gate.weight.shape[0]))
+        gate, up = _weight(w.gate.weight), _weight(w.up.weight)
+        self._ctx.gate_up(_floats(x), w.norm, w.eps, gate, w.gate.bias, up, w.up.bias, out)
+        return out
 
     def _linears(self, x: Array, *products: tuple[Linear, Array]) -> list[Array]:
         """Products of one x with several matrices, which share what the kernels make of x."""
-        listed = [(*_weight(linear.weight), linear.bias, out) for linear, out in products]
+        listed = [(_weight(linear.weight), linear.bias, out) for linear, out in products]
         self._ctx.linears(_floats(x), listed)
         return [out for _, out in products]
 
-    def _scratch(self, name: str, shape: tuple[int, ...]) -> Floats:
-        """A float32 array of ``shape``, of this Python thread, valid until the next call for ``name``."""
-        size = math.prod(shape)
-        buffer = getattr(self._local, name, None)
-        if buffer is None or buffer.size < size:
-            buffer = np.empty(size, np.float32)
-            setattr(self._local, name, buffer)
-        return buffer[:size].reshape(shape)
-
 
 def _floats(x: Array) -> Floats:
-    return np.ascontiguousarray(x, np.float32)
+    return x if x.dtype == np.float32 and x.flags.c_contiguous else np.ascontiguousarray(x, np.float32)
 
 
 def _ints(x: Array) -> Ints:
@@ -210,17 +188,55 @@ def _result(out: Array | None, shape: tuple[int, ...]) -> Array:
     return np.empty(shape, np.float32) if out is None else out
 
 
-def _weight(w: PackedTensor) -> tuple[str, int, Array, Array | None, Array | None]:
-    return w.spec.kind, w.spec.group_size, w.codes, w.scales, w.offsets
+def _weight(w: PackedTensor) -> _cpu.Weight:
+    """The extension's view of a matrix, checked once."""
+    found = w.native.get("cpu")
+    if found is None:
+        rows, cols = w.shape
+        found = _cpu.Weight(
+            w.spec.kind, w.layout, rows, cols, w.spec.group_size, w.codes, w.scales, w.offsets
+        )
+        w.native["cpu"] = found
+    return found
 
 
-def _rows(step: Step) -> tuple[Ints, Ints, Ints]:
-    return _ints(step.positions), _ints(step.cu_rows), _ints(step.page_table)
+def _rows(step: Step) -> _cpu.Rows:
+    """The extension's view of a step."""
+    found = step.native.get("cpu")
+    if found is None:
+        c = step.sparse or _NO_SPARSE
+        found = step.native["cpu"] = _cpu.Rows(
+            _ints(step.positions),
+            _ints(step.cu_rows),
+            _ints(step.page_table),
+            step.cos,
+            step.sin,
+            step.sparse is not None,
+            c.kernel_size,
+            c.kernel_stride,
+            c.init_blocks,
+            c.local_blocks,
+            c.topk,
+            c.block_size,
+            c.dense_len,
+            c.lse_approx,
+            c.use_nope,
+        )
+    return found
 
 
-def _pages(kv: KVLayer) -> tuple[Array, Array, Array | None, Array | None]:
-    return kv.keys, kv.values, kv.key_scales, kv.value_scales
-
-
-def _compressed(kv: KVLayer) -> tuple[Array | None, Array | None, Array | None, Array | None]:
-    return kv.kernels, kv.kernel_scales, kv.coarse, kv.coarse_scales
+def _pages(kv: KVLayer) -> _cpu.Pages:
+    """The extension's view of a layer's pages."""
+    found = kv.native.get("cpu")
+    if found is None:
+        found = kv.native["cpu"] = _cpu.Pages(
+            kv.keys,
+            kv.values,
+            kv.key_scales,
+            kv.value_scales,
+            kv.kernels,
+            kv.kernel_scales,
+            kv.coarse,
+            kv.coarse_scales,
+        )
+    return found

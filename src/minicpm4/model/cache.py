@@ -37,10 +37,14 @@ class KVPool:
         layout = _layout(config, page_size, kv, sparse)
         shape = (config.num_hidden_layers, num_pages)
         self._arrays = {name: np.zeros((*shape, *page), dtype) for name, (page, dtype) in layout.items()}
+        self._layers = [
+            KVLayer(**{name: array[index] for name, array in self._arrays.items()})
+            for index in range(config.num_hidden_layers)
+        ]
 
     def layer(self, index: int) -> KVLayer:
         """The pages of one layer: views, not copies."""
-        return KVLayer(**{name: array[index] for name, array in self._arrays.items()})
+        return self._layers[index]
 
     def copy_page(self, source: int, target: int) -> None:
         """Copy one page in every layer, compressed keys included."""

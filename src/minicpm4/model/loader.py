@@ -25,6 +25,7 @@ from minicpm4.model.weights import LayerWeights, ModelWeights
 WEIGHT_CHOICES = ("auto", "bf16", "int8", "int4", "ternary")
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 Progress = Callable[[int, int], None]
+Prepare = Callable[[PackedTensor], PackedTensor]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -47,7 +48,9 @@ def read_config(checkpoint: Checkpoint) -> ModelConfig:
     return ModelConfig.from_gguf(checkpoint.metadata(), shapes, vectors)
 
 
-def load_model(path: Path, weights: str = "auto", progress: Progress | None = None) -> LoadedModel:
+def load_model(
+    path: Path, weights: str = "auto", progress: Progress | None = None, prepare: Prepare | None = None
+) -> LoadedModel:
     """Load the checkpoint at ``path``; ``progress`` is called with (layers done, layers).
 
     Raises CheckpointError, ConfigError.
@@ -55,15 +58,19 @@ def load_model(path: Path, weights: str = "auto", progress: Progress | None = No
     checkpoint = open_checkpoint(path)
     config = read_config(checkpoint)
     check_tensors(checkpoint, config)
-    return load_weights(checkpoint, config, weights, progress)
+    return load_weights(checkpoint, config, weights, progress, prepare)
 
 
 def load_weights(
-    checkpoint: Checkpoint, config: ModelConfig, weights: str = "auto", progress: Progress | None = None
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    weights: str = "auto",
+    progress: Progress | None = None,
+    prepare: Prepare | None = None,
 ) -> LoadedModel:
-    """Load every tensor of an opened and checked checkpoint."""
+    """Load every tensor of an opened and checked checkpoint; ``prepare`` is an op table's."""
     check_weights_choice(weights)
-    source = _Source(checkpoint, weights)
+    source = _Source(checkpoint, weights, prepare or (lambda tensor: tensor))
     layers = []
     for index in range(config.num_hidden_layers):
         layers.append(_layer(source, config, f"model.layers.{index}."))
@@ -122,6 +129,7 @@ class _Source:
 
     checkpoint: Checkpoint
     weights: str
+    prepare: Prepare
     done: Counter[str] = field(default_factory=Counter)
     arena: Arena = field(default_factory=Arena)
 
@@ -133,6 +141,7 @@ class _Source:
             result = repack(tensor, target)
         else:
             result = self._packed_if_ternary(tensor)
+        result = self.prepare(result)
         if result is not tensor or info.spec.kind not in FLOAT_KINDS:
             self.checkpoint.release(name)
         how = str(result.spec) if _as_stored(info.dtype, result.spec) else f"{info.dtype} as {result.spec}"

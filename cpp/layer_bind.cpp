@@ -1,0 +1,155 @@
+// The coarse ops of a layer, each in one call: between the kernels of one there is no Python, and what passes
+// from one to the next stays in the pool's memory. They are the compositions of kernels/contract.py.
+#include "attention_args.hpp"
+#include "weight.hpp"
+
+namespace minicpm4 {
+namespace {
+
+// A projection: y (n, rows of the weight).
+struct Projection {
+    const Weight& weight;
+    const OptionalInput& bias;
+};
+
+LinearArgs project(const Context& self, const Projection& p, const float* x, i64 n, i64 cols, float* y) {
+    LinearArgs args;
+    args.w = usable(self, p.weight);
+    if (args.w.cols != cols) {
+        fail("a weight has " + std::to_string(args.w.cols) + " columns for " + std::to_string(cols) + " of x");
+    }
+    args.n = n;
+    args.x = x;
+    if (p.bias) args.bias = input<float>(*p.bias, "bias", {args.w.rows});
+    args.y = y;
+    return args;
+}
+
+i64 rows_of(const Weight& weight) { return weight.matrix().rows; }
+
+// Places of several float arrays in the pool's memory of the op, a cache line apart.
+class Memory {
+public:
+    i64 add(i64 floats) {
+        const i64 at = size_;
+        size_ += (floats + 31) / 16 * 16;
+        return at;
+    }
+    float* get(Pool& pool) const { return static_cast<float*>(pool.reserve_op(size_ * 4)); }
+
+private:
+    i64 size_ = 0;
+};
+
+struct HeadNorms {
+    const float* q = nullptr;
+    const float* k = nullptr;
+};
+
+void qkv(Context& self, const Input& x, const Input& norm, float eps, const Weight& wq, const OptionalInput& bq,
+         const Weight& wk, const OptionalInput& bk, const Weight& wv, const OptionalInput& bv,
+         const OptionalInput& q_norm, const OptionalInput& k_norm, const Pages& pages, const Rows& rows,
+         const Output& out) {
+    AppendArgs keep = append_args(pages, rows);
+    const i64 n = keep.step.n, width = length(x, 1), d = keep.kv.d, kv_width = keep.kv.hkv * d;
+    const float* in = input<float>(x, "x", {n, width});
+    const float* norm_weight = input<float>(norm, "norm", {width});
+    if (rows_of(wk) != kv_width || rows_of(wv) != kv_width || rows_of(wq) % d != 0) {
+        fail("projections do not fit pages of " + std::to_string(keep.kv.hkv) + " heads of " + std::to_string(d));
+    }
+    HeadNorms norms;
+    if (q_norm) norms.q = input<float>(*q_norm, "q_norm", {d});
+    if (k_norm) norms.k = input<float>(*k_norm, "k_norm", {d});
+    Memory memory;
+    const i64 h = memory.add(n * width), k = memory.add(n * kv_width), v = memory.add(n * kv_width);
+    LinearArgs products[3] = {
+        project(self, {wq, bq}, nullptr, n, width, output<float>(out, "out", {n, rows_of(wq)})),
+        project(self, {wk, bk}, nullptr, n, width, nullptr), project(self, {wv, bv}, nullptr, n, width, nullptr)};
+    const i64 table = length(rows.cos, 0);
+    RotaryArgs turn;
+    turn.positions = keep.step.positions;
+    turn.cos = input<float>(rows.cos, "cos", {table, d / 2});
+    turn.sin = input<float>(rows.sin, "sin", {table, d / 2});
+    check_range(turn.positions, n, 0, table, "positions (rows of cos and sin)");
+    turn.n = n;
+    turn.d = d;
+    run_released(self, [&](Pool& pool, const KernelTable& t) {
+        float* base = memory.get(pool);
+        for (LinearArgs& product : products) product.x = base + h;
+        products[1].y = base + k;
+        products[2].y = base + v;
+        t.rms_norm(pool, in, norm_weight, base + h, n, width, eps);
+        t.linears(pool, products, 3);
+        const auto rotate = [&](float* heads, i64 count, const float* weight) {
+            if (weight != nullptr) t.rms_norm(pool, heads, weight, heads, n * count, d, eps);
+            turn.x = heads;
+            turn.heads = count;
+            t.rotary(pool, turn);
+        };
+        rotate(base + k, keep.kv.hkv, norms.k);
+        keep.k = base + k;
+        keep.v = base + v;
+        t.attention.append(pool, keep);
+        rotate(products[0].y, products[0].w.rows / d, norms.q);
+    });
+}
+
+void attention(Context& self, const Input& q, const Pages& pages, const Rows& rows, const Output& out) {
+    const float* data = queries(q, pages, rows);
+    AttendArgs args = attend_args(pages, rows, data, length(q, 1));
+    args.out = output<float>(out, "out", {args.step.n, args.hq * args.kv.d});
+    if (!rows.sparse) {
+        run_released(self, [&](Pool& pool, const KernelTable& t) { t.attention.attend(pool, args); });
+        return;
+    }
+    SelectArgs choice = select_args(pages, rows, data, args.hq);
+    if (choice.kv.page_size != args.kv.page_size) fail("block_size is not the page size");
+    args.budget = choice.topk + choice.local_blocks;
+    Memory memory;
+    const i64 choices = args.step.n * args.kv.hkv;
+    const i64 blocks = memory.add(choices * args.budget), counts = memory.add(choices);
+    run_released(self, [&](Pool& pool, const KernelTable& t) {
+        i32* base = reinterpret_cast<i32*>(memory.get(pool));
+        args.blocks = choice.blocks = base + blocks;
+        args.counts = choice.counts = base + counts;
+        t.attention.select(pool, choice);
+        t.attention.attend(pool, args);
+    });
+}
+
+void gate_up(Context& self, const Input& x, const Input& norm, float eps, const Weight& gate,
+             const OptionalInput& gate_bias, const Weight& up, const OptionalInput& up_bias, const Output& out) {
+    const i64 n = length(x, 0), width = length(x, 1), features = rows_of(gate);
+    const float* in = input<float>(x, "x", {n, width});
+    const float* norm_weight = input<float>(norm, "norm", {width});
+    if (rows_of(up) != features) fail("gate and up have different numbers of rows");
+    float* y = output<float>(out, "out", {n, features});
+    Memory memory;
+    const i64 h = memory.add(n * width), u = memory.add(n * features);
+    LinearArgs products[2] = {project(self, {gate, gate_bias}, nullptr, n, width, y),
+                              project(self, {up, up_bias}, nullptr, n, width, nullptr)};
+    run_released(self, [&](Pool& pool, const KernelTable& t) {
+        float* base = memory.get(pool);
+        products[0].x = products[1].x = base + h;
+        products[1].y = base + u;
+        t.rms_norm(pool, in, norm_weight, base + h, n, width, eps);
+        t.linears(pool, products, 2);
+        t.silu_mul(pool, y, base + u, y, n * features);
+    });
+}
+
+}  // namespace
+
+void bind_layer(nb::class_<Context>& context) {
+    context.def("qkv", &qkv, nb::arg("x"), nb::arg("norm"), nb::arg("eps"), nb::arg("q"), nb::arg("q_bias").none(),
+                nb::arg("k"), nb::arg("k_bias").none(), nb::arg("v"), nb::arg("v_bias").none(),
+                nb::arg("q_norm").none(), nb::arg("k_norm").none(), nb::arg("pages"), nb::arg("rows"), nb::arg("out"),
+                "Norm, project, rotate, append; out: the rotated queries (n, hq * d).");
+    context.def("attention", &attention, nb::arg("q"), nb::arg("pages"), nb::arg("rows"), nb::arg("out"),
+                "Chooses blocks where the rows are sparse, then attends; out (n, hq * d).");
+    context.def("gate_up", &gate_up, nb::arg("x"), nb::arg("norm"), nb::arg("eps"), nb::arg("gate"),
+                nb::arg("gate_bias").none(), nb::arg("up"), nb::arg("up_bias").none(), nb::arg("out"),
+                "out = silu(gate(norm(x))) * up(norm(x)).");
+}
+
+}  // namespace minicpm4
