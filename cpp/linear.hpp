@@ -176,6 +176,7 @@ MC_INLINE bool may_share(const LinearArgs& first, const LinearArgs& other) {
 
 #if defined(MC_HAS_VNNI)
 #include "linear_bytes.hpp"
+#include "linear_tasks.hpp"
 #include "linear_panels.hpp"
 #elif defined(MC_HAS_WORDS)
 #include "linear_words.hpp"

@@ -57,9 +57,9 @@ static void unpack_bf16(const Matrix& m, i64 r, i64 k, i64 end, u16* to) {
     }
 }
 
-// Columns [k, end) of weight rows [r, r + rows), at most 16, as tiles; zeros beyond either.
+// Columns [k, end) of weight rows [r, r + rows), at most 16, as tiles, from rows; zeros beyond either.
 template <class F>
-static void unpack_amx(const Matrix& m, i64 r, i64 rows, i64 k, i64 end, TileWords* to) {
+static void unpack_amx_rows(const Matrix& m, i64 r, i64 rows, i64 k, i64 end, TileWords* to) {
     alignas(64) u16 words[kTileSide][kPairDepth];
     for (; k < end; k += kPairDepth) {
         const i64 stop = k + kPairDepth < end ? k + kPairDepth : end;
@@ -72,6 +72,61 @@ static void unpack_amx(const Matrix& m, i64 r, i64 rows, i64 k, i64 end, TileWor
             for (int i = 0; i < kTileSide; ++i) _mm512_store_si512(to->words[i], v[i]);
         }
     }
+}
+
+// The code numbered INDEX of each lane's four bytes (byte INDEX % 4, lowest bits first), less BIAS. A permutation
+// looks at the low 4 bits of each index only; ternary codes repeat in its table, so what is above them does not matter.
+template <class F, int BIAS>
+MC_INLINE __m512 lane_codes(__m512i codes, int index) {
+    constexpr int kParts = Bytes<F>::kParts;
+    if constexpr (kParts == 1) {
+        return from_i32(_mm512_srai_epi32(_mm512_sll_epi32(codes, _mm_cvtsi32_si128(24 - 8 * index)), 24)).v;
+    } else {
+        const __m512i count = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        const __m512i code = _mm512_and_si512(count, _mm512_set1_epi32((1 << (8 / kParts)) - 1));
+        const __m512 table = from_i32(_mm512_sub_epi32(code, _mm512_set1_epi32(BIAS))).v;
+        const unsigned shift = static_cast<unsigned>(index % 4 * 8 + index / 4 * (8 / kParts));
+        return _mm512_permutexvar_ps(_mm512_srli_epi32(codes, shift), table);
+    }
+}
+
+// Columns [k, end) of panel p as tiles: lanes are weight rows as they lie.
+template <class F, int BIAS>
+static void unpack_amx_panel(const Matrix& m, i64 p, i64 k, i64 end, TileWords* to) {
+    constexpr i64 kStep = PanelStep<F>::value;
+    const i64 groups = m.cols / m.group;
+    const u8* codes = static_cast<const u8*>(m.codes) + (p * (m.cols / kStep) + k / kStep) * 64;
+    // Words 0, 16, 1, 17, ...
+    const __m512i count = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i order = _mm512_or_si512(count, _mm512_slli_epi32(_mm512_add_epi32(count, _mm512_set1_epi32(16)), 16));
+    u16* row = to->words[0];
+    while (k < end) {
+        const i64 g = k / m.group, at = p * groups + g;
+        const i64 stop = (g + 1) * m.group < end ? (g + 1) * m.group : end;
+        const __m512 scale = panel_floats(m.scales, m.half_scales, at);
+        const __m512 offset = m.offsets != nullptr ? panel_floats(m.offsets, m.half_offsets, at) : zero().v;
+        for (; k < stop; k += kStep, codes += 64) {
+            const __m512i raw = _mm512_loadu_si512(codes);
+            MC_UNROLL
+            for (int i = 0; i < kStep; i += 2, row += kTileDepth) {
+                const __m512 even = _mm512_fmadd_ps(lane_codes<F, BIAS>(raw, i), scale, offset);
+                const __m512 odd = _mm512_fmadd_ps(lane_codes<F, BIAS>(raw, i + 1), scale, offset);
+                const __m512i halves = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(odd, even));
+                _mm512_store_si512(row, _mm512_permutexvar_epi16(order, halves));
+            }
+        }
+    }
+}
+
+// As above, from the layout that the matrix has; r is a multiple of 16.
+template <class F>
+static void unpack_amx(const Matrix& m, i64 r, i64 rows, i64 k, i64 end, TileWords* to) {
+    if constexpr (F::GROUPED) {
+        if (m.panels && m.offsets != nullptr) return unpack_amx_panel<F, 0>(m, r / kPanelRows, k, end, to);
+        constexpr int kImplied = Bytes<F>::kParts == 1 ? 0 : Bytes<F>::kBias;
+        if (m.panels) return unpack_amx_panel<F, kImplied>(m, r / kPanelRows, k, end, to);
+    }
+    unpack_amx_rows<F>(m, r, rows, k, end, to);
 }
 
 // XS by WS tiles of sums, in c (2, 2, 16, 16); operands of the second tile lie `apart` tiles after the first's.

@@ -7,8 +7,6 @@
 // level while all rows of x pass by. Included inside the namespace of the instruction set, with
 // MC_HAS_BF16_DOT and MC_HAS_VNNI.
 
-#include "linear_tasks.hpp"
-
 struct PairsOfBF16 {
     static constexpr bool kScaled = false;
     using Sum = __m512;

@@ -152,21 +152,13 @@ MC_INLINE void dot_panel(const Matrix& m, i64 p, const PanelX& x, i64 first, __m
     }
 }
 
-// Puts 16 products of an x row to y, those beyond the last weight row left out.
-MC_INLINE void finish_panel(const LinearArgs& args, i64 row, i64 column, __m512 value) {
-    const i64 left = args.w.rows - column;
-    const __mmask16 mask = lanes(left < kPanelRows ? static_cast<int>(left) : kPanelRows);
-    float* y = args.y + row * args.w.rows + column;
-    if (args.bias != nullptr) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, args.bias + column));
-    if (args.add) value = _mm512_fmadd_ps(_mm512_set1_ps(args.scale), value, _mm512_maskz_loadu_ps(mask, y));
-    _mm512_mask_storeu_ps(y, mask, value);
-}
-
 template <class F, int NX>
 static void finish_panel_rows(const LinearArgs& args, i64 p, const PanelX& x, i64 first) {
     __m512 total[NX];
     dot_panel<F, NX>(args.w, p, x, first, total);
-    for (int j = 0; j < NX; ++j) finish_panel(args, first + j, p * kPanelRows, total[j]);
+    const i64 column = p * kPanelRows, left = args.w.rows - column;
+    const FinishLanes finish(args, column, left < kPanelRows ? left : i64{kPanelRows});
+    for (int j = 0; j < NX; ++j) finish.store(first + j, total[j]);
 }
 
 // Panel p by all x rows: those after the first kPanelX find it in a near cache.

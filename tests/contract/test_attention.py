@@ -21,11 +21,12 @@ from tests.contract.paged import (
     config,
     rounded,
 )
+from tests.levels import PAIRS, level
 
 
 def rounds_weights(ops: OpTable, c: SparseConfig) -> bool:
     """Whether ``ops`` reads bf16 pages by dot products of bf16 pairs."""
-    return isinstance(ops, CpuOps) and ops.isa == "avx512_bf16" and c.block_size == 64
+    return level(ops) in PAIRS and c.block_size == 64
 
 
 SHAPES = [

@@ -13,6 +13,7 @@ from minicpm4.kernels.contract import Linear
 from minicpm4.kernels.cpu import CpuOps
 from minicpm4.kernels.ref import RefOps
 from tests.contract.packed import FORMATS, format_id, random_weight
+from tests.levels import PAIRS, TILES
 
 # Every way through the kernels: 1, 2, 3, 4, 5-8, 9-16 rows at once; one panel, several, a second packing.
 ROWS = [1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 65, 530]
@@ -28,10 +29,12 @@ def bound(ops: CpuOps, weight: PackedTensor, x: NDArray, w: NDArray) -> NDArray[
 
     Grouped weights at levels avx512_bf16, avx2 and neon: x is rounded to 1/65024 of the largest value among
     at most 128 columns. bf16 and f16 weights at level avx512_bf16 by more than 8 rows: x and weight are
-    rounded to bf16.
+    rounded to bf16. Any weights at levels with matrix tiles by more than 16 rows: likewise.
     """
     lost = tolerance(x, w)
-    lossy = {"avx512_bf16"} | ({"avx2", "neon"} if weight.spec.group_size else set())
+    if ops.isa in TILES and len(x) > 16 and weight.spec.kind != "f32":
+        return lost + 2.0**-7 * (np.abs(x).astype(np.float64) @ np.abs(w).T)
+    lossy = PAIRS | ({"avx2", "neon"} if weight.spec.group_size else set())
     if ops.isa not in lossy or weight.spec.kind == "f32":
         return lost
     if not weight.spec.group_size:
@@ -58,16 +61,16 @@ def test_linear_equals_float64(ops: CpuOps, case: tuple[str, int, int, bool]) ->
 
 
 @pytest.mark.parametrize("case", [case for case in FORMATS if case[1]], ids=format_id)
-def test_grouped_weights_lose_less_than_a_ten_thousandth(
-    ops: CpuOps, case: tuple[str, int, int, bool]
-) -> None:
+def test_grouped_weights_lose_little(ops: CpuOps, case: tuple[str, int, int, bool]) -> None:
+    """Less than a ten-thousandth; 2 to 3 thousandths where both sides are rounded to 8 bits."""
     rng = np.random.default_rng(9)
     weight, values = random_weight(rng, 64, case)
     for n in (1, 4, 16, 40):
         x = rng.standard_normal((n, case[2]), np.float32)
         expected = x.astype(np.float64) @ values.T
         y = ops.linear(x, Linear(weight=weight))
-        assert np.linalg.norm(y - expected) < 1e-4 * np.linalg.norm(expected)
+        least = 3e-3 if ops.isa in TILES and n > 16 else 1e-4
+        assert np.linalg.norm(y - expected) < least * np.linalg.norm(expected)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-42, 1e-30, 1e30])

@@ -1,0 +1,10 @@
+"""What levels of kernels have in common, for tests that bound what they may lose."""
+
+from __future__ import annotations
+
+TILES = {"amx", "amx_emulated"}  # more than 16 rows by any weights but float32 ones: both sides in bf16
+PAIRS = {"avx512_bf16", *TILES}  # dot products of 16-bit pairs
+
+
+def level(ops: object) -> str:
+    return str(getattr(ops, "isa", ""))
