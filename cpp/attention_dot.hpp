@@ -52,7 +52,7 @@ MC_INLINE DotScratch dot_scratch(float* base, i64 m, i64 d) {
 
 MC_INLINE bool has_dot(const KvView&) { return false; }
 MC_INLINE Ahead pages_ahead(const KvView&, i64) { return {}; }
-MC_INLINE bool load_dot_page(const KvView&, i64, const DotPage&, Ahead&) { return false; }
+MC_INLINE bool load_dot_page(const KvView&, i64, bool, const DotPage&, Ahead&) { return false; }
 MC_INLINE void load_dot_queries(const float*, i64, i64, const DotScratch&) {}
 MC_INLINE bool has_few(i64, i64) { return false; }
 MC_INLINE bool attend_few(const KvView&, i64, const DotScratch&, i64, const Partial&, Ahead&) { return false; }
@@ -150,7 +150,8 @@ MC_INLINE bool key_scales(const __m512* squares, float* scales, float* inverse) 
     return usable == 0xffff;
 }
 
-static bool load_dot_keys(const u16* from, i64 d, const DotPage& page, Ahead& ahead) {
+// Scaled, or in pairs only.
+static bool load_dot_keys(const u16* from, i64 d, bool scaled, const DotPage& page, Ahead& ahead) {
     constexpr int N = kDotPage / 16;
     __m512 squares[N];
     for (int j = 0; j < N; ++j) squares[j] = _mm512_setzero_ps();
@@ -168,6 +169,7 @@ static bool load_dot_keys(const u16* from, i64 d, const DotPage& page, Ahead& ah
     }
     float inverse[kDotPage];
     if (!key_scales(squares, page.scales, inverse)) return false;
+    if (!scaled) return true;
     for (i64 i = 0; i < d / 2; ++i) {
         fetch(ahead, 1);
         MC_UNROLL
@@ -181,9 +183,9 @@ static bool load_dot_keys(const u16* from, i64 d, const DotPage& page, Ahead& ah
 }
 
 // Loads page number `at` (pages and heads counted together); false where only float32 will do.
-static bool load_dot_page(const KvView& kv, i64 at, const DotPage& page, Ahead& ahead) {
+static bool load_dot_page(const KvView& kv, i64 at, bool scaled, const DotPage& page, Ahead& ahead) {
     const i64 d = kv.d;
-    if (!load_dot_keys(static_cast<const u16*>(kv.keys) + at * d * kDotPage, d, page, ahead)) return false;
+    if (!load_dot_keys(static_cast<const u16*>(kv.keys) + at * d * kDotPage, d, scaled, page, ahead)) return false;
     const u16* from = static_cast<const u16*>(kv.values) + at * d * kDotPage;
     for (i64 t = 0; t < kDotPage; t += 2) {
         fetch(ahead, 1);
@@ -290,17 +292,11 @@ MC_INLINE void raise_top(float peak, float* sums, i64 d, float* top, float* tota
     *top = peak;
 }
 
-// Folds a page of integer scores of one query into its softmax; writes weights. Rescales the sums.
-MC_INLINE void soften_dot(const i32* scores, const float* key_scales, float scale, float* sums, i64 d,
-                          float* top, float* total, u16* weights) {
+// Folds a page of scores, times `scale`, of one query into its softmax; writes weights. Rescales the sums.
+MC_INLINE void soften_scores(const __m512* score, float scale, float* sums, i64 d, float* top, float* total,
+                             u16* weights) {
     constexpr int N = kDotPage / 16;
     constexpr float kLog2e = 1.44269504F;
-    __m512 score[N];
-    MC_UNROLL
-    for (int j = 0; j < N; ++j) {
-        score[j] = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_loadu_si512(scores + 16 * j)),
-                                 _mm512_loadu_ps(key_scales + 16 * j));
-    }
     const __m512 most = _mm512_max_ps(_mm512_max_ps(score[0], score[1]), _mm512_max_ps(score[2], score[3]));
     raise_top(_mm512_reduce_max_ps(most) * scale, sums, d, top, total);
     const __m512 factor = _mm512_set1_ps(scale * kLog2e);
@@ -316,6 +312,19 @@ MC_INLINE void soften_dot(const i32* scores, const float* key_scales, float scal
         sum = _mm512_dpbf16_ps(sum, both, ones);
     }
     *total += _mm512_reduce_add_ps(sum);
+}
+
+// The same of integer scores.
+MC_INLINE void soften_dot(const i32* scores, const float* key_scales, float scale, float* sums, i64 d,
+                          float* top, float* total, u16* weights) {
+    constexpr int N = kDotPage / 16;
+    __m512 score[N];
+    MC_UNROLL
+    for (int j = 0; j < N; ++j) {
+        score[j] = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_loadu_si512(scores + 16 * j)),
+                                 _mm512_loadu_ps(key_scales + 16 * j));
+    }
+    soften_scores(score, scale, sums, d, top, total, weights);
 }
 
 // ROWS queries read the loaded page.

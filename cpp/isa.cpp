@@ -157,6 +157,7 @@ KernelTable with_tiles(const TileKernels& kernels) {
     table.name = kernels.name;
     table.linear = kernels.linear;
     table.linears = kernels.linears;
+    table.attention.attend = kernels.attend;
     return table;
 }
 

@@ -77,6 +77,7 @@ struct TileKernels {
     const char* name;
     void (*linear)(Pool&, const LinearArgs&);
     void (*linears)(Pool&, const LinearArgs*, i64 count);
+    void (*attend)(Pool&, const AttendArgs&);
     void (*probe)(const void* a, const void* b, void* c);
 };
 

@@ -26,7 +26,15 @@ namespace MC_NAMESPACE {
 
 #include "linear.hpp"
 
-extern const TileKernels kernels = {MC_NAME, linear, linears, probe_tiles};
+#include "attention.hpp"
+
+// Steps of one row each (decoding) and pages that tiles do not take are left to the other kernels.
+static void attend_some(Pool& pool, const AttendArgs& a) {
+    if (!has_tiles(a.kv) || a.step.n == a.step.sequences) return isa_avx512_bf16::table.attention.attend(pool, a);
+    attend(pool, a);
+}
+
+extern const TileKernels kernels = {MC_NAME, linear, linears, attend_some, probe_tiles};
 
 }  // namespace MC_NAMESPACE
 }  // namespace minicpm4

@@ -9,7 +9,9 @@ int main() {
     }
     std::printf("\n");
     bool good = true;
-    for (const KernelTable* table : available_tables()) {
+    std::vector<const KernelTable*> tables = available_tables();
+    for (const KernelTable* table : emulated_tables()) tables.push_back(table);
+    for (const KernelTable* table : tables) {
         for (const int threads : {1, 3}) {
             Pool pool(threads);
             Report report;
