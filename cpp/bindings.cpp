@@ -31,16 +31,16 @@ nb::dict features() {
     return found;
 }
 
-void make_context(Context* self, int threads, const std::string& isa) {
+void make_context(Context* self, int threads, const std::string& isa, bool bytes) {
     if (threads < 1 || threads > kMaxThreads) {
         fail("threads = " + std::to_string(threads) + ", outside 1 to " + std::to_string(kMaxThreads));
     }
     for (const Tables& tables : {available_tables(), emulated_tables()}) {
         for (const KernelTable* table : tables) {
-            if (isa == table->name) {
-                new (self) Context(threads, table);
-                return;
-            }
+            if (isa != table->name) continue;
+            if (bytes && !table->panels) fail("kernels of level " + isa + " do not round activations to 8 bits");
+            new (self) Context(threads, table, bytes);
+            return;
         }
     }
     fail("instruction set '" + isa + "' is not available on this machine");
@@ -57,7 +57,7 @@ NB_MODULE(_cpu, module) {
                "Levels that imitate units which this machine may lack: for tests, never chosen unless asked for.");
     module.def("cpu_features", &features, "Processor features and whether they are usable.");
     nb::class_<Context> context(module, "Context", "A thread pool and the kernels of one instruction set.");
-    context.def("__init__", &make_context, nb::arg("threads"), nb::arg("isa"));
+    context.def("__init__", &make_context, nb::arg("threads"), nb::arg("isa"), nb::arg("bytes") = false);
     context.def_prop_ro("threads", &Context::threads);
     context.def_prop_ro("isa", [](const Context& self) { return std::string(self.kernels().name); });
     context.def_prop_ro("panels", [](const Context& self) { return self.kernels().panels; });

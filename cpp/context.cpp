@@ -17,9 +17,10 @@ long process_id() {
 
 }  // namespace
 
-Context::Context(int threads, const KernelTable* table)
+Context::Context(int threads, const KernelTable* table, bool bytes)
     : threads_(threads < 1 ? 1 : threads),
       table_(table),
+      bytes_(bytes),
       process_(process_id()),
       state_(std::make_unique<State>(threads_)) {}
 

@@ -13,13 +13,15 @@ namespace minicpm4 {
 
 class Context {
 public:
-    Context(int threads, const KernelTable* table);
+    // bytes: products may round activations to 8 bits.
+    Context(int threads, const KernelTable* table, bool bytes = false);
     ~Context();
     Context(const Context&) = delete;
     Context& operator=(const Context&) = delete;
 
     int threads() const { return threads_; }
     const KernelTable& kernels() const { return *table_; }
+    bool bytes() const { return bytes_; }
 
     // Calls work(pool, kernels); one call at a time, since the pool's scratch is shared.
     template <class Work>
@@ -40,6 +42,7 @@ private:
 
     int threads_;
     const KernelTable* table_;
+    bool bytes_;
     long process_;
     std::unique_ptr<State> state_;
 };

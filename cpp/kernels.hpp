@@ -28,7 +28,8 @@ struct Matrix {
 
 enum : int { kPanelRows = 16 };
 
-// y = x W^T + bias, or with `add`: y += scale * (x W^T + bias). x (n, cols), y (n, rows).
+// y = x W^T + bias, or with `add`: y += scale * (x W^T + bias). x (n, cols), y (n, rows). With `bytes` x may be
+// rounded to 8 bits where weights are in panels.
 struct LinearArgs {
     Matrix w;
     const float* x = nullptr;
@@ -37,6 +38,7 @@ struct LinearArgs {
     i64 n = 0;
     float scale = 1.0F;
     bool add = false;
+    bool bytes = false;
 };
 
 struct EmbedArgs {

@@ -17,10 +17,6 @@ namespace MC_NAMESPACE {
 
 #include "unpack.hpp"
 
-#if defined(MC_HAS_VNNI)
-#include "vnni.hpp"
-#endif
-
 #include "linear.hpp"
 
 #include "attention.hpp"

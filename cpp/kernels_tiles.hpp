@@ -20,8 +20,6 @@ namespace MC_NAMESPACE {
 
 #include "unpack.hpp"
 
-#include "vnni.hpp"
-
 #include "tiles.hpp"
 
 #include "linear.hpp"

@@ -15,6 +15,7 @@ struct Projection {
 LinearArgs project(const Context& self, const Projection& p, const float* x, i64 n, i64 cols, float* y) {
     LinearArgs args;
     args.w = usable(self, p.weight);
+    args.bytes = self.bytes();
     if (args.w.cols != cols) {
         fail("a weight has " + std::to_string(args.w.cols) + " columns for " + std::to_string(cols) + " of x");
     }

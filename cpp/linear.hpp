@@ -174,9 +174,22 @@ MC_INLINE bool may_share(const LinearArgs& first, const LinearArgs& other) {
            (a.offsets == nullptr) == (b.offsets == nullptr);
 }
 
+// What to multiply `count` values of x by to get q, or 0 if they are not finite or too small for their
+// quotients to be; the scale of q, which is NaN where x is not finite. 32512: its upper byte, rounded, is a signed one.
+MC_INLINE float word_scale(const float* x, i64 count, float* inverse) {
+    V most = zero(), bad = zero();
+    for (i64 k = 0; k < count; k += W) {
+        const V a = load(x + k);
+        bad = fma(a, zero(), bad);
+        most = max(max(a, sub(zero(), a)), most);
+    }
+    const float scale = hsum(bad) == 0.0F ? hmax(most) / 32512.0F : NAN;
+    *inverse = scale > 1e-36F ? 1.0F / scale : 0.0F;
+    return scale;
+}
+
 #if defined(MC_HAS_VNNI)
 #include "linear_bytes.hpp"
-#include "linear_tasks.hpp"
 #include "linear_panels.hpp"
 #elif defined(MC_HAS_WORDS)
 #include "linear_words.hpp"
@@ -256,22 +269,9 @@ static void linear_many(Pool& pool, const LinearArgs& args) {
     }
 }
 
-#if defined(MC_HAS_BF16_DOT) && defined(MC_HAS_VNNI)
+#if defined(MC_HAS_PAIRS)
+#include "linear_blocks.hpp"
 #include "linear_pairs.hpp"
-
-template <class F>
-struct ByPairs {
-    static constexpr bool value = true;
-};
-template <>
-struct ByPairs<FormatF32> {
-    static constexpr bool value = false;
-};
-#else
-template <class F>
-struct ByPairs {
-    static constexpr bool value = false;
-};
 #endif
 
 template <class F>
@@ -293,14 +293,16 @@ template <class F>
 static void linear_format(Pool& pool, const SharedProducts& all) {
     [[maybe_unused]] const LinearArgs& args = *all.args;
 #if defined(MC_HAS_TILES)
-    if constexpr (ByPairs<F>::value) {
+    if constexpr (BlocksFor<F>::Kernel::kRows > 0) {
         if (args.w.cols > 0 && args.n > (F::GROUPED ? kFewByteRows : kFewRows)) return linear_amx<F>(pool, all);
     }
     return isa_avx512_bf16::table.linears(pool, all.args, all.count);
 #else
 #if defined(MC_HAS_VNNI)
     if constexpr (F::GROUPED) {
-        if (args.w.panels && args.w.cols > 0 && args.n <= kFewPanelRows) return linear_panels<F>(pool, all);
+        if (args.w.panels && args.w.cols > 0 && (args.bytes || args.n <= kFewPanelRows)) {
+            return linear_panels<F>(pool, all);
+        }
         if (!args.w.panels && args.w.cols > 0 && args.n <= kFewByteRows && bytes_fit<F>(args.w)) return linear_bytes<F>(pool, all);
     }
 #elif defined(MC_HAS_WORDS)
@@ -308,9 +310,10 @@ static void linear_format(Pool& pool, const SharedProducts& all) {
         if (args.w.cols > 0 && words_fit<F>(args.w, args.n)) return linear_words<F>(pool, all);
     }
 #endif
-#if defined(MC_HAS_BF16_DOT) && defined(MC_HAS_VNNI)
-    if constexpr (ByPairs<F>::value) {
-        if (args.w.cols > 0 && (args.n > kFewRows || args.w.panels)) return linear_pairs<F>(pool, all);
+#if defined(MC_HAS_PAIRS)
+    using Kernel = typename BlocksFor<F>::Kernel;
+    if constexpr (Kernel::kRows > 0) {
+        if (args.w.cols > 0 && (args.n > kFewRows || args.w.panels)) return linear_blocks<F, Kernel>(pool, all);
     }
 #endif
     for (i64 i = 0; i < all.count; ++i) linear_each<F>(pool, all.args[i]);

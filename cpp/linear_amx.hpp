@@ -34,13 +34,17 @@ MC_INLINE AmxBlocks cut_columns(i64 cols) {
     return {(cols + columns - 1) / columns, columns, columns / kTileDepth};
 }
 
+MC_INLINE void round_bf16(const float* x, i64 k, i64 end, u16* to) {
+    PairsOfBF16::pack(x, k, end, Segments{}, to, nullptr);
+}
+
 // Columns [k, end) of x rows [row, row + 16), those from `last` on taken as zeros.
 static void pack_amx(const LinearArgs& args, i64 row, i64 last, i64 k, i64 end, TileWords* to) {
     for (; k < end; k += kTileDepth, ++to) {
         const i64 stop = k + kTileDepth < end ? k + kTileDepth : end;
         if (row + kTileSide > last || stop - k < kTileDepth) memset(to->words, 0, sizeof to->words);
         for (i64 j = 0; j < kTileSide && row + j < last; ++j) {
-            pack_bf16(args.x + (row + j) * args.w.cols, k, stop, to->words[j]);
+            round_bf16(args.x + (row + j) * args.w.cols, k, stop, to->words[j]);
         }
     }
 }
@@ -49,27 +53,27 @@ static void pack_amx(const LinearArgs& args, i64 row, i64 last, i64 k, i64 end, 
 template <class F>
 static void unpack_bf16(const Matrix& m, i64 r, i64 k, i64 end, u16* to) {
     if constexpr (F::GROUPED) {
-        alignas(64) float real[kPairDepth];
+        alignas(64) float real[kBlockDepth];
         unpack_row<F>(m, r, k, end, 1.0F, real);
-        pack_bf16(real, 0, end - k, to);
+        round_bf16(real, 0, end - k, to);
     } else {
-        unpack_words<F>(m, r, k, end, to);
+        PairsOfBF16::unpack<F>(m, r, k, end, to);
     }
 }
 
 // Columns [k, end) of weight rows [r, r + rows), at most 16, as tiles, from rows; zeros beyond either.
 template <class F>
 static void unpack_amx_rows(const Matrix& m, i64 r, i64 rows, i64 k, i64 end, TileWords* to) {
-    alignas(64) u16 words[kTileSide][kPairDepth];
-    for (; k < end; k += kPairDepth) {
-        const i64 stop = k + kPairDepth < end ? k + kPairDepth : end;
-        if (rows < kTileSide || stop - k < kPairDepth) memset(words, 0, sizeof words);
+    alignas(64) u16 words[kTileSide][kBlockDepth];
+    for (; k < end; k += kBlockDepth) {
+        const i64 stop = k + kBlockDepth < end ? k + kBlockDepth : end;
+        if (rows < kTileSide || stop - k < kBlockDepth) memset(words, 0, sizeof words);
         for (i64 i = 0; i < rows; ++i) unpack_bf16<F>(m, r + i, k, stop, words[i]);
         for (i64 at = 0; at < stop - k; at += kTileDepth, ++to) {
-            __m512i v[kTileSide];
-            for (int i = 0; i < kTileSide; ++i) v[i] = _mm512_load_si512(words[i] + at);
-            transpose16(v);
-            for (int i = 0; i < kTileSide; ++i) _mm512_store_si512(to->words[i], v[i]);
+            Words v[kTileSide];
+            for (int i = 0; i < kTileSide; ++i) v[i] = load_words(words[i] + at);
+            transpose_pairs(v);
+            for (int i = 0; i < kTileSide; ++i) store_words(to->words[i], v[i]);
         }
     }
 }
@@ -174,12 +178,11 @@ static void choose_sum_amx(Tiles& t, const TileWords* x, i64 rows, const TileWor
 
 // Sums c of x rows [row, row + rows) and weight rows [column, column + columns), to y.
 static void finish_amx(const LinearArgs& args, const float* c, i64 row, i64 rows, i64 column, i64 columns) {
-    for (i64 b = 0; b * kTileSide < columns && b < 2; ++b) {
-        const i64 left = columns - b * kTileSide;
-        const FinishLanes finish(args, column + b * kTileSide, left < kTileSide ? left : kTileSide);
-        for (i64 a = 0; a < rows && a < kAmxPanel; ++a) {
+    for (i64 a = 0; a < rows && a < kAmxPanel; ++a) {
+        for (i64 b = 0; b * kTileSide < columns && b < 2; ++b) {
             const i64 tile = a / kTileSide * 2 + b;
-            finish.store(row + a, _mm512_load_ps(c + (tile * kTileSide + a % kTileSide) * kTileSide));
+            const float* sums = c + (tile * kTileSide + a % kTileSide) * kTileSide;
+            finish_panel(args, row + a, column + b * kTileSide, _mm512_load_ps(sums));
         }
     }
 }
@@ -219,7 +222,7 @@ static void linear_amx(Pool& pool, const SharedProducts& all) {
     const LinearArgs& args = *all.args;
     const AmxBlocks blocks = cut_columns(args.w.cols);
     const i64 most = args.n < kRowsAtOnce ? args.n : kRowsAtOnce;
-    const i64 rows = rows_of_task(pool, all, kAmxPanel, kAmxRows);
+    const i64 rows = rows_of_task(pool, all, kAmxRows);
     const i64 tiles = blocks.count > 1 ? (most + kAmxPanel - 1) / kAmxPanel * (kAmxRows / kAmxPanel) : 1;
     pool.reserve_shared((most + kTileSide - 1) / kTileSide * blocks.count * blocks.steps *
                         static_cast<i64>(sizeof(TileWords)));

@@ -12,6 +12,7 @@ LinearArgs product(const Context& self, const Input& x, const Weight& weight, co
                    const Output& y) {
     LinearArgs args;
     args.w = usable(self, weight);
+    args.bytes = self.bytes();
     args.n = length(x, 0);
     args.x = input<float>(x, "x", {args.n, args.w.cols});
     if (bias) args.bias = input<float>(*bias, "bias", {args.w.rows});

@@ -6,16 +6,6 @@
 // unit's largest value, is exact until a unit's sum is scaled. Included inside the namespace of the
 // instruction set, with MC_HAS_VNNI only.
 
-// A value that is loaded once: else compilers fold the load into each of its uses. A zero that is
-// made where it is needed, which costs nothing: else compilers copy one, which does.
-#if defined(__GNUC__)
-#define MC_KEEP(value) __asm__("" : "+v"(value))
-#define MC_ZERO(value) __asm__ volatile("vpxord %0, %0, %0" : "=v"(value))
-#else
-#define MC_KEEP(value) (void)(value)
-#define MC_ZERO(value) value = _mm512_setzero_si512()
-#endif
-
 constexpr i64 kFewByteRows = 16;
 // Prefetched this far ahead, to the second level: the first has too few misses in flight to fill a core's
 // share of the bandwidth (measured: 9 against 16 GB/s).

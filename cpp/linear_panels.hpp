@@ -19,17 +19,18 @@ struct PanelStep {
 // Columns that share a scale of x.
 MC_INLINE i64 panel_unit(const Matrix& m) { return m.group % 128 == 0 ? 128 : m.group % 64 == 0 ? 64 : 32; }
 
-// x rows, `pitch` bytes apart: hi (cols), lo (cols), then of each unit -bias times the sum of q as i32 and the scale
-// as float; sums (rows, groups) with offsets only.
+// x rows, `pitch` bytes apart: hi (cols), lo (cols, in 16 bits only), then of each unit -bias times the sum of q as
+// i32 and the scale as float; sums (rows, groups) with offsets only.
 struct PanelX {
     const u8* rows;
     i64 pitch;
     i64 cols;
+    i64 bytes;  // of codes: cols or 2 cols
     i64 units;
     const float* sums;
     i64 groups;
 
-    const i32* shifts(i64 j) const { return reinterpret_cast<const i32*>(rows + j * pitch + 2 * cols); }
+    const i32* shifts(i64 j) const { return reinterpret_cast<const i32*>(rows + j * pitch + bytes); }
     const float* scales(i64 j) const { return reinterpret_cast<const float*>(shifts(j) + units); }
 };
 
@@ -44,9 +45,11 @@ MC_INLINE __m512i add_broadcast_products(__m512i sum, __m512i codes, const u8* f
 #endif
 }
 
-// One unit of x to hi, lo, its shift and its scale; returns the sum of its quantised values.
-MC_INLINE float quantise_panel_unit(const float* x, i64 unit, int bias, u8* hi, u8* lo, i32* shift, float* unit_scale_out) {
-    const float scale = unit_scale(x, unit);
+// One unit of x to hi and lo, or in 8 bits (lo null) to hi alone, its shift and its scale; returns the sum of its
+// quantised values.
+MC_INLINE float quantise_panel_unit(const float* x, i64 unit, int bias, u8* hi, u8* lo, i32* shift, float* scales) {
+    // 32512 = 256 * 127: the largest value becomes hi = 127, lo = 0.
+    const float scale = unit_scale(x, unit) * (lo != nullptr ? 1.0F : 256.0F);
     const __m512 inverse = _mm512_set1_ps(inverse_scale(scale));
     __m512i sum = _mm512_setzero_si512();
     for (i64 k = 0; k < unit; k += 16) {
@@ -54,14 +57,17 @@ MC_INLINE float quantise_panel_unit(const float* x, i64 unit, int bias, u8* hi, 
         // A value that is not finite times 0 is NaN, which would become the least integer.
         const __mmask16 good = _mm512_cmp_ps_mask(real, real, _CMP_ORD_Q);
         const __m512i q = _mm512_maskz_cvtps_epi32(good, real);
-        const __m512i high = _mm512_srai_epi32(_mm512_add_epi32(q, _mm512_set1_epi32(128)), 8);
+        __m512i high = q;
+        if (lo != nullptr) {
+            high = _mm512_srai_epi32(_mm512_add_epi32(q, _mm512_set1_epi32(128)), 8);
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(lo + k), _mm512_cvtepi32_epi8(q));
+        }
         _mm_storeu_si128(reinterpret_cast<__m128i*>(hi + k), _mm512_cvtepi32_epi8(high));
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(lo + k), _mm512_cvtepi32_epi8(q));
         sum = _mm512_add_epi32(sum, q);
     }
     const i32 total = _mm512_reduce_add_epi32(sum);
     *shift = -bias * total;
-    *unit_scale_out = scale;
+    *scales = scale;
     return scale * static_cast<float>(total);
 }
 
@@ -72,13 +78,15 @@ MC_INLINE int panel_bias(const Matrix& m) {
 }
 
 template <class F>
-static void quantise_panel_row(const Matrix& m, const float* x, i64 units, u8* to, float* sums) {
+static void quantise_panel_row(const Matrix& m, const float* x, const PanelX& layout, u8* to, float* sums) {
     const i64 unit = panel_unit(m), per_group = m.group / unit;
-    i32* shifts = reinterpret_cast<i32*>(to + 2 * m.cols);
-    float* scales = reinterpret_cast<float*>(shifts + units);
-    for (i64 u = 0; u < units; ++u) {
+    i32* shifts = reinterpret_cast<i32*>(to + layout.bytes);
+    float* scales = reinterpret_cast<float*>(shifts + layout.units);
+    for (i64 u = 0; u < layout.units; ++u) {
         const i64 k = u * unit;
-        const float sum = quantise_panel_unit(x + k, unit, panel_bias<F>(m), to + k, to + m.cols + k, shifts + u, scales + u);
+        u8* low = layout.bytes > m.cols ? to + m.cols + k : nullptr;
+        const float sum =
+            quantise_panel_unit(x + k, unit, panel_bias<F>(m), to + k, low, shifts + u, scales + u);
         if (sums != nullptr) sums[u / per_group] = (u % per_group == 0 ? 0.0F : sums[u / per_group]) + sum;
     }
 }
@@ -91,8 +99,8 @@ MC_INLINE __m512 panel_floats(const void* data, bool half, i64 i) {
     return _mm512_loadu_ps(static_cast<const float*>(data) + i * kPanelRows);
 }
 
-// Adds the products of 32 columns from column k on; codes: those of the panel there.
-template <class F, int NX>
+// Adds the products of 32 columns from column k on; codes: those of the panel there. In 8 bits there is no low half.
+template <class F, int NX, bool BYTES>
 MC_INLINE void dot_panel_step(const u8* codes, const PanelX& x, i64 first, i64 k, __m512i* high, __m512i* low) {
     constexpr i64 kStep = PanelStep<F>::value;
     MC_UNROLL
@@ -109,14 +117,14 @@ MC_INLINE void dot_panel_step(const u8* codes, const PanelX& x, i64 first, i64 k
             MC_UNROLL
             for (int j = 0; j < NX; ++j) {
                 high[j] = add_broadcast_products(high[j], w[part], at + j * x.pitch);
-                low[j] = add_broadcast_products(low[j], w[part], at + j * x.pitch + x.cols);
+                if (!BYTES) low[j] = add_broadcast_products(low[j], w[part], at + j * x.pitch + x.cols);
             }
         }
     }
 }
 
 // total[j] = the 16 products of panel p and x row first + j.
-template <class F, int NX>
+template <class F, int NX, bool BYTES>
 MC_INLINE void dot_panel(const Matrix& m, i64 p, const PanelX& x, i64 first, __m512* total) {
     const i64 unit = panel_unit(m), groups = m.cols / m.group, per_group = m.group / unit;
     const i64 step_bytes = 32 / PanelStep<F>::value * 64;
@@ -127,18 +135,22 @@ MC_INLINE void dot_panel(const Matrix& m, i64 p, const PanelX& x, i64 first, __m
         __m512i high[NX], low[NX];
         MC_UNROLL
         for (int j = 0; j < NX; ++j) {
-            MC_ZERO(high[j]);
             low[j] = _mm512_set1_epi32(x.shifts(first + j)[u]);
+            if (BYTES) {
+                high[j] = low[j];
+            } else {
+                MC_ZERO(high[j]);
+            }
         }
         for (i64 k = u * unit; k < (u + 1) * unit; k += 32, codes += step_bytes) {
-            dot_panel_step<F, NX>(codes, x, first, k, high, low);
+            dot_panel_step<F, NX, BYTES>(codes, x, first, k, high, low);
         }
         _mm_prefetch(static_cast<const char*>(m.scales) + group * kPanelRows * (m.half_scales ? 2 : 4) + kScalesAhead,
                      _MM_HINT_T0);
         const __m512 scale = panel_floats(m.scales, m.half_scales, group);
         MC_UNROLL
         for (int j = 0; j < NX; ++j) {
-            const __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(high[j], 8), low[j]);
+            const __m512i sum = BYTES ? high[j] : _mm512_add_epi32(_mm512_slli_epi32(high[j], 8), low[j]);
             const __m512 factor = _mm512_mul_ps(scale, _mm512_set1_ps(x.scales(first + j)[u]));
             total[j] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), factor, total[j]);
         }
@@ -152,13 +164,25 @@ MC_INLINE void dot_panel(const Matrix& m, i64 p, const PanelX& x, i64 first, __m
     }
 }
 
+// Puts 16 products of an x row to y, those beyond the last weight row left out.
+MC_INLINE void finish_panel(const LinearArgs& args, i64 row, i64 column, __m512 value) {
+    const i64 left = args.w.rows - column;
+    const __mmask16 mask = lanes(left < kPanelRows ? static_cast<int>(left) : kPanelRows);
+    float* y = args.y + row * args.w.rows + column;
+    if (args.bias != nullptr) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, args.bias + column));
+    if (args.add) value = _mm512_fmadd_ps(_mm512_set1_ps(args.scale), value, _mm512_maskz_loadu_ps(mask, y));
+    _mm512_mask_storeu_ps(y, mask, value);
+}
+
 template <class F, int NX>
 static void finish_panel_rows(const LinearArgs& args, i64 p, const PanelX& x, i64 first) {
     __m512 total[NX];
-    dot_panel<F, NX>(args.w, p, x, first, total);
-    const i64 column = p * kPanelRows, left = args.w.rows - column;
-    const FinishLanes finish(args, column, left < kPanelRows ? left : i64{kPanelRows});
-    for (int j = 0; j < NX; ++j) finish.store(first + j, total[j]);
+    if (args.bytes) {
+        dot_panel<F, NX, true>(args.w, p, x, first, total);
+    } else {
+        dot_panel<F, NX, false>(args.w, p, x, first, total);
+    }
+    for (int j = 0; j < NX; ++j) finish_panel(args, first + j, p * kPanelRows, total[j]);
 }
 
 // Panel p by all x rows: those after the first kPanelX find it in a near cache.
@@ -174,29 +198,9 @@ static void panel_rows(const LinearArgs& args, i64 p, const PanelX& x) {
 
 MC_INLINE i64 panels_of(const Matrix& m) { return (m.rows + kPanelRows - 1) / kPanelRows; }
 
-// x is quantised once for all products.
+// Products of a few x rows with every panel.
 template <class F>
-static void linear_panels(Pool& pool, const SharedProducts& all) {
-    const LinearArgs& args = *all.args;
-    const Matrix& m = args.w;
-    PanelX x = {};
-    x.cols = m.cols;
-    x.units = m.cols / panel_unit(m);
-    x.groups = m.offsets != nullptr ? m.cols / m.group : 0;
-    // A line more than a row takes: rows a multiple of 4096 bytes apart would fall on the same cache sets.
-    x.pitch = (2 * m.cols + 8 * x.units + 63) / 64 * 64 + 64;
-    pool.reserve_shared(args.n * (x.pitch + x.groups * static_cast<i64>(sizeof(float))));
-    u8* rows = static_cast<u8*>(pool.shared());
-    float* sums = reinterpret_cast<float*>(rows + args.n * x.pitch);
-    auto quantise = [&](i64 begin, i64 end, int) {
-        for (i64 j = begin; j < end; ++j) {
-            quantise_panel_row<F>(m, args.x + j * m.cols, x.units, rows + j * x.pitch,
-                                  x.groups > 0 ? sums + j * x.groups : nullptr);
-        }
-    };
-    parallel(pool, args.n, 4, quantise);
-    x.rows = rows;
-    x.sums = sums;
+static void few_panel_rows(Pool& pool, const SharedProducts& all, const PanelX& x) {
     i64 panels = 0;
     for (i64 i = 0; i < all.count; ++i) panels += panels_of(all.args[i].w);
     auto multiply = [&](i64 begin, i64 end, int) {
@@ -208,7 +212,37 @@ static void linear_panels(Pool& pool, const SharedProducts& all) {
         }
     };
     constexpr i64 kWeightsPerTask = 131072;
-    parallel(pool, panels, kWeightsPerTask / (kPanelRows * args.n * m.cols) + 1, multiply);
+    parallel(pool, panels, kWeightsPerTask / (kPanelRows * all.args->n * x.cols) + 1, multiply);
+}
+
+#include "linear_int8.hpp"
+
+// x is quantised once for all products.
+template <class F>
+static void linear_panels(Pool& pool, const SharedProducts& all) {
+    const LinearArgs& args = *all.args;
+    const Matrix& m = args.w;
+    PanelX x = {};
+    x.cols = m.cols;
+    x.bytes = args.bytes ? m.cols : 2 * m.cols;
+    x.units = m.cols / panel_unit(m);
+    x.groups = m.offsets != nullptr ? m.cols / m.group : 0;
+    // A line more than a row takes: rows a multiple of 4096 bytes apart would fall on the same cache sets.
+    x.pitch = (x.bytes + 8 * x.units + 63) / 64 * 64 + 64;
+    pool.reserve_shared(args.n * (x.pitch + x.groups * static_cast<i64>(sizeof(float))));
+    u8* rows = static_cast<u8*>(pool.shared());
+    float* sums = reinterpret_cast<float*>(rows + args.n * x.pitch);
+    auto quantise = [&](i64 begin, i64 end, int) {
+        for (i64 j = begin; j < end; ++j) {
+            quantise_panel_row<F>(m, args.x + j * m.cols, x, rows + j * x.pitch,
+                                  x.groups > 0 ? sums + j * x.groups : nullptr);
+        }
+    };
+    parallel(pool, args.n, 4, quantise);
+    x.rows = rows;
+    x.sums = sums;
+    if (args.n <= kFewPanelRows) return few_panel_rows<F>(pool, all, x);
+    linear_int8<F>(pool, all, x);
 }
 
 // Row r of a matrix in panels, times `scale`, to out: one token's embedding.

@@ -2,7 +2,7 @@
 //
 // Each unit of x (the weights in 16 bytes of codes) becomes 16-bit integers q with a scale; codes become
 // 16-bit integers in registers, the even bytes apart from the odd ones, which costs a shift and a mask. Products
-// are summed in 32 bits, so all but x's rounding, to 1/65534 of the unit's largest value, is exact until a
+// are summed in 32 bits, so all but x's rounding, to 1/65024 of the unit's largest value, is exact until a
 // unit's sum is scaled. Included inside the namespace of the instruction set, with MC_HAS_WORDS only: simd
 // files then have vectors Words of 2 W int16 and Ints of W int32 (see simd.hpp).
 
@@ -67,29 +67,22 @@ struct WordLayout {
     i64 scale() const { return block_bytes - kVector; }
 };
 
+// From which group size on up to 16 rows are few (measured on AVX2).
+#if defined(MC_HAS_PAIRS)
+constexpr i64 kLongGroup = 128;
+#else
+constexpr i64 kLongGroup = 64;
+#endif
+
 // Groups must be units or whole vectors of codes. Scaling sums of short groups costs what integers gain: the more
-// rows, the better is float32, which unpacks weights once for all.
+// rows, the better are kernels that unpack weights once for all.
 template <class F>
 static bool words_fit(const Matrix& m, i64 n) {
     if constexpr (F::GROUPED) {
         if (m.group != WordLayout<F>::kUnit && m.group % WordLayout<F>::kChunk != 0) return false;
-        return n <= 8 || (n <= 16 && m.group >= 64);
+        return n <= 8 || (n <= 16 && m.group >= kLongGroup);
     }
     return false;
-}
-
-// What to multiply `count` values of x by to get q, or 0 if they are not finite or too small for their
-// quotients to be; the scale of q, which is NaN where x is not finite.
-MC_INLINE float word_scale(const float* x, i64 count, float* inverse) {
-    V most = zero(), bad = zero();
-    for (i64 k = 0; k < count; k += W) {
-        const V a = load(x + k);
-        bad = fma(a, zero(), bad);
-        most = max(max(a, sub(zero(), a)), most);
-    }
-    const float scale = hsum(bad) == 0.0F ? hmax(most) / 32767.0F : NAN;
-    *inverse = scale > 1e-36F ? 1.0F / scale : 0.0F;
-    return scale;
 }
 
 // One unit of x to its place in the fields of a vector; returns the sum of q.

@@ -86,8 +86,9 @@ MC_INLINE float hsum256(__m256 a) {
 }
 MC_INLINE float hsum(V a) { return hsum256(a.v); }
 
-// Vectors of 16 int16 and of 8 int32, for linear_words.hpp.
+// Vectors of 16 int16 and of 8 int32, for linear_words.hpp and linear_pairs.hpp.
 #define MC_HAS_WORDS
+#define MC_HAS_PAIRS
 struct Words {
     __m256i v;
 };
@@ -113,12 +114,14 @@ MC_INLINE Ints load_ints(const void* p) { return {_mm256_loadu_si256(static_cast
 MC_INLINE void store_ints(void* p, Ints a) { _mm256_storeu_si256(static_cast<__m256i*>(p), a.v); }
 // sum + a * b, two neighbours in a lane.
 MC_INLINE Ints dot(Ints sum, Words a, Words b) {
-    __m256i more = _mm256_add_epi32(sum.v, _mm256_madd_epi16(a.v, b.v));
 #if defined(__GNUC__)
-    // GCC would make trees of the sums, of more registers than there are.
-    __asm__("" : "+x"(more));
+    // As an intrinsic GCC makes trees of these sums, of more registers than there are; kept from that by an empty
+    // statement it copies each sum.
+    __asm__("vpaddd %1, %0, %0" : "+x"(sum.v) : "x"(_mm256_madd_epi16(a.v, b.v)));
+    return sum;
+#else
+    return {_mm256_add_epi32(sum.v, _mm256_madd_epi16(a.v, b.v))};
 #endif
-    return {more};
 }
 MC_INLINE V to_floats(Ints a) { return from_i32(a.v); }
 MC_INLINE Ints round_to_ints(V a) { return {_mm256_cvtps_epi32(a.v)}; }
@@ -137,3 +140,33 @@ MC_INLINE V unit_scales(const float* p) {
     return {_mm256_permutevar8x32_ps(two, _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1))};
 }
 MC_INLINE void prefetch_far(const void* p) { _mm_prefetch(static_cast<const char*>(p) + 16384, _MM_HINT_T1); }
+
+MC_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+MC_INLINE void store_words(void* p, Words a) { _mm256_storeu_si256(static_cast<__m256i*>(p), a.v); }
+MC_INLINE Words all_pairs(u32 pair) { return {_mm256_set1_epi32(static_cast<i32>(pair))}; }
+// 16 integers as int16, in order.
+MC_INLINE void store_int16(void* p, const Ints* q) {
+    store_words(p, {_mm256_permute4x64_epi64(_mm256_packs_epi32(q[0].v, q[1].v), 0xd8)});
+}
+// Transposes 8 x 8 words of 32 bits.
+MC_INLINE void transpose_pairs(Words* v) {
+    __m256i two[8], four[8];
+    MC_UNROLL
+    for (int i = 0; i < 8; i += 2) {
+        two[i] = _mm256_unpacklo_epi32(v[i].v, v[i + 1].v);
+        two[i + 1] = _mm256_unpackhi_epi32(v[i].v, v[i + 1].v);
+    }
+    MC_UNROLL
+    for (int i = 0; i < 8; i += 4) {
+        MC_UNROLL
+        for (int j = 0; j < 2; ++j) {
+            four[i + 2 * j] = _mm256_unpacklo_epi64(two[i + j], two[i + j + 2]);
+            four[i + 2 * j + 1] = _mm256_unpackhi_epi64(two[i + j], two[i + j + 2]);
+        }
+    }
+    MC_UNROLL
+    for (int i = 0; i < 4; ++i) {
+        v[i].v = _mm256_permute2x128_si256(four[i], four[i + 4], 0x20);
+        v[i + 4].v = _mm256_permute2x128_si256(four[i], four[i + 4], 0x31);
+    }
+}

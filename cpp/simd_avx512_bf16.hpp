@@ -4,3 +4,51 @@
 
 #define MC_HAS_BF16_DOT
 #define MC_HAS_VNNI
+
+#include "vnni.hpp"
+
+// Vectors of 32 int16 and of 16 int32, for linear_pairs.hpp.
+#define MC_HAS_PAIRS
+struct Words {
+    __m512i v;
+};
+struct Ints {
+    __m512i v;
+};
+
+MC_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+MC_INLINE Words load_words(const void* p) { return {_mm512_load_si512(p)}; }
+MC_INLINE void store_words(void* p, Words a) { _mm512_store_si512(p, a.v); }
+MC_INLINE Words all_pairs(u32 pair) { return {_mm512_set1_epi32(static_cast<i32>(pair))}; }
+MC_INLINE Ints no_ints() {
+    Ints zeros;
+    MC_ZERO(zeros.v);
+    return zeros;
+}
+// sum + a * b, two neighbours in a lane.
+MC_INLINE Ints dot(Ints sum, Words a, Words b) { return {add_word_products(sum.v, a.v, b.v)}; }
+MC_INLINE V to_floats(Ints a) { return from_i32(a.v); }
+MC_INLINE Ints round_to_ints(V a) { return {_mm512_cvtps_epi32(a.v)}; }
+// 16 integers as int16.
+MC_INLINE void store_int16(void* p, const Ints* q) {
+    _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_cvtepi32_epi16(q[0].v));
+}
+// Transposes 16 x 16 words of 32 bits.
+MC_INLINE void transpose_pairs(Words* v) {
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    constexpr __mmask16 kOdd[] = {0xaaaa, 0xcccc, 0xf0f0, 0xff00};
+    MC_UNROLL
+    for (int step = 0; step < 4; ++step) {
+        const int d = 1 << step;
+        const __m512i low = _mm512_mask_add_epi32(lane, kOdd[step], lane, _mm512_set1_epi32(16 - d));
+        const __m512i high = _mm512_mask_add_epi32(_mm512_add_epi32(lane, _mm512_set1_epi32(d)), kOdd[step],
+                                                   lane, _mm512_set1_epi32(16));
+        MC_UNROLL
+        for (int i = 0; i < 16; ++i) {
+            if ((i & d) != 0) continue;
+            const __m512i a = v[i].v, b = v[i + d].v;
+            v[i].v = _mm512_permutex2var_epi32(a, low, b);
+            v[i + d].v = _mm512_permutex2var_epi32(a, high, b);
+        }
+    }
+}

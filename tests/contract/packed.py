@@ -19,6 +19,7 @@ FORMATS = [
     ("int8", 64, 576, False),
     ("int8", 32, 96, True),
     ("int8", 48, 144, False),
+    ("int8", 16, 144, True),
     ("int4", 32, 32, False),
     ("int4", 32, 576, True),
     ("int4", 64, 192, False),

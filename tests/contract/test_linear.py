@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from minicpm4 import _cpu
 from minicpm4.formats.quant import PackedTensor, QuantSpec
 from minicpm4.kernels.contract import Linear
-from minicpm4.kernels.cpu import CpuOps
+from minicpm4.kernels.cpu import CpuOps, emulated_levels, isa_levels
 from minicpm4.kernels.ref import RefOps
 from tests.contract.packed import FORMATS, format_id, random_weight
 from tests.levels import PAIRS, TILES
@@ -27,7 +27,7 @@ def tolerance(x: NDArray, w: NDArray) -> NDArray[np.float64]:
 def bound(ops: CpuOps, weight: PackedTensor, x: NDArray, w: NDArray) -> NDArray[np.float64]:
     """What the instruction set may lose on this product, beyond float32 only where it says so.
 
-    Grouped weights at levels avx512_bf16, avx2 and neon: x is rounded to 1/65024 of the largest value among
+    Grouped weights at levels above scalar but avx512: x is rounded to 1/65024 of the largest value among
     at most 128 columns. bf16 and f16 weights at level avx512_bf16 by more than 8 rows: x and weight are
     rounded to bf16. Any weights at levels with matrix tiles by more than 16 rows: likewise.
     """
@@ -111,6 +111,49 @@ def test_products_of_one_x_equal_each_by_itself(ops: CpuOps, n: int, alike: bool
         ]
         for linear, y in zip(linears, ops._linears(x, *products), strict=True):
             np.testing.assert_array_equal(y, ops.linear(x, linear))
+
+
+LEVELS = isa_levels() + emulated_levels()
+
+
+@pytest.fixture(scope="module", params=[isa for isa in LEVELS if CpuOps(1, isa).prepares])
+def narrow(request: pytest.FixtureRequest) -> CpuOps:
+    return CpuOps(2, request.param, narrow=True)
+
+
+@pytest.mark.parametrize("case", [case for case in FORMATS if case[1] and case[1] % 32 == 0], ids=format_id)
+def test_activations_of_8_bits_round_by_half_a_step(narrow: CpuOps, case: tuple[str, int, int, bool]) -> None:
+    rng = np.random.default_rng(11)
+    unit = next(size for size in (128, 64, 32) if case[1] % size == 0)
+    for n in [*ROWS, 18, 23]:
+        weight, values = random_weight(rng, int(rng.choice([1, 16, 37, 129, 400])), case)
+        x = rng.standard_normal((n, case[2]), np.float32)
+        y = narrow.linear(x, Linear(weight=narrow.prepare(weight)))
+        lost = tolerance(x, values)
+        for start in range(0, case[2], unit):
+            part = slice(start, start + unit)
+            step = np.abs(x[:, part]).max(axis=1, keepdims=True) / 127
+            lost += 0.5001 * step * np.abs(values[:, part]).sum(axis=1)
+        excess = np.abs(y - x.astype(np.float64) @ values.T) - lost
+        assert excess.max() <= 0, (n, excess.max())
+
+
+def test_activations_of_8_bits_keep_bad_rows_apart(narrow: CpuOps) -> None:
+    rng = np.random.default_rng(12)
+    weight, values = random_weight(rng, 50, ("int4", 32, 64, True))
+    for n in (1, 6, 40):
+        x = rng.standard_normal((n, 64), np.float32)
+        x[n // 2, 7] = np.nan
+        y = narrow.linear(x, Linear(weight=narrow.prepare(weight)))
+        good = np.arange(n) != n // 2
+        assert not np.isfinite(y[n // 2]).any()
+        expected = x[good] @ values.T
+        assert np.linalg.norm(y[good] - expected) <= 0.03 * np.linalg.norm(expected)
+
+
+def test_levels_without_8_bit_activations_say_so() -> None:
+    with pytest.raises(ValueError, match="level scalar do not round activations"):
+        _cpu.Context(1, "scalar", True)
 
 
 def test_too_many_products_are_refused(ops: CpuOps) -> None:

@@ -184,3 +184,12 @@ def test_a_forked_child_computes_and_exits() -> None:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert _norms(ops, 2, 3)
+
+
+def test_activations_are_refused_where_they_are_not_known() -> None:
+    with pytest.raises(ConfigError, match="activations = 'int4' is unknown"):
+        registry.resolve(activations="int4")
+    with pytest.raises(UnsupportedError, match="'ref' has no activations"):
+        registry.resolve("ref", activations="int8")
+    with pytest.raises(UnsupportedError, match="scalar kernels have no activations"):
+        registry.resolve(isa="scalar", activations="int8")

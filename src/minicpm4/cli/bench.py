@@ -14,6 +14,7 @@ from minicpm4.cli.terminal import progress_bar, show, table
 from minicpm4.config.strict import suggest
 from minicpm4.engine.options import ATTENTION_CHOICES, KV_CHOICES, MAX_CONTEXT
 from minicpm4.errors import ConfigError
+from minicpm4.kernels.registry import ACTIVATIONS
 
 if TYPE_CHECKING:
     from minicpm4.config import ModelConfig
@@ -57,6 +58,9 @@ def command(
         typer.Option(help="auto (as stored; of random models int4), bf16, int8, int4 or ternary."),
     ] = "auto",
     kv: Annotated[str, typer.Option(help="Keys and values in memory: bf16, int8 or float32.")] = "bf16",
+    activations: Annotated[
+        str, typer.Option(help="auto (at least 16 bits), or int8: faster on long prompts, less exact.")
+    ] = "auto",
     backend: Annotated[str, typer.Option(help="Kernels: auto, cpu, gpu, or ref (NumPy, slow).")] = "auto",
     threads: Annotated[int | None, typer.Option(help="Threads of the CPU kernels.")] = None,
     chunk: Annotated[int, typer.Option(help="Tokens read in one step.")] = 512,
@@ -101,6 +105,7 @@ def command(
         sparse=parse_sparse(sparse) if sparse is not None else None,
         weights=weights,
         kv=_choice("--kv", kv, KV_CHOICES),  # type: ignore[arg-type]
+        activations=_choice("--activations", activations, ACTIVATIONS),
         backend=backend,
         threads=threads,
         chunk=chunk,

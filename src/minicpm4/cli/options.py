@@ -81,6 +81,9 @@ class EngineOptions:
         ),
     ] = None
     kv: Annotated[str | None, Option(help="Keys and values in memory: bf16, int8 or float32.")] = None
+    activations: Annotated[
+        str | None, Option(help="auto (at least 16 bits), or int8: faster on long prompts, less exact.")
+    ] = None
     backend: Annotated[str | None, Option(help="Kernels: auto, cpu, gpu, or ref (NumPy, slow).")] = None
     context: Annotated[int | None, Option(help="Most tokens of prompt and answer together.")] = None
     threads: Annotated[int | None, Option(help="Threads of the CPU kernels.")] = None

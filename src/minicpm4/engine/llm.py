@@ -47,6 +47,8 @@ class LLM:
     ``context``: tokens of prompt and answer together; None: the model's own, or what fits in memory.
     Rotary scalings that depend on the length (dynamic, longrope) are fixed for this length.
     ``kv``: "bf16", "int8" or "float32", the precision of cached keys and values.
+    ``activations``: "auto" (at least 16 bits where they meet weights in 8 bits or fewer), or "int8", which is
+    faster on long prompts and loses more (docs/guide.md has figures).
     ``max_batch``: sequences at a time; ``chunk``: prompt tokens a step (None: as calibrated, else 512);
     ``prefix_cache``: keep what was read for later prompts that begin alike. ``seed``: of requests without
     one, None: random. ``threads``, too, are as calibrated where not given (``minicpm4 doctor``).
@@ -67,6 +69,7 @@ class LLM:
         threads: int | None = None,
         sparse: SparseConfig | Mapping[str, Any] | None = None,
         kv: KVFormat = "bf16",
+        activations: str = "auto",
         max_batch: int = 8,
         chunk: int | None = None,
         prefix_cache: bool = True,
@@ -82,6 +85,7 @@ class LLM:
             threads=threads,
             sparse=sparse,
             kv=kv,
+            activations=activations,
             max_batch=max_batch,
             chunk=chunk,
             prefix_cache=prefix_cache,

@@ -107,7 +107,7 @@ def inspect(model: str | Path, options: EngineOptions) -> Inspection:
     config = read_config(checkpoint)
     check_tensors(checkpoint, config)
     options, sparse, tuned = tune(options, checkpoint, config)
-    ops = resolve(options.backend, threads=options.threads, isa=options.isa)
+    ops = resolve(options.backend, threads=options.threads, isa=options.isa, activations=options.activations)
     text = ModelText(checkpoint)  # before the plan: what it takes is in the process already
     demand = Demand(
         config=config,
@@ -141,7 +141,7 @@ def tune(
 
     Returns the options, the sparse attention, and some words on what was chosen. Raises ConfigError.
     """
-    there = machine(options.backend, options.isa)
+    there = machine(options.backend, options.isa, options.activations)
     found = None
     if there is not None:
         found = calibration.load(calibration.key(there, checkpoint, config, options.weights, options.kv))

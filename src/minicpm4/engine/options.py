@@ -11,6 +11,7 @@ from minicpm4.config import ModelConfig, SparseConfig
 from minicpm4.config.strict import require, suggest
 from minicpm4.errors import ConfigError
 from minicpm4.kernels.pages import KV_FORMATS, KVFormat
+from minicpm4.kernels.registry import ACTIVATIONS
 from minicpm4.model.loader import check_weights_choice
 
 ATTENTION_CHOICES = ("auto", "dense", "sparse")
@@ -31,6 +32,7 @@ class EngineOptions:
     threads: int | None = None
     sparse: SparseConfig | Mapping[str, Any] | None = None
     kv: KVFormat = "bf16"
+    activations: str = "auto"
     max_batch: int = 8
     chunk: int | None = None
     prefix_cache: bool = True
@@ -41,6 +43,7 @@ class EngineOptions:
         check_weights_choice(self.weights)
         _choice("attention", self.attention, ATTENTION_CHOICES)
         _choice("kv", self.kv, KV_CHOICES)
+        _choice("activations", self.activations, ACTIVATIONS)
         require(isinstance(self.backend, str), f"backend = {self.backend!r} is not a name")
         _optional_integer("context", self.context, 1, MAX_CONTEXT)
         _optional_integer("threads", self.threads, 1, 4096)

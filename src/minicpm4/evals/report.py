@@ -45,6 +45,7 @@ def as_json(
         "weight_bytes": model.weights.nbytes,
         "kernels": model.ops.description,
         "kv": model.options.kv,
+        "activations": model.options.activations,
         "chunk": model.options.chunk,
         "points": [_point(model, measurement, limits) for measurement in measurements],
     }

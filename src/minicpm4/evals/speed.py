@@ -80,6 +80,7 @@ class BenchOptions:
     sparse: Mapping[str, int | bool] | None = None
     weights: str = "auto"
     kv: KVFormat = "bf16"
+    activations: str = "auto"
     backend: str = "auto"
     threads: int | None = None
     chunk: int = 512
@@ -92,6 +93,7 @@ class BenchOptions:
             sparse=None if attention == "dense" else self.sparse,
             weights=self.weights,
             kv=self.kv,
+            activations=self.activations,
             backend=self.backend,
             threads=self.threads,
             context=room,
@@ -117,7 +119,7 @@ class BenchModel:
         engines = {name: options.engine(name, room) for name in options.attentions}
         self.config, self.options, self.room = config, options, room
         self.sparse = {name: resolve_sparse(engine, config) for name, engine in engines.items()}
-        self.ops: OpTable = resolve(options.backend, threads=options.threads)
+        self.ops: OpTable = resolve(options.backend, threads=options.threads, activations=options.activations)
         paged = next((sparse for sparse in self.sparse.values() if sparse is not None), None)
         page_size = paged.block_size if paged else PAGE_SIZE
         self.plan = make_plan(
@@ -165,7 +167,7 @@ class BenchModel:
 
     def use_threads(self, threads: int) -> None:
         """Go on with another number of threads. Raises ConfigError."""
-        self.ops = resolve(self.options.backend, threads=threads)
+        self.ops = resolve(self.options.backend, threads=threads, activations=self.options.activations)
         self._runners = {name: self._runner(sparse) for name, sparse in self.sparse.items()}
 
     def seconds(self, point: Point, chunk: int | None = None) -> float:

@@ -37,17 +37,18 @@ _NO_SPARSE = SparseConfig()
 class CpuOps(OpTable):
     """Op table of the extension, with ``threads`` threads and the kernels of one instruction set.
 
-    ``isa`` is one of ``isa_levels()``, by default the last, or of ``emulated_levels()``. Calls from several Python threads are
-    served one after another. Raises ValueError for a level that this machine lacks; use
-    ``registry.resolve`` for an error that tells users what to do.
+    ``isa`` is one of ``isa_levels()``, by default the last, or of ``emulated_levels()``. ``narrow``:
+    activations may be rounded to 8 bits. Calls from several Python threads are served one after another.
+    Raises ValueError for a level that this machine lacks; use ``registry.resolve`` for an error that
+    tells users what to do.
     """
 
     name = "cpu"
 
-    def __init__(self, threads: int | None = None, isa: str | None = None) -> None:
-        self._ctx = _cpu.Context(threads or 1, isa or isa_levels()[-1])
+    def __init__(self, threads: int | None = None, isa: str | None = None, *, narrow: bool = False) -> None:
+        self._ctx = _cpu.Context(threads or 1, isa or isa_levels()[-1], narrow)
         count = f"{self.threads} thread" + ("s" if self.threads > 1 else "")
-        self.description = f"cpu: {self.isa}, {count}"
+        self.description = f"cpu: {self.isa}, {count}" + (", 8-bit activations" if narrow else "")
 
     @property
     def threads(self) -> int:

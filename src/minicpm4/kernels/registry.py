@@ -22,29 +22,47 @@ else:
     _missing = None
 
 BACKENDS = ("auto", "cpu", "gpu", "ref")
+ACTIVATIONS = ("auto", "int8")
 ISA_VARIABLE = "MINICPM4_ISA"
 MAX_THREADS = 1024
 
 
-def resolve(backend: str = "auto", *, threads: int | None = None, isa: str | None = None) -> OpTable:
+def resolve(
+    backend: str = "auto",
+    *,
+    threads: int | None = None,
+    isa: str | None = None,
+    activations: str = "auto",
+) -> OpTable:
     """Return the op table of ``backend``: "auto", "cpu", "gpu" or "ref".
 
     ``threads`` (default: the physical cores that this process may use) and ``isa`` (default: the
     environment's MINICPM4_ISA, else the highest level of this machine) are for "cpu"; tables with
-    the same values share their threads. Raises ConfigError for an unknown name or a thread count
-    out of range, UnsupportedError for what this machine or installation lacks.
+    the same values share their threads. ``activations`` "int8": products of weights in 8 bits or fewer may
+    round activations to 8 bits, where "auto" keeps 16 at least. Raises ConfigError for an unknown name or a
+    thread count out of range, UnsupportedError for what this machine or installation lacks.
     """
+    if activations not in ACTIVATIONS:
+        raise ConfigError(
+            f"activations = {activations!r} is unknown", suggest(activations, list(ACTIVATIONS))
+        )
     if backend not in BACKENDS:
         raise ConfigError(f"backend {backend!r} is unknown", suggest(backend, list(BACKENDS)))
     if backend == "ref":
+        if activations != "auto":
+            raise UnsupportedError(
+                f"backend 'ref' has no activations = {activations!r}", 'use activations="auto"'
+            )
         return RefOps()
     if backend == "gpu":
         raise UnsupportedError("backend 'gpu' is not part of this version", 'use backend="cpu"')
     # "auto" takes the GPU here once there is a table for it.
-    return _cpu_table(threads, isa)
+    return _cpu_table(threads, isa, activations)
 
 
-def machine(backend: str = "auto", isa: str | None = None) -> dict[str, str | int] | None:
+def machine(
+    backend: str = "auto", isa: str | None = None, activations: str = "auto"
+) -> dict[str, str | int] | None:
     """What measured speeds of a backend depend on: processor, kernels, cores, and the very build.
 
     None where nothing is worth measuring (ref), or no kernels are there.
@@ -55,7 +73,7 @@ def machine(backend: str = "auto", isa: str | None = None) -> dict[str, str | in
     built = Path(cpu.BUILD).stat()
     return {
         "cpu": cpu_name(),
-        "kernels": f"cpu {level}",
+        "kernels": f"cpu {level}" + ("" if activations == "auto" else f", activations {activations}"),
         "cores": default_threads(),
         "build": f"{built.st_size}-{built.st_mtime_ns}",
     }
@@ -79,7 +97,7 @@ def explain() -> list[str]:
     return [*lines, RefOps.description]
 
 
-def _cpu_table(threads: int | None, isa: str | None) -> OpTable:
+def _cpu_table(threads: int | None, isa: str | None, activations: str) -> OpTable:
     if cpu is None:
         raise UnsupportedError(
             f"the C++ extension of minicpm4 is missing ({_missing})",
@@ -88,12 +106,18 @@ def _cpu_table(threads: int | None, isa: str | None) -> OpTable:
     if threads is not None and (type(threads) is not int or not 1 <= threads <= MAX_THREADS):
         raise ConfigError(f"threads = {threads!r} is not a whole number from 1 to {MAX_THREADS}")
     level, _ = _choose_isa(isa)
-    return _shared_table(threads or default_threads(), level)
+    narrow = activations == "int8"
+    if narrow and not _shared_table(1, level, False).prepares:
+        raise UnsupportedError(
+            f"{level} kernels have no activations = 'int8' (it takes AVX-512 with VNNI and BF16)",
+            'use activations="auto"',
+        )
+    return _shared_table(threads or default_threads(), level, narrow)
 
 
 @lru_cache(maxsize=8)
-def _shared_table(threads: int, isa: str) -> OpTable:
-    return cpu.CpuOps(threads, isa)
+def _shared_table(threads: int, isa: str, narrow: bool) -> cpu.CpuOps:
+    return cpu.CpuOps(threads, isa, narrow=narrow)
 
 
 def _choose_isa(isa: str | None) -> tuple[str, str]:
