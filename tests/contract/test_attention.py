@@ -9,7 +9,6 @@ import pytest
 
 from minicpm4.config import SparseConfig
 from minicpm4.kernels.contract import OpTable, Selection
-from minicpm4.kernels.cpu import CpuOps
 from minicpm4.kernels.ref import RefOps
 from tests.contract.paged import (
     RELEASED,

@@ -49,7 +49,7 @@ def test_tables_agree(ops, ref_ops, weights, case):
 
 @pytest.mark.parametrize("kind", ["int8", "int4", "ternary"])
 def test_prepared_weights_are_the_same_weights(ops, folder, kind):
-    # Few rows and embeddings differ in their last bits, and of two such values one may round to the next bf16.
+    # Few rows and embeddings differ in their last bits; of two such values one may round to the next bf16.
     off = 1e-2 if level(ops) in TILES else 2e-4
     stored, prepared = (load_model(folder, kind, prepare=p).weights for p in (None, ops.prepare))
     for sizes in ([70], [1], [9, 40]):
