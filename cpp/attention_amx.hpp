@@ -66,7 +66,7 @@ static void amx_scores(Tiles& t, const AmxQueries& q, i64 d, const i32* keys, fl
     t.zero<1>();
     t.zero<2>();
     t.zero<3>();
-    // One part after the other: each sum is then added to once in four products, which take 16 cycles each and 52 to be done.
+    // One part after the other: each sum is then added to once in four products, 64 cycles, and a product takes 52.
     for (const u16* part : q.parts) {
         for (i64 e = 0; e < d; e += kTileDepth) {
             const i32* at = keys + e / 2 * kDotPage;
@@ -87,26 +87,37 @@ static void amx_scores(Tiles& t, const AmxQueries& q, i64 d, const i32* keys, fl
     t.store<3>(scores + 48, kRow);
 }
 
-// sums (16, d), columns [e, e + 32), += weights (16, P) times values.
+// sums (16, d), columns [e, e + 16 * N), += weights (16, P) times values; N is 2 or 4.
+template <int N>
 static void amx_values(Tiles& t, const u16* weights, const i32* values, i64 d, i64 e, float* sums) {
-    t.load<0>(sums + e, 4 * d);
-    t.load<1>(sums + e + 16, 4 * d);
-    t.load<4>(weights, 2 * kDotPage);
-    t.load<6>(values + e, 4 * d);
-    t.dot_bf16<0, 4, 6>();
-    t.load<7>(values + e + 16, 4 * d);
-    t.dot_bf16<1, 4, 7>();
-    t.load<5>(weights + kTileDepth, 2 * kDotPage);
-    values += kTileSide * d + e;
-    t.load<6>(values, 4 * d);
-    t.dot_bf16<0, 5, 6>();
-    t.load<7>(values + 16, 4 * d);
-    t.dot_bf16<1, 5, 7>();
-    t.store<0>(sums + e, 4 * d);
-    t.store<1>(sums + e + 16, 4 * d);
+    sums += e;
+    t.load<0>(sums, 4 * d);
+    t.load<1>(sums + 16, 4 * d);
+    if constexpr (N > 2) t.load<2>(sums + 32, 4 * d);
+    if constexpr (N > 2) t.load<3>(sums + 48, 4 * d);
+    for (i64 first = 0; first < kDotPage; first += kTileDepth) {
+        const i32* at = values + first / 2 * d + e;
+        t.load<4>(weights + first, 2 * kDotPage);
+        t.load<6>(at, 4 * d);
+        t.dot_bf16<0, 4, 6>();
+        t.load<7>(at + 16, 4 * d);
+        t.dot_bf16<1, 4, 7>();
+        if constexpr (N > 2) {
+            t.load<6>(at + 32, 4 * d);
+            t.dot_bf16<2, 4, 6>();
+            t.load<7>(at + 48, 4 * d);
+            t.dot_bf16<3, 4, 7>();
+        }
+    }
+    t.store<0>(sums, 4 * d);
+    t.store<1>(sums + 16, 4 * d);
+    if constexpr (N > 2) t.store<2>(sums + 32, 4 * d);
+    if constexpr (N > 2) t.store<3>(sums + 48, 4 * d);
 }
 
-MC_INLINE bool lie_together(const i32* who, i64 count) { return count == kTileSide && who[count - 1] - who[0] == count - 1; }
+MC_INLINE bool lie_together(const i32* who, i64 count) {
+    return count == kTileSide && who[count - 1] - who[0] == count - 1;
+}
 
 // Queries who[0] to who[count - 1], at most 16. Of `all` in the tile.
 static AmxQueries gather_queries(const AmxScratch& s, const i32* who, i64 count, i64 all, i64 d, float* sums) {
@@ -125,7 +136,8 @@ static AmxQueries gather_queries(const AmxScratch& s, const i32* who, i64 count,
 }
 
 // The first m queries of dot.who read the loaded page, whose keys are as they were. `all`: queries of the tile.
-static void attend_amx(const DotScratch& dot, const AmxScratch& s, i64 m, i64 all, i64 d, const Partial& p, Ahead& ahead) {
+static void attend_amx(const DotScratch& dot, const AmxScratch& s, i64 m, i64 all, i64 d, const Partial& p,
+                       Ahead& ahead) {
     alignas(64) float scores[kTileSide * kDotPage];
     alignas(64) u16 weights[kTileSide * kDotPage] = {};
     const i64 lines = (ahead.lines - ahead.done + m / kTileSide) / (m / kTileSide + 1);
@@ -140,7 +152,9 @@ static void attend_amx(const DotScratch& dot, const AmxScratch& s, i64 m, i64 al
             for (int j = 0; j < kDotPage / 16; ++j) score[j] = _mm512_load_ps(scores + i * kDotPage + 16 * j);
             soften_scores(score, 1.0F, q.sums + i * d, d, p.top + who[i], p.total + who[i], weights + i * kDotPage);
         }
-        for (i64 e = 0; e < d; e += 2 * kTileSide) amx_values(*s.tiles, weights, dot.page.values, d, e, q.sums);
+        i64 e = 0;
+        for (; e + 64 <= d; e += 64) amx_values<4>(*s.tiles, weights, dot.page.values, d, e, q.sums);
+        if (e < d) amx_values<2>(*s.tiles, weights, dot.page.values, d, e, q.sums);
         if (lie_together(who, count)) continue;
         for (i64 i = 0; i < count; ++i) {
             memcpy(p.sums + who[i] * d, s.some_sums + i * d, static_cast<size_t>(d) * sizeof(float));

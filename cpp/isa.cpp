@@ -23,7 +23,8 @@ namespace {
 struct Features {
     bool avx2 = false, fma = false, f16c = false, avx512f = false, avx512bw = false;
     bool avx512vl = false, avx512dq = false, avx512_vnni = false, avx512_bf16 = false;
-    bool amx_tile = false, amx_bf16 = false, amx_int8 = false, neon = false, dotprod = false, i8mm = false, bf16 = false;
+    bool amx_tile = false, amx_bf16 = false, amx_int8 = false;
+    bool neon = false, dotprod = false, i8mm = false, bf16 = false;
 };
 
 #if defined(MINICPM4_X86)

@@ -8,7 +8,7 @@ int main() {
         if (feature.second) std::printf("%s ", feature.first.c_str());
     }
     std::printf("\n");
-    bool good = true;
+    bool good = check_tiles();
     std::vector<const KernelTable*> tables = available_tables();
     for (const KernelTable* table : emulated_tables()) tables.push_back(table);
     for (const KernelTable* table : tables) {
