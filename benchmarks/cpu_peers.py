@@ -1,6 +1,7 @@
 """Speed on this CPU beside llama.cpp, OpenVINO and transformers: same weights, same points, one run.
 
-    python benchmarks/cpu_peers.py --llama-python PYTHON --openvino-python PYTHON --torch-python PYTHON
+    python benchmarks/cpu_peers.py --llama-python PYTHON --avx2-llama-python PYTHON \
+        --openvino-python PYTHON --torch-python PYTHON --deep
 
 Each peer runs in a child process under the Python that has it; one that is missing is left out, and
 said so. See README.md.
@@ -15,14 +16,18 @@ import platform
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from peers.child import Child, Unavailable
+from peers.child import Child
 from peers.contest import Column, Point, contest, results
+from peers.entries import entries, parse_flavour, start
+from peers.merging import merge
 from peers.models import write_folder, write_random_gguf
+from peers.parts import PARTS, Part, points
 from peers.quiet import Watch
 from peers.report import markdown
 
@@ -33,24 +38,7 @@ from minicpm4.kernels.threads import default_threads
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
-DECODED = 16  # tokens of a decode point
-# The quick one first: what it leaves of its share of the time goes to the other.
-MODELS = {
-    "smollm2-135m": "SmolLM2-135M, Q4_1",
-    "minicpm4-0.5b-shape": "MiniCPM4-0.5B's shape, random weights, Q4_0",
-}
-SHARES = {"smollm2-135m": 1, "minicpm4-0.5b-shape": 2}
-
-
-def points(model: str, smoke: bool, deep: bool) -> list[Point]:
-    """Cheap ones first: what a dear one takes is known before it is begun."""
-    deepest = 2048 if smoke else 8192 if model == "smollm2-135m" else 131072 if deep else 32768
-    depths = [depth for depth in (0, 2048, 8192, 32768, 131072) if depth <= deepest]
-    decode = [Point(kind="decode", depth=depth, tokens=4 if smoke else DECODED) for depth in depths]
-    chunks = [Point(kind="prefill", depth=depth, tokens=512) for depth in depths]
-    lengths = () if smoke else (2048, 8192, 32768) if deepest > 8192 else (2048, 8192)
-    whole = [Point(kind="prefill", depth=0, tokens=tokens) for tokens in lengths]
-    return [*decode, *chunks, *whole]
+START = "start"  # the part that is no contest: minicpm4 generate, from the command to its first text
 
 
 def weights(model: str, folder: Path) -> dict[str, str]:
@@ -69,155 +57,169 @@ def weights(model: str, folder: Path) -> dict[str, str]:
     return {"gguf": str(gguf), "folder": str(unpacked)}
 
 
-def enter(
-    args: argparse.Namespace, request: dict[str, Any]
-) -> tuple[list[Column], list[Child], dict[str, str]]:
-    """Start the contestants; also return those left out, and why."""
-    columns, children, left_out = [], [], {}
-    entries: list[tuple[str, str, str, dict[str, Any], float, list[tuple[str, tuple[str, ...]]]]] = [
-        (
-            "minicpm4",
-            sys.executable,
-            "minicpm4_peer.py",
-            {},
-            args.cap * 5,  # our own deep points are to be measured, not worked out
-            [("dense", ("dense",)), ("sparse", ("sparse",))],
-        ),
-        ("llama.cpp", args.llama_python, "llama_cpp_peer.py", {}, args.cap, [("", ("fa-off", "fa-on"))]),
-    ]
-    for precision in ("8-bit", "16-bit"):
-        extra = {"precision": precision, "work": str(args.work.resolve())}
-        entries.append(
-            (
-                f"OpenVINO {precision}",
-                args.openvino_python,
-                "openvino_peer.py",
-                extra,
-                args.cap,
-                [("", ("",))],
-            )
-        )
-    caches = [("", ("dynamic", "static"))]
-    for dtype, cap in (("bfloat16", args.cap), ("float32", args.cap / 2)):
-        extra = {"dtype": dtype}
-        entries.append(
-            (f"transformers {dtype}", args.torch_python, "transformers_peer.py", extra, cap, caches)
-        )
-    for name, python, script, extra, cap, parts in entries:
-        if name in args.without or name.split()[0] in args.without:
-            continue
-        try:
-            child = Child(python, script, request | extra)
-        except Unavailable as error:
-            print(f"{name} is left out: {error}", flush=True)
-            left_out[name] = str(error)
-            continue
-        children.append(child)
-        for part, variants in parts:
-            columns.append(
-                Column(
-                    name=f"{name} {part}".strip(), child=child, variants=variants, cap=cap, ours=bool(part)
-                )
-            )
-    return columns, children, left_out
-
-
-def run_model(args: argparse.Namespace, model: str, deadline: float) -> dict[str, Any]:
-    """Measure one model with everyone."""
-    print(f"{MODELS[model]}: loading", flush=True)
-    chosen = points(model, args.smoke, args.deep)
+def run_part(args: argparse.Namespace, key: str, deadline: float) -> dict[str, Any]:
+    """Measure one part with everyone."""
+    part, watch, began = PARTS[key], Watch(), time.monotonic()
+    print(f"{part.name}: loading", flush=True)
+    chosen = points(key, smoke=args.smoke, deep=args.deep)
     room = max(point.depth + point.tokens for point in chosen)
-    request = {"threads": args.threads, "room": room + 64, **weights(model, args.work)}
-    columns, children, left_out = enter(args, request)
+    request = {"threads": args.threads, "room": room + 64, **weights(part.model, args.work)}
+    wanted = entries(part, args, max(point.batch for point in chosen))
+    columns, children, left_out = start(wanted, request, print)
     try:
         ours = next((column.child for column in columns if column.ours), None)
         if ours is None:
             raise SystemExit(f"minicpm4 itself cannot run: {left_out}")
-        limits = [ours.ask({"op": "limits"})]
-        contest(columns, chosen, args.repeats, deadline, lambda line: print(line, flush=True))
-        limits.append(ours.ask({"op": "limits"}))
-        best = {name: max(found[name] for found in limits) for name in limits[0]}
-        costs = ours.ask({"op": "costs"})
+        measured = [_limits(ours, args, part)]
+        contest(
+            columns,
+            chosen,
+            args.repeats,
+            deadline,
+            lambda line: print(line, flush=True),
+            lambda: measured.append(_limits(ours, args, part)),
+        )
+        limits = {name: max(found[name] for found in measured) for name in measured[0]}
+        found = results(columns, chosen)
+        _add_shares(found, columns, limits)
     finally:
         for child in children:
             child.close()
-    entries = results(columns, chosen)
-    for entry in entries:
-        entry["limit_share"] = _share(entry, best, costs)
     return {
-        "name": MODELS[model],
-        "limits": best,
-        "costs": costs,
-        "columns": [{"name": c.name, "ours": c.ours, "about": c.child.about} for c in columns],
+        "name": part.name,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "other_load": watch.others(),
+        "took_s": round(time.monotonic() - began),
+        "limits": limits,
+        "columns": [_about(column) for column in columns],
         "left_out": left_out,
-        "points": entries,
+        "points": found,
     }
 
 
-def _share(entry: dict[str, Any], limits: dict[str, float], costs: dict[str, float]) -> float | None:
-    rate = entry["rates"]["minicpm4 dense"].get("tokens_per_s")
-    if rate is None:
-        return None
-    if entry["kind"] == "decode":
-        size = costs["decode_bytes"] + costs["decode_bytes_per_depth"] * entry["depth"]
-        return float(rate * size / limits["bandwidth_bytes_per_s"])
-    middle = entry["depth"] + entry["tokens"] / 2
-    return float(
-        rate * (costs["prefill_ops"] + costs["prefill_ops_per_depth"] * middle) / limits["float32_ops_per_s"]
-    )
+def _about(column: Column) -> dict[str, Any]:
+    names = ("name", "ours", "flavour", "attention")
+    return {name: getattr(column, name) for name in names} | {"about": column.child.about}
+
+
+def _limits(ours: Child, args: argparse.Namespace, part: Part) -> dict[str, float]:
+    """What the machine can do right now, operations and bytes per second."""
+    return ours.ask({"op": "limits"}) | integer_peak(args, "avx2" if part.environment else "native")
+
+
+def integer_peak(args: argparse.Namespace, level: str) -> dict[str, float]:
+    """Products of 16-bit and of 8-bit integers by peak.c; nothing where that does not compile."""
+    source, program = Path(__file__).parent / "peers" / "peak.c", args.work / f"peak-{level}"
+    flags = ["-O3", "-pthread", "-mavx2" if level == "avx2" else "-march=native"]
+    try:
+        if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
+            subprocess.run(["cc", *flags, str(source), "-o", str(program)], check=True, capture_output=True)
+        command = [str(program), str(args.threads)]
+        found: dict[str, float] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    return found
+
+
+def _add_shares(found: list[dict[str, Any]], columns: list[Column], limits: dict[str, float]) -> None:
+    """Of the bandwidth (decode) or of products (prefill; in 16 bits where that is known), for ours."""
+    products = limits.get("int16_ops_per_s") or limits["float32_ops_per_s"]
+    for entry in found:
+        limit = limits["bandwidth_bytes_per_s"] if entry["kind"] == "decode" else products
+        point = Point(**{name: entry[name] for name in ("kind", "depth", "tokens", "batch")})
+        for column in columns:
+            rate = entry["rates"][column.name]
+            if column.ours and "tokens_per_s" in rate:
+                cost = column.child.ask(point.request(column.attention) | {"op": "cost"})["cost"]
+                rate["limit_share"] = rate["tokens_per_s"] * cost / limit
+
+
+def first_text() -> dict[str, Any]:
+    """Seconds of start_time.py, in processes of their own."""
+    print("start of minicpm4 generate", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "start.json"
+        script = str(Path(__file__).parent / "start_time.py")
+        subprocess.run([sys.executable, script, "--json", str(file)], check=True, stdout=subprocess.DEVNULL)
+        report = json.loads(file.read_text(encoding="utf-8"))
+    return {"seconds": report["first text, s"], "report": report, "commit": _commit()}
 
 
 def main() -> None:
     args = arguments()
     watch, deadline = Watch(), time.monotonic() + 60 * args.minutes
-    models = []
-    for number, model in enumerate(args.models):
-        share = SHARES[model] / sum(SHARES[later] for later in args.models[number:])
-        left = deadline - time.monotonic()
-        models.append(run_model(args, model, time.monotonic() + left * share))
-    now = datetime.now(UTC)
-    run = {
-        "date": now.isoformat(timespec="seconds"),
-        "commit": _commit(),
+    cpu = re.sub(r"[^a-z0-9]+", "-", cpu_name().lower()).strip("-")
+    file = args.merge or args.results / f"cpu_peers_{cpu}_{datetime.now(UTC):%Y-%m-%d}.json"
+    old = json.loads(file.read_text(encoding="utf-8")) if args.merge and file.exists() else None
+    for folder in (args.work, file.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    parts = [key for key in args.parts if key != START]
+    run: dict[str, Any] = {
         "machine": {"cpu": cpu_name(), "cpus": os.cpu_count(), "system": platform.platform()},
         "threads": args.threads,
-        "other_load": watch.others(),
-        "models": models,
+        "start": first_text() if START in args.parts else None,
+        "models": [],
     }
-    cpu = re.sub(r"[^a-z0-9]+", "-", cpu_name().lower()).strip("-")
-    file = args.results / f"cpu_peers_{cpu}_{now:%Y-%m-%d}.json"
-    args.results.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(run, indent=1) + "\n"
-    file.write_text(text, encoding="utf-8")
+    for number, key in enumerate(parts):
+        share = PARTS[key].share / sum(PARTS[later].share for later in parts[number:])
+        left = deadline - time.monotonic()
+        run["models"].append(run_part(args, key, time.monotonic() + left * share))
+        _save(run, watch, old, file)  # what is measured is kept, whatever becomes of later parts
+    whole = _save(run, watch, old, file)
+    print(f"\n{markdown(whole)}\nwrote {file.name} and its .md")
+
+
+def _save(run: dict[str, Any], watch: Watch, old: dict[str, Any] | None, file: Path) -> dict[str, Any]:
+    """Write the result so far, with the parts of an older one that it lacks; return both together."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    run = {"date": now, "commit": _commit(), "other_load": watch.others()} | run
+    run = merge(old, run) if old else run
+    file.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
     file.with_suffix(".md").write_text(markdown(run), encoding="utf-8")
-    print(f"\n{markdown(run)}\nwrote {file.name} and its .md")
+    return run
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--llama-python", default=sys.executable, help="Python that has llama-cpp-python")
-    parser.add_argument("--openvino-python", default=sys.executable, help="Python that has openvino-genai")
-    parser.add_argument(
-        "--torch-python", default=sys.executable, help="Python that has torch and transformers"
+    add = parser.add_argument
+    add("--llama-python", default=sys.executable, help="Python that has llama-cpp-python")
+    add("--avx2-llama-python", help="Python that has it built for AVX2 only")
+    add("--openvino-python", default=sys.executable, help="Python that has openvino-genai")
+    add("--torch-python", default=sys.executable, help="Python that has torch and transformers")
+    known = [START, *PARTS]
+    add("--parts", nargs="+", choices=known, default=known, help="what to measure: all, unless said")
+    add(
+        "--ours",
+        action="append",
+        default=[],
+        metavar="NAME:KEY=VALUE,...",
+        help="more columns of ours, with other settings, as in 'int8 cache:kv=int8'",
     )
-    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
-    parser.add_argument(
+    add(
         "--without",
         nargs="*",
         default=[],
         help="peers to leave out: llama.cpp, OpenVINO, transformers, or one of their columns",
     )
-    parser.add_argument("--threads", type=int, default=default_threads())
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--cap", type=float, default=20.0, help="seconds that one measurement may take")
-    parser.add_argument("--minutes", type=float, default=10.0, help="no repeats after this time")
-    parser.add_argument("--work", type=Path, default=ROOT / "build" / "bench", help="folder for weights")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--deep", action="store_true", help="also depth 131,072: needs some 10 GB of memory")
-    parser.add_argument("--smoke", action="store_true", help="few points, no depth beyond 2,048")
-    return parser.parse_args()
+    add("--threads", type=int, default=default_threads())
+    add("--repeats", type=int, default=3)
+    add("--cap", type=float, default=20.0, help="seconds that one measurement may take")
+    add("--minutes", type=float, default=25.0, help="no repeats after this time")
+    add("--work", type=Path, default=ROOT / "build" / "bench", help="folder for weights")
+    add("--results", type=Path, default=RESULTS)
+    add("--merge", type=Path, metavar="FILE.json", help="put the parts into this result, new or not")
+    add("--deep", action="store_true", help="also depth 131,072: needs some 20 GB of memory")
+    add("--smoke", action="store_true", help="few points, no depth beyond 2,048")
+    args = parser.parse_args()
+    try:
+        for text in args.ours:
+            parse_flavour(text)
+    except ValueError as error:
+        parser.error(f"--ours: {error}")
+    return args
 
 
 def _commit() -> str:

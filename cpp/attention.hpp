@@ -195,15 +195,14 @@ static void start_tile(const AttendArgs& a, const AttendTile& t, const AttendScr
     }
 }
 
-// Rows that come to `page` and read all of it (or int8 codes), by dot products; they move on.
-static void attend_whole(const AttendArgs& a, const AttendTile& t, const AttendScratch& s, const Partial& p,
+// Rows that come to `page`, by dot products where queries and page allow it; they move on. Whether to try
+// again: rows are left that see more of the page than those did.
+static bool attend_pairs(const AttendArgs& a, const AttendTile& t, const AttendScratch& s, const Partial& p,
                          i64 page, i64 high) {
     const i64 group = a.hq / a.kv.hkv;
-    const i64 end = (page + 1) * a.kv.page_size;
     const bool int8 = a.kv.kind == KvKind::int8;
     const auto takes = [&](i64 r) {
         if (s.page[r] != page) return false;
-        if (!int8 && a.step.positions[t.row + r] + i64(1) < end) return false;
         bool usable = true;
         for (i64 i = r * group; i < (r + 1) * group; ++i) usable = usable && s.dot.scales[i] > 0.0F;
         return usable;
@@ -219,23 +218,27 @@ static void attend_whole(const AttendArgs& a, const AttendTile& t, const AttendS
     Ahead ahead = {};
     if (next < high) ahead = pages_ahead(a.kv, t.table[next] * a.kv.hkv + t.head);
     const i64 at = t.table[page] * a.kv.hkv + t.head;
-    if (m == 0) return;
-    const bool few = has_few(m, a.kv.d);
+    if (m == 0) return false;
+    const Seen seen = {a.step.positions + t.row, group, page * a.kv.page_size};
+    const i64 least = seen.count(s.dot.who[0]);
+    const bool few = least == a.kv.page_size && has_few(m, a.kv.d);
+    i64 left = 0;
     if (int8) {
-        const Seen seen = {a.step.positions + t.row, group, page * a.kv.page_size};
-        if (!attend_int8(a.kv, at, s.dot, m, seen, p, ahead)) return;
+        if (!attend_int8(a.kv, at, s.dot, m, seen, p, ahead)) return false;
     } else if (few) {
-        if (!attend_few(a.kv, at, s.dot, m, p, ahead)) return;
-    } else if (!load_dot_page(a.kv, at, !has_tiles(a.kv), s.dot.page, ahead)) {
-        return;
+        if (!attend_few(a.kv, at, s.dot, m, p, ahead)) return false;
+    } else {
+        const i64 count = load_dot_page(a.kv, at, least, seen.count(s.dot.who[m - 1]), !has_tiles(a.kv), s.dot.page, ahead);
+        for (; m > 0 && seen.count(s.dot.who[m - 1]) > count; --m) ++left;
+        if (m == 0) return false;
     }
     for (i64 i = 0; i < m; i += group) move_on(a, t, s, s.dot.who[i] / group, high);
-    if (int8 || few) return;
-    if (has_tiles(a.kv)) {
-        attend_amx(s.dot, s.amx, m, t.rows * group, a.kv.d, p, ahead);
-    } else {
-        attend_dot(s.dot, m, a.kv.d, p, ahead);
+    if (!int8 && !few && has_tiles(a.kv)) {
+        attend_amx(s.dot, s.amx, m, t.rows * group, a.kv.d, seen, p, ahead);
+    } else if (!int8 && !few) {
+        attend_dot(s.dot, m, a.kv.d, seen, p, ahead);
     }
+    return left > 0;
 }
 
 // Rows that come to `page` (and are not past it by now), in float32; they move on.
@@ -266,7 +269,8 @@ static void attend_tile(const AttendArgs& a, const AttendTile& t, const AttendSc
         i64 page = high;
         for (i64 r = 0; r < t.rows; ++r) page = s.page[r] < page ? s.page[r] : page;
         if (page >= high) return;
-        if (has_dot(a.kv)) attend_whole(a, t, s, p, page, high);
+        while (has_dot(a.kv) && attend_pairs(a, t, s, p, page, high)) {
+        }
         attend_rest(a, t, s, p, page, high);
     }
 }

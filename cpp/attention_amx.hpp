@@ -1,4 +1,4 @@
-// Attention to whole bf16 pages on matrix tiles (tiles.hpp), 16 queries at a time. Included by attention.hpp; stubs
+// Attention to bf16 pages on matrix tiles (tiles.hpp), 16 queries at a time. Included by attention.hpp; stubs
 // where there are no tiles.
 //
 // Scores: keys are bf16 and taken as they are; a query is the sum of two bf16 numbers, which is off by 2^-17 at most
@@ -18,7 +18,8 @@ MC_INLINE bool has_tiles(const KvView&) { return false; }
 MC_INLINE i64 amx_floats(i64, i64) { return 0; }
 MC_INLINE AmxScratch amx_scratch(float*, i64, HeldTiles*) { return {}; }
 MC_INLINE void load_amx_queries(const float*, i64, i64, const AmxScratch&) {}
-MC_INLINE void attend_amx(const DotScratch&, const AmxScratch&, i64, i64, i64, const Partial&, Ahead&) {}
+MC_INLINE void attend_amx(const DotScratch&, const AmxScratch&, i64, i64, i64, const Seen&, const Partial&,
+                          Ahead&) {}
 
 #else
 
@@ -135,9 +136,14 @@ static AmxQueries gather_queries(const AmxScratch& s, const i32* who, i64 count,
     return {{s.some_queries, s.some_queries + kTileSide * d}, s.some_sums};
 }
 
+template <bool WHOLE>
+static void soften_amx(__m512* score, i64 tokens, float* sums, i64 d, float* top, float* total, u16* weights) {
+    soften_scores<WHOLE>(score, 1.0F, tokens, sums, d, top, total, weights);
+}
+
 // The first m queries of dot.who read the loaded page, whose keys are as they were. `all`: queries of the tile.
-static void attend_amx(const DotScratch& dot, const AmxScratch& s, i64 m, i64 all, i64 d, const Partial& p,
-                       Ahead& ahead) {
+static void attend_amx(const DotScratch& dot, const AmxScratch& s, i64 m, i64 all, i64 d, const Seen& seen,
+                       const Partial& p, Ahead& ahead) {
     alignas(64) float scores[kTileSide * kDotPage];
     alignas(64) u16 weights[kTileSide * kDotPage] = {};
     const i64 lines = (ahead.lines - ahead.done + m / kTileSide) / (m / kTileSide + 1);
@@ -150,7 +156,9 @@ static void attend_amx(const DotScratch& dot, const AmxScratch& s, i64 m, i64 al
         for (i64 i = 0; i < count; ++i) {
             __m512 score[kDotPage / 16];
             for (int j = 0; j < kDotPage / 16; ++j) score[j] = _mm512_load_ps(scores + i * kDotPage + 16 * j);
-            soften_scores(score, 1.0F, q.sums + i * d, d, p.top + who[i], p.total + who[i], weights + i * kDotPage);
+            const i64 tokens = seen.count(who[i]);
+            const auto soften_some = tokens == kDotPage ? soften_amx<true> : soften_amx<false>;
+            soften_some(score, tokens, q.sums + i * d, d, p.top + who[i], p.total + who[i], weights + i * kDotPage);
         }
         i64 e = 0;
         for (; e + 64 <= d; e += 64) amx_values<4>(*s.tiles, weights, dot.page.values, d, e, q.sums);

@@ -102,9 +102,7 @@ struct AttentionTable {
     void (*attend)(Pool&, const AttendArgs&);
 };
 
-// Step 3 of InfLLM v2, in attention_common.cpp: writes the chosen blocks of a query whose own block is
-// `own`, ascending and padded with -1, and returns how many. The score of block b is
-// scores[b * stride], -1 for none; not read where the budget covers every block. keys: own + 1 words.
-i64 choose_blocks(const SelectArgs& args, const float* scores, i64 stride, i64 own, u64* keys, i32* blocks);
+// Counts one of the parts of some work as done, of which *left were to be done; whether it was the last one.
+bool is_last(i64* left);
 
 }  // namespace minicpm4

@@ -1,12 +1,13 @@
-// Attention to whole bf16 pages by dot products of pairs (vpdpwssd, vdpbf16ps): twice the rate of
+// Attention to bf16 pages by dot products of pairs (vpdpwssd, vdpbf16ps): twice the rate of
 // float32. Included by attention.hpp; empty but for stubs where the instruction set lacks them.
 //
 // Scores: rounding queries to bf16 would cost up to a percent of the output where scores are large.
-// 16-bit integers are as fast: each query and each key is scaled to a norm of 32766, so that no dot
-// product leaves 32 bits and every score is within about 2e-5 * |q| |k| / sqrt(d) of the truth.
+// 16-bit integers are as fast: each query is scaled to a norm of 32766, each key by a power of two to a norm
+// of 2^14 to 2^15, so that no dot product leaves 32 bits and every score is within about 3e-5 * |q| |k| / sqrt(d)
+// of the truth.
 // Weighted sum: values stay bf16, weights are rounded to bf16, and their total is of the rounded ones.
 // What the scaling cannot hold (not finite, or huge) goes to the float32 path, query by query and
-// page by page; so does a row's last page, of which it reads a part.
+// page by page. Of a row's last page, which it reads in part, the other weights are 0.
 
 static constexpr i64 kDotPage = 64;     // tokens of a page that these kernels take
 static constexpr i64 kDotRows = 6;      // queries at once
@@ -34,6 +35,18 @@ struct Ahead {
     i64 done;
 };
 
+// Which tokens of a page the queries of s.who see: those up to positions[who / group] - start.
+struct Seen {
+    const i32* positions;
+    i64 group;
+    i64 start;
+
+    i64 count(i32 who) const {
+        const i64 tokens = positions[who / group] + i64(1) - start;
+        return tokens < kDotPage ? tokens : kDotPage;
+    }
+};
+
 // Floats that a scratch for m queries takes, and the scratch in them.
 MC_INLINE i64 dot_floats(i64 m, i64 d) { return kDotPage * (d + 1) + m * d / 2 + 2 * round_up(m, W); }
 
@@ -52,21 +65,21 @@ MC_INLINE DotScratch dot_scratch(float* base, i64 m, i64 d) {
 
 MC_INLINE bool has_dot(const KvView&) { return false; }
 MC_INLINE Ahead pages_ahead(const KvView&, i64) { return {}; }
-MC_INLINE bool load_dot_page(const KvView&, i64, bool, const DotPage&, Ahead&) { return false; }
+MC_INLINE i64 load_dot_page(const KvView&, i64, i64, i64, bool, const DotPage&, Ahead&) { return 0; }
 MC_INLINE void load_dot_queries(const float*, i64, i64, const DotScratch&) {}
 MC_INLINE bool has_few(i64, i64) { return false; }
 MC_INLINE bool attend_few(const KvView&, i64, const DotScratch&, i64, const Partial&, Ahead&) { return false; }
-MC_INLINE void attend_dot(const DotScratch&, i64, i64, const Partial&, Ahead&) {}
-struct Seen {
-    const i32* positions;
-    i64 group;
-    i64 start;
-};
+MC_INLINE void attend_dot(const DotScratch&, i64, i64, const Seen&, const Partial&, Ahead&) {}
 MC_INLINE bool attend_int8(const KvView&, i64, const DotScratch&, i64, const Seen&, const Partial&, Ahead&) {
     return false;
 }
 
 #else
+
+MC_INLINE __mmask16 seen_lanes(i64 count, int j) {
+    const i64 rest = count - 16 * j;
+    return rest >= 16 ? lanes(16) : rest > 0 ? lanes(static_cast<int>(rest)) : 0;
+}
 
 MC_INLINE bool has_dot(const KvView& kv) {
     return kv.kind != KvKind::f32 && kv.page_size == kDotPage && kv.d % 16 == 0;
@@ -128,78 +141,116 @@ MC_INLINE V norm_inverse(V squares) {
     return {_mm512_maskz_div_ps(some, _mm512_set1_ps(32766.0F), _mm512_sqrt_ps(squares.v))};
 }
 
-// Pairs of bf16 times `inverse`, as integers.
-MC_INLINE __m512i scale_pairs(__m512i pairs, __m512 inverse) {
+// Integers nearest to pairs of bf16.
+MC_INLINE __m512i whole_pairs(__m512i pairs) {
     const __m512 low = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
     const __m512 high = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(-65536)));
-    return join_pairs(_mm512_cvtps_epi32(_mm512_mul_ps(low, inverse)),
-                      _mm512_cvtps_epi32(_mm512_mul_ps(high, inverse)));
+    return join_pairs(_mm512_cvtps_epi32(low), _mm512_cvtps_epi32(high));
 }
 
-// Of a page's keys, from their sums of squares: scales (P), and what to multiply keys by (P). False where
-// one is not finite or its norm is 1e18 or more.
-MC_INLINE bool key_scales(const __m512* squares, float* scales, float* inverse) {
-    unsigned usable = 0xffff;
-    MC_UNROLL
-    for (int j = 0; j < kDotPage / 16; ++j) {
-        usable &= _mm512_cmp_ps_mask(squares[j], _mm512_set1_ps(1e36F), _CMP_LT_OQ);
-        store(inverse + 16 * j, norm_inverse({squares[j]}));
-        const __m512 norm = _mm512_sqrt_ps(squares[j]);
-        _mm512_storeu_ps(scales + 16 * j, _mm512_mul_ps(norm, _mm512_set1_ps(1 / 32766.0F)));
-    }
-    return usable == 0xffff;
+// Codes of two dimensions of 32 keys: `shift` is what measure_keys has found for them.
+MC_INLINE TwoPairs key_pairs(const u16* row, __m512i shift) {
+    const __m512i left = _mm512_add_epi16(_mm512_loadu_si512(row), shift);
+    const __m512i right = _mm512_add_epi16(_mm512_loadu_si512(row + kDotPage), shift);
+    return {whole_pairs(_mm512_permutex2var_epi16(left, interleave_order(0), right)),
+            whole_pairs(_mm512_permutex2var_epi16(left, interleave_order(16), right))};
 }
 
-// Scaled, or in pairs only.
-static bool load_dot_keys(const u16* from, i64 d, bool scaled, const DotPage& page, Ahead& ahead) {
+// Number of the lowest bit that is set, or `none`.
+MC_INLINE i64 lowest_bit(u64 bits, i64 none) {
+    if (bits == 0) return none;
+    i64 i = 0;
+    while ((bits >> i & 1) == 0) ++i;
+    return i;
+}
+
+// Of the first `count` keys of a page: the power of two by which each becomes codes of a norm below 2^15, as
+// what to add to its bf16 bits: `shifts` (P); and its inverse, `scales` (P). Numbers whose exponents leave
+// their 8 bits so are either next to nothing, or far beyond 32 bits, which conversion makes 0 in the low
+// half. Returns how many keys come before the first that is not finite or has a norm of 1e18 or more.
+static i64 measure_keys(const u16* keys, i64 d, i64 count, float* scales, u16* shifts, Ahead& ahead) {
     constexpr int N = kDotPage / 16;
     __m512 squares[N];
+    MC_UNROLL
     for (int j = 0; j < N; ++j) squares[j] = _mm512_setzero_ps();
-    for (i64 i = 0; i < d / 2; ++i) {
+    for (i64 i = 0; i < d; i += 2) {
         fetch(ahead, 1);
         MC_UNROLL
         for (int j = 0; j < N; j += 2) {
-            const u16* row = from + 2 * i * kDotPage + 16 * j;
+            const u16* row = keys + i * kDotPage + 16 * j;
             const TwoPairs pairs = two_pairs_of(row, row + kDotPage);
-            _mm512_storeu_si512(page.keys + i * kDotPage + 16 * j, pairs.first);
-            _mm512_storeu_si512(page.keys + i * kDotPage + 16 * j + 16, pairs.second);
             squares[j] = _mm512_dpbf16_ps(squares[j], (__m512bh)pairs.first, (__m512bh)pairs.first);
             squares[j + 1] = _mm512_dpbf16_ps(squares[j + 1], (__m512bh)pairs.second, (__m512bh)pairs.second);
         }
     }
-    float inverse[kDotPage];
-    if (!key_scales(squares, page.scales, inverse)) return false;
-    if (!scaled) return true;
-    for (i64 i = 0; i < d / 2; ++i) {
-        fetch(ahead, 1);
-        MC_UNROLL
-        for (int j = 0; j < N; ++j) {
-            i32* at = page.keys + i * kDotPage + 16 * j;
-            const __m512i pairs = _mm512_loadu_si512(at);
-            _mm512_storeu_si512(at, scale_pairs(pairs, _mm512_loadu_ps(inverse + 16 * j)));
-        }
+    u64 bad = 0;
+    MC_UNROLL
+    for (int j = 0; j < N; ++j) {
+        const __m512 seen = _mm512_maskz_mov_ps(seen_lanes(count, j), squares[j]);
+        const __mmask16 beyond = _mm512_cmp_ps_mask(seen, _mm512_set1_ps(1e36F), _CMP_NLT_UQ);
+        bad |= static_cast<u64>(beyond) << (16 * j);
+        const __mmask16 some = _mm512_cmp_ps_mask(seen, _mm512_set1_ps(1e-36F), _CMP_GT_OQ);
+        const __m512 power = _mm512_sub_ps(_mm512_getexp_ps(_mm512_sqrt_ps(seen)), _mm512_set1_ps(14.0F));
+        _mm512_storeu_ps(scales + 16 * j, _mm512_maskz_scalef_ps(some, _mm512_set1_ps(1.0F), power));
+        const __m512i shift = _mm512_maskz_cvtps_epi32(some, _mm512_mul_ps(power, _mm512_set1_ps(-128.0F)));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(shifts + 16 * j), _mm512_cvtepi32_epi16(shift));
     }
-    return true;
+    return lowest_bit(bad, count);
 }
 
-// Loads page number `at` (pages and heads counted together); false where only float32 will do.
-static bool load_dot_page(const KvView& kv, i64 at, bool scaled, const DotPage& page, Ahead& ahead) {
+// The first `count` keys of a page, as many as measure_keys returns; what else there is becomes any number.
+// Without `codes` keys are pairs of bf16 as they are.
+static i64 load_dot_keys(const u16* from, i64 d, i64 count, bool codes, const DotPage& page, Ahead& ahead) {
+    u16 shifts[kDotPage];
+    const i64 usable = measure_keys(from, d, count, page.scales, shifts, ahead);
+    for (i64 j = 0; j < kDotPage; j += 32) {
+        const __m512i shift = _mm512_loadu_si512(shifts + j);
+        for (i64 i = 0; i < d; i += 2) {
+            fetch(ahead, 1);
+            const u16* row = from + i * kDotPage + j;
+            const TwoPairs pairs = codes ? key_pairs(row, shift) : two_pairs_of(row, row + kDotPage);
+            _mm512_storeu_si512(page.keys + i / 2 * kDotPage + j, pairs.first);
+            _mm512_storeu_si512(page.keys + i / 2 * kDotPage + j + 16, pairs.second);
+        }
+    }
+    return usable;
+}
+
+// Number of the first of the values (P, d) from `least` to `count` that is not finite, or `count`.
+static i64 finite_values(const u16* values, i64 d, i64 least, i64 count) {
+    const __m512i exponent = _mm512_set1_epi16(0x7f80);
+    for (i64 i = least * d; i < count * d; i += 32) {
+        const __mmask32 rest = count * d - i >= 32 ? 0xffffffffU : 0xffffU;
+        const __m512i bits = _mm512_and_si512(_mm512_maskz_loadu_epi16(rest, values + i), exponent);
+        const __mmask32 bad = _mm512_cmpeq_epi16_mask(bits, exponent);
+        if (bad) return (i + lowest_bit(bad, 0)) / d;
+    }
+    return count;
+}
+
+// Loads page number `at` (pages and heads counted together) for rows that see `least` to `count` of its tokens.
+// Returns how many of these a row may see to be computed from it: weights of 0 must not meet infinities, so
+// values behind these tokens become 0.
+static i64 load_dot_page(const KvView& kv, i64 at, i64 least, i64 count, bool codes, const DotPage& page,
+                         Ahead& ahead) {
     const i64 d = kv.d;
-    if (!load_dot_keys(static_cast<const u16*>(kv.keys) + at * d * kDotPage, d, scaled, page, ahead)) return false;
     const u16* from = static_cast<const u16*>(kv.values) + at * d * kDotPage;
+    count = load_dot_keys(static_cast<const u16*>(kv.keys) + at * d * kDotPage, d, count, codes, page, ahead);
+    if (least < count) count = finite_values(from, d, least, count);
     for (i64 t = 0; t < kDotPage; t += 2) {
         fetch(ahead, 1);
         const u16* even = from + t * d;
         i32* to = page.values + t / 2 * d;
+        const __m512i seen = _mm512_set1_epi32(t + 1 < count ? -1 : t < count ? 0xffff : 0);
         i64 i = 0;
         for (; i + 32 <= d; i += 32) {
             const TwoPairs pairs = two_pairs_of(even + i, even + d + i);
-            _mm512_storeu_si512(to + i, pairs.first);
-            _mm512_storeu_si512(to + i + 16, pairs.second);
+            _mm512_storeu_si512(to + i, _mm512_and_si512(pairs.first, seen));
+            _mm512_storeu_si512(to + i + 16, _mm512_and_si512(pairs.second, seen));
         }
-        if (i < d) _mm512_storeu_si512(to + i, pairs_of(even + i, even + d + i));
+        if (i < d) _mm512_storeu_si512(to + i, _mm512_and_si512(pairs_of(even + i, even + d + i), seen));
     }
-    return true;
+    return count;
 }
 
 // m queries (m, d), already divided by sqrt(d).
@@ -225,11 +276,11 @@ MC_INLINE __m512i broadcast_pair(const void* p) {
     return _mm512_set1_epi32(word);
 }
 
-// Integer scores (ROWS, P) of ROWS queries.
+// Integer scores of ROWS queries.
 template <int ROWS>
-static void dot_scores(const i16* const* queries, i64 d, const i32* keys, i32* scores) {
+MC_INLINE void dot_scores(const i16* const* queries, i64 d, const i32* keys,
+                          __m512i (&sum)[ROWS][kDotPage / 16]) {
     constexpr int N = kDotPage / 16;
-    __m512i sum[ROWS][N];
     MC_UNROLL
     for (int i = 0; i < ROWS; ++i) {
         MC_UNROLL
@@ -243,13 +294,8 @@ static void dot_scores(const i16* const* queries, i64 d, const i32* keys, i32* s
         for (int i = 0; i < ROWS; ++i) {
             const __m512i left = broadcast_pair(queries[i] + e);
             MC_UNROLL
-            for (int j = 0; j < N; ++j) sum[i][j] = _mm512_dpwssd_epi32(sum[i][j], left, right[j]);
+            for (int j = 0; j < N; ++j) sum[i][j] = add_word_products(sum[i][j], left, right[j]);
         }
-    }
-    MC_UNROLL
-    for (int i = 0; i < ROWS; ++i) {
-        MC_UNROLL
-        for (int j = 0; j < N; ++j) _mm512_storeu_si512(scores + i * kDotPage + 16 * j, sum[i][j]);
     }
 }
 
@@ -292,21 +338,41 @@ MC_INLINE void raise_top(float peak, float* sums, i64 d, float* top, float* tota
     *top = peak;
 }
 
-// Folds a page of scores, times `scale`, of one query into its softmax; writes weights. Rescales the sums.
-MC_INLINE void soften_scores(const __m512* score, float scale, float* sums, i64 d, float* top, float* total,
+// 2^a within 8e-5 of itself: enough for what is rounded to bf16, within 2e-3.
+MC_INLINE __m512 rough_power_of_two(__m512 a) {
+    const __m512 r = _mm512_reduce_ps(a, 1);  // a - floor(a)
+    __m512 p = _mm512_fmadd_ps(_mm512_set1_ps(0.0780245226F), r, _mm512_set1_ps(0.226067155F));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.69583354F));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.999925219F));
+    return _mm512_scalef_ps(p, a);  // by floor(a)
+}
+
+// Folds a page of scores, times `scale`, of one query, which sees `count` of them, into its softmax; writes weights.
+// Most pages leave the top of the softmax where it is: whether they do takes no sum across lanes.
+template <bool WHOLE>
+MC_INLINE void soften_scores(__m512* score, float scale, i64 count, float* sums, i64 d, float* top, float* total,
                              u16* weights) {
     constexpr int N = kDotPage / 16;
     constexpr float kLog2e = 1.44269504F;
+    if (!WHOLE) {
+        MC_UNROLL
+        for (int j = 0; j < N; ++j) {
+            score[j] = _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), seen_lanes(count, j), score[j]);
+        }
+    }
     const __m512 most = _mm512_max_ps(_mm512_max_ps(score[0], score[1]), _mm512_max_ps(score[2], score[3]));
-    raise_top(_mm512_reduce_max_ps(most) * scale, sums, d, top, total);
     const __m512 factor = _mm512_set1_ps(scale * kLog2e);
-    const __m512 base = _mm512_set1_ps(*top * -kLog2e);
+    __m512 base = _mm512_set1_ps(*top * -kLog2e);
+    if (_mm512_cmp_ps_mask(_mm512_fmadd_ps(most, factor, base), _mm512_setzero_ps(), _CMP_GT_OQ)) {
+        raise_top(_mm512_reduce_max_ps(most) * scale, sums, d, top, total);
+        base = _mm512_set1_ps(*top * -kLog2e);
+    }
     const __m512bh ones = (__m512bh)_mm512_set1_epi16(0x3f80);
     __m512 sum = _mm512_setzero_ps();
     MC_UNROLL
     for (int j = 0; j < N; j += 2) {
-        const __m512 low = power_of_two(_mm512_fmadd_ps(score[j], factor, base));
-        const __m512 high = power_of_two(_mm512_fmadd_ps(score[j + 1], factor, base));
+        const __m512 low = rough_power_of_two(_mm512_fmadd_ps(score[j], factor, base));
+        const __m512 high = rough_power_of_two(_mm512_fmadd_ps(score[j + 1], factor, base));
         const __m512bh both = _mm512_cvtne2ps_pbh(high, low);
         _mm512_storeu_si512(weights + 16 * j, (__m512i)both);
         sum = _mm512_dpbf16_ps(sum, both, ones);
@@ -315,51 +381,62 @@ MC_INLINE void soften_scores(const __m512* score, float scale, float* sums, i64 
 }
 
 // The same of integer scores.
-MC_INLINE void soften_dot(const i32* scores, const float* key_scales, float scale, float* sums, i64 d,
-                          float* top, float* total, u16* weights) {
+template <bool WHOLE>
+MC_INLINE void soften_dot(const __m512i* scores, const float* key_scales, float scale, i64 count, float* sums,
+                          i64 d, float* top, float* total, u16* weights) {
     constexpr int N = kDotPage / 16;
     __m512 score[N];
     MC_UNROLL
     for (int j = 0; j < N; ++j) {
-        score[j] = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_loadu_si512(scores + 16 * j)),
-                                 _mm512_loadu_ps(key_scales + 16 * j));
+        score[j] = _mm512_mul_ps(_mm512_cvtepi32_ps(scores[j]), _mm512_loadu_ps(key_scales + 16 * j));
     }
-    soften_scores(score, scale, sums, d, top, total, weights);
+    soften_scores<WHOLE>(score, scale, count, sums, d, top, total, weights);
 }
 
 // ROWS queries read the loaded page.
-template <int ROWS>
-static void attend_dot_rows(const DotScratch& s, const i32* who, i64 d, const Partial& p) {
+template <int ROWS, bool WHOLE>
+static void attend_dot_rows(const DotScratch& s, const i32* who, i64 d, const Seen& seen, const Partial& p) {
     const i16* queries[ROWS];
     float* sums[ROWS];
-    alignas(64) i32 scores[ROWS * kDotPage];
+    __m512i scores[ROWS][kDotPage / 16];
     alignas(64) u16 weights[ROWS * kDotPage];
     for (int i = 0; i < ROWS; ++i) {
         queries[i] = s.queries + who[i] * d;
         sums[i] = p.sums + who[i] * d;
     }
     dot_scores<ROWS>(queries, d, s.page.keys, scores);
+    MC_UNROLL
     for (int i = 0; i < ROWS; ++i) {
-        soften_dot(scores + i * kDotPage, s.page.scales, s.scales[who[i]], sums[i], d, p.top + who[i],
-                   p.total + who[i], weights + i * kDotPage);
+        const i64 count = WHOLE ? kDotPage : seen.count(who[i]);
+        soften_dot<WHOLE>(scores[i], s.page.scales, s.scales[who[i]], count, sums[i], d, p.top + who[i],
+                          p.total + who[i], weights + i * kDotPage);
     }
     i64 e = 0;
     for (; e + 64 <= d; e += 64) dot_values<ROWS, 4>(weights, s.page.values, d, e, sums);
     for (; e < d; e += 16) dot_values<ROWS, 1>(weights, s.page.values, d, e, sums);
 }
 
-// The first m queries of s.who read the loaded page.
-static void attend_dot(const DotScratch& s, i64 m, i64 d, const Partial& p, Ahead& ahead) {
+template <bool WHOLE>
+static void attend_dot_all(const DotScratch& s, i64 m, i64 d, const Seen& seen, const Partial& p, Ahead& ahead) {
     const i32* who = s.who;
     const i64 lines = (ahead.lines - ahead.done + m / kDotRows) / (m / kDotRows + 1);
     for (; m >= kDotRows; m -= kDotRows, who += kDotRows) {
         fetch(ahead, lines);
-        attend_dot_rows<kDotRows>(s, who, d, p);
+        attend_dot_rows<kDotRows, WHOLE>(s, who, d, seen, p);
     }
     fetch(ahead, lines);
-    for (; m >= 4; m -= 4, who += 4) attend_dot_rows<4>(s, who, d, p);
-    for (; m >= 2; m -= 2, who += 2) attend_dot_rows<2>(s, who, d, p);
-    if (m == 1) attend_dot_rows<1>(s, who, d, p);
+    for (; m >= 4; m -= 4, who += 4) attend_dot_rows<4, WHOLE>(s, who, d, seen, p);
+    for (; m >= 2; m -= 2, who += 2) attend_dot_rows<2, WHOLE>(s, who, d, seen, p);
+    if (m == 1) attend_dot_rows<1, WHOLE>(s, who, d, seen, p);
+}
+
+// The first m queries of s.who, which ascend, read the loaded page.
+static void attend_dot(const DotScratch& s, i64 m, i64 d, const Seen& seen, const Partial& p, Ahead& ahead) {
+    if (seen.count(s.who[0]) == kDotPage) {
+        attend_dot_all<true>(s, m, d, seen, p, ahead);
+    } else {
+        attend_dot_all<false>(s, m, d, seen, p, ahead);
+    }
 }
 
 #include "attention_few.hpp"

@@ -5,23 +5,6 @@
 // which the largest is 32766: finer than bf16, and no sum of 64 leaves 32 bits. Tokens that a row does not see
 // get weight 0, and whole numbers have no NaN: so the page that a row reads in part goes this way, too.
 
-// Which tokens of a page the queries of s.who see: those up to positions[who / group] - start.
-struct Seen {
-    const i32* positions;
-    i64 group;
-    i64 start;
-
-    i64 count(i32 who) const {
-        const i64 tokens = positions[who / group] + i64(1) - start;
-        return tokens < kDotPage ? tokens : kDotPage;
-    }
-};
-
-MC_INLINE __mmask16 seen_lanes(i64 count, int j) {
-    const i64 rest = count - 16 * j;
-    return rest >= 16 ? lanes(16) : rest > 0 ? lanes(static_cast<int>(rest)) : 0;
-}
-
 // Whether the scales of the first `count` tokens are numbers, and not huge.
 static bool int8_usable(const float* key_scales, const float* value_scales, i64 count) {
     unsigned bad = 0;

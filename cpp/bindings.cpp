@@ -38,7 +38,7 @@ void make_context(Context* self, int threads, const std::string& isa, bool bytes
     for (const Tables& tables : {available_tables(), emulated_tables()}) {
         for (const KernelTable* table : tables) {
             if (isa != table->name) continue;
-            if (bytes && !table->panels) fail("kernels of level " + isa + " do not round activations to 8 bits");
+            if (bytes && !table->bytes) fail("kernels of level " + isa + " do not round activations to 8 bits");
             new (self) Context(threads, table, bytes);
             return;
         }
@@ -57,13 +57,19 @@ NB_MODULE(_cpu, module) {
                "Levels that imitate units which this machine may lack: for tests, never chosen unless asked for.");
     module.def("cpu_features", &features, "Processor features and whether they are usable.");
     nb::class_<Context> context(module, "Context", "A thread pool and the kernels of one instruction set.");
-    context.def("__init__", &make_context, nb::arg("threads"), nb::arg("isa"), nb::arg("bytes") = false);
+    context.def("__init__", &make_context, nb::arg("threads"), nb::arg("isa"), nb::arg("narrow") = false);
     context.def_prop_ro("threads", &Context::threads);
     context.def_prop_ro("isa", [](const Context& self) { return std::string(self.kernels().name); });
-    context.def_prop_ro("panels", [](const Context& self) { return self.kernels().panels; });
+    context.def_prop_ro("can_narrow", [](const Context& self) { return self.kernels().bytes; });
+    context.def_prop_ro("panels", [](const Context& self) {
+        std::vector<std::string> kinds;
+        if (self.kernels().panels) kinds = {"int4", "ternary"};
+        if (self.kernels().int8_panels) kinds.emplace_back("int8");
+        return kinds;
+    }, "Formats of which weights are read in panels.");
     bind_weight(module);
     bind_linear(context);
     bind_elementwise(context);
     bind_attention(module, context);
-    bind_layer(context);
+    bind_layer(module, context);
 }

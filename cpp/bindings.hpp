@@ -114,7 +114,7 @@ void bind_weight(nb::module_& module);  // class Weight
 // Each adds its methods to Context.
 void bind_linear(nb::class_<Context>& context);
 void bind_elementwise(nb::class_<Context>& context);
-void bind_layer(nb::class_<Context>& context);
+void bind_layer(nb::module_& module, nb::class_<Context>& context);  // also weights of a layer
 void bind_attention(nb::module_& module, nb::class_<Context>& context);  // also classes Pages and Rows
 
 }  // namespace minicpm4

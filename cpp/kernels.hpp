@@ -59,7 +59,9 @@ struct RotaryArgs {
 
 struct KernelTable {
     const char* name;
-    bool panels;  // whether linear and embed take grouped weights in panels
+    bool panels;       // whether linear and embed take int4 and ternary weights in panels
+    bool int8_panels;  // and int8
+    bool bytes;        // whether products may round activations to 8 bits
     void (*linear)(Pool&, const LinearArgs&);
     void (*linears)(Pool&, const LinearArgs*, i64 count);  // the same x and n in all
     void (*embed)(Pool&, const EmbedArgs&);

@@ -21,8 +21,8 @@ namespace MC_NAMESPACE {
 
 #include "attention.hpp"
 
-extern const KernelTable table = {MC_NAME,  kHasVnni,   linear,      linears, embed,  rms_norm,       rotary,
-                                  silu_mul, add_scaled, log_sum_exp, top_k,   matmul, attention_table};
+extern const KernelTable table = {MC_NAME, kHasPanels, kHasVnni, kHasVnni,   linear,      linears, embed,  rms_norm,
+                                  rotary,  silu_mul,   add_scaled, log_sum_exp, top_k,   matmul, attention_table};
 
 }  // namespace MC_NAMESPACE
 }  // namespace minicpm4

@@ -6,27 +6,40 @@
 namespace minicpm4 {
 namespace {
 
-// A projection: y (n, rows of the weight).
+// Weights of one linear layer, kept alive by their owner.
 struct Projection {
-    const Weight& weight;
-    const OptionalInput& bias;
+    const Weight* weight;
+    OptionalInput bias;
 };
 
-LinearArgs project(const Context& self, const Projection& p, const float* x, i64 n, i64 cols, float* y) {
+// What `qkv` needs of a layer, checked once but for its fit with pages and x.
+struct QkvWeights {
+    Input norm;
+    float eps;
+    Projection q, k, v;
+    OptionalInput q_norm, k_norm;
+};
+
+struct GateUpWeights {
+    Input norm;
+    float eps;
+    Projection gate, up;
+};
+
+LinearArgs project(const Context& self, const Projection& p, i64 n, i64 cols, float* y) {
     LinearArgs args;
-    args.w = usable(self, p.weight);
+    args.w = usable(self, *p.weight);
     args.bytes = self.bytes();
     if (args.w.cols != cols) {
         fail("a weight has " + std::to_string(args.w.cols) + " columns for " + std::to_string(cols) + " of x");
     }
     args.n = n;
-    args.x = x;
     if (p.bias) args.bias = input<float>(*p.bias, "bias", {args.w.rows});
     args.y = y;
     return args;
 }
 
-i64 rows_of(const Weight& weight) { return weight.matrix().rows; }
+i64 rows_of(const Projection& p) { return p.weight->matrix().rows; }
 
 // Places of several float arrays in the pool's memory of the op, a cache line apart.
 class Memory {
@@ -47,25 +60,22 @@ struct HeadNorms {
     const float* k = nullptr;
 };
 
-void qkv(Context& self, const Input& x, const Input& norm, float eps, const Weight& wq, const OptionalInput& bq,
-         const Weight& wk, const OptionalInput& bk, const Weight& wv, const OptionalInput& bv,
-         const OptionalInput& q_norm, const OptionalInput& k_norm, const Pages& pages, const Rows& rows,
-         const Output& out) {
+void qkv(Context& self, const Input& x, const QkvWeights& w, const Pages& pages, const Rows& rows, const Output& out) {
     AppendArgs keep = append_args(pages, rows);
     const i64 n = keep.step.n, width = length(x, 1), d = keep.kv.d, kv_width = keep.kv.hkv * d;
     const float* in = input<float>(x, "x", {n, width});
-    const float* norm_weight = input<float>(norm, "norm", {width});
-    if (rows_of(wk) != kv_width || rows_of(wv) != kv_width || rows_of(wq) % d != 0) {
+    const float* norm_weight = input<float>(w.norm, "norm", {width});
+    if (rows_of(w.k) != kv_width || rows_of(w.v) != kv_width || rows_of(w.q) % d != 0) {
         fail("projections do not fit pages of " + std::to_string(keep.kv.hkv) + " heads of " + std::to_string(d));
     }
     HeadNorms norms;
-    if (q_norm) norms.q = input<float>(*q_norm, "q_norm", {d});
-    if (k_norm) norms.k = input<float>(*k_norm, "k_norm", {d});
+    if (w.q_norm) norms.q = input<float>(*w.q_norm, "q_norm", {d});
+    if (w.k_norm) norms.k = input<float>(*w.k_norm, "k_norm", {d});
     Memory memory;
     const i64 h = memory.add(n * width), k = memory.add(n * kv_width), v = memory.add(n * kv_width);
     LinearArgs products[3] = {
-        project(self, {wq, bq}, nullptr, n, width, output<float>(out, "out", {n, rows_of(wq)})),
-        project(self, {wk, bk}, nullptr, n, width, nullptr), project(self, {wv, bv}, nullptr, n, width, nullptr)};
+        project(self, w.q, n, width, output<float>(out, "out", {n, rows_of(w.q)})),
+        project(self, w.k, n, width, nullptr), project(self, w.v, n, width, nullptr)};
     const i64 table = length(rows.cos, 0);
     RotaryArgs turn;
     turn.positions = keep.step.positions;
@@ -79,10 +89,10 @@ void qkv(Context& self, const Input& x, const Input& norm, float eps, const Weig
         for (LinearArgs& product : products) product.x = base + h;
         products[1].y = base + k;
         products[2].y = base + v;
-        t.rms_norm(pool, in, norm_weight, base + h, n, width, eps);
+        t.rms_norm(pool, in, norm_weight, base + h, n, width, w.eps);
         t.linears(pool, products, 3);
         const auto rotate = [&](float* heads, i64 count, const float* weight) {
-            if (weight != nullptr) t.rms_norm(pool, heads, weight, heads, n * count, d, eps);
+            if (weight != nullptr) t.rms_norm(pool, heads, weight, heads, n * count, d, w.eps);
             turn.x = heads;
             turn.heads = count;
             t.rotary(pool, turn);
@@ -118,22 +128,20 @@ void attention(Context& self, const Input& q, const Pages& pages, const Rows& ro
     });
 }
 
-void gate_up(Context& self, const Input& x, const Input& norm, float eps, const Weight& gate,
-             const OptionalInput& gate_bias, const Weight& up, const OptionalInput& up_bias, const Output& out) {
-    const i64 n = length(x, 0), width = length(x, 1), features = rows_of(gate);
+void gate_up(Context& self, const Input& x, const GateUpWeights& w, const Output& out) {
+    const i64 n = length(x, 0), width = length(x, 1), features = rows_of(w.gate);
     const float* in = input<float>(x, "x", {n, width});
-    const float* norm_weight = input<float>(norm, "norm", {width});
-    if (rows_of(up) != features) fail("gate and up have different numbers of rows");
+    const float* norm_weight = input<float>(w.norm, "norm", {width});
+    if (rows_of(w.up) != features) fail("gate and up have different numbers of rows");
     float* y = output<float>(out, "out", {n, features});
     Memory memory;
     const i64 h = memory.add(n * width), u = memory.add(n * features);
-    LinearArgs products[2] = {project(self, {gate, gate_bias}, nullptr, n, width, y),
-                              project(self, {up, up_bias}, nullptr, n, width, nullptr)};
+    LinearArgs products[2] = {project(self, w.gate, n, width, y), project(self, w.up, n, width, nullptr)};
     run_released(self, [&](Pool& pool, const KernelTable& t) {
         float* base = memory.get(pool);
         products[0].x = products[1].x = base + h;
         products[1].y = base + u;
-        t.rms_norm(pool, in, norm_weight, base + h, n, width, eps);
+        t.rms_norm(pool, in, norm_weight, base + h, n, width, w.eps);
         t.linears(pool, products, 2);
         t.silu_mul(pool, y, base + u, y, n * features);
     });
@@ -141,15 +149,33 @@ void gate_up(Context& self, const Input& x, const Input& norm, float eps, const 
 
 }  // namespace
 
-void bind_layer(nb::class_<Context>& context) {
-    context.def("qkv", &qkv, nb::arg("x"), nb::arg("norm"), nb::arg("eps"), nb::arg("q"), nb::arg("q_bias").none(),
-                nb::arg("k"), nb::arg("k_bias").none(), nb::arg("v"), nb::arg("v_bias").none(),
-                nb::arg("q_norm").none(), nb::arg("k_norm").none(), nb::arg("pages"), nb::arg("rows"), nb::arg("out"),
+void bind_layer(nb::module_& module, nb::class_<Context>& context) {
+    // Weights stay alive as long as what holds them: keep_alive of each Weight argument.
+    nb::class_<QkvWeights>(module, "QkvWeights", "Weights of a layer's norm and projections to q, k and v.")
+        .def(
+            "__init__",
+            [](QkvWeights* self, Input norm, float eps, const Weight& q, OptionalInput q_bias, const Weight& k,
+               OptionalInput k_bias, const Weight& v, OptionalInput v_bias, OptionalInput q_norm,
+               OptionalInput k_norm) {
+                new (self) QkvWeights{norm, eps, {&q, q_bias}, {&k, k_bias}, {&v, v_bias}, q_norm, k_norm};
+            },
+            nb::arg("norm"), nb::arg("eps"), nb::arg("q"), nb::arg("q_bias").none(), nb::arg("k"),
+            nb::arg("k_bias").none(), nb::arg("v"), nb::arg("v_bias").none(), nb::arg("q_norm").none(),
+            nb::arg("k_norm").none(), nb::keep_alive<1, 4>(), nb::keep_alive<1, 6>(), nb::keep_alive<1, 8>());
+    nb::class_<GateUpWeights>(module, "GateUpWeights", "Weights of a layer's norm and projections to gate and up.")
+        .def(
+            "__init__",
+            [](GateUpWeights* self, Input norm, float eps, const Weight& gate, OptionalInput gate_bias,
+               const Weight& up, OptionalInput up_bias) {
+                new (self) GateUpWeights{norm, eps, {&gate, gate_bias}, {&up, up_bias}};
+            },
+            nb::arg("norm"), nb::arg("eps"), nb::arg("gate"), nb::arg("gate_bias").none(), nb::arg("up"),
+            nb::arg("up_bias").none(), nb::keep_alive<1, 4>(), nb::keep_alive<1, 6>());
+    context.def("qkv", &qkv, nb::arg("x"), nb::arg("weights"), nb::arg("pages"), nb::arg("rows"), nb::arg("out"),
                 "Norm, project, rotate, append; out: the rotated queries (n, hq * d).");
     context.def("attention", &attention, nb::arg("q"), nb::arg("pages"), nb::arg("rows"), nb::arg("out"),
                 "Chooses blocks where the rows are sparse, then attends; out (n, hq * d).");
-    context.def("gate_up", &gate_up, nb::arg("x"), nb::arg("norm"), nb::arg("eps"), nb::arg("gate"),
-                nb::arg("gate_bias").none(), nb::arg("up"), nb::arg("up_bias").none(), nb::arg("out"),
+    context.def("gate_up", &gate_up, nb::arg("x"), nb::arg("weights"), nb::arg("out"),
                 "out = silu(gate(norm(x))) * up(norm(x)).");
 }
 

@@ -190,9 +190,11 @@ MC_INLINE float word_scale(const float* x, i64 count, float* inverse) {
 
 #if defined(MC_HAS_VNNI)
 #include "linear_bytes.hpp"
-#include "linear_panels.hpp"
 #elif defined(MC_HAS_WORDS)
 #include "linear_words.hpp"
+#endif
+#if defined(MC_HAS_PANELS)
+#include "linear_panels.hpp"
 #endif
 
 constexpr i64 kDepth = 128;         // columns of W multiplied at once; a multiple of 64
@@ -298,16 +300,20 @@ static void linear_format(Pool& pool, const SharedProducts& all) {
     }
     return isa_avx512_bf16::table.linears(pool, all.args, all.count);
 #else
-#if defined(MC_HAS_VNNI)
-    if constexpr (F::GROUPED) {
+#if defined(MC_HAS_PANELS)
+    if constexpr (kInPanels<F>) {
         if (args.w.panels && args.w.cols > 0 && (args.bytes || args.n <= kFewPanelRows)) {
             return linear_panels<F>(pool, all);
         }
+    }
+#endif
+#if defined(MC_HAS_VNNI)
+    if constexpr (F::GROUPED) {
         if (!args.w.panels && args.w.cols > 0 && args.n <= kFewByteRows && bytes_fit<F>(args.w)) return linear_bytes<F>(pool, all);
     }
 #elif defined(MC_HAS_WORDS)
     if constexpr (F::GROUPED) {
-        if (args.w.cols > 0 && words_fit<F>(args.w, args.n)) return linear_words<F>(pool, all);
+        if (!args.w.panels && args.w.cols > 0 && words_fit<F>(args.w, args.n)) return linear_words<F>(pool, all);
     }
 #endif
 #if defined(MC_HAS_PAIRS)
@@ -348,7 +354,7 @@ static void embed_format(Pool& pool, const EmbedArgs& args) {
     const i64 width = args.table.cols;
     auto body = [&](i64 begin, i64 end, int) {
         for (i64 i = begin; i < end; ++i) {
-#if defined(MC_HAS_VNNI)
+#if defined(MC_HAS_PANELS)
             if constexpr (F::GROUPED) {
                 if (args.table.panels) {
                     unpack_panel_row<F>(args.table, args.ids[i], args.scale, args.y + i * width);

@@ -146,7 +146,7 @@ static void multiply_int8(const LinearArgs& args, const PanelX& x, i64 p, i64 pa
 
 // All x rows are quantised already.
 template <class F>
-static void linear_int8(Pool& pool, const SharedProducts& all, const PanelX& x) {
+static void many_panel_rows(Pool& pool, const SharedProducts& all, const PanelX& x) {
     constexpr i64 kBlock = kInt8Blocks * kInt8Panels;
     i64 tasks = 0;
     for (i64 i = 0; i < all.count; ++i) tasks += (panels_of(all.args[i].w) + kBlock - 1) / kBlock;

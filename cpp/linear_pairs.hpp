@@ -235,7 +235,7 @@ static void tile_pairs(const Segments& s, const PairTile& x, const PairPanel& w,
     store_pairs<COLUMNS>(out, total);
 }
 
-#if defined(MC_HAS_VNNI)
+#if defined(MC_HAS_PANELS)
 #include "panel_pairs.hpp"
 #endif
 
@@ -269,7 +269,7 @@ struct PairKernel {
     template <class F>
     static void unpack(const Matrix& m, i64 r, i64 rows, i64 k, const Segments& s, PairPanel* panel) {
         const i64 end = depth_end(m, k);
-#if defined(MC_HAS_VNNI)
+#if defined(MC_HAS_PANELS)
         if constexpr (F::GROUPED) {
             if (m.panels) return unpack_panels<F>(m, r, rows, k, s, panel);
         }

@@ -4,7 +4,7 @@
 //   zero, set1, load, loadn (first n lanes, the others 0), store, storen, add, sub, mul, div,
 //   fma (a * b + c), max, min (b where either is NaN), nearest (to a whole number, ties to even),
 //   load_bf16, load_f16 (and ...n), load_i8, load_bits and load_nibbles (codes in bytes),
-//   store_bf16 (to nearest even, NaN stays NaN), f16_to_f32, hsum, hmax, exp.
+//   store_bf16 (to nearest even, NaN stays NaN), f16_to_f32, hsum, hmax, exp, exp2.
 // n of loadn and storen is 0 to W (AVX-512: lanes beyond n are not touched, so no fault).
 
 #if defined(MC_ISA_AVX512_BF16)
@@ -37,6 +37,13 @@ constexpr bool kHasBf16Dot = false;
 constexpr bool kHasVnni = true;
 #else
 constexpr bool kHasVnni = false;
+#endif
+
+// Whether linear and embed take weights in panels; code that does is behind MC_HAS_PANELS.
+#if defined(MC_HAS_PANELS)
+constexpr bool kHasPanels = true;
+#else
+constexpr bool kHasPanels = false;
 #endif
 
 #if !defined(MC_HAS_HSUM)
@@ -73,6 +80,21 @@ MC_INLINE V exp(V a) {
     p = fma(p, r, set1(1.6666575e-1F));
     p = fma(p, r, set1(0.5F));
     p = add(fma(p, mul(r, r), r), set1(1.0F));
+    return times_power(p, n);
+}
+
+// 2^a within 2 units in the last place; 0 below -150, infinity above 128, NaN for NaN.
+MC_INLINE V exp2(V a) {
+    a = min(set1(129.0F), max(set1(-151.0F), a));
+    const V n = nearest(a);
+    const V r = sub(a, n);
+    V p = set1(1.5403530e-4F);
+    p = fma(p, r, set1(1.3333558e-3F));
+    p = fma(p, r, set1(9.6181291e-3F));
+    p = fma(p, r, set1(5.5504109e-2F));
+    p = fma(p, r, set1(2.4022651e-1F));
+    p = fma(p, r, set1(6.9314718e-1F));
+    p = fma(p, r, set1(1.0F));
     return times_power(p, n);
 }
 

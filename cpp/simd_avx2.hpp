@@ -89,6 +89,7 @@ MC_INLINE float hsum(V a) { return hsum256(a.v); }
 // Vectors of 16 int16 and of 8 int32, for linear_words.hpp and linear_pairs.hpp.
 #define MC_HAS_WORDS
 #define MC_HAS_PAIRS
+#define MC_HAS_PANELS
 struct Words {
     __m256i v;
 };
@@ -147,6 +148,23 @@ MC_INLINE Words all_pairs(u32 pair) { return {_mm256_set1_epi32(static_cast<i32>
 // 16 integers as int16, in order.
 MC_INLINE void store_int16(void* p, const Ints* q) {
     store_words(p, {_mm256_permute4x64_epi64(_mm256_packs_epi32(q[0].v, q[1].v), 0xd8)});
+}
+// Of four bytes in each dword, codes of BITS bits in their field `part` (8 bits: signed): bytes 2 i and 2 i + 1 as a pair
+// of int16, less bias.
+template <int BITS>
+MC_INLINE Words byte_pairs(Words raw, int part, int i, Words bias) {
+    // Byte 4 d + b of a lane to half b of dword d, its other byte zero; 8 bits to the upper byte, where their sign is.
+    const __m256i low = _mm256_setr_epi32(
+        static_cast<i32>(0x80018000U), static_cast<i32>(0x80058004U), static_cast<i32>(0x80098008U),
+        static_cast<i32>(0x800d800cU), static_cast<i32>(0x80018000U), static_cast<i32>(0x80058004U),
+        static_cast<i32>(0x80098008U), static_cast<i32>(0x800d800cU));
+    const __m256i bytes = _mm256_srli_epi32(raw.v, 16 * i);
+    if (BITS == 8) {
+        const __m256i high = _mm256_or_si256(_mm256_slli_epi32(low, 8), _mm256_set1_epi32(0x80));
+        return {_mm256_srai_epi16(_mm256_shuffle_epi8(bytes, high), 8)};
+    }
+    const __m256i words = _mm256_srli_epi16(_mm256_shuffle_epi8(bytes, low), part * BITS);
+    return {_mm256_sub_epi16(_mm256_and_si256(words, _mm256_set1_epi16((1 << BITS) - 1)), bias.v)};
 }
 // Transposes 8 x 8 words of 32 bits.
 MC_INLINE void transpose_pairs(Words* v) {

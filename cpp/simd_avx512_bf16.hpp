@@ -9,6 +9,7 @@
 
 // Vectors of 32 int16 and of 16 int32, for linear_pairs.hpp.
 #define MC_HAS_PAIRS
+#define MC_HAS_PANELS
 struct Words {
     __m512i v;
 };
@@ -17,8 +18,9 @@ struct Ints {
 };
 
 MC_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
-MC_INLINE Words load_words(const void* p) { return {_mm512_load_si512(p)}; }
+MC_INLINE Words load_words(const void* p) { return {_mm512_loadu_si512(p)}; }
 MC_INLINE void store_words(void* p, Words a) { _mm512_store_si512(p, a.v); }
+MC_INLINE Words all_words(int x) { return {_mm512_set1_epi16(static_cast<short>(x))}; }
 MC_INLINE Words all_pairs(u32 pair) { return {_mm512_set1_epi32(static_cast<i32>(pair))}; }
 MC_INLINE Ints no_ints() {
     Ints zeros;
@@ -32,6 +34,19 @@ MC_INLINE Ints round_to_ints(V a) { return {_mm512_cvtps_epi32(a.v)}; }
 // 16 integers as int16.
 MC_INLINE void store_int16(void* p, const Ints* q) {
     _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_cvtepi32_epi16(q[0].v));
+}
+// Of four bytes in each dword, codes of BITS bits in their field `part` (8 bits: signed): bytes 2 i and 2 i + 1 as a pair
+// of int16, less bias.
+template <int BITS>
+MC_INLINE Words byte_pairs(Words raw, int part, int i, Words bias) {
+    // Byte 4 d + b of a lane to half b of dword d, its other byte zero; 8 bits to the upper byte, where their sign is.
+    const __m512i low = _mm512_broadcast_i32x4(_mm_setr_epi32(
+        static_cast<i32>(0x80018000U), static_cast<i32>(0x80058004U), static_cast<i32>(0x80098008U),
+        static_cast<i32>(0x800d800cU)));
+    const __m512i bytes = _mm512_srli_epi32(raw.v, static_cast<unsigned>(16 * i));
+    if (BITS == 8) return {_mm512_srai_epi16(_mm512_shuffle_epi8(bytes, _mm512_rol_epi32(low, 8)), 8)};
+    const __m512i words = _mm512_srli_epi16(_mm512_shuffle_epi8(bytes, low), static_cast<unsigned>(part * BITS));
+    return {_mm512_sub_epi16(_mm512_and_si512(words, _mm512_set1_epi16((1 << BITS) - 1)), bias.v)};
 }
 // Transposes 16 x 16 words of 32 bits.
 MC_INLINE void transpose_pairs(Words* v) {

@@ -195,8 +195,9 @@ void Weight::to_panels(Context& context, const Output& codes, const Output& scal
 
 const Matrix& usable(const Context& context, const Weight& weight) {
     const Matrix& m = weight.matrix();
-    if (m.panels && !context.kernels().panels) {
-        fail(std::string("kernels of level ") + context.kernels().name + " do not take weights in panels");
+    const KernelTable& table = context.kernels();
+    if (m.panels && !(m.kind == Kind::int8 ? table.int8_panels : table.panels)) {
+        fail(std::string("kernels of level ") + table.name + " do not take such weights in panels");
     }
     return m;
 }

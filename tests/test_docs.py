@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from benchmarks.readme_table import BLOCK, refresh
+from benchmarks.readme_table import PAGES as TABLES
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -61,6 +65,16 @@ def test_commands_in_pages_parse(page: Path) -> None:
             words = shlex.split(call)
             if words[:1] == ["minicpm4"]:
                 commands[words[1]].make_context(words[1], words[2:], resilient_parsing=False)
+
+
+@pytest.mark.parametrize("page", TABLES, ids=lambda p: p.name)
+def test_tables_show_what_was_measured(page: Path) -> None:
+    results = ROOT / "benchmarks" / "results"
+    text = page.read_text(encoding="utf-8")
+    fresh = refresh(text, lambda name: json.loads((results / name).read_text(encoding="utf-8")))
+    assert text == fresh, "run python -m benchmarks.readme_table with the result that it is to show"
+    if page.name == "README.md":
+        assert BLOCK.search(text)
 
 
 def test_make_targets_in_pages_exist() -> None:

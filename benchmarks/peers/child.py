@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,20 @@ class Unavailable(Exception):
 
 
 class Child:
-    """One peer with one model loaded. Raises Unavailable."""
+    """One peer with one model loaded; ``environment``: variables to set. Raises Unavailable."""
 
-    def __init__(self, python: str, script: str, request: dict[str, Any]) -> None:
+    def __init__(
+        self, python: str, script: str, request: dict[str, Any], environment: Mapping[str, str] | None = None
+    ) -> None:
         command = [python, str(HERE / script)]
         try:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                env={**os.environ, **(environment or {})},
             )
         except OSError as error:
             raise Unavailable(f"{python}: {error.strerror}") from error

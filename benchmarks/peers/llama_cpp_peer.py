@@ -37,6 +37,7 @@ class LlamaCppPeer:
             raise RuntimeError("llama.cpp refuses the file")
         vocab = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self.model))
         self.ids = [random.Random(0).randrange(vocab) for _ in range(request["room"])]
+        self.sequences = max(request.get("batch", 1), 2)  # making a depth takes a second one
         room = -(-(request["room"] + 1) // 256) * 256
         self.contexts = {"fa-off": self._context(room, 0), "fa-on": self._context(room, 1)}
         self.depth = dict.fromkeys(self.contexts, 0)
@@ -47,11 +48,14 @@ class LlamaCppPeer:
 
     def about(self) -> dict[str, Any]:
         system = self.api.llama_print_system_info().decode()
-        return {"version": self.api.__version__, "system": system, "batch": BATCH, "kv": "f16"}
+        used = " ".join(part.strip() for part in system.split("|") if part.strip())
+        return {"version": self.api.__version__, "system": used, "batch": BATCH, "kv": "f16"}
 
-    def measure(self, kind: str, depth: int, tokens: int, variant: str) -> float:
+    def measure(self, kind: str, depth: int, tokens: int, variant: str, batch: int = 1) -> float:
         context = self.contexts[variant]
         self._set_depth(variant, depth)
+        if batch > 1:
+            return self._together(variant, depth, tokens, batch)
         step = BATCH if kind == "prefill" else 1
         ids = self.ids[depth : depth + tokens]
         began = time.perf_counter()
@@ -61,11 +65,31 @@ class LlamaCppPeer:
         self._truncate(variant, depth)
         return seconds
 
+    def _together(self, variant: str, depth: int, tokens: int, count: int) -> float:
+        """Decode ``count`` sequences at a time."""
+        if depth:
+            raise RuntimeError("several sequences are decoded at depth 0 only")
+        batch = self.api.llama_batch_init(count, 0, 1)
+        batch.n_tokens = count
+        began = time.perf_counter()
+        for position in range(tokens):
+            for index in range(count):
+                batch.token[index] = self.ids[(position * count + index) % len(self.ids)]
+                batch.pos[index], batch.n_seq_id[index] = position, 1
+                batch.seq_id[index][0], batch.logits[index] = index, 1
+            self._run(self.contexts[variant], batch)
+        seconds = time.perf_counter() - began
+        self.api.llama_batch_free(batch)
+        for index in range(1, count):
+            self.api.llama_memory_seq_rm(self._memory(variant), index, -1, -1)
+        self._truncate(variant, 0)
+        return seconds
+
     def _context(self, room: int, flash: int) -> Any:
         params = self.api.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = room, BATCH, BATCH
         params.n_threads = params.n_threads_batch = self.threads
-        params.n_seq_max, params.kv_unified = 2, True
+        params.n_seq_max, params.kv_unified = self.sequences, True
         params.flash_attn_type, params.no_perf = flash, True
         context = self.api.llama_init_from_model(self.model, params)
         if not context:
@@ -74,7 +98,10 @@ class LlamaCppPeer:
 
     def _decode(self, context: Any, ids: list[int]) -> None:
         tokens = (self.api.llama_token * len(ids))(*ids)
-        code = self.api.llama_decode(context, self.api.llama_batch_get_one(tokens, len(ids)))
+        self._run(context, self.api.llama_batch_get_one(tokens, len(ids)))
+
+    def _run(self, context: Any, batch: Any) -> None:
+        code = self.api.llama_decode(context, batch)
         if code:
             raise RuntimeError(f"llama_decode returned {code}")
         self.api.llama_synchronize(context)

@@ -1,4 +1,8 @@
-"""This package as a peer of itself: variants "dense" and "sparse" over the same pages."""
+"""This package as a peer of itself: variants "dense" and "sparse" over the same pages.
+
+The request's "options" are the engine's, by name (weights, kv and so on); "batch" is the most sequences
+that a point decodes together.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,8 @@ class Minicpm4Peer:
         from minicpm4.model.loader import read_config
 
         checkpoint = open_checkpoint(Path(request["gguf"]))
-        options = BenchOptions(threads=request["threads"])
+        chosen = request.get("options", {})
+        options = BenchOptions(threads=request["threads"], batch=request.get("batch", 1), **chosen)
         self.model = BenchModel(checkpoint, read_config(checkpoint), options, request["room"])
         self.model.warm_up()
 
@@ -36,8 +41,8 @@ class Minicpm4Peer:
             else "",
         }
 
-    def measure(self, kind: str, depth: int, tokens: int, variant: str) -> float:
-        return self.model.seconds(self._point(kind, depth, tokens, variant))
+    def measure(self, kind: str, depth: int, tokens: int, variant: str, batch: int = 1) -> float:
+        return self.model.seconds(self._point(kind, depth, tokens, variant, batch))
 
     def limits(self) -> dict[str, Any]:
         """Memory bandwidth and float32 products, as ``minicpm4 bench`` measures them."""
@@ -46,23 +51,20 @@ class Minicpm4Peer:
         found = measure_limits(self.model.ops, getattr(self.model.ops, "threads", 1))
         return {"bandwidth_bytes_per_s": found.bandwidth, "float32_ops_per_s": found.float32}
 
-    def costs(self) -> dict[str, Any]:
-        """Bytes of a decoded token at depth 0, and of one cached token; operations of a read token."""
+    def cost(self, kind: str, depth: int, tokens: int, variant: str, batch: int = 1) -> dict[str, Any]:
+        """Bytes of a decoded token or operations of a read one, at least."""
+        return {"cost": self.model.cost(self._point(kind, depth, tokens, variant, batch))}
 
-        def cost(kind: str, depth: int) -> float:
-            return self.model.cost(self._point(kind, depth, 1, "dense"))
-
-        return {
-            "decode_bytes": cost("decode", 0),
-            "decode_bytes_per_depth": (cost("decode", 1000) - cost("decode", 0)) / 1000,
-            "prefill_ops": cost("prefill", 0),
-            "prefill_ops_per_depth": (cost("prefill", 1000) - cost("prefill", 0)) / 1000,
-        }
-
-    def _point(self, kind: str, depth: int, tokens: int, variant: str) -> Any:
+    def _point(self, kind: str, depth: int, tokens: int, variant: str, batch: int) -> Any:
         from minicpm4.evals.speed import Point
 
-        return Point(kind=kind, attention=variant, depth=depth, tokens=tokens)  # type: ignore[arg-type]
+        return Point(
+            kind=kind,  # type: ignore[arg-type]
+            attention=variant,
+            depth=depth,
+            tokens=tokens,
+            batch=batch,
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""OpenVINO's CPU plugin on the graph that OpenVINO GenAI builds from the GGUF file.
+"""OpenVINO's CPU plugin on the graph that OpenVINO GenAI builds from the GGUF file: variants "" (numbers
+between operations as the plugin likes, bf16 where the processor has it) and "float32".
 
 A depth is made by putting random keys and values into the model's state. The graph is sliced so that
 only the last token's logits are computed, as GenAI does itself when it generates.
@@ -7,6 +8,8 @@ only the last token's logits are computed, as GenAI does itself when it generate
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import os
 import time
 from pathlib import Path
@@ -15,6 +18,7 @@ from typing import Any
 from protocol import serve
 
 CHUNK = 512
+DEEP = 1 << 16  # from here on a compiled model is dropped after use: nothing else gives its gigabytes back
 # What OpenVINO does unasked (activations in 8 bits for each 32 columns, keys and values in 8 bits), and
 # the same without these roundings.
 SETTINGS: dict[str, dict[str, str]] = {
@@ -31,53 +35,84 @@ class OpenVinoPeer:
         import openvino
 
         self.numpy, self.openvino = numpy, openvino
-        core = openvino.Core()
-        model = core.read_model(str(_graph(request)))
-        _last_token_only(model)
-        self.settings = SETTINGS[request["precision"]]
+        self.core = openvino.Core()
+        self.model = self.core.read_model(str(_graph(request)))
+        _last_token_only(self.model)
         common = {"INFERENCE_NUM_THREADS": request["threads"], "PERFORMANCE_HINT": "LATENCY"}
-        self.compiled = core.compile_model(model, "CPU", common | self.settings)
-        self.run = self.compiled.create_infer_request()
-        self.states = self.run.query_state()
-        self.vocab = int(model.get_results()[0].get_output_partial_shape(0)[2].get_length())
+        self.settings = common | SETTINGS[request["precision"]]
+        self.vocab = int(self.model.get_results()[0].get_output_partial_shape(0)[2].get_length())
+        self.random = numpy.random.default_rng(0)
+        self.compiled: dict[str, Any] = {}
+        self.requests: dict[str, Any] = {}
+        self.size = 0
+        self._use("")
         # Before anything has run, a state's shape is (batch, kv heads, tokens, head size) of no tokens.
         _, self.heads, _, self.size = self.states[0].state.shape
-        self.random = numpy.random.default_rng(0)
-        self.measure("prefill", 0, 64, "")
-        self.measure("decode", 64, 4, "")
+        self._warm_up("")
+
+    def _use(self, variant: str) -> None:
+        """Go on with a variant, compiled when it is first asked for; others forget their tokens."""
+        for other, request in self.requests.items():
+            if other != variant:
+                request.reset_state()
+        if new := variant not in self.requests:
+            hint = {"INFERENCE_PRECISION_HINT": "f32"} if variant else {}
+            self.compiled[variant] = self.core.compile_model(self.model, "CPU", self.settings | hint)
+            self.requests[variant] = self.compiled[variant].create_infer_request()
+        self.run = self.requests[variant]
+        self.states = self.run.query_state()
+        if new and self.size:
+            self._warm_up(variant)
+
+    def _warm_up(self, variant: str) -> None:
+        self.measure("prefill", 0, 64, variant)
+        self.measure("decode", 64, 4, variant)
 
     def about(self) -> dict[str, Any]:
         names = ("INFERENCE_PRECISION_HINT", "DYNAMIC_QUANTIZATION_GROUP_SIZE", "KV_CACHE_PRECISION")
-        values = {name.lower(): str(self.compiled.get_property(name)) for name in names}
+        values = {name.lower(): str(self.compiled[""].get_property(name)) for name in names}
         return {"version": self.openvino.get_version(), **values}
 
-    def measure(self, kind: str, depth: int, tokens: int, variant: str) -> float:
-        self._set_depth(depth)
+    def measure(self, kind: str, depth: int, tokens: int, variant: str, batch: int = 1) -> float:
+        self._use(variant)
+        self._set_depth(depth, batch)
         step = CHUNK if kind == "prefill" else 1
-        ids = self.random.integers(0, self.vocab, (1, tokens))
+        ids = self.random.integers(0, self.vocab, (batch, tokens))
         began = time.perf_counter()
         for start in range(0, tokens, step):
             self._step(ids[:, start : start + step], depth + start)
-        return time.perf_counter() - began
+        seconds = time.perf_counter() - began
+        if depth >= DEEP:
+            self._forget()
+        return seconds
+
+    def _forget(self) -> None:
+        """Drop everything compiled; it is compiled again when it is next used."""
+        del self.run, self.states
+        self.requests.clear()
+        self.compiled.clear()
+        gc.collect()
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
 
     def _step(self, ids: Any, past: int) -> None:
-        count = ids.shape[1]
+        batch, count = ids.shape
         self.run.infer(
             {
                 "input_ids": ids,
-                "attention_mask": self.numpy.ones((1, past + count), self.numpy.int64),
-                "position_ids": self.numpy.arange(past, past + count)[None],
-                "beam_idx": self.numpy.zeros(1, self.numpy.int32),
+                "attention_mask": self.numpy.ones((batch, past + count), self.numpy.int64),
+                "position_ids": self.numpy.arange(past, past + count)[None].repeat(batch, axis=0),
+                "beam_idx": self.numpy.arange(batch, dtype=self.numpy.int32),
             }
         )
 
-    def _set_depth(self, depth: int) -> None:
+    def _set_depth(self, depth: int, batch: int) -> None:
         self.run.reset_state()
         if not depth:
             return
+        # Layers never meet, so all may have the same ones.
+        values = self.random.standard_normal((batch, self.heads, depth, self.size), self.numpy.float32)
         for state in self.states:
-            shape = (1, self.heads, depth, self.size)
-            values = self.random.standard_normal(shape, self.numpy.float32)
             state.state = self.openvino.Tensor(values)
         self._check(depth)
 

@@ -1,8 +1,8 @@
 """The child's side of the talk between cpu_peers.py and a peer: one JSON object a line, each way.
 
     {"op": "load", "gguf": PATH, "folder": PATH, "threads": N, "room": TOKENS, ...}  ->  {"about": {...}}
-    {"op": "measure", "kind": "prefill" | "decode", "depth": D, "tokens": N, "variant": NAME}
-                                                                            ->  {"seconds": S}
+    {"op": "measure", "kind": "prefill" | "decode", "depth": D, "tokens": N, "batch": B,
+     "variant": NAME}  ->  {"seconds": S}
 
 A peer whose packages are absent answers {"missing": "what to install"}; any other trouble is
 {"error": "..."}. Whatever a library prints goes to standard error. Standard library only: peers live
@@ -25,8 +25,8 @@ class Peer(Protocol):
         """Version, precision and settings."""
         ...
 
-    def measure(self, kind: str, depth: int, tokens: int, variant: str) -> float:
-        """Seconds to run ``tokens`` tokens after ``depth`` others."""
+    def measure(self, kind: str, depth: int, tokens: int, variant: str, batch: int = 1) -> float:
+        """Seconds to run ``tokens`` tokens after ``depth`` others, of ``batch`` sequences each."""
         ...
 
 
@@ -44,10 +44,11 @@ def serve(load: Callable[[dict[str, Any]], Peer], install: str) -> None:
             elif peer is None:
                 answer = {"error": "nothing is loaded"}
             elif request["op"] == "measure":
-                point = {key: request[key] for key in ("kind", "depth", "tokens", "variant")}
+                point = {key: request[key] for key in ("kind", "depth", "tokens", "variant", "batch")}
                 answer = {"seconds": peer.measure(**point)}
             else:
-                answer = getattr(peer, request["op"])()
+                extra = {key: value for key, value in request.items() if key != "op"}
+                answer = getattr(peer, request["op"])(**extra)
         except ImportError as error:
             answer = {"missing": f"{error}; {install}"}
         except Exception as error:

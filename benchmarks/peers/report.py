@@ -1,26 +1,48 @@
-"""The contest as Markdown."""
+"""A run as Markdown."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from . import goals
 from .quiet import is_loud
+
+LIMITS = {  # of the JSON: what it is called, what to divide by, in which unit
+    "bandwidth_bytes_per_s": ("reads", 1e9, "GB/s"),
+    "float32_ops_per_s": ("float32 products", 1e9, "GFLOP/s"),
+    "int16_ops_per_s": ("16-bit integer products", 1e9, "GOP/s"),
+    "int8_ops_per_s": ("8-bit integer products", 1e9, "GOP/s"),
+}
 
 
 def markdown(run: dict[str, Any]) -> str:
-    """One table a model, from what cpu_peers.py wrote as JSON."""
+    """The goals, then a table for each part, from what cpu_peers.py wrote as JSON."""
     machine, threads = run["machine"], run["threads"]
     parts = [
         f"# CPU peers: {machine['cpu']}, {threads} threads, {run['date'][:10]}",
         "",
-        f"Commit {run['commit']}; {machine['system']}. {_quiet(run['other_load'])}",
-        "Tokens per second, medians; ± is half the distance between fastest and slowest repeat. "
-        "~: worked out from shallower points of the same peer. Ratios are to the best peer.",
+        f"{machine['system']}. Tokens per second, medians; ± is half the distance between fastest and "
+        "slowest repeat. ~: worked out from shallower points of the same column. Ratios are to the best "
+        "peer.",
+        "",
+        "## Goals",
+        "",
+        *goals.table(run),
         "",
     ]
     for model in run["models"]:
-        parts += _model(model)
+        parts += _part(model)
     return "\n".join(parts)
+
+
+def limits_text(limits: dict[str, float]) -> str:
+    """``reads 52 GB/s, float32 products 429 GFLOP/s``."""
+    found = [
+        f"{name} {limits[key] / by:,.0f} {unit}"
+        for key, (name, by, unit) in LIMITS.items()
+        if limits.get(key)
+    ]
+    return ", ".join(found)
 
 
 def _quiet(load: dict[str, float] | None) -> str:
@@ -33,39 +55,48 @@ def _quiet(load: dict[str, float] | None) -> str:
     return text
 
 
-def _model(model: dict[str, Any]) -> list[str]:
+def _part(model: dict[str, Any]) -> list[str]:
     names = [column["name"] for column in model["columns"]]
     ours = [column["name"] for column in model["columns"] if column["ours"]]
-    limits = model["limits"]
+    peers = [name for name in names if name not in ours]
     parts = [f"## {model['name']}", ""]
+    parts += [f"{model['date'][:16]}, commit {model['commit']}. {_quiet(model['other_load'])}", ""]
     abouts = dict.fromkeys(_about(column["about"]) for column in model["columns"])
     for about in abouts:
         who = [column["name"] for column in model["columns"] if _about(column["about"]) == about]
         parts.append(f"- {', '.join(who)}: {about}")
     parts += [f"- {name} left out: {why}" for name, why in model["left_out"].items()]
+    limit = "16-bit integer" if model["limits"].get("int16_ops_per_s") else "float32"
     parts += [
-        f"- Limits in this run: memory {limits['bandwidth_bytes_per_s'] / 1e9:.1f} GB/s read, float32 "
-        f"products {limits['float32_ops_per_s'] / 1e9:,.0f} GFLOP/s. The last column says how much of that "
-        "our dense figure is: bandwidth for decode; float32 products for prefill, which narrower products "
-        "(bf16, 8 bits) can exceed.",
+        f"- Limits in this run: {limits_text(model['limits'])}. The last columns say how much of that ours "
+        f"is: of reads for decode, of {limit} products for prefill.",
         "",
-        "| " + " | ".join(["point", *names, *(f"{name} / best peer" for name in ours), "of limit"]) + " |",
-        "| --- |" + " ---: |" * (len(names) + len(ours) + 1),
+        "| "
+        + " | ".join(
+            [
+                "point",
+                *names,
+                *(f"{name} / best peer" for name in ours if peers),
+                *(f"{name}, of limit" for name in ours),
+            ]
+        )
+        + " |",
+        "| --- |" + " ---: |" * (len(names) + len(ours) * (2 if peers else 1)),
     ]
-    parts += [_row(entry, names, ours) for entry in model["points"]]
+    parts += [_row(entry, names, ours, peers) for entry in model["points"]]
     return [*parts, ""]
 
 
-def _row(entry: dict[str, Any], names: list[str], ours: list[str]) -> str:
+def _row(entry: dict[str, Any], names: list[str], ours: list[str], peers: list[str]) -> str:
     rates = entry["rates"]
     cells = [entry["label"], *(_cell(rates[name]) for name in names)]
-    peers = [rates[name].get("tokens_per_s", 0.0) for name in names if name not in ours]
-    best = max(peers, default=0.0)
-    for name in ours:
+    best = max((rates[name].get("tokens_per_s", 0.0) for name in peers), default=0.0)
+    for name in ours if peers else ():
         rate = rates[name].get("tokens_per_s")
         cells.append(f"**{rate / best:.2f}x**" if rate and best else "–")
-    share = entry.get("limit_share")
-    cells.append(f"{share:.0%}" if share is not None else "–")
+    for name in ours:
+        share = rates[name].get("limit_share")
+        cells.append(f"{share:.0%}" if share is not None else "–")
     return "| " + " | ".join(cells) + " |"
 
 

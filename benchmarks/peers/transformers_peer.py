@@ -26,7 +26,8 @@ class TransformersPeer:
             request["folder"], dtype=self.dtype, attn_implementation="sdpa"
         ).eval()
         self.config = self.model.config
-        self.ids = torch.randint(0, self.config.vocab_size, (1, request["room"]))
+        shape = (request.get("batch", 1), request["room"])
+        self.ids = torch.randint(0, self.config.vocab_size, shape)
         with torch.inference_mode():
             self.measure("prefill", 0, 64, "dynamic")
             self.measure("decode", 64, 4, "dynamic")
@@ -35,17 +36,17 @@ class TransformersPeer:
         versions = f"transformers {self.library.__version__}, torch {self.torch.__version__}"
         return {"version": versions, "dtype": str(self.dtype), "attention": "sdpa"}
 
-    def measure(self, kind: str, depth: int, tokens: int, variant: str) -> float:
+    def measure(self, kind: str, depth: int, tokens: int, variant: str, batch: int = 1) -> float:
         with self.torch.inference_mode():
-            cache = self._cache(depth, tokens, variant)
+            cache = self._cache(depth, tokens, variant, batch)
             step = tokens if kind == "prefill" else 1
             began = time.perf_counter()
             for start in range(depth, depth + tokens, step):
-                ids = self.ids[:, start : start + step]
+                ids = self.ids[:batch, start : start + step]
                 self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
             return time.perf_counter() - began
 
-    def _cache(self, depth: int, tokens: int, variant: str) -> Any:
+    def _cache(self, depth: int, tokens: int, variant: str, batch: int) -> Any:
         static = variant == "static"
         make = self.library.StaticCache if static else self.library.DynamicCache
         size = {"max_cache_len": depth + tokens} if static else {}
@@ -53,7 +54,7 @@ class TransformersPeer:
         if not depth:
             return cache
         for layer in range(self.config.num_hidden_layers):
-            shape = (1, self.config.num_key_value_heads, depth, self.config.head_dim)
+            shape = (batch, self.config.num_key_value_heads, depth, self.config.head_dim)
             keys, values = (self.torch.randn(shape, dtype=self.dtype) for _ in range(2))
             cache.update(keys, values, layer)
         return cache

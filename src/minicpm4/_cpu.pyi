@@ -24,6 +24,32 @@ class Weight:
         self, context: Context, codes: Array, scales: Array | None, offsets: Array | None
     ) -> None: ...
 
+class QkvWeights:
+    def __init__(
+        self,
+        norm: Array,
+        eps: float,
+        q: Weight,
+        q_bias: Array | None,
+        k: Weight,
+        k_bias: Array | None,
+        v: Weight,
+        v_bias: Array | None,
+        q_norm: Array | None,
+        k_norm: Array | None,
+    ) -> None: ...
+
+class GateUpWeights:
+    def __init__(
+        self,
+        norm: Array,
+        eps: float,
+        gate: Weight,
+        gate_bias: Array | None,
+        up: Weight,
+        up_bias: Array | None,
+    ) -> None: ...
+
 class Pages:
     def __init__(
         self,
@@ -58,13 +84,15 @@ class Rows:
     ) -> None: ...
 
 class Context:
-    def __init__(self, threads: int, isa: str, bytes: bool = False) -> None: ...
+    def __init__(self, threads: int, isa: str, narrow: bool = False) -> None: ...
     @property
     def threads(self) -> int: ...
     @property
     def isa(self) -> str: ...
     @property
-    def panels(self) -> bool: ...
+    def panels(self) -> list[str]: ...
+    @property
+    def can_narrow(self) -> bool: ...
     def linear(
         self, x: Array, weight: Weight, bias: Array | None, out: Array, scale: float = 1.0, add: bool = False
     ) -> None: ...
@@ -82,32 +110,6 @@ class Context:
     def attend(
         self, q: Array, pages: Pages, rows: Rows, blocks: Array | None, counts: Array | None, out: Array
     ) -> None: ...
-    def qkv(
-        self,
-        x: Array,
-        norm: Array,
-        eps: float,
-        q: Weight,
-        q_bias: Array | None,
-        k: Weight,
-        k_bias: Array | None,
-        v: Weight,
-        v_bias: Array | None,
-        q_norm: Array | None,
-        k_norm: Array | None,
-        pages: Pages,
-        rows: Rows,
-        out: Array,
-    ) -> None: ...
+    def qkv(self, x: Array, weights: QkvWeights, pages: Pages, rows: Rows, out: Array) -> None: ...
     def attention(self, q: Array, pages: Pages, rows: Rows, out: Array) -> None: ...
-    def gate_up(
-        self,
-        x: Array,
-        norm: Array,
-        eps: float,
-        gate: Weight,
-        gate_bias: Array | None,
-        up: Weight,
-        up_bias: Array | None,
-        out: Array,
-    ) -> None: ...
+    def gate_up(self, x: Array, weights: GateUpWeights, out: Array) -> None: ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -119,3 +120,26 @@ def test_the_checkpoint_suggests_and_options_decide(
     assert minicpm("generate", "-p", "x", "-t", "0.1").code == 0
     params = script.calls[-1].params
     assert (params.temperature, params.top_p) == (0.1, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("args", "measured"),
+    [((), True), (("--no-calibrate",), False), (("--json",), True), (("--no-stats",), True)],
+)
+def test_a_long_prompt_may_be_measured_for_first(
+    minicpm: Run, script: Script, monkeypatch: pytest.MonkeyPatch, args: tuple[str, ...], measured: bool
+) -> None:
+    asked: list[Any] = []
+
+    def calibrate(model: str, options: Any, prompt: str, progress: Any) -> str:
+        assert script.loads == []
+        asked.append((model, options.kv, len(prompt)))
+        return "calibrated"
+
+    monkeypatch.setattr("minicpm4.evals.first_use.calibrate_first", calibrate)
+    minicpm("generate", "--prompt", "short")
+    assert asked == []
+    script.loads.clear()
+    result = minicpm("generate", "--kv", "int8", *args, stdin="long " * 2000)
+    assert asked == ([("smollm2-135m-instruct", "int8", 10000)] if measured else [])
+    assert ("calibrated" in result.err) == (args == ())

@@ -92,7 +92,7 @@ def test_chunks_store_the_same_bits(ops: OpTable, size: int, kv: str) -> None:
     whole, parts = world.filled(ops, kv), world.layer(kv)
     for part in chunks(150, size):
         world.append(ops, parts, [part])
-    for field in fields(KVLayer):
+    for field in (one for one in fields(KVLayer) if one.init):
         np.testing.assert_array_equal(getattr(whole, field.name), getattr(parts, field.name))
 
 

@@ -147,3 +147,32 @@ def test_int8_numbers_that_are_not_finite_reach_only_rows_that_see_them(ops: OpT
     second = slice(4 * 64, None)
     np.testing.assert_allclose(dirty[:170, second], clean[:170, second], rtol=1e-3, atol=1e-4)
     assert np.isnan(dirty[170:, second]).all()
+
+
+@pytest.mark.parametrize("rows", [1, 40])
+def test_bf16_tokens_behind_a_row_are_not_read(ops: OpTable, rows: int) -> None:
+    world = world_of(39, 200)
+    layer = world.filled(ops, "bf16")
+    ranges = [(170 - rows, 170)]
+    step, q = world.step(ranges), world.rows(world.q, ranges)
+    page = world.tables[0, 170 // 64]
+    layer.keys[page, :, :, 170 % 64 :], layer.values[page, :, 170 % 64 :] = 0, 0
+    clean = ops.attend(q, layer, step, None)
+    layer.keys[page, :, :, 170 % 64 :], layer.values[page, :, 170 % 64 :] = 0x7FC0, 0x7F80
+    np.testing.assert_array_equal(ops.attend(q, layer, step, None), clean)
+    assert gap(world, clean, 170 - rows, None)[0] < 2e-3
+
+
+def test_values_that_are_not_finite_one_after_another(ops: OpTable) -> None:
+    """Each row sees those before it, and no other, in the one page that all rows read in part."""
+    world = world_of(40, 64)
+    clean, _ = attend_rows(ops, world, 0, 64)
+    for place in (20, 21, 40, 63):
+        world.v[0][place, 0, place % 8] = np.inf
+    dirty, _ = attend_rows(ops, world, 0, 64)
+    seen = np.isfinite(dirty.reshape(64, 8, 64))
+    for place in (20, 21, 40, 63):
+        assert seen[:place, :, place % 8].all()
+        assert not seen[place:, :4, place % 8].any()
+    np.testing.assert_allclose(dirty[:, 9:256:64], clean[:, 9:256:64], rtol=1e-4, atol=2e-6)
+    np.testing.assert_allclose(dirty[:, 256:], clean[:, 256:], rtol=1e-4, atol=2e-6)

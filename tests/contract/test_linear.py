@@ -116,7 +116,7 @@ def test_products_of_one_x_equal_each_by_itself(ops: CpuOps, n: int, alike: bool
 LEVELS = isa_levels() + emulated_levels()
 
 
-@pytest.fixture(scope="module", params=[isa for isa in LEVELS if CpuOps(1, isa).prepares])
+@pytest.fixture(scope="module", params=[isa for isa in LEVELS if CpuOps(1, isa).can_narrow])
 def narrow(request: pytest.FixtureRequest) -> CpuOps:
     return CpuOps(2, request.param, narrow=True)
 
@@ -298,7 +298,7 @@ def test_wrong_arguments_are_refused(name: str) -> None:
 
 def test_levels_without_panels_refuse_them() -> None:
     weight = _cpu.Weight("int4", "panels", 4, 64, 32, PANEL, PANEL_SCALES, None)
-    with pytest.raises(ValueError, match="level scalar do not take weights in panels"):
+    with pytest.raises(ValueError, match="level scalar do not take such weights"):
         _cpu.Context(1, "scalar").linear(X, weight, None, OUT)
 
 

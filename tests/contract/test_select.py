@@ -133,6 +133,34 @@ def test_what_is_behind_a_row_does_not_matter(ops: OpTable) -> None:
 
 
 @pytest.mark.parametrize("kv", ["float32", "bf16"])
+@pytest.mark.parametrize(("lse_approx", "shift"), [(False, 250), (False, -250), (True, -60), (True, 60)])
+def test_scores_far_from_zero(ops: OpTable, lse_approx: bool, shift: float, kv: str) -> None:
+    """A number that all keys share moves all scores of a row, beyond what powers alone could hold."""
+    c = config(SMALL, topk=6, lse_approx=lse_approx)
+    world = Paged(21, c, [16 * 150], (18, 2), 32)
+    world.k[0][..., 0] = 16
+    world.q[0][..., 0] = shift * np.sqrt(32) / 16
+    layer, rows = world.filled(ops, kv), [(16 * 150 - 5, 16 * 150)]
+    selection = ops.select(world.rows(world.q, rows), layer, world.step(rows))
+    keys = rounded(world.k[0], kv)
+    for row, p in enumerate(range(*rows[0])):
+        alone = ops.select(world.q[0][p : p + 1], layer, world.step([(p, p + 1)]))
+        np.testing.assert_array_equal(alone.blocks[0], selection.blocks[row])
+        for h in range(2):
+            scores = block_scores_truth(world.q[0][p, 9 * h : 9 * h + 9], keys[:, h], p, c)
+            check_choice(selection.blocks[row, h], scores, p, c, 2e-2)
+
+
+@pytest.mark.parametrize("kv", ["float32", "bf16"])
+def test_no_kernel_is_visible_yet(ops: OpTable, kv: str) -> None:
+    world = Paged(22, config(SMALL, kernel_size=128), [16 * 7], (2, 1), 16)
+    layer = world.filled(ops, kv)
+    for rows in ([(100, 112)], [(111, 112)]):
+        selection = ops.select(world.rows(world.q, rows), layer, world.step(rows))
+        assert selection.blocks[-1, 0].tolist() == [0, 1, 2, 5, 6]
+
+
+@pytest.mark.parametrize("kv", ["float32", "bf16"])
 @pytest.mark.parametrize("lse_approx", [False, True])
 def test_long_context_recomputes_scores(ops: OpTable, lse_approx: bool, kv: str) -> None:
     """32 heads over 16384 kernels: more scores than a tile may keep; alone, threads share a row."""

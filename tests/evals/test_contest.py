@@ -24,7 +24,7 @@ LATER = time.monotonic() + 1e6
 class FakeChild:
     """Takes ``base`` seconds and one more for each 1,024 tokens of depth; notes its calls."""
 
-    def __init__(self, base: float, calls: list[Any], slow: str = "", fail: bool = False) -> None:
+    def __init__(self, base: float, calls: list[Any], slow: str = "", fail: bool | str = False) -> None:
         self.base, self.calls, self.slow, self.fail = base, calls, slow, fail
         self.about = {"version": "1"}
 
@@ -32,14 +32,14 @@ class FakeChild:
         self.calls.append(
             (self.base, request["variant"], request["kind"], request["depth"], request["tokens"])
         )
-        if self.fail:
+        if self.fail is True or request["variant"] == self.fail:
             raise Unavailable("it broke")
         factor = 2 if request["variant"] == self.slow else 1
         return {"seconds": factor * (self.base + request["depth"] / 1024)}
 
 
-def column(name: str, child: Any, *variants: str, cap: float = 1e9, ours: bool = False) -> Column:
-    return Column(name=name, child=child, variants=variants or ("a",), cap=cap, ours=ours)
+def column(name: str, child: Any, *variants: str, cap: float = 1e9, **more: Any) -> Column:
+    return Column(name=name, child=child, variants=variants or ("a",), cap=cap, **more)
 
 
 def run(columns: list[Column], points: list[Point], repeats: int = 3, deadline: float = LATER) -> list[Any]:
@@ -57,11 +57,49 @@ def test_the_faster_variant_goes_on() -> None:
     calls: list[Any] = []
     found = run([column("x", FakeChild(1, calls, slow="b"), "a", "b")], CHUNKS[:3], repeats=3)
     tried = [(variant, depth) for _, variant, _, depth, _ in calls]
-    # Both at depth 0 and 2,048 once; "b" is twice as slow there and not tried at 8,192.
-    assert tried.count(("b", 0)) == tried.count(("b", 2048)) == 1 and ("b", 8192) not in tried
-    assert all(tried.count(("a", depth)) == 3 for depth in (0, 2048, 8192))
+    # Both twice, in turns, at 0 and 2,048; "b" is twice as slow there and not tried at 8,192.
+    assert tried.count(("b", 0)) == tried.count(("b", 2048)) == 2 and ("b", 8192) not in tried
+    assert [variant for variant, depth in tried if depth == 0] == ["a", "b", "a", "b", "a", "a"]
+    assert tried.count(("a", 8192)) == 3
     assert found[1]["rates"]["x"]["variant"] == "a"
     assert found[1]["rates"]["x"]["tokens_per_s"] == pytest.approx(512 / 3)
+
+
+def test_variants_that_are_close_stay_in_the_race() -> None:
+    calls: list[Any] = []
+    run([column("x", FakeChild(1, calls), "a", "b")], CHUNKS[:1], repeats=3)
+    assert [variant for _, variant, *_ in calls] == ["a", "b"] * 4
+
+
+def test_greedy_variants_stay_shallow() -> None:
+    calls: list[Any] = []
+    run([column("x", FakeChild(1, calls), "a", "b", shallow=frozenset("b"))], CHUNKS, repeats=1)
+    depths = {variant: {call[3] for call in calls if call[1] == variant} for variant in "ab"}
+    assert max(depths["a"]) == 32768 and max(depths["b"]) == 8192
+    # Even if the other one was slower so far.
+    calls.clear()
+    run([column("x", FakeChild(1, calls, slow="a"), "a", "b", shallow=frozenset("b"))], CHUNKS, repeats=1)
+    assert {call[1] for call in calls if call[3] == 32768} == {"a"}
+
+
+def test_a_variant_may_fail() -> None:
+    calls: list[Any] = []
+    found = run([column("x", FakeChild(1, calls, fail="b"), "a", "b")], [DECODE])
+    assert found[0]["rates"]["x"]["tokens_per_s"] == 16
+
+
+def test_sequences_count_together() -> None:
+    point = Point(kind="decode", depth=0, tokens=16, batch=4)
+    found = run([column("x", FakeChild(1, []))], [DECODE, point])
+    assert found[0]["rates"]["x"]["tokens_per_s"] == 16 and found[1]["rates"]["x"]["tokens_per_s"] == 64
+    assert found[1]["label"] == "decode of 4 sequences at depth 0" and found[1]["batch"] == 4
+
+
+def test_something_runs_after_every_round() -> None:
+    rounds: list[int] = []
+    columns = [column("x", FakeChild(1, []))]
+    contest(columns, [DECODE], 3, LATER, lambda line: None, lambda: rounds.append(1))
+    assert len(rounds) == 3
 
 
 def test_dear_points_are_worked_out() -> None:
@@ -87,23 +125,27 @@ def test_a_broken_peer_does_not_end_the_run() -> None:
 def test_ratios_are_to_the_best_peer() -> None:
     calls: list[Any] = []
     columns = [
-        column("minicpm4 dense", FakeChild(1, calls), ours=True),
+        column("minicpm4 dense", FakeChild(1, calls), attention="dense"),
         column("x", FakeChild(4, calls)),
         column("y", FakeChild(3, calls)),
     ]
     points = run(columns, [DECODE], repeats=1)
-    points[0]["limit_share"] = 0.5
+    points[0]["rates"]["minicpm4 dense"]["limit_share"] = 0.5
     model = {
         "name": "m",
+        "date": "2026-01-02T03:04:05",
+        "commit": "c",
+        "other_load": {"others": 0.1, "stolen": 0.0},
         "columns": [{"name": c.name, "ours": c.ours, "about": {}} for c in columns],
         "left_out": {"z": "not installed"},
         "limits": {"bandwidth_bytes_per_s": 1e9, "float32_ops_per_s": 1e9},
         "points": points,
     }
     run_ = {"date": "2026-01-02", "commit": "c", "machine": {"cpu": "p", "system": "s"}, "threads": 2}
-    page = markdown(run_ | {"other_load": {"others": 0.1, "stolen": 0.0}, "models": [model]})
+    page = markdown(run_ | {"models": [model]})
     assert "Too loud" not in page
-    assert "Too loud" in markdown(run_ | {"other_load": {"others": 1.0, "stolen": 0.0}, "models": []})
+    loud = model | {"other_load": {"others": 1.0, "stolen": 0.0}}
+    assert "Too loud" in markdown(run_ | {"models": [loud]})
     assert "| decode at depth 0 | 16.0 | 4.0 | 5.3 | **3.00x** | 50% |" in page
     assert "z left out: not installed" in page
 
@@ -127,13 +169,17 @@ def test_children_talk_json(tmp_path: Path) -> None:
         "        print('noise')\n"
         "        if request['threads'] > 9: import no_such_module\n"
         "    def about(self): return {'version': '7'}\n"
-        "    def measure(self, kind, depth, tokens, variant): return tokens / depth\n"
+        "    def measure(self, kind, depth, tokens, variant, batch): return batch * tokens / depth\n"
+        "    def cost(self, depth, **point):\n"
+        "        import os\n"
+        "        return {'cost': depth, 'set': os.environ['SET']}\n"
         "serve(Peer, 'install it')\n"
     )
-    child = Child(sys.executable, str(script), {"threads": 2})
+    child = Child(sys.executable, str(script), {"threads": 2}, {"SET": "so"})
     assert child.about == {"version": "7"}
-    request = {"op": "measure", "kind": "decode", "tokens": 3, "variant": ""}
-    assert child.ask(request | {"depth": 2}) == {"seconds": 1.5}
+    request = {"op": "measure", "kind": "decode", "tokens": 3, "variant": "", "batch": 2}
+    assert child.ask(request | {"depth": 2}) == {"seconds": 3.0}
+    assert child.ask(request | {"op": "cost", "depth": 2}) == {"cost": 2, "set": "so"}
     with pytest.raises(Unavailable, match="ZeroDivisionError"):
         child.ask(request | {"depth": 0})
     child.close()

@@ -1,20 +1,19 @@
-"""README.md's table of speeds is made from the result that it names."""
+"""The tables of README.md and docs/performance.md are made from the result that they name."""
 
 from __future__ import annotations
 
-import json
+from typing import Any
 
-import pytest
+from benchmarks.peers.parts import PARTS
+from benchmarks.readme_table import block, refresh, replace
 
-from benchmarks.readme_table import BLOCK, ROOT, block, replace
-
-RUN = {
+RUN: dict[str, Any] = {
     "machine": {"cpu": "A CPU"},
     "threads": 2,
     "date": "2026-01-02T03:04:05",
     "models": [
         {
-            "name": "MiniCPM4-0.5B's shape",
+            "name": PARTS["minicpm4-0.5b-shape"].name,
             "limits": {"bandwidth_bytes_per_s": 5e10, "float32_ops_per_s": 4e11},
             "columns": [
                 {"name": "minicpm4 dense", "ours": True},
@@ -24,6 +23,9 @@ RUN = {
             ],
             "points": [
                 {
+                    "kind": "decode",
+                    "depth": 0,
+                    "tokens": 16,
                     "label": "decode at depth 0",
                     "rates": {
                         "minicpm4 dense": {"tokens_per_s": 30.0, "estimated": False},
@@ -39,22 +41,31 @@ RUN = {
 
 
 def test_rows_have_rates_and_ratios_to_the_best_peer() -> None:
-    made = block("a.json", RUN)
+    made = block("speed", "a.json", RUN)
     assert "| decode at depth 0 | ~1,500 | 30 | 20 | – | 75.0x | 1.5x |" in made
     assert "A CPU, 2 threads, 2026-01-02" in made and "50 GB/s" in made and "400 GFLOP/s" in made
 
 
-def test_only_the_table_is_replaced() -> None:
-    before = f"above\n{block('a.json', RUN)}\nbelow\n"
-    made = block("b.json", RUN)
-    assert replace(before, made) == f"above\n{made}\nbelow\n"
-    with pytest.raises(ValueError, match="0 tables"):
-        replace("nothing", made)
+def test_only_tables_are_replaced() -> None:
+    goals = block("goals", "a.json", RUN)
+    assert "| decode at depth 0, INT4 | 1.30x | – | 1.50x | yes |" in goals
+    before = f"above\n{block('speed', 'a.json', RUN)}\nbetween\n{goals}\nbelow\n"
+    made = [block(kind, "b.json", RUN) for kind in ("speed", "goals")]
+    assert replace(before, "b.json", RUN) == f"above\n{made[0]}\nbetween\n{made[1]}\nbelow\n"
+    assert replace("nothing", "b.json", RUN) == "nothing"
 
 
-def test_the_readme_shows_what_was_measured() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    found = BLOCK.search(readme)
-    assert found is not None
-    run = json.loads((ROOT / "benchmarks" / "results" / found[1]).read_text(encoding="utf-8"))
-    assert found[0] == block(found[1], run)
+def test_each_table_names_its_own_result() -> None:
+    page = "<!-- speed: a.json -->\nstale\n<!-- end of speed -->"
+    assert refresh(page, {"a.json": RUN}.__getitem__) == block("speed", "a.json", RUN)
+
+
+def test_other_settings_of_ours_stand_beside_the_usual() -> None:
+    model = RUN["models"][0]
+    more = {"name": "minicpm4 8-bit sparse", "ours": True, "flavour": "8-bit"}
+    entry = model["points"][0]
+    rates = entry["rates"] | {"minicpm4 8-bit sparse": {"tokens_per_s": 40.0, "estimated": False}}
+    model = model | {"columns": [more, *model["columns"]], "points": [entry | {"rates": rates}]}
+    made = block("speed of minicpm4-0.5b-shape", "a.json", RUN | {"models": [model]})
+    assert "| tokens/s | 8-bit sparse | sparse | dense | other |" in made
+    assert made.endswith("<!-- end of speed of minicpm4-0.5b-shape -->")

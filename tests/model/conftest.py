@@ -1,10 +1,15 @@
 """Every op table of this machine, and the truth."""
 
+from pathlib import Path
+
 import pytest
 
 from minicpm4 import _cpu
 from minicpm4.kernels.cpu import CpuOps
 from minicpm4.kernels.ref import RefOps
+from minicpm4.model import loader
+from minicpm4.model.packed_cache import LIMIT_VARIABLE, VARIABLE
+from tests.fixtures.random_checkpoint import make_checkpoint
 
 
 @pytest.fixture(params=["ref", *_cpu.isa_levels(), *_cpu.emulated_levels()], scope="module")
@@ -15,3 +20,18 @@ def ops(request):
 @pytest.fixture(scope="module")
 def ref_ops():
     return RefOps()
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where converted weights are kept in this test, however quick they are to convert."""
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "kept"))
+    monkeypatch.delenv(LIMIT_VARIABLE, raising=False)
+    monkeypatch.setattr(loader, "WORTH_KEEPING", 0.0)
+    return tmp_path / "kept"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, place: Path) -> Path:
+    """A random model in bf16."""
+    return make_checkpoint(tmp_path / "model", dtype="bfloat16")

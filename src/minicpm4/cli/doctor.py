@@ -106,8 +106,9 @@ def summary(key: Key, found: Calibration) -> tuple[str, str]:
         f"{weights}; kv {model.get('kv')}",
         f"threads {found.threads or 'as by default'}",
         f"chunk {found.chunk or 'as by default'}",
-        f"sequences decoded together, tokens/s: {rates}",
     ]
+    if rates:  # not measured on first use
+        parts.append(f"sequences decoded together, tokens/s: {rates}")
     for one in found.crossovers:
         since = ", ".join(
             f"{'?' if tokens is None else f'{tokens:,}'} ({kind})"
@@ -124,6 +125,7 @@ def findings() -> Iterator[tuple[str, str]]:
     import numpy as np
 
     from minicpm4 import __version__
+    from minicpm4.cli.models import kept_summary
     from minicpm4.engine.memory import available_memory
     from minicpm4.engine.plan import human
     from minicpm4.kernels import registry
@@ -139,6 +141,7 @@ def findings() -> Iterator[tuple[str, str]]:
         yield registry.ISA_VARIABLE, forced
     available = available_memory()
     yield "memory available", "unknown" if available is None else human(available)
+    yield "weights kept", one_line(kept_summary())
     yield from _cached()
     threads = default_threads()
     one, many = copy_speed(1), copy_speed(threads)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from minicpm4.engine.outputs import Piece
 
 MAX_PROMPT_BYTES = 1 << 28
+LONG_TEXT = 8192  # characters: a shorter prompt is read densely by any model
 
 
 @expand
@@ -47,6 +48,14 @@ def command(
         bool | None,
         typer.Option("--stats/--no-stats", help="Closing figures on standard error. Default: on a terminal."),
     ] = None,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate/--no-calibrate",
+            help="Before the first long prompt of a model that can read sparsely, measure for some seconds "
+            "from where on that is faster here, and keep it. Default: do.",
+        ),
+    ] = True,
     json_output: Annotated[
         bool, typer.Option("--json", help="Print one JSON object and nothing else.")
     ] = False,
@@ -61,6 +70,8 @@ def command(
     """
     text = read_prompt(prompt, prompt_file)
     sampling.params()  # refuses before the loading what would be refused after it
+    if calibrate:
+        calibrate_first(model, engine, text, quiet=json_output or stats is False)
     llm = engine.load(model)
     params = sampling.params(llm.sampling_defaults)
     if stats and not json_output:
@@ -82,6 +93,19 @@ def command(
             _print_json(llm, pieces)
         else:
             _print_text(pieces, stats)
+
+
+def calibrate_first(model: str, engine: EngineOptions, text: str, *, quiet: bool) -> None:
+    """Measure what a long prompt needs to know, once, and say what was found."""
+    if len(text) < LONG_TEXT:
+        return  # without importing what measures: the first token must not wait
+    from minicpm4.engine.options import EngineOptions as Settings
+    from minicpm4.evals import first_use
+
+    with progress_bar("calibrating", "runs", False if quiet else None) as progress:
+        said = first_use.calibrate_first(model, Settings(**engine.settings()), text, progress)
+    if said is not None and not quiet:
+        print(one_line(said), file=sys.stderr)
 
 
 def read_prompt(prompt: str | None, prompt_file: str | None) -> str:

@@ -18,6 +18,7 @@ from minicpm4.engine.options import EngineOptions as Settings
 from minicpm4.engine.plan import MemoryPlan, human
 from minicpm4.errors import TextError
 from minicpm4.formats import Checkpoint
+from minicpm4.model.packed_cache import VARIABLE, weight_cache
 
 SHAPE = (
     "model_type",
@@ -50,6 +51,7 @@ def command(
     found = inspect(model, Settings(**engine.settings()))
     print_facts("model", [("files", str(found.path)), *shape(found.config, found.checkpoint)])
     print_formats(found.checkpoint)
+    print_facts("kept on disk", kept_facts(found))
     print_facts("text", text_facts(ModelText(found.checkpoint)))
     print_facts("sparse attention", sparse_facts(found))
     print_facts(f"memory for a context of {found.plan.context:,} tokens", plan_facts(found.plan))
@@ -89,6 +91,17 @@ def print_formats(checkpoint: Checkpoint) -> None:
     print("weights")
     show(shown)
     print()
+
+
+def kept_facts(found: Inspection) -> list[tuple[str, str]]:
+    """What earlier starts have converted, for the weights and kernels of these options."""
+    cache = weight_cache(found.checkpoint, found.options.weights, found.ops.layout)
+    if cache is None:
+        return [("converted weights", f"none are kept; see {VARIABLE}")]
+    size = cache.kept_nbytes()
+    if size is None:
+        return [("converted weights", "none; they are kept where converting takes long")]
+    return [("converted weights", human(size)), ("in", str(cache.file))]
 
 
 def text_facts(text: ModelText) -> list[tuple[str, str]]:

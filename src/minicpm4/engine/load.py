@@ -25,6 +25,7 @@ from minicpm4.kernels.contract import OpTable
 from minicpm4.kernels.registry import machine, resolve
 from minicpm4.model.cache import KVPool
 from minicpm4.model.loader import load_weights, plan_weights, read_config
+from minicpm4.model.packed_cache import weight_cache
 from minicpm4.model.rotary import RotaryTable
 from minicpm4.text.chat import encode_chat
 from minicpm4.text.load import load_tokenizer
@@ -55,7 +56,15 @@ class Inspection:
 
     def build(self, progress: Progress | None = None) -> tuple[Engine, str]:
         """Load the weights; return an engine, and one line that says what was chosen."""
-        loaded = load_weights(self.checkpoint, self.config, self.options.weights, progress, self.ops.prepare)
+        weights, ops = self.options.weights, self.ops
+        loaded = load_weights(
+            self.checkpoint,
+            self.config,
+            weights,
+            progress,
+            prepare=ops.prepare,
+            cache=weight_cache(self.checkpoint, weights, ops.layout),
+        )
         plan, options = self.plan, self.options
         pool = KVPool(
             self.config,

@@ -13,6 +13,7 @@ import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
@@ -31,7 +32,16 @@ from minicpm4.kernels.pages import KVFormat
 from minicpm4.kernels.threads import default_threads
 from minicpm4.model.loader import EMBED, HEAD, plan_weights
 
-__all__ = ["calibrate", "crossover", "faster"]
+__all__ = [
+    "CHUNKS",
+    "TOKENS",
+    "best_chunk",
+    "calibrate",
+    "crossover",
+    "faster",
+    "make_point",
+    "measured_depths",
+]
 
 TURNS = 5
 TRIES = 3  # of a turn of decoding, the fastest counts: in so few milliseconds, one interruption is a lot
@@ -70,7 +80,7 @@ def calibrate(
     sparse = sparse or config.sparse_config or SparseConfig()
     settings = {**selection(sparse), "dense_len": -1}
     counts = _thread_counts()
-    depths = _depths(sparse)
+    depths = measured_depths(sparse)
     turns = TURNS * (len(counts) + len(ROWS) + len(CHUNKS) + 4 * len(depths))
     done = iter(range(1, turns + 1))
 
@@ -98,7 +108,7 @@ def calibrate(
     return Calibration(
         name=name,
         threads=threads,
-        chunk=_chunk(deep, tick),
+        chunk=best_chunk(deep, tick),
         others=None if (share := others()) is None else round(share, 2),
         rows={count: round(rate / layers, 3) for count, rate in rows.items()},
         crossovers=(_crossover(deep, selection(sparse), depths, tick),),
@@ -140,7 +150,7 @@ def _threads(model: BenchModel, counts: Sequence[int], tick: Callable[[], None])
             tick()
         return None
     models = {count: _with_threads(model, count) for count in counts}
-    points = (_point("prefill", "dense", 0, 64), _point("decode", "dense", 64, 4))
+    points = (make_point("prefill", "dense", 0, 64), make_point("decode", "dense", 64, 4))
     seconds: dict[int, list[float]] = {count: [] for count in counts}
     for one in models.values():
         one.warm_up()
@@ -153,17 +163,18 @@ def _threads(model: BenchModel, counts: Sequence[int], tick: Callable[[], None])
 
 
 def _rows(model: BenchModel, tick: Callable[[], None]) -> dict[int, float]:
-    points = {count: replace(_point("decode", "dense", 16, 2), batch=count) for count in ROWS}
+    points = {count: replace(make_point("decode", "dense", 16, 2), batch=count) for count in ROWS}
     model.fill(16, max(ROWS))
     seconds = _turns(model, points, tick)
     return {count: points[count].tokens * count / median(times) for count, times in seconds.items()}
 
 
-def _chunk(model: BenchModel, tick: Callable[[], None]) -> int | None:
-    points = {chunk: _point("prefill", "dense", 0, max(CHUNKS)) for chunk in CHUNKS}
+def best_chunk(model: BenchModel, tick: Callable[[], None], turns: int = TURNS) -> int | None:
+    """The chunk that reads a prompt clearly faster than the default one; None: none does."""
+    points = {chunk: make_point("prefill", "dense", 0, max(CHUNKS)) for chunk in CHUNKS}
     model.warm_up()
     seconds: dict[int, list[float]] = {chunk: [] for chunk in CHUNKS}
-    for _ in range(TURNS):
+    for _ in range(turns):
         for chunk in CHUNKS:
             seconds[chunk].append(model.seconds(points[chunk], chunk=chunk))
             tick()
@@ -176,7 +187,7 @@ def _crossover(
     found: dict[str, int | None] = {}
     for kind, tokens in TOKENS.items():
         points = {
-            (depth, name): _point(kind, name, depth, tokens) for depth in depths for name in model.sparse
+            (depth, name): make_point(kind, name, depth, tokens) for depth in depths for name in model.sparse
         }
         seconds = _turns(model, points, tick)
         found[kind] = crossover(
@@ -203,11 +214,13 @@ def _turns(
     return seconds
 
 
-def _point(kind: str, attention: str, depth: int, tokens: int) -> Point:
+def make_point(kind: str, attention: str, depth: int, tokens: int) -> Point:
+    """A Point of one sequence."""
     return Point(kind=kind, attention=attention, depth=depth, tokens=tokens)  # type: ignore[arg-type]
 
 
-def _depths(sparse: SparseConfig) -> list[int]:
+def measured_depths(sparse: SparseConfig) -> list[int]:
+    """Tokens at which dense and sparse attention are compared."""
     tokens = sparse.budget * sparse.block_size
     return sorted({min(DEEPEST, max(1, int(share * tokens))) for share in SHARES})
 
@@ -243,6 +256,7 @@ class _Part:
     def __init__(self, checkpoint: Checkpoint, config: ModelConfig) -> None:
         self._whole, self._config = checkpoint, config
         self.path = checkpoint.path
+        self.files: tuple[Path, ...] = ()  # parts are not kept
         self.tensors: Mapping[str, TensorInfo] = {
             name: info for name, info in checkpoint.tensors.items() if _layer(name) < config.num_hidden_layers
         }

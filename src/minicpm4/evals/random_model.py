@@ -69,6 +69,7 @@ class RandomCheckpoint:
 
     def __init__(self, config: ModelConfig, specs: Specs, name: str = "random", seed: int = 0) -> None:
         self.config, self.path, self._seed = config, Path(name), seed
+        self.files: tuple[Path, ...] = ()
         self.tensors: Mapping[str, TensorInfo] = {
             key: _info(key, shape, specs) for key, shape in expected_tensors(config).items()
         }

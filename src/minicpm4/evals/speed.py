@@ -30,6 +30,7 @@ from minicpm4.kernels.pages import KVFormat
 from minicpm4.kernels.registry import resolve
 from minicpm4.model.cache import KVPool
 from minicpm4.model.loader import load_weights, plan_weights
+from minicpm4.model.packed_cache import weight_cache
 from minicpm4.model.rotary import RotaryTable
 
 __all__ = ["BenchModel", "BenchOptions", "Kind", "Measurement", "Point", "measure"]
@@ -136,7 +137,8 @@ class BenchModel:
                 available=available_memory(),
             )
         )
-        loaded = load_weights(checkpoint, config, options.weights, progress, self.ops.prepare)
+        kept = weight_cache(checkpoint, options.weights, self.ops.layout)
+        loaded = load_weights(checkpoint, config, options.weights, progress, self.ops.prepare, kept)
         self.weights, self.notes = loaded.weights, loaded.notes
         pages = self.plan.num_pages
         self._paged, self._filled = paged, [0] * options.batch

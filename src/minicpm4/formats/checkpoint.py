@@ -32,9 +32,11 @@ class Checkpoint(Protocol):
 
     Tensors go by their Hugging Face names (``model.layers.0.self_attn.q_proj.weight``) in the
     Hugging Face layout (rotary halves split, not interleaved), whatever the file calls them.
+    ``files`` are those that hold tensors; there are none where weights are made, not read.
     """
 
     path: Path
+    files: tuple[Path, ...]
     tensors: Mapping[str, TensorInfo]
 
     def hf_config(self) -> dict[str, Any] | None:

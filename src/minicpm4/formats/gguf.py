@@ -29,10 +29,11 @@ class GgufCheckpoint:
     """One .gguf file (see formats/checkpoint.py for the protocol). Raises CheckpointError."""
 
     path: Path
+    files: tuple[Path, ...]
     tensors: Mapping[str, TensorInfo]
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.files = path, (path,)
         self._file = MappedFile(path)
         header = parse_gguf(self._file.buffer(), path)
         self._metadata = header.metadata

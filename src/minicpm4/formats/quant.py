@@ -97,19 +97,11 @@ class PackedTensor:
     native: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        cols = self.shape[1]
-        kind, group = self.spec.kind, self.spec.group_size
+        cols, kind, group = self.shape[1], self.spec.kind, self.spec.group_size
         if cols % ROW_MULTIPLE[kind] or (group and cols % group):
             raise ConfigError(f"{cols} columns do not fit weight format {self.spec}")
-        assert self.codes.dtype == CODE_DTYPES[kind], (self.codes.dtype, kind)
-        codes, groups = packed_shapes(self.shape, self.spec, self.layout)
-        assert self.codes.shape == codes, self.codes.shape
-        assert self.codes.flags.c_contiguous
-        for part in (self.scales, self.offsets):
-            if part is not None:
-                assert part.shape == groups and part.flags.c_contiguous
-                assert part.dtype in (np.float16, np.float32)
-        assert (self.scales is not None) == bool(group)
+        wrong = layout_problem(self.spec, self.shape, self.layout, self.codes, self.scales, self.offsets)
+        assert wrong is None, wrong
 
     @property
     def nbytes(self) -> int:
@@ -128,6 +120,34 @@ def packed_shapes(
         return (rows, width), (rows, groups)
     panels = -(-rows // PANEL_ROWS)
     return (panels, width // PANEL_CHUNK, PANEL_ROWS * PANEL_CHUNK), (panels, groups, PANEL_ROWS)
+
+
+def layout_problem(
+    spec: QuantSpec,
+    shape: tuple[int, int],
+    layout: Layout,
+    codes: NDArray,
+    scales: NDArray | None,
+    offsets: NDArray | None,
+) -> str | None:
+    """What is wrong with the arrays of a PackedTensor; None: nothing."""
+    if layout == "panels" and (not spec.group_size or spec.group_size % PANEL_GROUP):
+        return f"{spec} has no panels"
+    shapes = packed_shapes(shape, spec, layout)
+    if codes.dtype != CODE_DTYPES[spec.kind]:
+        return f"codes are {codes.dtype}, not {CODE_DTYPES[spec.kind]}"
+    if codes.shape != shapes[0] or not codes.flags.c_contiguous:
+        return f"codes of {spec} have shape {codes.shape}, the matrix {shape}"
+    if (scales is not None) != bool(spec.group_size):
+        return f"{spec} comes {'with' if scales is not None else 'without'} scales"
+    for part in (scales, offsets):
+        if part is None:
+            continue
+        if not spec.group_size or part.shape != shapes[1] or not part.flags.c_contiguous:
+            return f"scales or offsets of {spec} have shape {part.shape}, the matrix {shape}"
+        if part.dtype not in (np.float16, np.float32):
+            return f"scales or offsets are {part.dtype}"
+    return None
 
 
 def packed_nbytes(

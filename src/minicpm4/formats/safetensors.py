@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -19,15 +18,14 @@ from minicpm4.formats.checkpoint import TensorInfo
 from minicpm4.formats.mapping import MappedFile
 from minicpm4.formats.packing import unpack
 from minicpm4.formats.quant import CODE_DTYPES, PackedTensor, QuantSpec
+from minicpm4.formats.safetensors_header import REMEDY, header_length, parse_header
 
 __all__ = ["SafetensorsCheckpoint"]
 
 INDEX = "model.safetensors.index.json"
-MAX_HEADER = 1 << 25  # bytes; the header of a model of 10,000 tensors takes 1.5 MB
 MAX_INDEX = 1 << 25
 MAX_SHARDS = 1000
 _SPECS = {"F32": QuantSpec(kind="f32"), "F16": QuantSpec(kind="f16"), "BF16": QuantSpec(kind="bf16")}
-_REMEDY = "the file is corrupt or was cut short: download it again"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +46,7 @@ class SafetensorsCheckpoint:
     """
 
     path: Path
+    files: tuple[Path, ...]
     tensors: Mapping[str, TensorInfo]
 
     def __init__(self, path: Path) -> None:
@@ -60,7 +59,9 @@ class SafetensorsCheckpoint:
                 "use the original checkpoint, or a GGUF file of the model",
             )
         self._stored: dict[str, _Stored] = {}
-        for file, names in _shards(path).items():
+        shards = _shards(path)
+        self.files = tuple(shards)
+        for file, names in shards.items():
             self._add(file, names)
         self.tensors = {name: _info(name, stored) for name, stored in self._stored.items()}
 
@@ -112,7 +113,7 @@ class SafetensorsCheckpoint:
         found = read_header(file)
         missing = sorted(names - found.keys()) if names is not None else []
         if missing:
-            raise CheckpointError(f"{file} lacks tensor {missing[0]} that {INDEX} promises", _REMEDY)
+            raise CheckpointError(f"{file} lacks tensor {missing[0]} that {INDEX} promises", REMEDY)
         for name, stored in found.items():
             if name in self._stored:
                 raise CheckpointError(
@@ -168,10 +169,10 @@ def _indexed(folder: Path) -> dict[Path, frozenset[str] | None]:
             raise CheckpointError(f"{index} is larger than {MAX_INDEX} bytes")
         raw = json.loads(index.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"cannot read {index}: {error}", _REMEDY) from error
+        raise CheckpointError(f"cannot read {index}: {error}", REMEDY) from error
     weight_map = dict_or_empty(raw).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index} has no weight_map", _REMEDY)
+        raise CheckpointError(f"{index} has no weight_map", REMEDY)
     names: dict[str, set[str]] = {}
     for tensor, file in weight_map.items():
         # A plain name: no folder, no drive, no parent, on any system.
@@ -194,19 +195,9 @@ def _indexed(folder: Path) -> dict[Path, frozenset[str] | None]:
 def read_header(file: Path) -> dict[str, _Stored]:
     """Map ``file`` and return its tensors. Raises CheckpointError."""
     mapped = MappedFile(file)
-    if mapped.size < 8:
-        raise CheckpointError(f"{file} has {mapped.size} bytes, too few for a safetensors header", _REMEDY)
-    (length,) = struct.unpack("<Q", mapped.view(0, 8).tobytes())
-    if length > MAX_HEADER or length > mapped.size - 8:
-        raise CheckpointError(
-            f"{file} claims a header of {length} bytes; it has {mapped.size}, the limit is {MAX_HEADER}",
-            _REMEDY,
-        )
+    length = header_length(mapped.view(0, min(8, mapped.size)).tobytes(), mapped.size, file)
     _validate(file)
-    try:
-        header = json.loads(mapped.view(8, length).tobytes(), object_pairs_hook=_distinct)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} has a header that cannot be read: {error}", _REMEDY) from error
+    header = parse_header(mapped.view(8, length).tobytes(), file)
     header.pop("__metadata__", None)
     found = {}
     for name, entry in header.items():
@@ -217,7 +208,7 @@ def read_header(file: Path) -> dict[str, _Stored]:
         )
         width = CODE_DTYPES[_SPECS[stored.dtype].kind].itemsize if stored.dtype in _SPECS else 0
         if stored.offset + stored.nbytes > mapped.size or (width and prod(shape) * width != stored.nbytes):
-            raise CheckpointError(f"{file}: tensor {name} of shape {shape} does not fit its bytes", _REMEDY)
+            raise CheckpointError(f"{file}: tensor {name} of shape {shape} does not fit its bytes", REMEDY)
         found[name] = stored
     return found
 
@@ -230,11 +221,4 @@ def _validate(file: Path) -> None:
         with safe_open(file, framework="numpy"):
             pass
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{file} is not a valid safetensors file: {error}", _REMEDY) from error
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        raise ValueError("a name occurs twice")
-    return table
+        raise CheckpointError(f"{file} is not a valid safetensors file: {error}", REMEDY) from error

@@ -37,7 +37,8 @@ class Linear:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class AttentionWeights:
-    """Attention of one layer; ``q_norm`` and ``k_norm`` (d,) are Qwen3's, applied to each head."""
+    """Attention of one layer; ``q_norm`` and ``k_norm`` (d,) are Qwen3's, applied to each head.
+    ``native``: see PackedTensor."""
 
     norm: Floats
     q: Linear
@@ -47,17 +48,19 @@ class AttentionWeights:
     eps: float
     q_norm: Floats | None = None
     k_norm: Floats | None = None
+    native: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class FeedForwardWeights:
-    """Gated feed-forward of one layer: down(silu(gate(x)) * up(x))."""
+    """Gated feed-forward of one layer: down(silu(gate(x)) * up(x)). ``native``: see PackedTensor."""
 
     norm: Floats
     gate: Linear
     up: Linear
     down: Linear
     eps: float
+    native: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -141,6 +144,8 @@ class OpTable(ABC):
 
     name: str
     description: str
+    layout: str = "rows"
+    """Names what ``prepare`` writes, its version included: weights are kept on disk under this name."""
 
     def prepare(self, tensor: PackedTensor) -> PackedTensor:
         """Return a weight matrix in the layout that this table reads fastest: ``tensor`` itself, or

@@ -31,6 +31,7 @@ emulated_levels = _cpu.emulated_levels
 cpu_features = _cpu.cpu_features
 BUILD = _cpu.__file__
 
+PANELS = "panels-1"  # raise it when to_panels writes anything else: weights are kept on disk
 _NO_SPARSE = SparseConfig()
 
 
@@ -47,8 +48,10 @@ class CpuOps(OpTable):
 
     def __init__(self, threads: int | None = None, isa: str | None = None, *, narrow: bool = False) -> None:
         self._ctx = _cpu.Context(threads or 1, isa or isa_levels()[-1], narrow)
+        self._panels = frozenset(self._ctx.panels)
         count = f"{self.threads} thread" + ("s" if self.threads > 1 else "")
         self.description = f"cpu: {self.isa}, {count}" + (", 8-bit activations" if narrow else "")
+        self.layout = "-".join([PANELS, *sorted(self._panels)]) if self._panels else "rows"
 
     @property
     def threads(self) -> int:
@@ -60,14 +63,17 @@ class CpuOps(OpTable):
 
     @property
     def prepares(self) -> bool:
-        """Whether ``prepare`` changes the layout of grouped weights."""
-        return bool(self._ctx.panels)
+        """Whether ``prepare`` changes the layout of some weights."""
+        return bool(self._panels)
+
+    @property
+    def can_narrow(self) -> bool:
+        """Whether kernels of this level can round activations to 8 bits."""
+        return bool(self._ctx.can_narrow)
 
     def prepare(self, tensor: PackedTensor) -> PackedTensor:
         spec = tensor.spec
-        if not (self.prepares and tensor.layout == "rows" and spec.group_size):
-            return tensor
-        if spec.group_size % PANEL_GROUP:
+        if spec.kind not in self._panels or spec.group_size % PANEL_GROUP or tensor.layout != "rows":
             return tensor
         shape, groups = packed_shapes(tensor.shape, spec, "panels")
         codes = np.empty(shape, tensor.codes.dtype)
@@ -137,22 +143,7 @@ class CpuOps(OpTable):
 
     def qkv(self, x: Array, w: AttentionWeights, kv: KVLayer, step: Step, out: Array | None = None) -> Array:
         out = _result(out, (step.num_rows, w.q.weight.shape[0]))
-        self._ctx.qkv(
-            _floats(x),
-            w.norm,
-            w.eps,
-            _weight(w.q.weight),
-            w.q.bias,
-            _weight(w.k.weight),
-            w.k.bias,
-            _weight(w.v.weight),
-            w.v.bias,
-            w.q_norm,
-            w.k_norm,
-            _pages(kv),
-            _rows(step),
-            out,
-        )
+        self._ctx.qkv(_floats(x), _qkv(w), _pages(kv), _rows(step), out)
         return out.reshape(step.num_rows, -1, kv.head_dim)
 
     def attention(self, q: Array, kv: KVLayer, step: Step, out: Array | None = None) -> Array:
@@ -167,8 +158,7 @@ class CpuOps(OpTable):
 
     def gate_up(self, x: Array, w: FeedForwardWeights, out: Array | None = None) -> Array:
         out = _result(out, (x.shape[0], w.gate.weight.shape[0]))
-        gate, up = _weight(w.gate.weight), _weight(w.up.weight)
-        self._ctx.gate_up(_floats(x), w.norm, w.eps, gate, w.gate.bias, up, w.up.bias, out)
+        self._ctx.gate_up(_floats(x), _gate_up(w), out)
         return out
 
     def _linears(self, x: Array, *products: tuple[Linear, Array]) -> list[Array]:
@@ -199,6 +189,34 @@ def _weight(w: PackedTensor) -> _cpu.Weight:
             w.spec.kind, w.layout, rows, cols, w.spec.group_size, w.codes, w.scales, w.offsets
         )
         w.native["cpu"] = found
+    return found
+
+
+def _qkv(w: AttentionWeights) -> _cpu.QkvWeights:
+    """The extension's view of a layer's projections before attention."""
+    found = w.native.get("cpu")
+    if found is None:
+        found = w.native["cpu"] = _cpu.QkvWeights(
+            w.norm,
+            w.eps,
+            _weight(w.q.weight),
+            w.q.bias,
+            _weight(w.k.weight),
+            w.k.bias,
+            _weight(w.v.weight),
+            w.v.bias,
+            w.q_norm,
+            w.k_norm,
+        )
+    return found
+
+
+def _gate_up(w: FeedForwardWeights) -> _cpu.GateUpWeights:
+    """The extension's view of a layer's first half of the feed-forward."""
+    found = w.native.get("cpu")
+    if found is None:
+        gate, up = _weight(w.gate.weight), _weight(w.up.weight)
+        found = w.native["cpu"] = _cpu.GateUpWeights(w.norm, w.eps, gate, w.gate.bias, up, w.up.bias)
     return found
 
 

@@ -107,7 +107,7 @@ def _cpu_table(threads: int | None, isa: str | None, activations: str) -> OpTabl
         raise ConfigError(f"threads = {threads!r} is not a whole number from 1 to {MAX_THREADS}")
     level, _ = _choose_isa(isa)
     narrow = activations == "int8"
-    if narrow and not _shared_table(1, level, False).prepares:
+    if narrow and not _shared_table(1, level, False).can_narrow:
         raise UnsupportedError(
             f"{level} kernels have no activations = 'int8' (it takes AVX-512 with VNNI and BF16)",
             'use activations="auto"',

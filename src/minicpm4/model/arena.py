@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import mmap
 from dataclasses import replace
+from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,9 +42,13 @@ class Arena:
     def _move(self, array: NDArray) -> NDArray:
         if not array.nbytes:
             return array
-        piece = self._take(array.nbytes).view(array.dtype).reshape(array.shape)
+        piece = self.empty(array.shape, array.dtype)
         piece[...] = array
         return piece
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray:
+        """An array here, to be filled."""
+        return self._take(prod(shape) * dtype.itemsize).view(dtype).reshape(shape)
 
     def _take(self, nbytes: int) -> NDArray[np.uint8]:
         start = -(-self._used // _LINE) * _LINE

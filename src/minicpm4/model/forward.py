@@ -47,13 +47,14 @@ def forward(
     n, config = step.num_rows, weights.config
     x_out, q_out, a_out, h_out = _rows(buffers, n)
     x = ops.embed(weights.embed, step.ids, config.scale_emb, x_out)
+    residual = config.residual_scale
     for index, layer in enumerate(weights.layers):
         kv = cache.layer(index)
         q = ops.qkv(x, layer.attention, kv, step, q_out)
         a = ops.attention(q, kv, step, a_out)
-        x = ops.add_linear(x, a, layer.attention.o, config.residual_scale)
+        x = ops.add_linear(x, a, layer.attention.o, residual)
         h = ops.gate_up(x, layer.feed_forward, h_out)
-        x = ops.add_linear(x, h, layer.feed_forward.down, config.residual_scale)
+        x = ops.add_linear(x, h, layer.feed_forward.down, residual)
     return ops.rms_norm(x, weights.norm, config.rms_norm_eps, x_out)
 
 

@@ -1,11 +1,13 @@
 """From a checkpoint to the weight tree: which format each matrix gets, and the loading itself.
 
 Matrices whose stored layout has a kernel stay views into the mapped file; the others are converted
-once, one at a time, and the file's pages are let go. So the peak is the model plus one matrix.
+once, one at a time, and the file's pages are let go. So the peak is the model plus one matrix. What took
+long to convert is kept on disk for the next start (packed_cache.py).
 """
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,10 +22,12 @@ from minicpm4.formats.packing import default_spec, detect_ternary, pack_ternary_
 from minicpm4.formats.quant import FLOAT_KINDS, PackedTensor, QuantSpec, packed_nbytes
 from minicpm4.kernels.contract import AttentionWeights, FeedForwardWeights, Linear
 from minicpm4.model.arena import Arena
+from minicpm4.model.packed_cache import WeightCache
 from minicpm4.model.weights import LayerWeights, ModelWeights
 
 WEIGHT_CHOICES = ("auto", "bf16", "int8", "int4", "ternary")
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+WORTH_KEEPING = 1.0  # seconds of converting
 Progress = Callable[[int, int], None]
 Prepare = Callable[[PackedTensor], PackedTensor]
 
@@ -67,10 +71,16 @@ def load_weights(
     weights: str = "auto",
     progress: Progress | None = None,
     prepare: Prepare | None = None,
+    cache: WeightCache | None = None,
 ) -> LoadedModel:
-    """Load every tensor of an opened and checked checkpoint; ``prepare`` is an op table's."""
+    """Load every tensor of an opened and checked checkpoint.
+
+    ``prepare`` puts a matrix into the layout that an op table likes. What is converted comes from ``cache``,
+    or goes there if it took long; that must be the cache of this very checkpoint, choice and layout.
+    """
     check_weights_choice(weights)
-    source = _Source(checkpoint, weights, prepare or (lambda tensor: tensor))
+    source = _Source(checkpoint, weights, prepare or (lambda tensor: tensor), cache)
+    source.read_kept(config, progress)
     layers = []
     for index in range(config.num_hidden_layers):
         layers.append(_layer(source, config, f"model.layers.{index}."))
@@ -85,6 +95,7 @@ def load_weights(
         norm=checkpoint.load_vector("model.norm.weight"),
         head=head,
     )
+    source.keep()
     return LoadedModel(config=config, weights=tree, checkpoint=checkpoint, notes=source.summary())
 
 
@@ -130,11 +141,40 @@ class _Source:
     checkpoint: Checkpoint
     weights: str
     prepare: Prepare
+    cache: WeightCache | None
     done: Counter[str] = field(default_factory=Counter)
     arena: Arena = field(default_factory=Arena)
+    kept: dict[str, PackedTensor] = field(default_factory=dict)
+    converted: dict[str, PackedTensor] = field(default_factory=dict)
+    seconds: float = 0.0  # of converting
+
+    def read_kept(self, config: ModelConfig, progress: Progress | None) -> None:
+        """Read what earlier starts have converted."""
+        if self.cache is not None:
+            layers = config.num_hidden_layers
+            share = None if progress is None else lambda part: progress(int(part * layers), layers)
+            self.kept = self.cache.load(self._expected, share)
+
+    def keep(self) -> None:
+        """Have the next start spared what took long."""
+        if self.cache is not None and self.seconds > WORTH_KEEPING:
+            self.cache.save(self.kept | self.converted, self.seconds)
 
     def matrix(self, name: str) -> PackedTensor:
         info = self.checkpoint.tensors[name]
+        result = self.kept.get(name)
+        if result is None:
+            # The lesser one, since neither waiting for a disk nor other threads' work is spared next time.
+            before = time.perf_counter(), time.process_time()
+            result = self._convert(name)
+            after = time.perf_counter(), time.process_time()
+            if name in self.converted:
+                self.seconds += min(after[0] - before[0], after[1] - before[1])
+        how = str(result.spec) if _as_stored(info.dtype, result.spec) else f"{info.dtype} as {result.spec}"
+        self.done[how] += 1
+        return result
+
+    def _convert(self, name: str) -> PackedTensor:
         tensor = self.checkpoint.load(name)
         target = target_spec(name, tensor.spec, tensor.shape, self.weights)
         if target != tensor.spec:
@@ -142,12 +182,22 @@ class _Source:
         else:
             result = self._packed_if_ternary(tensor)
         result = self.prepare(result)
-        if result is not tensor or info.spec.kind not in FLOAT_KINDS:
+        if result is not tensor or self.checkpoint.tensors[name].spec.kind not in FLOAT_KINDS:
             self.checkpoint.release(name)
-        how = str(result.spec) if _as_stored(info.dtype, result.spec) else f"{info.dtype} as {result.spec}"
-        self.done[how] += 1
         # Mapped arrays, which are read-only, stay where they are: loading them costs nothing.
-        return self.arena.place(result) if result.codes.flags.writeable else result
+        if not result.codes.flags.writeable:
+            return result
+        self.converted[name] = result = self.arena.place(result)
+        return result
+
+    def _expected(self, name: str, spec: QuantSpec, shape: tuple[int, int]) -> bool:
+        """Whether a kept matrix is what converting gives."""
+        info = self.checkpoint.tensors.get(name)
+        if info is None or info.shape != shape:
+            return False
+        target = target_spec(name, info.spec, shape, self.weights)
+        found = self.weights == "auto" and target.kind in FLOAT_KINDS and spec.kind == "ternary"
+        return found or spec == target
 
     def _packed_if_ternary(self, tensor: PackedTensor) -> PackedTensor:
         # BitCPM4 checkpoints hold float matrices whose values are already scale * {-1, 0, 1}.
@@ -161,7 +211,8 @@ class _Source:
 
     def summary(self) -> str:
         parts = [f"{count} matrices {how}" for how, count in self.done.most_common()]
-        return "weights: " + ", ".join(parts)
+        said = f" ({self.cache.said})" if self.cache is not None and self.cache.said else ""
+        return "weights: " + ", ".join(parts) + said
 
 
 def _as_stored(dtype: str, spec: QuantSpec) -> bool:

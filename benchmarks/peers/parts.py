@@ -1,0 +1,77 @@
+"""The parts of a run: which model, at which points, and who takes part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .contest import Point
+
+DECODED = 16  # tokens of a decode point
+SHORT = 32  # the same at depth 0, where they are quick
+ATTENTIONS = ("dense", "sparse")
+TOGETHER = (2, 4, 8)  # sequences decoded at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """``model``: which weights. ``share``: of the time, beside the other parts'. ``peers``: those that
+    enter, by their names or the first words of these. ``flavours``: our own columns with other settings,
+    as in --ours. ``attentions``: what is shown of ours. ``environment``: variables that ours run with."""
+
+    name: str
+    model: str
+    share: float
+    peers: tuple[str, ...]
+    flavours: tuple[str, ...] = ()
+    attentions: tuple[str, ...] = ATTENTIONS
+    environment: tuple[tuple[str, str], ...] = ()
+
+
+ALL = ("llama.cpp", "OpenVINO", "transformers")
+SHAPE = "MiniCPM4-0.5B's shape, random weights, Q4_0"
+# The quick ones first: what they leave of their share of the time goes to the others.
+PARTS = {
+    "together": Part(
+        name=f"{SHAPE}: several sequences, ternary weights",
+        model="minicpm4-0.5b-shape",
+        share=1,
+        peers=("llama.cpp", "OpenVINO"),
+        flavours=("ternary:weights=ternary",),
+        attentions=("dense",),
+    ),
+    "smollm2-135m": Part(name="SmolLM2-135M, Q4_1", model="smollm2-135m", share=3, peers=ALL),
+    "avx2": Part(
+        name=f"{SHAPE}: AVX2 only",
+        model="minicpm4-0.5b-shape",
+        share=3,
+        peers=("llama.cpp-avx2",),
+        environment=(("MINICPM4_ISA", "avx2"),),
+    ),
+    "minicpm4-0.5b-shape": Part(name=SHAPE, model="minicpm4-0.5b-shape", share=12, peers=ALL),
+}
+
+
+def points(part: str, *, smoke: bool = False, deep: bool = False) -> list[Point]:
+    """Cheap ones first: what a dear one takes is known before it is begun."""
+    if part == "together":
+        return [
+            Point(kind="decode", depth=0, tokens=4 if smoke else SHORT, batch=batch)
+            for batch in (1, *TOGETHER)
+        ]
+    deepest = 2048 if smoke else 131072 if deep else 32768
+    if part != "minicpm4-0.5b-shape":
+        deepest = min(deepest, 8192)
+    depths = [depth for depth in (0, 2048, 8192, 32768, 131072) if depth <= deepest]
+    lengths = [length for length in (512, 2048, 8192, 32768) if length <= deepest]
+    if smoke:
+        lengths = [512]
+    elif part == "avx2":
+        lengths = [512, 2048]
+    decode = [
+        Point(kind="decode", depth=depth, tokens=4 if smoke else DECODED if depth else SHORT)
+        for depth in depths
+    ]
+    chunks = [Point(kind="prefill", depth=depth, tokens=512) for depth in depths if depth]
+    whole = [Point(kind="prefill", depth=0, tokens=tokens) for tokens in lengths]
+    # A whole prompt of 512 is the chunk at depth 0 from which longer ones are worked out.
+    return [*decode, *whole[:1], *([] if part == "avx2" else chunks), *whole[1:]]
