@@ -174,5 +174,6 @@ def test_values_that_are_not_finite_one_after_another(ops: OpTable) -> None:
     for place in (20, 21, 40, 63):
         assert seen[:place, :, place % 8].all()
         assert not seen[place:, :4, place % 8].any()
-    np.testing.assert_allclose(dirty[:, 9:256:64], clean[:, 9:256:64], rtol=1e-4, atol=2e-6)
-    np.testing.assert_allclose(dirty[:, 256:], clean[:, 256:], rtol=1e-4, atol=2e-6)
+    off = 3e-3 if level(ops) in TILES else 2e-6  # other rows share a tile, or none: as in test_chunks_agree
+    np.testing.assert_allclose(dirty[:, 9:256:64], clean[:, 9:256:64], rtol=1e-4, atol=off)
+    np.testing.assert_allclose(dirty[:, 256:], clean[:, 256:], rtol=1e-4, atol=off)
