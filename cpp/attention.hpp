@@ -27,6 +27,7 @@ struct Partial {
 };
 
 #include "attention_dot.hpp"
+#include "attention_amx.hpp"
 
 struct AttendScratch {
     float* queries;  // (rows * group, d), scaled
@@ -37,6 +38,7 @@ struct AttendScratch {
     i64* page;       // (rows) the page there, or the end of the walk
     float* partial;  // see Partial
     DotScratch dot;  // where has_dot(kv)
+    AmxScratch amx;  // where has_tiles(kv)
 };
 
 MC_INLINE Partial partial_at(float* base, i64 m, i64 d) { return {base, base + m * d, base + m * (d + 1)}; }
@@ -186,6 +188,7 @@ static void start_tile(const AttendArgs& a, const AttendTile& t, const AttendScr
     }
     scale_queries(a, t, s.queries);
     if (has_dot(a.kv)) load_dot_queries(s.queries, m, a.kv.d, s.dot);
+    if (has_tiles(a.kv)) load_amx_queries(s.queries, m, a.kv.d, s.amx);
     for (i64 r = 0; r < t.rows; ++r) {
         s.next[r] = first_from(pages_of(a, t, r), low);
         move_on(a, t, s, r, high);
@@ -225,12 +228,16 @@ static bool attend_pairs(const AttendArgs& a, const AttendTile& t, const AttendS
     } else if (few) {
         if (!attend_few(a.kv, at, s.dot, m, p, ahead)) return false;
     } else {
-        const i64 count = load_dot_page(a.kv, at, least, seen.count(s.dot.who[m - 1]), s.dot.page, ahead);
+        const i64 count = load_dot_page(a.kv, at, least, seen.count(s.dot.who[m - 1]), !has_tiles(a.kv), s.dot.page, ahead);
         for (; m > 0 && seen.count(s.dot.who[m - 1]) > count; --m) ++left;
         if (m == 0) return false;
     }
     for (i64 i = 0; i < m; i += group) move_on(a, t, s, s.dot.who[i] / group, high);
-    if (!int8 && !few) attend_dot(s.dot, m, a.kv.d, seen, p, ahead);
+    if (!int8 && !few && has_tiles(a.kv)) {
+        attend_amx(s.dot, s.amx, m, t.rows * group, a.kv.d, seen, p, ahead);
+    } else if (!int8 && !few) {
+        attend_dot(s.dot, m, a.kv.d, seen, p, ahead);
+    }
     return left > 0;
 }
 
@@ -379,13 +386,15 @@ static void attend(Pool& pool, const AttendArgs& a) {
     const i64 scores = plan.m * round_up(a.kv.page_size, W);
     const i64 next = round_up(4 * plan.rows, W);  // two arrays of i64
     const i64 dot = has_dot(a.kv) ? dot_floats(plan.m, d) : 0;
-    const i64 floats = queries + scores + 2 * area + next + plan.partial + dot;
+    const i64 amx = has_tiles(a.kv) ? amx_floats(plan.m, d) : 0;
+    const i64 floats = queries + scores + 2 * area + next + plan.partial + dot + amx;
     pool.reserve(floats * static_cast<i64>(sizeof(float)));
     const bool split = plan.parts > 1;
     if (split) {
         pool.reserve_shared(plan.tiles * plan.parts * plan.partial * static_cast<i64>(sizeof(float)));
     }
     auto walk = [&](i64 begin, i64 end, int worker) {
+        [[maybe_unused]] HeldTiles tiles;
         AttendScratch s = {};
         s.queries = static_cast<float*>(pool.scratch(worker));
         s.scores = s.queries + queries;
@@ -395,6 +404,7 @@ static void attend(Pool& pool, const AttendArgs& a) {
         s.page = s.next + plan.rows;
         s.partial = s.values + area + next;
         s.dot = dot_scratch(s.partial + plan.partial, plan.m, d);
+        s.amx = amx_scratch(s.partial + plan.partial + dot, d, &tiles);
         for (i64 item = begin; item < end; ++item) {
             const i64 part = item % plan.parts;
             const AttendTile t = find_attend_tile(a, item / plan.parts, plan.rows);

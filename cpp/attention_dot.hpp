@@ -65,7 +65,7 @@ MC_INLINE DotScratch dot_scratch(float* base, i64 m, i64 d) {
 
 MC_INLINE bool has_dot(const KvView&) { return false; }
 MC_INLINE Ahead pages_ahead(const KvView&, i64) { return {}; }
-MC_INLINE i64 load_dot_page(const KvView&, i64, i64, i64, const DotPage&, Ahead&) { return 0; }
+MC_INLINE i64 load_dot_page(const KvView&, i64, i64, i64, bool, const DotPage&, Ahead&) { return 0; }
 MC_INLINE void load_dot_queries(const float*, i64, i64, const DotScratch&) {}
 MC_INLINE bool has_few(i64, i64) { return false; }
 MC_INLINE bool attend_few(const KvView&, i64, const DotScratch&, i64, const Partial&, Ahead&) { return false; }
@@ -199,14 +199,16 @@ static i64 measure_keys(const u16* keys, i64 d, i64 count, float* scales, u16* s
 }
 
 // The first `count` keys of a page, as many as measure_keys returns; what else there is becomes any number.
-static i64 load_dot_keys(const u16* from, i64 d, i64 count, const DotPage& page, Ahead& ahead) {
+// Without `codes` keys are pairs of bf16 as they are.
+static i64 load_dot_keys(const u16* from, i64 d, i64 count, bool codes, const DotPage& page, Ahead& ahead) {
     u16 shifts[kDotPage];
     const i64 usable = measure_keys(from, d, count, page.scales, shifts, ahead);
     for (i64 j = 0; j < kDotPage; j += 32) {
         const __m512i shift = _mm512_loadu_si512(shifts + j);
         for (i64 i = 0; i < d; i += 2) {
             fetch(ahead, 1);
-            const TwoPairs pairs = key_pairs(from + i * kDotPage + j, shift);
+            const u16* row = from + i * kDotPage + j;
+            const TwoPairs pairs = codes ? key_pairs(row, shift) : two_pairs_of(row, row + kDotPage);
             _mm512_storeu_si512(page.keys + i / 2 * kDotPage + j, pairs.first);
             _mm512_storeu_si512(page.keys + i / 2 * kDotPage + j + 16, pairs.second);
         }
@@ -229,10 +231,11 @@ static i64 finite_values(const u16* values, i64 d, i64 least, i64 count) {
 // Loads page number `at` (pages and heads counted together) for rows that see `least` to `count` of its tokens.
 // Returns how many of these a row may see to be computed from it: weights of 0 must not meet infinities, so
 // values behind these tokens become 0.
-static i64 load_dot_page(const KvView& kv, i64 at, i64 least, i64 count, const DotPage& page, Ahead& ahead) {
+static i64 load_dot_page(const KvView& kv, i64 at, i64 least, i64 count, bool codes, const DotPage& page,
+                         Ahead& ahead) {
     const i64 d = kv.d;
     const u16* from = static_cast<const u16*>(kv.values) + at * d * kDotPage;
-    count = load_dot_keys(static_cast<const u16*>(kv.keys) + at * d * kDotPage, d, count, page, ahead);
+    count = load_dot_keys(static_cast<const u16*>(kv.keys) + at * d * kDotPage, d, count, codes, page, ahead);
     if (least < count) count = finite_values(from, d, least, count);
     for (i64 t = 0; t < kDotPage; t += 2) {
         fetch(ahead, 1);
@@ -344,19 +347,13 @@ MC_INLINE __m512 rough_power_of_two(__m512 a) {
     return _mm512_scalef_ps(p, a);  // by floor(a)
 }
 
-// Folds a page of integer scores of one query, which sees `count` of them, into its softmax; writes weights.
+// Folds a page of scores, times `scale`, of one query, which sees `count` of them, into its softmax; writes weights.
 // Most pages leave the top of the softmax where it is: whether they do takes no sum across lanes.
 template <bool WHOLE>
-MC_INLINE void soften_dot(const __m512i* scores, const float* key_scales, float scale, i64 count, float* sums,
-                          i64 d, float* top, float* total, u16* weights) {
+MC_INLINE void soften_scores(__m512* score, float scale, i64 count, float* sums, i64 d, float* top, float* total,
+                             u16* weights) {
     constexpr int N = kDotPage / 16;
     constexpr float kLog2e = 1.44269504F;
-    __m512 score[N];
-    MC_UNROLL
-    for (int j = 0; j < N; ++j) {
-        score[j] = _mm512_mul_ps(_mm512_cvtepi32_ps(scores[j]),
-                                 _mm512_loadu_ps(key_scales + 16 * j));
-    }
     if (!WHOLE) {
         MC_UNROLL
         for (int j = 0; j < N; ++j) {
@@ -381,6 +378,19 @@ MC_INLINE void soften_dot(const __m512i* scores, const float* key_scales, float 
         sum = _mm512_dpbf16_ps(sum, both, ones);
     }
     *total += _mm512_reduce_add_ps(sum);
+}
+
+// The same of integer scores.
+template <bool WHOLE>
+MC_INLINE void soften_dot(const __m512i* scores, const float* key_scales, float scale, i64 count, float* sums,
+                          i64 d, float* top, float* total, u16* weights) {
+    constexpr int N = kDotPage / 16;
+    __m512 score[N];
+    MC_UNROLL
+    for (int j = 0; j < N; ++j) {
+        score[j] = _mm512_mul_ps(_mm512_cvtepi32_ps(scores[j]), _mm512_loadu_ps(key_scales + 16 * j));
+    }
+    soften_scores<WHOLE>(score, scale, count, sums, d, top, total, weights);
 }
 
 // ROWS queries read the loaded page.

@@ -14,11 +14,16 @@ namespace {
 
 constexpr int kMaxThreads = 1024;
 
-std::vector<std::string> isa_levels() {
+using Tables = std::vector<const KernelTable*>;
+
+std::vector<std::string> names_of(const Tables& tables) {
     std::vector<std::string> names;
-    for (const KernelTable* table : available_tables()) names.emplace_back(table->name);
+    for (const KernelTable* table : tables) names.emplace_back(table->name);
     return names;
 }
+
+std::vector<std::string> isa_levels() { return names_of(available_tables()); }
+std::vector<std::string> emulated_levels() { return names_of(emulated_tables()); }
 
 nb::dict features() {
     nb::dict found;
@@ -30,8 +35,9 @@ void make_context(Context* self, int threads, const std::string& isa, bool bytes
     if (threads < 1 || threads > kMaxThreads) {
         fail("threads = " + std::to_string(threads) + ", outside 1 to " + std::to_string(kMaxThreads));
     }
-    for (const KernelTable* table : available_tables()) {
-        if (isa == table->name) {
+    for (const Tables& tables : {available_tables(), emulated_tables()}) {
+        for (const KernelTable* table : tables) {
+            if (isa != table->name) continue;
             if (bytes && !table->bytes) fail("kernels of level " + isa + " do not round activations to 8 bits");
             new (self) Context(threads, table, bytes);
             return;
@@ -47,6 +53,8 @@ NB_MODULE(_cpu, module) {
     using namespace minicpm4;
     module.doc() = "CPU kernels of minicpm4; use them through minicpm4.kernels.";
     module.def("isa_levels", &isa_levels, "Instruction sets that run on this machine, plainest first.");
+    module.def("emulated_levels", &emulated_levels,
+               "Levels that imitate units which this machine may lack: for tests, never chosen unless asked for.");
     module.def("cpu_features", &features, "Processor features and whether they are usable.");
     nb::class_<Context> context(module, "Context", "A thread pool and the kernels of one instruction set.");
     context.def("__init__", &make_context, nb::arg("threads"), nb::arg("isa"), nb::arg("narrow") = false);

@@ -6,6 +6,11 @@
 #else
 #include <cpuid.h>
 #endif
+#if defined(MINICPM4_AMX)
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(MINICPM4_ARM) && defined(__linux__)
 #include <sys/auxv.h>
 #elif defined(MINICPM4_ARM) && defined(__APPLE__)
@@ -18,7 +23,8 @@ namespace {
 struct Features {
     bool avx2 = false, fma = false, f16c = false, avx512f = false, avx512bw = false;
     bool avx512vl = false, avx512dq = false, avx512_vnni = false, avx512_bf16 = false;
-    bool amx_bf16 = false, amx_int8 = false, neon = false, dotprod = false, i8mm = false, bf16 = false;
+    bool amx_tile = false, amx_bf16 = false, amx_int8 = false;
+    bool neon = false, dotprod = false, i8mm = false, bf16 = false;
 };
 
 #if defined(MINICPM4_X86)
@@ -77,6 +83,7 @@ Features detect() {
     f.avx512_vnni = zmm && bit(seven.ecx, 11);
     f.avx512_bf16 = zmm && bit(seven1.eax, 5);
     f.amx_bf16 = amx && bit(seven.edx, 22);
+    f.amx_tile = amx && bit(seven.edx, 24);
     f.amx_int8 = amx && bit(seven.edx, 25);
     return f;
 }
@@ -116,6 +123,58 @@ const Features& features() {
     return found;
 }
 
+#if defined(MINICPM4_AMX)
+
+// Linux gives tiles to a process that asks: 8 KB more to save for each thread that uses them.
+bool tiles_granted() {
+    constexpr int kRequestPermission = 0x1023, kTileData = 18;
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
+// Whether tiles compute what the emulation does. Of small integers, so that every sum is exact in any order.
+bool tiles_agree() {
+    constexpr int kWords = 512;
+    alignas(64) u16 a[kWords], b[kWords];
+    for (int i = 0; i < kWords; ++i) {
+        const float values[] = {static_cast<float>(i * 37 % 23 - 11), static_cast<float>(i * 29 % 31 - 15)};
+        u32 bits[2];
+        memcpy(bits, values, sizeof bits);
+        a[i] = static_cast<u16>(bits[0] >> 16);
+        b[i] = static_cast<u16>(bits[1] >> 16);
+    }
+    alignas(64) u8 real[3 * 1024], emulated[3 * 1024];
+    isa_amx::kernels.probe(a, b, real);
+    isa_amx_emulated::kernels.probe(a, b, emulated);
+    return memcmp(real, emulated, sizeof real) == 0;
+}
+
+bool has_tiles() {
+    const Features& f = features();
+    return f.amx_tile && f.amx_bf16 && f.amx_int8 && tiles_granted() && tiles_agree();
+}
+
+KernelTable with_tiles(const TileKernels& kernels) {
+    KernelTable table = isa_avx512_bf16::table;
+    table.name = kernels.name;
+    table.linear = kernels.linear;
+    table.linears = kernels.linears;
+    table.attention.attend = kernels.attend;
+    return table;
+}
+
+#endif
+
+#if defined(MINICPM4_X86)
+
+bool has_avx512() {
+    const Features& f = features();
+    return f.avx2 && f.fma && f.f16c && f.avx512f && f.avx512bw && f.avx512vl && f.avx512dq;
+}
+
+bool has_avx512_dots() { return has_avx512() && features().avx512_bf16 && features().avx512_vnni; }
+
+#endif
+
 }  // namespace
 
 std::vector<std::pair<std::string, bool>> cpu_features() {
@@ -126,6 +185,7 @@ std::vector<std::pair<std::string, bool>> cpu_features() {
             {"avx512f", f.avx512f},
             {"avx512_vnni", f.avx512_vnni},
             {"avx512_bf16", f.avx512_bf16},
+            {"amx_tile", f.amx_tile},
             {"amx_bf16", f.amx_bf16},
             {"amx_int8", f.amx_int8},
             {"neon", f.neon},
@@ -139,10 +199,13 @@ std::vector<const KernelTable*> available_tables() {
 #if defined(MINICPM4_X86)
     const Features& f = features();
     if (f.avx2 && f.fma && f.f16c) tables.push_back(&isa_avx2::table);
-    if (f.avx2 && f.fma && f.f16c && f.avx512f && f.avx512bw && f.avx512vl && f.avx512dq) {
-        tables.push_back(&isa_avx512::table);
-        if (f.avx512_bf16 && f.avx512_vnni) tables.push_back(&isa_avx512_bf16::table);
-    }
+    if (has_avx512()) tables.push_back(&isa_avx512::table);
+    if (has_avx512_dots()) tables.push_back(&isa_avx512_bf16::table);
+#if defined(MINICPM4_AMX)
+    static const bool tiles = has_avx512_dots() && has_tiles();
+    static const KernelTable amx = with_tiles(isa_amx::kernels);
+    if (tiles) tables.push_back(&amx);
+#endif
 #elif defined(MINICPM4_ARM)
     const Features& f = features();
     if (f.neon) tables.push_back(&isa_neon::table);
@@ -150,6 +213,15 @@ std::vector<const KernelTable*> available_tables() {
         tables.push_back(&isa_neon_dotprod::table);
         if (f.i8mm && f.bf16) tables.push_back(&isa_neon_i8mm::table);  // ARMv8.6 has both
     }
+#endif
+    return tables;
+}
+
+std::vector<const KernelTable*> emulated_tables() {
+    std::vector<const KernelTable*> tables;
+#if defined(MINICPM4_AMX)
+    static const KernelTable amx = with_tiles(isa_amx_emulated::kernels);
+    if (has_avx512_dots()) tables.push_back(&amx);
 #endif
     return tables;
 }

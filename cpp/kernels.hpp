@@ -75,6 +75,16 @@ struct KernelTable {
     AttentionTable attention;
 };
 
+// What a level with matrix tiles has in place of avx512_bf16's kernels. probe multiplies a tile a (16, 64 bytes) by b
+// in each way there is; levels that work agree on c (3, 16, 64 bytes).
+struct TileKernels {
+    const char* name;
+    void (*linear)(Pool&, const LinearArgs&);
+    void (*linears)(Pool&, const LinearArgs*, i64 count);
+    void (*attend)(Pool&, const AttendArgs&);
+    void (*probe)(const void* a, const void* b, void* c);
+};
+
 namespace isa_scalar {
 extern const KernelTable table;
 }
@@ -86,6 +96,12 @@ extern const KernelTable table;
 }
 namespace isa_avx512_bf16 {
 extern const KernelTable table;
+}
+namespace isa_amx {
+extern const TileKernels kernels;
+}
+namespace isa_amx_emulated {
+extern const TileKernels kernels;
 }
 namespace isa_neon {
 extern const KernelTable table;

@@ -290,9 +290,19 @@ static void linear_each(Pool& pool, const LinearArgs& args) {
     }
 }
 
+#if defined(MC_HAS_TILES)
+#include "linear_amx.hpp"
+#endif
+
 template <class F>
 static void linear_format(Pool& pool, const SharedProducts& all) {
     [[maybe_unused]] const LinearArgs& args = *all.args;
+#if defined(MC_HAS_TILES)
+    if constexpr (BlocksFor<F>::Kernel::kRows > 0) {
+        if (args.w.cols > 0 && args.n > (F::GROUPED ? kFewByteRows : kFewRows)) return linear_amx<F>(pool, all);
+    }
+    return isa_avx512_bf16::table.linears(pool, all.args, all.count);
+#else
 #if defined(MC_HAS_PANELS)
     if constexpr (kInPanels<F>) {
         if (args.w.panels && args.w.cols > 0 && (args.bytes || args.n <= kFewPanelRows)) {
@@ -316,6 +326,7 @@ static void linear_format(Pool& pool, const SharedProducts& all) {
     }
 #endif
     for (i64 i = 0; i < all.count; ++i) linear_each<F>(pool, all.args[i]);
+#endif
 }
 
 static void linear_kind(Pool& pool, const SharedProducts& all) {

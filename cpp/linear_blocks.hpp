@@ -196,23 +196,46 @@ static void multiply_block(const LinearArgs& args, i64 r, i64 rows, i64 first, i
     }
 }
 
+// Some of the weight rows of one product.
+struct ProductTask {
+    const LinearArgs* args;
+    i64 r, rows;
+};
+
+MC_INLINE i64 count_tasks(const SharedProducts& all, i64 rows) {
+    i64 tasks = 0;
+    for (i64 i = 0; i < all.count; ++i) tasks += (all.args[i].w.rows + rows - 1) / rows;
+    return tasks;
+}
+
+MC_INLINE ProductTask find_task(const SharedProducts& all, i64 rows, i64 task) {
+    const LinearArgs* args = all.args;
+    for (i64 own; task >= (own = (args->w.rows + rows - 1) / rows); ++args) task -= own;
+    const i64 r = task * rows, left = args->w.rows - r;
+    return {args, r, left < rows ? left : rows};
+}
+
+// Weight rows of a task: fewer than `most` where there are too few for every thread to get some.
+static i64 rows_of_task(const Pool& pool, const SharedProducts& all, i64 most) {
+    constexpr i64 kLeast = 32;
+    i64 total = 0;
+    for (i64 i = 0; i < all.count; ++i) total += all.args[i].w.rows;
+    const i64 share = total / (8 * pool.threads()) / kLeast * kLeast;
+    return share < kLeast ? kLeast : share < most ? share : most;
+}
+
 // Products of x rows [first, first + count), which are packed already, in tasks of `rows` weight rows.
 template <class F, class K>
 static void multiply_shared(Pool& pool, const SharedProducts& all, i64 rows, i64 first, i64 count,
                             const typename K::XTile* packed) {
-    i64 tasks = 0;
-    for (i64 i = 0; i < all.count; ++i) tasks += (all.args[i].w.rows + rows - 1) / rows;
     auto multiply = [&](i64 begin, i64 end, int worker) {
         typename K::Panel* scratch = static_cast<typename K::Panel*>(pool.scratch(worker));
         for (i64 t = begin; t < end; ++t) {
-            const LinearArgs* args = all.args;
-            i64 task = t;
-            for (i64 own; task >= (own = (args->w.rows + rows - 1) / rows); ++args) task -= own;
-            const i64 r = task * rows, left = args->w.rows - r;
-            multiply_block<F, K>(*args, r, left < rows ? left : rows, first, count, packed, scratch);
+            const ProductTask task = find_task(all, rows, t);
+            multiply_block<F, K>(*task.args, task.r, task.rows, first, count, packed, scratch);
         }
     };
-    parallel(pool, tasks, 1, multiply);
+    parallel(pool, count_tasks(all, rows), 1, multiply);
 }
 
 // x is packed once for all products.
@@ -222,12 +245,7 @@ static void linear_blocks(Pool& pool, const SharedProducts& all) {
     const LinearArgs& args = *all.args;
     const i64 most = ((args.n < kRowsAtOnce ? args.n : kRowsAtOnce) + K::kRows - 1) / K::kRows;
     const i64 depths = (args.w.cols + kBlockDepth - 1) / kBlockDepth;
-    i64 total = 0;
-    for (i64 i = 0; i < all.count; ++i) total += all.args[i].w.rows;
-    // Smaller blocks where there are too few rows of W for every thread to get some.
-    constexpr i64 kLeast = 32;
-    const i64 share = total / (8 * pool.threads()) / kLeast * kLeast;
-    const i64 rows = share < kLeast ? kLeast : share < kBlockRows ? share : kBlockRows;
+    const i64 rows = rows_of_task(pool, all, kBlockRows);
     pool.reserve_shared(most * depths * static_cast<i64>(sizeof(XTile)));
     pool.reserve(kBlockRows / K::kPanelRows * static_cast<i64>(sizeof(typename K::Panel)) +
                  most * K::kRows * kBlockRows * static_cast<i64>(sizeof(float)));

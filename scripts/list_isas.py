@@ -1,5 +1,5 @@
-"""Print the instruction sets for which the extension has kernels that run on this machine."""
+"""Print the levels of kernels that run on this machine, emulated ones included: what there is to test."""
 
 from minicpm4 import _cpu
 
-print(*_cpu.isa_levels())
+print(*_cpu.isa_levels(), *_cpu.emulated_levels())

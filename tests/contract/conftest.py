@@ -9,7 +9,7 @@ import pytest
 
 from minicpm4.formats.quant import PackedTensor
 from minicpm4.kernels.contract import Array, Ints, Linear
-from minicpm4.kernels.cpu import CpuOps, isa_levels
+from minicpm4.kernels.cpu import CpuOps, emulated_levels, isa_levels
 
 
 class PreparedOps(CpuOps):
@@ -31,10 +31,11 @@ class PreparedOps(CpuOps):
         return replace(linear, weight=self.prepare(linear.weight))
 
 
+LEVELS = [*isa_levels(), *emulated_levels()]
 TABLES: list[tuple[str, int, type[CpuOps]]] = [
-    *((isa, 1, CpuOps) for isa in isa_levels()),
-    *((isa, 1, PreparedOps) for isa in isa_levels() if CpuOps(1, isa).prepares),
-    (isa_levels()[-1], 3, PreparedOps),
+    *((isa, 1, CpuOps) for isa in LEVELS),
+    *((isa, 1, PreparedOps) for isa in LEVELS if CpuOps(1, isa).prepares),
+    *((isa, 3, PreparedOps) for isa in (isa_levels()[-1], *emulated_levels())),
 ]
 
 

@@ -9,7 +9,6 @@ import pytest
 
 from minicpm4.config import SparseConfig
 from minicpm4.kernels.contract import OpTable, Selection
-from minicpm4.kernels.cpu import CpuOps
 from minicpm4.kernels.ref import RefOps
 from tests.contract.paged import (
     RELEASED,
@@ -21,11 +20,12 @@ from tests.contract.paged import (
     config,
     rounded,
 )
+from tests.levels import PAIRS, level
 
 
 def rounds_weights(ops: OpTable, c: SparseConfig) -> bool:
     """Whether ``ops`` reads bf16 pages by dot products of bf16 pairs."""
-    return isinstance(ops, CpuOps) and ops.isa == "avx512_bf16" and c.block_size == 64
+    return level(ops) in PAIRS and c.block_size == 64
 
 
 SHAPES = [

@@ -10,15 +10,13 @@ from numpy.typing import NDArray
 from minicpm4 import _cpu
 from minicpm4.formats.quant import PackedTensor, QuantSpec
 from minicpm4.kernels.contract import Linear
-from minicpm4.kernels.cpu import CpuOps, isa_levels
+from minicpm4.kernels.cpu import CpuOps, emulated_levels, isa_levels
 from minicpm4.kernels.ref import RefOps
 from tests.contract.packed import FORMATS, format_id, random_weight
+from tests.levels import HALVES, TILES
 
 # Every way through the kernels: 1, 2, 3, 4, 5-8, 9-16 rows at once; one panel, several, a second packing.
 ROWS = [1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 65, 530]
-
-# Levels that multiply many rows by bf16 and f16 weights in bf16.
-ROUNDS_HALVES = ("avx512_bf16", "neon_i8mm")
 
 
 def tolerance(x: NDArray, w: NDArray) -> NDArray[np.float64]:
@@ -30,11 +28,13 @@ def bound(ops: CpuOps, weight: PackedTensor, x: NDArray, w: NDArray) -> NDArray[
     """What the instruction set may lose on this product, beyond float32 only where it says so.
 
     Grouped weights at levels above scalar but avx512: x is rounded to 1/65024 of the largest value among
-    at most 128 columns. bf16 and f16 weights at levels avx512_bf16 and neon_i8mm by more than 8 rows: x and
-    weight are rounded to bf16.
+    at most 128 columns. bf16 and f16 weights at levels of HALVES by more than 8 rows: x and weight are
+    rounded to bf16. Any weights at levels with matrix tiles by more than 16 rows: likewise.
     """
     lost = tolerance(x, w)
-    exact = ops.isa in ("scalar", "avx512") if weight.spec.group_size else ops.isa not in ROUNDS_HALVES
+    if ops.isa in TILES and len(x) > 16 and weight.spec.kind != "f32":
+        return lost + 2.0**-7 * (np.abs(x).astype(np.float64) @ np.abs(w).T)
+    exact = ops.isa in ("scalar", "avx512") if weight.spec.group_size else ops.isa not in HALVES
     if exact or weight.spec.kind == "f32":
         return lost
     if not weight.spec.group_size:
@@ -61,16 +61,16 @@ def test_linear_equals_float64(ops: CpuOps, case: tuple[str, int, int, bool]) ->
 
 
 @pytest.mark.parametrize("case", [case for case in FORMATS if case[1]], ids=format_id)
-def test_grouped_weights_lose_less_than_a_ten_thousandth(
-    ops: CpuOps, case: tuple[str, int, int, bool]
-) -> None:
+def test_grouped_weights_lose_little(ops: CpuOps, case: tuple[str, int, int, bool]) -> None:
+    """Less than a ten-thousandth; 2 to 3 thousandths where both sides are rounded to 8 bits."""
     rng = np.random.default_rng(9)
     weight, values = random_weight(rng, 64, case)
     for n in (1, 4, 16, 40):
         x = rng.standard_normal((n, case[2]), np.float32)
         expected = x.astype(np.float64) @ values.T
         y = ops.linear(x, Linear(weight=weight))
-        assert np.linalg.norm(y - expected) < 1e-4 * np.linalg.norm(expected)
+        least = 3e-3 if ops.isa in TILES and n > 16 else 1e-4
+        assert np.linalg.norm(y - expected) < least * np.linalg.norm(expected)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-42, 1e-30, 1e30])
@@ -113,7 +113,10 @@ def test_products_of_one_x_equal_each_by_itself(ops: CpuOps, n: int, alike: bool
             np.testing.assert_array_equal(y, ops.linear(x, linear))
 
 
-@pytest.fixture(scope="module", params=[isa for isa in isa_levels() if CpuOps(1, isa).can_narrow])
+LEVELS = isa_levels() + emulated_levels()
+
+
+@pytest.fixture(scope="module", params=[isa for isa in LEVELS if CpuOps(1, isa).can_narrow])
 def narrow(request: pytest.FixtureRequest) -> CpuOps:
     return CpuOps(2, request.param, narrow=True)
 

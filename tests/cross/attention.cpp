@@ -212,8 +212,10 @@ void check_shape(Pool& pool, const KernelTable& table, Report& report, Random& r
     append(pool, table, p, all, mine);
     append(pool, plain, p, all, truth);
     check_append(mine, truth, s.small_kernels, name, report);
-    // Products of 16 bits at the level that has units for them, or where 8-bit pages ask for them.
-    const bool small = std::string(table.name).find("bf16") != std::string::npos || s.kind == KvKind::int8;
+    // Products of 16 bits at the levels that have units for them, or where 8-bit pages ask for them.
+    const std::string level = table.name;
+    const bool units = level.find("bf16") != std::string::npos || level.find("amx") != std::string::npos;
+    const bool small = units || s.kind == KvKind::int8;
     const float allowed = small ? 2e-2F : 2e-5F;
     for (const i64 first : {shortest - 1, shortest - 6, shortest - 40}) {
         const Rows rows(p, first);

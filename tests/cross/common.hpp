@@ -66,5 +66,6 @@ struct Report {
 void check_linear(Pool& pool, const KernelTable& table, Report& report);
 void check_elementwise(Pool& pool, const KernelTable& table, Report& report);
 void check_attention(Pool& pool, const KernelTable& table, Report& report);
+bool check_tiles();
 
 }  // namespace minicpm4

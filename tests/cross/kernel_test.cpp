@@ -8,8 +8,10 @@ int main() {
         if (feature.second) std::printf("%s ", feature.first.c_str());
     }
     std::printf("\n");
-    bool good = true;
-    for (const KernelTable* table : available_tables()) {
+    bool good = check_tiles();
+    std::vector<const KernelTable*> tables = available_tables();
+    for (const KernelTable* table : emulated_tables()) tables.push_back(table);
+    for (const KernelTable* table : tables) {
         for (const int threads : {1, 3}) {
             Pool pool(threads);
             Report report;

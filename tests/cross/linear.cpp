@@ -139,14 +139,17 @@ Packed random_matrix(Random& random, const Case& c, i64 rows) {
 }
 
 // What a table may lose beyond float32. Grouped weights: x in 16 bits, 65024 steps for at most 128 columns
-// together; bf16 and f16 ones at levels avx512_bf16 and neon_i8mm and more than 8 rows: x and weight in bf16.
+// together; bf16 and f16 ones at levels avx512_bf16, neon_i8mm and on tiles and more than 8 rows, and any on tiles and
+// more than 16: x and weight in bf16.
 double bound(const std::string& table, const Packed& p, const float* x, i64 n, i64 r) {
     const float* w = p.values.data() + r * p.m.cols;
+    const bool tiles = table == "amx" || table == "amx_emulated";
     double lost = 1e-6, most = 0.0, sum = 0.0;
     for (i64 k = 0; k < p.m.cols; ++k) {
         lost += 3e-6 * std::fabs(static_cast<double>(x[k]) * w[k]);
-        if (p.m.group == 0) {
-            const bool rounded = (table == "avx512_bf16" || table == "neon_i8mm") && p.m.kind != Kind::f32 && n > 8;
+        if (p.m.group == 0 || (tiles && n > 16)) {
+            const bool halves = tiles || table == "avx512_bf16" || table == "neon_i8mm";
+            const bool rounded = halves && p.m.kind != Kind::f32 && n > 8;
             lost += rounded ? 0x1p-7 * std::fabs(static_cast<double>(x[k]) * w[k]) : 0.0;
             continue;
         }

@@ -20,7 +20,7 @@ from minicpm4.errors import ConfigError
 from minicpm4.evals.random_model import random_checkpoint
 from minicpm4.formats import open_checkpoint
 from minicpm4.kernels import registry
-from minicpm4.kernels.cpu import isa_levels
+from minicpm4.kernels.cpu import emulated_levels, isa_levels
 from minicpm4.kernels.machine import cpu_name, watch_others
 from minicpm4.model.loader import read_config
 from tests.engine.conftest import SPARSE
@@ -189,8 +189,9 @@ def test_the_machine_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     there = registry.machine()
     assert there is not None
     assert there["cpu"] == cpu_name() != ""
-    names = {registry.machine(isa=level)["kernels"] for level in isa_levels()}  # type: ignore[index]
-    assert len(names) == len(isa_levels()) and there["kernels"] in names
+    levels = isa_levels() + emulated_levels()
+    names = {registry.machine(isa=level)["kernels"] for level in levels}  # type: ignore[index]
+    assert len(names) == len(levels) and there["kernels"] in names
     assert registry.machine("ref") is None
     monkeypatch.setattr(registry, "cpu", None)
     assert registry.machine() is None

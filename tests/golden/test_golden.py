@@ -13,7 +13,8 @@ import pytest
 from minicpm4.config import SparseConfig
 from minicpm4.formats.bf16 import bf16_to_f32, f32_to_bf16
 from minicpm4.kernels import attend_sparse
-from minicpm4.kernels.cpu import isa_levels
+from minicpm4.kernels.cpu import emulated_levels, isa_levels
+from tests.levels import HALVES
 
 FILES = sorted((Path(__file__).parent / "data").glob("*.npz"))
 # Of the third file, one row (of 900 x 2) has two blocks whose scores differ by less than the rounding
@@ -21,7 +22,7 @@ FILES = sorted((Path(__file__).parent / "data").glob("*.npz"))
 ROWS_FLIPPED_BY_ROUNDING = {"infllm_v2_decode": 0, "infllm_v2_prefill": 0, "infllm_v2_prefill_lse": 1}
 
 
-@pytest.fixture(params=["ref", *isa_levels()])
+@pytest.fixture(params=["ref", *isa_levels(), *emulated_levels()])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     if request.param == "ref":
         yield "ref"
@@ -76,5 +77,5 @@ def test_bf16(path: Path, backend: str) -> None:
     truth, chosen = run(rounded, config, "ref", "float32")
     np.testing.assert_array_equal(blocks, chosen)
     # Dot products of bf16 pairs round the weights of the softmax, too.
-    rounds_weights = backend == "cpu" and os.environ["MINICPM4_ISA"] in ("avx512_bf16", "neon_i8mm")
+    rounds_weights = backend == "cpu" and os.environ["MINICPM4_ISA"] in HALVES
     assert error(out, truth) < (2e-3 if rounds_weights else 1e-5)

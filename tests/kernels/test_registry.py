@@ -12,7 +12,7 @@ import pytest
 
 from minicpm4.errors import ConfigError, UnsupportedError
 from minicpm4.kernels import registry, threads
-from minicpm4.kernels.cpu import CpuOps, cpu_features, isa_levels
+from minicpm4.kernels.cpu import CpuOps, cpu_features, emulated_levels, isa_levels
 from minicpm4.kernels.ref import RefOps
 from minicpm4.kernels.registry import explain, resolve
 
@@ -33,6 +33,20 @@ def test_environment_forces_a_level(monkeypatch: pytest.MonkeyPatch, level: str)
     assert isinstance(ops, CpuOps) and ops.isa == level
     assert ops.description == f"cpu: {level}, 1 thread"
     assert f"cpu: {level} kernels (forced by MINICPM4_ISA" in explain()[0]
+
+
+@pytest.mark.parametrize("level", emulated_levels())
+def test_an_emulated_level_is_used_when_named_only(monkeypatch: pytest.MonkeyPatch, level: str) -> None:
+    monkeypatch.delenv("MINICPM4_ISA", raising=False)
+    assert level not in isa_levels() and level not in explain()[0]
+    with pytest.raises(UnsupportedError) as error:
+        resolve(isa="sse9")
+    assert level not in str(error.value)
+    assert isinstance(ops := resolve(isa=level, threads=1), CpuOps) and ops.isa == level
+    monkeypatch.setenv("MINICPM4_ISA", level)
+    line = explain()[0]
+    assert f"{level} kernels (forced by MINICPM4_ISA; emulated, for tests" in line
+    assert line.endswith(f"this machine runs {', '.join(isa_levels())})")
 
 
 @pytest.mark.parametrize("level", ["avx1024", "sse9", "SCALAR"])
@@ -82,6 +96,8 @@ def test_features_agree_with_the_kernel() -> None:
         "avx512f",
         "avx512_vnni",
         "avx512_bf16",
+        "amx_tile",
+        "amx_bf16",
         "amx_int8",
         "i8mm",
         "dotprod",

@@ -12,7 +12,7 @@ from minicpm4.model.packed_cache import LIMIT_VARIABLE, VARIABLE
 from tests.fixtures.random_checkpoint import make_checkpoint
 
 
-@pytest.fixture(params=["ref", *_cpu.isa_levels()], scope="module")
+@pytest.fixture(params=["ref", *_cpu.isa_levels(), *_cpu.emulated_levels()], scope="module")
 def ops(request):
     return RefOps() if request.param == "ref" else CpuOps(threads=2, isa=request.param)
 

@@ -6,6 +6,7 @@ import pytest
 from minicpm4.config import SparseConfig
 from minicpm4.model.loader import load_model
 from tests.fixtures.random_checkpoint import make_checkpoint
+from tests.levels import TILES, level
 from tests.model.driver import Driver
 
 TINY = SparseConfig(block_size=64, window_size=128, topk=2, dense_len=-1)
@@ -48,12 +49,14 @@ def test_tables_agree(ops, ref_ops, weights, case):
 
 @pytest.mark.parametrize("kind", ["int8", "int4", "ternary"])
 def test_prepared_weights_are_the_same_weights(ops, folder, kind):
+    # Few rows and embeddings differ in their last bits; of two such values one may round to the next bf16.
+    off = 1e-2 if level(ops) in TILES else 2e-4
     stored, prepared = (load_model(folder, kind, prepare=p).weights for p in (None, ops.prepare))
     for sizes in ([70], [1], [9, 40]):
         ids = IDS[: 70 if ops.name != "ref" else 20]
         want = Driver(ops, stored, context=512).feed_chunks(ids, sizes)
         got = Driver(ops, prepared, context=512).feed_chunks(ids, sizes)
-        np.testing.assert_allclose(got, want, atol=2e-4 * np.abs(want).max())
+        np.testing.assert_allclose(got, want, atol=off * np.abs(want).max())
 
 
 def test_budget_that_covers_everything_is_dense(ops, weights):

@@ -8,6 +8,7 @@ import pytest
 from minicpm4.model.loader import load_model
 from tests.fixtures.random_cases import CASES, token_ids, weights_crc
 from tests.fixtures.random_checkpoint import make_checkpoint
+from tests.levels import HALVES, level
 from tests.model.driver import Driver
 
 REFERENCE = np.load(Path(__file__).parent.parent / "fixtures" / "random_reference.npz")
@@ -22,11 +23,9 @@ def case(request, tmp_path_factory):
 def bound(ops, name):
     """What logits may be off by, in units of the largest: float32, except where a table says otherwise.
 
-    avx512_bf16 and neon_i8mm round both sides of products of more than 8 rows with bf16 weights to bf16: seen
-    8e-3.
+    Levels of HALVES round both sides of products of more than 8 rows with bf16 weights to bf16: seen 8e-3.
     """
-    rounding = getattr(ops, "isa", "") in ("avx512_bf16", "neon_i8mm")
-    rounds = rounding and CASES[name].get("dtype") == "bfloat16"
+    rounds = level(ops) in HALVES and CASES[name].get("dtype") == "bfloat16"
     return 2e-2 if rounds else 1e-4
 
 

@@ -27,6 +27,7 @@ from minicpm4.kernels.contract import (
 )
 
 isa_levels = _cpu.isa_levels
+emulated_levels = _cpu.emulated_levels
 cpu_features = _cpu.cpu_features
 BUILD = _cpu.__file__
 
@@ -37,9 +38,10 @@ _NO_SPARSE = SparseConfig()
 class CpuOps(OpTable):
     """Op table of the extension, with ``threads`` threads and the kernels of one instruction set.
 
-    ``isa`` is one of ``isa_levels()``, by default the last. ``narrow``: activations may be rounded to
-    8 bits. Calls from several Python threads are served one after another. Raises ValueError for a
-    level that this machine lacks; use ``registry.resolve`` for an error that tells users what to do.
+    ``isa`` is one of ``isa_levels()``, by default the last, or of ``emulated_levels()``. ``narrow``:
+    activations may be rounded to 8 bits. Calls from several Python threads are served one after another.
+    Raises ValueError for a level that this machine lacks; use ``registry.resolve`` for an error that
+    tells users what to do.
     """
 
     name = "cpu"

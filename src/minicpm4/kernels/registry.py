@@ -121,12 +121,18 @@ def _shared_table(threads: int, isa: str, narrow: bool) -> cpu.CpuOps:
 
 
 def _choose_isa(isa: str | None) -> tuple[str, str]:
-    """Return the instruction set to use and why. Raises UnsupportedError."""
+    """Return the instruction set to use and why. Raises UnsupportedError.
+
+    Emulated levels imitate units that this machine may lack: they serve tests, so they are taken only
+    when named, and are not listed among what there is to choose from.
+    """
     levels = cpu.isa_levels()
     forced = isa or os.environ.get(ISA_VARIABLE, "").strip()
     if not forced:
         return levels[-1], "the highest of this machine"
     source = "asked for" if isa else f"forced by {ISA_VARIABLE}"
+    if forced in cpu.emulated_levels():
+        return forced, f"{source}; emulated, for tests: right, and slow"
     if forced not in levels:
         raise UnsupportedError(
             f"instruction set {forced!r} ({source}) is not available on this machine",
