@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from minicpm4.evals.limits import Limits
-from minicpm4.evals.plot import Curve, chart
+from minicpm4.plot import Curve, chart
 from minicpm4.evals.speed import BenchModel, Measurement, Point
 from minicpm4.kernels.machine import cpu_name
 
