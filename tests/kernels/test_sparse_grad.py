@@ -34,7 +34,9 @@ LENGTHS = [333, 1, 81, 16 * 11]
 
 def tensors(world: Paged, dtype: Any = torch.float64) -> tuple[Any, Any, TorchKV, Any]:
     """q, the step, k and v in a TorchKV, all of one world; q, k, v are leaves with gradients."""
-    q, k, v = (torch.from_numpy(world.rows(x)).to(dtype).requires_grad_() for x in (world.q, world.k, world.v))
+    q, k, v = (
+        torch.from_numpy(world.rows(x)).to(dtype).requires_grad_() for x in (world.q, world.k, world.v)
+    )
     step = world.step()
     arrays = {name: torch.from_numpy(getattr(step, name)) for name in ("positions", "cos", "sin")}
     kv = TorchKV(world.hkv, world.d)
@@ -106,7 +108,9 @@ def test_gradients_are_those_of_the_definition(case: str, dtype: Any) -> None:
     truth = masked(*leaves, allowed_tokens(world, selection))
     want = torch.autograd.grad((truth * weights).sum(), leaves)
     for a, b in zip(got, want, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=(1e-12 if dtype == torch.float64 else 2e-5) * float(b.abs().max()))
+        torch.testing.assert_close(
+            a, b, rtol=0, atol=(1e-12 if dtype == torch.float64 else 2e-5) * float(b.abs().max())
+        )
 
 
 @pytest.mark.parametrize(
@@ -133,11 +137,14 @@ def test_all_blocks_chosen_is_dense(length: int) -> None:
     size, hq, hkv, d = 8, 6, 2, 8
     generator = torch.Generator().manual_seed(length)
     q, k, v = (
-        torch.randn(length, h, d, dtype=torch.float64, generator=generator).requires_grad_() for h in (hq, hkv, hkv)
+        torch.randn(length, h, d, dtype=torch.float64, generator=generator).requires_grad_()
+        for h in (hq, hkv, hkv)
     )
     rows = slice(56, length)
     every = torch.arange(8, dtype=torch.int32).expand(length - 56, hkv, 8)
-    pages = [torch.nn.functional.pad(x, (0, 0, 0, 0, 0, 64 - length)).reshape(8, size, hkv, d) for x in (k, v)]
+    pages = [
+        torch.nn.functional.pad(x, (0, 0, 0, 0, 0, 64 - length)).reshape(8, size, hkv, d) for x in (k, v)
+    ]
     sparse = sparse_grad.sparse_attention(q[rows], *pages, every, torch.arange(56, length))
     batch = [x.transpose(0, 1)[None] for x in (q, k.repeat_interleave(3, 1), v.repeat_interleave(3, 1))]
     dense = torch.nn.functional.scaled_dot_product_attention(*batch, is_causal=True)[0].transpose(0, 1)[rows]
@@ -212,7 +219,9 @@ def test_memory_grows_with_chosen_blocks(monkeypatch: pytest.MonkeyPatch) -> Non
         world = Paged(1, config(SMALL, topk=4), [length], (4, 2), 8)
         q, step, kv, _ = tensors(world, torch.float32)
         kept: list[int] = []
-        keep = torch.autograd.graph.saved_tensors_hooks(lambda x, kept=kept: kept.append(x.nbytes) or x, lambda x: x)
+        keep = torch.autograd.graph.saved_tensors_hooks(
+            lambda x, kept=kept: kept.append(x.nbytes) or x, lambda x: x
+        )
         with Largest() as largest, keep:
             TorchOps().attention(q, kv, step).sum().backward()
         sizes.append(largest.bytes)

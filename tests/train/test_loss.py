@@ -15,7 +15,9 @@ from minicpm4.train.loss import next_token_loss  # noqa: E402
 torch.set_num_threads(1)
 
 
-def case(n: int = 37, width: int = 12, vocab: int = 29, dtype: Any = torch.float64) -> tuple[Any, Any, Any, Any]:
+def case(
+    n: int = 37, width: int = 12, vocab: int = 29, dtype: Any = torch.float64
+) -> tuple[Any, Any, Any, Any]:
     generator = torch.Generator().manual_seed(n)
     hidden = torch.randn(n, width, dtype=dtype, generator=generator).requires_grad_()
     head = torch.randn(vocab, width, dtype=dtype, generator=generator).requires_grad_()

@@ -27,7 +27,14 @@ from tests.train.batches import Batch, batch  # noqa: E402
 
 torch.set_num_threads(1)
 TYPES = ("minicpm", "llama", "qwen2", "qwen3")
-SPARSE = {"block_size": 16, "window_size": 32, "topk": 3, "kernel_size": 8, "kernel_stride": 4, "dense_len": -1}
+SPARSE = {
+    "block_size": 16,
+    "window_size": 32,
+    "topk": 3,
+    "kernel_size": 8,
+    "kernel_stride": 4,
+    "dense_len": -1,
+}
 LONGROPE = {
     "rope_type": "longrope",
     "short_factor": [1.0 + 0.5 * i for i in range(8)],
@@ -72,14 +79,18 @@ def gradients(model: TrainableModel, given: Batch) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    made = {t: make_checkpoint(tmp_path_factory.mktemp(t), model_type=t, seed=3, tie=t == "qwen2") for t in TYPES}
+    made = {
+        t: make_checkpoint(tmp_path_factory.mktemp(t), model_type=t, seed=3, tie=t == "qwen2") for t in TYPES
+    }
     shape = {"rope_scaling": LONGROPE, "dtype": "bfloat16", "sharded": True}
     made["longrope"] = make_checkpoint(tmp_path_factory.mktemp("longrope"), tie=True, **shape)
     return made
 
 
 @pytest.mark.parametrize("name", [*TYPES, "longrope"])
-@pytest.mark.parametrize("change", [None, {}, {"lse_approx": True, "dense_len": 120}, {"use_nope": True}], ids=str)
+@pytest.mark.parametrize(
+    "change", [None, {}, {"lse_approx": True, "dense_len": 120}, {"use_nope": True}], ids=str
+)
 def test_logits_are_the_engines(folders: dict[str, Path], name: str, change: dict[str, Any] | None) -> None:
     sparse = None if change is None else SPARSE | change
     model = TrainableModel.load(folders[name])
@@ -89,7 +100,9 @@ def test_logits_are_the_engines(folders: dict[str, Path], name: str, change: dic
         got = model.logits(model(given)).numpy()
     attention = "dense" if sparse is None else "sparse"
     weights = "auto" if name != "longrope" else "bf16"
-    with LLM(folders[name], attention=attention, sparse=sparse, kv="float32", weights=weights, backend="ref") as llm:
+    with LLM(
+        folders[name], attention=attention, sparse=sparse, kv="float32", weights=weights, backend="ref"
+    ) as llm:
         want = np.concatenate([llm.logits(ids) for ids in given.documents])
     np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
 
@@ -216,7 +229,10 @@ def test_autocast_keeps_masters_and_is_close(sparse: SparseConfig | None, recomp
 
 
 def test_rounded_forward_is_that_of_packed_weights() -> None:
-    spec = {"mlp.*": QuantSpec(kind="ternary", group_size=64), "o_proj": QuantSpec(kind="int4", group_size=32)}
+    spec = {
+        "mlp.*": QuantSpec(kind="ternary", group_size=64),
+        "o_proj": QuantSpec(kind="int4", group_size=32),
+    }
     shape = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
     model, packed = small(Mode(rounding=spec), **shape), small(**shape)
     for name, parameter in packed.named_parameters():

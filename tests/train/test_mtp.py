@@ -67,7 +67,9 @@ def test_gradients_reach_layer_and_model(sparse: Any) -> None:
     eps = 1e-5
     for owner in (more, model):
         for name, parameter in owner.named_parameters():
-            way = torch.randn(parameter.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+            way = torch.randn(
+                parameter.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2)
+            )
             losses = []
             with torch.no_grad():
                 for step in (eps, -2 * eps):
@@ -104,7 +106,9 @@ def test_the_file_has_an_eagle_heads_names(tmp_path: Path) -> None:
 
 def test_a_layer_of_another_model_is_refused(tmp_path: Path) -> None:
     extra().save(tmp_path)
-    with pytest.raises(CheckpointError, match="fc.weight in .* is \\(16, 32\\), the model asks for \\(32, 64\\)"):
+    with pytest.raises(
+        CheckpointError, match="fc.weight in .* is \\(16, 32\\), the model asks for \\(32, 64\\)"
+    ):
         MultiToken.load(tmp_path, replace(SMALL, hidden_size=32))
     (tmp_path / "model.safetensors").write_bytes(b"no")
     with pytest.raises(CheckpointError, match="cannot read"):

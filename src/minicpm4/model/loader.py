@@ -18,8 +18,14 @@ from minicpm4.config.gguf import ROPE_VECTORS
 from minicpm4.config.strict import suggest
 from minicpm4.errors import ConfigError
 from minicpm4.formats import Checkpoint, check_tensors, open_checkpoint
-from minicpm4.formats.packing import default_spec, detect_ternary, pack_ternary_exact, repack
-from minicpm4.formats.quant import FLOAT_KINDS, PackedTensor, QuantSpec, packed_nbytes
+from minicpm4.formats.packing import (
+    default_spec,
+    detect_rounded,
+    detect_ternary,
+    pack_ternary_exact,
+    repack,
+)
+from minicpm4.formats.quant import FLOAT_KINDS, GROUPED_KINDS, PackedTensor, QuantSpec, packed_nbytes
 from minicpm4.kernels.contract import Linear
 from minicpm4.model.arena import Arena
 from minicpm4.model.packed_cache import WeightCache
@@ -83,9 +89,7 @@ def load_weights(
     source.read_kept(config, progress)
     layers = []
     for index in range(config.num_hidden_layers):
-        layers.append(
-            build_layer(config, f"model.layers.{index}.", checkpoint.load_vector, source.linear)
-        )
+        layers.append(build_layer(config, f"model.layers.{index}.", checkpoint.load_vector, source.linear))
         if progress is not None:
             progress(index + 1, config.num_hidden_layers)
     embed = source.matrix(EMBED)
@@ -182,7 +186,7 @@ class _Source:
         if target != tensor.spec:
             result = repack(tensor, target)
         else:
-            result = self._packed_if_ternary(tensor)
+            result = self._packed_if_rounded(tensor)
         result = self.prepare(result)
         if result is not tensor or self.checkpoint.tensors[name].spec.kind not in FLOAT_KINDS:
             self.checkpoint.release(name)
@@ -198,13 +202,19 @@ class _Source:
         if info is None or info.shape != shape:
             return False
         target = target_spec(name, info.spec, shape, self.weights)
-        found = self.weights == "auto" and target.kind in FLOAT_KINDS and spec.kind == "ternary"
+        found = self.weights == "auto" and target.kind in FLOAT_KINDS and spec.kind in GROUPED_KINDS
         return found or spec == target
 
-    def _packed_if_ternary(self, tensor: PackedTensor) -> PackedTensor:
-        # BitCPM4 checkpoints hold float matrices whose values are already scale * {-1, 0, 1}.
-        found = detect_ternary(tensor) if self.weights == "auto" else None
-        return tensor if found is None else pack_ternary_exact(tensor, found)
+    def _packed_if_rounded(self, tensor: PackedTensor) -> PackedTensor:
+        # BitCPM4 checkpoints hold float matrices whose values are already scale * {-1, 0, 1}; what this
+        # package trains in int4 and int8 is rounded in the same way.
+        if self.weights != "auto":
+            return tensor
+        ternary = detect_ternary(tensor)
+        if ternary is not None:
+            return pack_ternary_exact(tensor, ternary)
+        rounded = detect_rounded(tensor)
+        return tensor if rounded is None else repack(tensor, rounded)
 
     def linear(self, prefix: str) -> Linear:
         bias = prefix + ".bias"

@@ -95,7 +95,9 @@ class DecoderLayer(nn.Module):
 
     def weights(self, see: See) -> LayerWeights:
         """The layer for the forward; ``see`` makes a TorchMatrix of a name and a parameter."""
-        return build_layer(self.config, "", lambda name: _get(self, name), lambda name: self._linear(name, see))
+        return build_layer(
+            self.config, "", lambda name: _get(self, name), lambda name: self._linear(name, see)
+        )
 
     def _linear(self, name: str, see: See) -> Linear:
         matrix: Any = see(f"{self.prefix}{name}.weight", _get(self, name + ".weight"))
@@ -148,7 +150,9 @@ class TrainableModel(nn.Module):
         norms are 1, biases 0. A tensor depends on ``seed`` and its name alone."""
         std = init or (lambda name, config: 0.02)
         shapes = expected_tensors(config).items()
-        return cls(config, {name: new_tensor(name, shape, seed, std(name, config)) for name, shape in shapes}, mode)
+        return cls(
+            config, {name: new_tensor(name, shape, seed, std(name, config)) for name, shape in shapes}, mode
+        )
 
     @classmethod
     def load(cls, path: str | Path, mode: Mode | None = None) -> TrainableModel:

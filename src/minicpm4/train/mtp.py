@@ -33,7 +33,15 @@ from minicpm4.config import ModelConfig
 from minicpm4.errors import CheckpointError
 from minicpm4.kernels.contract import Linear
 from minicpm4.model.forward import decoder_layer
-from minicpm4.train.model import DecoderLayer, Init, Packed, TrainableModel, as_tensor, layer_shapes, new_tensor
+from minicpm4.train.model import (
+    DecoderLayer,
+    Init,
+    Packed,
+    TrainableModel,
+    as_tensor,
+    layer_shapes,
+    new_tensor,
+)
 
 __all__ = ["MultiToken", "second_targets"]
 
@@ -73,7 +81,10 @@ class MultiToken(nn.Module):
         following: Any = torch.cat([ids[1:], ids[-1:]])
         e = ops.embed(weights.embed, following, self.config.scale_emb)
         eps = self.config.rms_norm_eps
-        both = [ops.rms_norm(e, self.input_norm1.weight, eps), ops.rms_norm(hidden, self.input_norm2.weight, eps)]
+        both = [
+            ops.rms_norm(e, self.input_norm1.weight, eps),
+            ops.rms_norm(hidden, self.input_norm2.weight, eps),
+        ]
         fc: Any = model.matrix("fc.weight", self.fc.weight)
         x = ops.linear(torch.cat(both, dim=-1), Linear(weight=fc)).to(hidden.dtype)
         compute = partial(
@@ -94,7 +105,9 @@ class MultiToken(nn.Module):
             part.write_text(json.dumps(head_config(self.config), indent=2) + "\n", encoding="utf-8")
             os.replace(part, folder / "config.json")
         except OSError as error:
-            raise CheckpointError(f"cannot write {folder}: {error}", "check the place and its free space") from error
+            raise CheckpointError(
+                f"cannot write {folder}: {error}", "check the place and its free space"
+            ) from error
 
     @classmethod
     def load(cls, folder: Path, config: ModelConfig) -> MultiToken:
@@ -130,7 +143,9 @@ def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 def residual_scale(config: ModelConfig) -> float:
     """The factor of the extra layer's residual branches."""
-    return 1.0 if config.residual_scale == 1.0 else config.scale_depth / math.sqrt(config.num_hidden_layers + 1)
+    return (
+        1.0 if config.residual_scale == 1.0 else config.scale_depth / math.sqrt(config.num_hidden_layers + 1)
+    )
 
 
 def head_config(config: ModelConfig) -> dict[str, Any]:
