@@ -69,7 +69,7 @@ def select_blocks(q: Tensor, k: Tensor, config: SparseConfig) -> Tensor:
 
 
 def _limit(x: Tensor) -> int:
-    return SCORES.get(x.device.type, SCORES["cuda"])
+    return SCORES["cpu" if x.device.type == "cpu" else "cuda"]
 
 
 def _kernels(k: Tensor, config: SparseConfig, times: int) -> Tensor:
@@ -169,7 +169,8 @@ class _SparseAttention(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
         q, keys, values, last, y, lse, order, ends = ctx.saved_tensors
         work = _Work.of(q, keys, values, last, _Pairs(order=order, ends=ends, budget=ctx.budget))
-        dq, dk, dv = _backward(work, y, lse, gradients[0])
+        with torch.autocast(q.device.type, enabled=False):
+            dq, dk, dv = _backward(work, y, lse, gradients[0])
         shape = (keys.shape[2], keys.shape[0], *keys.shape[1::2])
         dk, dv = (x.reshape(shape).permute(1, 2, 0, 3) for x in (dk, dv))
         return dq.reshape(q.shape).to(q.dtype), dk.to(keys.dtype), dv.to(values.dtype), None, None

@@ -70,7 +70,7 @@ def next_token_loss(
     if torch.is_autocast_enabled(kind) and wide == torch.float32:
         dtype = torch.get_autocast_dtype(kind)
     factor = torch.ones_like(targets, dtype=wide) if weight is None else weight.to(wide)
-    size = chunk or max(1, CHUNK.get(kind, CHUNK["cuda"]) // head.shape[0])
+    size = chunk or max(1, CHUNK["cpu" if kind == "cpu" else "cuda"] // head.shape[0])
     wanted = torch.is_grad_enabled()
     with torch.autocast(kind, enabled=False):
         total, nll = _Loss.apply(hidden, head, targets.long(), factor, (scale, z_loss, size, dtype, wanted))
