@@ -34,6 +34,9 @@ SIBLINGS = {("config", "errors"), ("zoo", "formats"), ("text", "formats"), ("__m
 EXTRAS = (
     "kernels.gpu",
     "kernels.autograd",
+    "kernels.fp8",
+    "kernels.sparse_grad",
+    "kernels.straight_through",
     "train",
     "data",
     "quantize",
