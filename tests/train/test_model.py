@@ -288,7 +288,7 @@ def test_patterns(name: str, pattern: str, fits: bool) -> None:
 
 
 def test_a_pattern_that_fits_nothing_is_refused() -> None:
-    with pytest.raises(ConfigError, match="'atention'.*fits no matrix"):
+    with pytest.raises(ConfigError, match=r"'atention'.*fits no matrix"):
         small(Mode(rounding={"atention": QuantSpec(kind="int4", group_size=32)}))
 
 

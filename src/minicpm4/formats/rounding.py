@@ -96,7 +96,8 @@ def _int8(groups: NDArray[np.float32]) -> tuple[NDArray, NDArray]:
 def _int4(groups: NDArray[np.float32]) -> tuple[NDArray, NDArray]:
     # The largest magnitude, with its sign, goes to -8: the side on which the codes reach further.
     high, low = groups.max(axis=2), groups.min(axis=2)
-    base = np.where(high > -low, high, low) / np.float32(-8)
+    # Adding zero gives groups of zeros the scale 0, not -0, whichever of both a maximum is.
+    base = np.where(high > -low, high, low) / np.float32(-8) + np.float32(0)
     best_codes, best_stored, best_error = None, None, None
     for part in INT4_TRIES:
         used, stored = _storable(base * np.float32(part))

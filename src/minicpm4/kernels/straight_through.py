@@ -89,7 +89,7 @@ def _int8(groups: Tensor) -> Tensor:
 
 def _int4(groups: Tensor) -> Tensor:
     high, low = groups.amax(dim=2), groups.amin(dim=2)
-    base = torch.where(high > -low, high, low) / -8.0
+    base = torch.where(high > -low, high, low) / -8.0 + 0.0
     best, best_error = groups, base
     for number, part in enumerate(INT4_TRIES):
         scales = _storable(base * part)
