@@ -1,0 +1,289 @@
+"""One process of a run: the model, its optimiser, and what a step does; sharded by FSDP2 under torchrun.
+
+The loss of a step is the sum over all its tokens on all processes, divided by their number (multi-token prediction likewise), so neither
+micro-batches nor the number of processes change what is computed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from minicpm4.config import ModelConfig
+from minicpm4.config.rope import parse_rope_scaling
+from minicpm4.data.batch import Batch
+from minicpm4.errors import CheckpointError, ConfigError
+from minicpm4.train.hf_folder import write_folder
+from minicpm4.train.loss import next_token_loss
+from minicpm4.train.model import Mode, TrainableModel, as_tensor
+from minicpm4.train.mtp import MultiToken, second_targets
+from minicpm4.train.mup import MuP
+from minicpm4.train.optim import OptimConfig, Optimiser, clip_gradients
+from minicpm4.train.recipe import Recipe, Stage
+
+__all__ = ["Done", "Session", "World"]
+
+MOMENTS = "optimiser.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class World:
+    """This process among all: of torchrun, or alone."""
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def join(cls) -> World:
+        """Join the processes that torchrun has started; alone where it has not."""
+        size = int(os.environ.get("WORLD_SIZE", "1"))
+        if size == 1:
+            return cls()
+        cuda = torch.cuda.is_available()
+        if cuda:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if cuda else "gloo")
+        return cls(rank=dist.get_rank(), size=size)
+
+    def sum(self, values: Sequence[float], device: torch.device) -> list[float]:
+        """Sums over all processes."""
+        if self.size == 1:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.float64, device=device)
+        dist.all_reduce(tensor)
+        return [float(x) for x in tensor]
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Done:
+    """What a step's gradients came from: means over all tokens that count."""
+
+    loss: float
+    mtp_loss: float | None
+    gradient_norm: float
+    tokens: int
+
+
+class Session:
+    """The model of ``recipe`` on its device. ``config``: of a new model. Raises ConfigError, CheckpointError."""
+
+    def __init__(self, recipe: Recipe, config: ModelConfig | None, world: World) -> None:
+        self.recipe, self.world = recipe, world
+        self._mup = MuP(base_width=recipe.model.mup_width) if recipe.model.mup_width else None
+        init = self._mup.init_std if self._mup else None
+        if recipe.model.start:
+            self.model = TrainableModel.load(recipe.model.start)
+        else:
+            assert config is not None
+            self.model = TrainableModel.new(config, recipe.seed, init)
+        self.base = self.model.config
+        wants_mtp = any(stage.mtp for stage in recipe.stages)
+        self.extra = MultiToken.new(self.base, recipe.seed, init) if wants_mtp else None
+        device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+        for module in self._modules():
+            module.to(device)
+        if world.size > 1:
+            self._shard()
+        self.optimiser = self._new_optimiser()
+        self._stage: Stage | None = None
+
+    def enter(self, stage: Stage, fresh: bool) -> None:
+        """Have the next steps be of ``stage``; ``fresh``: it begins now, and may drop the moments before it."""
+        self.model.config = stage_config(self.base, stage)
+        self.base = self.model.config  # a changed context stays for the stages that follow
+        sparse = self.model.config.sparse_config if stage.attention == "sparse" else None
+        if stage.attention == "sparse" and sparse is None:
+            raise ConfigError(
+                f"stage {stage.name!r}: attention = 'sparse', yet the model has no sparse_config", "add [model.shape.sparse_config]"
+            )
+        self.model.mode = Mode(
+            rounding=stage.specs, fp8=stage.fp8, sparse=sparse, recompute=self.recipe.checkpoint_activations
+        )
+        if fresh and stage.fresh_optimiser:
+            self.optimiser = self._new_optimiser()
+        self._stage = stage
+
+    def gradients(self, batches: Sequence[Batch]) -> Done:
+        """Compute the gradients of a step, over this process's micro-batches and all others'."""
+        stage, device = self._stage, self.model.device
+        assert stage is not None
+        seconds = [second_targets(b.targets, b.cu_rows, b.weight) for b in batches] if stage.mtp else []
+        counts = self.world.sum(
+            [sum(_count(b.targets, b.weight) for b in batches), sum(_count(t, w) for t, w in seconds), sum(len(b.ids) for b in batches)],
+            device,
+        )
+        self.optimiser.zero_grad(set_to_none=True)
+        sums = [0.0, 0.0]
+        for index, batch in enumerate(batches):
+            with self._autocast():
+                hidden = self.model(batch)
+                loss = self._loss(hidden, batch.targets, batch.weight, stage)
+                total = loss.total / max(counts[0], 1.0)
+                sums[0] += float(loss.nll)
+                if stage.mtp and self.extra is not None:
+                    ahead = self._loss(self.extra(self.model, batch, hidden), *seconds[index], stage)
+                    total = total + stage.mtp * ahead.total / max(counts[1], 1.0)
+                    sums[1] += float(ahead.nll)
+            # FSDP2 takes the mean over processes; what is wanted is the sum.
+            (total * self.world.size).backward()
+        sums = self.world.sum(sums, device)
+        norm = clip_gradients(self.parameters(), self.recipe.optimiser.clip_norm)
+        return Done(
+            loss=sums[0] / max(counts[0], 1.0),
+            mtp_loss=sums[1] / max(counts[1], 1.0) if stage.mtp else None,
+            gradient_norm=norm,
+            tokens=int(counts[2]),
+        )
+
+    def step(self, rate: float) -> None:
+        """Let the optimiser take the gradients at learning rate ``rate``."""
+        self.optimiser.set_rate(rate)
+        self.optimiser.step()
+
+    @torch.no_grad()
+    def evaluate(self, batches: Sequence[Batch]) -> float:
+        """Mean loss of held-out batches, nats a token."""
+        stage = self._stage
+        assert stage is not None
+        nll = count = 0.0
+        for batch in batches:
+            with self._autocast():
+                loss = self._loss(self.model(batch), batch.targets, batch.weight, replace(stage, z_loss=0.0))
+            nll, count = nll + float(loss.nll), count + float(loss.count)
+        nll, count = self.world.sum([nll, count], self.model.device)
+        return nll / max(count, 1.0)
+
+    def parameters(self) -> Iterator[Tensor]:
+        """All that is trained."""
+        for module in self._modules():
+            yield from module.parameters()
+
+    def save(self, folder: Path, tokenizer: Path | None) -> None:
+        """Write model, extra layer and moments into a checkpoint's folder; every process calls it, the first writes."""
+        tensors = {name: whole(t) for name, t in self.model.state_dict().items()}
+        moments = {name: whole(t) for name, t in self.optimiser.tensors().items()}
+        extra = {name: whole(t) for name, t in self.extra.state_dict().items()} if self.extra is not None else None
+        if self.world.rank:
+            return
+        write_folder(folder / "model", self.model.config, tensors, tokenizer=tokenizer)
+        save_file(moments, folder / MOMENTS)
+        if extra is not None:
+            MultiToken(self.base, extra).save(folder / "mtp")
+
+    def load(self, folder: Path) -> None:
+        """Take back what ``save`` wrote, on any number of processes. Raises CheckpointError."""
+        source = TrainableModel.load(folder / "model")
+        _take(self.model, source.state_dict(), folder)
+        self.base = self.model.config = source.config
+        if self.extra is not None:
+            _take(self.extra, MultiToken.load(folder / "mtp", source.config).state_dict(), folder)
+        try:
+            moments = load_file(folder / MOMENTS)
+        except Exception as error:  # safetensors raises its own kinds
+            raise CheckpointError(f"cannot read {folder / MOMENTS}: {error}", "go on from an earlier checkpoint") from error
+        self.optimiser.load_tensors(moments)
+
+    def _modules(self) -> list[nn.Module]:
+        return [self.model] + ([self.extra] if self.extra is not None else [])
+
+    def _new_optimiser(self) -> Optimiser:
+        given = self.recipe.optimiser
+        config = OptimConfig(
+            kind=given.kind,
+            beta1=given.beta1,
+            beta2=given.beta2,
+            eps=given.eps,
+            weight_decay=given.weight_decay,
+            momentum=given.momentum,
+            adamw_rate=given.adamw_rate,
+        )
+        named = list(self.model.named_parameters())
+        if self.extra is not None:
+            named += [(f"mtp.{name}", parameter) for name, parameter in self.extra.named_parameters()]
+        factors = None
+        if self._mup is not None:
+            factors = self._mup.factors([(name, tuple(p.shape)) for name, p in named], self.base, given.kind)
+        return Optimiser(named, config, factors)
+
+    def _loss(self, hidden: Tensor, targets: Any, weight: Any, stage: Stage) -> Any:
+        device = hidden.device
+        return next_token_loss(
+            hidden,
+            self.model.head(),
+            as_tensor(targets, device),
+            scale=self.model.config.logit_scale,
+            weight=None if weight is None else as_tensor(weight, device),
+            z_loss=stage.z_loss,
+        )
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.recipe.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.model.device.type, dtype=torch.bfloat16)
+
+    def _shard(self) -> None:
+        for layer in self.model.layers:
+            fully_shard(layer)
+        fully_shard(self.model)
+        if self.extra is not None:
+            fully_shard(self.extra)
+
+
+def stage_config(config: ModelConfig, stage: Stage) -> ModelConfig:
+    """``config`` with the context and rotary scaling that ``stage`` asks for. Raises ConfigError."""
+    length = stage.max_position_embeddings or config.max_position_embeddings
+    scaling = config.rope_scaling
+    if stage.rope_scaling is not None:
+        scaling = parse_rope_scaling(dict(stage.rope_scaling), length)
+    if stage.context > length:
+        raise ConfigError(
+            f"stage {stage.name!r}: context = {stage.context} exceeds the model's {length} positions",
+            "set the stage's max_position_embeddings",
+        )
+    return replace(config, max_position_embeddings=length, rope_scaling=scaling)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor gathered from all processes, on the CPU."""
+    full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return full.detach().cpu().contiguous()
+
+
+@torch.no_grad()
+def _take(module: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
+    own = dict(module.named_parameters())
+    if own.keys() != tensors.keys():
+        raise CheckpointError(f"{folder} holds another model than the recipe's", "resume with the recipe that made it")
+    for name, parameter in own.items():
+        value = tensors[name]
+        if tuple(value.shape) != tuple(parameter.shape):
+            raise CheckpointError(
+                f"{name} in {folder} has shape {tuple(value.shape)}, the recipe's model {tuple(parameter.shape)}",
+                "resume with the recipe that made it",
+            )
+        if isinstance(parameter, DTensor):
+            value = distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+        parameter.copy_(value)
+
+
+def _count(targets: Any, weight: Any) -> float:
+    kept = np.asarray(targets) >= 0
+    return float(kept.sum()) if weight is None else float(np.asarray(weight)[kept].sum())
