@@ -18,7 +18,7 @@ from minicpm4.kernels.ref import RefOps  # noqa: E402
 from tests.contract.paged import SMALL, Paged, config  # noqa: E402
 
 torch.set_num_threads(1)
-TINY = SparseConfig(kernel_size=4, kernel_stride=2, block_size=4, window_size=8, topk=2, dense_len=-1)
+TINY = SparseConfig(kernel_size=2, kernel_stride=1, block_size=2, window_size=2, topk=2, dense_len=-1)
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "lse": {"lse_approx": True},
@@ -115,11 +115,11 @@ def test_gradients_are_those_of_the_definition(case: str, dtype: Any) -> None:
 
 @pytest.mark.parametrize(
     ("case", "heads"),
-    [({}, (1, 1)), ({"lse_approx": True}, (6, 2)), ({"use_nope": True}, (8, 1)), ({"dense_len": 19}, (3, 1))],
+    [({}, (1, 1)), ({"lse_approx": True}, (6, 2)), ({"use_nope": True}, (8, 1)), ({"dense_len": 9}, (3, 1))],
     ids=str,
 )
 def test_gradcheck(case: dict[str, Any], heads: tuple[int, int]) -> None:
-    world = Paged(5, replace(TINY, **case), [27, 2, 18], heads, 4)
+    world = Paged(5, replace(TINY, **case), [12, 2, 9], heads, 2)
     _, step, _, leaves = tensors(world)
     ops = TorchOps()
 
@@ -190,9 +190,9 @@ def test_ties_go_to_the_lower_block() -> None:
 def test_values_that_are_not_finite_are_no_crash() -> None:
     world = Paged(17, config(SMALL), [16 * 12], (2, 1), 16)
     world.k[0][40:60] = np.nan
-    q, step, kv, leaves = tensors(world)
+    q, step, kv, _ = tensors(world)
     out = TorchOps().attention(q, kv, step)
-    out.sum().backward()
+    out.sum().backward()  # no error
     assert torch.isfinite(out[:40]).all() and not torch.isfinite(out[64:]).all()
 
 

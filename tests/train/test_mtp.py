@@ -106,9 +106,7 @@ def test_the_file_has_an_eagle_heads_names(tmp_path: Path) -> None:
 
 def test_a_layer_of_another_model_is_refused(tmp_path: Path) -> None:
     extra().save(tmp_path)
-    with pytest.raises(
-        CheckpointError, match="fc.weight in .* is \\(16, 32\\), the model asks for \\(32, 64\\)"
-    ):
+    with pytest.raises(CheckpointError, match=r"fc.weight in .* is \(16, 32\), .* asks for \(32, 64\)"):
         MultiToken.load(tmp_path, replace(SMALL, hidden_size=32))
     (tmp_path / "model.safetensors").write_bytes(b"no")
     with pytest.raises(CheckpointError, match="cannot read"):

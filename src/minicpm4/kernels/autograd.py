@@ -4,9 +4,10 @@ What differs from a table of the engine:
 
 - arrays are tensors of any float type: float32, float64 (to check gradients), or bf16 for the products alone
   under ``torch.autocast``, where the residual stream, norms, rotary positions and softmax stay in float32;
-- a matrix is a TorchMatrix: a parameter, and how the forward sees it (rounded, in FP8, with a low-rank addition);
-- a step is a batch of whole documents, one after another: no pages, and nothing of earlier steps. A row's place in
-  its document, which is its position unless the batch says otherwise, decides what it reads;
+- a matrix is a TorchMatrix: a parameter, and how the forward sees it (rounded, in FP8, with a low-rank
+  addition);
+- a step is a batch of whole documents, one after another: no pages, and nothing of earlier steps. A row's
+  place in its document, which is its position unless the batch says otherwise, decides what it reads;
 - keys and values live from ``append`` to ``attend`` (TorchKV), so that nothing but the graph keeps them.
 
 The choice of blocks has no gradient; attention over the chosen ones has (kernels/sparse_grad.py).
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -36,7 +38,8 @@ _KINDS: dict[torch.dtype, Any] = {torch.float16: "f16", torch.bfloat16: "bf16"}
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class LowRank:
-    """What is added to a matrix (out, in): ``scale * b @ a``; a (rank, in), b (out, rank) (LoRA, arXiv 2106.09685)."""
+    """What is added to a matrix (out, in): ``scale * b @ a``; a (rank, in), b (out, rank) (LoRA, arXiv
+    2106.09685)."""
 
     a: Tensor
     b: Tensor
@@ -47,8 +50,8 @@ class LowRank:
 class TorchMatrix:
     """A weight matrix (out, in) that is trained; it stands where the engine has a PackedTensor.
 
-    ``fake``: the format that the forward sees it rounded to; ``fp8``: whether products with it are in FP8; ``low_rank``:
-    what is added to it, after rounding.
+    ``fake``: the format that the forward sees it rounded to; ``fp8``: whether products with it are in FP8;
+    ``low_rank``: what is added to it, after rounding.
     """
 
     tensor: Tensor
@@ -82,8 +85,8 @@ class TorchMatrix:
 class TorchKV:
     """Keys and values (n, hkv, d) of one layer and one step, from ``append`` to ``attend``.
 
-    ``selection`` is kept, so that a layer that is run again for its gradient (activation checkpointing) neither
-    chooses again nor differently.
+    ``selection`` is kept, so that a layer that is run again for its gradient (activation checkpointing)
+    neither chooses again nor differently.
     """
 
     def __init__(self, num_kv_heads: int, head_dim: int) -> None:
@@ -119,7 +122,8 @@ class TorchCache:
 
 
 class TorchOps(OpTable):
-    """Ops with gradients. ``step.sparse`` None: every document is read densely, by torch's fused attention."""
+    """Ops with gradients. ``step.sparse`` None: every document is read densely, by torch's fused
+    attention."""
 
     name = "torch"
     description = "torch: ops with gradients, for training"
@@ -198,7 +202,7 @@ def _unrotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def _documents(step: Any) -> Iterator[slice]:
     """The rows of each document."""
     bounds = [int(row) for row in step.cu_rows]
-    for start, stop in zip(bounds, bounds[1:], strict=False):
+    for start, stop in pairwise(bounds):
         if start < stop:
             yield slice(start, stop)
 

@@ -1,22 +1,25 @@
-"""Block-sparse attention (InfLLM v2) with gradients: the choice of blocks, and attention over what was chosen.
+"""Block-sparse attention (InfLLM v2) with gradients: the choice of blocks, and attention over what was
+chosen.
 
-Rules: docs/architecture.md, "Sparse attention"; truth: kernels/ref.py. One document at a time; positions count from its
-first row. Shapes: n rows, m of them that choose, hq query and hkv key/value heads, g = hq / hkv, d head size, B block size,
-budget blocks a row, N blocks of the document.
+Rules: docs/architecture.md, "Sparse attention"; truth: kernels/ref.py. One document at a time; positions
+count from its first row. Shapes: n rows, m of them that choose, hq query and hkv key/value heads, g = hq /
+hkv, d head size, B block size, budget blocks a row, N blocks of the document.
 
 **Choice** (``select_blocks``): no gradient, scores of a few rows at a time.
 
-**Attention** (``sparse_attention``): forward and backward by inverted selection. The (row, head, block) triples, "pairs" of
-a row's head and a block, are sorted by block; a block's rows are cut into tiles of T, and a tile is three or five small
-matrix products with the block's B keys and values. With x a row's queries (g, d), s = x K' / sqrt(d) (g, B):
+**Attention** (``sparse_attention``): forward and backward by inverted selection. The (row, head, block)
+triples, "pairs" of a row's head and a block, are sorted by block; a block's rows are cut into tiles of T,
+and a tile is three or five small matrix products with the block's B keys and values. With x a row's queries
+(g, d), s = x K' / sqrt(d) (g, B):
 
     forward, first pass     top = max of s over all pairs of the row
     forward, second pass    p = exp(s - top), y += p V, sum += p;  then y / sum, lse = top + log(sum)
     backward                p = exp(s - lse), ds = p * (dy V' - (dy . y)) / sqrt(d)
                             dx += ds K, dK += ds' x, dV += p' dy
 
-Memory beside inputs and results: a number for each query head of each pair while the forward runs, the sorted pairs (8 bytes each)
-until the backward, and a few tiles. Nothing is n x n, and nothing is B times the pairs.
+Memory beside inputs and results: a number for each query head of each pair while the forward runs, the
+sorted pairs (8 bytes each) until the backward, and a few tiles. Nothing is n x n, and nothing is B times
+the pairs.
 """
 
 from __future__ import annotations
@@ -51,8 +54,8 @@ def first_choosing(config: SparseConfig) -> int:
 def select_blocks(q: Tensor, k: Tensor, config: SparseConfig) -> Tensor:
     """Blocks of the rows of a document from ``first_choosing`` on: (m, hkv, budget) int32, ascending.
 
-    q (n, hq, d) and k (n, hkv, d) as they are to be scored: rotated, or with use_nope before rotation. Scores are in
-    float32, in float64 where q is.
+    q (n, hq, d) and k (n, hkv, d) as they are to be scored: rotated, or with use_nope before rotation.
+    Scores are in float32, in float64 where q is.
     """
     n, first = q.shape[0], first_choosing(config)
     wide = torch.promote_types(q.dtype, torch.float32)
@@ -69,7 +72,7 @@ def select_blocks(q: Tensor, k: Tensor, config: SparseConfig) -> Tensor:
 
 
 def _limit(x: Tensor) -> int:
-    return SCORES.get(x.device.type, SCORES["cuda"])
+    return SCORES["cpu" if x.device.type == "cpu" else "cuda"]
 
 
 def _kernels(k: Tensor, config: SparseConfig, times: int) -> Tensor:
@@ -102,7 +105,8 @@ def _scores(q: Tensor, kernels: Tensor, visible: Tensor) -> Tensor:
 def _block_scores(
     q: Tensor, fine: Tensor, coarse: Tensor | None, place: Tensor, config: SparseConfig
 ) -> Tensor:
-    """Steps 1 and 2 for rows at ``place``: (r, hkv, blocks), -inf where a block overlaps no visible kernel."""
+    """Steps 1 and 2 for rows at ``place``: (r, hkv, blocks), -inf where a block overlaps no visible
+    kernel."""
     visible = _visible(place, config)
     scores = _scores(q, fine, visible)
     lse = torch.logsumexp(scores, dim=-1, keepdim=True)
@@ -147,11 +151,13 @@ def _choose(scores: Tensor, place: Tensor, config: SparseConfig) -> Tensor:
 def sparse_attention(q: Tensor, keys: Tensor, values: Tensor, blocks: Tensor, last: Tensor) -> Tensor:
     """Softmax attention, scale 1 / sqrt(d), of q (m, hq, d) over the tokens of chosen blocks up to ``last``.
 
-    keys and values (N, B, hkv, d); blocks (m, hkv, budget) different ones in each row, ``last // B`` among them and none
-    behind it; last (m,) ascending: the last token that a row reads. Result (m, hq, d), in q's type. Products,
-    softmax and sums are in float32 (float64 where q is). Gradients for q, keys and values.
+    keys and values (N, B, hkv, d); blocks (m, hkv, budget) different ones in each row, ``last // B`` among
+    them and none behind it; last (m,) ascending: the last token that a row reads. Result (m, hq, d), in q's
+    type. Products, softmax and sums are in float32 (float64 where q is). Gradients for q, keys and values.
     """
-    result: Tensor = _SparseAttention.apply(q, keys, values, blocks, last)
+    result: Tensor = _SparseAttention.apply(  # type: ignore[no-untyped-call]
+        q, keys, values, blocks, last
+    )
     return result
 
 
@@ -169,7 +175,8 @@ class _SparseAttention(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
         q, keys, values, last, y, lse, order, ends = ctx.saved_tensors
         work = _Work.of(q, keys, values, last, _Pairs(order=order, ends=ends, budget=ctx.budget))
-        dq, dk, dv = _backward(work, y, lse, gradients[0])
+        with torch.autocast(q.device.type, enabled=False):
+            dq, dk, dv = _backward(work, y, lse, gradients[0])
         shape = (keys.shape[2], keys.shape[0], *keys.shape[1::2])
         dk, dv = (x.reshape(shape).permute(1, 2, 0, 3) for x in (dk, dv))
         return dq.reshape(q.shape).to(q.dtype), dk.to(keys.dtype), dv.to(values.dtype), None, None
@@ -177,9 +184,11 @@ class _SparseAttention(torch.autograd.Function):
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _Pairs:
-    """Pairs sorted by unit, unit = head * N + block; pair = (row * hkv + head) * budget + place in the row's list.
+    """Pairs sorted by unit, unit = head * N + block; pair = (row * hkv + head) * budget + place in the
+    row's list.
 
-    ``order`` (pairs,): pair numbers, in a unit ascending; ``ends`` (units,): where each unit's pairs end in it.
+    ``order`` (pairs,): pair numbers, in a unit ascending; ``ends`` (units,): where each unit's pairs end in
+    it.
     """
 
     order: Tensor
@@ -197,8 +206,9 @@ def _invert(blocks: Tensor, count: int) -> _Pairs:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _Tiles:
-    """A few tiles: ``unit`` (t,); ``head`` (t, T) numbers row * hkv + head, m * hkv where a tile is not full; ``pair`` (t, T)
-    likewise with the number of pairs; ``near`` and ``hidden``: tiles of rows' own blocks, and what they may not read there."""
+    """A few tiles: ``unit`` (t,); ``head`` (t, T) numbers row * hkv + head, m * hkv where a tile is not
+    full; ``pair`` (t, T) likewise with the number of pairs; ``near`` and ``hidden``: tiles of rows' own
+    blocks, and what they may not read there."""
 
     unit: Tensor
     head: Tensor

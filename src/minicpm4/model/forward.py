@@ -18,7 +18,8 @@ from minicpm4.model.weights import LayerWeights, ModelWeights
 
 Compute = Callable[[LayerWeights, Array], Array]
 Run = Callable[[int, Compute, LayerWeights, Array], Array]
-"""``run(index, compute, layer, x)`` returns ``compute(layer, x)``, x after layer ``index``, in its own way."""
+"""``run(index, compute, layer, x)`` returns ``compute(layer, x)``, x after layer ``index``, in its own
+way."""
 
 
 class Cache(Protocol):

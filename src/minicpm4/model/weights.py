@@ -64,8 +64,8 @@ class ModelWeights:
 def build_layer(
     config: ModelConfig, prefix: str, vector: Callable[[str], Floats], linear: Callable[[str], Linear]
 ) -> LayerWeights:
-    """One layer from its tensors: ``vector`` gives norms by full name, ``linear`` projections by their name without
-    ``.weight``; ``prefix`` is "model.layers.0." or the like."""
+    """One layer from its tensors: ``vector`` gives norms by full name, ``linear`` projections by their name
+    without ``.weight``; ``prefix`` is "model.layers.0." or the like."""
     attention, eps = prefix + "self_attn.", config.rms_norm_eps
     return LayerWeights(
         attention=AttentionWeights(

@@ -4,9 +4,9 @@ For rows in chunks, with l = scale * hidden @ head.T:
 
     nll = log(sum(exp(l))) - l[target],   total = sum(weight * (nll + z_loss * log(sum(exp(l)))^2))
 
-The gradient of a chunk is known as soon as its logits are; it is computed in the forward, so that nothing is computed twice
-and the largest arrays are one chunk of logits and the head's gradient. z-loss (PaLM, arXiv 2204.02311, section 5) keeps
-log(sum(exp(l))) near 0.
+The gradient of a chunk is known as soon as its logits are; it is computed in the forward, so that nothing
+is computed twice and the largest arrays are one chunk of logits and the head's gradient. z-loss (PaLM,
+arXiv 2204.02311, section 5) keeps log(sum(exp(l))) near 0.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ CHUNK = {"cpu": 1 << 23, "cuda": 1 << 27}  # logits held at once, by device
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class LossSum:
-    """Sums over the rows of a batch, scalars in float32 at least: divide by the count over all batches of a step.
+    """Sums over the rows of a batch, scalars in float32 at least: divide by the count over all batches of a
+    step.
 
     ``total`` has a gradient and contains the z-loss; ``nll`` and ``count`` (of weights) have none.
     """
@@ -50,9 +51,9 @@ def next_token_loss(
 ) -> LossSum:
     """Loss of hidden (n, width) against ``targets`` (n,), rows below 0 left out; head (vocab, width).
 
-    ``scale`` multiplies logits (``ModelConfig.logit_scale``); ``weight`` (n,) multiplies rows; ``chunk``: rows at a time.
-    Products are in autocast's type, softmax and sums in float32 (float64 where hidden is). Raises ConfigError for a
-    target that the vocabulary does not have.
+    ``scale`` multiplies logits (``ModelConfig.logit_scale``); ``weight`` (n,) multiplies rows; ``chunk``:
+    rows at a time. Products are in autocast's type, softmax and sums in float32 (float64 where hidden is).
+    Raises ConfigError for a target that the vocabulary does not have.
     """
     kept = targets >= 0
     if not bool(kept.all()):
@@ -70,10 +71,11 @@ def next_token_loss(
     if torch.is_autocast_enabled(kind) and wide == torch.float32:
         dtype = torch.get_autocast_dtype(kind)
     factor = torch.ones_like(targets, dtype=wide) if weight is None else weight.to(wide)
-    size = chunk or max(1, CHUNK.get(kind, CHUNK["cuda"]) // head.shape[0])
+    size = chunk or max(1, CHUNK["cpu" if kind == "cpu" else "cuda"] // head.shape[0])
     wanted = torch.is_grad_enabled()
     with torch.autocast(kind, enabled=False):
-        total, nll = _Loss.apply(hidden, head, targets.long(), factor, (scale, z_loss, size, dtype, wanted))
+        how = (scale, z_loss, size, dtype, wanted)
+        total, nll = _Loss.apply(hidden, head, targets.long(), factor, how)  # type: ignore[no-untyped-call]
     return LossSum(total=total, nll=nll, count=factor.sum())
 
 
@@ -108,7 +110,7 @@ class _Loss(torch.autograd.Function):
         return total, nll
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
         dh, dw = ctx.saved_tensors
         up = gradients[0]

@@ -1,11 +1,12 @@
 """The torch view of a model's weights: parameters under a checkpoint's names, run by the one forward.
 
-``state_dict()`` has exactly the names of the checkpoint. How the forward sees the parameters (rounded, in FP8, with
-low-rank additions), what attention reads and whether activations are computed again for the backward is the Mode, a value
-that stages of training change; the parameters stay.
+``state_dict()`` has exactly the names of the checkpoint. How the forward sees the parameters (rounded, in
+FP8, with low-rank additions), what attention reads and whether activations are computed again for the
+backward is the Mode, a value that stages of training change; the parameters stay.
 
-Every layer is a module, called as one (``DecoderLayer.forward``), and reads its parameters only then: FSDP2's ``fully_shard`` on
-the layers, then on the model, gathers each when it is needed. Final norm, embeddings and head belong to the root.
+Every layer is a module, called as one (``DecoderLayer.forward``), and reads its parameters only then:
+FSDP2's ``fully_shard`` on the layers, then on the model, gathers each when it is needed. Final norm,
+embeddings and head belong to the root.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ _SHARED = (EMBED, HEAD)
 
 
 class Packed(Protocol):
-    """A batch of whole documents, one after another (``data/batch.py``): arrays or tensors of n rows; document j owns
-    rows cu_rows[j] to cu_rows[j + 1] - 1."""
+    """A batch of whole documents, one after another (``data/batch.py``): arrays or tensors of n rows;
+    document j owns rows cu_rows[j] to cu_rows[j + 1] - 1."""
 
     @property
     def ids(self) -> Any: ...
@@ -60,9 +61,10 @@ class Packed(Protocol):
 class Mode:
     """How a model is run.
 
-    ``rounding``: formats by name pattern, shell style, of the matrix's name or its end ("self_attn.*", "mlp.*"); the first that fits
-    counts; embeddings and head are rounded only if a pattern spells their name. ``fp8``: products of the layers'
-    projections in FP8. ``sparse``: None is dense attention. ``recompute``: keep only each layer's input for the backward.
+    ``rounding``: formats by name pattern, shell style, of the matrix's name or its end ("self_attn.*",
+    "mlp.*"); the first that fits counts; embeddings and head are rounded only if a pattern spells their
+    name. ``fp8``: products of the layers' projections in FP8. ``sparse``: None is dense attention.
+    ``recompute``: keep only each layer's input for the backward.
     """
 
     rounding: Mapping[str, QuantSpec] = field(default_factory=dict)
@@ -117,7 +119,8 @@ class DecoderLayer(nn.Module):
 
 
 class TrainableModel(nn.Module):
-    """A decoder whose parameters are ``tensors``, by the names of ``expected_tensors(config)``; float32 masters.
+    """A decoder whose parameters are ``tensors``, by the names of ``expected_tensors(config)``; float32
+    masters.
 
     ``low_rank``: additions by matrix name; who puts them there owns their parameters. Raises ConfigError.
     """
@@ -146,8 +149,8 @@ class TrainableModel(nn.Module):
     def new(
         cls, config: ModelConfig, seed: int, init: Init | None = None, mode: Mode | None = None
     ) -> TrainableModel:
-        """A model of fresh parameters: ``init(name, config)`` is a matrix's standard deviation (default 0.02),
-        norms are 1, biases 0. A tensor depends on ``seed`` and its name alone."""
+        """A model of fresh parameters: ``init(name, config)`` is a matrix's standard deviation (default
+        0.02), norms are 1, biases 0. A tensor depends on ``seed`` and its name alone."""
         std = init or (lambda name, config: 0.02)
         shapes = expected_tensors(config).items()
         return cls(
@@ -156,7 +159,8 @@ class TrainableModel(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path, mode: Mode | None = None) -> TrainableModel:
-        """The model at ``path`` (whatever the engine loads: a folder, a .gguf file, a known name), in float32.
+        """The model at ``path`` (whatever the engine loads: a folder, a .gguf file, a known name), in
+        float32.
 
         Raises ModelNotFoundError, CheckpointError, ConfigError.
         """
@@ -172,7 +176,8 @@ class TrainableModel(nn.Module):
 
     @property
     def config(self) -> ModelConfig:
-        """Assign a changed one (rotary scaling, context) between stages; its tensors must have the same shapes."""
+        """Assign a changed one (rotary scaling, context) between stages; its tensors must have the same
+        shapes."""
         return self._config
 
     @config.setter
@@ -215,7 +220,8 @@ class TrainableModel(nn.Module):
         )
 
     def weights(self) -> ModelWeights:
-        """The weight tree for the forward, of TorchMatrix. Under FSDP2 its matrices are whole only while they are used."""
+        """The weight tree for the forward, of TorchMatrix. Under FSDP2 its matrices are whole only while
+        they are used."""
         embed: Any = self.matrix(EMBED, self._parameter(EMBED))
         tied = self._config.tie_word_embeddings
         head: Any = embed if tied else self.matrix(HEAD, self._parameter(HEAD))
@@ -254,9 +260,8 @@ class TrainableModel(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits (rows, vocab) of final hidden states (rows, hidden)."""
-        found: Any = hidden
-        found = decoder.logits(self.ops, self.weights(), found)
-        return found
+        given: Any = hidden
+        return torch.as_tensor(decoder.logits(self.ops, self.weights(), given))
 
     def _run(self, index: int, compute: decoder.Compute, layer: LayerWeights, x: Any) -> Any:
         # The module reads its parameters itself: under FSDP2 they are not there before it is called.
@@ -284,7 +289,8 @@ class _Rotary:
 
 
 def new_tensor(name: str, shape: tuple[int, ...], seed: int, std: float) -> Tensor:
-    """A fresh parameter: norms 1, biases 0, matrices normal with deviation ``std``; of ``seed`` and ``name`` alone."""
+    """A fresh parameter: norms 1, biases 0, matrices normal with deviation ``std``; of ``seed`` and
+    ``name`` alone."""
     if len(shape) == 1:
         return torch.zeros(shape) if name.endswith(".bias") else torch.ones(shape)
     mixed = (seed * 0x9E3779B97F4A7C15 + zlib.crc32(name.encode())) % (1 << 63)

@@ -1,18 +1,19 @@
 """Multi-token prediction: one extra layer that predicts the token after the next; later it drafts.
 
-At row i, with h the model's final hidden states and E its scaled embeddings (MiniCPM4 report, arXiv 2506.07900; DeepSeek-V3,
-arXiv 2412.19437, section 2.2):
+At row i, with h the model's final hidden states and E its scaled embeddings (MiniCPM4 report, arXiv
+2506.07900; DeepSeek-V3, arXiv 2412.19437, section 2.2):
 
     x_i = fc(concat(norm1(E(token i + 1)), norm2(h_i)))        norms: RMSNorm
     h'_i = final_norm(layer(x)_i),   logits = head(h'_i), for token i + 2
 
-Embeddings, final norm and head are the model's. The loss is next-token loss + lambda * this one. The layer's residual branches are
-scaled by scale_depth / sqrt(layers + 1) where the model has muP scales, else by 1.
+Embeddings, final norm and head are the model's. The loss is next-token loss + lambda * this one. The
+layer's residual branches are scaled by scale_depth / sqrt(layers + 1) where the model has muP scales, else
+by 1.
 
-Beside the model it is saved as EAGLE-2 heads of MiniCPM4 are: ``fc.weight`` (hidden, 2 hidden), embeddings' half first,
-``input_norm1.weight``, ``input_norm2.weight`` and ``layers.0.*``; config.json says sizes and scales, the residual one as
-scale_depth / sqrt(mup_denominator). What such a head lacks elsewhere, and this one takes from the model, is the final norm:
-config.json says so (``final_norm``: "target").
+Beside the model it is saved as EAGLE-2 heads of MiniCPM4 are: ``fc.weight`` (hidden, 2 hidden), embeddings'
+half first, ``input_norm1.weight``, ``input_norm2.weight`` and ``layers.0.*``; config.json says sizes and
+scales, the residual one as scale_depth / sqrt(mup_denominator). What such a head lacks elsewhere, and this
+one takes from the model, is the final norm: config.json says so (``final_norm``: "target").
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ class MultiToken(nn.Module):
 
     @classmethod
     def new(cls, config: ModelConfig, seed: int, init: Init | None = None) -> MultiToken:
-        """Fresh parameters, as TrainableModel.new makes them. ``init`` sees names such as mtp.layers.0.mlp.up_proj.weight."""
+        """Fresh parameters, as TrainableModel.new makes them. ``init`` sees names such as
+        mtp.layers.0.mlp.up_proj.weight."""
         std = init or (lambda name, config: 0.02)
         made = {}
         for name, shape in shapes(config).items():
@@ -95,7 +97,8 @@ class MultiToken(nn.Module):
         return result
 
     def save(self, folder: Path) -> None:
-        """Write config.json and the tensors, float32, each under a temporary name first. Raises CheckpointError."""
+        """Write config.json and the tensors, float32, each under a temporary name first. Raises
+        CheckpointError."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -111,7 +114,8 @@ class MultiToken(nn.Module):
 
     @classmethod
     def load(cls, folder: Path, config: ModelConfig) -> MultiToken:
-        """The layer saved in ``folder``, for a model of ``config``. Raises CheckpointError when it does not fit."""
+        """The layer saved in ``folder``, for a model of ``config``. Raises CheckpointError when it does not
+        fit."""
         try:
             tensors = load_file(folder / _FILE)
         except (OSError, SafetensorError) as error:
@@ -119,9 +123,10 @@ class MultiToken(nn.Module):
         expected = shapes(config)
         for name in sorted(expected.keys() | tensors.keys()):
             found = tuple(tensors[name].shape) if name in tensors else "missing"
-            if found != expected.get(name):
+            asked = expected.get(name, "no such tensor")
+            if found != asked:
                 raise CheckpointError(
-                    f"{name} in {folder} is {found}, the model asks for {expected.get(name, 'no such tensor')}",
+                    f"{name} in {folder} is {found}, the model asks for {asked}",
                     "use the extra layer that was trained with this model",
                 )
         return cls(config, {name: tensor.float() for name, tensor in tensors.items()})
@@ -151,7 +156,13 @@ def residual_scale(config: ModelConfig) -> float:
 def head_config(config: ModelConfig) -> dict[str, Any]:
     """config.json of the extra layer."""
     plain = config.residual_scale == 1.0
-    same = ("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_attention_heads")
+    same: tuple[str, ...] = (
+        "model_type",
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_attention_heads",
+    )
     same += ("num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "rope_theta")
     same += ("scale_emb", "dim_model_base", "tie_word_embeddings")
     return {
@@ -168,7 +179,8 @@ def head_config(config: ModelConfig) -> dict[str, Any]:
 def second_targets(
     targets: Any, cu_rows: Any, weight: Any = None, device: torch.device | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """Targets (n,) and weights of the extra layer: those of the next row, -1 in the last row of each document."""
+    """Targets (n,) and weights of the extra layer: those of the next row, -1 in the last row of each
+    document."""
     place = device or torch.device("cpu")
     found = torch.roll(as_tensor(targets, place), -1)
     ends = as_tensor(cu_rows, place)[1:].long() - 1
