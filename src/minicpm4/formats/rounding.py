@@ -21,6 +21,7 @@ F16_MAX = 65504.0
 # Scales tried for int4, as parts of the one that maps the largest magnitude to code -8. Clipping the
 # largest weight a little makes all the others finer.
 INT4_TRIES = (1.0, 0.92)
+_COLUMNS = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +62,12 @@ def group_sum(values: Any) -> Any:
     n = values.shape[-1]
     while n > 1:
         half = (n + 1) // 2
-        values[..., : n - half] += values[..., half:n]
+        if n > _COLUMNS:
+            values[..., : n - half] += values[..., half:n]
+        else:
+            # The same additions, column by column: NumPy's loops would otherwise be over so few numbers.
+            for i in range(n - half):
+                values[..., i] += values[..., half + i]
         n = half
     return values[..., 0]
 

@@ -42,6 +42,12 @@ _ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
 }
+_ROPE_KEYS = {
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+}
 _EMBED, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 MAX_SHARD = 4 << 30
 
@@ -73,11 +79,12 @@ def hf_config(config: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
 
 
 def _rope_scaling(scaling: RopeScaling) -> dict[str, Any]:
-    # Fields at their defaults are left out: other readers take a given factor for more than it is.
+    # What a type does not use is left out: other readers take a given factor for more than it is.
     given = {"rope_type": scaling.rope_type}
     for field in fields(scaling):
         value = getattr(scaling, field.name)
-        if value != field.default and value is not None:
+        asked = field.name in _ROPE_KEYS.get(scaling.rope_type, ())
+        if value is not None and (asked or value != field.default):
             given[field.name] = list(value) if isinstance(value, tuple) else value
     return given
 
@@ -133,7 +140,13 @@ def stored(tensor: Tensor, kind: str | None, dtype: str) -> Tensor:
     if kind == "ternary":
         half = tensor.half()
         return half if torch.equal(half.float(), tensor) else tensor
-    return tensor if tensor.ndim < 2 else tensor.to(DTYPES[dtype])
+    return tensor if tensor.ndim < 2 else tensor.to(_type(dtype))
+
+
+def _type(dtype: str) -> torch.dtype:
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype {dtype!r} is unknown", suggest(dtype, list(DTYPES)))
+    return DTYPES[dtype]
 
 
 def write_folder(
@@ -143,15 +156,13 @@ def write_folder(
     *,
     dtype: str = "float32",
     tokenizer: Path | None = None,
-    max_shard: int = MAX_SHARD,
 ) -> None:
     """Write a model folder: ``tensors`` as they are, ``tokenizer``'s files (from a folder that holds them), config.json last.
 
-    Files have more than ``max_shard`` bytes only if one tensor has. Raises CheckpointError when tensors do not fit the
+    Files have more than MAX_SHARD bytes only if one tensor has. Raises CheckpointError when tensors do not fit the
     configuration, the folder holds weights already, or the disk refuses; ConfigError.
     """
-    if dtype not in DTYPES:
-        raise ConfigError(f"dtype {dtype!r} is unknown", suggest(dtype, list(DTYPES)))
+    _type(dtype)
     _check(config, tensors)
     content = hf_config(config, dtype)
     try:
@@ -159,7 +170,7 @@ def write_folder(
         if any(folder.glob("*.safetensors")):
             raise CheckpointError(f"{folder} holds weights already", "export to another folder")
         _copy_tokenizer(tokenizer, folder)
-        _write_tensors(folder, tensors, max_shard)
+        _write_tensors(folder, tensors)
         part = folder / "config.json.part"
         part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         os.replace(part, folder / "config.json")
@@ -189,8 +200,8 @@ def _copy_tokenizer(source: Path | None, folder: Path) -> None:
         shutil.copyfile(source / name, folder / name)
 
 
-def _write_tensors(folder: Path, tensors: Mapping[str, Tensor], max_shard: int) -> None:
-    shards = list(_shards(tensors, max_shard))
+def _write_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    shards = list(_shards(tensors, MAX_SHARD))
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
         one = "model.safetensors"

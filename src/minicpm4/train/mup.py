@@ -21,15 +21,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from minicpm4.config import ModelConfig
 from minicpm4.config.strict import require
+from minicpm4.train.model import Packed, TrainableModel
 from minicpm4.train.optim import rule_of
 
-__all__ = ["CoordinateCheck", "MuP", "Point", "measure", "scaled"]
+__all__ = ["CoordinateCheck", "MuP", "Point", "activations", "measure", "scaled"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,6 +122,31 @@ class CoordinateCheck:
     def steepest(self, step: int, what: str = "change") -> float:
         """The slope furthest from 0."""
         return max(self.slopes(step, what).values(), key=abs)
+
+
+@torch.no_grad()
+def activations(model: TrainableModel, batch: Packed) -> dict[str, Tensor]:
+    """The residual stream after embeddings and each layer, the final hidden states and the logits, by name."""
+    found: dict[str, Tensor] = {}
+
+    def keep_input(module: Any, inputs: tuple[Any, ...]) -> None:
+        found["embeddings"] = inputs[0]
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(module: Any, inputs: Any, output: Tensor) -> None:
+            found[name] = output
+
+        return hook
+
+    hooks = [model.layers[0].register_forward_pre_hook(keep_input)]
+    hooks += [m.register_forward_hook(keep(f"layer {i}")) for i, m in enumerate(model.layers)]
+    try:
+        found["final"] = model(batch)
+    finally:
+        for one in hooks:
+            one.remove()
+    found["logits"] = model.logits(found["final"])
+    return found
 
 
 def _slope(curve: Sequence[tuple[float, float]]) -> float:
