@@ -28,12 +28,26 @@ SHAPE = {
     "vocab_size": 96,
     "bos_token_id": 1,
     "eos_token_id": 2,
-    "sparse_config": {"kernel_size": 8, "kernel_stride": 4, "block_size": 16, "window_size": 16, "topk": 2, "dense_len": -1},
+    "sparse_config": {
+        "kernel_size": 8,
+        "kernel_stride": 4,
+        "block_size": 16,
+        "window_size": 16,
+        "topk": 2,
+        "dense_len": -1,
+    },
 }
 
 
 def stage(name: str = "stable", **changed: Any) -> dict[str, Any]:
-    plain = {"steps": 6, "batch_tokens": 128, "micro_tokens": 64, "context": 64, "rate": 0.01, "data": {"text": 1.0}}
+    plain = {
+        "steps": 6,
+        "batch_tokens": 128,
+        "micro_tokens": 64,
+        "context": 64,
+        "rate": 0.01,
+        "data": {"text": 1.0},
+    }
     return {"name": name, **plain, **changed}
 
 

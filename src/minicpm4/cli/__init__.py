@@ -28,6 +28,7 @@ COMMANDS = {
     "models": "List the models known by name, and which are present.",
     "pull": "Download a model's files.",
     "info": "Show what a model is and how much memory it takes.",
+    "train": "Train a model from a recipe, stage by stage.",
     "bench": "Measure tokens per second at given depths, dense and sparse.",
     "doctor": "Show what this machine offers and which kernels will run.",
 }

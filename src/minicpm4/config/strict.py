@@ -80,7 +80,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where} = {value!r} is not a table")
         return {key: _convert(item, args[1], f"{where}.{key}") for key, item in value.items()}
-    if is_dataclass(hint):
+    if isinstance(hint, type) and is_dataclass(hint):
         return from_table(hint, value, where)
     return check_scalar(value, hint, where)
 

@@ -65,7 +65,9 @@ class _Row:
     def __post_init__(self) -> None:
         self.documents = self.part.documents
         self.total = int(self.part.data.lengths[self.documents].sum())
-        require(self.total > 0, f"{self.part.name} has no documents", "add some, or leave it out of the mixture")
+        require(
+            self.total > 0, f"{self.part.name} has no documents", "add some, or leave it out of the mixture"
+        )
 
     def pieces(self, start: int, count: int) -> Iterator[tuple[int, int, int]]:
         """(document, start, stop) of the tokens from ``start`` on of the row, ``count`` of them."""
@@ -92,7 +94,14 @@ class Stream:
     """Batches of ``tokens`` tokens. Process ``rank`` of ``processes`` gets every ``processes``-th. Raises ConfigError."""
 
     def __init__(
-        self, parts: Sequence[Part], *, seed: int, tokens: int, context: int, rank: int = 0, processes: int = 1
+        self,
+        parts: Sequence[Part],
+        *,
+        seed: int,
+        tokens: int,
+        context: int,
+        rank: int = 0,
+        processes: int = 1,
     ) -> None:
         require(bool(parts), "a mixture has no parts")
         require(tokens > 0 and context > 1, f"{tokens} tokens in pieces of {context} make no batch")

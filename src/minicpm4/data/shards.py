@@ -45,7 +45,9 @@ class ShardSet:
         self.folder = folder
         self.manifest = _read_json(folder / "manifest.json")
         if self.manifest.get("version") != VERSION or not isinstance(self.manifest.get("shards"), list):
-            raise CheckpointError(f"{folder / 'manifest.json'} is no manifest of version {VERSION}", "pack the data again")
+            raise CheckpointError(
+                f"{folder / 'manifest.json'} is no manifest of version {VERSION}", "pack the data again"
+            )
         dtype = np.dtype("<u2") if self.manifest.get("bytes") == 2 else np.dtype("<u4")
         self._tokens, self._learn, starts, lengths, shards = [], [], [], [], []
         for number, entry in enumerate(self.manifest["shards"]):
@@ -74,7 +76,9 @@ class ShardSet:
         """Of the manifest: the same for the same documents, tokenizer and settings."""
         return hashlib.sha256(json.dumps(self.manifest, sort_keys=True).encode()).hexdigest()[:16]
 
-    def read(self, document: int, start: int, stop: int) -> tuple[NDArray[np.int32], NDArray[np.bool_] | None]:
+    def read(
+        self, document: int, start: int, stop: int
+    ) -> tuple[NDArray[np.int32], NDArray[np.bool_] | None]:
         """Tokens ``start`` to ``stop`` - 1 of a document, and which are learnt (None: all)."""
         shard, base = int(self._shard_of[document]), int(self.starts[document])
         part = slice(base + start, base + min(stop, int(self.lengths[document])))
@@ -86,7 +90,8 @@ class ShardSet:
         own = self.manifest.get("tokenizer")
         if own != fingerprint:
             raise ConfigError(
-                f"{self.folder} was packed with tokenizer {own}, the model's is {fingerprint}", "pack the data again"
+                f"{self.folder} was packed with tokenizer {own}, the model's is {fingerprint}",
+                "pack the data again",
             )
 
     def verify(self) -> None:
@@ -95,15 +100,27 @@ class ShardSet:
             for side, wanted in entry["sha256"].items():
                 file = self.folder / f"{number:05d}.{side}"
                 if _hash(file) != wanted:
-                    raise CheckpointError(f"{file} is not what was written: its sha256 differs", "pack the data again")
+                    raise CheckpointError(
+                        f"{file} is not what was written: its sha256 differs", "pack the data again"
+                    )
 
     def _shard(self, number: int, entry: Any, dtype: np.dtype[Any]) -> tuple[Any, Any, Any]:
         try:
-            count, documents, masked = int(entry["tokens"]), int(entry["documents"]), "learn" in entry["sha256"]
+            count, documents, masked = (
+                int(entry["tokens"]),
+                int(entry["documents"]),
+                "learn" in entry["sha256"],
+            )
         except (TypeError, KeyError, ValueError) as error:
-            raise CheckpointError(f"shard {number} of {self.folder} is not described", "pack the data again") from error
-        found = []
-        for side, kind, items in (("tokens", dtype, count), ("ends", np.dtype("<i8"), documents), ("learn", np.dtype("u1"), count)):
+            raise CheckpointError(
+                f"shard {number} of {self.folder} is not described", "pack the data again"
+            ) from error
+        found: list[Any] = []
+        for side, kind, items in (
+            ("tokens", dtype, count),
+            ("ends", np.dtype("<i8"), documents),
+            ("learn", np.dtype("u1"), count),
+        ):
             file = self.folder / f"{number:05d}.{side}"
             if side == "learn" and not masked:
                 found.append(None)
@@ -111,12 +128,15 @@ class ShardSet:
             size = file.stat().st_size if file.is_file() else -1
             if size != items * kind.itemsize:
                 raise CheckpointError(
-                    f"{file} has {size} bytes, its manifest says {items * kind.itemsize}", "pack the data again"
+                    f"{file} has {size} bytes, its manifest says {items * kind.itemsize}",
+                    "pack the data again",
                 )
             found.append(np.memmap(file, kind, "r") if items else np.zeros(0, kind))
         ends = np.asarray(found[1])
         if documents and (np.any(np.diff(ends) <= 0) or ends[0] <= 0 or ends[-1] != count):
-            raise CheckpointError(f"{self.folder / f'{number:05d}.ends'} does not rise to {count}", "pack the data again")
+            raise CheckpointError(
+                f"{self.folder / f'{number:05d}.ends'} does not rise to {count}", "pack the data again"
+            )
         return found[0], ends, found[2]
 
 
@@ -168,7 +188,9 @@ def _groups(documents: Iterable[Document], shard_tokens: int) -> Iterator[list[D
 def _write(folder: Path, number: int, group: list[Document], head: Mapping[str, Any]) -> dict[str, Any]:
     tokens = np.concatenate([document.tokens for document in group])
     if tokens.min() < 0 or tokens.max() >= head["vocab_size"]:
-        raise ConfigError(f"a token is outside the vocabulary of {head['vocab_size']}", "pack with the model's tokenizer")
+        raise ConfigError(
+            f"a token is outside the vocabulary of {head['vocab_size']}", "pack with the model's tokenizer"
+        )
     arrays: dict[str, Any] = {
         "tokens": tokens.astype("<u2" if head["bytes"] == 2 else "<u4"),
         "ends": np.cumsum([len(document.tokens) for document in group]).astype("<i8"),

@@ -76,10 +76,12 @@ def save(run: Path, step: int, state: Mapping[str, Any], write: Callable[[Path],
             part.rename(target)
         _sync(run)
     except OSError as error:
-        shutil.rmtree(part, ignore_errors=True)
         raise CheckpointError(
-            f"cannot save the checkpoint of step {step} to {run}: {error}", "free space there; earlier checkpoints are whole"
+            f"cannot save the checkpoint of step {step} to {run}: {error}",
+            "free space there; earlier checkpoints are whole",
         ) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     return Saved(step=step, folder=target)
 
 
@@ -91,7 +93,9 @@ def read_state(one: Saved) -> dict[str, Any]:
             raise CheckpointError(f"{file} is larger than {MAX_STATE >> 20} MiB")
         state = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"cannot read {file}: {error}", "remove this checkpoint to go on from an earlier one") from error
+        raise CheckpointError(
+            f"cannot read {file}: {error}", "remove this checkpoint to go on from an earlier one"
+        ) from error
     if not isinstance(state, dict) or state.get("version") != VERSION or state.get("step") != one.step:
         raise CheckpointError(
             f"{file} is not the state of step {one.step} in version {VERSION}",

@@ -90,4 +90,3 @@ def _final(matrix: TorchMatrix) -> Tensor:
 def _whole(tensor: Tensor) -> Tensor:
     full = getattr(tensor, "full_tensor", None)  # of a DTensor (FSDP2)
     return (full() if full is not None else tensor).detach().float().cpu()
-

@@ -94,9 +94,7 @@ def _is_plain(config: ModelConfig) -> bool:
     return (config.scale_emb, config.residual_scale, config.logit_scale) == (1.0, 1.0, 1.0)
 
 
-def fold_scales(
-    config: ModelConfig, tensors: Mapping[str, Tensor]
-) -> tuple[ModelConfig, dict[str, Tensor]]:
+def fold_scales(config: ModelConfig, tensors: Mapping[str, Tensor]) -> tuple[ModelConfig, dict[str, Tensor]]:
     """The same model without muP's scales: a Llama that gives the same logits.
 
     With e, r, o the scales of embeddings, residual branches and logits, x the residual stream: x / r takes in every branch
@@ -175,7 +173,9 @@ def write_folder(
         part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         os.replace(part, folder / "config.json")
     except OSError as error:
-        raise CheckpointError(f"cannot write {folder}: {error}", "check the place and its free space") from error
+        raise CheckpointError(
+            f"cannot write {folder}: {error}", "check the place and its free space"
+        ) from error
 
 
 def _check(config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
@@ -185,7 +185,9 @@ def _check(config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
         raise CheckpointError(f"{len(odd)} tensors are missing or too many, such as {odd[0]}")
     for name, tensor in tensors.items():
         if tuple(tensor.shape) != expected[name]:
-            raise CheckpointError(f"{name} has shape {tuple(tensor.shape)}, the configuration asks for {expected[name]}")
+            raise CheckpointError(
+                f"{name} has shape {tuple(tensor.shape)}, the configuration asks for {expected[name]}"
+            )
         if not torch.isfinite(tensor).all():
             raise CheckpointError(f"{name} holds a value that is not finite", "export an earlier checkpoint")
 

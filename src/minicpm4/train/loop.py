@@ -86,7 +86,10 @@ class Runner:
         loss = None
         main = self.session.world.rank == 0
         entered = ""
-        with _interrupts(self._interrupt), Metrics(self.run_folder, self.step, tensorboard=main) if main else _nothing() as log:
+        with (
+            _interrupts(self._interrupt),
+            Metrics(self.run_folder, self.step, tensorboard=main) if main else _nothing() as log,
+        ):
             while self.step < last and not self._stopping():
                 stage, within = self._position(self.step)
                 if stage.name != entered:
@@ -126,8 +129,14 @@ class Runner:
         self.step += 1
         line = self._line(stage, done, rate, time.perf_counter() - began)
         if verdict.text:
-            line["warning"] = f"{verdict.text} (stage {stage.name}, batches {within * parts} to {within * parts + parts - 1})"
-        if self.recipe.validate and source.held_out and (self.step % self.recipe.validate == 0 or within + 1 == stage.steps):
+            line["warning"] = (
+                f"{verdict.text} (stage {stage.name}, batches {within * parts} to {within * parts + parts - 1})"
+            )
+        if (
+            self.recipe.validate
+            and source.held_out
+            and (self.step % self.recipe.validate == 0 or within + 1 == stage.steps)
+        ):
             line["validation"] = self.session.evaluate(source.held_out)
         return line
 
@@ -165,7 +174,9 @@ class Runner:
         if self.session.world.rank:  # takes part in gathering, writes nothing
             self.session.save(self.run_folder, None)
         else:
-            checkpoint.save(self.run_folder, self.step, state, lambda folder: self.session.save(folder, self._tokenizer))
+            checkpoint.save(
+                self.run_folder, self.step, state, lambda folder: self.session.save(folder, self._tokenizer)
+            )
             ends = set(stage_ends(self.recipe))
             checkpoint.keep(self.run_folder, self.recipe.checkpoints.last, lambda one: one.step in ends)
         self.session.world.wait()

@@ -41,8 +41,14 @@ class Metrics:
     def draw(self, title: str) -> None:
         """Write the picture of training and validation loss over steps."""
         curves = {
-            "training": thinned([(line["step"], line["loss"]) for line in self._lines if line.get("loss") is not None]),
-            "validation": [(line["step"], line["validation"]) for line in self._lines if line.get("validation") is not None],
+            "training": thinned(
+                [(line["step"], line["loss"]) for line in self._lines if line.get("loss") is not None]
+            ),
+            "validation": [
+                (line["step"], line["validation"])
+                for line in self._lines
+                if line.get("validation") is not None
+            ],
         }
         shown = {name: curve for name, curve in curves.items() if curve}
         if shown:
@@ -58,7 +64,9 @@ class Metrics:
     def __enter__(self) -> Metrics:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 

@@ -178,7 +178,13 @@ def measure(
                 if number:
                     step()
                 points += [
-                    Point(width=width, step=number, place=place, size=_rms(now), change=_rms(now - before[place]))
+                    Point(
+                        width=width,
+                        step=number,
+                        place=place,
+                        size=_rms(now),
+                        change=_rms(now - before[place]),
+                    )
                     for place, now in look().items()
                 ]
     return CoordinateCheck(points)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ __all__ = ["Corpus", "Decay", "Keep", "Model", "Optimiser", "Recipe", "Stage", "
 
 MAX_FILE = 1 << 20
 MAX_STAGES = 32
-CORPUS_KINDS = ("text", "jsonl", "parquet", "html", "package", "shards", "needles", "chat")
+CORPUS_KINDS = ("text", "jsonl", "shards")
 DECAYS = ("none", "linear", "cosine", "exponential", "sqrt")
 PRECISIONS = ("float32", "bf16")
 
@@ -72,33 +71,23 @@ class Tokenizer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Corpus:
-    """A named source of documents. ``paths`` are files or folders, or packages of kind "package".
-
-    ``column``: where JSONL and parquet keep their text (or messages). ``source``: the corpus that kind "needles"
-    hides its needles in; ``documents``, ``lengths``: how many it makes, of how many tokens, evenly from these.
-    ``holdout``: the share of documents kept for validation.
+    """A named source of documents. ``paths``: files, or folders of files, of plain text or of JSON lines (``column``: where
+    each keeps its text); of kind "shards" one folder that is packed already. ``holdout``: the share of documents kept for validation.
     """
 
     kind: str = "text"
     paths: tuple[str, ...] = ()
     column: str = "text"
-    source: str = ""
-    documents: int = 0
-    lengths: tuple[int, ...] = ()
     holdout: float = 0.0
-    max_documents: int = 0
 
     def __post_init__(self) -> None:
-        require(self.kind in CORPUS_KINDS, f"corpus kind {self.kind!r} is unknown", suggest(self.kind, list(CORPUS_KINDS)))
+        kinds = list(CORPUS_KINDS)
+        require(self.kind in kinds, f"corpus kind {self.kind!r} is unknown", suggest(self.kind, kinds))
         require(0 <= self.holdout < 1, f"corpus holdout = {self.holdout} is not from 0 to below 1")
-        if self.kind == "needles":
-            require(
-                bool(self.source) and self.documents > 0 and bool(self.lengths),
-                "a corpus of needles needs source, documents and lengths",
-            )
-            require(all(64 <= n <= 1 << 24 for n in self.lengths), f"needle lengths {self.lengths} are out of range")
-        else:
-            require(bool(self.paths), f"a corpus of kind {self.kind!r} needs paths")
+        require(bool(self.paths), f"a corpus of kind {self.kind!r} needs paths")
+        require(
+            self.kind != "shards" or len(self.paths) == 1, "a corpus of kind 'shards' has one folder in paths"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,9 +104,16 @@ class Optimiser:
     adamw_rate: float = 1.0
 
     def __post_init__(self) -> None:
-        require(self.kind in ("adamw", "muon"), f"optimiser kind {self.kind!r} is unknown", suggest(self.kind, ["adamw", "muon"]))
+        require(
+            self.kind in ("adamw", "muon"),
+            f"optimiser kind {self.kind!r} is unknown",
+            suggest(self.kind, ["adamw", "muon"]),
+        )
         for name in ("beta1", "beta2", "momentum"):
-            require(0 <= getattr(self, name) < 1, f"optimiser.{name} = {getattr(self, name)} is not from 0 to below 1")
+            require(
+                0 <= getattr(self, name) < 1,
+                f"optimiser.{name} = {getattr(self, name)} is not from 0 to below 1",
+            )
         for name in ("eps", "adamw_rate"):
             require(getattr(self, name) > 0, f"optimiser.{name} = {getattr(self, name)} is not positive")
         require(self.weight_decay >= 0, f"optimiser.weight_decay = {self.weight_decay} is negative")
@@ -134,21 +130,11 @@ class Decay:
 
     def __post_init__(self) -> None:
         require(self.kind in DECAYS, f"decay kind {self.kind!r} is unknown", suggest(self.kind, list(DECAYS)))
-        require(self.steps >= 0 and (self.kind == "none") == (self.steps == 0), f"decay.steps = {self.steps} does not fit decay kind {self.kind!r}")
+        require(
+            self.steps >= 0 and (self.kind == "none") == (self.steps == 0),
+            f"decay.steps = {self.steps} does not fit decay kind {self.kind!r}",
+        )
         require(0 <= self.final <= 1, f"decay.final = {self.final} is not from 0 to 1")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LowRank:
-    """LoRA: ``rank`` and ``alpha`` of the pairs beside the matrices whose names fit ``targets``."""
-
-    rank: int
-    alpha: float = 0.0
-    targets: tuple[str, ...] = ("self_attn.*", "mlp.*")
-
-    def __post_init__(self) -> None:
-        require(0 < self.rank <= 4096, f"lora.rank = {self.rank} is out of range")
-        require(bool(self.targets), "lora.targets is empty")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -174,12 +160,10 @@ class Stage:
     warmup: int = 0
     decay: Decay = Decay()
     attention: str = "dense"
-    loss: str = "all"
     rounding: Mapping[str, str] = field(default_factory=dict)
     fp8: bool = False
     mtp: float = 0.0
     z_loss: float = 0.0
-    lora: LowRank | None = None
     rope_scaling: Mapping[str, Any] | None = None
     max_position_embeddings: int = 0
     fresh_optimiser: bool = False
@@ -187,17 +171,30 @@ class Stage:
     def __post_init__(self) -> None:
         where = f"stage {self.name!r}:"
         for name in ("steps", "batch_tokens", "context"):
-            require(0 < getattr(self, name) < 1 << 40, f"{where} {name} = {getattr(self, name)} is out of range")
-        require(0 <= self.micro_tokens <= self.batch_tokens, f"{where} micro_tokens = {self.micro_tokens} exceeds batch_tokens")
+            require(
+                0 < getattr(self, name) < 1 << 40, f"{where} {name} = {getattr(self, name)} is out of range"
+            )
+        require(
+            0 <= self.micro_tokens <= self.batch_tokens,
+            f"{where} micro_tokens = {self.micro_tokens} exceeds batch_tokens",
+        )
         require(self.rate > 0, f"{where} rate = {self.rate} is not positive")
         require(
             0 <= self.warmup and self.warmup + self.decay.steps <= self.steps,
             f"{where} warmup = {self.warmup} and decay of {self.decay.steps} steps exceed its {self.steps} steps",
         )
-        require(self.attention in ("dense", "sparse"), f"{where} attention = {self.attention!r} is unknown", "use dense or sparse")
-        require(self.loss in ("all", "answers"), f"{where} loss = {self.loss!r} is unknown", "use all, or answers (of the assistant)")
-        require(bool(self.data) and all(share > 0 for share in self.data.values()), f"{where} data needs corpora with shares above 0")
-        require(list(self.buckets) == sorted(set(self.buckets)), f"{where} buckets = {self.buckets} do not rise")
+        require(
+            self.attention in ("dense", "sparse"),
+            f"{where} attention = {self.attention!r} is unknown",
+            "use dense or sparse",
+        )
+        require(
+            bool(self.data) and all(share > 0 for share in self.data.values()),
+            f"{where} data needs corpora with shares above 0",
+        )
+        require(
+            list(self.buckets) == sorted(set(self.buckets)), f"{where} buckets = {self.buckets} do not rise"
+        )
         for name in ("mtp", "z_loss"):
             require(getattr(self, name) >= 0, f"{where} {name} = {getattr(self, name)} is negative")
         for text in self.rounding.values():
@@ -218,7 +215,9 @@ class Keep:
 
     def __post_init__(self) -> None:
         require(self.every > 0, f"checkpoints.every = {self.every} is not positive")
-        require(self.last > 0, f"checkpoints.last = {self.last} is not positive", "a run needs one to go on from")
+        require(
+            self.last > 0, f"checkpoints.last = {self.last} is not positive", "a run needs one to go on from"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -239,17 +238,27 @@ class Recipe:
     validate: int = 0
 
     def __post_init__(self) -> None:
-        require(0 < len(self.stages) <= MAX_STAGES, f"a recipe has 1 to {MAX_STAGES} stages, this one {len(self.stages)}")
+        require(
+            0 < len(self.stages) <= MAX_STAGES,
+            f"a recipe has 1 to {MAX_STAGES} stages, this one {len(self.stages)}",
+        )
         names = [stage.name for stage in self.stages]
         require(len(set(names)) == len(names), f"two stages share a name: {', '.join(names)}")
-        require(self.precision in PRECISIONS, f"precision = {self.precision!r} is unknown", suggest(self.precision, list(PRECISIONS)))
+        require(
+            self.precision in PRECISIONS,
+            f"precision = {self.precision!r} is unknown",
+            suggest(self.precision, list(PRECISIONS)),
+        )
         require(0 <= self.seed < 1 << 63, f"seed = {self.seed} is out of range")
         known = list(self.corpora)
         asked = [(name, f"stage {stage.name!r}") for stage in self.stages for name in stage.data]
         asked += [(name, "tokenizer.corpora") for name in self.tokenizer.corpora]
-        asked += [(corpus.source, f"corpus {name!r}") for name, corpus in self.corpora.items() if corpus.source]
         for name, where in asked:
-            require(name in self.corpora, f"{where} names the corpus {name!r}, which is not defined", suggest(name, known))
+            require(
+                name in self.corpora,
+                f"{where} names the corpus {name!r}, which is not defined",
+                suggest(name, known),
+            )
 
     @property
     def steps(self) -> int:
@@ -261,16 +270,10 @@ def parse_spec(text: str, where: str) -> QuantSpec:
     """Read a weight format such as ternary-g64 or int4-g32. Raises ConfigError."""
     kind, _, group = text.partition("-g")
     if kind not in ("ternary", "int4", "int8") or not group.isdecimal() or len(group) > 6:
-        raise ConfigError(f"{where} weight format {text!r} is not known", "as in ternary-g64, int4-g32, int8-g64")
+        raise ConfigError(
+            f"{where} weight format {text!r} is not known", "as in ternary-g64, int4-g32, int8-g64"
+        )
     return QuantSpec(kind=kind, group_size=int(group))  # type: ignore[arg-type]
-
-
-def first_match(name: str, patterns: Mapping[str, Any]) -> Any | None:
-    """The value of the first pattern (shell style) that fits the end of a parameter's name; None: none does."""
-    for pattern, value in patterns.items():
-        if fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}.weight") or fnmatchcase(name, f"*.{pattern}"):
-            return value
-    return None
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -284,12 +287,11 @@ def read_recipe(path: Path) -> Recipe:
         raise ConfigError(f"cannot read recipe {path}: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"recipe {path} is not TOML: {error}") from error
-    return parse_recipe(table, base=path.parent)
+    return parse_recipe(table)
 
 
-def parse_recipe(table: Mapping[str, Any], base: Path = Path()) -> Recipe:
-    """A recipe from its parsed table. ``base``: what the paths in it are relative to."""
-    del base
+def parse_recipe(table: Mapping[str, Any]) -> Recipe:
+    """A recipe from its parsed table. Raises ConfigError."""
     return from_table(Recipe, table, "")
 
 

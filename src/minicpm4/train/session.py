@@ -97,7 +97,11 @@ class Session:
         self.base = self.model.config
         wants_mtp = any(stage.mtp for stage in recipe.stages)
         self.extra = MultiToken.new(self.base, recipe.seed, init) if wants_mtp else None
-        device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+        device = (
+            torch.device("cuda", torch.cuda.current_device())
+            if torch.cuda.is_available()
+            else torch.device("cpu")
+        )
         for module in self._modules():
             module.to(device)
         if world.size > 1:
@@ -112,7 +116,8 @@ class Session:
         sparse = self.model.config.sparse_config if stage.attention == "sparse" else None
         if stage.attention == "sparse" and sparse is None:
             raise ConfigError(
-                f"stage {stage.name!r}: attention = 'sparse', yet the model has no sparse_config", "add [model.shape.sparse_config]"
+                f"stage {stage.name!r}: attention = 'sparse', yet the model has no sparse_config",
+                "add [model.shape.sparse_config]",
             )
         self.model.mode = Mode(
             rounding=stage.specs, fp8=stage.fp8, sparse=sparse, recompute=self.recipe.checkpoint_activations
@@ -127,7 +132,11 @@ class Session:
         assert stage is not None
         seconds = [second_targets(b.targets, b.cu_rows, b.weight) for b in batches] if stage.mtp else []
         counts = self.world.sum(
-            [sum(_count(b.targets, b.weight) for b in batches), sum(_count(t, w) for t, w in seconds), sum(len(b.ids) for b in batches)],
+            [
+                sum(_count(b.targets, b.weight) for b in batches),
+                sum(_count(t, w) for t, w in seconds),
+                sum(len(b.ids) for b in batches),
+            ],
             device,
         )
         self.optimiser.zero_grad(set_to_none=True)
@@ -180,7 +189,11 @@ class Session:
         """Write model, extra layer and moments into a checkpoint's folder; every process calls it, the first writes."""
         tensors = {name: whole(t) for name, t in self.model.state_dict().items()}
         moments = {name: whole(t) for name, t in self.optimiser.tensors().items()}
-        extra = {name: whole(t) for name, t in self.extra.state_dict().items()} if self.extra is not None else None
+        extra = (
+            {name: whole(t) for name, t in self.extra.state_dict().items()}
+            if self.extra is not None
+            else None
+        )
         if self.world.rank:
             return
         write_folder(folder / "model", self.model.config, tensors, tokenizer=tokenizer)
@@ -198,7 +211,9 @@ class Session:
         try:
             moments = load_file(folder / MOMENTS)
         except Exception as error:  # safetensors raises its own kinds
-            raise CheckpointError(f"cannot read {folder / MOMENTS}: {error}", "go on from an earlier checkpoint") from error
+            raise CheckpointError(
+                f"cannot read {folder / MOMENTS}: {error}", "go on from an earlier checkpoint"
+            ) from error
         self.optimiser.load_tensors(moments)
 
     def _modules(self) -> list[nn.Module]:
@@ -271,7 +286,9 @@ def whole(tensor: Tensor) -> Tensor:
 def _take(module: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
     own = dict(module.named_parameters())
     if own.keys() != tensors.keys():
-        raise CheckpointError(f"{folder} holds another model than the recipe's", "resume with the recipe that made it")
+        raise CheckpointError(
+            f"{folder} holds another model than the recipe's", "resume with the recipe that made it"
+        )
     for name, parameter in own.items():
         value = tensors[name]
         if tuple(value.shape) != tuple(parameter.shape):

@@ -1,0 +1,141 @@
+"""``minicpm4 train``: a model from a recipe."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from minicpm4.cli.terminal import show, table
+from minicpm4.errors import UnsupportedError
+
+
+def command(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="What to train; see recipes/ and docs/training.md.")],
+    *,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where the run is kept (default: the recipe's output).")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the recipe, show what it would take, and leave.")
+    ] = False,
+    until: Annotated[int | None, typer.Option(metavar="STEP", help="Stop after this many steps of all.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of torch.")] = None,
+    export: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="At the end, write the model there, as chat and generate load it."),
+    ] = None,
+) -> None:
+    """Train a model as a recipe says, stage by stage.
+
+    A run that was interrupted (Ctrl-C, SIGTERM, kill -9, a power cut) goes on from its last checkpoint when the same
+    command is given again. Its folder has metrics.jsonl, loss.svg and the checkpoints, each of which has a model/ folder
+    that `minicpm4 generate` loads. Several processes: torchrun --nproc-per-node N -m minicpm4 train RECIPE.toml
+    """
+    from minicpm4.train.recipe import read_recipe
+
+    made = read_recipe(recipe)
+    if dry_run:
+        _explain(made)
+        return
+    try:
+        import torch
+    except ImportError as error:
+        raise UnsupportedError(f"training needs torch ({error})", "pip install 'minicpm4[train]'") from error
+    if threads is not None:
+        torch.set_num_threads(max(1, threads))
+    _train(made, output or Path(made.output), until, export)
+
+
+def _train(recipe: Any, run: Path, until: int | None, export_to: Path | None) -> None:
+    from minicpm4.train.export import export
+    from minicpm4.train.loop import Runner
+    from minicpm4.train.prepare import prepare, sources
+    from minicpm4.train.recipe import model_config
+    from minicpm4.train.session import Session, World
+
+    world = World.join()
+    quiet = world.rank > 0
+    say = (lambda text: None) if quiet else (lambda text: print(text, file=sys.stderr))
+    if not quiet:
+        prepared = prepare(recipe, run, say)
+    world.wait()
+    if quiet:
+        prepared = prepare(recipe, run)
+    config = None if recipe.model.start else model_config(recipe, prepared.vocab_size, prepared.special)
+    session = Session(recipe, config, world)
+    given = sources(recipe, prepared, world.rank, world.size)
+    with _Progress(recipe.steps, off=quiet) as progress:
+        runner = Runner(
+            recipe, run, session, given, tokenizer=prepared.tokenizer, data=prepared.hashes(), report=progress
+        )
+        progress.start(runner.step)
+        done = runner.run(until)
+    say(f"{done.step:,} of {recipe.steps:,} steps done; {run / 'loss.svg'} shows the loss")
+    if not done.finished:
+        say("the same command goes on from there")
+    elif export_to is not None and not quiet:
+        export(session.model, export_to, tokenizer=prepared.tokenizer)
+        say(f"minicpm4 generate --model {export_to} --prompt ...")
+
+
+class _Progress:
+    """A bar with the last step's figures; warnings above it."""
+
+    def __init__(self, steps: int, off: bool) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        # Where nobody watches a bar, a line now and then.
+        self._plain = not sys.stderr.isatty()
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=off or self._plain,
+        )
+        self._off, self._steps = off, steps
+        self._task = self._bar.add_task("starting", total=steps)
+
+    def start(self, step: int) -> None:
+        if step and not self._off:
+            print(f"going on after step {step:,}", file=sys.stderr)
+        self._bar.update(self._task, completed=step)
+
+    def __call__(self, line: Mapping[str, Any]) -> None:
+        if self._off:
+            return
+        loss = "not finite" if line["loss"] is None else f"{line['loss']:.4f}"
+        text = f"{line['stage']}: loss {loss}, {line['tokens_per_s']:,.0f} tokens/s"
+        self._bar.update(self._task, completed=line["step"], description=text)
+        step = line["step"]
+        if self._plain and (step == 1 or step % max(1, self._steps // 20) == 0 or "validation" in line):
+            held = f", validation {line['validation']:.4f}" if "validation" in line else ""
+            print(f"step {step:,}/{self._steps:,} {text}{held}", file=sys.stderr)
+        if "warning" in line:
+            self._bar.console.print(f"warning: {line['warning']}", markup=False)
+
+    def __enter__(self) -> _Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+
+def _explain(recipe: Any) -> None:
+    shown = table("stage", "steps", "tokens", "context", "rate", "attention", "rounding", left=1)
+    for stage in recipe.stages:
+        rounding = ", ".join(f"{name} {spec}" for name, spec in stage.rounding.items()) or "–"
+        tokens = f"{stage.steps * stage.batch_tokens:,}"
+        shown.add_row(
+            stage.name, f"{stage.steps:,}", tokens, f"{stage.context:,}", f"{stage.rate:g}", stage.attention, rounding
+        )
+    show(shown)
+    print(f"\n{recipe.steps:,} steps, optimiser {recipe.optimiser.kind}, {os.cpu_count()} processors here")

@@ -1,0 +1,137 @@
+"""What a run needs before its first step: tokenizer and packed data, made once, found again at the next start."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minicpm4.data.mixture import Part, Stream, buckets
+from minicpm4.data.shards import Document, ShardSet, write_shards
+from minicpm4.data.sources import files_of, hash_of, texts
+from minicpm4.data.tokenizer import fingerprint, train_tokenizer
+from minicpm4.errors import ConfigError
+from minicpm4.text.load import load_tokenizer
+from minicpm4.train.loop import Source, accumulation
+from minicpm4.train.recipe import Corpus, Recipe, Stage
+
+__all__ = ["Prepared", "prepare", "sources"]
+
+HELD_OUT = 8  # batches that validation looks at
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Prepared:
+    """``tokenizer``: its folder; ``vocab_size`` and ``special``, what a new model's config.json says of it."""
+
+    tokenizer: Path
+    vocab_size: int
+    special: Mapping[str, int]
+    data: Mapping[str, ShardSet]
+
+    def hashes(self) -> dict[str, str]:
+        """What a checkpoint is held to."""
+        return {name: data.hash for name, data in self.data.items()}
+
+
+def prepare(recipe: Recipe, run: Path, say: Say = lambda text: None) -> Prepared:
+    """Make or find tokenizer and shards in ``run``. Raises ConfigError, CheckpointError, TextError."""
+    files = {
+        name: files_of(corpus.kind, corpus.paths)
+        for name, corpus in recipe.corpora.items()
+        if corpus.kind != "shards"
+    }
+    folder = _tokenizer(recipe, run, files, say)
+    own = load_tokenizer(folder)
+    size = own.vocab_size
+    mark = fingerprint(folder)
+    data = {}
+    for name, corpus in recipe.corpora.items():
+        if corpus.kind == "shards":
+            data[name] = ShardSet(Path(corpus.paths[0]).expanduser())
+        else:
+            say(f"packing {name}: {len(files[name])} files")
+            about = {"tokenizer": mark, "source": hash_of(files[name]), "column": corpus.column}
+
+            def documents(files: Sequence[Path] = files[name], corpus: Corpus = corpus) -> Iterator[Document]:
+                for text in texts(corpus.kind, files, corpus.column):
+                    ids = [*own.encode(text, add_special_tokens=True, parse_special=False), *own.eos_token_ids[:1]]
+                    yield Document(tokens=np.asarray(ids, np.int64))
+
+            data[name] = write_shards(run / "data" / name, documents(), vocab_size=size, about=about)
+        data[name].check_tokenizer(mark)
+        say(f"{name}: {len(data[name]):,} documents, {data[name].num_tokens:,} tokens")
+    special = {"bos_token_id": own.bos_token_id} if own.bos_token_id is not None else {}
+    if own.eos_token_ids:
+        special["eos_token_id"] = own.eos_token_ids[0]
+    return Prepared(tokenizer=folder, vocab_size=size, special=special, data=data)
+
+
+def sources(recipe: Recipe, prepared: Prepared, rank: int = 0, processes: int = 1) -> dict[str, Source]:
+    """Training and held-out batches of each stage. Raises ConfigError."""
+    found = {}
+    for number, stage in enumerate(recipe.stages):
+        parts = accumulation(stage, processes)
+        tokens = stage.batch_tokens // (parts * processes)
+        place = {"rank": rank, "processes": processes, "tokens": tokens, "context": stage.context}
+        training = Stream(_parts(recipe, prepared, stage, held_out=False), seed=recipe.seed + number, **place)
+        held: list[Part] = _parts(recipe, prepared, stage, held_out=True) if recipe.validate else []
+        batches = []
+        if held:
+            looked_at = Stream(held, seed=recipe.seed, **place)
+            batches = [looked_at.batch(i) for i in range(HELD_OUT)]
+        found[stage.name] = Source(training=training, held_out=batches)
+    return found
+
+
+def _parts(recipe: Recipe, prepared: Prepared, stage: Stage, *, held_out: bool) -> list[Part]:
+    parts: list[Part] = []
+    for name, share in stage.data.items():
+        data, holdout = prepared.data[name], recipe.corpora[name].holdout
+        kept = _split(len(data), holdout)
+        if held_out and not len(kept):
+            continue
+        chosen = kept if held_out else np.setdiff1d(np.arange(len(data)), kept)
+        part = Part(name=name, data=data, share=share, chosen=chosen)
+        parts += buckets(part, stage.buckets) if stage.buckets else [part]
+    return parts
+
+
+def _split(count: int, holdout: float) -> NDArray[np.int64]:
+    """Documents held out: at least one where a share is asked for, and never all."""
+    wanted = min(max(1, round(count * holdout)), count - 1) if holdout else 0
+    return np.sort(np.random.default_rng(0).permutation(count)[:wanted])
+
+
+def _tokenizer(recipe: Recipe, run: Path, files: Mapping[str, Sequence[Path]], say: Say) -> Path:
+    folder = run / "tokenizer"
+    if (folder / "tokenizer_config.json").is_file():
+        return folder
+    wanted = recipe.tokenizer
+    if wanted.path:
+        source = Path(wanted.path).expanduser()
+        if not source.is_dir():
+            raise ConfigError(f"tokenizer.path = {wanted.path!r} is not a folder", "it needs tokenizer.json")
+        load_tokenizer(source)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"):
+            if (source / name).is_file():
+                shutil.copyfile(source / name, folder / name)
+        return folder
+    say(f"training a tokenizer of {wanted.vocab_size:,} tokens")
+    missing = [name for name in wanted.corpora if name not in files]
+    if missing:
+        raise ConfigError(f"corpus {missing[0]!r} is packed already: no tokenizer can be trained on it")
+    every = (
+        text
+        for name in wanted.corpora
+        for text in texts(recipe.corpora[name].kind, files[name], recipe.corpora[name].column)
+    )
+    train_tokenizer(every, wanted.vocab_size, folder)
+    return folder
+
