@@ -253,7 +253,9 @@ def test_default_spec() -> None:
         default_spec("int5", 64)
 
 
-@pytest.mark.parametrize("target", [spec(k, g) for k in ("int4", "int8") for g in (32, 64, 96, 128, 256)], ids=str)
+@pytest.mark.parametrize(
+    "target", [spec(k, g) for k in ("int4", "int8") for g in (32, 64, 96, 128, 256)], ids=str
+)
 def test_what_was_rounded_is_found(target: QuantSpec) -> None:
     weights = unpack(pack_from_float(normal(9, 768) * 0.05, target))
     weights[4] = 0

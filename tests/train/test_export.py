@@ -1,4 +1,4 @@
-"""Exports: the engine's logits are the trainer's, packed formats are found again, folded scales change nothing."""
+"""Exports: the engine has the trainer's logits, finds packed formats again, and folding changes nothing."""
 
 from __future__ import annotations
 
@@ -52,7 +52,10 @@ ROUNDINGS: list[tuple[dict[str, QuantSpec], str]] = [
     ({"*_proj": QuantSpec(kind="int4", group_size=128)}, "21 matrices F32 as int4-g128"),
     ({"*_proj": QuantSpec(kind="int8", group_size=32)}, "21 matrices F32 as int8-g32"),
     (
-        {"mlp.*": QuantSpec(kind="ternary", group_size=128), "self_attn.*": QuantSpec(kind="int4", group_size=32)},
+        {
+            "mlp.*": QuantSpec(kind="ternary", group_size=128),
+            "self_attn.*": QuantSpec(kind="int4", group_size=32),
+        },
         "12 matrices F32 as int4-g32",
     ),
 ]
@@ -121,7 +124,9 @@ def test_packed_weights_are_those_of_training_bit_for_bit(
 def test_sixteen_bits_round_what_was_not_rounded(tmp_path: Path, dtype: str) -> None:
     model, ids = model_of({"mlp.*": QuantSpec(kind="ternary", group_size=64)}), prompt()
     export(model, tmp_path / "out", dtype=dtype)
-    stored = {info.dtype for name, info in open_checkpoint(tmp_path / "out").tensors.items() if "proj" in name}
+    stored = {
+        info.dtype for name, info in open_checkpoint(tmp_path / "out").tensors.items() if "proj" in name
+    }
     assert stored == {"F16", {"float16": "F16", "bfloat16": "BF16"}[dtype]}
     with LLM(tmp_path / "out", kv="float32", isa="scalar", threads=1) as llm:
         close(llm.logits(ids), logits_of(model, ids), {"float16": 3e-3, "bfloat16": 2e-2}[dtype])
@@ -141,7 +146,9 @@ def test_folding_keeps_every_matrix_of_a_layer(tmp_path: Path) -> None:
             np.testing.assert_array_equal(unpack(found.load(name)), tensor.numpy())
 
 
-@pytest.mark.parametrize("changes", [{"scale_emb": 1.4 / 3**0.5 / 4}, {"model_type": "llama", "scale_emb": 1.0}])
+@pytest.mark.parametrize(
+    "changes", [{"scale_emb": 1.4 / 3**0.5 / 4}, {"model_type": "llama", "scale_emb": 1.0}]
+)
 def test_a_head_stays_tied_where_it_can(tmp_path: Path, changes: dict[str, Any]) -> None:
     scales = {"scale_depth": 0.0, "dim_model_base": 0.0} if "model_type" in changes else {}
     model, ids = model_of(tie_word_embeddings=True, **(scales | changes)), prompt()
@@ -153,9 +160,7 @@ def test_a_head_stays_tied_where_it_can(tmp_path: Path, changes: dict[str, Any])
 
 @pytest.mark.parametrize("llama", [False, True], ids=["minicpm", "llama"])
 def test_sparse_attention_goes_along(tmp_path: Path, llama: bool) -> None:
-    sparse = SparseConfig(
-        block_size=16, window_size=32, topk=2, kernel_size=8, kernel_stride=4, dense_len=-1
-    )
+    sparse = SparseConfig(block_size=16, window_size=32, topk=2, kernel_size=8, kernel_stride=4, dense_len=-1)
     model, ids = model_of(sparse_config=sparse), prompt(200)
     model.mode = Mode(sparse=sparse)
     export(model, tmp_path / "out", llama=llama)
@@ -203,7 +208,9 @@ def test_the_tokenizer_goes_along(tmp_path: Path) -> None:
     write_tokenizer(tmp_path / "tokenizer", 320)
     export(model_of(), tmp_path / "out", tokenizer=tmp_path / "tokenizer")
     with LLM(tmp_path / "out", threads=1) as llm:
-        assert llm.tokenizer.encode("hello") and llm.chat([{"role": "user", "content": "hi"}]).text is not None
+        assert (
+            llm.tokenizer.encode("hello") and llm.chat([{"role": "user", "content": "hi"}]).text is not None
+        )
     (tmp_path / "tokenizer" / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match="holds no tokenizer"):
         export(model_of(), tmp_path / "other", tokenizer=tmp_path / "tokenizer")

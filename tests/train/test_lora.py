@@ -68,7 +68,9 @@ def test_exports_are_merged(tmp_path: Path, kind: str | None, llama: bool) -> No
     export(model, tmp_path / "out", llama=llama)
     with LLM(tmp_path / "out", kv="float32", isa="scalar", threads=1) as llm:
         close(llm.logits(ids), logits_of(model, ids))
-        assert kind is None or f"9 matrices {'F16' if kind == 'ternary' else 'F32'} as {kind}" in llm.description
+        assert (
+            kind is None or f"9 matrices {'F16' if kind == 'ternary' else 'F32'} as {kind}" in llm.description
+        )
 
 
 def test_pairs_resume_from_their_own_state() -> None:
@@ -97,6 +99,10 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"cannot be merged into .*mlp.* which is rounded"):
         lora.merge(model)
     assert len(model.low_rank) == 21
-    for settings, message in (({"rank": 0}, "rank = 0"), ({"alpha": -1.0}, "alpha = -1"), ({"targets": ()}, "no targets")):
+    for settings, message in (
+        ({"rank": 0}, "rank = 0"),
+        ({"alpha": -1.0}, "alpha = -1"),
+        ({"targets": ()}, "no targets"),
+    ):
         with pytest.raises(ConfigError, match=message):
             LoraConfig(**settings)

@@ -120,7 +120,9 @@ def test_scaled_keeps_the_shape_of_heads() -> None:
     assert (wide.hidden_size, wide.intermediate_size) == (160, 320)
     assert (wide.num_attention_heads, wide.num_key_value_heads, wide.head_dim) == (10, 5, 16)
     assert (wide.scale_emb, wide.scale_depth, wide.dim_model_base) == (12.0, 1.4, 64.0)
-    with pytest.raises(ConfigError, match="num_key_value_heads = 2 at hidden size 64 has no counterpart at 80"):
+    with pytest.raises(
+        ConfigError, match="num_key_value_heads = 2 at hidden size 64 has no counterpart at 80"
+    ):
         scaled(BASE, 80)
 
 
