@@ -1,4 +1,4 @@
-"""FP8 products with block scaling against a slow NumPy form of them, bit for bit; gradients against float64."""
+"""FP8 products with block scaling: bit for bit those of a slow NumPy form; gradients against float64."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ SHAPES = [(3, 256, 128), (5, 200, 130), (1, 7, 3), (9, 300, 140), (130, 128, 1)]
 
 @cache
 def e4m3_values() -> list[float]:
-    """All finite non-negative numbers of e4m3 from its definition: 1 sign, 4 exponent bits of bias 7, 3 of mantissa;
-    0x7f is NaN."""
+    """All finite non-negative numbers of e4m3 from its definition: 1 sign, 4 exponent bits of bias 7, 3 of
+    mantissa; 0x7f is NaN."""
     found = []
     for bits in range(0x7F):
         exponent, mantissa = bits >> 3, bits & 7

@@ -1,4 +1,4 @@
-"""Exports: the engine's logits are the trainer's, packed formats are found again, folded scales change nothing."""
+"""Exports: the engine has the trainer's logits, finds packed formats again, and folding changes nothing."""
 
 from __future__ import annotations
 

@@ -173,7 +173,9 @@ def test_state_of_another_model_is_refused() -> None:
         CheckpointError, match=r"lm_head.weight/first should have shape \(50, 12\), found is \(2,"
     ):
         fresh.load_tensors(state | {"lm_head.weight/first": torch.zeros(2, 3)})
-    with pytest.raises(CheckpointError, match="lm_head.weight/second should have shape .*, found is nothing"):
+    with pytest.raises(
+        CheckpointError, match=r"lm_head.weight/second should have shape .*, found is nothing"
+    ):
         fresh.load_tensors({k: v for k, v in state.items() if k != "lm_head.weight/second"})
     with pytest.raises(CheckpointError, match="1 tensors of no parameter, such as other/first"):
         fresh.load_tensors(state | {"other/first": torch.zeros(2)})

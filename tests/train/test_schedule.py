@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -38,7 +39,7 @@ def test_a_decay_falls_steadily_to_its_end(decay: str) -> None:
     stage = Wsd(rate=0.01, steps=1000, warmup=10, decay=decay, decay_steps=500, final=0.1)
     rates = [stage.at(step) for step in range(1000)]
     assert rates[10:500] == [0.01] * 490
-    assert all(a > b for a, b in zip(rates[499:], rates[500:], strict=False))
+    assert all(a > b for a, b in pairwise(rates[499:]))
     assert rates[-1] == pytest.approx(0.001, rel=0.02) and stage.end == pytest.approx(0.001)
 
 

@@ -197,8 +197,8 @@ def detect_ternary(tensor: PackedTensor) -> QuantSpec | None:
 
 
 def detect_rounded(tensor: PackedTensor) -> QuantSpec | None:
-    """The int4 or int8 format that holds a float32 matrix exactly, as ``pack_from_float`` would round it; None if none
-    does.
+    """The int4 or int8 format that holds a float32 matrix exactly, as ``pack_from_float`` would round it;
+    None if none does.
 
     Matrices that were trained rounded are such. A few rows are tried first, so others cost nothing.
     """

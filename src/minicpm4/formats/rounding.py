@@ -26,7 +26,8 @@ _COLUMNS = 8
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BlockSpec(QuantSpec):
-    """Ternary weights whose scale is shared by ``rows`` rows times ``group_size`` columns (128 x 128 in BitCPM4).
+    """Ternary weights whose scale is shared by ``rows`` rows times ``group_size`` columns (128 x 128 in
+    BitCPM4).
 
     The last block has the rows that are left. Packed it is ternary in groups of ``group_size``. Raises
     ConfigError for other kinds.

@@ -1,18 +1,19 @@
 """Linear layers in FP8 with block scaling: products in e4m3, gradients of weights in bf16.
 
-As in the MiniCPM4 report (arXiv 2506.07900, section on FP8 training; the scheme is DeepSeek-V3's, arXiv 2412.19437,
-section 3.3): weights have a scale for each block of 128 x 128, activations and gradients one for each 128
-numbers of a row, found anew each time ("online"):
+As in the MiniCPM4 report (arXiv 2506.07900, section on FP8 training; the scheme is DeepSeek-V3's, arXiv
+2412.19437, section 3.3): weights have a scale for each block of 128 x 128, activations and gradients one
+for each 128 numbers of a row, found anew each time ("online"):
 
     scale = max|block| / 448,  code = e4m3(x / scale)
     forward          y  = x W'      x by rows along in,   W by blocks
     input gradient   dx = dy W      dy by rows along out, the same codes of W
     weight gradient  dW = dy' x     of numbers rounded to bf16, summed in float32
 
-On a CPU the products are emulated, and in such a way that one answer is right: what two blocks of 128 codes give
-is a sum of at most 44 bits, which float64 holds, whatever the order; it is rounded to float32 once, times
-both scales, and added up in float32 from the first block to the last. A GPU of compute capability 9 or more
-multiplies for real (``torch.nn.functional.scaled_mm``, whose sums inside a block have fewer bits); any other runs the emulation.
+On a CPU the products are emulated, and in such a way that one answer is right: what two blocks of 128 codes
+give is a sum of at most 44 bits, which float64 holds, whatever the order; it is rounded to float32 once,
+times both scales, and added up in float32 from the first block to the last. A GPU of compute capability 9
+or more multiplies for real (``torch.nn.functional.scaled_mm``, whose sums inside a block have fewer bits);
+any other runs the emulation.
 
 Shapes: n rows, k = in, m = out; blocks at the right and lower edge may be smaller.
 """
@@ -35,7 +36,7 @@ _LEAST = 2.0**-100  # of a block's largest magnitude: below, x / scale could ove
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Scaled:
-    """A matrix in FP8: ``codes`` (rows, columns) e4m3, ``scales`` float32, (rows, blocks) or (blocks, blocks)."""
+    """A matrix in FP8: ``codes`` (rows, columns) e4m3; ``scales`` float32 (rows or blocks, blocks)."""
 
     codes: Tensor
     scales: Tensor
@@ -66,7 +67,7 @@ def fp8_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     with torch.autocast(kind, enabled=False):
-        y: Tensor = _Fp8Linear.apply(x.reshape(-1, x.shape[-1]), weight)
+        y: Tensor = _Fp8Linear.apply(x.reshape(-1, x.shape[-1]), weight)  # type: ignore[no-untyped-call]
         if bias is not None:
             y = y + bias.float()
         return y.to(dtype).reshape(*x.shape[:-1], weight.shape[0])

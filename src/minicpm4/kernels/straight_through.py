@@ -1,11 +1,12 @@
 """Rounding with a straight-through gradient, for training with weights as they will be packed.
 
-The forward sees the rounded weight, the backward passes its gradient to the weight itself, as if rounding were
-not there (BitNet, arXiv 2310.11453, section 2; BitCPM4: MiniCPM4 report, arXiv 2506.07900). Values are EXACTLY those
-of ``formats/packing.pack_from_float``, float16 scales included: the same float32 operations in the same order as
-``formats/rounding.py``, which NumPy and torch, CPU and GPU, compute alike bit for bit. So the packed export of a model has
-the very weights that it was trained with. Only scales over blocks of rows (``BlockSpec``) have no counterpart
-there; their values are packed without loss, too, since each row of a block is a group of its own.
+The forward sees the rounded weight, the backward passes its gradient to the weight itself, as if rounding
+were not there (BitNet, arXiv 2310.11453, section 2; BitCPM4: MiniCPM4 report, arXiv 2506.07900). Values are
+EXACTLY those of ``formats/packing.pack_from_float``, float16 scales included: the same float32 operations
+in the same order as ``formats/rounding.py``, which NumPy and torch, CPU and GPU, compute alike bit for bit.
+So the packed export of a model has the very weights that it was trained with. Only scales over blocks of
+rows (``BlockSpec``) have no counterpart there; their values are packed without loss, too, since each row of
+a block is a group of its own.
 
 Weights are not checked: a group that holds a NaN or an infinity becomes NaN, and so do the loss and the
 trainer's guard. (``pack_from_float`` raises.)
@@ -31,7 +32,7 @@ def fake_quantise(w: Tensor, spec: QuantSpec) -> Tensor:
     Computed in float32 whatever the type of ``w``, in which the result comes. Float kinds round to that type.
     Raises ConfigError when the columns do not fit ``spec``.
     """
-    result: Tensor = _StraightThrough.apply(w, spec)
+    result: Tensor = _StraightThrough.apply(w, spec)  # type: ignore[no-untyped-call]
     return result
 
 

@@ -3,8 +3,9 @@
     export(model, folder)                 the model as it is: MiniCPM with its three scales, or Llama, Qwen
     export(model, folder, llama=True)     muP's scales folded in: a Llama that knows nothing of them
 
-What training rounded is written rounded (BitCPM4's way: ordinary tensors whose values lie on the grid) and keeps every bit,
-whatever ``dtype`` says of the rest; the loader finds the grid again, packs the matrices and reports it. LoRA pairs are merged.
+What training rounded is written rounded (BitCPM4's way: ordinary tensors whose values lie on the grid) and
+keeps every bit, whatever ``dtype`` says of the rest; the loader finds the grid again, packs the matrices
+and reports it. LoRA pairs are merged.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def export(
 ) -> None:
     """Write ``model`` into ``folder``, with the files of the tokenizer in the folder ``tokenizer``.
 
-    ``dtype``: of the matrices that were not rounded. ``llama``: fold the scales (``fold_scales``). Raises CheckpointError, ConfigError.
+    ``dtype``: of the matrices that were not rounded. ``llama``: fold the scales (``fold_scales``). Raises
+    CheckpointError, ConfigError.
     """
     tensors, kinds = final_tensors(model)
     config = model.config
@@ -51,10 +53,10 @@ def export(
 
 @torch.no_grad()
 def final_tensors(model: TrainableModel) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The weights that the forward multiplies by, float32 on the CPU, under their checkpoint's names; and for those
-    that are rounded, to what kind."""
+    """The weights that the forward multiplies by, float32 on the CPU, under their checkpoint's names; and
+    for those that are rounded, to what kind."""
     tensors = {name: _whole(tensor) for name, tensor in model.state_dict().items()}
-    kinds = {}
+    kinds: dict[str, str] = {}
     for name, matrix in matrices(model.weights()):
         if name not in tensors:
             continue  # a head that is tied

@@ -1,8 +1,8 @@
-"""Hugging Face folders, written: config.json, safetensors, the tokenizer's files; and the fold of muP's scales into a Llama.
+"""Hugging Face folders, written: config.json, safetensors, tokenizer; muP's scales folded into a Llama.
 
-Matrices that were trained rounded are written so that no value changes (``stored``): ternary ones in float16,
-where their scales lie; int4 and int8 ones in float32, for code times scale needs 14 bits and more. The loader finds
-the groups again and packs them (``formats/packing.detect_rounded``).
+Matrices that were trained rounded are written so that no value changes (``stored``): ternary ones in
+float16, where their scales lie; int4 and int8 ones in float32, for code times scale needs 14 bits and more.
+The loader finds the groups again and packs them (``formats/packing.detect_rounded``).
 """
 
 from __future__ import annotations
@@ -42,6 +42,20 @@ _ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
 }
+_SAME = (
+    "model_type",
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "rope_theta",
+    "tie_word_embeddings",
+)
 _ROPE_KEYS = {
     "linear": ("factor",),
     "dynamic": ("factor",),
@@ -54,10 +68,8 @@ MAX_SHARD = 4 << 30
 
 def hf_config(config: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
     """The content of config.json: ``ModelConfig.from_hf`` reads the same configuration from it."""
-    plain = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    plain += ("num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "rope_theta")
     found: dict[str, Any] = {"architectures": [_ARCHITECTURES[config.model_type]]}
-    found |= {name: getattr(config, name) for name in ("model_type", *plain, "tie_word_embeddings")}
+    found |= {name: getattr(config, name) for name in _SAME}
     found |= {"hidden_act": "silu", "torch_dtype": dtype}
     if config.rope_scaling is not None:
         found["rope_scaling"] = _rope_scaling(config.rope_scaling)
@@ -80,7 +92,7 @@ def hf_config(config: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
 
 def _rope_scaling(scaling: RopeScaling) -> dict[str, Any]:
     # What a type does not use is left out: other readers take a given factor for more than it is.
-    given = {"rope_type": scaling.rope_type}
+    given: dict[str, Any] = {"rope_type": scaling.rope_type}
     for field in fields(scaling):
         value = getattr(scaling, field.name)
         asked = field.name in _ROPE_KEYS.get(scaling.rope_type, ())
@@ -97,10 +109,11 @@ def _is_plain(config: ModelConfig) -> bool:
 def fold_scales(config: ModelConfig, tensors: Mapping[str, Tensor]) -> tuple[ModelConfig, dict[str, Tensor]]:
     """The same model without muP's scales: a Llama that gives the same logits.
 
-    With e, r, o the scales of embeddings, residual branches and logits, x the residual stream: x / r takes in every branch
-    with weight 1, and an RMSNorm gives the same for it where eps is divided by r^2. So embeddings are multiplied by
-    e / r and the head by o; no matrix of a layer changes, and what was ternary or int4 stays so. A tied head gets rows of its own unless
-    both factors agree. Raises ConfigError for norms of query and key heads, whose eps must stay.
+    With e, r, o the scales of embeddings, residual branches and logits, x the residual stream: x / r takes
+    in every branch with weight 1, and an RMSNorm gives the same for it where eps is divided by r^2. So
+    embeddings are multiplied by e / r and the head by o; no matrix of a layer changes, and what was ternary
+    or int4 stays so. A tied head gets rows of its own unless both factors agree. Raises ConfigError for
+    norms of query and key heads, whose eps must stay.
     """
     if config.qk_norm and config.residual_scale != 1.0:
         raise ConfigError(
@@ -131,8 +144,8 @@ def _times(tensor: Tensor, factor: float) -> Tensor:
 
 
 def stored(tensor: Tensor, kind: str | None, dtype: str) -> Tensor:
-    """``tensor`` (float32) in the type it is written in. ``kind``: what it was rounded to, None: nothing. Vectors stay
-    float32: they are small, and norms matter."""
+    """``tensor`` (float32) in the type it is written in. ``kind``: what it was rounded to, None: nothing.
+    Vectors stay float32: they are small, and norms matter."""
     if kind in ("int4", "int8"):
         return tensor
     if kind == "ternary":
@@ -155,10 +168,11 @@ def write_folder(
     dtype: str = "float32",
     tokenizer: Path | None = None,
 ) -> None:
-    """Write a model folder: ``tensors`` as they are, ``tokenizer``'s files (from a folder that holds them), config.json last.
+    """Write a model folder: ``tensors`` as they are, ``tokenizer``'s files (from a folder that holds them),
+    config.json last.
 
-    Files have more than MAX_SHARD bytes only if one tensor has. Raises CheckpointError when tensors do not fit the
-    configuration, the folder holds weights already, or the disk refuses; ConfigError.
+    Files have more than MAX_SHARD bytes only if one tensor has. Raises CheckpointError when tensors do not
+    fit the configuration, the folder holds weights already, or the disk refuses; ConfigError.
     """
     _type(dtype)
     _check(config, tensors)

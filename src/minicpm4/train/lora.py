@@ -1,9 +1,9 @@
 """LoRA (arXiv 2106.09685): train a pair of narrow matrices beside each of some, which stay as they are.
 
-The forward sees w + scale * b @ a with scale = alpha / rank; a (rank, in) begins random, b (out, rank) zero, so that training
-starts from the model as it was. Where w is rounded or in FP8, the pair is neither. ``Lora`` is a module of its own, with the pairs'
-parameters alone: give the optimiser ``lora.named_parameters()``, save ``lora.state_dict()``. Exports merge the pairs
-(``train/export.py``).
+The forward sees w + scale * b @ a with scale = alpha / rank; a (rank, in) begins random, b (out, rank)
+zero, so that training starts from the model as it was. Where w is rounded or in FP8, the pair is neither.
+``Lora`` is a module of its own, with the pairs' parameters alone: give the optimiser
+``lora.named_parameters()``, save ``lora.state_dict()``. Exports merge the pairs (``train/export.py``).
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _ANY = QuantSpec(kind="f32")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoraConfig:
-    """``targets``: patterns of matrix names, as in ``Mode.rounding``; ``alpha`` 0: as large as the rank, that is scale 1.
-    Raises ConfigError."""
+    """``targets``: patterns of matrix names, as in ``Mode.rounding``; ``alpha`` 0: as large as the rank,
+    that is scale 1. Raises ConfigError."""
 
     rank: int = 16
     alpha: float = 0.0
@@ -48,8 +48,9 @@ class LoraConfig:
 class Lora(nn.Module):
     """Pairs beside the matrices of ``model`` that fit; the model's own parameters are frozen.
 
-    Names are a matrix's with ``lora_A.weight`` and ``lora_B.weight`` instead of ``weight``, as PEFT has them. A pair depends on
-    ``seed`` and its name alone. Raises ConfigError for a pattern that fits no matrix, and where there are pairs already.
+    Names are a matrix's with ``lora_A.weight`` and ``lora_B.weight`` instead of ``weight``, as PEFT has
+    them. A pair depends on ``seed`` and its name alone. Raises ConfigError for a pattern that fits no
+    matrix, and where there are pairs already.
     """
 
     def __init__(self, model: TrainableModel, config: LoraConfig, seed: int = 0) -> None:

@@ -1,19 +1,21 @@
 """muP: what depends on the width, so that the learning rate found on a narrow model holds on a wide one.
 
-Tensor Programs V (arXiv 2203.03466) in the form of MiniCPM4 (arXiv 2506.07900, ModelTunnel v2). With m = hidden_size / base width:
+Tensor Programs V (arXiv 2203.03466) in the form of MiniCPM4 (arXiv 2506.07900, ModelTunnel v2). With
+m = hidden_size / base width:
 
                           init std        learning rate (AdamW)    in the forward (ModelConfig)
-    matrices of layers    std / sqrt(m)   rate / m                 residual branches x scale_depth / sqrt(layers)
+    matrices of layers    std / sqrt(m)   rate / m                 branches x scale_depth / sqrt(layers)
     embeddings            std             rate                     x scale_emb
     head                  std             rate                     logits / (hidden_size / dim_model_base)
     norms, biases         1, 0            rate                     -
 
-What the forward multiplies by is part of the model's configuration and of its checkpoint; the rest matters in training alone. It all
-holds while heads keep their size and number of heads, feed-forward size and width grow together: ``scaled`` makes such
-configurations. Muon's update has the right size at any width by itself: its factor is 1.
+What the forward multiplies by is part of the model's configuration and of its checkpoint; the rest matters
+in training alone. It all holds while heads keep their size and number of heads, feed-forward size and width
+grow together: ``scaled`` makes such configurations. Muon's update has the right size at any width by
+itself: its factor is 1.
 
-``CoordinateCheck`` shows whether it is right: the sizes of activations, and how much steps of training change them,
-must not depend on the width (Tensor Programs V, appendix D.1).
+``CoordinateCheck`` shows whether it is right: the sizes of activations, and how much steps of training
+change them, must not depend on the width (Tensor Programs V, appendix D.1).
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ __all__ = ["CoordinateCheck", "MuP", "Point", "activations", "measure", "scaled"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MuP:
-    """``base_width``: the hidden size at which rate and ``std`` (of all matrices there) hold. Raises ConfigError."""
+    """``base_width``: the hidden size at which rate and ``std`` (of all matrices there) hold. Raises
+    ConfigError."""
 
     base_width: int = 256
     std: float = 0.1
@@ -69,26 +72,29 @@ def _inner(name: str) -> bool:
 
 
 def scaled(config: ModelConfig, width: int) -> ModelConfig:
-    """``config`` at hidden size ``width``: heads of the same size, in proportion as many; feed-forward likewise. The
-    three scales stay as they are, dim_model_base too. Raises ConfigError when a size does not come out whole."""
+    """``config`` at hidden size ``width``: heads of the same size, in proportion as many; feed-forward
+    likewise. The three scales stay as they are, dim_model_base too. Raises ConfigError when a size does not
+    come out whole."""
+    old = config.hidden_size
 
     def size(name: str) -> int:
         value = getattr(config, name) * width
         require(
-            value % config.hidden_size == 0,
-            f"{name} = {getattr(config, name)} at hidden size {config.hidden_size} has no counterpart at {width}",
+            value % old == 0,
+            f"{name} = {getattr(config, name)} at hidden size {old} has no counterpart at {width}",
             "choose a width that makes it whole",
         )
-        return int(value // config.hidden_size)
+        return int(value // old)
 
     names = ("intermediate_size", "num_attention_heads", "num_key_value_heads")
-    return replace(config, hidden_size=width, **{name: size(name) for name in names})
+    sizes: dict[str, Any] = {name: size(name) for name in names}
+    return replace(config, hidden_size=width, **sizes)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Point:
-    """Root mean square of the activations at ``place`` after ``step`` steps: their ``size``, and their ``change``
-    from what they were at the start, on the same input."""
+    """Root mean square of the activations at ``place`` after ``step`` steps: their ``size``, and their
+    ``change`` from what they were at the start, on the same input."""
 
     width: int
     step: int
@@ -104,7 +110,8 @@ class CoordinateCheck:
     points: Sequence[Point]
 
     def curves(self, step: int, what: str = "change") -> dict[str, list[tuple[float, float]]]:
-        """By place, (width, ``what``) after ``step`` steps: curves for a plot with logarithmic axes. ``what``: size or change."""
+        """By place, (width, ``what``) after ``step`` steps: curves for a plot with logarithmic axes.
+        ``what``: size or change."""
         found: dict[str, dict[int, list[float]]] = {}
         for point in self.points:
             if point.step == step:
@@ -126,7 +133,7 @@ class CoordinateCheck:
 
 @torch.no_grad()
 def activations(model: TrainableModel, batch: Packed) -> dict[str, Tensor]:
-    """The residual stream after embeddings and each layer, the final hidden states and the logits, by name."""
+    """By name: the residual stream after embeddings and each layer, final hidden states, logits."""
     found: dict[str, Tensor] = {}
 
     def keep_input(module: Any, inputs: tuple[Any, ...]) -> None:
@@ -165,8 +172,8 @@ def measure(
 ) -> CoordinateCheck:
     """Train a model of each width for ``steps`` steps and look at its activations before and after each.
 
-    ``start(width, seed)`` returns two functions: one gives activations by place for a fixed input, the other takes a step.
-    Curves are means over ``seeds``. Raises ConfigError unless there are two widths.
+    ``start(width, seed)`` returns two functions: one gives activations by place for a fixed input, the
+    other takes a step. Curves are means over ``seeds``. Raises ConfigError unless there are two widths.
     """
     require(len(set(widths)) > 1, f"widths {list(widths)} show no slope", "give two or more")
     points = []

@@ -1,16 +1,17 @@
 """AdamW, and Muon for the layers' matrices, in one optimiser; clipping by the global norm.
 
-Which rule a parameter gets depends on its name alone (``rule_of``): matrices inside layers are Muon's where it is asked for; embeddings,
-head, norms and biases are always AdamW's. Every parameter has a factor of the learning rate (muP's, ``train/mup.py``), and the rate
-itself is set before each step (``set_rate``): it is a function of the step (``train/schedule.py``), no state.
+Which rule a parameter gets depends on its name alone (``rule_of``): matrices inside layers are Muon's where
+it is asked for; embeddings, head, norms and biases are always AdamW's. Every parameter has a factor of the
+learning rate (muP's, ``train/mup.py``), and the rate itself is set before each step (``set_rate``): it is a
+function of the step (``train/schedule.py``), no state.
 
 AdamW (Loshchilov & Hutter, arXiv 1711.05101), with g the gradient, t the step from 1:
 
     w -= rate * decay * w;  m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2
     w -= rate * factor * (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
 
-Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon): m = b m + (1 - b) g, then u = g + b (m - g) (Nesterov), which Newton-Schulz steps
-bring near the orthogonal factor of its polar decomposition:
+Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon): m = b m + (1 - b) g, then u = g + b (m - g)
+(Nesterov), which Newton-Schulz steps bring near the orthogonal factor of its polar decomposition:
 
     w -= rate * decay * w;  w -= rate * factor * sqrt(max(1, out / in)) * orthogonal(u)
 
@@ -41,9 +42,9 @@ _STATES = {"adamw": ("first", "second"), "muon": ("momentum",)}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimConfig:
-    """``kind``: adamw, or muon for the layers' matrices. ``adamw_rate``: beside Muon, the factor of what is left to AdamW.
-    ``decay_embeddings``: whether weight decay is for embeddings and head, too (never for norms and biases).
-    Raises ConfigError."""
+    """``kind``: adamw, or muon for the layers' matrices. ``adamw_rate``: beside Muon, the factor of what is
+    left to AdamW. ``decay_embeddings``: whether weight decay is for embeddings and head, too (never for
+    norms and biases). Raises ConfigError."""
 
     kind: str = "adamw"
     beta1: float = 0.9
@@ -74,8 +75,8 @@ def rule_of(name: str, shape: Iterable[int], kind: str = "adamw") -> str:
 class Optimiser(torch.optim.Optimizer):
     """Moves the parameters of ``named`` that have a gradient; one group each, in their order.
 
-    ``factors``: of the learning rate, by name (1 where there is none). A parameter may be a DTensor (FSDP2): moments are sharded as it is,
-    and Muon gathers one matrix at a time.
+    ``factors``: of the learning rate, by name (1 where there is none). A parameter may be a DTensor
+    (FSDP2): moments are sharded as it is, and Muon gathers one matrix at a time.
     """
 
     def __init__(
@@ -142,7 +143,8 @@ class Optimiser(torch.optim.Optimizer):
         parameter.add_(update, alpha=-rate * scale)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All moments and step counts by "parameter's name/what", for a checkpoint: the very tensors, not copies."""
+        """All moments and step counts by "parameter's name/what", for a checkpoint: the very tensors, not
+        copies."""
         found = {}
         for group in self.param_groups:
             for what, value in self.state.get(group["params"][0], {}).items():
@@ -152,8 +154,8 @@ class Optimiser(torch.optim.Optimizer):
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Take back what ``tensors`` gave: training goes on bit for bit as it would have.
 
-        A DTensor parameter takes its part of a whole tensor. Raises CheckpointError for a tensor that belongs to no parameter, is
-        missing or has another shape.
+        A DTensor parameter takes its part of a whole tensor. Raises CheckpointError for a tensor that
+        belongs to no parameter, is missing or has another shape.
         """
         left = dict(tensors)
         for group in self.param_groups:
@@ -208,8 +210,8 @@ def _placed(value: Tensor, parameter: Tensor) -> Tensor:
 def orthogonal(matrix: Tensor) -> Tensor:
     """Nearly U V' of ``matrix`` = U S V': singular values between about 0.7 and 1.2, zero for a zero matrix.
 
-    Newton-Schulz iterations of a quintic, chosen to climb fast rather than to converge; in bf16 on CUDA, else in
-    float32 or the matrix's own float64. A non-finite matrix gives NaN.
+    Newton-Schulz iterations of a quintic, chosen to climb fast rather than to converge; in bf16 on CUDA,
+    else in float32 or the matrix's own float64. A non-finite matrix gives NaN.
     """
     a, b, c = NEWTON_SCHULZ
     kind = torch.bfloat16 if matrix.is_cuda else torch.promote_types(matrix.dtype, torch.float32)

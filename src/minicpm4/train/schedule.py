@@ -1,15 +1,17 @@
 """Learning rates: warm-up, stable, decay (WSD; MiniCPM, arXiv 2404.06395, section 4).
 
-The rate is a pure function of the step, so a resumed run needs no state of it. A stage of ``steps`` steps, counted from 0:
+The rate is a pure function of the step, so a resumed run needs no state of it. A stage of ``steps`` steps,
+counted from 0:
 
     warm-up   steps 0 to warmup - 1        a straight line from ``start`` to ``rate``
     stable    the steps between            ``rate``
     decay     the last ``decay_steps``     from ``rate`` to ``final`` x ``rate``
 
-Both slopes lie strictly between their ends: the first stable step has the whole rate, the step after the last would
-have the final one. So no step is spent at a rate of 0. Stages follow one another (``Chain``), each with its own warm-up: from the rate
-that the one before ended with or, where ``start`` is given, from that. A second warm-up is what quantisation-aware
-training needs (BitCPM4; MiniCPM4 report, arXiv 2506.07900).
+Both slopes lie strictly between their ends: the first stable step has the whole rate, the step after the
+last would have the final one. So no step is spent at a rate of 0. Stages follow one another (``Chain``),
+each with its own warm-up: from the rate that the one before ended with or, where ``start`` is given, from
+that. A second warm-up is what quantisation-aware training needs (BitCPM4; MiniCPM4 report, arXiv
+2506.07900).
 """
 
 from __future__ import annotations
@@ -30,13 +32,14 @@ DECAYS: Mapping[str, Callable[[float], float]] = MappingProxyType(
         "sqrt": lambda t: 1 - math.sqrt(t),
     }
 )
-"""How much of the fall is left when the part t of a decay is done. "exponential" has no such form: ``final ** t``."""
+"""How much of the fall is left when the part t of a decay is done. "exponential" is not of this form:
+``final ** t``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wsd:
-    """One stage. ``start``: the rate that warm-up begins at (not used by a step itself); None: 0 in a first stage,
-    else what the stage before ended with. Raises ConfigError."""
+    """One stage. ``start``: the rate that warm-up begins at (not used by a step itself); None: 0 in a first
+    stage, else what the stage before ended with. Raises ConfigError."""
 
     rate: float
     steps: int
@@ -52,7 +55,7 @@ class Wsd:
         require(self.rate > 0 and math.isfinite(self.rate), f"learning rate {self.rate} is not positive")
         require(
             self.warmup >= 0 and self.decay_steps >= 0 and self.warmup + self.decay_steps <= self.steps,
-            f"warm-up of {self.warmup} and decay of {self.decay_steps} steps exceed the {self.steps} of the stage",
+            f"warm-up of {self.warmup} and decay of {self.decay_steps} steps exceed the stage's {self.steps}",
         )
         require(
             (self.decay == "none") == (self.decay_steps == 0),
@@ -67,8 +70,8 @@ class Wsd:
         require(self.start is None or self.start >= 0, f"start = {self.start} is negative")
 
     def at(self, step: int, before: float = 0.0) -> float:
-        """The rate of ``step`` (0 to steps - 1; later ones: what the stage ends with), warmed up from ``before``
-        unless ``start`` is given."""
+        """The rate of ``step`` (0 to steps - 1; later ones: what the stage ends with), warmed up from
+        ``before`` unless ``start`` is given."""
         start = before if self.start is None else self.start
         if step < self.warmup:
             return start + (self.rate - start) * (step + 1) / (self.warmup + 1)
@@ -103,7 +106,8 @@ class Chain:
         return sum(stage.steps for stage in self.stages)
 
     def at(self, step: int) -> float:
-        """The learning rate of ``step``, counted from 0 over all stages; past the end: what the last one ends with."""
+        """The learning rate of ``step``, counted from 0 over all stages; past the end: what the last one
+        ends with."""
         require(step >= 0, f"step {step} is negative")
         before = 0.0
         for stage in self.stages[:-1]:
