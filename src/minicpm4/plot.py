@@ -33,8 +33,8 @@ def chart(
     log_x: bool = True,
     log_y: bool = True,
 ) -> str:
-    """Return an SVG of ``curves`` (label -> points). On a logarithmic x axis, on which all x are marked, 0 stands at
-    the left edge; on a logarithmic y axis y > 0. Few points are marked with dots."""
+    """Return an SVG of ``curves`` (label -> points). On a logarithmic x axis, on which all x are marked, 0
+    stands at the left edge; on a logarithmic y axis y > 0. Few points are marked with dots."""
     points = [point for curve in curves.values() for point in curve]
     x_axis = (_log_x if log_x else _linear)([x for x, _ in points])
     y_axis = (_log_y if log_y else _linear)([y for _, y in points])

@@ -1,4 +1,5 @@
-"""Shards hold what was written; what is damaged is refused; a rerun goes on where the last one was cut off."""
+"""Shards hold what was written; what is damaged is refused; a rerun goes on where the last one was cut
+off."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Two processes, sharded, take the steps that one takes; a checkpoint goes on with another number of processes."""
+"""Two processes, sharded, take the steps that one takes; a checkpoint goes on with another number of
+processes."""
 
 from __future__ import annotations
 

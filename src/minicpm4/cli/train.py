@@ -15,26 +15,34 @@ from minicpm4.errors import UnsupportedError
 
 
 def command(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="What to train; see recipes/ and docs/training.md.")],
+    recipe: Annotated[
+        Path, typer.Argument(metavar="RECIPE.toml", help="What to train; see recipes/ and docs/training.md.")
+    ],
     *,
     output: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Where the run is kept (default: the recipe's output).")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where the run is kept (default: the recipe's output)."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the recipe, show what it would take, and leave.")
     ] = False,
-    until: Annotated[int | None, typer.Option(metavar="STEP", help="Stop after this many steps of all.")] = None,
+    until: Annotated[
+        int | None, typer.Option(metavar="STEP", help="Stop after this many steps of all.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of torch.")] = None,
     export: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="At the end, write the model there, as chat and generate load it."),
+        typer.Option(
+            metavar="FOLDER", help="At the end, write the model there, as chat and generate load it."
+        ),
     ] = None,
 ) -> None:
     """Train a model as a recipe says, stage by stage.
 
-    A run that was interrupted (Ctrl-C, SIGTERM, kill -9, a power cut) goes on from its last checkpoint when the same
-    command is given again. Its folder has metrics.jsonl, loss.svg and the checkpoints, each of which has a model/ folder
-    that `minicpm4 generate` loads. Several processes: torchrun --nproc-per-node N -m minicpm4 train RECIPE.toml
+    A run that was interrupted (Ctrl-C, SIGTERM, kill -9, a power cut) goes on from its last checkpoint when
+    the same command is given again. Its folder has metrics.jsonl, loss.svg and the checkpoints, each of
+    which has a model/ folder that `minicpm4 generate` loads. Several processes: torchrun --nproc-per-node N
+    -m minicpm4 train RECIPE.toml
     """
     from minicpm4.train.recipe import read_recipe
 
@@ -60,7 +68,7 @@ def _train(recipe: Any, run: Path, until: int | None, export_to: Path | None) ->
 
     world = World.join()
     quiet = world.rank > 0
-    say = (lambda text: None) if quiet else (lambda text: print(text, file=sys.stderr))
+    say = _silent if quiet else _say
     if not quiet:
         prepared = prepare(recipe, run, say)
     world.wait()
@@ -135,7 +143,21 @@ def _explain(recipe: Any) -> None:
         rounding = ", ".join(f"{name} {spec}" for name, spec in stage.rounding.items()) or "–"
         tokens = f"{stage.steps * stage.batch_tokens:,}"
         shown.add_row(
-            stage.name, f"{stage.steps:,}", tokens, f"{stage.context:,}", f"{stage.rate:g}", stage.attention, rounding
+            stage.name,
+            f"{stage.steps:,}",
+            tokens,
+            f"{stage.context:,}",
+            f"{stage.rate:g}",
+            stage.attention,
+            rounding,
         )
     show(shown)
     print(f"\n{recipe.steps:,} steps, optimiser {recipe.optimiser.kind}, {os.cpu_count()} processors here")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _silent(text: str) -> None:
+    """Of several processes one speaks."""

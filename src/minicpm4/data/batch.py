@@ -14,8 +14,8 @@ __all__ = ["Batch"]
 class Batch:
     """n rows in pieces: piece j owns rows cu_rows[j] to cu_rows[j + 1] - 1, at positions from 0.
 
-    ``ids`` (n,) tokens; ``targets`` (n,) the token that follows each, -1 where none does or none is learnt; ``weight`` (n,) of
-    each row's loss, None: all 1.
+    ``ids`` (n,) tokens; ``targets`` (n,) the token that follows each, -1 where none does or none is learnt;
+    ``weight`` (n,) of each row's loss, None: all 1.
     """
 
     ids: NDArray[np.int32]

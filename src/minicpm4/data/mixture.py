@@ -1,8 +1,9 @@
 """Batches from several sets, in given shares of tokens: a pure function of seed and step.
 
-Each set is an endless row of tokens: its documents in an order shuffled anew for each epoch, cut into pieces of at most ``context`` tokens.
-Batch i takes from set s the next tokens after what batches 0 to i - 1 took, a number that is worked out, not counted. So any batch can be had
-at any time, in any process; in each epoch every token comes exactly once.
+Each set is an endless row of tokens: its documents in an order shuffled anew for each epoch, cut into
+pieces of at most ``context`` tokens. Batch i takes from set s the next tokens after what batches 0 to i - 1
+took, a number that is worked out, not counted. So any batch can be had at any time, in any process; in each
+epoch every token comes exactly once.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ class Part:
 
 
 def buckets(part: Part, bounds: Sequence[int]) -> list[Part]:
-    """``part`` by lengths of its documents, below and from each of ``bounds`` (tokens) on, in equal shares of tokens
-    (MiniCPM4 report, section on long context: 0-4K, 4-12K, 12-24K, 24-32K). Lengths that no document has are left out."""
+    """``part`` by lengths of its documents, below and from each of ``bounds`` (tokens) on, in equal shares
+    of tokens (MiniCPM4 report, section on long context: 0-4K, 4-12K, 12-24K, 24-32K). Lengths that no
+    document has are left out."""
     documents = part.documents
     which = np.searchsorted(np.asarray(bounds), part.data.lengths[documents], side="right")
     groups = [documents[which == number] for number in range(len(bounds) + 1)]
@@ -91,7 +93,8 @@ class _Row:
 
 
 class Stream:
-    """Batches of ``tokens`` tokens. Process ``rank`` of ``processes`` gets every ``processes``-th. Raises ConfigError."""
+    """Batches of ``tokens`` tokens. Process ``rank`` of ``processes`` gets every ``processes``-th. Raises
+    ConfigError."""
 
     def __init__(
         self,
@@ -140,6 +143,7 @@ class Stream:
         )
 
     def _taken(self, index: int, batches: int) -> int:
-        """Tokens that ``batches`` batches take from a part: those up to its upper bound less those up to its lower."""
+        """Tokens that ``batches`` batches take from a part: those up to its upper bound less those up to
+        its lower."""
         upto = [int(batches * self.tokens * bound) for bound in self._bounds[index : index + 2]]
         return upto[1] - upto[0]

@@ -1,9 +1,10 @@
 """Packed shards: documents as tokens, in files that are mapped and never parsed.
 
-A set is a folder. Shard k is ``k.tokens`` (uint16, or uint32 for vocabularies above 65,536; little endian), ``k.ends`` (int64: where each
-document ends, in tokens of the shard) and, where only some tokens are learnt, ``k.learn`` (a byte for each token). ``k.json`` is written
-after them, so a shard without it does not exist; ``manifest.json`` comes last and lists them with their hashes. A rerun that was cut off goes
-on after the last whole shard.
+A set is a folder. Shard k is ``k.tokens`` (uint16, or uint32 for vocabularies above 65,536; little endian),
+``k.ends`` (int64: where each document ends, in tokens of the shard) and, where only some tokens are learnt,
+``k.learn`` (a byte for each token). ``k.json`` is written after them, so a shard without it does not exist;
+``manifest.json`` comes last and lists them with their hashes. A rerun that was cut off goes on after the
+last whole shard.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ _SIDES = ("tokens", "ends", "learn")
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Document:
-    """``tokens`` (n,), begin-of-sequence token included; ``learn`` (n,): which of them are learnt (None: all)."""
+    """``tokens`` (n,), begin-of-sequence token included; ``learn`` (n,): which of them are learnt (None:
+    all)."""
 
     tokens: NDArray[np.int64]
     learn: NDArray[np.bool_] | None = None
@@ -150,8 +152,9 @@ def write_shards(
 ) -> ShardSet:
     """Write ``documents``, the same at every call, to ``folder``; one that is written already is read.
 
-    ``about``: what the set is made of ("tokenizer": its fingerprint); it goes into the manifest, and a folder that says otherwise is refused.
-    Raises CheckpointError, ConfigError for a token outside the vocabulary.
+    ``about``: what the set is made of ("tokenizer": its fingerprint); it goes into the manifest, and a
+    folder that says otherwise is refused. Raises CheckpointError, ConfigError for a token outside the
+    vocabulary.
     """
     folder.mkdir(parents=True, exist_ok=True)
     head = {"version": VERSION, "bytes": 2 if vocab_size <= 1 << 16 else 4, "vocab_size": vocab_size, **about}

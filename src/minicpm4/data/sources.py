@@ -16,14 +16,17 @@ SUFFIXES = {"text": (".txt", ".md", ".rst"), "jsonl": (".jsonl",)}
 
 
 def files_of(kind: str, paths: Sequence[str]) -> list[Path]:
-    """Files that ``paths`` name, those of folders by their suffix, in order. Raises ConfigError where there is none."""
+    """Files that ``paths`` name, those of folders by their suffix, in order. Raises ConfigError where there
+    is none."""
     found: list[Path] = []
     for text in paths:
         path = Path(text).expanduser()
         if path.is_dir():
             inside = [p for p in path.rglob("*") if p.suffix in SUFFIXES[kind] and p.is_file()]
             if not inside:
-                raise ConfigError(f"{path} has no files of kind {kind!r}", "it looks for " + ", ".join(SUFFIXES[kind]))
+                raise ConfigError(
+                    f"{path} has no files of kind {kind!r}", "it looks for " + ", ".join(SUFFIXES[kind])
+                )
             found += sorted(inside)
         elif path.is_file():
             found.append(path)
@@ -33,7 +36,8 @@ def files_of(kind: str, paths: Sequence[str]) -> list[Path]:
 
 
 def texts(kind: str, files: Sequence[Path], column: str = "text") -> Iterator[str]:
-    """Documents that are not empty: a file's whole text, or ``column`` of each of its lines. Raises ConfigError."""
+    """Documents that are not empty: a file's whole text, or ``column`` of each of its lines. Raises
+    ConfigError."""
     for file in files:
         try:
             if kind == "text":
@@ -64,11 +68,15 @@ def _column(line: str, column: str, where: str) -> str:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"{where} has no {column!r}: {line[:60]!r}", "set the corpus's column") from error
     if not isinstance(value, str):
-        raise ConfigError(f"{where}: {column!r} is a {type(value).__name__}, not a text", "set the corpus's column")
+        raise ConfigError(
+            f"{where}: {column!r} is a {type(value).__name__}, not a text", "set the corpus's column"
+        )
     return value
 
 
 def _bounded(text: str, where: str) -> str:
     if len(text) > MAX_TEXT:
-        raise ConfigError(f"{where} has {len(text):,} characters", f"cut it: a document has at most {MAX_TEXT:,}")
+        raise ConfigError(
+            f"{where} has {len(text):,} characters", f"cut it: a document has at most {MAX_TEXT:,}"
+        )
     return text

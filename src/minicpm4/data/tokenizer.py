@@ -23,8 +23,9 @@ TEMPLATE = (
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> None:
-    """Train on ``texts`` and write tokenizer.json and tokenizer_config.json. Any UTF-8 text can be written in
-    its bytes. The vocabulary may come out smaller than ``vocab_size`` where texts are short. Raises ConfigError."""
+    """Train on ``texts`` and write tokenizer.json and tokenizer_config.json. Any UTF-8 text can be written
+    in its bytes. The vocabulary may come out smaller than ``vocab_size`` where texts are short. Raises
+    ConfigError."""
     require(
         LEAST <= vocab_size <= 1 << 20,
         f"vocab_size = {vocab_size} is out of range",

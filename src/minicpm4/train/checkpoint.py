@@ -1,7 +1,8 @@
 """Checkpoints of a run: written to a temporary folder, then renamed, so that a whole one is always there.
 
-A checkpoint is a folder ``step-000000120``. Its ``model/`` is an ordinary Hugging Face folder (float32), so anything that runs
-models runs it; ``optimiser.safetensors`` holds the moments; ``state.json`` says what made it. Nothing is pickled.
+A checkpoint is a folder ``step-000000120``. Its ``model/`` is an ordinary Hugging Face folder (float32), so
+anything that runs models runs it; ``optimiser.safetensors`` holds the moments; ``state.json`` says what
+made it. Nothing is pickled.
 """
 
 from __future__ import annotations

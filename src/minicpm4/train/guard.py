@@ -41,6 +41,10 @@ class Guard:
             mean = sum(self.recent) / len(self.recent)
             deviation = math.sqrt(sum((x - mean) ** 2 for x in self.recent) / len(self.recent))
             if loss > mean + max(DEVIATIONS * deviation, RISE * abs(mean)):
-                text = f"step {step}: loss {loss:.4f} is a spike above {mean:.4f} ± {deviation:.4f} of the last {len(self.recent)} steps"
+                text = (
+                    f"step {step}: loss {loss:.4f} is a spike above {mean:.4f} ± {deviation:.4f} "
+                    f"of the last {len(self.recent)} steps"
+                )
         self.recent.append(loss)
         return Verdict(text=text)
+

@@ -1,7 +1,8 @@
-"""A run from its recipe: stages one after another, checkpoints, metrics; interrupted at any moment, it goes on from the last checkpoint.
+"""A run from its recipe: stages one after another, checkpoints, metrics; interrupted at any moment, it goes
+on from the last checkpoint.
 
-Batches are a pure function of seed and step, rates of the step, and moments are saved as they are: on one machine a resumed run takes the
-very steps that an unbroken one would.
+Batches are a pure function of seed and step, rates of the step, and moments are saved as they are: on one
+machine a resumed run takes the very steps that an unbroken one would.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ SKIPS = 10  # steps in a row without a finite loss: something is broken, not unl
 
 
 class Batches(Protocol):
-    """Where a stage's batches come from: a pure function of the step (of all micro-batches, of this process)."""
+    """Where a stage's batches come from: a pure function of the step (of all micro-batches, of this
+    process)."""
 
     def batch(self, step: int) -> Batch: ...
 
@@ -130,7 +132,8 @@ class Runner:
         line = self._line(stage, done, rate, time.perf_counter() - began)
         if verdict.text:
             line["warning"] = (
-                f"{verdict.text} (stage {stage.name}, batches {within * parts} to {within * parts + parts - 1})"
+                f"{verdict.text} (stage {stage.name}, "
+                f"batches {within * parts} to {within * parts + parts - 1})"
             )
         if (
             self.recipe.validate
@@ -189,7 +192,8 @@ class Runner:
         wanted = recipe_table(self.recipe)
         if state.get("recipe") != wanted:
             raise ConfigError(
-                f"{self.run_folder} holds a run of another recipe ({_difference(state.get('recipe'), wanted)})",
+                f"{self.run_folder} holds a run of another recipe "
+                f"({_difference(state.get('recipe'), wanted)})",
                 "give another output folder, or the recipe that it was started with",
             )
         if state.get("data") != self._data:
@@ -216,7 +220,8 @@ def accumulation(stage: Stage, processes: int) -> int:
     size = stage.micro_tokens or stage.batch_tokens // processes
     if stage.batch_tokens % (size * processes):
         raise ConfigError(
-            f"stage {stage.name!r}: batch_tokens = {stage.batch_tokens} is not a multiple of {size} tokens on {processes} processes",
+            f"stage {stage.name!r}: batch_tokens = {stage.batch_tokens} is not a multiple "
+            f"of {size} tokens on {processes} processes",
             "choose micro_tokens so that it is",
         )
     return stage.batch_tokens // (size * processes)
@@ -248,7 +253,8 @@ def stage_ends(recipe: Recipe) -> Iterator[int]:
 
 
 def flops_per_token(session: Session, stage: Stage) -> float:
-    """Floating-point operations of forward and backward for a token: 6 a weight, and attention over half of ``context``."""
+    """Floating-point operations of forward and backward for a token: 6 a weight, and attention over half of
+    ``context``."""
     config = session.model.config
     weights = sum(p.numel() for p in session.parameters() if p.ndim == 2)
     if not config.tie_word_embeddings:

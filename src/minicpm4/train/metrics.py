@@ -1,4 +1,5 @@
-"""What a run writes about itself: a line of JSON for each step, a picture of the loss, TensorBoard if it is there."""
+"""What a run writes about itself: a line of JSON for each step, a picture of the loss, TensorBoard if it is
+there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What a run needs before its first step: tokenizer and packed data, made once, found again at the next start."""
+"""What a run needs before its first step: tokenizer and packed data, made once, found again at the next
+start."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Prepared:
-    """``tokenizer``: its folder; ``vocab_size`` and ``special``, what a new model's config.json says of it."""
+    """``tokenizer``: its folder; ``vocab_size`` and ``special``, what a new model's config.json says of
+    it."""
 
     tokenizer: Path
     vocab_size: int
@@ -60,7 +62,10 @@ def prepare(recipe: Recipe, run: Path, say: Say = lambda text: None) -> Prepared
 
             def documents(files: Sequence[Path] = files[name], corpus: Corpus = corpus) -> Iterator[Document]:
                 for text in texts(corpus.kind, files, corpus.column):
-                    ids = [*own.encode(text, add_special_tokens=True, parse_special=False), *own.eos_token_ids[:1]]
+                    ids = [
+                        *own.encode(text, add_special_tokens=True, parse_special=False),
+                        *own.eos_token_ids[:1],
+                    ]
                     yield Document(tokens=np.asarray(ids, np.int64))
 
             data[name] = write_shards(run / "data" / name, documents(), vocab_size=size, about=about)
@@ -134,4 +139,3 @@ def _tokenizer(recipe: Recipe, run: Path, files: Mapping[str, Sequence[Path]], s
     )
     train_tokenizer(every, wanted.vocab_size, folder)
     return folder
-

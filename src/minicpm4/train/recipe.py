@@ -28,9 +28,11 @@ PRECISIONS = ("float32", "bf16")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Model:
-    """``start``: a checkpoint to go on from (a folder, a .gguf file, a zoo name), else ``shape``: fields of config.json.
+    """``start``: a checkpoint to go on from (a folder, a .gguf file, a zoo name), else ``shape``: fields of
+    config.json.
 
-    ``mup_width``: the width at which the learning rate was found; 0: no muP scaling of rates and initialisation.
+    ``mup_width``: the width at which the learning rate was found; 0: no muP scaling of rates and
+    initialisation.
     """
 
     start: str = ""
@@ -71,8 +73,9 @@ class Tokenizer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Corpus:
-    """A named source of documents. ``paths``: files, or folders of files, of plain text or of JSON lines (``column``: where
-    each keeps its text); of kind "shards" one folder that is packed already. ``holdout``: the share of documents kept for validation.
+    """A named source of documents. ``paths``: files, or folders of files, of plain text or of JSON lines
+    (``column``: where each keeps its text); of kind "shards" one folder that is packed already.
+    ``holdout``: the share of documents kept for validation.
     """
 
     kind: str = "text"
@@ -92,7 +95,8 @@ class Corpus:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Optimiser:
-    """``kind``: adamw, or muon (of the layers' matrices; AdamW of the rest, at ``adamw_rate`` times the rate)."""
+    """``kind``: adamw, or muon (of the layers' matrices; AdamW of the rest, at ``adamw_rate`` times the
+    rate)."""
 
     kind: str = "adamw"
     beta1: float = 0.9
@@ -141,12 +145,13 @@ class Decay:
 class Stage:
     """``steps`` of one kind of training; stages follow one another on the same weights.
 
-    ``batch_tokens``: tokens of an optimiser step, over all processes; ``micro_tokens``: of one forward pass (0: all);
-    ``context``: the longest document piece. ``data``: corpora and their shares of tokens. ``buckets``: bounds in tokens of
-    lengths that get equal shares (infllm_v2.md, Training). ``rate``: learning rate after ``warmup`` steps. ``attention`` sparse: with the
-    model's sparse_config. ``rounding``: weight formats by name pattern, as in {"mlp.*" = "ternary-g64"}: quantisation-aware
-    training (BitCPM4). ``mtp``: lambda of multi-token prediction. ``long_rope``: switch rope_scaling to these long factors.
-    ``fresh_optimiser``: drop the moments of the stage before.
+    ``batch_tokens``: tokens of an optimiser step, over all processes; ``micro_tokens``: of one forward pass
+    (0: all); ``context``: the longest document piece. ``data``: corpora and their shares of tokens.
+    ``buckets``: bounds in tokens of lengths that get equal shares (infllm_v2.md, Training). ``rate``:
+    learning rate after ``warmup`` steps. ``attention`` sparse: with the model's sparse_config.
+    ``rounding``: weight formats by name pattern, as in {"mlp.*" = "ternary-g64"}: quantisation-aware
+    training (BitCPM4). ``mtp``: lambda of multi-token prediction. ``rope_scaling``,
+    ``max_position_embeddings``: of the model from here on. ``fresh_optimiser``: drop the moments of the stage before.
     """
 
     name: str
@@ -180,8 +185,9 @@ class Stage:
         )
         require(self.rate > 0, f"{where} rate = {self.rate} is not positive")
         require(
-            0 <= self.warmup and self.warmup + self.decay.steps <= self.steps,
-            f"{where} warmup = {self.warmup} and decay of {self.decay.steps} steps exceed its {self.steps} steps",
+            self.warmup >= 0 and self.warmup + self.decay.steps <= self.steps,
+            f"{where} warmup = {self.warmup} and decay of {self.decay.steps} steps exceed "
+            f"its {self.steps} steps",
         )
         require(
             self.attention in ("dense", "sparse"),
@@ -208,7 +214,8 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Keep:
-    """Checkpoints: one each ``every`` steps, and at the end of a stage; of them the ``last`` and the stages' ends stay."""
+    """Checkpoints: one each ``every`` steps, and at the end of a stage; of them the ``last`` and the
+    stages' ends stay."""
 
     every: int = 200
     last: int = 2

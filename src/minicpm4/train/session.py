@@ -1,7 +1,7 @@
 """One process of a run: the model, its optimiser, and what a step does; sharded by FSDP2 under torchrun.
 
-The loss of a step is the sum over all its tokens on all processes, divided by their number (multi-token prediction likewise), so neither
-micro-batches nor the number of processes change what is computed.
+The loss of a step is the sum over all its tokens on all processes, divided by their number (multi-token
+prediction likewise), so neither micro-batches nor the number of processes change what is computed.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ class Done:
 
 
 class Session:
-    """The model of ``recipe`` on its device. ``config``: of a new model. Raises ConfigError, CheckpointError."""
+    """The model of ``recipe`` on its device. ``config``: of a new model. Raises ConfigError,
+    CheckpointError."""
 
     def __init__(self, recipe: Recipe, config: ModelConfig | None, world: World) -> None:
         self.recipe, self.world = recipe, world
@@ -110,7 +111,8 @@ class Session:
         self._stage: Stage | None = None
 
     def enter(self, stage: Stage, fresh: bool) -> None:
-        """Have the next steps be of ``stage``; ``fresh``: it begins now, and may drop the moments before it."""
+        """Have the next steps be of ``stage``; ``fresh``: it begins now, and may drop the moments before
+        it."""
         self.model.config = stage_config(self.base, stage)
         self.base = self.model.config  # a changed context stays for the stages that follow
         sparse = self.model.config.sparse_config if stage.attention == "sparse" else None
@@ -186,7 +188,8 @@ class Session:
             yield from module.parameters()
 
     def save(self, folder: Path, tokenizer: Path | None) -> None:
-        """Write model, extra layer and moments into a checkpoint's folder; every process calls it, the first writes."""
+        """Write model, extra layer and moments into a checkpoint's folder; every process calls it, the
+        first writes."""
         tensors = {name: whole(t) for name, t in self.model.state_dict().items()}
         moments = {name: whole(t) for name, t in self.optimiser.tensors().items()}
         extra = (
@@ -293,7 +296,8 @@ def _take(module: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
         value = tensors[name]
         if tuple(value.shape) != tuple(parameter.shape):
             raise CheckpointError(
-                f"{name} in {folder} has shape {tuple(value.shape)}, the recipe's model {tuple(parameter.shape)}",
+                f"{name} in {folder} has shape {tuple(value.shape)}, "
+                f"the recipe's model {tuple(parameter.shape)}",
                 "resume with the recipe that made it",
             )
         if isinstance(parameter, DTensor):
