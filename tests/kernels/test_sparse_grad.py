@@ -27,6 +27,7 @@ CASES: dict[str, dict[str, Any]] = {
     "no-first-block": {"init_blocks": 0},
     "only-first-blocks": {"init_blocks": 3},
     "long-kernels": {"kernel_size": 64, "lse_approx": True},
+    "no-kernel-yet": {"kernel_size": 128, "lse_approx": True},
     "wide": {"window_size": 80, "topk": 1},
 }
 LENGTHS = [333, 1, 81, 16 * 11]
@@ -180,6 +181,19 @@ def test_how_work_is_cut_changes_nothing(monkeypatch: pytest.MonkeyPatch, scores
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
+def test_scores_far_above_the_guess() -> None:
+    """A row's own token and its first score 120 below the largest: beyond what float32's exp can hold."""
+    world = Paged(10, config(SMALL), [150], (4, 2), 8)
+    world.q[0][..., 0], world.k[0][..., 0] = 10 * np.sqrt(8), -12.0
+    world.k[0][1::16, :, 0] = 0.0
+    pages = world.filled(RefOps())
+    truth = RefOps().attention(world.rows(world.q), pages, world.step())
+    q, step, kv, leaves = tensors(world, torch.float32)
+    out = TorchOps().attention(q, kv, step)
+    np.testing.assert_allclose(out.detach().numpy(), truth, atol=1e-5 * np.abs(truth).max())
+    assert all(torch.isfinite(g).all() for g in torch.autograd.grad(out.sum(), leaves))
+
+
 def test_ties_go_to_the_lower_block() -> None:
     world = Paged(13, config(SMALL, topk=4), [16 * 20], (4, 2), 16)
     world.k[0][:] = world.k[0][:1]
@@ -212,11 +226,11 @@ class Largest(TorchDispatchMode):
 
 
 def test_memory_grows_with_chosen_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No array of forward or backward holds more than 8 bytes for each head of each pair, or a few tiles."""
+    """No array of forward or backward holds more than 8 bytes for each pair."""
     monkeypatch.setattr(sparse_grad, "SCORES", {"cpu": 1 << 14})
     sizes, saved = [], []
     for length in (1000, 4000):
-        world = Paged(1, config(SMALL, topk=4), [length], (4, 2), 8)
+        world = Paged(1, config(SMALL, topk=8), [length], (4, 2), 8)
         q, step, kv, _ = tensors(world, torch.float32)
         kept: list[int] = []
         keep = torch.autograd.graph.saved_tensors_hooks(
@@ -227,5 +241,5 @@ def test_memory_grows_with_chosen_blocks(monkeypatch: pytest.MonkeyPatch) -> Non
         sizes.append(largest.bytes)
         saved.append(sum(kept))
         pairs = length * world.hkv * world.sparse.budget
-        assert largest.bytes <= 8 * pairs * 2 < 4 * length**2
-    assert sizes[1] < 4.5 * sizes[0] and saved[1] < 4.5 * saved[0]
+        assert largest.bytes <= 8 * pairs < length**2
+    assert sizes[1] < 5 * sizes[0] and saved[1] < 5 * saved[0]

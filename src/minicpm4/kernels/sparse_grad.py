@@ -12,14 +12,15 @@ triples, "pairs" of a row's head and a block, are sorted by block; a block's row
 and a tile is three or five small matrix products with the block's B keys and values. With x a row's queries
 (g, d), s = x K' / sqrt(d) (g, B):
 
-    forward, first pass     top = max of s over all pairs of the row
-    forward, second pass    p = exp(s - top), y += p V, sum += p;  then y / sum, lse = top + log(sum)
-    backward                p = exp(s - lse), ds = p * (dy V' - (dy . y)) / sqrt(d)
-                            dx += ds K, dK += ds' x, dV += p' dy
+    forward     p = exp(s - shift), y += p V, sum += p;  then y / sum, lse = shift + log(sum)
+    backward    p = exp(s - lse), ds = p * (dy V' - (dy . y)) / sqrt(d)
+                dx += ds K, dK += ds' x, dV += p' dy
 
-Memory beside inputs and results: a number for each query head of each pair while the forward runs, the
-sorted pairs (8 bytes each) until the backward, and a few tiles. Nothing is n x n, and nothing is B times
-the pairs.
+``shift`` may be any number near the largest s of a query head. Two scores that are at hand make a good
+guess; where a sum shows it too low, the largest is found in a pass of its own, and the sums are made again.
+
+Memory beside inputs and results: the sorted pairs (8 bytes each) until the backward, their blocks, and a few
+tiles. Nothing is n x n, and nothing is B times the pairs.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ from minicpm4.config.sparse import COARSE
 
 __all__ = ["first_choosing", "select_blocks", "sparse_attention"]
 
-SCORES = {"cpu": 1 << 20, "cuda": 1 << 26}  # scores held at once, by device
-TILES = (16, 128)  # rows of a tile, least and most
+SCORES = {"cpu": 1 << 19, "cuda": 1 << 26}  # scores held at once, by device
+TILES = (16, 64)  # rows of a tile, least and most
+TOO_LARGE = 1e30  # a sum of exp(s - shift) above this says that shift was too low
 
 
 def first_choosing(config: SparseConfig) -> int:
@@ -59,7 +61,7 @@ def select_blocks(q: Tensor, k: Tensor, config: SparseConfig) -> Tensor:
     """
     n, first = q.shape[0], first_choosing(config)
     wide = torch.promote_types(q.dtype, torch.float32)
-    q, k = q.to(wide), k.to(wide)
+    q, k = q.to(wide) * q.shape[2] ** -0.5, k.to(wide)
     fine = _kernels(k, config, 1)
     coarse = _kernels(k, config, COARSE) if config.lse_approx else None
     rows = max(1, _limit(q) // (q.shape[1] * max(1, fine.shape[1])))
@@ -93,13 +95,20 @@ def _visible(place: Tensor, config: SparseConfig, times: int = 1) -> Tensor:
 
 
 def _scores(q: Tensor, kernels: Tensor, visible: Tensor) -> Tensor:
-    """q . kernel / sqrt(d) of rows q (r, hq, d): (hkv, r, g, kernels), -inf where not visible."""
-    count = min(int(visible.max()), kernels.shape[1])
-    hkv, d = kernels.shape[0], q.shape[-1]
-    grouped = q.unflatten(1, (hkv, -1)).transpose(0, 1)
-    scores = grouped.flatten(1, 2) @ kernels[:, :count].transpose(1, 2) / math.sqrt(d)
-    hidden = torch.arange(count, device=q.device) >= visible[:, None]
-    return scores.unflatten(1, grouped.shape[1:3]).masked_fill_(hidden[:, None], -math.inf)
+    """q . kernel of rows q (r, hq, d) in ascending order: (hkv, r, g, kernels), -inf where not visible."""
+    count = min(int(visible[-1]), kernels.shape[1])
+    grouped = q.unflatten(1, (kernels.shape[0], -1)).transpose(0, 1)
+    scores = grouped.flatten(1, 2) @ kernels[:, :count].transpose(1, 2)
+    scores = scores.unflatten(1, grouped.shape[1:3])
+    _hide(scores.transpose(1, 2), visible)
+    return scores
+
+
+def _hide(scores: Tensor, visible: Tensor) -> None:
+    """Set scores (..., r, kernels) of kernels that a row does not see to -inf."""
+    seen_by_all = int(visible[0])
+    hidden = torch.arange(seen_by_all, scores.shape[-1], device=scores.device) >= visible[:, None]
+    scores[..., seen_by_all:].masked_fill_(hidden, -math.inf)
 
 
 def _block_scores(
@@ -109,16 +118,18 @@ def _block_scores(
     kernel."""
     visible = _visible(place, config)
     scores = _scores(q, fine, visible)
-    lse = torch.logsumexp(scores, dim=-1, keepdim=True)
-    if coarse is not None:
-        seen = _visible(place, config, COARSE)
-        approx = torch.logsumexp(_scores(q, coarse, seen), dim=-1, keepdim=True)
-        lse = torch.where((seen > 0)[:, None, None], approx, lse)
-    # Without a visible kernel lse is -inf, and so is every score.
-    total = scores.sub_(lse.nan_to_num(neginf=0.0)).exp_().sum(dim=2)
-    count = scores.shape[-1]
-    hidden = torch.arange(count, device=q.device) >= visible[:, None]
-    total.masked_fill_(hidden, -math.inf)
+    seen = _visible(place, config, COARSE)
+    if coarse is None or not int(seen[-1]):
+        total = torch.softmax(scores, dim=-1).sum(dim=2)
+    else:
+        lse = torch.logsumexp(_scores(q, coarse, seen), dim=-1, keepdim=True)
+        if not int(seen[0]):
+            fine_lse = torch.logsumexp(scores, dim=-1, keepdim=True)
+            lse = torch.where((seen > 0)[:, None, None], lse, fine_lse)
+        total = scores.sub_(lse).exp_().sum(dim=2)
+    # Of rows that see no kernel nothing was a number: everything is hidden.
+    _hide(total, visible)
+    count = total.shape[-1]
     ratio, overlap = config.kernels_per_block, config.kernel_size // config.kernel_stride
     blocks = int(place[-1]) // config.block_size + 1
     width = blocks * ratio + overlap - 1
@@ -165,7 +176,7 @@ class _SparseAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, keys: Tensor, values: Tensor, blocks: Tensor, last: Tensor) -> Tensor:
         work = _Work.of(q, keys, values, last, _invert(blocks, keys.shape[0]))
-        y, lse = _forward(work, blocks.shape[2])
+        y, lse = _forward(work, blocks[:, :, 0])
         y = y.reshape(q.shape).to(q.dtype)
         ctx.save_for_backward(q, keys, values, last, y, lse, work.pairs.order, work.pairs.ends)
         ctx.budget = blocks.shape[2]
@@ -219,7 +230,8 @@ class _Tiles:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _Work:
-    """Inputs by head: q (m * hkv, g, d); keys and values (hkv * N, B, d), in the type of products."""
+    """Inputs by head, in the type of products: q / sqrt(d) (m * hkv, g, d); keys and values (hkv * N, B,
+    d)."""
 
     q: Tensor
     keys: Tensor
@@ -234,7 +246,7 @@ class _Work:
         hkv, wide = keys.shape[2], torch.promote_types(q.dtype, torch.float32)
         by_head = [x.permute(2, 0, 1, 3).flatten(0, 1).to(wide) for x in (keys, values)]
         return cls(
-            q=q.reshape(q.shape[0] * hkv, -1, q.shape[2]).to(wide),
+            q=q.reshape(q.shape[0] * hkv, -1, q.shape[2]).to(wide) * q.shape[2] ** -0.5,
             keys=by_head[0],
             values=by_head[1],
             last=last,
@@ -280,13 +292,32 @@ class _Work:
         return x.index_select(0, index).reshape(tiles.head.shape[0], -1, x.shape[2])
 
     def scores(self, x: Tensor, keys: Tensor, tiles: _Tiles) -> Tensor:
-        """x K' / sqrt(d), (t, T * g, B): -inf where a row may not read."""
-        nothing = x.new_empty(())
-        s = torch.baddbmm(nothing, x, keys.transpose(1, 2), beta=0, alpha=self.scale)
+        """x K', (t, T * g, B): -inf where a row may not read."""
+        s = torch.bmm(x, keys.transpose(1, 2))
         if tiles.near.numel():
             split = s.unflatten(1, (tiles.head.shape[1], -1))
             split[tiles.near] = split[tiles.near].masked_fill_(tiles.hidden[:, :, None], -math.inf)
         return s
+
+    def weights(self, x: Tensor, keys: Tensor, above: Tensor, tiles: _Tiles) -> Tensor:
+        """exp(x K' - above), (t, T * g, B): 0 where a row may not read and where a tile lacks a row."""
+        s = self.scores(x, keys, tiles)
+        return s.sub_(above[tiles.head].reshape(*s.shape[:2], 1)).exp_()
+
+    def padded(self, x: Tensor, value: float) -> Tensor:
+        """x (m * hkv, g) and a row of ``value`` for what tiles lack: exp(s - inf) adds nothing."""
+        return functional.pad(x, (0, 0, 0, 1), value=value)
+
+    def guess(self, first: Tensor) -> Tensor:
+        """Scores near the largest: the better of a row's own token's and of its first block's first
+        token's."""
+        size, hkv = self.keys.shape[1], first.shape[1]
+        tokens = self.keys.unflatten(0, (hkv, -1)).flatten(1, 2)
+        own = tokens[:, self.last].transpose(0, 1)
+        sink = tokens[torch.arange(hkv, device=first.device), first.long() * size]
+        q = self.q.unflatten(0, (-1, hkv))
+        scores = [torch.einsum("mhgd,mhd->mhg", q, x) for x in (own, sink)]
+        return torch.maximum(*scores).flatten(0, 1)
 
 
 def _tile_rows(pairs: int, units: int) -> int:
@@ -295,44 +326,54 @@ def _tile_rows(pairs: int, units: int) -> int:
     return min(max(1 << (wanted.bit_length() - 1), TILES[0]), TILES[1])
 
 
-def _forward(work: _Work, budget: int) -> tuple[Tensor, Tensor]:
-    """Return y (m * hkv, g, d) and lse (m * hkv, g)."""
-    q, count = work.q, work.pairs.order.numel()
-    heads, g, d = q.shape
-    by_pair = q.new_empty(count + 1, g)
+def _forward(work: _Work, first: Tensor) -> tuple[Tensor, Tensor]:
+    """Return y (m * hkv, g, d) and lse (m * hkv, g); ``first`` (m, hkv): each row's first block."""
+    shift = work.guess(first)
+    y, total = _sums(work, shift)
+    if not bool((total < TOO_LARGE).all()):
+        shift = _largest(work, shift)
+        y, total = _sums(work, shift)
+    return y / total[..., None], shift + total.log()
+
+
+def _sums(work: _Work, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums of exp(s - shift) V, (m * hkv, g, d), and of exp(s - shift), (m * hkv, g)."""
+    heads, g, d = work.q.shape
+    y, total = work.q.new_zeros(heads + 1, g * d), work.q.new_zeros(heads + 1, g)
+    above = work.padded(shift, math.inf)
     for tiles in work.tiles():
-        s = work.scores(work.gather(q, tiles), work.keys[tiles.unit], tiles)
-        by_pair[tiles.pair.flatten()] = s.amax(dim=2).reshape(-1, g)
-    top = by_pair[:count].reshape(heads, budget, g).amax(dim=1)
-    # exp(s - inf) = 0: what a tile lacks adds nothing.
-    shift = functional.pad(top, (0, 0, 0, 1), value=math.inf)
-    y = q.new_zeros(heads + 1, g * d)
+        index = tiles.head.flatten()
+        p = work.weights(work.gather(work.q, tiles), work.keys[tiles.unit], above, tiles)
+        total.index_add_(0, index, p.sum(dim=2).reshape(-1, g))
+        y.index_add_(0, index, torch.bmm(p, work.values[tiles.unit]).reshape(-1, g * d))
+    return y[:heads].reshape(heads, g, d), total[:heads]
+
+
+def _largest(work: _Work, shift: Tensor) -> Tensor:
+    """The largest score of each query head, (m * hkv, g)."""
+    top = work.padded(shift, 0.0)
     for tiles in work.tiles():
-        s = work.scores(work.gather(q, tiles), work.keys[tiles.unit], tiles)
-        p = s.sub_(shift[tiles.head].reshape(*s.shape[:2], 1)).exp_()
-        by_pair[tiles.pair.flatten()] = p.sum(dim=2).reshape(-1, g)
-        y.index_add_(0, tiles.head.flatten(), torch.bmm(p, work.values[tiles.unit]).reshape(-1, g * d))
-    total = by_pair[:count].reshape(heads, budget, g).sum(dim=1)
-    return y[:heads].reshape(heads, g, d) / total[..., None], top + total.log()
+        s = work.scores(work.gather(work.q, tiles), work.keys[tiles.unit], tiles)
+        index = tiles.head.flatten()[:, None].expand(-1, top.shape[1])
+        top.scatter_reduce_(0, index, s.amax(dim=2).reshape(index.shape), "amax")
+    return top[:-1]
 
 
 def _backward(work: _Work, y: Tensor, lse: Tensor, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q (m * hkv, g * d), keys and values (hkv * N, B * d)."""
-    q = work.q
-    heads, g, d = q.shape
-    dy = dy.reshape(q.shape).to(q.dtype)
-    slope = functional.pad((dy * y.reshape(q.shape)).sum(dim=2), (0, 0, 0, 1))
-    shift = functional.pad(lse, (0, 0, 0, 1), value=math.inf)
-    dq = q.new_zeros(heads + 1, g * d)
+    heads, g, d = work.q.shape
+    dy = dy.reshape(work.q.shape).to(work.q.dtype)
+    slope = work.padded((dy * y.reshape(dy.shape)).sum(dim=2), 0.0)
+    above = work.padded(lse, math.inf)
+    dq = dy.new_zeros(heads + 1, g * d)
     dk, dv = (torch.zeros_like(x).flatten(1) for x in (work.keys, work.values))
     for tiles in work.tiles():
         keys, values = work.keys[tiles.unit], work.values[tiles.unit]
-        x, dx = work.gather(q, tiles), work.gather(dy, tiles)
-        s = work.scores(x, keys, tiles)
-        p = s.sub_(shift[tiles.head].reshape(*s.shape[:2], 1)).exp_()
+        x, dx = work.gather(work.q, tiles), work.gather(dy, tiles)
+        p = work.weights(x, keys, above, tiles)
         dv.index_add_(0, tiles.unit, torch.bmm(p.transpose(1, 2), dx).flatten(1))
-        ds = torch.bmm(dx, values.transpose(1, 2)).sub_(slope[tiles.head].reshape(*s.shape[:2], 1))
-        ds = ds.mul_(p).mul_(work.scale)
+        ds = torch.bmm(dx, values.transpose(1, 2))
+        ds = ds.sub_(slope[tiles.head].reshape(*ds.shape[:2], 1)).mul_(p)
         dk.index_add_(0, tiles.unit, torch.bmm(ds.transpose(1, 2), x).flatten(1))
         dq.index_add_(0, tiles.head.flatten(), torch.bmm(ds, keys).reshape(-1, g * d))
-    return dq[:heads], dk, dv
+    return dq[:heads].mul_(work.scale), dk, dv
