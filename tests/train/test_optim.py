@@ -20,7 +20,7 @@ SHAPES = {
     "model.embed_tokens.weight": (50, 12),
     "model.layers.0.input_layernorm.weight": (12,),
     "model.layers.0.self_attn.q_proj.weight": (8, 12),
-    "model.layers.0.mlp.gate_proj.weight": (30, 12),
+    "model.layers.0.mlp.gate_proj.weight": (31, 12),
     "model.layers.0.mlp.down_proj.weight": (12, 30),
     "lm_head.weight": (50, 12),
 }

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from minicpm4.config import ModelConfig, RopeScaling
+from minicpm4.config.model import SIZES
 from minicpm4.config.strict import suggest
 from minicpm4.errors import CheckpointError, ConfigError
 from minicpm4.formats.names import expected_tensors
@@ -42,20 +43,7 @@ _ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
 }
-_SAME = (
-    "model_type",
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "max_position_embeddings",
-    "rms_norm_eps",
-    "rope_theta",
-    "tie_word_embeddings",
-)
+_SAME = ("model_type", *SIZES, "rms_norm_eps", "rope_theta", "tie_word_embeddings")
 _ROPE_KEYS = {
     "linear": ("factor",),
     "dynamic": ("factor",),

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from minicpm4.config.strict import require, suggest
 from minicpm4.errors import ConfigError
 from minicpm4.formats import QuantSpec
 from minicpm4.kernels.autograd import LowRank
-from minicpm4.train.model import TrainableModel, new_tensor, spec_of
+from minicpm4.train.model import TrainableModel, new_tensor, plant, spec_of
 
 __all__ = ["Lora", "LoraConfig"]
 
@@ -66,8 +66,8 @@ class Lora(nn.Module):
             first, second = f"{stem}.lora_A.weight", f"{stem}.lora_B.weight"
             like = matrices[name]
             a = new_tensor(first, (config.rank, columns), seed, columns**-0.5)
-            _plant(self, first, a.to(like.device))
-            _plant(self, second, torch.zeros(rows, config.rank, device=like.device))
+            plant(self, first, a.to(like.device))
+            plant(self, second, torch.zeros(rows, config.rank, device=like.device))
             pair = self.get_parameter(first), self.get_parameter(second)
             model.low_rank[name] = LowRank(a=pair[0], b=pair[1], scale=config.scale)
         model.requires_grad_(False)
@@ -100,13 +100,3 @@ def _fitting(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
             raise ConfigError(f"lora target {pattern!r} fits no matrix", suggest(pattern, known))
         found |= dict.fromkeys(fit)
     return list(found)
-
-
-def _plant(root: nn.Module, name: str, tensor: Tensor) -> None:
-    """Make ``tensor`` the parameter ``name`` of ``root``, with the modules on the way."""
-    *path, leaf = name.split(".")
-    for part in path:
-        if part not in dict(root.named_children()):
-            root.add_module(part, nn.Module())
-        root = root.get_submodule(part)
-    root.register_parameter(leaf, nn.Parameter(tensor))

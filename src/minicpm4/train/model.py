@@ -38,7 +38,7 @@ from minicpm4.model.loader import EMBED, HEAD, read_config
 from minicpm4.model.rotary import RotaryTable
 from minicpm4.model.weights import LayerWeights, ModelWeights, build_layer
 
-__all__ = ["DecoderLayer", "Mode", "Packed", "TrainableModel", "new_tensor", "spec_of"]
+__all__ = ["DecoderLayer", "Mode", "Packed", "TrainableModel", "new_tensor", "plant", "spec_of"]
 
 Init = Callable[[str, ModelConfig], float]
 See = Callable[[str, Tensor], TorchMatrix]
@@ -93,7 +93,7 @@ class DecoderLayer(nn.Module):
         self.config, self.prefix = config, prefix
         self._biased = frozenset(name for name in tensors if name.endswith(".bias"))
         for name, tensor in tensors.items():
-            _plant(self, name, tensor)
+            plant(self, name, tensor)
 
     def weights(self, see: See) -> LayerWeights:
         """The layer for the forward; ``see`` makes a TorchMatrix of a name and a parameter."""
@@ -133,16 +133,16 @@ class TrainableModel(nn.Module):
         self.low_rank: dict[str, LowRank] = {}
         self._layers: list[DecoderLayer] = []
         layers = nn.ModuleList()
-        _plant(self, EMBED, tensors[EMBED])
+        plant(self, EMBED, tensors[EMBED])
         for index in range(config.num_hidden_layers):
             prefix = f"model.layers.{index}."
             own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
             layers.append(DecoderLayer(config, prefix, own))
             self._layers.append(layers[-1])  # type: ignore[arg-type]
         _get(self, "model").add_module("layers", layers)
-        _plant(self, "model.norm.weight", tensors["model.norm.weight"])
+        plant(self, "model.norm.weight", tensors["model.norm.weight"])
         if not config.tie_word_embeddings:
-            _plant(self, HEAD, tensors[HEAD])
+            plant(self, HEAD, tensors[HEAD])
         self.mode = mode or Mode()
 
     @classmethod
@@ -303,7 +303,7 @@ def as_tensor(array: Any, device: torch.device) -> Tensor:
     return found.to(device)
 
 
-def _plant(root: nn.Module, name: str, tensor: Tensor) -> None:
+def plant(root: nn.Module, name: str, tensor: Tensor) -> None:
     """Make ``tensor`` the parameter ``name`` of ``root``, with the modules on the way."""
     *path, leaf = name.split(".")
     for part in path:
