@@ -47,4 +47,3 @@ class Guard:
                 )
         self.recent.append(loss)
         return Verdict(text=text)
-
