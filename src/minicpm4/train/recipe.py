@@ -151,7 +151,8 @@ class Stage:
     learning rate after ``warmup`` steps. ``attention`` sparse: with the model's sparse_config.
     ``rounding``: weight formats by name pattern, as in {"mlp.*" = "ternary-g64"}: quantisation-aware
     training (BitCPM4). ``mtp``: lambda of multi-token prediction. ``rope_scaling``,
-    ``max_position_embeddings``: of the model from here on. ``fresh_optimiser``: drop the moments of the stage before.
+    ``max_position_embeddings``: of the model from here on. ``fresh_optimiser``: drop the moments of the
+    stage before.
     """
 
     name: str
