@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import typer
 
 from minicpm4.cli.terminal import show, table
-from minicpm4.errors import UnsupportedError
 
 
 def command(
@@ -44,18 +43,14 @@ def command(
     which has a model/ folder that `minicpm4 generate` loads. Several processes: torchrun --nproc-per-node N
     -m minicpm4 train RECIPE.toml
     """
+    from minicpm4.train import need_torch
     from minicpm4.train.recipe import read_recipe
 
     made = read_recipe(recipe)
     if dry_run:
         _explain(made)
         return
-    try:
-        import torch
-    except ImportError as error:
-        raise UnsupportedError(f"training needs torch ({error})", "pip install 'minicpm4[train]'") from error
-    if threads is not None:
-        torch.set_num_threads(max(1, threads))
+    need_torch(threads)
     _train(made, output or Path(made.output), until, export)
 
 
