@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from minicpm4.kernels.autograd import TorchMatrix
 from minicpm4.kernels.straight_through import rounded
@@ -40,10 +40,12 @@ def export(
 ) -> None:
     """Write ``model`` into ``folder``, with the files of the tokenizer in the folder ``tokenizer``.
 
-    ``dtype``: of the matrices that were not rounded. ``llama``: fold the scales (``fold_scales``). Raises
-    CheckpointError, ConfigError.
+    ``dtype``: of the matrices that were not rounded. ``llama``: fold the scales (``fold_scales``). All
+    processes of a run call it, the first one writes. Raises CheckpointError, ConfigError.
     """
-    tensors, kinds = final_tensors(model)
+    tensors, kinds = final_tensors(model)  # by all processes: it gathers what is sharded
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_rank() != 0:
+        return
     config = model.config
     if llama:
         config, tensors = fold_scales(config, tensors)
