@@ -4,7 +4,7 @@ A set is a folder. Shard k is ``k.tokens`` (uint16, or uint32 for vocabularies a
 ``k.ends`` (int64: where each document ends, in tokens of the shard) and, where only some tokens are learnt,
 ``k.learn`` (a byte for each token). ``k.json`` is written after them, so a shard without it does not exist;
 ``manifest.json`` comes last and lists them with their hashes. A rerun that was cut off goes on after the
-last whole shard.
+last whole shard. Nothing is unpickled; counts are held to the files' sizes before anything is mapped.
 """
 
 from __future__ import annotations
@@ -46,11 +46,18 @@ class ShardSet:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.manifest = _read_json(folder / "manifest.json")
-        if self.manifest.get("version") != VERSION or not isinstance(self.manifest.get("shards"), list):
+        self.vocab_size = self.manifest.get("vocab_size")
+        if (
+            self.manifest.get("version") != VERSION
+            or not isinstance(self.manifest.get("shards"), list)
+            or type(self.vocab_size) is not int
+            or self.manifest.get("bytes") not in (2, 4)
+        ):
             raise CheckpointError(
                 f"{folder / 'manifest.json'} is no manifest of version {VERSION}", "pack the data again"
             )
-        dtype = np.dtype("<u2") if self.manifest.get("bytes") == 2 else np.dtype("<u4")
+        self.whole = self.manifest.get("whole") is True
+        dtype = np.dtype("<u2") if self.manifest["bytes"] == 2 else np.dtype("<u4")
         self._tokens, self._learn, starts, lengths, shards = [], [], [], [], []
         for number, entry in enumerate(self.manifest["shards"]):
             tokens, ends, learn = self._shard(number, entry, dtype)
@@ -81,11 +88,18 @@ class ShardSet:
     def read(
         self, document: int, start: int, stop: int
     ) -> tuple[NDArray[np.int32], NDArray[np.bool_] | None]:
-        """Tokens ``start`` to ``stop`` - 1 of a document, and which are learnt (None: all)."""
+        """Tokens ``start`` to ``stop`` - 1 of a document, and which are learnt (None: all). Raises
+        CheckpointError where the files hold what is no token."""
         shard, base = int(self._shard_of[document]), int(self.starts[document])
         part = slice(base + start, base + min(stop, int(self.lengths[document])))
-        learn = self._learn[shard]
-        return self._tokens[shard][part].astype(np.int32), None if learn is None else learn[part].astype(bool)
+        learn, tokens = self._learn[shard], self._tokens[shard][part]
+        if tokens.size and tokens.max() >= self.vocab_size:
+            raise CheckpointError(
+                f"{self.folder / f'{shard:05d}.tokens'} holds token {tokens.max()}, "
+                f"its vocabulary has {self.vocab_size}",
+                "the file is damaged: pack the data again",
+            )
+        return tokens.astype(np.int32), None if learn is None else learn[part].astype(bool)
 
     def check_tokenizer(self, fingerprint: str) -> None:
         """Raise ConfigError unless the set was made with the tokenizer of this fingerprint."""
@@ -99,9 +113,10 @@ class ShardSet:
     def verify(self) -> None:
         """Read every file and compare its hash. Raises CheckpointError."""
         for number, entry in enumerate(self.manifest["shards"]):
-            for side, wanted in entry["sha256"].items():
+            sides = [side for side in _SIDES if side != "learn" or self._learn[number] is not None]
+            for side in sides:
                 file = self.folder / f"{number:05d}.{side}"
-                if _hash(file) != wanted:
+                if _hash(file) != entry["sha256"].get(side):
                     raise CheckpointError(
                         f"{file} is not what was written: its sha256 differs", "pack the data again"
                     )
@@ -111,9 +126,9 @@ class ShardSet:
             count, documents, masked = (
                 int(entry["tokens"]),
                 int(entry["documents"]),
-                "learn" in entry["sha256"],
+                "learn" in dict(entry["sha256"]),
             )
-        except (TypeError, KeyError, ValueError) as error:
+        except (TypeError, KeyError, ValueError, OverflowError) as error:
             raise CheckpointError(
                 f"shard {number} of {self.folder} is not described", "pack the data again"
             ) from error
@@ -153,9 +168,20 @@ def write_shards(
     """Write ``documents``, the same at every call, to ``folder``; one that is written already is read.
 
     ``about``: what the set is made of ("tokenizer": its fingerprint); it goes into the manifest, and a
-    folder that says otherwise is refused. Raises CheckpointError, ConfigError for a token outside the
+    folder that says otherwise is refused; "whole": whether half a document is of no use). Raises CheckpointError, ConfigError for a token outside the
     vocabulary.
     """
+    try:
+        return _write_set(folder, documents, vocab_size, about, shard_tokens)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write shards to {folder}: {error}", "free space there and run it again: it goes on"
+        ) from error
+
+
+def _write_set(
+    folder: Path, documents: Iterable[Document], vocab_size: int, about: Mapping[str, Any], shard_tokens: int
+) -> ShardSet:
     folder.mkdir(parents=True, exist_ok=True)
     head = {"version": VERSION, "bytes": 2 if vocab_size <= 1 << 16 else 4, "vocab_size": vocab_size, **about}
     if (folder / "manifest.json").is_file():
@@ -164,6 +190,8 @@ def write_shards(
             raise CheckpointError(f"{folder} holds a set made otherwise", "remove it, or give another folder")
         return found
     entries = list(_whole(folder, head))
+    for leftover in folder.glob(".[0-9]*"):  # of a call that was cut off within a shard
+        leftover.unlink()
     rest = islice(iter(documents), sum(entry["documents"] for entry in entries), None)
     for group in _groups(rest, shard_tokens):
         entries.append(_write(folder, len(entries), group, head))
@@ -205,7 +233,10 @@ def _write(folder: Path, number: int, group: list[Document], head: Mapping[str, 
     for side, array in arrays.items():
         file = folder / f"{number:05d}.{side}"
         part = file.with_name(f".{file.name}.{os.getpid()}")
-        array.tofile(part)
+        with part.open("wb") as stream:
+            array.tofile(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
         part.replace(file)
         hashes[side] = hashlib.sha256(array.tobytes()).hexdigest()
     entry = {"tokens": len(tokens), "documents": len(group), "sha256": hashes}
