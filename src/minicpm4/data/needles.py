@@ -1,0 +1,216 @@
+"""Synthetic retrieval: short facts (needles) hidden in real text, asked for at its end.
+
+A document is text from a packed set in which each needle, ``The code of the amber falcon is 4821.``, stands on
+a line of its own at a given depth; after the text come a question and its answer. Only the answers' tokens
+are learnt. Question and needle are encoded in the same pieces, so they share their tokens. Document i is a pure
+function of the seed and i. For training (``documents``) and for grids of evaluation (``grid``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minicpm4.config.strict import require
+from minicpm4.data.shards import Document, ShardSet
+from minicpm4.text import Tokenizer
+
+__all__ = ["Needle", "NeedleDocument", "NeedleMaker"]
+
+ADJECTIVES = (
+    "amber ancient bitter blue bold brave bright broken calm clever crimson dark distant eager early empty "
+    "fading gentle golden green grey hidden hollow icy idle ivory kind lazy little lonely loud lucky mellow misty "
+    "noble odd old pale patient plain proud purple quick quiet rapid red restless royal rusty scarlet sharp "
+    "shy silent silver simple sleepy slow small smooth solemn steady stormy sunny swift tall"
+).split()
+NOUNS = (
+    "anchor arrow badger barrel beacon bell bridge candle canyon castle cloud comet compass crow desert dolphin "
+    "eagle ember falcon feather fern forest fountain fox garden glacier hammer harbor hawk heron island jaguar "
+    "kettle lantern ladder lion maple marble meadow mirror mountain oak ocean orchid otter owl panther pebble "
+    "pine planet rabbit raven river saddle salmon shadow sparrow spider thunder tiger tower turtle valley walrus"
+).split()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Needle:
+    """``The code of the KEY is VALUE.``: its tokens are ``start`` to ``stop`` - 1 of the document; ``depth``: the
+    share of the text before it."""
+
+    key: str
+    value: str
+    start: int
+    stop: int
+    depth: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class NeedleDocument:
+    """``tokens`` (n,); ``learn`` (n,): the answers' tokens; ``prompt``: tokens before the first answer;
+    ``asked``: the needles that are asked for, in this order."""
+
+    tokens: NDArray[np.int64]
+    learn: NDArray[np.bool_]
+    needles: tuple[Needle, ...]
+    asked: tuple[Needle, ...]
+    prompt: int
+
+    def document(self) -> Document:
+        """For a packed set."""
+        return Document(tokens=self.tokens, learn=self.learn)
+
+
+class NeedleMaker:
+    """``haystack``: a set packed with ``tokenizer``. ``needles`` in each document, of which ``queries`` are
+    asked for; values have ``digits`` digits. Raises ConfigError."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        haystack: ShardSet,
+        *,
+        seed: int = 0,
+        needles: int = 1,
+        queries: int = 1,
+        digits: int = 4,
+    ) -> None:
+        require(len(haystack) > 0, "the text to hide needles in is empty", "pack some text first")
+        require(1 <= queries <= needles <= 64, f"{queries} of {needles} needles cannot be asked for")
+        require(1 <= digits <= 18, f"values of {digits} digits are out of range", "use 1 to 18")
+        self._tokenizer, self._haystack, self._seed = tokenizer, haystack, seed
+        self._needles, self._queries, self._digits = needles, queries, digits
+        size = max(haystack.vocab_size, tokenizer.vocab_size)
+        ends = [tokenizer.token_bytes(i) for i in range(size)]
+        self._line = np.array([data.endswith(b"\n") for data in ends])
+        # Where there is no line's end near, a sentence's will do, and else a place before a space.
+        self._stop = np.array([data.endswith((b".", b"!", b"?")) for data in ends])
+        self._space = np.array([data.startswith(b" ") for data in ends])
+        marks = {*tokenizer.eos_token_ids, *tokenizer.prefix_ids}
+        self._mark = np.array([i in marks or tokenizer.is_special(i) for i in range(size)])
+
+    def documents(self, count: int, lengths: Sequence[int]) -> Iterator[Document]:
+        """``count`` documents, the lengths in turn, each needle at a depth of its own."""
+        for index in range(count):
+            yield self.make(index, lengths[index % len(lengths)]).document()
+
+    def grid(
+        self, lengths: Sequence[int], depths: Sequence[float], each: int
+    ) -> Iterator[tuple[int, float, NeedleDocument]]:
+        """(length, depth, document): ``each`` documents for every pair, the first needle at that depth."""
+        index = 1 << 40  # none of the training documents
+        for length in lengths:
+            for depth in depths:
+                for _ in range(each):
+                    yield length, depth, self.make(index, length, depth)
+                    index += 1
+
+    def make(self, index: int, length: int, depth: float | None = None) -> NeedleDocument:
+        """Document ``index`` of at most ``length`` tokens, less by a few at most. The first needle is asked for,
+        and is at ``depth`` (0 to 1) where that is given. Raises ConfigError where the length is too short."""
+        rng = np.random.default_rng([self._seed, index, length])
+        keys = rng.choice(len(ADJECTIVES) * len(NOUNS), self._needles, replace=False)
+        names = [f"{ADJECTIVES[k // len(NOUNS)]} {NOUNS[k % len(NOUNS)]}" for k in keys.tolist()]
+        values = [str(v) for v in rng.integers(10 ** (self._digits - 1), 10**self._digits, self._needles)]
+        depths = rng.random(self._needles)
+        if depth is not None:
+            depths[0] = depth
+        facts = [self._fact(k, v) for k, v in zip(names, values, strict=True)]
+        order = [0, *(1 + rng.permutation(self._needles - 1)).tolist()][: self._queries]
+        rng.shuffle(order)
+        tail = [self._query(names[i], values[i]) for i in order]
+        before, end = list(self._tokenizer.prefix_ids), list(self._tokenizer.eos_token_ids[:1])
+        room = length - len(before) - len(end) - sum(map(len, facts)) - sum(len(q) + len(a) for q, a in tail)
+        require(
+            room >= 16,
+            f"{length} tokens are too few for {self._needles} needles",
+            f"they and their questions alone take {length - room}",
+        )
+        text = self._text(room, rng)
+        body, needles = self._hide(text, facts, list(zip(names, values, depths.tolist(), strict=True)), len(before))
+        tokens, learn = [*before, *body], [False] * (len(before) + len(body))
+        prompt = len(tokens) + len(tail[0][0])
+        for question, answer in tail:
+            tokens += [*question, *answer]
+            learn += [False] * len(question) + [True] * len(answer)
+        return NeedleDocument(
+            tokens=np.asarray([*tokens, *end], np.int64),
+            learn=np.asarray([*learn, *([False] * len(end))], bool),
+            needles=tuple(needles),
+            asked=tuple(needles[i] for i in order),
+            prompt=prompt,
+        )
+
+    def _encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
+    def _fact(self, key: str, value: str) -> list[int]:
+        parts = ("\n", f"The code of the {key} is", f" {value}", ".\n")
+        return [token for part in parts for token in self._encode(part)]
+
+    def _query(self, key: str, value: str) -> tuple[list[int], list[int]]:
+        ask = [*self._encode(f"\nWhat is the code of the {key}?"), *self._encode("\n")]
+        return [*ask, *self._encode(f"The code of the {key} is")], self._encode(f" {value}")
+
+    def _text(self, room: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """About ``room`` tokens of documents from a random one on, ending with a whole character."""
+        parts, size = [], 0
+        document = int(rng.integers(len(self._haystack)))
+        for _ in range(room + 1):
+            tokens = self._haystack.read(document, 0, room + 8)[0].astype(np.int64)
+            tokens = tokens[~self._mark[tokens]]
+            parts.append(tokens)
+            size += len(tokens)
+            if size >= room:
+                break
+            document = (document + 1) % len(self._haystack)
+        text = np.concatenate(parts)[:room]
+        require(len(text) >= 8, "the text to hide needles in is too short", "pack more text")
+        cut = len(text)
+        while cut > len(text) - 8 and not self._whole(text[max(0, cut - 8) : cut]):
+            cut -= 1
+        return text[:cut]
+
+    def _whole(self, tokens: NDArray[np.int64]) -> bool:
+        """Whether the last character of ``tokens`` is complete."""
+        data = b"".join(self._tokenizer.token_bytes(int(t)) for t in tokens)
+        starts = [i for i in range(len(data)) if not 0x80 <= data[i] < 0xC0]
+        try:
+            data[starts[-1] if starts else 0 :].decode("utf-8")
+        except UnicodeDecodeError:
+            return False
+        return True
+
+    def _hide(
+        self, text: NDArray[np.int64], facts: list[list[int]], known: list[tuple[str, str, float]], first: int
+    ) -> tuple[list[int], list[Needle]]:
+        """``text`` with all facts in it, and where they are in a document that has ``first`` tokens before."""
+        places = [self._place(text, depth) for _, _, depth in known]
+        body: list[int] = []
+        needles: dict[int, Needle] = {}
+        at = 0
+        for i in sorted(range(len(facts)), key=lambda i: (places[i], i)):
+            body += text[at : places[i]].tolist()
+            start, at = first + len(body), places[i]
+            body += facts[i]
+            key, value, _ = known[i]
+            share = places[i] / len(text)
+            needles[i] = Needle(key=key, value=value, start=start, stop=start + len(facts[i]), depth=share)
+        body += text[at:].tolist()
+        return body, [needles[i] for i in range(len(facts))]
+
+    def _place(self, text: NDArray[np.int64], depth: float) -> int:
+        """The place between tokens nearest to ``depth`` at a line's end, if there is one within a fiftieth of
+        the text, else at a sentence's, else before a space."""
+        wanted = round(depth * len(text))
+        if wanted in (0, len(text)):
+            return wanted
+        near = max(8, len(text) // 50)
+        low, high = max(1, wanted - near), min(len(text) - 1, wanted + near)
+        before, after = text[low - 1 : high], text[low : high + 1]
+        for fits in (self._line[before], self._stop[before] & self._space[after], self._space[after]):
+            places = low + np.flatnonzero(fits)
+            if len(places):
+                return int(places[np.argmin(np.abs(places - wanted))])
+        return len(text) if wanted * 2 > len(text) else 0
