@@ -13,6 +13,7 @@ from torch.distributed.fsdp import fully_shard
 from minicpm4.train.loss import next_token_loss
 from minicpm4.train.model import Mode
 from minicpm4.train.mtp import MultiToken, second_targets
+from minicpm4.train.session import World
 from tests.train.batches import Batch, batch
 from tests.train.test_model import SMALL, TINY, small
 
@@ -41,8 +42,7 @@ def one_of_two(rank: int, folder: str) -> None:
         found = gradients(rank, mode)
         if rank == 0:
             np.savez(Path(folder) / f"{number}.npz", **found)
-    distributed.barrier()
-    distributed.destroy_process_group()
+    World(rank=rank, size=2).leave()
 
 
 def gradients(rank: int, mode: Mode) -> dict[str, Any]:

@@ -12,8 +12,8 @@ torch = pytest.importorskip("torch")
 
 from minicpm4.config import ModelConfig  # noqa: E402
 from minicpm4.errors import ConfigError  # noqa: E402
-from minicpm4.evals.plot import chart  # noqa: E402
 from minicpm4.formats.names import expected_tensors  # noqa: E402
+from minicpm4.plot import chart  # noqa: E402
 from minicpm4.train.loss import next_token_loss  # noqa: E402
 from minicpm4.train.model import TrainableModel  # noqa: E402
 from minicpm4.train.mup import CoordinateCheck, MuP, Point, activations, measure, scaled  # noqa: E402

@@ -22,6 +22,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 from minicpm4.train.optim import Optimiser
+from minicpm4.train.session import World
 from tests.train.test_optim import give_gradients, parameters
 from tests.train.test_optim_sharded import config, steps
 
@@ -46,7 +47,7 @@ norms += steps(named, optimiser, range(3, 5), share)
 found = {n: p.detach().full_tensor() for n, p in named.items()}
 if rank == 0:
     np.savez(f"{folder}/found.npz", norms=norms, **{n: t.numpy() for n, t in found.items()})
-dist.destroy_process_group()
+World(rank=rank, size=2).leave()
 """
 
 

@@ -15,7 +15,6 @@ from tests.train.runs import corpus, recipe, runner, stage
 SCRIPT = """
 import sys, torch
 from pathlib import Path
-import torch.distributed as dist
 torch.set_num_threads(1)
 from minicpm4.train.session import World
 from minicpm4.data.shards import ShardSet
@@ -24,8 +23,7 @@ folder, until = Path(sys.argv[1]), int(sys.argv[2])
 world = World.join()
 made = recipe(stage(steps=8, micro_tokens=64, mtp=0.3), optimiser={"kind": sys.argv[3]})
 runner(made, folder / "run", ShardSet(folder / "data"), world).run(until)
-if world.size > 1:
-    dist.destroy_process_group()
+world.leave()
 """
 
 

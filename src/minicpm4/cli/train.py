@@ -84,6 +84,7 @@ def _train(recipe: Any, run: Path, until: int | None, export_to: Path | None) ->
     elif export_to is not None and not quiet:
         export(session.model, export_to, tokenizer=prepared.tokenizer)
         say(f"minicpm4 generate --model {export_to} --prompt ...")
+    world.leave()
 
 
 class _Progress:

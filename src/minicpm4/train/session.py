@@ -7,6 +7,7 @@ prediction likewise), so neither micro-batches nor the number of processes chang
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -70,6 +71,17 @@ class World:
         """Until all processes are here."""
         if self.size > 1:
             dist.barrier()
+
+    def leave(self) -> None:
+        """Part from the other processes. With others, this ends the process at once, with exit code 0."""
+        if self.size == 1:
+            return
+        dist.barrier()
+        dist.destroy_process_group()
+        # Without this, gloo's threads (torch 2.13) abort one exit in ten while the interpreter is taken down.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
