@@ -103,6 +103,8 @@ class Runner:
                     log.add(line)
                 self._report(line)
                 ends = within + 1 == stage.steps
+                if ends:
+                    self.session.leave()
                 if ends or self.step % self.recipe.checkpoints.every == 0:
                     self._save(stage)
                     if log is not None:
@@ -201,7 +203,7 @@ class Runner:
                 f"{self.run_folder} was trained on other data ({_difference(state.get('data'), self._data)})",
                 "give another output folder, or the data that it was started with",
             )
-        self.session.load(found.folder)
+        self.session.load(found.folder, self._position(found.step - 1)[0])
         guard = state.get("guard", {})
         self._guard.recent.extend(float(x) for x in guard.get("recent", ()))
         self._guard.bad = int(guard.get("bad", 0))
@@ -238,6 +240,7 @@ def schedule(recipe: Recipe) -> Chain:
                 decay=stage.decay.kind,
                 decay_steps=stage.decay.steps,
                 final=stage.decay.final,
+                start=None if stage.warmup_from < 0 else stage.warmup_from * stage.rate,
             )
             for stage in recipe.stages
         ]

@@ -4,7 +4,7 @@ start."""
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minicpm4.data.mixture import Part, Stream, buckets
-from minicpm4.data.shards import Document, ShardSet, write_shards
-from minicpm4.data.sources import files_of, hash_of, texts
-from minicpm4.data.tokenizer import fingerprint, train_tokenizer
+from minicpm4.data.shards import ShardSet
+from minicpm4.data.tokenizer import train_tokenizer
 from minicpm4.errors import ConfigError
 from minicpm4.text.load import load_tokenizer
+from minicpm4.train.corpora import corpus_texts, pack
 from minicpm4.train.loop import Source, accumulation
-from minicpm4.train.recipe import Corpus, Recipe, Stage
+from minicpm4.train.recipe import Recipe, Stage
 
 __all__ = ["Prepared", "prepare", "sources"]
 
@@ -43,38 +43,14 @@ class Prepared:
 
 def prepare(recipe: Recipe, run: Path, say: Say = lambda text: None) -> Prepared:
     """Make or find tokenizer and shards in ``run``. Raises ConfigError, CheckpointError, TextError."""
-    files = {
-        name: files_of(corpus.kind, corpus.paths)
-        for name, corpus in recipe.corpora.items()
-        if corpus.kind != "shards"
-    }
+    files = {name: corpus.files() for name, corpus in recipe.corpora.items()}
     folder = _tokenizer(recipe, run, files, say)
     own = load_tokenizer(folder)
-    size = own.vocab_size
-    mark = fingerprint(folder)
-    data = {}
-    for name, corpus in recipe.corpora.items():
-        if corpus.kind == "shards":
-            data[name] = ShardSet(Path(corpus.paths[0]).expanduser())
-        else:
-            say(f"packing {name}: {len(files[name])} files")
-            about = {"tokenizer": mark, "source": hash_of(files[name]), "column": corpus.column}
-
-            def documents(files: Sequence[Path] = files[name], corpus: Corpus = corpus) -> Iterator[Document]:
-                for text in texts(corpus.kind, files, corpus.column):
-                    ids = [
-                        *own.encode(text, add_special_tokens=True, parse_special=False),
-                        *own.eos_token_ids[:1],
-                    ]
-                    yield Document(tokens=np.asarray(ids, np.int64))
-
-            data[name] = write_shards(run / "data" / name, documents(), vocab_size=size, about=about)
-        data[name].check_tokenizer(mark)
-        say(f"{name}: {len(data[name]):,} documents, {data[name].num_tokens:,} tokens")
+    data = pack(recipe.corpora, files, folder, own, run / "data", say)
     special = {"bos_token_id": own.bos_token_id} if own.bos_token_id is not None else {}
     if own.eos_token_ids:
         special["eos_token_id"] = own.eos_token_ids[0]
-    return Prepared(tokenizer=folder, vocab_size=size, special=special, data=data)
+    return Prepared(tokenizer=folder, vocab_size=own.vocab_size, special=special, data=data)
 
 
 def sources(recipe: Recipe, prepared: Prepared, rank: int = 0, processes: int = 1) -> dict[str, Source]:
@@ -129,13 +105,6 @@ def _tokenizer(recipe: Recipe, run: Path, files: Mapping[str, Sequence[Path]], s
                 shutil.copyfile(source / name, folder / name)
         return folder
     say(f"training a tokenizer of {wanted.vocab_size:,} tokens")
-    missing = [name for name in wanted.corpora if name not in files]
-    if missing:
-        raise ConfigError(f"corpus {missing[0]!r} is packed already: no tokenizer can be trained on it")
-    every = (
-        text
-        for name in wanted.corpora
-        for text in texts(recipe.corpora[name].kind, files[name], recipe.corpora[name].column)
-    )
+    every = (text for name in wanted.corpora for text in corpus_texts(recipe.corpora[name], files[name]))
     train_tokenizer(every, wanted.vocab_size, folder)
     return folder

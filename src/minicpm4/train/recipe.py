@@ -6,6 +6,7 @@ docs/training.md has the keys; ``recipes/`` has whole ones.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,12 +17,24 @@ from minicpm4.config import ModelConfig
 from minicpm4.config.strict import from_table, require, suggest
 from minicpm4.errors import ConfigError
 from minicpm4.formats.quant import QuantSpec
+from minicpm4.formats.rounding import BlockSpec
+from minicpm4.train.corpora import PLAIN, Corpus
 
-__all__ = ["Corpus", "Decay", "Keep", "Model", "Optimiser", "Recipe", "Stage", "Tokenizer", "read_recipe"]
+__all__ = [
+    "Adapter",
+    "Corpus",
+    "Decay",
+    "Keep",
+    "Model",
+    "Optimiser",
+    "Recipe",
+    "Stage",
+    "Tokenizer",
+    "read_recipe",
+]
 
 MAX_FILE = 1 << 20
 MAX_STAGES = 32
-CORPUS_KINDS = ("text", "jsonl", "shards")
 DECAYS = ("none", "linear", "cosine", "exponential", "sqrt")
 PRECISIONS = ("float32", "bf16")
 
@@ -72,28 +85,6 @@ class Tokenizer:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Corpus:
-    """A named source of documents. ``paths``: files, or folders of files, of plain text or of JSON lines
-    (``column``: where each keeps its text); of kind "shards" one folder that is packed already.
-    ``holdout``: the share of documents kept for validation.
-    """
-
-    kind: str = "text"
-    paths: tuple[str, ...] = ()
-    column: str = "text"
-    holdout: float = 0.0
-
-    def __post_init__(self) -> None:
-        kinds = list(CORPUS_KINDS)
-        require(self.kind in kinds, f"corpus kind {self.kind!r} is unknown", suggest(self.kind, kinds))
-        require(0 <= self.holdout < 1, f"corpus holdout = {self.holdout} is not from 0 to below 1")
-        require(bool(self.paths), f"a corpus of kind {self.kind!r} needs paths")
-        require(
-            self.kind != "shards" or len(self.paths) == 1, "a corpus of kind 'shards' has one folder in paths"
-        )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Optimiser:
     """``kind``: adamw, or muon (of the layers' matrices; AdamW of the rest, at ``adamw_rate`` times the
     rate)."""
@@ -139,6 +130,21 @@ class Decay:
             f"decay.steps = {self.steps} does not fit decay kind {self.kind!r}",
         )
         require(0 <= self.final <= 1, f"decay.final = {self.final} is not from 0 to 1")
+        require(
+            self.kind != "exponential" or self.final > 0,
+            "an exponential decay never reaches decay.final = 0",
+            "MiniCPM's is final = 0.1",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Adapter:
+    """LoRA: pairs of ``rank`` beside the matrices that ``targets`` fit are trained, by AdamW, and nothing
+    else; they are merged at the stage's end. ``alpha`` 0: as large as the rank."""
+
+    rank: int = 16
+    alpha: float = 0.0
+    targets: tuple[str, ...] = ("self_attn.*", "mlp.*")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,11 +154,12 @@ class Stage:
     ``batch_tokens``: tokens of an optimiser step, over all processes; ``micro_tokens``: of one forward pass
     (0: all); ``context``: the longest document piece. ``data``: corpora and their shares of tokens.
     ``buckets``: bounds in tokens of lengths that get equal shares (infllm_v2.md, Training). ``rate``:
-    learning rate after ``warmup`` steps. ``attention`` sparse: with the model's sparse_config.
+    learning rate after ``warmup`` steps, which begin at ``warmup_from`` times it (-1: where the stage before
+    ended). ``attention`` sparse: with the model's sparse_config.
     ``rounding``: weight formats by name pattern, as in {"mlp.*" = "ternary-g64"}: quantisation-aware
     training (BitCPM4). ``mtp``: lambda of multi-token prediction. ``rope_scaling``,
     ``max_position_embeddings``: of the model from here on. ``fresh_optimiser``: drop the moments of the
-    stage before.
+    stage before. ``lora``: train pairs of narrow matrices only.
     """
 
     name: str
@@ -164,6 +171,7 @@ class Stage:
     micro_tokens: int = 0
     buckets: tuple[int, ...] = ()
     warmup: int = 0
+    warmup_from: float = -1.0
     decay: Decay = Decay()
     attention: str = "dense"
     rounding: Mapping[str, str] = field(default_factory=dict)
@@ -173,6 +181,7 @@ class Stage:
     rope_scaling: Mapping[str, Any] | None = None
     max_position_embeddings: int = 0
     fresh_optimiser: bool = False
+    lora: Adapter | None = None
 
     def __post_init__(self) -> None:
         where = f"stage {self.name!r}:"
@@ -204,8 +213,17 @@ class Stage:
         )
         for name in ("mtp", "z_loss"):
             require(getattr(self, name) >= 0, f"{where} {name} = {getattr(self, name)} is negative")
+        require(
+            self.warmup_from == -1 or 0 <= self.warmup_from <= 1,
+            f"{where} warmup_from = {self.warmup_from} is neither -1 nor from 0 to 1",
+        )
         for text in self.rounding.values():
             parse_spec(text, where)
+        require(
+            self.lora is None or not (self.rounding or self.mtp),
+            f"{where} lora goes neither with rounding nor with mtp",
+            "train the pairs in a stage of their own: they are merged at its end",
+        )
 
     @property
     def specs(self) -> dict[str, QuantSpec]:
@@ -261,11 +279,20 @@ class Recipe:
         known = list(self.corpora)
         asked = [(name, f"stage {stage.name!r}") for stage in self.stages for name in stage.data]
         asked += [(name, "tokenizer.corpora") for name in self.tokenizer.corpora]
+        hidden = {name: corpus.needles for name, corpus in self.corpora.items() if corpus.needles}
+        asked += [(made.haystack, f"corpus {name!r}, haystack,") for name, made in hidden.items()]
         for name, where in asked:
             require(
                 name in self.corpora,
                 f"{where} names the corpus {name!r}, which is not defined",
                 suggest(name, known),
+            )
+        for name in (*self.tokenizer.corpora, *(made.haystack for made in hidden.values())):
+            kind = self.corpora[name].kind
+            require(
+                kind in PLAIN or (kind == "shards" and name not in self.tokenizer.corpora),
+                f"corpus {name!r} is of kind {kind!r}: no plain text",
+                "the tokenizer and needles need text: one of " + ", ".join(PLAIN),
             )
 
     @property
@@ -275,11 +302,15 @@ class Recipe:
 
 
 def parse_spec(text: str, where: str) -> QuantSpec:
-    """Read a weight format such as ternary-g64 or int4-g32. Raises ConfigError."""
+    """Read a weight format such as ternary-g64, int4-g32, ternary-b128x128. Raises ConfigError."""
+    block = re.fullmatch(r"ternary-b(\d{1,6})x(\d{1,6})", text)
+    if block is not None:
+        return BlockSpec(kind="ternary", rows=int(block[1]), group_size=int(block[2]))
     kind, _, group = text.partition("-g")
     if kind not in ("ternary", "int4", "int8") or not group.isdecimal() or len(group) > 6:
         raise ConfigError(
-            f"{where} weight format {text!r} is not known", "as in ternary-g64, int4-g32, int8-g64"
+            f"{where} weight format {text!r} is not known",
+            "as in ternary-g64, ternary-b128x128, int4-g32, int8-g64",
         )
     return QuantSpec(kind=kind, group_size=int(group))  # type: ignore[arg-type]
 

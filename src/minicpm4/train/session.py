@@ -27,6 +27,7 @@ from minicpm4.config.rope import parse_rope_scaling
 from minicpm4.data.batch import Batch
 from minicpm4.errors import CheckpointError, ConfigError
 from minicpm4.train.hf_folder import write_folder
+from minicpm4.train.lora import Lora, LoraConfig
 from minicpm4.train.loss import next_token_loss
 from minicpm4.train.model import Mode, TrainableModel, as_tensor
 from minicpm4.train.mtp import MultiToken, second_targets
@@ -37,6 +38,7 @@ from minicpm4.train.recipe import Recipe, Stage
 __all__ = ["Done", "Session", "World"]
 
 MOMENTS = "optimiser.safetensors"
+PAIRS = "lora.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,12 +121,13 @@ class Session:
             module.to(device)
         if world.size > 1:
             self._shard()
+        self.lora: Lora | None = None
         self.optimiser = self._new_optimiser()
         self._stage: Stage | None = None
 
     def enter(self, stage: Stage, fresh: bool) -> None:
         """Have the next steps be of ``stage``; ``fresh``: it begins now, and may drop the moments before
-        it."""
+        it. Low-rank pairs begin here; their moments are dropped with them (``leave``)."""
         self.model.config = stage_config(self.base, stage)
         self.base = self.model.config  # a changed context stays for the stages that follow
         sparse = self.model.config.sparse_config if stage.attention == "sparse" else None
@@ -136,9 +139,18 @@ class Session:
         self.model.mode = Mode(
             rounding=stage.specs, fp8=stage.fp8, sparse=sparse, recompute=self.recipe.checkpoint_activations
         )
-        if fresh and stage.fresh_optimiser:
+        if fresh and stage.lora is not None:
+            self._add_pairs(stage)
+        elif fresh and stage.fresh_optimiser:
             self.optimiser = self._new_optimiser()
         self._stage = stage
+
+    def leave(self) -> None:
+        """End the stage: low-rank pairs are merged into the matrices."""
+        if self.lora is not None:
+            self.lora.merge(self.model)
+            self.lora = None
+            self.optimiser = self._new_optimiser()
 
     def gradients(self, batches: Sequence[Batch]) -> Done:
         """Compute the gradients of a step, over this process's micro-batches and all others'."""
@@ -167,6 +179,11 @@ class Session:
                     sums[1] += float(ahead.nll)
             # FSDP2 takes the mean over processes; what is wanted is the sum.
             (total * self.world.size).backward()
+        if self.lora is not None and self.world.size > 1:
+            for parameter in self.lora.parameters():  # whole in every process: no module reduces them
+                assert parameter.grad is not None
+                dist.all_reduce(parameter.grad)
+                parameter.grad.div_(self.world.size)
         sums = self.world.sum(sums, device)
         norm = clip_gradients(self.parameters(), self.recipe.optimiser.clip_norm)
         return Done(
@@ -196,7 +213,7 @@ class Session:
 
     def parameters(self) -> Iterator[Tensor]:
         """All that is trained."""
-        for module in self._modules():
+        for module in [self.lora] if self.lora is not None else self._modules():
             yield from module.parameters()
 
     def save(self, folder: Path, tokenizer: Path | None) -> None:
@@ -213,23 +230,29 @@ class Session:
             return
         write_folder(folder / "model", self.model.config, tensors, tokenizer=tokenizer)
         save_file(moments, folder / MOMENTS)
+        if self.lora is not None:
+            save_file({name: whole(t) for name, t in self.lora.state_dict().items()}, folder / PAIRS)
         if extra is not None:
             MultiToken(self.base, extra).save(folder / "mtp")
 
-    def load(self, folder: Path) -> None:
-        """Take back what ``save`` wrote, on any number of processes. Raises CheckpointError."""
+    def load(self, folder: Path, stage: Stage) -> None:
+        """Take back what ``save`` wrote in ``stage``, on any number of processes. Raises CheckpointError."""
         source = TrainableModel.load(folder / "model")
         _take(self.model, source.state_dict(), folder)
         self.base = self.model.config = source.config
         if self.extra is not None:
             _take(self.extra, MultiToken.load(folder / "mtp", source.config).state_dict(), folder)
-        try:
-            moments = load_file(folder / MOMENTS)
-        except Exception as error:  # safetensors raises its own kinds
-            raise CheckpointError(
-                f"cannot read {folder / MOMENTS}: {error}", "go on from an earlier checkpoint"
-            ) from error
-        self.optimiser.load_tensors(moments)
+        if stage.lora is not None and (folder / PAIRS).is_file():  # cut off within the stage
+            self._add_pairs(stage)
+            assert self.lora is not None
+            _take(self.lora, _read(folder / PAIRS), folder)
+        self.optimiser.load_tensors(_read(folder / MOMENTS))
+
+    def _add_pairs(self, stage: Stage) -> None:
+        assert stage.lora is not None
+        wanted = LoraConfig(rank=stage.lora.rank, alpha=stage.lora.alpha, targets=stage.lora.targets)
+        self.lora = Lora(self.model, wanted, self.recipe.seed)
+        self.optimiser = self._new_optimiser()
 
     def _modules(self) -> list[nn.Module]:
         return [self.model] + ([self.extra] if self.extra is not None else [])
@@ -245,6 +268,8 @@ class Session:
             momentum=given.momentum,
             adamw_rate=given.adamw_rate,
         )
+        if self.lora is not None:
+            return Optimiser(self.lora.named_parameters(), replace(config, kind="adamw"))
         named = list(self.model.named_parameters())
         if self.extra is not None:
             named += [(f"mtp.{name}", parameter) for name, parameter in self.extra.named_parameters()]
@@ -295,6 +320,13 @@ def whole(tensor: Tensor) -> Tensor:
     """A tensor gathered from all processes, on the CPU."""
     full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     return full.detach().cpu().contiguous()
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except Exception as error:  # safetensors raises its own kinds
+        raise CheckpointError(f"cannot read {file}: {error}", "go on from an earlier checkpoint") from error
 
 
 @torch.no_grad()
