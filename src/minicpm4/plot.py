@@ -1,4 +1,4 @@
-"""Line charts as SVG, written by hand: speed over depth, loss over steps."""
+"""Charts as SVG, written by hand: lines (speed over depth, loss over steps) and heat maps."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-__all__ = ["chart"]
+__all__ = ["chart", "heat_map"]
 
 WIDTH, HEIGHT = 760, 440
 LEFT, RIGHT, TOP, BOTTOM = 70, 190, 40, 50
 COLOURS = ("#0b6e99", "#d9730d", "#448361", "#9065b0", "#c14c8a", "#787774")
+_NONE, _ALL = (0x9C, 0x2F, 0x2F), (0x2F, 0x8F, 0x5B)  # ends of a heat map's colours
 MARKED = 40  # points at most that get a dot
 Curve = Sequence[tuple[float, float]]
 
@@ -49,6 +50,44 @@ def chart(
         y = TOP + 12 + 20 * number
         parts.append(f'<rect x="{WIDTH - RIGHT + 16}" y="{y - 9}" width="10" height="10" fill="{colour}"/>')
         parts.append(_text(WIDTH - RIGHT + 32, y, label, "start"))
+    return _document(parts)
+
+
+def heat_map(
+    title: str,
+    shares: Sequence[Sequence[float]],
+    *,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    x_label: str,
+    y_label: str,
+) -> str:
+    """Return an SVG of ``shares`` (rows, columns), each from 0 (dark red) to 1 (green), with numbers."""
+    wide, high = (WIDTH - LEFT - 40) / len(columns), (HEIGHT - TOP - BOTTOM) / len(rows)
+    parts = [_text(WIDTH / 2, 22, title, "middle", 15)]
+    for i, row in enumerate(shares):
+        y = TOP + i * high
+        parts.append(_text(LEFT - 8, y + high / 2 + 4, rows[i], "end"))
+        for j, share in enumerate(row):
+            x = LEFT + j * wide
+            box = f'x="{x:.1f}" y="{y:.1f}" width="{wide - 2:.1f}" height="{high - 2:.1f}"'
+            parts.append(f'<rect {box} fill="{_colour(share)}"/>')
+            number = _text(x + wide / 2, y + high / 2 + 4, f"{share:.0%}", "middle")
+            parts.append(number.replace("<text", '<text fill="white"'))
+    parts += [
+        _text(LEFT + (j + 0.5) * wide, HEIGHT - BOTTOM + 18, name, "middle") for j, name in enumerate(columns)
+    ]
+    parts.append(_text((WIDTH + LEFT) / 2, HEIGHT - 12, x_label, "middle"))
+    parts.append(_text(LEFT, TOP - 8, y_label, "middle"))
+    return _document(parts)
+
+
+def _colour(share: float) -> str:
+    mixed = [round(a + (b - a) * share) for a, b in zip(_NONE, _ALL, strict=True)]
+    return "#" + "".join(f"{level:02x}" for level in mixed)
+
+
+def _document(parts: Sequence[str]) -> str:
     size = f'width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif">'
     return "\n".join([head, f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>', *parts, "</svg>", ""])

@@ -30,6 +30,7 @@ COMMANDS = {
     "info": "Show what a model is and how much memory it takes.",
     "train": "Train a model from a recipe, stage by stage.",
     "bench": "Measure tokens per second at given depths, dense and sparse.",
+    "needles": "See which facts a model finds in long texts, at every depth.",
     "doctor": "Show what this machine offers and which kernels will run.",
 }
 # Base of all complaints about options; where it lives differs between versions of Typer.
