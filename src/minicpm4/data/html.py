@@ -8,12 +8,16 @@ from html.parser import HTMLParser
 __all__ = ["html_text"]
 
 MAX_DEPTH = 10_000
+# ruff: noqa: SIM905  (words in a row are read faster than a column of strings)
 _VOID = frozenset("area base br col embed hr img input link meta source track wbr".split())
-_HIDDEN = frozenset("script style nav head header footer aside form button svg math template noscript".split())
+_HIDDEN = frozenset(
+    "script style nav head header footer aside form button svg math template noscript".split()
+)
 _BLOCKS = frozenset(
     "address article blockquote body dd div dl dt fieldset figure h1 h2 h3 h4 h5 h6 hr li main ol p pre "
     "section table tr ul".split()
 )
+_LINES = frozenset("li tr dt dd ul ol table div".split())  # blocks with no blank line around them
 # Menus that are no <nav>: of Sphinx, DocBook, Publican, mdBook.
 _CHROME = re.compile(
     r"\b(sphinxsidebar|related|headerlink|navheader|navfooter|docnav|breadcrumbs?|sidebar|toctree-wrapper|"
@@ -35,7 +39,8 @@ class _Reader(HTMLParser):
     def __init__(self, *, only_main: bool) -> None:
         super().__init__(convert_charrefs=True)
         self._only_main = only_main
-        self._open: list[tuple[str, bool, bool, bool]] = []  # tag, hidden, in main, preformatted: from here on
+        # Of each open element: its tag, whether it is hidden, in the main part, preformatted.
+        self._open: list[tuple[str, bool, bool, bool]] = []
         self._parts: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -74,7 +79,7 @@ class _Reader(HTMLParser):
 
     def _break(self, tag: str) -> None:
         if tag in _BLOCKS:
-            self._parts.append("\n" if tag in ("li", "tr", "dt", "dd", "ul", "ol", "table", "div") else "\n\n")
+            self._parts.append("\n" if tag in _LINES else "\n\n")
         elif tag in ("td", "th"):
             self._parts.append(" ")
 

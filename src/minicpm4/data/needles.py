@@ -1,10 +1,12 @@
 """Synthetic retrieval: short facts (needles) hidden in real text, asked for at its end.
 
-A document is text from a packed set in which each needle, ``The code of the amber falcon is 4821.``, stands on
-a line of its own at a given depth; after the text come a question and its answer. Only the answers' tokens
-are learnt. Question and needle are encoded in the same pieces, so they share their tokens. Document i is a pure
-function of the seed and i. For training (``documents``) and for grids of evaluation (``grid``).
+A document is text from a packed set in which each needle, ``The code of the amber falcon is 4821.``, stands
+on a line of its own at a given depth; after the text come a question and its answer. Only the answers' tokens
+are learnt. Question and needle are encoded in the same pieces, so they share their tokens. Document i is a
+pure function of the seed and i. For training (``documents``) and for grids of evaluation (``grid``).
 """
+
+# ruff: noqa: SIM905  (words in a row are read faster than a column of strings)
 
 from __future__ import annotations
 
@@ -22,22 +24,23 @@ __all__ = ["Needle", "NeedleDocument", "NeedleMaker"]
 
 ADJECTIVES = (
     "amber ancient bitter blue bold brave bright broken calm clever crimson dark distant eager early empty "
-    "fading gentle golden green grey hidden hollow icy idle ivory kind lazy little lonely loud lucky mellow misty "
-    "noble odd old pale patient plain proud purple quick quiet rapid red restless royal rusty scarlet sharp "
-    "shy silent silver simple sleepy slow small smooth solemn steady stormy sunny swift tall"
+    "fading gentle golden green grey hidden hollow icy idle ivory kind lazy little lonely loud lucky mellow "
+    "misty noble odd old pale patient plain proud purple quick quiet rapid red restless royal rusty scarlet "
+    "sharp shy silent silver simple sleepy slow small smooth solemn steady stormy sunny swift tall"
 ).split()
 NOUNS = (
-    "anchor arrow badger barrel beacon bell bridge candle canyon castle cloud comet compass crow desert dolphin "
-    "eagle ember falcon feather fern forest fountain fox garden glacier hammer harbor hawk heron island jaguar "
-    "kettle lantern ladder lion maple marble meadow mirror mountain oak ocean orchid otter owl panther pebble "
-    "pine planet rabbit raven river saddle salmon shadow sparrow spider thunder tiger tower turtle valley walrus"
+    "anchor arrow badger barrel beacon bell bridge candle canyon castle cloud comet compass crow desert "
+    "dolphin eagle ember falcon feather fern forest fountain fox garden glacier hammer harbor hawk heron "
+    "island jaguar kettle lantern ladder lion maple marble meadow mirror mountain oak ocean orchid otter "
+    "owl panther pebble pine planet rabbit raven river saddle salmon shadow sparrow spider thunder tiger "
+    "tower turtle valley walrus"
 ).split()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Needle:
-    """``The code of the KEY is VALUE.``: its tokens are ``start`` to ``stop`` - 1 of the document; ``depth``: the
-    share of the text before it."""
+    """``The code of the KEY is VALUE.``: its tokens are ``start`` to ``stop`` - 1 of the document; ``depth``:
+    the share of the text before it."""
 
     key: str
     value: str
@@ -107,8 +110,9 @@ class NeedleMaker:
                     index += 1
 
     def make(self, index: int, length: int, depth: float | None = None) -> NeedleDocument:
-        """Document ``index`` of at most ``length`` tokens, less by a few at most. The first needle is asked for,
-        and is at ``depth`` (0 to 1) where that is given. Raises ConfigError where the length is too short."""
+        """Document ``index`` of at most ``length`` tokens, less by a few at most. The first needle is asked
+        for, and is at ``depth`` (0 to 1) where that is given. Raises ConfigError where the length is too
+        short."""
         rng = np.random.default_rng([self._seed, index, length])
         keys = rng.choice(len(ADJECTIVES) * len(NOUNS), self._needles, replace=False)
         names = [f"{ADJECTIVES[k // len(NOUNS)]} {NOUNS[k % len(NOUNS)]}" for k in keys.tolist()]
@@ -128,7 +132,8 @@ class NeedleMaker:
             f"they and their questions alone take {length - room}",
         )
         text = self._text(room, rng)
-        body, needles = self._hide(text, facts, list(zip(names, values, depths.tolist(), strict=True)), len(before))
+        known = list(zip(names, values, depths.tolist(), strict=True))
+        body, needles = self._hide(text, facts, known, len(before))
         tokens, learn = [*before, *body], [False] * (len(before) + len(body))
         prompt = len(tokens) + len(tail[0][0])
         for question, answer in tail:
@@ -185,7 +190,7 @@ class NeedleMaker:
     def _hide(
         self, text: NDArray[np.int64], facts: list[list[int]], known: list[tuple[str, str, float]], first: int
     ) -> tuple[list[int], list[Needle]]:
-        """``text`` with all facts in it, and where they are in a document that has ``first`` tokens before."""
+        """``text`` with all facts in it, and where they are in a document with ``first`` tokens before."""
         places = [self._place(text, depth) for _, _, depth in known]
         body: list[int] = []
         needles: dict[int, Needle] = {}

@@ -173,7 +173,9 @@ def _of_column(table: Any, column: str, where: str) -> Any:
 def _text_of(table: Any, column: str, where: str) -> str:
     value = _of_column(table, column, where)
     if not isinstance(value, str):
-        raise ConfigError(f"{where}: {column!r} is a {type(value).__name__}, not a text", "name another column")
+        raise ConfigError(
+            f"{where}: {column!r} is a {type(value).__name__}, not a text", "name another column"
+        )
     return value
 
 
