@@ -87,9 +87,11 @@ class NeedleMaker:
         size = max(haystack.vocab_size, tokenizer.vocab_size)
         ends = [tokenizer.token_bytes(i) for i in range(size)]
         self._line = np.array([data.endswith(b"\n") for data in ends])
-        # Where there is no line's end near, a sentence's will do, and else a place before a space.
         self._stop = np.array([data.endswith((b".", b"!", b"?")) for data in ends])
         self._space = np.array([data.startswith(b" ") for data in ends])
+        # Before a token that begins with a character's first byte, text is whole characters.
+        self._begin = np.array([data != b"" and not 0x80 <= data[0] < 0xC0 for data in ends])
+        self._gap = np.asarray(self._encode("\n\n"), np.int64)
         marks = {*tokenizer.eos_token_ids, *tokenizer.prefix_ids}
         self._mark = np.array([i in marks or tokenizer.is_special(i) for i in range(size)])
 
@@ -160,32 +162,24 @@ class NeedleMaker:
 
     def _text(self, room: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """About ``room`` tokens of documents from a random one on, ending with a whole character."""
-        parts, size = [], 0
+        parts: list[NDArray[np.int64]] = []
+        size = 0
         document = int(rng.integers(len(self._haystack)))
         for _ in range(room + 1):
             tokens = self._haystack.read(document, 0, room + 8)[0].astype(np.int64)
             tokens = tokens[~self._mark[tokens]]
-            parts.append(tokens)
-            size += len(tokens)
+            added = [self._gap, tokens] if parts else [tokens]
+            parts += added
+            size += sum(map(len, added))
             if size >= room:
                 break
             document = (document + 1) % len(self._haystack)
-        text = np.concatenate(parts)[:room]
+        text = np.concatenate(parts)
         require(len(text) >= 8, "the text to hide needles in is too short", "pack more text")
-        cut = len(text)
-        while cut > len(text) - 8 and not self._whole(text[max(0, cut - 8) : cut]):
+        cut = min(room, len(text))
+        while cut < len(text) and not self._begin[text[cut]]:
             cut -= 1
         return text[:cut]
-
-    def _whole(self, tokens: NDArray[np.int64]) -> bool:
-        """Whether the last character of ``tokens`` is complete."""
-        data = b"".join(self._tokenizer.token_bytes(int(t)) for t in tokens)
-        starts = [i for i in range(len(data)) if not 0x80 <= data[i] < 0xC0]
-        try:
-            data[starts[-1] if starts else 0 :].decode("utf-8")
-        except UnicodeDecodeError:
-            return False
-        return True
 
     def _hide(
         self, text: NDArray[np.int64], facts: list[list[int]], known: list[tuple[str, str, float]], first: int
@@ -207,14 +201,19 @@ class NeedleMaker:
 
     def _place(self, text: NDArray[np.int64], depth: float) -> int:
         """The place between tokens nearest to ``depth`` at a line's end, if there is one within a fiftieth of
-        the text, else at a sentence's, else before a space."""
+        the text, else at a sentence's, else before a space, else between two characters."""
         wanted = round(depth * len(text))
         if wanted in (0, len(text)):
             return wanted
         near = max(8, len(text) // 50)
         low, high = max(1, wanted - near), min(len(text) - 1, wanted + near)
         before, after = text[low - 1 : high], text[low : high + 1]
-        for fits in (self._line[before], self._stop[before] & self._space[after], self._space[after]):
+        for fits in (
+            self._line[before],
+            self._stop[before] & self._space[after],
+            self._space[after],
+            self._begin[after],
+        ):
             places = low + np.flatnonzero(fits)
             if len(places):
                 return int(places[np.argmin(np.abs(places - wanted))])

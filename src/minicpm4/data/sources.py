@@ -59,6 +59,8 @@ def files_of(kind: str, paths: Sequence[str]) -> list[Path]:
         path = fetch_package(text) if kind == "package" else Path(text).expanduser()
         if path.is_dir():
             inside = [p for p in path.rglob("*") if p.name.endswith(SUFFIXES[kind]) and p.is_file()]
+            if kind == "package":  # beside its pages Sphinx ships what they were made from: the same again
+                inside = [p for p in inside if "_sources" not in p.parts]
             if not inside:
                 raise ConfigError(
                     f"{path} has no files of kind {kind!r}", "it looks for " + ", ".join(SUFFIXES[kind])
