@@ -18,6 +18,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import re
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -44,6 +46,7 @@ SUFFIXES = {
 KINDS = tuple(SUFFIXES)
 # Of pages that a program wrote: indexes and lists of links, in which there is nothing to read.
 _NO_PROSE = ("genindex", "py-modindex", "search", "bookindex", "site-search", "toc", "print")
+_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell them alone, UTF-8 cannot
 LEAST_PAGE = 200  # characters; what is shorter is a menu or a forwarding page
 
 
@@ -60,7 +63,7 @@ def files_of(kind: str, paths: Sequence[str]) -> list[Path]:
         if path.is_dir():
             inside = [p for p in path.rglob("*") if p.name.endswith(SUFFIXES[kind]) and p.is_file()]
             if kind == "package":  # beside its pages Sphinx ships what they were made from: the same again
-                inside = [p for p in inside if "_sources" not in p.parts]
+                inside = [p for p in inside if "_sources" not in p.parts and not p.is_symlink()]
             if not inside:
                 raise ConfigError(
                     f"{path} has no files of kind {kind!r}", "it looks for " + ", ".join(SUFFIXES[kind])
@@ -80,7 +83,7 @@ def texts(kind: str, files: Iterable[Path], column: str = "text") -> Iterator[st
             for where, text in _texts_in(kind, file, column):
                 if text.strip():
                     yield _bounded(text, where)
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise ConfigError(f"cannot read {file}: {error}", "check the file") from error
 
 
@@ -91,7 +94,7 @@ def conversations(files: Iterable[Path], column: str = "messages") -> Iterator[t
         try:
             for where, table in _json_lines(file):
                 yield where, _of_column(table, column, where)
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise ConfigError(f"cannot read {file}: {error}", "check the file") from error
 
 
@@ -145,7 +148,9 @@ def _whole_file(file: Path) -> str:
     size = file.stat().st_size
     if size > 4 * MAX_TEXT:
         raise ConfigError(f"{file} has {size:,} bytes", f"cut it: a document has at most {MAX_TEXT:,}")
-    return file.read_bytes().decode("utf-8", "replace").removeprefix("\ufeff").replace("\r\n", "\n")
+    data = file.read_bytes()
+    encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    return data.decode(encoding, "replace").replace("\r\n", "\n")
 
 
 def _json_lines(file: Path) -> Iterator[tuple[str, Any]]:
@@ -159,7 +164,7 @@ def _json_lines(file: Path) -> Iterator[tuple[str, Any]]:
             if not line.strip():
                 continue
             try:
-                table = json.loads(line.decode("utf-8", "replace"))
+                table = json.loads(line.decode("utf-8-sig", "replace"))
             except (ValueError, RecursionError) as error:
                 raise ConfigError(f"{where} is not JSON: {error}", "the file may be cut short") from error
             yield where, table
@@ -178,7 +183,7 @@ def _text_of(table: Any, column: str, where: str) -> str:
         raise ConfigError(
             f"{where}: {column!r} is a {type(value).__name__}, not a text", "name another column"
         )
-    return value
+    return _SURROGATE.sub("\ufffd", value)
 
 
 def _parquet(file: Path, column: str) -> Iterator[tuple[str, str]]:
