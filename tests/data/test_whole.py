@@ -47,7 +47,7 @@ MIXES = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(MIXES, st.integers(CONTEXT, 80), st.integers(0, 9))
 def test_every_token_comes_once_an_epoch_and_shares_are_kept(mix: list, tokens: int, seed: int) -> None:
     with TemporaryDirectory() as folder:

@@ -47,6 +47,8 @@ KINDS = tuple(SUFFIXES)
 # Of pages that a program wrote: indexes and lists of links, in which there is nothing to read.
 _NO_PROSE = ("genindex", "py-modindex", "search", "bookindex", "site-search", "toc", "print")
 _SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell them alone, UTF-8 cannot
+# Beside its pages Sphinx ships what they were made from: the same again. pip's own files are no reading.
+_NO_DOCUMENT = re.compile(r"/_sources/|\.dist-info/")
 LEAST_PAGE = 200  # characters; what is shorter is a menu or a forwarding page
 
 
@@ -62,8 +64,8 @@ def files_of(kind: str, paths: Sequence[str]) -> list[Path]:
         path = fetch_package(text) if kind == "package" else Path(text).expanduser()
         if path.is_dir():
             inside = [p for p in path.rglob("*") if p.name.endswith(SUFFIXES[kind]) and p.is_file()]
-            if kind == "package":  # beside its pages Sphinx ships what they were made from: the same again
-                inside = [p for p in inside if "_sources" not in p.parts and not p.is_symlink()]
+            if kind == "package":
+                inside = [p for p in inside if not _NO_DOCUMENT.search(p.as_posix()) and not p.is_symlink()]
             if not inside:
                 raise ConfigError(
                     f"{path} has no files of kind {kind!r}", "it looks for " + ", ".join(SUFFIXES[kind])
