@@ -81,6 +81,12 @@ class ShardSet:
         return int(self.lengths.sum())
 
     @property
+    def num_learnt(self) -> int:
+        """Those of them that are learnt; counted in the files at each call."""
+        sides = zip(self._tokens, self._learn, strict=True)
+        return sum(len(tokens) if learn is None else int(np.count_nonzero(learn)) for tokens, learn in sides)
+
+    @property
     def hash(self) -> str:
         """Of the manifest: the same for the same documents, tokenizer and settings."""
         return hashlib.sha256(json.dumps(self.manifest, sort_keys=True).encode()).hexdigest()[:16]
@@ -167,9 +173,9 @@ def write_shards(
 ) -> ShardSet:
     """Write ``documents``, the same at every call, to ``folder``; one that is written already is read.
 
-    ``about``: what the set is made of ("tokenizer": its fingerprint; "whole": whether half a document is of
-    no use). It goes into the manifest, and a folder that says otherwise is refused. Raises CheckpointError,
-    ConfigError for a token outside the vocabulary.
+    ``about``: what the set is made of ("tokenizer": its fingerprint; "filter": ``sources.filter_hash``;
+    "whole": whether half a document is of no use). It goes into the manifest, and a folder that says
+    otherwise is refused. Raises CheckpointError, ConfigError for a token outside the vocabulary.
     """
     try:
         return _write_set(folder, documents, vocab_size, about, shard_tokens)

@@ -26,11 +26,12 @@ from pathlib import Path
 from typing import Any
 
 from minicpm4.config.strict import suggest
+from minicpm4.data.html import VERSION as HTML_VERSION
 from minicpm4.data.html import html_text
 from minicpm4.data.packages import fetch_package
 from minicpm4.errors import ConfigError, UnsupportedError
 
-__all__ = ["KINDS", "conversations", "distinct", "files_of", "hash_of", "split", "texts"]
+__all__ = ["KINDS", "conversations", "distinct", "files_of", "filter_hash", "hash_of", "split", "texts"]
 
 MAX_TEXT = 1 << 26  # characters of a document
 MAX_LINE = 1 << 28  # bytes of a JSON line
@@ -107,6 +108,17 @@ def hash_of(files: Sequence[Path]) -> str:
         with file.open("rb") as stream:
             total.update(hashlib.file_digest(stream, "sha256").digest())
     return total.hexdigest()[:16]
+
+
+def filter_hash(kind: str, *, distinct: bool = False, held_out: float = 0.0) -> str:
+    """Of all that decides which texts of files of this kind are taken, and how pages are read: for manifests.
+    ``distinct``: without repetitions; ``held_out``: the share that ``split`` has set apart."""
+    settings: dict[str, Any] = {"distinct": distinct, "held_out": held_out}
+    if kind in ("html", "package"):
+        settings |= {"html": HTML_VERSION, "least_page": LEAST_PAGE, "no_prose": _NO_PROSE}
+    if kind == "package":
+        settings["no_document"] = _NO_DOCUMENT.pattern
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def distinct(documents: Iterable[str]) -> Iterator[str]:
