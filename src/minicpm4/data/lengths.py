@@ -37,15 +37,14 @@ def bins(lengths: NDArray[np.int64]) -> list[Bin]:
 
 
 def length_chart(title: str, lengths: NDArray[np.int64]) -> str:
-    """SVG: the share of documents, and of tokens, that are in documents of at most so many tokens."""
-    ordered = np.sort(lengths)
-    at = np.unique(ordered)
-    upto = np.searchsorted(ordered, at, side="right")
-    tokens = np.cumsum(ordered)
-    # Every length would be a point: as many as can be told apart will do.
-    chosen = np.unique(np.linspace(0, len(at) - 1, min(len(at), 200)).astype(int))
-    curves = {
-        "of documents": [(float(at[i]), float(upto[i] / len(ordered))) for i in chosen],
-        "of tokens": [(float(at[i]), float(tokens[upto[i] - 1] / tokens[-1])) for i in chosen],
-    }
-    return chart(title, curves, "length of a document, tokens", "share up to that length", log_y=False)
+    """SVG: the share of documents, and of tokens, that are in documents shorter than so many tokens."""
+    found = bins(lengths)
+    curves = {}
+    for label, counts in (
+        ("of documents", [one.documents for one in found]),
+        ("of tokens", [one.tokens for one in found]),
+    ):
+        shares = np.cumsum([0, *counts]) / sum(counts)
+        places = [found[0].low, *(one.high for one in found)]
+        curves[label] = list(zip(map(float, places), shares.tolist(), strict=True))
+    return chart(title, curves, "tokens in a document", "share in shorter documents", log_y=False)
