@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minicpm4.data.sources import conversations, distinct, files_of, hash_of, split, texts
+from minicpm4.data import sources
+from minicpm4.data.sources import conversations, distinct, files_of, filter_hash, hash_of, split, texts
 from minicpm4.errors import ConfigError, UnsupportedError
 
 
@@ -172,3 +173,11 @@ def test_the_hash_is_of_contents_and_order(tmp_path: Path) -> None:
     two.write_bytes(b"2")
     assert len({hash_of([one, two]), hash_of([two, one]), hash_of([one])}) == 3
     assert hash_of([one]) == hash_of([one])
+
+
+def test_the_filter_hash_is_of_all_that_decides_what_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {filter_hash("html"), filter_hash("text"), filter_hash("package")}
+    found |= {filter_hash("html", distinct=True), filter_hash("html", held_out=0.1)}
+    assert len(found) == 5 and filter_hash("html") in found
+    monkeypatch.setattr(sources, "LEAST_PAGE", 201)
+    assert filter_hash("html") not in found and filter_hash("text") in found
