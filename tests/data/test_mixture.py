@@ -8,18 +8,9 @@ import numpy as np
 import pytest
 
 from minicpm4.data.mixture import Part, Stream, buckets
-from minicpm4.data.shards import Document, ShardSet, write_shards
+from minicpm4.data.shards import ShardSet
 from minicpm4.errors import ConfigError
-
-
-def make_set(folder: Path, lengths: list[int], first: int = 0, learn: bool = False) -> ShardSet:
-    """Documents whose tokens are all different: ``first``, ``first`` + 1, …"""
-    documents, token = [], first
-    for length in lengths:
-        tokens = np.arange(token, token + length)
-        documents.append(Document(tokens=tokens, learn=tokens % 3 == 0 if learn else None))
-        token += length
-    return write_shards(folder, documents, vocab_size=60000, about={"tokenizer": "t"}, shard_tokens=40)
+from tests.data.sets import make_set
 
 
 def stream(data: ShardSet, **changed: int) -> Stream:

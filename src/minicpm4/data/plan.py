@@ -114,14 +114,16 @@ def level(
 ) -> list[dict[int, int]]:
     """Tokens that each of ``parts`` pours into each batch, so that batches ``filled`` unequally come to one
     level and every part's stretch (start, stop) is used up."""
-    amounts = {i: stretches[i][1] - stretches[i][0] for i in parts}
-    total = sum(amounts.values())
-    ends = np.cumsum(_pour(filled, total)).tolist()
+    rest = {i: stretches[i][1] - stretches[i][0] for i in parts}
     result = []
-    before = 0
-    for end in ends:
-        result.append({i: end * a // max(total, 1) - before * a // max(total, 1) for i, a in amounts.items()})
-        before = end
+    for pour in _pour(filled, sum(rest.values())):
+        # Of each part by what is left of it: nothing is ever negative, and nothing remains at the end.
+        among, amounts = sum(rest.values()), {}
+        for i, left in rest.items():
+            amounts[i] = left * pour // max(among, 1)
+            pour, among = pour - amounts[i], among - left
+        rest = {i: left - amounts[i] for i, left in rest.items()}
+        result.append(amounts)
     return result
 
 

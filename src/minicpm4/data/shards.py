@@ -46,7 +46,7 @@ class ShardSet:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.manifest = _read_json(folder / "manifest.json")
-        self.vocab_size = self.manifest.get("vocab_size")
+        self.vocab_size: int = self.manifest.get("vocab_size", 0)
         if (
             self.manifest.get("version") != VERSION
             or not isinstance(self.manifest.get("shards"), list)
@@ -79,6 +79,12 @@ class ShardSet:
     def num_tokens(self) -> int:
         """Tokens of all documents."""
         return int(self.lengths.sum())
+
+    @property
+    def num_learnt(self) -> int:
+        """Those of them that are learnt; counted in the files at each call."""
+        sides = zip(self._tokens, self._learn, strict=True)
+        return sum(len(tokens) if learn is None else int(np.count_nonzero(learn)) for tokens, learn in sides)
 
     @property
     def hash(self) -> str:
@@ -167,9 +173,9 @@ def write_shards(
 ) -> ShardSet:
     """Write ``documents``, the same at every call, to ``folder``; one that is written already is read.
 
-    ``about``: what the set is made of ("tokenizer": its fingerprint); it goes into the manifest, and a
-    folder that says otherwise is refused; "whole": whether half a document is of no use). Raises CheckpointError, ConfigError for a token outside the
-    vocabulary.
+    ``about``: what the set is made of ("tokenizer": its fingerprint; "filter": ``sources.filter_hash``;
+    "whole": whether half a document is of no use). It goes into the manifest, and a folder that says
+    otherwise is refused. Raises CheckpointError, ConfigError for a token outside the vocabulary.
     """
     try:
         return _write_set(folder, documents, vocab_size, about, shard_tokens)

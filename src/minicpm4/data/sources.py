@@ -18,17 +18,20 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import re
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from minicpm4.config.strict import suggest
+from minicpm4.data.html import VERSION as HTML_VERSION
 from minicpm4.data.html import html_text
 from minicpm4.data.packages import fetch_package
 from minicpm4.errors import ConfigError, UnsupportedError
 
-__all__ = ["KINDS", "conversations", "distinct", "files_of", "hash_of", "split", "texts"]
+__all__ = ["KINDS", "conversations", "distinct", "files_of", "filter_hash", "hash_of", "split", "texts"]
 
 MAX_TEXT = 1 << 26  # characters of a document
 MAX_LINE = 1 << 28  # bytes of a JSON line
@@ -44,6 +47,9 @@ SUFFIXES = {
 KINDS = tuple(SUFFIXES)
 # Of pages that a program wrote: indexes and lists of links, in which there is nothing to read.
 _NO_PROSE = ("genindex", "py-modindex", "search", "bookindex", "site-search", "toc", "print")
+_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell them alone, UTF-8 cannot
+# Beside its pages Sphinx ships what they were made from: the same again. pip's own files are no reading.
+_NO_DOCUMENT = re.compile(r"/_sources/|\.dist-info/")
 LEAST_PAGE = 200  # characters; what is shorter is a menu or a forwarding page
 
 
@@ -59,6 +65,8 @@ def files_of(kind: str, paths: Sequence[str]) -> list[Path]:
         path = fetch_package(text) if kind == "package" else Path(text).expanduser()
         if path.is_dir():
             inside = [p for p in path.rglob("*") if p.name.endswith(SUFFIXES[kind]) and p.is_file()]
+            if kind == "package":
+                inside = [p for p in inside if not _NO_DOCUMENT.search(p.as_posix()) and not p.is_symlink()]
             if not inside:
                 raise ConfigError(
                     f"{path} has no files of kind {kind!r}", "it looks for " + ", ".join(SUFFIXES[kind])
@@ -78,7 +86,7 @@ def texts(kind: str, files: Iterable[Path], column: str = "text") -> Iterator[st
             for where, text in _texts_in(kind, file, column):
                 if text.strip():
                     yield _bounded(text, where)
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise ConfigError(f"cannot read {file}: {error}", "check the file") from error
 
 
@@ -89,7 +97,7 @@ def conversations(files: Iterable[Path], column: str = "messages") -> Iterator[t
         try:
             for where, table in _json_lines(file):
                 yield where, _of_column(table, column, where)
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise ConfigError(f"cannot read {file}: {error}", "check the file") from error
 
 
@@ -100,6 +108,17 @@ def hash_of(files: Sequence[Path]) -> str:
         with file.open("rb") as stream:
             total.update(hashlib.file_digest(stream, "sha256").digest())
     return total.hexdigest()[:16]
+
+
+def filter_hash(kind: str, *, distinct: bool = False, held_out: float = 0.0) -> str:
+    """Of all that decides which texts of files of this kind are taken, and how pages are read: for manifests.
+    ``distinct``: without repetitions; ``held_out``: the share that ``split`` has set apart."""
+    settings: dict[str, Any] = {"distinct": distinct, "held_out": held_out}
+    if kind in ("html", "package"):
+        settings |= {"html": HTML_VERSION, "least_page": LEAST_PAGE, "no_prose": _NO_PROSE}
+    if kind == "package":
+        settings["no_document"] = _NO_DOCUMENT.pattern
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def distinct(documents: Iterable[str]) -> Iterator[str]:
@@ -143,7 +162,9 @@ def _whole_file(file: Path) -> str:
     size = file.stat().st_size
     if size > 4 * MAX_TEXT:
         raise ConfigError(f"{file} has {size:,} bytes", f"cut it: a document has at most {MAX_TEXT:,}")
-    return file.read_bytes().decode("utf-8", "replace").removeprefix("\ufeff").replace("\r\n", "\n")
+    data = file.read_bytes()
+    encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    return data.decode(encoding, "replace").replace("\r\n", "\n")
 
 
 def _json_lines(file: Path) -> Iterator[tuple[str, Any]]:
@@ -157,7 +178,7 @@ def _json_lines(file: Path) -> Iterator[tuple[str, Any]]:
             if not line.strip():
                 continue
             try:
-                table = json.loads(line.decode("utf-8", "replace"))
+                table = json.loads(line.decode("utf-8-sig", "replace"))
             except (ValueError, RecursionError) as error:
                 raise ConfigError(f"{where} is not JSON: {error}", "the file may be cut short") from error
             yield where, table
@@ -173,8 +194,10 @@ def _of_column(table: Any, column: str, where: str) -> Any:
 def _text_of(table: Any, column: str, where: str) -> str:
     value = _of_column(table, column, where)
     if not isinstance(value, str):
-        raise ConfigError(f"{where}: {column!r} is a {type(value).__name__}, not a text", "name another column")
-    return value
+        raise ConfigError(
+            f"{where}: {column!r} is a {type(value).__name__}, not a text", "name another column"
+        )
+    return _SURROGATE.sub("\ufffd", value)
 
 
 def _parquet(file: Path, column: str) -> Iterator[tuple[str, str]]:

@@ -57,9 +57,9 @@ def guarded_text(
     tools: Sequence[Mapping[str, Any]] | None = None,
     **options: Any,
 ) -> str:
-    """A chat's text for ``tokenizer.encode_guarded``, which may be cut anywhere between tokens: the template's
-    control tokens stand as aliases (``tokenizer.guard``), so none of the messages' words can be one. Options
-    and errors are those of ``encode_chat``."""
+    """A chat's text for ``tokenizer.encode_guarded``, which may be cut anywhere between tokens: the
+    template's control tokens stand as aliases (``tokenizer.guard``), so none of the messages' words can be
+    one. Options and errors are those of ``encode_chat``."""
     options = {"enable_thinking": None, **options}
     return _guarded(tokenizer, template, check_messages(messages), check_tools(tools), options)
 
