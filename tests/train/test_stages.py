@@ -32,7 +32,7 @@ def test_pairs_are_trained_alone_and_merged_at_the_stage_s_end(tmp_path: Path) -
     assert made_run.run().finished
     before, during, after = (tensors(tmp_path / "run", n) for n in (3, 7, 9))
     for name, value in before.items():
-        touched = "self_attn" in name and value.ndim == 2 or "down_proj" in name
+        touched = ("self_attn" in name and value.ndim == 2) or "down_proj" in name
         assert (value == during[name]).all() == (not touched), name
     change = during["model.layers.0.mlp.down_proj.weight"] - before["model.layers.0.mlp.down_proj.weight"]
     assert np.linalg.matrix_rank(change, tol=1e-6) == 4
@@ -110,8 +110,9 @@ def whole_recipe(folder: Path) -> dict:
             "pages": {"kind": "questions", "paths": [str(folder / "page.html")]},
             "needles": {
                 "kind": "needles",
-                "needles": {"haystack": "text", "documents": 20, "lengths": [300, 400]},
+                "made": {"haystack": "text", "documents": 20, "lengths": [300, 400]},
             },
+            "copies": {"kind": "copies", "made": {"haystack": "text", "documents": 9, "lengths": [64]}},
         },
         "stages": [
             stage("a", context=512, batch_tokens=1024, micro_tokens=0, data={"text": 0.5, "needles": 0.5}),
@@ -136,6 +137,11 @@ def test_chats_questions_and_needles_are_packed_with_their_masks(tmp_path: Path)
     assert learnt("chat", 7) == "here: 7<|im_end|>"
     assert learnt("pages", 0).startswith("A falcon is a bird") and len(found.data["pages"]) == 1
     assert len(found.data["needles"]) == 20 and found.data["needles"].whole
+    for number in range(9):
+        tokens, mask = found.data["copies"].read(number, 0, 99)
+        half = len(tokens) // 2 + 1
+        assert (tokens[1:half] == tokens[half:]).all() and mask is not None
+        assert mask.sum() == half - 2 and mask[half + 1 :].all()
     again: list[str] = []
     assert prepare(parse_recipe(table), tmp_path / "run", again.append).hashes() == found.hashes()
     assert not any("packing" in line for line in again)
@@ -143,6 +149,6 @@ def test_chats_questions_and_needles_are_packed_with_their_masks(tmp_path: Path)
 
 def test_needles_need_plain_text(tmp_path: Path) -> None:
     table = whole_recipe(tmp_path)
-    table["corpora"]["needles"]["needles"]["haystack"] = "chat"
+    table["corpora"]["needles"]["made"]["haystack"] = "chat"
     with pytest.raises(ConfigError, match="no plain text"):
         parse_recipe(table)

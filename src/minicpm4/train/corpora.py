@@ -9,6 +9,7 @@ from typing import Any
 
 from minicpm4.config.strict import require, suggest
 from minicpm4.data.chat import ChatEncoder
+from minicpm4.data.copies import copies
 from minicpm4.data.needles import NeedleMaker
 from minicpm4.data.packing import Counting, chat_documents, text_documents
 from minicpm4.data.questions import page_conversations
@@ -18,19 +19,20 @@ from minicpm4.data.tokenizer import fingerprint
 from minicpm4.errors import ConfigError
 from minicpm4.text import Tokenizer, load_chat_template
 
-__all__ = ["Corpus", "Needles", "corpus_texts", "pack"]
+__all__ = ["Corpus", "Made", "corpus_texts", "pack"]
 
 PLAIN = tuple(kind for kind in KINDS if kind != "chat")  # what a tokenizer can be trained on
-MADE = ("chat", "questions", "needles")  # documents of which half would be of no use
-CORPUS_KINDS = (*KINDS, "questions", "needles", "shards")
+MADE = ("needles", "copies")  # from another corpus
+WHOLE = ("chat", "questions", *MADE)  # documents of which half would be of no use
+CORPUS_KINDS = (*KINDS, "questions", *MADE, "shards")
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Needles:
-    """Retrieval documents (``data/needles.py``): ``documents`` of them, of the ``lengths`` (tokens) in turn,
-    hidden in the corpus ``haystack``; ``queries`` of its ``needles`` are asked for; values of ``digits``
-    digits."""
+class Made:
+    """``documents`` made from the text of corpus ``haystack``, of the ``lengths`` (tokens) in turn. Needles
+    (``data/needles.py``): ``queries`` of a document's ``needles`` are asked for, values have ``digits``
+    digits. Copies (``data/copies.py``): a passage, twice."""
 
     haystack: str
     documents: int
@@ -41,10 +43,10 @@ class Needles:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require(0 < self.documents < 1 << 32, f"corpus needles.documents = {self.documents} is out of range")
+        require(0 < self.documents < 1 << 32, f"corpus made.documents = {self.documents} is out of range")
         require(
             bool(self.lengths) and all(32 <= n < 1 << 24 for n in self.lengths),
-            f"corpus needles.lengths = {list(self.lengths)} are not lengths from 32 tokens on",
+            f"corpus made.lengths = {list(self.lengths)} are not lengths from 32 tokens on",
         )
 
 
@@ -57,7 +59,7 @@ class Corpus:
     package         ``paths``: apt:NAME or pip:NAME==VERSION, fetched and unpacked, never run
     chat            JSON lines; ``column``: messages with roles; only the assistant's words are learnt
     questions       paths as of package or html: each heading asks, the paragraph below it answers
-    needles         made, as ``[corpora.NAME.needles]`` says
+    needles, copies made of another corpus, as ``[corpora.NAME.made]`` says
     shards          one folder that is packed already
 
     ``holdout``: the share of documents kept for validation. ``max_tokens``: longer conversations end after
@@ -70,17 +72,17 @@ class Corpus:
     holdout: float = 0.0
     max_tokens: int = 0
     distinct: bool = True
-    needles: Needles | None = None
+    made: Made | None = None
 
     def __post_init__(self) -> None:
         kinds = list(CORPUS_KINDS)
         require(self.kind in kinds, f"corpus kind {self.kind!r} is unknown", suggest(self.kind, kinds))
         require(0 <= self.holdout < 1, f"corpus holdout = {self.holdout} is not from 0 to below 1")
         require(0 <= self.max_tokens < 1 << 30, f"corpus max_tokens = {self.max_tokens} is out of range")
-        made = self.kind == "needles"
+        made = self.kind in MADE
         require(
-            made == (self.needles is not None),
-            f"a corpus of kind {self.kind!r} {'needs' if made else 'has no'} [corpora.NAME.needles]",
+            made == (self.made is not None),
+            f"a corpus of kind {self.kind!r} {'needs' if made else 'has no'} [corpora.NAME.made]",
         )
         require(made or bool(self.paths), f"a corpus of kind {self.kind!r} needs paths")
         require(
@@ -94,7 +96,7 @@ class Corpus:
 
     def files(self) -> list[Path]:
         """The files it is made from; packages are fetched. Raises ConfigError, UnsupportedError."""
-        if self.kind in ("needles", "shards"):
+        if self.kind in (*MADE, "shards"):
             return []
         if self.kind != "questions":
             return files_of(self.kind, self.paths)
@@ -129,18 +131,18 @@ def pack(
     """
     mark = fingerprint(tokenizer)
     found: dict[str, ShardSet] = {}
-    # Needles last: they need the text that they are hidden in.
-    for name in sorted(corpora, key=lambda name: corpora[name].kind == "needles"):
+    # What is made of others comes after them.
+    for name in sorted(corpora, key=lambda name: corpora[name].made is not None):
         corpus = corpora[name]
         if corpus.kind == "shards":
             found[name] = ShardSet(Path(corpus.paths[0]).expanduser())
         else:
             about: dict[str, Any] = {"tokenizer": mark, "source": hash_of(files[name]), **_settings(corpus)}
             counting = Counting()
-            if corpus.needles is not None:
-                about["source"] = found[corpus.needles.haystack].hash
-                documents = _needles(corpus.needles, found, own)
-            elif corpus.kind in MADE:
+            if corpus.made is not None:
+                about["source"] = found[corpus.made.haystack].hash
+                documents = _made(corpus.kind, corpus.made, found[corpus.made.haystack], own)
+            elif corpus.kind in WHOLE:
                 template = load_chat_template(tokenizer)
                 if template is None:
                     raise ConfigError(
@@ -164,17 +166,19 @@ def pack(
 def _settings(corpus: Corpus) -> dict[str, Any]:
     """What, beside files and tokenizer, decides the documents: kept in the manifest."""
     settings: dict[str, Any] = {"kind": corpus.kind, "column": corpus.at, "distinct": corpus.distinct}
-    if corpus.kind in MADE:
+    if corpus.kind in WHOLE:
         settings |= {"whole": True, "max_tokens": corpus.max_tokens}
-    if corpus.needles is not None:
-        settings["needles"] = {**asdict(corpus.needles), "lengths": list(corpus.needles.lengths)}
+    if corpus.made is not None:
+        settings["made"] = {**asdict(corpus.made), "lengths": list(corpus.made.lengths)}
     return settings
 
 
-def _needles(wanted: Needles, found: Mapping[str, ShardSet], own: Tokenizer) -> Iterator[Document]:
+def _made(kind: str, wanted: Made, haystack: ShardSet, own: Tokenizer) -> Iterator[Document]:
+    if kind == "copies":
+        return copies(own, haystack, wanted.documents, wanted.lengths, wanted.seed)
     maker = NeedleMaker(
         own,
-        found[wanted.haystack],
+        haystack,
         seed=wanted.seed,
         needles=wanted.needles,
         queries=wanted.queries,

@@ -279,7 +279,7 @@ class Recipe:
         known = list(self.corpora)
         asked = [(name, f"stage {stage.name!r}") for stage in self.stages for name in stage.data]
         asked += [(name, "tokenizer.corpora") for name in self.tokenizer.corpora]
-        hidden = {name: corpus.needles for name, corpus in self.corpora.items() if corpus.needles}
+        hidden = {name: corpus.made for name, corpus in self.corpora.items() if corpus.made}
         asked += [(made.haystack, f"corpus {name!r}, haystack,") for name, made in hidden.items()]
         for name, where in asked:
             require(
