@@ -83,6 +83,17 @@ def test_distinct_texts_are_another_set(tmp_path: Path, data: Run, books: Path) 
     assert len(one) == 3 and one.manifest["filter"] != ShardSet(tmp_path / "all").manifest["filter"]
 
 
+def test_held_out_texts_and_the_others_are_all(tmp_path: Path, data: Run) -> None:
+    lines = [{"text": f"text {i}"} for i in range(60)]
+    file = chats(tmp_path, *lines)
+    for name, more in (("rest", []), ("held", ["--held-out"])):
+        result = data("pack", file, *more, kind="jsonl", holdout=0.3, output=tmp_path / name)
+        assert result.code == 0
+    rest, held = ShardSet(tmp_path / "rest"), ShardSet(tmp_path / "held")
+    assert len(rest) + len(held) == 60 and 8 <= len(held) <= 28
+    assert rest.manifest["filter"] != held.manifest["filter"]
+
+
 def test_an_interrupted_pack_goes_on(
     tmp_path: Path, data: Run, books: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,7 +164,9 @@ def test_needles_are_hidden_in_a_packed_set(tmp_path: Path, data: Run, books: Pa
         ("pack BOOKS/bad.jsonl --kind chat", "bad.jsonl, line 1 has no 'messages', but 'text'"),
         ("pack BOOKS --max-tokens 5", "--max-tokens is for chats"),
         ("pack BOOKS --kind chat --max-tokens -5", "--max-tokens -5 is outside 0 to"),
-        ("pack BOOKS --kind chat --distinct", "--distinct is for texts"),
+        ("pack BOOKS --kind chat --distinct", "--distinct and --holdout are for texts"),
+        ("pack BOOKS --holdout 1", "--holdout 1 is not from 0 to below 1"),
+        ("pack BOOKS --held-out", "--held-out needs --holdout"),
         ("pack BOOKS --tokenizer BOOKS", "books holds no tokenizer. it needs tokenizer.json"),
         ("pack BOOKS --output BOOKS", "books is no packed set: it holds '0.txt'. give another folder"),
         ("pack BOOKS --output BOOKS/0.txt", "0.txt is not a folder"),

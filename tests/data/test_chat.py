@@ -104,6 +104,15 @@ def test_an_answer_that_the_tokenizer_would_join_to_its_prompt_is_encoded_apart(
     assert_prompts_are_those_of_inference(encoder, turns)
 
 
+def test_joined_sentencepiece_is_encoded_apart_without_a_space(sp_pair: Any) -> None:
+    tokenizer = sp_pair()[0]
+    encoder = templated(LLAMA.replace("[/INST]", "= ").replace("{% else %} ", "{% else %}"), tokenizer)
+    turns = [TURNS[0], {"role": "assistant", "content": "=== so"}]
+    document = encoder.encode(turns)
+    assert learnt(encoder, document) == ["=== so</s>"]
+    assert_prompts_are_those_of_inference(encoder, turns)
+
+
 def test_only_the_thinking_that_the_template_keeps_is_learnt() -> None:
     encoder = templated(THINKING)
     turns = [TURNS[0], {"role": "assistant", "content": "<think>\nhm\n</think>\n\n4"}]

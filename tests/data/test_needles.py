@@ -22,8 +22,10 @@ def pack(folder: Path, tokenizer: Tokenizer, texts: list[str]) -> ShardSet:
     return write_shards(folder, documents, vocab_size=tokenizer.vocab_size, about={"tokenizer": "t"})
 
 
-@pytest.fixture(scope="module", params=["own", "smollm"])
+@pytest.fixture(scope="module", params=["own", "smollm", "sp"])
 def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
+    if request.param == "sp":
+        return request.getfixturevalue("sp_pair")()[0]
     return own_tokenizer() if request.param == "own" else request.getfixturevalue("smollm")
 
 
@@ -59,7 +61,7 @@ def assert_right(tokenizer: Tokenizer, made: NeedleDocument, length: int) -> Non
     assert made.tokens[made.learn].tolist() == answers
 
 
-LENGTHS, DEPTHS = st.integers(400, 3000), st.none() | st.floats(0, 1)
+LENGTHS, DEPTHS = st.integers(600, 3000), st.none() | st.floats(0, 1)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

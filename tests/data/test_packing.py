@@ -50,6 +50,14 @@ def test_many_at_once_are_each_as_alone(texts: list[str]) -> None:
     assert own_tokenizer().encode_many(texts) == one_by_one(own_tokenizer(), texts)
 
 
+@pytest.mark.parametrize("text", ["The", " The", "\nThe", "\n\n", "天气", "a", ".", ""])
+def test_text_that_goes_on_gets_no_space_of_its_own(smollm: Tokenizer, sp_pair: Any, text: str) -> None:
+    for tokenizer in (smollm, own_tokenizer(), sp_pair()[0]):
+        ids = tokenizer.encode_after(text)
+        assert b"".join(map(tokenizer.token_bytes, ids)) == text.encode()
+    assert smollm.encode_after(text) == smollm.encode(text, add_special_tokens=False)
+
+
 def test_many_at_once_with_real_vocabularies(smollm: Tokenizer, sp_pair: Any) -> None:
     for tokenizer in (smollm, sp_pair()[0]):
         assert tokenizer.encode_many([*TEXTS, *ODD]) == one_by_one(tokenizer, [*TEXTS, *ODD])

@@ -177,7 +177,8 @@ def test_the_hash_is_of_contents_and_order(tmp_path: Path) -> None:
 
 def test_the_filter_hash_is_of_all_that_decides_what_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {filter_hash("html"), filter_hash("text"), filter_hash("package")}
-    found |= {filter_hash("html", distinct=True), filter_hash("html", held_out=0.1)}
+    found |= {filter_hash("html", distinct=True), filter_hash("html", share=0.1)}
+    assert filter_hash("html", share=0.1, held_out=True) not in found
     assert len(found) == 5 and filter_hash("html") in found
     monkeypatch.setattr(sources, "LEAST_PAGE", 201)
     assert filter_hash("html") not in found and filter_hash("text") in found

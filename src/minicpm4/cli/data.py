@@ -84,6 +84,12 @@ def pack(
     distinct: Annotated[
         bool, typer.Option("--distinct", help="Leave out texts that came before, white space aside.")
     ] = False,
+    holdout: Annotated[
+        float, typer.Option(help="Leave out this share of the texts, chosen by hashes of their words.")
+    ] = 0.0,
+    held_out: Annotated[
+        bool, typer.Option("--held-out", help="Pack the texts that --holdout leaves out, and no others.")
+    ] = False,
     max_tokens: Annotated[
         int, typer.Option(help="Longer chats end after the last answer that fits; 0: any length.")
     ] = 0,
@@ -94,20 +100,23 @@ def pack(
     """
     from minicpm4.data.packing import Counting, chat_documents, text_documents
     from minicpm4.data.shards import write_shards
-    from minicpm4.data.sources import conversations, files_of, filter_hash, hash_of
+    from minicpm4.data.sources import conversations, files_of, filter_hash, hash_of, split
     from minicpm4.data.tokenizer import fingerprint
     from minicpm4.text import load_tokenizer
 
     chats = kind == "chat"
     require(chats or not max_tokens, "--max-tokens is for chats", "other documents are cut in training")
-    require(not (chats and distinct), "--distinct is for texts", "chats are packed as they are")
+    require(not (chats and (distinct or holdout)), "--distinct and --holdout are for texts", "not for chats")
+    require(0 <= holdout < 1, f"--holdout {holdout:g} is not from 0 to below 1")
+    require(holdout > 0 or not held_out, "--held-out needs --holdout", "the share that is held out")
     number("--max-tokens", max_tokens, 1 << 30)
     _check_set_folder(output)
     own = load_tokenizer(tokenizer)
     files = files_of(kind, paths)
     column = column or ("messages" if chats else "text")
     about: dict[str, Any] = {"tokenizer": fingerprint(tokenizer), "source": hash_of(files)}
-    about |= {"kind": kind, "column": column, "filter": filter_hash(kind, distinct=distinct)}
+    taken = filter_hash(kind, distinct=distinct, share=holdout, held_out=held_out)
+    about |= {"kind": kind, "column": column, "filter": taken}
     about |= {"whole": True, "max_tokens": max_tokens} if chats else {}
     with PackProgress("packing", size_of(files)) as progress:
         counting = Counting(progress.packed)
@@ -115,7 +124,9 @@ def pack(
             told = conversations(progress.files(files), column)
             made = chat_documents(told, _encoder(own, tokenizer, max_tokens), counting)
         else:
-            made = text_documents(_texts(kind, files, column, distinct, counting, progress), own, counting)
+            read = _texts(kind, files, column, distinct, counting, progress)
+            kept = split(read, holdout, held_out=held_out) if holdout else read
+            made = text_documents(kept, own, counting)
         found = write_shards(output, made, vocab_size=own.vocab_size, about=about)
     print_summary(found, counting, progress.seconds)
 

@@ -86,7 +86,7 @@ class ChatEncoder:
             answer = ids[first + len(opening) : end]
             if ids[first : first + len(opening)] != opening:
                 rest, until = (places[before], marks[before]) if before < len(places) else (stop, len(ids))
-                answer = [*tokenizer.encode_guarded(text[start:rest]), *ids[until:end]]
+                answer = [*tokenizer.encode_after(text[start:rest]), *ids[until:end]]
             tokens += [*ids[at:first], *opening, *answer]
             learn += [False] * (first - at + len(opening)) + [True] * len(answer)
             stops.append(len(tokens))

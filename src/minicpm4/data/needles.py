@@ -91,7 +91,7 @@ class NeedleMaker:
         self._space = np.array([data.startswith(b" ") for data in ends])
         # Before a token that begins with a character's first byte, text is whole characters.
         self._begin = np.array([data != b"" and not 0x80 <= data[0] < 0xC0 for data in ends])
-        self._gap = np.asarray(self._encode("\n\n"), np.int64)
+        self._gap = np.asarray(tokenizer.encode_after("\n\n"), np.int64)
         marks = {*tokenizer.eos_token_ids, *tokenizer.prefix_ids}
         self._mark = np.array([i in marks or tokenizer.is_special(i) for i in range(size)])
 
@@ -149,16 +149,14 @@ class NeedleMaker:
             prompt=prompt,
         )
 
-    def _encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False)
-
     def _fact(self, key: str, value: str) -> list[int]:
         parts = ("\n", f"The code of the {key} is", f" {value}", ".\n")
-        return [token for part in parts for token in self._encode(part)]
+        return [token for part in parts for token in self._tokenizer.encode_after(part)]
 
     def _query(self, key: str, value: str) -> tuple[list[int], list[int]]:
-        ask = [*self._encode(f"\nWhat is the code of the {key}?"), *self._encode("\n")]
-        return [*ask, *self._encode(f"The code of the {key} is")], self._encode(f" {value}")
+        asked = (f"\nWhat is the code of the {key}?", "\n", f"The code of the {key} is")
+        encode = self._tokenizer.encode_after
+        return [token for part in asked for token in encode(part)], encode(f" {value}")
 
     def _text(self, room: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """About ``room`` tokens of documents from a random one on, ending with a whole character."""

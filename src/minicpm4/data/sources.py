@@ -110,10 +110,10 @@ def hash_of(files: Sequence[Path]) -> str:
     return total.hexdigest()[:16]
 
 
-def filter_hash(kind: str, *, distinct: bool = False, held_out: float = 0.0) -> str:
+def filter_hash(kind: str, *, distinct: bool = False, share: float = 0.0, held_out: bool = False) -> str:
     """Of all that decides which texts of files of this kind are taken, and how pages are read: for manifests.
-    ``distinct``: without repetitions; ``held_out``: the share that ``split`` has set apart."""
-    settings: dict[str, Any] = {"distinct": distinct, "held_out": held_out}
+    ``distinct``: without repetitions; ``share``, ``held_out``: as for ``split``."""
+    settings: dict[str, Any] = {"distinct": distinct, "split": [share, held_out]}
     if kind in ("html", "package"):
         settings |= {"html": HTML_VERSION, "least_page": LEAST_PAGE, "no_prose": _NO_PROSE}
     if kind == "package":

@@ -95,6 +95,15 @@ class Tokenizer:
         """Token ids of ``text`` in which only the aliases of ``guard`` become control tokens."""
         return self.guard.encode(self._prepare(text, self._guard_breaks))
 
+    def encode_after(self, text: str) -> list[int]:
+        """``encode_guarded`` of text that goes on after other text: without the space that some tokenizers
+        put at the start of one."""
+        for before in ("a", "\n"):
+            alone, both = self.encode_guarded(before), self.encode_guarded(before + text)
+            if both[: len(alone)] == alone:
+                return both[len(alone) :]
+        return self.encode_guarded(text)
+
     def with_special_tokens(self, ids: list[int]) -> list[int]:
         """``ids`` between BOS and EOS as the checkpoint says; those already there are not doubled."""
         before, after = self.prefix_ids, self.suffix_ids
