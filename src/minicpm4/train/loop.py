@@ -20,13 +20,15 @@ from typing import Any, Protocol
 from minicpm4.data.batch import Batch
 from minicpm4.errors import CheckpointError, ConfigError, TrainingError
 from minicpm4.train import checkpoint
+from minicpm4.train.estimate import flops_per_token
 from minicpm4.train.guard import Guard
+from minicpm4.train.layout import accumulation
 from minicpm4.train.metrics import Metrics
 from minicpm4.train.recipe import Recipe, Stage
 from minicpm4.train.schedule import Chain, Wsd
 from minicpm4.train.session import Done, Session
 
-__all__ = ["Batches", "Outcome", "Runner", "flops_per_token", "schedule"]
+__all__ = ["Batches", "Outcome", "Runner", "schedule"]
 
 SKIPS = 10  # steps in a row without a finite loss: something is broken, not unlucky
 
@@ -153,7 +155,7 @@ class Runner:
             "tokens": done.tokens,
             "seconds": round(seconds, 4),
             "tokens_per_s": round(done.tokens / seconds, 1),
-            "flops_per_s": flops_per_token(self.session, stage) * done.tokens / seconds,
+            "flops_per_s": flops_per_token(self.session.model.config, stage).model * done.tokens / seconds,
         }
         if done.mtp_loss is not None:
             line["mtp_loss"] = done.mtp_loss
@@ -215,18 +217,6 @@ class Runner:
         return bool(self.session.world.sum([float(self._stop)], self.session.model.device)[0])
 
 
-def accumulation(stage: Stage, processes: int) -> int:
-    """Micro-batches of a step in each process. Raises ConfigError when they do not come out whole."""
-    size = stage.micro_tokens or stage.batch_tokens // processes
-    if stage.batch_tokens % (size * processes):
-        raise ConfigError(
-            f"stage {stage.name!r}: batch_tokens = {stage.batch_tokens} is not a multiple "
-            f"of {size} tokens on {processes} processes",
-            "choose micro_tokens so that it is",
-        )
-    return stage.batch_tokens // (size * processes)
-
-
 def schedule(recipe: Recipe) -> Chain:
     """The learning rate of every step."""
     return Chain(
@@ -250,20 +240,6 @@ def stage_ends(recipe: Recipe) -> Iterator[int]:
     for stage in recipe.stages:
         total += stage.steps
         yield total
-
-
-def flops_per_token(session: Session, stage: Stage) -> float:
-    """Floating-point operations of forward and backward for a token: 6 a weight, and attention over half of
-    ``context``."""
-    config = session.model.config
-    weights = sum(p.numel() for p in session.parameters() if p.ndim == 2)
-    if not config.tie_word_embeddings:
-        weights -= config.vocab_size * config.hidden_size  # looking a row up is no product
-    read = stage.context / 2
-    if stage.attention == "sparse" and config.sparse_config is not None:
-        read = min(read, config.sparse_config.budget * config.sparse_config.block_size)
-    attention = 12 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * read
-    return 6.0 * weights + attention
 
 
 def recipe_table(recipe: Recipe) -> dict[str, Any]:

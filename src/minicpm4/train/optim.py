@@ -32,12 +32,12 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from minicpm4.config.strict import require, suggest
 from minicpm4.errors import CheckpointError
+from minicpm4.train.layout import STATES, rule_of
 
 __all__ = ["OptimConfig", "Optimiser", "clip_gradients", "orthogonal", "rule_of"]
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
-_STATES = {"adamw": ("first", "second"), "muon": ("momentum",)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,20 +56,13 @@ class OptimConfig:
     decay_embeddings: bool = False
 
     def __post_init__(self) -> None:
-        require(
-            self.kind in _STATES, f"optimiser {self.kind!r} is unknown", suggest(self.kind, list(_STATES))
-        )
+        require(self.kind in STATES, f"optimiser {self.kind!r} is unknown", suggest(self.kind, list(STATES)))
         for name in ("beta1", "beta2", "momentum"):
             value = getattr(self, name)
             require(0 <= value < 1, f"optimiser {name} = {value} is not from 0 to below 1")
         for name in ("eps", "adamw_rate"):
             require(getattr(self, name) > 0, f"optimiser {name} = {getattr(self, name)} is not positive")
         require(self.weight_decay >= 0, f"optimiser weight_decay = {self.weight_decay} is negative")
-
-
-def rule_of(name: str, shape: Iterable[int], kind: str = "adamw") -> str:
-    """Which rule moves a parameter under optimiser ``kind``: adamw or muon."""
-    return "muon" if kind == "muon" and ".layers." in f".{name}" and len(tuple(shape)) == 2 else "adamw"
 
 
 class Optimiser(torch.optim.Optimizer):
@@ -109,7 +102,7 @@ class Optimiser(torch.optim.Optimizer):
             state = self.state[parameter]
             if not state:
                 state["step"] = torch.zeros((), dtype=torch.int64)
-                for name in _STATES[group["rule"]]:
+                for name in STATES[group["rule"]]:
                     state[name] = torch.zeros_like(parameter)
             state["step"] += 1
             parameter.mul_(1 - group["rate"] * group["decay"])
@@ -160,7 +153,7 @@ class Optimiser(torch.optim.Optimizer):
         left = dict(tensors)
         for group in self.param_groups:
             name, parameter = group["name"], group["params"][0]
-            wanted = ("step", *_STATES[group["rule"]])
+            wanted = ("step", *STATES[group["rule"]])
             found = {what: left.pop(f"{name}/{what}") for what in wanted if f"{name}/{what}" in left}
             if not found:
                 self.state.pop(parameter, None)  # it has had no gradient yet

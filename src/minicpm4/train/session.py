@@ -23,10 +23,10 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from minicpm4.config import ModelConfig
-from minicpm4.config.rope import parse_rope_scaling
 from minicpm4.data.batch import Batch
 from minicpm4.errors import CheckpointError, ConfigError
 from minicpm4.train.hf_folder import write_folder
+from minicpm4.train.layout import stage_config
 from minicpm4.train.loss import next_token_loss
 from minicpm4.train.model import Mode, TrainableModel, as_tensor
 from minicpm4.train.mtp import MultiToken, second_targets
@@ -267,7 +267,8 @@ class Session:
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.recipe.precision == "float32":
             return nullcontext()
-        return torch.autocast(self.model.device.type, dtype=torch.bfloat16)
+        # No cache: each weight is used once a pass, and cached copies of all would outlive their layers.
+        return torch.autocast(self.model.device.type, dtype=torch.bfloat16, cache_enabled=False)
 
     def _shard(self) -> None:
         for layer in self.model.layers:
@@ -275,20 +276,6 @@ class Session:
         fully_shard(self.model)
         if self.extra is not None:
             fully_shard(self.extra)
-
-
-def stage_config(config: ModelConfig, stage: Stage) -> ModelConfig:
-    """``config`` with the context and rotary scaling that ``stage`` asks for. Raises ConfigError."""
-    length = stage.max_position_embeddings or config.max_position_embeddings
-    scaling = config.rope_scaling
-    if stage.rope_scaling is not None:
-        scaling = parse_rope_scaling(dict(stage.rope_scaling), length)
-    if stage.context > length:
-        raise ConfigError(
-            f"stage {stage.name!r}: context = {stage.context} exceeds the model's {length} positions",
-            "set the stage's max_position_embeddings",
-        )
-    return replace(config, max_position_embeddings=length, rope_scaling=scaling)
 
 
 def whole(tensor: Tensor) -> Tensor:
