@@ -63,6 +63,7 @@ def command(
 def _train(recipe: Any, run: Path, until: int | None, export_to: Path | None) -> None:
     from minicpm4.train.export import export
     from minicpm4.train.loop import Runner
+    from minicpm4.train.peak import peak_of
     from minicpm4.train.prepare import prepare, sources
     from minicpm4.train.recipe import model_config
     from minicpm4.train.session import Session, World
@@ -78,9 +79,18 @@ def _train(recipe: Any, run: Path, until: int | None, export_to: Path | None) ->
     config = None if recipe.model.start else model_config(recipe, prepared.vocab_size, prepared.special)
     session = Session(recipe, config, world)
     given = sources(recipe, prepared, world.rank, world.size)
+    peak = None if quiet else peak_of(run, session.model.device, recipe.precision)
+    say(str(peak))
     with _Progress(recipe.steps, off=quiet) as progress:
         runner = Runner(
-            recipe, run, session, given, tokenizer=prepared.tokenizer, data=prepared.hashes(), report=progress
+            recipe,
+            run,
+            session,
+            given,
+            tokenizer=prepared.tokenizer,
+            data=prepared.hashes(),
+            report=progress,
+            peak=peak.flops_per_s if peak else None,
         )
         progress.start(runner.step)
         done = runner.run(until)
@@ -123,6 +133,8 @@ class _Progress:
             return
         loss = "not finite" if line["loss"] is None else f"{line['loss']:.4f}"
         text = f"{line['stage']}: loss {loss}, {line['tokens_per_s']:,.0f} tokens/s"
+        if "mfu" in line:
+            text += f" ({line['mfu']:.1%} of peak)"
         self._bar.update(self._task, completed=line["step"], description=text)
         step = line["step"]
         if self._plain and (step == 1 or step % max(1, self._steps // 20) == 0 or "validation" in line):

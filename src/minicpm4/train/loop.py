@@ -63,7 +63,8 @@ Report = Callable[[Mapping[str, Any]], None]  # of each step's figures
 class Runner:
     """Takes the steps of ``recipe`` in ``run``, a folder; ``sources``: by the stage's name.
 
-    ``data``: what the data is (hashes), which a checkpoint is held to. Raises CheckpointError, ConfigError.
+    ``data``: what the data is (hashes), which a checkpoint is held to; ``peak``: operations a second that
+    each process could reach, for ``mfu`` (train/peak.py). Raises CheckpointError, ConfigError.
     """
 
     def __init__(
@@ -76,9 +77,11 @@ class Runner:
         tokenizer: Path | None = None,
         data: Mapping[str, Any] | None = None,
         report: Report | None = None,
+        peak: float | None = None,
     ) -> None:
         self.recipe, self.run_folder, self.session, self.sources = recipe, run, session, sources
         self._tokenizer, self._data, self._report = tokenizer, dict(data or {}), report or (lambda line: None)
+        self._peak = peak
         self._chain = schedule(recipe)
         self._guard = Guard()
         self._stop = False
@@ -146,7 +149,7 @@ class Runner:
         return line
 
     def _line(self, stage: Stage, done: Done, rate: float, seconds: float) -> dict[str, Any]:
-        line = {
+        line: dict[str, Any] = {
             "step": self.step,
             "stage": stage.name,
             "loss": done.loss if done.loss == done.loss else None,  # NaN is no JSON
@@ -157,6 +160,8 @@ class Runner:
             "tokens_per_s": round(done.tokens / seconds, 1),
             "flops_per_s": flops_per_token(self.session.model.config, stage).model * done.tokens / seconds,
         }
+        if self._peak:
+            line["mfu"] = round(line["flops_per_s"] / (self._peak * self.session.world.size), 4)
         if done.mtp_loss is not None:
             line["mtp_loss"] = done.mtp_loss
         return line
