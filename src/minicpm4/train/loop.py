@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -181,15 +182,13 @@ class Runner:
             "data": self._data,
             "guard": {"recent": list(self._guard.recent), "bad": self._guard.bad},
         }
-        if self.session.world.rank:  # takes part in gathering, writes nothing
-            self.session.save(self.run_folder, None)
-        else:
-            checkpoint.save(
-                self.run_folder, self.step, state, lambda folder: self.session.save(folder, self._tokenizer)
-            )
+        world = self.session.world
+        write = partial(self.session.save, tokenizer=self._tokenizer)
+        checkpoint.save(self.run_folder, self.step, state, write, world)
+        if world.rank == 0:
             ends = set(stage_ends(self.recipe))
             checkpoint.keep(self.run_folder, self.recipe.checkpoints.last, lambda one: one.step in ends)
-        self.session.world.wait()
+        world.wait()
 
     def _resume(self) -> int:
         found = checkpoint.latest(self.run_folder)

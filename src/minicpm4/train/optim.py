@@ -33,6 +33,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from minicpm4.config.strict import require, suggest
 from minicpm4.errors import CheckpointError
 from minicpm4.train.layout import STATES, rule_of
+from minicpm4.train.tensor_files import Lazy, fill
 
 __all__ = ["OptimConfig", "Optimiser", "clip_gradients", "orthogonal", "rule_of"]
 
@@ -144,17 +145,18 @@ class Optimiser(torch.optim.Optimizer):
                 found[f"{group['name']}/{what}"] = value
         return found
 
-    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+    def load_tensors(self, tensors: Mapping[str, Tensor | Lazy]) -> None:
         """Take back what ``tensors`` gave: training goes on bit for bit as it would have.
 
         A DTensor parameter takes its part of a whole tensor. Raises CheckpointError for a tensor that
         belongs to no parameter, is missing or has another shape.
         """
-        left = dict(tensors)
+        left = set(tensors)
         for group in self.param_groups:
             name, parameter = group["name"], group["params"][0]
             wanted = ("step", *STATES[group["rule"]])
-            found = {what: left.pop(f"{name}/{what}") for what in wanted if f"{name}/{what}" in left}
+            found = {what: tensors[f"{name}/{what}"] for what in wanted if f"{name}/{what}" in left}
+            left -= {f"{name}/{what}" for what in found}
             if not found:
                 self.state.pop(parameter, None)  # it has had no gradient yet
                 continue
@@ -166,10 +168,7 @@ class Optimiser(torch.optim.Optimizer):
                         f"the optimiser's {name}/{what} should have shape {tuple(shape)}, found is {had}",
                         "resume with the optimiser and model that the checkpoint was made with",
                     )
-            self.state[parameter] = {
-                what: value.clone() if what == "step" else _placed(value, parameter)
-                for what, value in found.items()
-            }
+            self.state[parameter] = {what: _placed(value, parameter) for what, value in found.items()}
         if left:
             raise CheckpointError(
                 f"the optimiser's state holds {len(left)} tensors of no parameter, such as {min(left)}",
@@ -192,12 +191,15 @@ def _group(name: str, parameter: Tensor, config: OptimConfig, factor: float) -> 
     }
 
 
-def _placed(value: Tensor, parameter: Tensor) -> Tensor:
-    """A copy of ``value`` where and as ``parameter`` lies."""
-    if isinstance(parameter, DTensor) and not isinstance(value, DTensor):
-        whole = value.to(parameter.device, parameter.dtype)
-        return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
-    return value.to(parameter.device, parameter.dtype, copy=True)
+def _placed(value: Tensor | Lazy, parameter: Tensor) -> Tensor:
+    """A copy of ``value`` where and as ``parameter`` lies; of a count, on the CPU."""
+    if not value.shape:
+        return (value.read() if isinstance(value, Lazy) else value).clone()
+    if isinstance(value, DTensor):
+        return value.to(parameter.device, parameter.dtype, copy=True)
+    found = torch.zeros_like(parameter)
+    fill(found, value)
+    return found
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
