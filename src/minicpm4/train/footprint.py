@@ -17,6 +17,7 @@ from minicpm4.train.layout import CHUNK, STATES, extra_shapes, layer_shapes, len
 from minicpm4.train.recipe import Recipe, Stage
 
 __all__ = [
+    "BF16",
     "F32",
     "Memory",
     "Parameters",
