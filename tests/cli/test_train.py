@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -91,3 +93,46 @@ def test_the_recipes_that_come_with_the_package_are_right() -> None:
 
     for file in (Path(__file__).parents[2] / "recipes").glob("*.toml"):
         assert read_recipe(file).steps > 0
+
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "gpus", "said"),
+    [
+        (
+            "8b",
+            8,
+            ["parameters: 8,185,253,888", "6,999,999,774,720", "FSDP2 moves 5.37 TB"],
+        ),
+        ("8b", 128, ["corpus web: MISSING", "tokenizer data/minicpm4/tokenizer: MISSING"]),
+        ("8b", 100, ["on 100 GPUs: stage 'stable': batch_tokens = 4194304 is not a multiple"]),
+        ("8b", 1, ["warning: stage stable does not fit: smaller micro_tokens, or more GPUs"]),
+        ("0.5b", 64, ["parameters: 450,917,376", "extra layer 17,043,456", "FP8, MTP 0.3"]),
+    ],
+)
+def test_the_real_recipes_are_explained_without_their_data(
+    capsys: pytest.CaptureFixture[str], recipe: str, gpus: int, said: list[str]
+) -> None:
+    file = str(RECIPES / f"minicpm4-{recipe}.toml")
+    assert run(["train", file, "--dry-run", "--gpus", str(gpus)]) == 0
+    out = capsys.readouterr().out
+    assert [text for text in said if text not in out] == []
+
+
+def test_a_dry_run_needs_neither_torch_nor_a_vocabulary(tmp_path: Path) -> None:
+    recipe = write(tmp_path, 'vocab_size = 320\ncorpora = ["text"]', 'path = "nowhere"')
+    script = (
+        "import sys; sys.modules['torch'] = None; from minicpm4.cli import run; sys.exit(run(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", script, "train", str(recipe), "--dry-run"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    assert "the vocabulary is not here" in ended.stdout and "tokenizer nowhere: MISSING" in ended.stdout
+
+
+@pytest.mark.parametrize("option", [["--gpus", "0"], ["--mfu", "1.5"], ["--peak-tflops", "-1"]])
+def test_an_odd_machine_is_refused(capsys: pytest.CaptureFixture[str], option: list[str]) -> None:
+    assert run(["train", str(RECIPES / "tiny.toml"), "--dry-run", *option]) == 2
+    assert option[0] in capsys.readouterr().err.splitlines()[-1]

@@ -9,7 +9,8 @@ import numpy as np
 
 from minicpm4.data.mixture import Part, Stream
 from minicpm4.data.shards import Document, ShardSet, write_shards
-from minicpm4.train.loop import Runner, Source, accumulation
+from minicpm4.train.layout import accumulation
+from minicpm4.train.loop import Runner, Source
 from minicpm4.train.recipe import Recipe, model_config, parse_recipe
 from minicpm4.train.session import Session, World
 

@@ -217,9 +217,9 @@ def test_the_tokenizer_goes_along(tmp_path: Path) -> None:
 
 
 def test_many_files_and_an_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from minicpm4.train import hf_folder
+    from minicpm4.train import tensor_files
 
-    monkeypatch.setattr(hf_folder, "MAX_SHARD", 300_000)
+    monkeypatch.setattr(tensor_files, "MAX_FILE", 300_000)
     model = model_of()
     export(model, tmp_path / "out")
     assert len(list((tmp_path / "out").glob("model-*-of-*.safetensors"))) > 2

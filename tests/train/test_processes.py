@@ -49,6 +49,9 @@ def launch(folder: Path, processes: int, until: int, kind: str) -> None:
 def test_losses_are_those_of_one_process_whatever_their_number(tmp_path: Path, kind: str) -> None:
     data = corpus(tmp_path / "data")
     launch(tmp_path, 2, 4, kind)  # checkpoints at 2 and 4, by two processes
+    for stem, folder in (("model", "step-000000004/model"), ("optimiser", "step-000000004")):
+        files = sorted(file.name for file in (tmp_path / "run" / folder).glob(f"{stem}*.safetensors"))
+        assert files == [f"{stem}-0000{n}-of-00002.safetensors" for n in (1, 2)]
     launch(tmp_path, 1, 6, kind)
     launch(tmp_path, 2, 8, kind)
     made = recipe(stage(steps=8, micro_tokens=64, mtp=0.3), optimiser={"kind": kind})

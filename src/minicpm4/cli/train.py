@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-
-from minicpm4.cli.terminal import show, table
 
 
 def command(
@@ -35,6 +32,12 @@ def command(
             metavar="FOLDER", help="At the end, write the model there, as chat and generate load it."
         ),
     ] = None,
+    gpus: Annotated[int, typer.Option(help="Of a dry run: GPUs, one process each.")] = 8,
+    gpu_memory: Annotated[float, typer.Option(metavar="GB", help="Of a dry run: memory of a GPU.")] = 80.0,
+    peak_tflops: Annotated[
+        float, typer.Option(help="Of a dry run: bf16 products of a GPU, TFLOP/s (an H100's).")
+    ] = 989.0,
+    mfu: Annotated[float, typer.Option(help="Of a dry run: the share of that peak that is reached.")] = 0.4,
 ) -> None:
     """Train a model as a recipe says, stage by stage.
 
@@ -48,7 +51,10 @@ def command(
 
     made = read_recipe(recipe)
     if dry_run:
-        _explain(made)
+        from minicpm4.cli.dry_run import explain
+        from minicpm4.train.estimate import Machine
+
+        explain(made, Machine(gpus=gpus, gpu_bytes=gpu_memory * 1e9, peak=peak_tflops * 1e12, mfu=mfu))
         return
     need_torch(threads)
     _train(made, output or Path(made.output), until, export)
@@ -57,6 +63,7 @@ def command(
 def _train(recipe: Any, run: Path, until: int | None, export_to: Path | None) -> None:
     from minicpm4.train.export import export
     from minicpm4.train.loop import Runner
+    from minicpm4.train.peak import peak_of
     from minicpm4.train.prepare import prepare, sources
     from minicpm4.train.recipe import model_config
     from minicpm4.train.session import Session, World
@@ -72,9 +79,18 @@ def _train(recipe: Any, run: Path, until: int | None, export_to: Path | None) ->
     config = None if recipe.model.start else model_config(recipe, prepared.vocab_size, prepared.special)
     session = Session(recipe, config, world)
     given = sources(recipe, prepared, world.rank, world.size)
+    peak = None if quiet else peak_of(run, session.model.device, recipe.precision)
+    say(str(peak))
     with _Progress(recipe.steps, off=quiet) as progress:
         runner = Runner(
-            recipe, run, session, given, tokenizer=prepared.tokenizer, data=prepared.hashes(), report=progress
+            recipe,
+            run,
+            session,
+            given,
+            tokenizer=prepared.tokenizer,
+            data=prepared.hashes(),
+            report=progress,
+            peak=peak.flops_per_s if peak else None,
         )
         progress.start(runner.step)
         done = runner.run(until)
@@ -117,6 +133,8 @@ class _Progress:
             return
         loss = "not finite" if line["loss"] is None else f"{line['loss']:.4f}"
         text = f"{line['stage']}: loss {loss}, {line['tokens_per_s']:,.0f} tokens/s"
+        if "mfu" in line:
+            text += f" ({line['mfu']:.1%} of peak)"
         self._bar.update(self._task, completed=line["step"], description=text)
         step = line["step"]
         if self._plain and (step == 1 or step % max(1, self._steps // 20) == 0 or "validation" in line):
@@ -131,24 +149,6 @@ class _Progress:
 
     def __exit__(self, *error: object) -> None:
         self._bar.stop()
-
-
-def _explain(recipe: Any) -> None:
-    shown = table("stage", "steps", "tokens", "context", "rate", "attention", "rounding", left=1)
-    for stage in recipe.stages:
-        rounding = ", ".join(f"{name} {spec}" for name, spec in stage.rounding.items()) or "–"
-        tokens = f"{stage.steps * stage.batch_tokens:,}"
-        shown.add_row(
-            stage.name,
-            f"{stage.steps:,}",
-            tokens,
-            f"{stage.context:,}",
-            f"{stage.rate:g}",
-            stage.attention,
-            rounding,
-        )
-    show(shown)
-    print(f"\n{recipe.steps:,} steps, optimiser {recipe.optimiser.kind}, {os.cpu_count()} processors here")
 
 
 def _say(text: str) -> None:

@@ -28,7 +28,7 @@ from minicpm4.config import SparseConfig
 from minicpm4.formats.quant import QuantSpec
 from minicpm4.kernels.contract import Linear, OpTable, Selection
 from minicpm4.kernels.fp8 import fp8_linear
-from minicpm4.kernels.sparse_grad import first_choosing, select_blocks, sparse_attention
+from minicpm4.kernels.sparse_grad import select_blocks, sparse_attention
 from minicpm4.kernels.straight_through import fake_quantise
 
 __all__ = ["LowRank", "TorchCache", "TorchKV", "TorchMatrix", "TorchOps", "rotate", "wide_type"]
@@ -239,7 +239,7 @@ def _select(q: Tensor, k: Tensor, step: Any) -> Selection:
         found = found[:, None].repeat(1, k.shape[1], 1)
         dense = place + 1 < config.dense_len
         found[dense] = -1
-        first = first_choosing(config)
+        first = config.first_choosing
         if len(place) > first:
             found[first:] = select_blocks(q[rows], k[rows], config)
         blocks.append(found)
@@ -253,7 +253,7 @@ def _sparse(q: Tensor, k: Tensor, v: Tensor, step: Any, blocks: Tensor) -> list[
 
     The first rows of a document read all before them, and are left to the fused kernel.
     """
-    size, first = step.sparse.block_size, first_choosing(step.sparse)
+    size, first = step.sparse.block_size, step.sparse.first_choosing
     parts: list[Tensor] = []
     for rows in _documents(step):
         middle = min(rows.start + first, rows.stop)

@@ -37,16 +37,11 @@ from torch.nn import functional
 from minicpm4.config import SparseConfig
 from minicpm4.config.sparse import COARSE
 
-__all__ = ["first_choosing", "select_blocks", "sparse_attention"]
+__all__ = ["select_blocks", "sparse_attention"]
 
 SCORES = {"cpu": 1 << 19, "cuda": 1 << 26}  # scores held at once, by device
 TILES = (16, 64)  # rows of a tile, least and most
 TOO_LARGE = 1e30  # a sum of exp(s - shift) above this says that shift was too low
-
-
-def first_choosing(config: SparseConfig) -> int:
-    """The first position whose query does not read every block before it."""
-    return max(config.dense_len - 1, config.budget * config.block_size)
 
 
 # The choice of blocks
@@ -54,12 +49,12 @@ def first_choosing(config: SparseConfig) -> int:
 
 @torch.no_grad()
 def select_blocks(q: Tensor, k: Tensor, config: SparseConfig) -> Tensor:
-    """Blocks of the rows of a document from ``first_choosing`` on: (m, hkv, budget) int32, ascending.
+    """Blocks of the rows of a document from ``config.first_choosing`` on: (m, hkv, budget) int32, ascending.
 
     q (n, hq, d) and k (n, hkv, d) as they are to be scored: rotated, or with use_nope before rotation.
     Scores are in float32, in float64 where q is.
     """
-    n, first = q.shape[0], first_choosing(config)
+    n, first = q.shape[0], config.first_choosing
     wide = torch.promote_types(q.dtype, torch.float32)
     q, k = q.to(wide) * q.shape[2] ** -0.5, k.to(wide)
     fine = _kernels(k, config, 1)

@@ -2,13 +2,12 @@
 
 A checkpoint is a folder ``step-000000120``. Its ``model/`` is an ordinary Hugging Face folder (float32), so
 anything that runs models runs it; ``optimiser.safetensors`` holds the moments; ``state.json`` says what
-made it. Nothing is pickled.
+made it. Of several processes each writes a file of either (``train/tensor_files.py``). Nothing is pickled.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from minicpm4.errors import CheckpointError
+from minicpm4.train.tensor_files import sync
+from minicpm4.train.world import World
 
 __all__ = ["Saved", "keep", "latest", "read_state", "save", "saved"]
 
@@ -51,39 +52,57 @@ def latest(run: Path) -> Saved | None:
     return (saved(run) or [None])[-1]  # type: ignore[list-item]
 
 
-def save(run: Path, step: int, state: Mapping[str, Any], write: Callable[[Path], None]) -> Saved:
+def save(
+    run: Path,
+    step: int,
+    state: Mapping[str, Any],
+    write: Callable[[Path], None],
+    world: World | None = None,
+) -> Saved:
     """Have ``write`` fill a temporary folder, add ``state``, sync, and rename it to its place.
 
-    A checkpoint of the same step is replaced. Raises CheckpointError where the disk refuses.
+    All processes of ``world`` call it; each writes, the first does the rest. A checkpoint of the same step
+    is replaced. Raises CheckpointError, in all processes, where the disk refuses.
     """
+    world = world or World()
     target = run / f"step-{step:09d}"
-    part = run / f".part-{target.name}-{os.getpid()}"
+    part = run / f".part-{target.name}"
+    text = json.dumps({"version": VERSION, "step": step, **state}, indent=1, sort_keys=True)
     try:
-        run.mkdir(parents=True, exist_ok=True)
-        sweep(run)
-        part.mkdir()
+        world.first(lambda: _begin(run, part))
         write(part)
-        text = json.dumps({"version": VERSION, "step": step, **state}, indent=1, sort_keys=True)
-        (part / STATE).write_text(text + "\n", encoding="utf-8")
-        for path in sorted(part.rglob("*")):
-            _sync(path)
-        _sync(part)
-        if target.exists():
-            old = run / f".old-{target.name}-{os.getpid()}"
-            target.rename(old)
-            part.rename(target)
-            shutil.rmtree(old)
-        else:
-            part.rename(target)
-        _sync(run)
+        world.first(lambda: _finish(part, text, target))
     except OSError as error:
         raise CheckpointError(
             f"cannot save the checkpoint of step {step} to {run}: {error}",
             "free space there; earlier checkpoints are whole",
         ) from error
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        if world.rank == 0:
+            shutil.rmtree(part, ignore_errors=True)
     return Saved(step=step, folder=target)
+
+
+def _begin(run: Path, part: Path) -> None:
+    run.mkdir(parents=True, exist_ok=True)
+    sweep(run)
+    part.mkdir()
+
+
+def _finish(part: Path, text: str, target: Path) -> None:
+    """Add the state to a folder that is written, and give it its name."""
+    (part / STATE).write_text(text + "\n", encoding="utf-8")
+    for path in sorted(part.rglob("*")):
+        sync(path)
+    sync(part)
+    if target.exists():
+        old = target.with_name(f".old-{target.name}")
+        target.rename(old)
+        part.rename(target)
+        shutil.rmtree(old)
+    else:
+        part.rename(target)
+    sync(target.parent)
 
 
 def read_state(one: Saved) -> dict[str, Any]:
@@ -120,11 +139,3 @@ def sweep(run: Path) -> None:
     """Remove what interrupted saves and removals have left."""
     for leftover in [*run.glob(".part-step-*"), *run.glob(".old-step-*")]:
         shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

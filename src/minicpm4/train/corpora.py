@@ -14,7 +14,7 @@ from minicpm4.data.needles import NeedleMaker
 from minicpm4.data.packing import Counting, chat_documents, text_documents
 from minicpm4.data.questions import page_conversations
 from minicpm4.data.shards import Document, ShardSet, write_shards
-from minicpm4.data.sources import KINDS, conversations, distinct, files_of, hash_of, texts
+from minicpm4.data.sources import KINDS, conversations, distinct, files_of, filter_hash, hash_of, texts
 from minicpm4.data.tokenizer import fingerprint
 from minicpm4.errors import ConfigError
 from minicpm4.text import Tokenizer, load_chat_template
@@ -165,7 +165,8 @@ def pack(
 
 def _settings(corpus: Corpus) -> dict[str, Any]:
     """What, beside files and tokenizer, decides the documents: kept in the manifest."""
-    settings: dict[str, Any] = {"kind": corpus.kind, "column": corpus.at, "distinct": corpus.distinct}
+    settings: dict[str, Any] = {"kind": corpus.kind, "column": corpus.at}
+    settings["filter"] = filter_hash(corpus.kind, distinct=corpus.distinct)
     if corpus.kind in WHOLE:
         settings |= {"whole": True, "max_tokens": corpus.max_tokens}
     if corpus.made is not None:

@@ -10,13 +10,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from minicpm4.config import ModelConfig, RopeScaling
@@ -24,6 +23,8 @@ from minicpm4.config.model import SIZES
 from minicpm4.config.strict import suggest
 from minicpm4.errors import CheckpointError, ConfigError
 from minicpm4.formats.names import expected_tensors
+from minicpm4.train.tensor_files import write_tensors
+from minicpm4.train.world import World
 
 __all__ = ["DTYPES", "TOKENIZER_FILES", "fold_scales", "hf_config", "stored", "write_folder"]
 
@@ -51,7 +52,6 @@ _ROPE_KEYS = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
 }
 _EMBED, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
-MAX_SHARD = 4 << 30
 
 
 def hf_config(config: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
@@ -155,29 +155,40 @@ def write_folder(
     *,
     dtype: str = "float32",
     tokenizer: Path | None = None,
+    world: World | None = None,
 ) -> None:
     """Write a model folder: ``tensors`` as they are, ``tokenizer``'s files (from a folder that holds them),
     config.json last.
 
-    Files have more than MAX_SHARD bytes only if one tensor has. Raises CheckpointError when tensors do not
-    fit the configuration, the folder holds weights already, or the disk refuses; ConfigError.
+    ``world``: the processes that call this and hold ``tensors`` together; each writes its part
+    (train/tensor_files.py). Raises CheckpointError when tensors do not fit the configuration, the folder
+    holds weights already, or the disk refuses; ConfigError.
     """
     _type(dtype)
     _check(config, tensors)
     content = hf_config(config, dtype)
+    world = world or World()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.glob("*.safetensors")):
-            raise CheckpointError(f"{folder} holds weights already", "export to another folder")
-        _copy_tokenizer(tokenizer, folder)
-        _write_tensors(folder, tensors)
-        part = folder / "config.json.part"
-        part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        os.replace(part, folder / "config.json")
+        world.first(lambda: _begin(folder, tokenizer))
+        write_tensors(folder, "model", tensors, world, _check_finite)
+        world.first(lambda: _end(folder, content))
     except OSError as error:
         raise CheckpointError(
             f"cannot write {folder}: {error}", "check the place and its free space"
         ) from error
+
+
+def _begin(folder: Path, tokenizer: Path | None) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.glob("*.safetensors")):
+        raise CheckpointError(f"{folder} holds weights already", "export to another folder")
+    _copy_tokenizer(tokenizer, folder)
+
+
+def _end(folder: Path, content: Mapping[str, Any]) -> None:
+    part = folder / "config.json.part"
+    part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(part, folder / "config.json")
 
 
 def _check(config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
@@ -190,8 +201,11 @@ def _check(config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
             raise CheckpointError(
                 f"{name} has shape {tuple(tensor.shape)}, the configuration asks for {expected[name]}"
             )
-        if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{name} holds a value that is not finite", "export an earlier checkpoint")
+
+
+def _check_finite(name: str, tensor: Tensor) -> None:
+    if not torch.isfinite(tensor).all():
+        raise CheckpointError(f"{name} holds a value that is not finite", "export an earlier checkpoint")
 
 
 def _copy_tokenizer(source: Path | None, folder: Path) -> None:
@@ -202,31 +216,3 @@ def _copy_tokenizer(source: Path | None, folder: Path) -> None:
         raise CheckpointError(f"{source} holds no tokenizer", "it needs tokenizer.json or tokenizer.model")
     for name in found:
         shutil.copyfile(source / name, folder / name)
-
-
-def _write_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    shards = list(_shards(tensors, MAX_SHARD))
-    weight_map: dict[str, str] = {}
-    for number, names in enumerate(shards, 1):
-        one = "model.safetensors"
-        file = one if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        part = folder / f"{file}.part"
-        save_file({name: tensors[name].contiguous() for name in names}, part, {"format": "pt"})
-        os.replace(part, folder / file)
-        weight_map |= dict.fromkeys(names, file)
-    if len(shards) > 1:
-        size = sum(tensor.nbytes for tensor in tensors.values())
-        index = {"metadata": {"total_size": size}, "weight_map": weight_map}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
-
-
-def _shards(tensors: Mapping[str, Tensor], limit: int) -> Iterator[list[str]]:
-    names: list[str] = []
-    size = 0
-    for name, tensor in tensors.items():
-        if names and size + tensor.nbytes > limit:
-            yield names
-            names, size = [], 0
-        names.append(name)
-        size += tensor.nbytes
-    yield names

@@ -14,19 +14,22 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from minicpm4.data.batch import Batch
 from minicpm4.errors import CheckpointError, ConfigError, TrainingError
 from minicpm4.train import checkpoint
+from minicpm4.train.estimate import flops_per_token
 from minicpm4.train.guard import Guard
+from minicpm4.train.layout import accumulation
 from minicpm4.train.metrics import Metrics
 from minicpm4.train.recipe import Recipe, Stage
 from minicpm4.train.schedule import Chain, Wsd
 from minicpm4.train.session import Done, Session
 
-__all__ = ["Batches", "Outcome", "Runner", "flops_per_token", "schedule"]
+__all__ = ["Batches", "Outcome", "Runner", "schedule"]
 
 SKIPS = 10  # steps in a row without a finite loss: something is broken, not unlucky
 
@@ -61,7 +64,8 @@ Report = Callable[[Mapping[str, Any]], None]  # of each step's figures
 class Runner:
     """Takes the steps of ``recipe`` in ``run``, a folder; ``sources``: by the stage's name.
 
-    ``data``: what the data is (hashes), which a checkpoint is held to. Raises CheckpointError, ConfigError.
+    ``data``: what the data is (hashes), which a checkpoint is held to; ``peak``: operations a second that
+    each process could reach, for ``mfu`` (train/peak.py). Raises CheckpointError, ConfigError.
     """
 
     def __init__(
@@ -74,9 +78,11 @@ class Runner:
         tokenizer: Path | None = None,
         data: Mapping[str, Any] | None = None,
         report: Report | None = None,
+        peak: float | None = None,
     ) -> None:
         self.recipe, self.run_folder, self.session, self.sources = recipe, run, session, sources
         self._tokenizer, self._data, self._report = tokenizer, dict(data or {}), report or (lambda line: None)
+        self._peak = peak
         self._chain = schedule(recipe)
         self._guard = Guard()
         self._stop = False
@@ -146,7 +152,7 @@ class Runner:
         return line
 
     def _line(self, stage: Stage, done: Done, rate: float, seconds: float) -> dict[str, Any]:
-        line = {
+        line: dict[str, Any] = {
             "step": self.step,
             "stage": stage.name,
             "loss": done.loss if done.loss == done.loss else None,  # NaN is no JSON
@@ -155,8 +161,10 @@ class Runner:
             "tokens": done.tokens,
             "seconds": round(seconds, 4),
             "tokens_per_s": round(done.tokens / seconds, 1),
-            "flops_per_s": flops_per_token(self.session, stage) * done.tokens / seconds,
+            "flops_per_s": flops_per_token(self.session.model.config, stage).model * done.tokens / seconds,
         }
+        if self._peak:
+            line["mfu"] = round(line["flops_per_s"] / (self._peak * self.session.world.size), 4)
         if done.mtp_loss is not None:
             line["mtp_loss"] = done.mtp_loss
         return line
@@ -176,15 +184,13 @@ class Runner:
             "data": self._data,
             "guard": {"recent": list(self._guard.recent), "bad": self._guard.bad},
         }
-        if self.session.world.rank:  # takes part in gathering, writes nothing
-            self.session.save(self.run_folder, None)
-        else:
-            checkpoint.save(
-                self.run_folder, self.step, state, lambda folder: self.session.save(folder, self._tokenizer)
-            )
+        world = self.session.world
+        write = partial(self.session.save, tokenizer=self._tokenizer)
+        checkpoint.save(self.run_folder, self.step, state, write, world)
+        if world.rank == 0:
             ends = set(stage_ends(self.recipe))
             checkpoint.keep(self.run_folder, self.recipe.checkpoints.last, lambda one: one.step in ends)
-        self.session.world.wait()
+        world.wait()
 
     def _resume(self) -> int:
         found = checkpoint.latest(self.run_folder)
@@ -217,18 +223,6 @@ class Runner:
         return bool(self.session.world.sum([float(self._stop)], self.session.model.device)[0])
 
 
-def accumulation(stage: Stage, processes: int) -> int:
-    """Micro-batches of a step in each process. Raises ConfigError when they do not come out whole."""
-    size = stage.micro_tokens or stage.batch_tokens // processes
-    if stage.batch_tokens % (size * processes):
-        raise ConfigError(
-            f"stage {stage.name!r}: batch_tokens = {stage.batch_tokens} is not a multiple "
-            f"of {size} tokens on {processes} processes",
-            "choose micro_tokens so that it is",
-        )
-    return stage.batch_tokens // (size * processes)
-
-
 def schedule(recipe: Recipe) -> Chain:
     """The learning rate of every step."""
     return Chain(
@@ -253,20 +247,6 @@ def stage_ends(recipe: Recipe) -> Iterator[int]:
     for stage in recipe.stages:
         total += stage.steps
         yield total
-
-
-def flops_per_token(session: Session, stage: Stage) -> float:
-    """Floating-point operations of forward and backward for a token: 6 a weight, and attention over half of
-    ``context``."""
-    config = session.model.config
-    weights = sum(p.numel() for p in session.parameters() if p.ndim == 2)
-    if not config.tie_word_embeddings:
-        weights -= config.vocab_size * config.hidden_size  # looking a row up is no product
-    read = stage.context / 2
-    if stage.attention == "sparse" and config.sparse_config is not None:
-        read = min(read, config.sparse_config.budget * config.sparse_config.block_size)
-    attention = 12 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * read
-    return 6.0 * weights + attention
 
 
 def recipe_table(recipe: Recipe) -> dict[str, Any]:

@@ -20,10 +20,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from minicpm4.errors import ConfigError
+from minicpm4.train.layout import CHUNK
 
 __all__ = ["LossSum", "next_token_loss"]
-
-CHUNK = {"cpu": 1 << 23, "cuda": 1 << 27}  # logits held at once, by device
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

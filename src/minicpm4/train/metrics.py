@@ -1,5 +1,8 @@
 """What a run writes about itself: a line of JSON for each step, a picture of the loss, TensorBoard if it is
-there."""
+there.
+
+``flops_per_s`` counts the model's operations (train/estimate.py), not what is computed again; ``mfu`` is
+their share of what all processes could do at the peak that peak.json tells (train/peak.py)."""
 
 from __future__ import annotations
 

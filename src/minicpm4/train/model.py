@@ -12,7 +12,7 @@ embeddings and head belong to the root.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from operator import attrgetter
@@ -315,11 +315,3 @@ def plant(root: nn.Module, name: str, tensor: Tensor) -> None:
 
 def _get(root: nn.Module, name: str) -> Any:
     return attrgetter(name)(root)
-
-
-def layer_shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names (without "model.layers.0.") and shapes of one layer's tensors."""
-    prefix = "model.layers.0."
-    for name, shape in expected_tensors(config).items():
-        if name.startswith(prefix):
-            yield name.removeprefix(prefix), shape

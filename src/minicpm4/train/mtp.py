@@ -34,19 +34,18 @@ from minicpm4.config import ModelConfig
 from minicpm4.errors import CheckpointError
 from minicpm4.kernels.contract import Linear
 from minicpm4.model.forward import decoder_layer
+from minicpm4.train.layout import EXTRA_LAYER, extra_shapes
 from minicpm4.train.model import (
     DecoderLayer,
     Init,
     Packed,
     TrainableModel,
     as_tensor,
-    layer_shapes,
     new_tensor,
 )
 
 __all__ = ["MultiToken", "second_targets"]
 
-_LAYER = "layers.0."
 _FILE = "model.safetensors"
 
 
@@ -56,11 +55,11 @@ class MultiToken(nn.Module):
     def __init__(self, config: ModelConfig, tensors: dict[str, Tensor]) -> None:
         super().__init__()
         self.config = config
-        own = {n.removeprefix(_LAYER): t for n, t in tensors.items() if n.startswith(_LAYER)}
+        own = {n.removeprefix(EXTRA_LAYER): t for n, t in tensors.items() if n.startswith(EXTRA_LAYER)}
         self.fc = _Weight(tensors["fc.weight"])
         self.input_norm1 = _Weight(tensors["input_norm1.weight"])
         self.input_norm2 = _Weight(tensors["input_norm2.weight"])
-        self.layers = nn.ModuleList([DecoderLayer(config, _LAYER, own)])
+        self.layers = nn.ModuleList([DecoderLayer(config, EXTRA_LAYER, own)])
 
     @classmethod
     def new(cls, config: ModelConfig, seed: int, init: Init | None = None) -> MultiToken:
@@ -68,7 +67,7 @@ class MultiToken(nn.Module):
         mtp.layers.0.mlp.up_proj.weight."""
         std = init or (lambda name, config: 0.02)
         made = {}
-        for name, shape in shapes(config).items():
+        for name, shape in extra_shapes(config).items():
             full = f"mtp.{name}"
             made[name] = new_tensor(full, shape, seed, std(full, config))
         return cls(config, made)
@@ -120,7 +119,7 @@ class MultiToken(nn.Module):
             tensors = load_file(folder / _FILE)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"cannot read {folder / _FILE}: {error}", "check the path") from error
-        expected = shapes(config)
+        expected = extra_shapes(config)
         for name in sorted(expected.keys() | tensors.keys()):
             found = tuple(tensors[name].shape) if name in tensors else "missing"
             asked = expected.get(name, "no such tensor")
@@ -136,14 +135,6 @@ class _Weight(nn.Module):
     def __init__(self, tensor: Tensor) -> None:
         super().__init__()
         self.weight = nn.Parameter(tensor)
-
-
-def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of the tensors that are saved."""
-    width = config.hidden_size
-    found: dict[str, tuple[int, ...]] = {"fc.weight": (width, 2 * width)}
-    found |= {"input_norm1.weight": (width,), "input_norm2.weight": (width,)}
-    return found | {_LAYER + name: shape for name, shape in layer_shapes(config)}
 
 
 def residual_scale(config: ModelConfig) -> float:

@@ -32,12 +32,13 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from minicpm4.config.strict import require, suggest
 from minicpm4.errors import CheckpointError
+from minicpm4.train.layout import STATES, rule_of
+from minicpm4.train.tensor_files import Lazy, fill
 
 __all__ = ["OptimConfig", "Optimiser", "clip_gradients", "orthogonal", "rule_of"]
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
-_STATES = {"adamw": ("first", "second"), "muon": ("momentum",)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,20 +57,13 @@ class OptimConfig:
     decay_embeddings: bool = False
 
     def __post_init__(self) -> None:
-        require(
-            self.kind in _STATES, f"optimiser {self.kind!r} is unknown", suggest(self.kind, list(_STATES))
-        )
+        require(self.kind in STATES, f"optimiser {self.kind!r} is unknown", suggest(self.kind, list(STATES)))
         for name in ("beta1", "beta2", "momentum"):
             value = getattr(self, name)
             require(0 <= value < 1, f"optimiser {name} = {value} is not from 0 to below 1")
         for name in ("eps", "adamw_rate"):
             require(getattr(self, name) > 0, f"optimiser {name} = {getattr(self, name)} is not positive")
         require(self.weight_decay >= 0, f"optimiser weight_decay = {self.weight_decay} is negative")
-
-
-def rule_of(name: str, shape: Iterable[int], kind: str = "adamw") -> str:
-    """Which rule moves a parameter under optimiser ``kind``: adamw or muon."""
-    return "muon" if kind == "muon" and ".layers." in f".{name}" and len(tuple(shape)) == 2 else "adamw"
 
 
 class Optimiser(torch.optim.Optimizer):
@@ -109,7 +103,7 @@ class Optimiser(torch.optim.Optimizer):
             state = self.state[parameter]
             if not state:
                 state["step"] = torch.zeros((), dtype=torch.int64)
-                for name in _STATES[group["rule"]]:
+                for name in STATES[group["rule"]]:
                     state[name] = torch.zeros_like(parameter)
             state["step"] += 1
             parameter.mul_(1 - group["rate"] * group["decay"])
@@ -151,17 +145,18 @@ class Optimiser(torch.optim.Optimizer):
                 found[f"{group['name']}/{what}"] = value
         return found
 
-    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+    def load_tensors(self, tensors: Mapping[str, Tensor | Lazy]) -> None:
         """Take back what ``tensors`` gave: training goes on bit for bit as it would have.
 
         A DTensor parameter takes its part of a whole tensor. Raises CheckpointError for a tensor that
         belongs to no parameter, is missing or has another shape.
         """
-        left = dict(tensors)
+        left = set(tensors)
         for group in self.param_groups:
             name, parameter = group["name"], group["params"][0]
-            wanted = ("step", *_STATES[group["rule"]])
-            found = {what: left.pop(f"{name}/{what}") for what in wanted if f"{name}/{what}" in left}
+            wanted = ("step", *STATES[group["rule"]])
+            found = {what: tensors[f"{name}/{what}"] for what in wanted if f"{name}/{what}" in left}
+            left -= {f"{name}/{what}" for what in found}
             if not found:
                 self.state.pop(parameter, None)  # it has had no gradient yet
                 continue
@@ -173,10 +168,7 @@ class Optimiser(torch.optim.Optimizer):
                         f"the optimiser's {name}/{what} should have shape {tuple(shape)}, found is {had}",
                         "resume with the optimiser and model that the checkpoint was made with",
                     )
-            self.state[parameter] = {
-                what: value.clone() if what == "step" else _placed(value, parameter)
-                for what, value in found.items()
-            }
+            self.state[parameter] = {what: _placed(value, parameter) for what, value in found.items()}
         if left:
             raise CheckpointError(
                 f"the optimiser's state holds {len(left)} tensors of no parameter, such as {min(left)}",
@@ -199,12 +191,15 @@ def _group(name: str, parameter: Tensor, config: OptimConfig, factor: float) -> 
     }
 
 
-def _placed(value: Tensor, parameter: Tensor) -> Tensor:
-    """A copy of ``value`` where and as ``parameter`` lies."""
-    if isinstance(parameter, DTensor) and not isinstance(value, DTensor):
-        whole = value.to(parameter.device, parameter.dtype)
-        return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
-    return value.to(parameter.device, parameter.dtype, copy=True)
+def _placed(value: Tensor | Lazy, parameter: Tensor) -> Tensor:
+    """A copy of ``value`` where and as ``parameter`` lies; of a count, on the CPU."""
+    if not value.shape:
+        return (value.read() if isinstance(value, Lazy) else value).clone()
+    if isinstance(value, DTensor):
+        return value.to(parameter.device, parameter.dtype, copy=True)
+    found = torch.zeros_like(parameter)
+    fill(found, value)
+    return found
 
 
 def orthogonal(matrix: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ from minicpm4.data.tokenizer import train_tokenizer
 from minicpm4.errors import ConfigError
 from minicpm4.text.load import load_tokenizer
 from minicpm4.train.corpora import corpus_texts, pack
-from minicpm4.train.loop import Source, accumulation
+from minicpm4.train.layout import accumulation
+from minicpm4.train.loop import Source
 from minicpm4.train.recipe import Recipe, Stage
 
 __all__ = ["Prepared", "prepare", "sources"]

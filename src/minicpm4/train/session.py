@@ -6,8 +6,6 @@ prediction likewise), so neither micro-batches nor the number of processes chang
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -17,16 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from minicpm4.config import ModelConfig
-from minicpm4.config.rope import parse_rope_scaling
 from minicpm4.data.batch import Batch
 from minicpm4.errors import CheckpointError, ConfigError
 from minicpm4.train.hf_folder import write_folder
+from minicpm4.train.layout import stage_config
 from minicpm4.train.lora import Lora, LoraConfig
 from minicpm4.train.loss import next_token_loss
 from minicpm4.train.model import Mode, TrainableModel, as_tensor
@@ -34,56 +30,12 @@ from minicpm4.train.mtp import MultiToken, second_targets
 from minicpm4.train.mup import MuP
 from minicpm4.train.optim import OptimConfig, Optimiser, clip_gradients
 from minicpm4.train.recipe import Recipe, Stage
+from minicpm4.train.tensor_files import Stored, fill, gathered, write_tensors
+from minicpm4.train.world import World
 
 __all__ = ["Done", "Session", "World"]
 
-MOMENTS = "optimiser.safetensors"
-PAIRS = "lora.safetensors"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class World:
-    """This process among all: of torchrun, or alone."""
-
-    rank: int = 0
-    size: int = 1
-
-    @classmethod
-    def join(cls) -> World:
-        """Join the processes that torchrun has started; alone where it has not."""
-        size = int(os.environ.get("WORLD_SIZE", "1"))
-        if size == 1:
-            return cls()
-        cuda = torch.cuda.is_available()
-        if cuda:
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        if not dist.is_initialized():
-            dist.init_process_group("nccl" if cuda else "gloo")
-        return cls(rank=dist.get_rank(), size=size)
-
-    def sum(self, values: Sequence[float], device: torch.device) -> list[float]:
-        """Sums over all processes."""
-        if self.size == 1:
-            return list(values)
-        tensor = torch.tensor(values, dtype=torch.float64, device=device)
-        dist.all_reduce(tensor)
-        return [float(x) for x in tensor]
-
-    def wait(self) -> None:
-        """Until all processes are here."""
-        if self.size > 1:
-            dist.barrier()
-
-    def leave(self) -> None:
-        """Part from the other processes. With others, this ends the process at once, with exit code 0."""
-        if self.size == 1:
-            return
-        dist.barrier()
-        dist.destroy_process_group()
-        # Without this, gloo's threads (torch 2.13) abort one exit in ten while the interpreter is taken down.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
+MOMENTS, PAIRS = "optimiser", "lora"  # files begin with it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,13 +64,8 @@ class Session:
         self.base = self.model.config
         wants_mtp = any(stage.mtp for stage in recipe.stages)
         self.extra = MultiToken.new(self.base, recipe.seed, init) if wants_mtp else None
-        device = (
-            torch.device("cuda", torch.cuda.current_device())
-            if torch.cuda.is_available()
-            else torch.device("cpu")
-        )
         for module in self._modules():
-            module.to(device)
+            module.to(world.device)
         if world.size > 1:
             self._shard()
         self.lora: Lora | None = None
@@ -217,36 +164,35 @@ class Session:
             yield from module.parameters()
 
     def save(self, folder: Path, tokenizer: Path | None) -> None:
-        """Write model, extra layer and moments into a checkpoint's folder; every process calls it, the
-        first writes."""
-        tensors = {name: whole(t) for name, t in self.model.state_dict().items()}
-        moments = {name: whole(t) for name, t in self.optimiser.tensors().items()}
-        extra = (
-            {name: whole(t) for name, t in self.extra.state_dict().items()}
-            if self.extra is not None
-            else None
+        """Write model, extra layer and moments into a checkpoint's folder; every process calls it, each
+        writes its part. Raises, in all of them, CheckpointError or OSError."""
+        write_folder(
+            folder / "model",
+            self.model.config,
+            self.model.state_dict(),
+            tokenizer=tokenizer,
+            world=self.world,
         )
-        if self.world.rank:
-            return
-        write_folder(folder / "model", self.model.config, tensors, tokenizer=tokenizer)
-        save_file(moments, folder / MOMENTS)
+        write_tensors(folder, MOMENTS, self.optimiser.tensors(), self.world)
         if self.lora is not None:
-            save_file({name: whole(t) for name, t in self.lora.state_dict().items()}, folder / PAIRS)
-        if extra is not None:
-            MultiToken(self.base, extra).save(folder / "mtp")
+            write_tensors(folder, PAIRS, self.lora.state_dict(), self.world)
+        if self.extra is not None:
+            extra = {name: gathered(tensor).cpu() for name, tensor in self.extra.state_dict().items()}
+            self.world.first(lambda: MultiToken(self.base, extra).save(folder / "mtp"))
 
     def load(self, folder: Path, stage: Stage) -> None:
-        """Take back what ``save`` wrote in ``stage``, on any number of processes. Raises CheckpointError."""
-        source = TrainableModel.load(folder / "model")
-        _take(self.model, source.state_dict(), folder)
-        self.base = self.model.config = source.config
+        """Take back what ``save`` wrote in ``stage``, on any number of processes, each reading its part.
+        Raises CheckpointError, ConfigError."""
+        config = ModelConfig.from_hf(folder / "model")
+        _take(self.model, Stored(folder / "model", "model"), folder)
+        self.base = self.model.config = config
         if self.extra is not None:
-            _take(self.extra, MultiToken.load(folder / "mtp", source.config).state_dict(), folder)
-        if stage.lora is not None and (folder / PAIRS).is_file():  # cut off within the stage
+            _take(self.extra, Stored(folder / "mtp", "model"), folder)
+        if stage.lora is not None and any(folder.glob(f"{PAIRS}*.safetensors")):  # cut off within the stage
             self._add_pairs(stage)
             assert self.lora is not None
-            _take(self.lora, _read(folder / PAIRS), folder)
-        self.optimiser.load_tensors(_read(folder / MOMENTS))
+            _take(self.lora, Stored(folder, PAIRS), folder)
+        self.optimiser.load_tensors(Stored(folder, MOMENTS))
 
     def _add_pairs(self, stage: Stage) -> None:
         assert stage.lora is not None
@@ -292,7 +238,8 @@ class Session:
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.recipe.precision == "float32":
             return nullcontext()
-        return torch.autocast(self.model.device.type, dtype=torch.bfloat16)
+        # No cache: each weight is used once a pass, and cached copies of all would outlive their layers.
+        return torch.autocast(self.model.device.type, dtype=torch.bfloat16, cache_enabled=False)
 
     def _shard(self) -> None:
         for layer in self.model.layers:
@@ -302,35 +249,7 @@ class Session:
             fully_shard(self.extra)
 
 
-def stage_config(config: ModelConfig, stage: Stage) -> ModelConfig:
-    """``config`` with the context and rotary scaling that ``stage`` asks for. Raises ConfigError."""
-    length = stage.max_position_embeddings or config.max_position_embeddings
-    scaling = config.rope_scaling
-    if stage.rope_scaling is not None:
-        scaling = parse_rope_scaling(dict(stage.rope_scaling), length)
-    if stage.context > length:
-        raise ConfigError(
-            f"stage {stage.name!r}: context = {stage.context} exceeds the model's {length} positions",
-            "set the stage's max_position_embeddings",
-        )
-    return replace(config, max_position_embeddings=length, rope_scaling=scaling)
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor gathered from all processes, on the CPU."""
-    full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    return full.detach().cpu().contiguous()
-
-
-def _read(file: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(file)
-    except Exception as error:  # safetensors raises its own kinds
-        raise CheckpointError(f"cannot read {file}: {error}", "go on from an earlier checkpoint") from error
-
-
-@torch.no_grad()
-def _take(module: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
+def _take(module: nn.Module, tensors: Stored, folder: Path) -> None:
     own = dict(module.named_parameters())
     if own.keys() != tensors.keys():
         raise CheckpointError(
@@ -344,9 +263,7 @@ def _take(module: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
                 f"the recipe's model {tuple(parameter.shape)}",
                 "resume with the recipe that made it",
             )
-        if isinstance(parameter, DTensor):
-            value = distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
-        parameter.copy_(value)
+        fill(parameter, value)
 
 
 def _count(targets: Any, weight: Any) -> float:
