@@ -81,6 +81,14 @@ def test_a_run_stops_goes_on_and_exports(tmp_path: Path, capsys: pytest.CaptureF
     assert "4 of 4 steps done" in capsys.readouterr().err
     generate = ["generate", "-m", str(tmp_path / "model"), "--raw", "--prompt", "Alpha", "--max-tokens", "3"]
     assert run(generate) == 0
+    # Weights elsewhere stay; the run's own model is written anew.
+    assert run(["train", recipe, "--export", str(tmp_path / "model")]) == 2
+    assert "holds weights already" in capsys.readouterr().err
+    for _ in range(2):
+        assert run(["train", recipe]) == 0
+        own = capsys.readouterr().err.splitlines()[-1].rpartition(" ")[2]
+        assert sorted(file.name for file in Path(own).parent.glob("model*")) == ["model"]
+        assert (Path(own) / "config.json").is_file()
 
 
 def test_a_missing_recipe_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,6 +27,12 @@ def test_an_epoch_has_every_token_once(tmp_path: Path) -> None:
     assert not np.array_equal(*ids.reshape(2, -1))
 
 
+def test_a_batch_is_of_several_documents_however_long(tmp_path: Path) -> None:
+    data = make_set(tmp_path / "s", [4000, 4000, 4000, 4000])
+    found = [stream(data, tokens=120).batch(i) for i in range(20)]
+    assert np.mean([len(set(batch.ids // 4000)) for batch in found]) > 3
+
+
 def test_any_order_of_calls_and_any_number_of_processes_give_the_same(tmp_path: Path) -> None:
     data = make_set(tmp_path / "s", list(range(3, 40)))
     straight = [stream(data).batch(i) for i in range(8)]

@@ -48,17 +48,17 @@ def assert_right(tokenizer: Tokenizer, made: NeedleDocument, length: int) -> Non
         fact = text_of(tokenizer, made, needle.start, needle.stop)
         assert fact == f"\nThe code of the {needle.key} is {needle.value}.\n"
         text_of(tokenizer, made, 0, needle.start)
-    at, answers = made.prompt, []
-    for needle in made.asked:
-        until = at + int(np.argmin(made.learn[at:]))
-        value = tokens[at:until]
-        assert text_of(tokenizer, made, at, until) == f" {needle.value}"
-        # The very tokens of the needle, so that copying is all there is to learn.
-        inside = tokens[needle.start : needle.stop]
-        assert any(inside[i : i + len(value)] == value for i in range(len(inside)))
-        answers += value
-        at = until + int(np.argmax(made.learn[until:]))
-    assert made.tokens[made.learn].tolist() == answers
+    # The very tokens of the needle's line, so that copying is all there is to learn.
+    lines = [tokens[needle.start + 1 : needle.stop] for needle in made.asked]
+    assert text_of(tokenizer, made, made.prompt, len(tokens)).startswith(f" {made.asked[0].value}.\n")
+    assert made.tokens[made.learn].tolist() == [token for line in lines for token in line]
+    start = 0
+    for needle, line in zip(made.asked, lines, strict=True):
+        start += int(np.argmax(made.learn[start:]))
+        assert tokens[start : start + len(line)] == line
+        asked = f"What is the code of the {needle.key}?\n"
+        assert text_of(tokenizer, made, 0, start).endswith(asked)
+        start += len(line)
 
 
 LENGTHS, DEPTHS = st.integers(600, 3000), st.none() | st.floats(0, 1)

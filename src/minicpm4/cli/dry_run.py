@@ -5,12 +5,12 @@ Neither torch nor data nor a tokenizer need be there; what is not is said.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from minicpm4.cli.terminal import sanitize, show, table
 from minicpm4.config import ModelConfig
-from minicpm4.data.sources import SUFFIXES, files_of
 from minicpm4.engine.plan import human
 from minicpm4.errors import ConfigError, Minicpm4Error
 from minicpm4.formats import open_checkpoint
@@ -24,12 +24,16 @@ from minicpm4.zoo import resolve
 
 __all__ = ["explain"]
 
+SMALL = 100_000_000  # weights that nobody shares out
 PARTS = ("weights", "gradients", "moments", "gathered", "activations", "loss")
 
 
-def explain(recipe: Recipe, machine: Machine) -> None:
-    """Print all that can be told of a recipe before it runs. Raises ConfigError for what cannot run."""
+def explain(recipe: Recipe, given: Mapping[str, Any]) -> None:
+    """Print all that can be told of a recipe before it runs. ``given``: fields of ``Machine``; a small model
+    has one GPU where they do not say. Raises ConfigError for what cannot run."""
     config = _config(recipe)
+    small = config is not None and parameters(config, False).total < SMALL
+    machine = Machine(**{"gpus": 1 if small else 8, **given})
     plans = [] if config is None else _plans(recipe, config, machine)
     if config is not None:
         _shapes(recipe, config)
@@ -63,7 +67,7 @@ def _plans(recipe: Recipe, config: ModelConfig, machine: Machine) -> list[Plan]:
     try:
         return plan(recipe, config, machine)
     except ConfigError as error:
-        print(f"on {machine.gpus} GPUs: {error}; --gpus says how many there are\n")
+        print(f"on {_gpus(machine)}: {error}; --gpus says how many there are\n")
         return []
 
 
@@ -117,8 +121,9 @@ def _special(stage: Stage) -> str:
 def _memory(recipe: Recipe, plans: Sequence[Plan], machine: Machine) -> None:
     largest = max(plans, key=lambda one: one.memory.total)
     saving = "only layers' inputs are kept" if recipe.checkpoint_activations else "all are kept"
+    which = "the GPU" if machine.gpus == 1 else f"each of {machine.gpus} GPUs"
     print(
-        f"\nmemory of each of {machine.gpus} GPUs in stage {sanitize(largest.stage.name)}, "
+        f"\nmemory of {which} in stage {sanitize(largest.stage.name)}, "
         f"{largest.rows:,} tokens a pass ({largest.passes} a step), activations: {saving}"
     )
     for name in PARTS:
@@ -154,10 +159,14 @@ def _time(plans: Sequence[Plan], machine: Machine) -> None:
             f"{human(int(machine.link))}/s each way"
         )
     print(
-        f"assumed, not measured: {machine.gpus} GPUs of {human(int(machine.gpu_bytes))} and "
-        f"{machine.peak / 1e12:,.0f} TFLOP/s each, of which {machine.mfu:.0%} are reached; documents as "
+        f"assumed, not measured: {_gpus(machine)} of {human(int(machine.gpu_bytes))} and "
+        f"{machine.peak / 1e12:,.0f} TFLOP/s, of which {machine.mfu:.0%} are reached; documents as "
         f"long as the context, or in the middle of their bucket"
     )
+
+
+def _gpus(machine: Machine) -> str:
+    return f"{machine.gpus} GPU{'s' if machine.gpus > 1 else ''}"
 
 
 def duration(seconds: float) -> str:
@@ -179,11 +188,13 @@ def _data(recipe: Recipe) -> None:
 
 
 def _found(corpus: Corpus) -> str:
-    if corpus.kind not in SUFFIXES:  # folders that are packed already
+    if corpus.made is not None:
+        return f"{corpus.made.documents:,} documents to be made of {corpus.made.haystack}"
+    if corpus.kind == "shards":
         missing = [path for path in corpus.paths if not Path(path).expanduser().exists()]
         return f"MISSING: {missing[0]}" if missing else "found"
     try:
-        files = files_of(corpus.kind, corpus.paths)
+        files = corpus.files()
     except ConfigError as error:
         return f"MISSING: {error}"
     return f"{len(files):,} files, {human(sum(file.stat().st_size for file in files))}"

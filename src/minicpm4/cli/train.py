@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,10 +30,17 @@ def command(
     export: Annotated[
         Path | None,
         typer.Option(
-            metavar="FOLDER", help="At the end, write the model there, as chat and generate load it."
+            metavar="FOLDER",
+            help="At the end, write the model there, as chat and generate load it (default: model in the "
+            "run's folder).",
         ),
     ] = None,
-    gpus: Annotated[int, typer.Option(help="Of a dry run: GPUs, one process each.")] = 8,
+    gpus: Annotated[
+        int | None,
+        typer.Option(
+            help="Of a dry run: GPUs, one process each (default: 8, for fewer than 100M weights 1)."
+        ),
+    ] = None,
     gpu_memory: Annotated[float, typer.Option(metavar="GB", help="Of a dry run: memory of a GPU.")] = 80.0,
     peak_tflops: Annotated[
         float, typer.Option(help="Of a dry run: bf16 products of a GPU, TFLOP/s (an H100's).")
@@ -42,9 +50,9 @@ def command(
     """Train a model as a recipe says, stage by stage.
 
     A run that was interrupted (Ctrl-C, SIGTERM, kill -9, a power cut) goes on from its last checkpoint when
-    the same command is given again. Its folder has metrics.jsonl, loss.svg and the checkpoints, each of
-    which has a model/ folder that `minicpm4 generate` loads. Several processes: torchrun --nproc-per-node N
-    -m minicpm4 train RECIPE.toml
+    the same command is given again. Its folder has metrics.jsonl, loss.svg, the checkpoints, each of which
+    has a model/ folder that `minicpm4 generate` loads, and at the end model/. Several processes:
+    torchrun --nproc-per-node N -m minicpm4 train RECIPE.toml
     """
     from minicpm4.train import need_torch
     from minicpm4.train.recipe import read_recipe
@@ -52,16 +60,16 @@ def command(
     made = read_recipe(recipe)
     if dry_run:
         from minicpm4.cli.dry_run import explain
-        from minicpm4.train.estimate import Machine
 
-        explain(made, Machine(gpus=gpus, gpu_bytes=gpu_memory * 1e9, peak=peak_tflops * 1e12, mfu=mfu))
+        machine = {"gpu_bytes": gpu_memory * 1e9, "peak": peak_tflops * 1e12, "mfu": mfu}
+        explain(made, machine if gpus is None else {**machine, "gpus": gpus})
         return
     need_torch(threads)
-    _train(made, output or Path(made.output), until, export)
+    run = output or Path(made.output)
+    _train(made, run, until, export or run / "model")
 
 
-def _train(recipe: Any, run: Path, until: int | None, export_to: Path | None) -> None:
-    from minicpm4.train.export import export
+def _train(recipe: Any, run: Path, until: int | None, export_to: Path) -> None:
     from minicpm4.train.loop import Runner
     from minicpm4.train.peak import peak_of
     from minicpm4.train.prepare import prepare, sources
@@ -97,10 +105,28 @@ def _train(recipe: Any, run: Path, until: int | None, export_to: Path | None) ->
     say(f"{done.step:,} of {recipe.steps:,} steps done; {run / 'loss.svg'} shows the loss")
     if not done.finished:
         say("the same command goes on from there")
-    elif export_to is not None and not quiet:
-        export(session.model, export_to, tokenizer=prepared.tokenizer)
-        say(f"minicpm4 generate --model {export_to} --prompt ...")
+    else:
+        _export(session.model, run, export_to, prepared.tokenizer, world)
+        say(f"the model is in {export_to}: minicpm4 chat --model {export_to}")
     world.leave()
+
+
+def _export(model: Any, run: Path, folder: Path, tokenizer: Path, world: Any) -> None:
+    """By all processes. The run's own model is written anew; weights in other folders stay."""
+    from minicpm4.train.export import export
+
+    own = folder == run / "model"
+    target = run / "model.part" if own else folder
+    if own:
+        world.first(lambda: shutil.rmtree(target, ignore_errors=True))
+    export(model, target, tokenizer=tokenizer)
+    if own:
+        world.first(lambda: _replace(target, folder))
+
+
+def _replace(new: Path, old: Path) -> None:
+    shutil.rmtree(old, ignore_errors=True)
+    new.rename(old)
 
 
 class _Progress:

@@ -4,7 +4,7 @@ Each set is an endless row of tokens: its pieces in an order shuffled anew for e
 i - 1 have taken a known number of them, so batch i can be had at any time, in any process; in each epoch
 every token comes exactly once. A piece is a document, and of one longer than ``context`` so many tokens.
 
-*Cut* parts give each batch the very next tokens, wherever these begin and end within a document. *Whole*
+*Cut* parts give each batch the very next tokens, wherever these begin and end within a piece. *Whole*
 parts (buckets, chats, needles) give whole pieces. For them a block of batches is planned at a time: the
 pieces that begin within the block's stretch of the row go to its batches, the longest first, each to the
 emptiest batch; then cut parts fill all batches to one level. See ``minicpm4.data.plan``.

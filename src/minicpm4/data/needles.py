@@ -1,9 +1,11 @@
 """Synthetic retrieval: short facts (needles) hidden in real text, asked for at its end.
 
 A document is text from a packed set in which each needle, ``The code of the amber falcon is 4821.``, stands
-on a line of its own at a given depth; after the text come a question and its answer. Only the answers' tokens
-are learnt. Question and needle are encoded in the same pieces, so they share their tokens. Document i is a
-pure function of the seed and i. For training (``documents``) and for grids of evaluation (``grid``).
+on a line of its own at a given depth; after the text come a question and its answer, which is the needle's
+line again. Only the answers are learnt: writing the whole line makes a small model look it up (finding the
+key that a question names, then going on as there), where the value alone gives it a few tokens a document.
+Answer and needle are encoded in the same pieces, so they share their tokens. Document i is a pure function of
+the seed and i. For training (``documents``) and for grids of evaluation (``grid``).
 """
 
 # ruff: noqa: SIM905  (words in a row are read faster than a column of strings)
@@ -51,7 +53,7 @@ class Needle:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class NeedleDocument:
-    """``tokens`` (n,); ``learn`` (n,): the answers' tokens; ``prompt``: tokens before the first answer;
+    """``tokens`` (n,); ``learn`` (n,): the answers' tokens; ``prompt``: tokens before the first value;
     ``asked``: the needles that are asked for, in this order."""
 
     tokens: NDArray[np.int64]
@@ -127,7 +129,7 @@ class NeedleMaker:
         rng.shuffle(order)
         tail = [self._query(names[i], values[i]) for i in order]
         before, end = list(self._tokenizer.prefix_ids), list(self._tokenizer.eos_token_ids[:1])
-        room = length - len(before) - len(end) - sum(map(len, facts)) - sum(len(q) + len(a) for q, a in tail)
+        room = length - sum(map(len, (before, end, *facts, *(part for asked in tail for part in asked))))
         require(
             room >= 16,
             f"{length} tokens are too few for {self._needles} needles",
@@ -137,10 +139,11 @@ class NeedleMaker:
         known = list(zip(names, values, depths.tolist(), strict=True))
         body, needles = self._hide(text, facts, known, len(before))
         tokens, learn = [*before, *body], [False] * (len(before) + len(body))
-        prompt = len(tokens) + len(tail[0][0])
-        for question, answer in tail:
-            tokens += [*question, *answer]
-            learn += [False] * len(question) + [True] * len(answer)
+        prompt = len(tokens) + len(tail[0][0]) + len(tail[0][1])
+        for question, *answer in tail:
+            said = [token for part in answer for token in part]
+            tokens += [*question, *said]
+            learn += [False] * len(question) + [True] * len(said)
         return NeedleDocument(
             tokens=np.asarray([*tokens, *end], np.int64),
             learn=np.asarray([*learn, *([False] * len(end))], bool),
@@ -150,13 +153,18 @@ class NeedleMaker:
         )
 
     def _fact(self, key: str, value: str) -> list[int]:
-        parts = ("\n", f"The code of the {key} is", f" {value}", ".\n")
-        return [token for part in parts for token in self._tokenizer.encode_after(part)]
+        parts = (self._tokenizer.encode_after("\n"), *self._answer(key, value))
+        return [token for part in parts for token in part]
 
-    def _query(self, key: str, value: str) -> tuple[list[int], list[int]]:
-        asked = (f"\nWhat is the code of the {key}?", "\n", f"The code of the {key} is")
+    def _answer(self, key: str, value: str) -> tuple[list[int], list[int], list[int]]:
         encode = self._tokenizer.encode_after
-        return [token for part in asked for token in encode(part)], encode(f" {value}")
+        return encode(f"The code of the {key} is"), encode(f" {value}"), encode(".\n")
+
+    def _query(self, key: str, value: str) -> tuple[list[int], list[int], list[int], list[int]]:
+        """Question, beginning of the answer, value, end."""
+        asked = (f"\nWhat is the code of the {key}?", "\n")
+        question = [token for part in asked for token in self._tokenizer.encode_after(part)]
+        return question, *self._answer(key, value)
 
     def _text(self, room: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """About ``room`` tokens of documents from a random one on, ending with a whole character."""

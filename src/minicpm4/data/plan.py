@@ -40,14 +40,12 @@ class Row:
     ) -> None:
         self.name, self.whole, self._seed = name, whole, seed
         sizes = lengths[documents]
-        # Cut parts are cut as they are read: there, what a piece is depends on where a batch begins.
-        counts = -(-sizes // context) if whole else np.ones(len(documents), np.int64)
+        # Of cut parts too, or a batch would be of one document, and a long one fill a hundred steps.
+        counts = -(-sizes // context)
         self._documents = np.repeat(documents, counts)
         first = np.cumsum(counts) - counts
         self._firsts = (np.arange(len(self._documents)) - np.repeat(first, counts)) * context
-        self._sizes = np.repeat(sizes, counts) - self._firsts
-        if whole:
-            self._sizes = np.minimum(self._sizes, context)
+        self._sizes = np.minimum(np.repeat(sizes, counts) - self._firsts, context)
         self.total = int(sizes.sum())
         self.longest = int(self._sizes.max())
         self._epoch = -1
