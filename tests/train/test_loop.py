@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -140,6 +141,19 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(
     assert again.stdout.split() == ["12"], again.stderr
     runner(recipe(stage(steps=12)), tmp_path / "whole", corpus(tmp_path / "data")).run()
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+
+
+def test_a_checkpoint_says_what_made_it(tmp_path: Path) -> None:
+    data = corpus(tmp_path / "data")
+    runner(recipe(stage("stable", steps=1)), tmp_path / "run", data).run()
+    state = json.loads((tmp_path / "run" / "step-000000001" / "state.json").read_text())
+    assert state["made_by"]["torch"] == torch.__version__
+    root = Path(__file__).parents[2]
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    if (root / ".git").exists() and shutil.which("git"):
+        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        assert state["made_by"]["commit"].removesuffix("-dirty") == commit
+    assert state["recipe"]["stages"][0]["steps"] == 1
 
 
 def test_a_save_that_is_cut_off_leaves_the_one_before(tmp_path: Path) -> None:

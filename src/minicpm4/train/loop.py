@@ -28,6 +28,7 @@ from minicpm4.train.metrics import Metrics
 from minicpm4.train.recipe import Recipe, Stage
 from minicpm4.train.schedule import Chain, Wsd
 from minicpm4.train.session import Done, Session
+from minicpm4.train.versions import versions
 
 __all__ = ["Batches", "Outcome", "Runner", "schedule"]
 
@@ -182,6 +183,7 @@ class Runner:
             "stage": stage.name,
             "recipe": recipe_table(self.recipe),
             "data": self._data,
+            "made_by": versions(),
             "guard": {"recent": list(self._guard.recent), "bad": self._guard.bad},
         }
         world = self.session.world
