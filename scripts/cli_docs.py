@@ -30,13 +30,13 @@ def render() -> str:
     """Return the whole page."""
     parts = [HEAD]
     for name in COMMANDS:
-        command = importlib.import_module(f"minicpm4.cli.{name}").command
-        parts.append(f"## minicpm4 {name}\n\n{inspect.getdoc(command)}\n")
-        rows = [
-            _row(parameter) for parameter in inspect.signature(command, eval_str=True).parameters.values()
-        ]
-        if rows:
-            parts.append("\n".join(["| option | value | meaning |", "| --- | --- | --- |", *rows, ""]))
+        module = importlib.import_module(f"minicpm4.cli.{name}")
+        commands = {f" {one}": function for one, function in getattr(module, "commands", {}).items()}
+        for one, command in (commands or {"": module.command}).items():
+            parts.append(f"## minicpm4 {name}{one}\n\n{inspect.getdoc(command)}\n")
+            parameters = inspect.signature(command, eval_str=True).parameters.values()
+            if rows := [_row(parameter) for parameter in parameters]:
+                parts.append("\n".join(["| option | value | meaning |", "| --- | --- | --- |", *rows, ""]))
         if name == "chat":
             parts.append(f"Inside a conversation:\n\n```\n{HELP}\n```\n")
     return "\n".join(parts)

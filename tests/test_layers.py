@@ -19,7 +19,7 @@ PACKAGE = ROOT / "src" / "minicpm4"
 
 # Lowest first. "" is the package itself (minicpm4/__init__.py), which shows the engine to users.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "config"),
+    ("errors", "config", "plot"),
     ("text", "formats", "zoo", "_cpu"),
     ("kernels",),
     ("model",),
@@ -29,11 +29,20 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli", "__main__"),
 )
 # Imports between two parts of one layer.
-SIBLINGS = {("config", "errors"), ("zoo", "formats"), ("text", "formats"), ("__main__", "cli")}
+SIBLINGS = {
+    ("config", "errors"),
+    ("zoo", "formats"),
+    ("text", "formats"),
+    ("__main__", "cli"),
+    ("train", "data"),
+}
 # Parts that may import packages beyond the core dependencies (each behind an extra).
 EXTRAS = (
     "kernels.gpu",
     "kernels.autograd",
+    "kernels.fp8",
+    "kernels.sparse_grad",
+    "kernels.straight_through",
     "train",
     "data",
     "quantize",

@@ -7,6 +7,7 @@
     ├── RequestError       one request cannot be served (too long, empty, out of range)
     ├── MemoryPlanError    what was asked for does not fit in memory
     ├── UnsupportedError   this machine or installation lacks something that was asked for
+    ├── TrainingError      a training run cannot go on
     └── ModelNotFoundError a model name leads nowhere, or its files cannot be fetched
 
 A message states the condition with its values, then the remedy. The command line prints it and
@@ -23,6 +24,7 @@ __all__ = [
     "ModelNotFoundError",
     "RequestError",
     "TextError",
+    "TrainingError",
     "UnsupportedError",
 ]
 
@@ -62,3 +64,7 @@ class UnsupportedError(Minicpm4Error):
 
 class ModelNotFoundError(Minicpm4Error):
     """A model name leads nowhere, or its files cannot be fetched."""
+
+
+class TrainingError(Minicpm4Error):
+    """A training run cannot go on: its loss is not finite, step after step."""

@@ -11,6 +11,7 @@ from minicpm4.errors import CheckpointError, ConfigError
 from minicpm4.formats.bf16 import f32_to_bf16
 from minicpm4.formats.packing import (
     default_spec,
+    detect_rounded,
     detect_ternary,
     pack_codes,
     pack_from_float,
@@ -250,3 +251,31 @@ def test_default_spec() -> None:
     assert default_spec("int4", 256, group_size=128) == spec("int4", 128)
     with pytest.raises(ConfigError, match=r"weight format 'int5' is unknown\. did you mean 'int"):
         default_spec("int5", 64)
+
+
+@pytest.mark.parametrize(
+    "target", [spec(k, g) for k in ("int4", "int8") for g in (32, 64, 96, 128, 256)], ids=str
+)
+def test_what_was_rounded_is_found(target: QuantSpec) -> None:
+    weights = unpack(pack_from_float(normal(9, 768) * 0.05, target))
+    weights[4] = 0
+    stored = float_tensor(weights, "f32")
+    found = detect_rounded(stored)
+    assert found == target
+    np.testing.assert_array_equal(unpack(repack(stored, found)), weights)
+
+
+def test_one_value_out_of_place_is_not_rounded() -> None:
+    weights = unpack(pack_from_float(normal(50, 128), spec("int4", 64)))
+    weights[37, 100] *= np.float32(1.001)  # not in a sampled row
+    assert detect_rounded(float_tensor(weights, "f32")) is None
+    weights[37, 100] = np.nan
+    assert detect_rounded(float_tensor(weights, "f32")) is None
+
+
+def test_what_cannot_be_rounded() -> None:
+    assert detect_rounded(float_tensor(normal(8, 64), "f32")) is None
+    weights = unpack(pack_from_float(normal(8, 64), spec("int8", 32)))
+    assert detect_rounded(float_tensor(weights, "bf16")) is None
+    assert detect_rounded(pack_from_float(weights, spec("int8", 32))) is None
+    assert detect_rounded(float_tensor(np.zeros((0, 64), np.float32), "f32")) is None

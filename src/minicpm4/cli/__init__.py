@@ -11,7 +11,7 @@ import gc
 import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import typer
@@ -21,14 +21,18 @@ from minicpm4.errors import Minicpm4Error
 
 __all__ = ["COMMANDS", "build", "main", "run"]
 
-# Name -> one line for the list of commands. Module minicpm4.cli.NAME holds the function `command`.
+# Name -> one line for the list of commands. Module minicpm4.cli.NAME holds the function `command`, or
+# `commands`: functions by their names.
 COMMANDS = {
     "chat": "Talk with a model, turn by turn.",
     "generate": "Continue a prompt, or answer one, and print the text.",
     "models": "List the models known by name, and which are present.",
     "pull": "Download a model's files.",
     "info": "Show what a model is and how much memory it takes.",
+    "data": "Make tokenizers and packed training data, and look into them.",
+    "train": "Train a model from a recipe, stage by stage.",
     "bench": "Measure tokens per second at given depths, dense and sparse.",
+    "needles": "See which facts a model finds in long texts, at every depth.",
     "doctor": "Show what this machine offers and which kernels will run.",
 }
 # Base of all complaints about options; where it lives differs between versions of Typer.
@@ -46,9 +50,25 @@ def build(only: str | None = None) -> typer.Typer:
     )
     app.callback(help="Language models on end devices, block-sparse attention included.")(_root)
     for name, summary in COMMANDS.items():
-        function = _stub if only not in (None, name) else _function(name)
-        app.command(name, short_help=summary)(function)
+        module = importlib.import_module(f"minicpm4.cli.{name}") if only in (None, name) else None
+        if hasattr(module, "commands"):
+            app.add_typer(_group(module, summary), name=name, short_help=summary)
+        else:
+            app.command(name, short_help=summary)(getattr(module, "command", _stub))
     return app
+
+
+def _group(module: Any, summary: str) -> typer.Typer:
+    group = typer.Typer(rich_markup_mode=None)
+
+    def alone(context: typer.Context) -> None:
+        if context.invoked_subcommand is None:
+            typer.echo(context.get_help())
+
+    group.callback(invoke_without_command=True, help=summary)(alone)
+    for name, function in module.commands.items():
+        group.command(name)(function)
+    return group
 
 
 def _print_version(wanted: bool) -> None:
@@ -70,11 +90,6 @@ def _root(
 
 def _stub() -> None:
     raise AssertionError("a command was run without its module")
-
-
-def _function(name: str) -> Callable[..., Any]:
-    function: Callable[..., Any] = importlib.import_module(f"minicpm4.cli.{name}").command
-    return function
 
 
 def run(args: Sequence[str]) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from minicpm4.cli.options import parse_sparse
+from minicpm4.cli.options import check_output, number, numbers, parse_sparse
 from minicpm4.cli.terminal import progress_bar, show, table
 from minicpm4.config.strict import suggest
 from minicpm4.engine.options import ATTENTION_CHOICES, KV_CHOICES, MAX_CONTEXT
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from minicpm4.formats import Checkpoint
 
 RANDOM = "random-minicpm4-0.5b"
-MAX_POINTS = 64  # depths, and lengths of prefill, in one run
 MAX_REPEATS = 1000
 MAX_BATCH = 64
 
@@ -80,22 +79,22 @@ def command(
     than all of it where the kernels use bf16 or 8-bit products, which are faster).
     """
     for name, file in (("--json", json_file), ("--plot", plot)):
-        _check_output(name, file)
+        check_output(name, file)
     from minicpm4.evals.speed import BenchOptions, Point
 
     attentions = _names(attention)
     lengths = {
-        "prefill": _numbers("--prefill", prefill),
-        "decode": [_number("--decode", decode, MAX_CONTEXT)],
+        "prefill": numbers("--prefill", prefill, MAX_CONTEXT),
+        "decode": [number("--decode", decode, MAX_CONTEXT)],
     }
-    batches = _numbers("--batch", batch, MAX_BATCH, least=1)
+    batches = numbers("--batch", batch, MAX_BATCH, least=1)
     points = [
         Point(kind=kind, attention=name, depth=depth, tokens=tokens, batch=together)  # type: ignore[arg-type]
         for kind, counts in lengths.items()
         for name in attentions
         for tokens in counts
         for together in (batches if kind == "decode" else [1])
-        for depth in _numbers("--depths", depths)
+        for depth in numbers("--depths", depths, MAX_CONTEXT)
         if tokens
     ]
     if not points:
@@ -111,7 +110,7 @@ def command(
         chunk=chunk,
         batch=max(batches) if decode else 1,
     )
-    _run(model, options, points, _number("--repeats", repeats, MAX_REPEATS, least=1), json_file, plot)
+    _run(model, options, points, number("--repeats", repeats, MAX_REPEATS, least=1), json_file, plot)
 
 
 def _run(
@@ -183,36 +182,3 @@ def _choice(option: str, value: str, known: tuple[str, ...]) -> str:
     if value not in known:
         raise ConfigError(f"{option} has {value!r}", suggest(value, list(known)))
     return value
-
-
-def _numbers(option: str, text: str, most: int = MAX_CONTEXT, least: int = 0) -> list[int]:
-    parts = [part.strip() for part in text.split(",")]
-    if len(parts) > MAX_POINTS:
-        raise ConfigError(f"{option} has {len(parts)} values, {MAX_POINTS} are allowed")
-    for part in parts:
-        if not (part.isascii() and part.isdigit()):
-            raise ConfigError(
-                f"{option} has {part[:50]!r}", "write whole numbers with commas between, as in 0,2048,8192"
-            )
-    return sorted({_number(option, int(part[:20]), most, least) for part in parts})
-
-
-def _number(option: str, value: int, most: int, least: int = 0) -> int:
-    if not least <= value <= most:
-        raise ConfigError(f"{option} {value} is outside {least:,} to {most:,}")
-    return value
-
-
-def _check_output(option: str, file: Path | None) -> None:
-    """Refuse before the measuring what could not be written after it."""
-    if file is None:
-        return
-    if option == "--plot" and file.suffix.lower() != ".svg":
-        raise ConfigError(
-            f"--plot {file} does not end in .svg", "plots are SVG, which any browser shows: name it so"
-        )
-    try:
-        with file.open("a", encoding="utf-8"):
-            pass
-    except OSError as error:
-        raise ConfigError(f"cannot write {option} {file}: {error.strerror}") from error

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from minicpm4.cli.options import EngineOptions, expand
-from minicpm4.cli.terminal import sanitize, show, table
+from minicpm4.cli.terminal import print_facts, show, table
 from minicpm4.config import ModelConfig, SparseConfig
 from minicpm4.engine.load import Inspection, ModelText, inspect
 from minicpm4.engine.options import MAX_CONTEXT, resolve_sparse
@@ -55,15 +55,6 @@ def command(
     print_facts("text", text_facts(ModelText(found.checkpoint)))
     print_facts("sparse attention", sparse_facts(found))
     print_facts(f"memory for a context of {found.plan.context:,} tokens", plan_facts(found.plan))
-
-
-def print_facts(title: str, facts: list[tuple[str, str]]) -> None:
-    """Print one section. Names and values come from model files, hence ``sanitize``."""
-    print(title)
-    width = max(len(name) for name, _ in facts)
-    for name, value in facts:
-        print(f"  {name:<{width}}  {sanitize(value)}")
-    print()
 
 
 def shape(config: ModelConfig, checkpoint: Checkpoint) -> list[tuple[str, str]]:

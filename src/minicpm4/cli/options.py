@@ -10,6 +10,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 from typer import Option
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from minicpm4 import LLM, SamplingParams
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
+MAX_NUMBERS = 64  # in one option
 ModelOption = Annotated[
     str, Option("--model", "-m", help="Model: a known name, a folder, a .gguf file, or a hub repository.")
 ]
@@ -180,3 +182,38 @@ def _scalar(key: str, value: str, kind: type) -> int | bool:
         return int(value)
     except ValueError:
         raise ConfigError(f"--sparse {key}={value} is not a whole number") from None
+
+
+def numbers(option: str, text: str, most: int, least: int = 0) -> list[int]:
+    """The distinct numbers of ``0,2048,8192``, in order. Raises ConfigError."""
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) > MAX_NUMBERS:
+        raise ConfigError(f"{option} has {len(parts)} values, {MAX_NUMBERS} are allowed")
+    for part in parts:
+        if not (part.isascii() and part.isdigit()):
+            raise ConfigError(
+                f"{option} has {part[:50]!r}", "write whole numbers with commas between, as in 0,2048,8192"
+            )
+    return sorted({number(option, int(part[:20]), most, least) for part in parts})
+
+
+def number(option: str, value: int, most: int, least: int = 0) -> int:
+    """``value`` if it is in range. Raises ConfigError."""
+    if not least <= value <= most:
+        raise ConfigError(f"{option} {value} is outside {least:,} to {most:,}")
+    return value
+
+
+def check_output(option: str, file: Path | None) -> None:
+    """Refuse before the work what could not be written after it. Raises ConfigError."""
+    if file is None:
+        return
+    if option == "--plot" and file.suffix.lower() != ".svg":
+        raise ConfigError(
+            f"--plot {file} does not end in .svg", "plots are SVG, which any browser shows: name it so"
+        )
+    try:
+        with file.open("a", encoding="utf-8"):
+            pass
+    except OSError as error:
+        raise ConfigError(f"cannot write {option} {file}: {error.strerror}") from error

@@ -70,6 +70,15 @@ def show(made: Table, stream: TextIO | None = None) -> None:
     stream.write("".join(line.rstrip() + "\n" for line in buffer.getvalue().splitlines()))
 
 
+def print_facts(title: str, facts: list[tuple[str, str]]) -> None:
+    """Print one section. Names and values come from files, hence ``sanitize``."""
+    print(title)
+    width = max(len(name) for name, _ in facts)
+    for name, value in facts:
+        print(f"  {name:<{width}}  {sanitize(value)}")
+    print()
+
+
 @contextmanager
 def progress_bar(what: str, unit: str, enabled: bool | None = None) -> Iterator[Progress | None]:
     """Yield a callback (done, total) that draws a bar with its speed in ``unit`` on standard error.

@@ -62,7 +62,7 @@ class ModelConfig:
             object.__setattr__(self, "scale_depth", math.sqrt(self.num_hidden_layers))
         if not self.dim_model_base:
             object.__setattr__(self, "dim_model_base", float(self.hidden_size))
-        for name in _SIZES:
+        for name in SIZES:
             value = getattr(self, name)
             require(0 < value <= MAX_SIZE * 8, f"config {name} = {value} is out of range")
         require(
@@ -124,7 +124,7 @@ class ModelConfig:
         return config_from_gguf(metadata, tensor_shapes, rope_vectors)
 
 
-_SIZES = (
+SIZES = (
     "vocab_size",
     "hidden_size",
     "intermediate_size",
@@ -180,7 +180,7 @@ def _from_hf(raw: Mapping[str, Any]) -> ModelConfig:
     if raw.get("mixer_types"):
         raise ConfigError("config has mixer_types (SALA hybrid layers), which are not supported")
     values: dict[str, Any] = {"model_type": model_type}
-    for name in _SIZES:
+    for name in SIZES:
         if name not in ("head_dim", "num_key_value_heads"):
             values[name] = _get(raw, name, int)
     heads = values["num_attention_heads"]

@@ -79,6 +79,11 @@ class SparseConfig:
         return self.topk + self.local_blocks
 
     @property
+    def first_choosing(self) -> int:
+        """The first position whose query does not read every block before it."""
+        return max(self.dense_len - 1, self.budget * self.block_size)
+
+    @property
     def kernels_per_block(self) -> int:
         """Compressed keys that end in one block."""
         return self.block_size // self.kernel_stride

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import typing
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields, is_dataclass
+from types import UnionType
 from typing import Any, TypeVar
 
 from minicpm4.errors import ConfigError
@@ -47,6 +48,41 @@ def check_scalar(value: Any, hint: Any, where: str) -> Any:
         if not right or (hint is float and not math.isfinite(value)):
             raise ConfigError(f"{where} = {value!r} is not a valid {hint.__name__}")
     return value
+
+
+def from_table(cls: type[T], table: Any, where: str) -> T:
+    """Return ``cls`` from a nested table (of TOML or JSON), its parts by their type hints: scalars, other
+    dataclasses, tuples and string-keyed mappings of these. Lists become tuples. Raises ConfigError."""
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"{where} is a {type(table).__name__}, not a table of settings")
+    hints = typing.get_type_hints(cls)
+    known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+    values = {}
+    for key, value in table.items():
+        if key not in known:
+            raise ConfigError(f"{where} has an unknown key {key!r}", suggest(str(key), list(known)))
+        values[key] = _convert(value, hints[key], f"{where}.{key}" if where else str(key))
+    for name, entry in known.items():
+        if name not in values and entry.default is MISSING and entry.default_factory is MISSING:
+            raise ConfigError(f"{where or 'the table'} lacks {name}")
+    return cls(**values)
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (UnionType, typing.Union):  # X | None: absence is a missing key
+        return _convert(value, next(arg for arg in args if arg is not type(None)), where)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{where} = {value!r} is not a list")
+        return tuple(_convert(item, args[0], f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is Mapping:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where} = {value!r} is not a table")
+        return {key: _convert(item, args[1], f"{where}.{key}") for key, item in value.items()}
+    if isinstance(hint, type) and is_dataclass(hint):
+        return from_table(hint, value, where)
+    return check_scalar(value, hint, where)
 
 
 def require(condition: bool, message: str, remedy: str = "") -> None:

@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from minicpm4.evals.limits import Limits
-from minicpm4.evals.plot import Curve, chart
 from minicpm4.evals.speed import BenchModel, Measurement, Point
 from minicpm4.kernels.machine import cpu_name
+from minicpm4.plot import Curve, chart
 
 __all__ = ["as_json", "cpu_name", "curves", "run_name", "share", "svg"]
 

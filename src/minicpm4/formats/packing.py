@@ -26,6 +26,7 @@ from minicpm4.formats.rounding import round_group
 
 __all__ = [
     "default_spec",
+    "detect_rounded",
     "detect_ternary",
     "pack_codes",
     "pack_from_float",
@@ -39,6 +40,7 @@ __all__ = [
 
 SLICE = 1 << 18  # weights handled at a time: 1 MB of float32, which stays in cache
 _TERNARY_GROUPS = (256, 128, 64, 32)
+_ROUNDED = tuple((kind, group) for kind in ("int4", "int8") for group in (256, 192, 128, 96, 64, 32))
 _SAMPLE_ROWS = 4
 
 
@@ -192,6 +194,33 @@ def detect_ternary(tensor: PackedTensor) -> QuantSpec | None:
         if tried and all(_is_ternary(tensor.codes[s], group) for s in row_slices(rows, columns)):
             return QuantSpec(kind="ternary", group_size=group)
     return None
+
+
+def detect_rounded(tensor: PackedTensor) -> QuantSpec | None:
+    """The int4 or int8 format that holds a float32 matrix exactly, as ``pack_from_float`` would round it;
+    None if none does.
+
+    Matrices that were trained rounded are such. A few rows are tried first, so others cost nothing.
+    """
+    rows, columns = tensor.shape
+    if tensor.spec.kind != "f32" or not rows:
+        return None  # 16 bits cannot hold code times scale
+    sample = sorted({rows * i // _SAMPLE_ROWS for i in range(_SAMPLE_ROWS)})
+    for kind, group in _ROUNDED:
+        if columns % group or columns % ROW_MULTIPLE[kind]:
+            continue
+        spec = QuantSpec(kind=kind, group_size=group)  # type: ignore[arg-type]
+        if _is_rounded(tensor.codes[sample], spec) and all(
+            _is_rounded(tensor.codes[part], spec) for part in row_slices(rows, columns)
+        ):
+            return spec
+    return None
+
+
+def _is_rounded(values: NDArray[np.float32], spec: QuantSpec) -> bool:
+    if not np.isfinite(values).all():
+        return False
+    return bool((unpack(pack_from_float(values, spec)) == values).all())
 
 
 def _magnitudes(codes: NDArray, group: int) -> tuple[NDArray, NDArray]:

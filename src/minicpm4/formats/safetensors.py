@@ -20,7 +20,7 @@ from minicpm4.formats.packing import unpack
 from minicpm4.formats.quant import CODE_DTYPES, PackedTensor, QuantSpec
 from minicpm4.formats.safetensors_header import REMEDY, header_length, parse_header
 
-__all__ = ["SafetensorsCheckpoint"]
+__all__ = ["SafetensorsCheckpoint", "read_index"]
 
 INDEX = "model.safetensors.index.json"
 MAX_INDEX = 1 << 25
@@ -145,7 +145,7 @@ def _shards(folder: Path) -> dict[Path, frozenset[str] | None]:
     if single.is_file():
         return {single: None}
     if (folder / INDEX).is_file():
-        return _indexed(folder)
+        return read_index(folder)
     loose = sorted(folder.glob("*.safetensors"))
     if len(loose) == 1:
         return {loose[0]: None}
@@ -162,8 +162,10 @@ def _shards(folder: Path) -> dict[Path, frozenset[str] | None]:
     raise CheckpointError(f"{folder} holds no .safetensors file", "download the model's weights into it")
 
 
-def _indexed(folder: Path) -> dict[Path, frozenset[str] | None]:
-    index = folder / INDEX
+def read_index(folder: Path, name: str = INDEX) -> dict[Path, frozenset[str] | None]:
+    """The files that the index ``name`` of ``folder`` lists, with the tensors it puts into each. Raises
+    CheckpointError."""
+    index = folder / name
     try:
         if index.stat().st_size > MAX_INDEX:
             raise CheckpointError(f"{index} is larger than {MAX_INDEX} bytes")

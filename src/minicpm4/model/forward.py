@@ -6,13 +6,20 @@ which all three multipliers are 1.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 
 from minicpm4.config import ModelConfig
 from minicpm4.kernels.contract import Array, KVLayer, Linear, OpTable, Step
-from minicpm4.model.weights import ModelWeights
+from minicpm4.model.weights import LayerWeights, ModelWeights
+
+Compute = Callable[[LayerWeights, Array], Array]
+Run = Callable[[int, Compute, LayerWeights, Array], Array]
+"""``run(index, compute, layer, x)`` returns ``compute(layer, x)``, x after layer ``index``, in its own
+way."""
 
 
 class Cache(Protocol):
@@ -37,31 +44,51 @@ class Buffers:
 
 
 def forward(
-    ops: OpTable, weights: ModelWeights, step: Step, cache: Cache, buffers: Buffers | None = None
+    ops: OpTable,
+    weights: ModelWeights,
+    step: Step,
+    cache: Cache,
+    buffers: Buffers | None = None,
+    run: Run | None = None,
 ) -> Array:
     """Run all layers on the rows of ``step`` and return the final hidden states (n, hidden).
 
     Keys and values of the rows are appended to ``cache``. The result may live in ``buffers``: use it
-    before the next call.
+    before the next call. ``run``: how each layer is run (None: directly); a trainer gathers weights or
+    recomputes activations there.
     """
     n, config = step.num_rows, weights.config
-    x_out, q_out, a_out, h_out = _rows(buffers, n)
+    x_out, *outs = _rows(buffers, n)
     x = ops.embed(weights.embed, step.ids, config.scale_emb, x_out)
-    residual = config.residual_scale
     for index, layer in enumerate(weights.layers):
-        kv = cache.layer(index)
-        q = ops.qkv(x, layer.attention, kv, step, q_out)
-        a = ops.attention(q, kv, step, a_out)
-        x = ops.add_linear(x, a, layer.attention.o, residual)
-        h = ops.gate_up(x, layer.feed_forward, h_out)
-        x = ops.add_linear(x, h, layer.feed_forward.down, residual)
+        compute = partial(decoder_layer, ops, step, cache.layer(index), config.residual_scale, outs)
+        x = compute(layer, x) if run is None else run(index, compute, layer, x)
     return ops.rms_norm(x, weights.norm, config.rms_norm_eps, x_out)
+
+
+def decoder_layer(
+    ops: OpTable,
+    step: Step,
+    kv: KVLayer,
+    residual: float,
+    outs: Sequence[Array | None],
+    layer: LayerWeights,
+    x: Array,
+) -> Array:
+    """Return x (n, hidden) after one layer; ``residual`` multiplies both branches, ``outs`` are buffers for
+    queries, attention and feed-forward, or None."""
+    q_out, a_out, h_out = outs
+    q = ops.qkv(x, layer.attention, kv, step, q_out)
+    a = ops.attention(q, kv, step, a_out)
+    x = ops.add_linear(x, a, layer.attention.o, residual)
+    h = ops.gate_up(x, layer.feed_forward, h_out)
+    return ops.add_linear(x, h, layer.feed_forward.down, residual)
 
 
 def logits(ops: OpTable, weights: ModelWeights, hidden: Array, out: Array | None = None) -> Array:
     """Return float32 logits (rows, vocab) of final hidden states (rows, hidden)."""
     scale = weights.config.logit_scale
-    scaled = hidden if scale == 1.0 else hidden * np.float32(scale)
+    scaled = hidden if scale == 1.0 else hidden * scale
     return ops.linear(scaled, Linear(weight=weights.head), out)
 
 

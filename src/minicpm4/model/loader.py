@@ -18,12 +18,18 @@ from minicpm4.config.gguf import ROPE_VECTORS
 from minicpm4.config.strict import suggest
 from minicpm4.errors import ConfigError
 from minicpm4.formats import Checkpoint, check_tensors, open_checkpoint
-from minicpm4.formats.packing import default_spec, detect_ternary, pack_ternary_exact, repack
-from minicpm4.formats.quant import FLOAT_KINDS, PackedTensor, QuantSpec, packed_nbytes
-from minicpm4.kernels.contract import AttentionWeights, FeedForwardWeights, Linear
+from minicpm4.formats.packing import (
+    default_spec,
+    detect_rounded,
+    detect_ternary,
+    pack_ternary_exact,
+    repack,
+)
+from minicpm4.formats.quant import FLOAT_KINDS, GROUPED_KINDS, PackedTensor, QuantSpec, packed_nbytes
+from minicpm4.kernels.contract import Linear
 from minicpm4.model.arena import Arena
 from minicpm4.model.packed_cache import WeightCache
-from minicpm4.model.weights import LayerWeights, ModelWeights
+from minicpm4.model.weights import ModelWeights, build_layer
 
 WEIGHT_CHOICES = ("auto", "bf16", "int8", "int4", "ternary")
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -83,7 +89,7 @@ def load_weights(
     source.read_kept(config, progress)
     layers = []
     for index in range(config.num_hidden_layers):
-        layers.append(_layer(source, config, f"model.layers.{index}."))
+        layers.append(build_layer(config, f"model.layers.{index}.", checkpoint.load_vector, source.linear))
         if progress is not None:
             progress(index + 1, config.num_hidden_layers)
     embed = source.matrix(EMBED)
@@ -180,7 +186,7 @@ class _Source:
         if target != tensor.spec:
             result = repack(tensor, target)
         else:
-            result = self._packed_if_ternary(tensor)
+            result = self._packed_if_rounded(tensor)
         result = self.prepare(result)
         if result is not tensor or self.checkpoint.tensors[name].spec.kind not in FLOAT_KINDS:
             self.checkpoint.release(name)
@@ -196,13 +202,19 @@ class _Source:
         if info is None or info.shape != shape:
             return False
         target = target_spec(name, info.spec, shape, self.weights)
-        found = self.weights == "auto" and target.kind in FLOAT_KINDS and spec.kind == "ternary"
+        found = self.weights == "auto" and target.kind in FLOAT_KINDS and spec.kind in GROUPED_KINDS
         return found or spec == target
 
-    def _packed_if_ternary(self, tensor: PackedTensor) -> PackedTensor:
-        # BitCPM4 checkpoints hold float matrices whose values are already scale * {-1, 0, 1}.
-        found = detect_ternary(tensor) if self.weights == "auto" else None
-        return tensor if found is None else pack_ternary_exact(tensor, found)
+    def _packed_if_rounded(self, tensor: PackedTensor) -> PackedTensor:
+        # BitCPM4 checkpoints hold float matrices whose values are already scale * {-1, 0, 1}; what this
+        # package trains in int4 and int8 is rounded in the same way.
+        if self.weights != "auto":
+            return tensor
+        ternary = detect_ternary(tensor)
+        if ternary is not None:
+            return pack_ternary_exact(tensor, ternary)
+        rounded = detect_rounded(tensor)
+        return tensor if rounded is None else repack(tensor, rounded)
 
     def linear(self, prefix: str) -> Linear:
         bias = prefix + ".bias"
@@ -217,27 +229,3 @@ class _Source:
 
 def _as_stored(dtype: str, spec: QuantSpec) -> bool:
     return {"F32": "f32", "F16": "f16", "BF16": "bf16"}.get(dtype) == spec.kind
-
-
-def _layer(source: _Source, config: ModelConfig, prefix: str) -> LayerWeights:
-    vector, eps = source.checkpoint.load_vector, config.rms_norm_eps
-    attention = prefix + "self_attn."
-    return LayerWeights(
-        attention=AttentionWeights(
-            norm=vector(prefix + "input_layernorm.weight"),
-            q=source.linear(attention + "q_proj"),
-            k=source.linear(attention + "k_proj"),
-            v=source.linear(attention + "v_proj"),
-            o=source.linear(attention + "o_proj"),
-            q_norm=vector(attention + "q_norm.weight") if config.qk_norm else None,
-            k_norm=vector(attention + "k_norm.weight") if config.qk_norm else None,
-            eps=eps,
-        ),
-        feed_forward=FeedForwardWeights(
-            norm=vector(prefix + "post_attention_layernorm.weight"),
-            gate=source.linear(prefix + "mlp.gate_proj"),
-            up=source.linear(prefix + "mlp.up_proj"),
-            down=source.linear(prefix + "mlp.down_proj"),
-            eps=eps,
-        ),
-    )

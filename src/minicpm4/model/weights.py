@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from minicpm4.config import ModelConfig
@@ -59,3 +59,30 @@ class ModelWeights:
         for matrix in self.matrices():
             counts[str(matrix.spec)] += matrix.shape[0] * matrix.shape[1]
         return counts
+
+
+def build_layer(
+    config: ModelConfig, prefix: str, vector: Callable[[str], Floats], linear: Callable[[str], Linear]
+) -> LayerWeights:
+    """One layer from its tensors: ``vector`` gives norms by full name, ``linear`` projections by their name
+    without ``.weight``; ``prefix`` is "model.layers.0." or the like."""
+    attention, eps = prefix + "self_attn.", config.rms_norm_eps
+    return LayerWeights(
+        attention=AttentionWeights(
+            norm=vector(prefix + "input_layernorm.weight"),
+            q=linear(attention + "q_proj"),
+            k=linear(attention + "k_proj"),
+            v=linear(attention + "v_proj"),
+            o=linear(attention + "o_proj"),
+            q_norm=vector(attention + "q_norm.weight") if config.qk_norm else None,
+            k_norm=vector(attention + "k_norm.weight") if config.qk_norm else None,
+            eps=eps,
+        ),
+        feed_forward=FeedForwardWeights(
+            norm=vector(prefix + "post_attention_layernorm.weight"),
+            gate=linear(prefix + "mlp.gate_proj"),
+            up=linear(prefix + "mlp.up_proj"),
+            down=linear(prefix + "mlp.down_proj"),
+            eps=eps,
+        ),
+    )

@@ -11,7 +11,7 @@ from minicpm4.text.messages import check_messages, check_tools
 from minicpm4.text.template import ChatTemplate
 from minicpm4.text.tokenizer import Tokenizer
 
-__all__ = ["encode_chat"]
+__all__ = ["encode_chat", "guarded_text"]
 
 
 def encode_chat(
@@ -43,19 +43,34 @@ def encode_chat(
         text = template.render_checked(checked, functions, **options)
         ids = tokenizer.encode(text, add_special_tokens=False)
     else:
-        ids = _encode_guarded(tokenizer, template, checked, functions, options)
+        ids = tokenizer.encode_guarded(_guarded(tokenizer, template, checked, functions, options))
     # An end token after the prompt would end it before the answer.
     before = tokenizer.prefix_ids
     return ids if ids[: len(before)] == before else [*before, *ids]
 
 
-def _encode_guarded(
+def guarded_text(
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    **options: Any,
+) -> str:
+    """A chat's text for ``tokenizer.encode_guarded``, which may be cut anywhere between tokens: the
+    template's control tokens stand as aliases (``tokenizer.guard``), so none of the messages' words can be
+    one. Options and errors are those of ``encode_chat``."""
+    options = {"enable_thinking": None, **options}
+    return _guarded(tokenizer, template, check_messages(messages), check_tools(tools), options)
+
+
+def _guarded(
     tokenizer: Tokenizer,
     template: ChatTemplate,
     messages: list[dict[str, Any]],
     tools: list[dict[str, Any]] | None,
     options: dict[str, Any],
-) -> list[int]:
+) -> str:
     # Spellings in the content become marks, the template is rendered, its own spellings become
     # aliases, and the marks become the spellings again: now they are ordinary text.
     guard = tokenizer.guard
@@ -76,7 +91,7 @@ def _encode_guarded(
             "the chat template alters a control token that a message spells",
             "remove the spelling from the message, or pass trust_content=True",
         )
-    return tokenizer.encode_guarded(text)
+    return text
 
 
 def _map_strings(change: Callable[[str], str], value: Any) -> Any:

@@ -29,13 +29,15 @@ def alternatives(spellings: Collection[str]) -> re.Pattern[str] | None:
 class ControlGuard:
     """Backend copy whose control tokens are spelled by aliases.
 
-    ``aliases`` maps each control spelling to its alias, ``nonce`` is part of every alias.
+    ``aliases`` maps each control spelling to its alias, ``nonce`` is part of every alias; ``alias_pattern``
+    finds them (None: there are none).
     """
 
     def __init__(self, backend: Backend, control: Collection[str]) -> None:
         self.nonce = secrets.token_hex(8)
         names = sorted(set(control))
         self.aliases = {name: f"\ue0f0{self.nonce}{i:x}\ue0f1" for i, name in enumerate(names)}
+        self.alias_pattern = alternatives(self.aliases.values())
         self._spelling = alternatives(names)
         state = json.loads(backend.to_str())
         state["added_tokens"], state["post_processor"] = [], None

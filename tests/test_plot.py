@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from minicpm4.evals.plot import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, chart
+from minicpm4.plot import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, chart
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -1,0 +1,200 @@
+"""What ``minicpm4 train RECIPE --dry-run`` prints: shapes, stages, memory of a GPU, operations, days, data.
+
+Neither torch nor data nor a tokenizer need be there; what is not is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from minicpm4.cli.terminal import sanitize, show, table
+from minicpm4.config import ModelConfig
+from minicpm4.engine.plan import human
+from minicpm4.errors import ConfigError, Minicpm4Error
+from minicpm4.formats import open_checkpoint
+from minicpm4.model.loader import read_config
+from minicpm4.text.load import load_tokenizer
+from minicpm4.train.estimate import DAY, Machine, Plan, plan
+from minicpm4.train.footprint import Memory, parameters
+from minicpm4.train.layout import stage_config
+from minicpm4.train.recipe import Corpus, Recipe, Stage, model_config
+from minicpm4.zoo import resolve
+
+__all__ = ["explain"]
+
+SMALL = 100_000_000  # weights that nobody shares out
+PARTS = ("weights", "gradients", "moments", "gathered", "activations", "loss")
+
+
+def explain(recipe: Recipe, given: Mapping[str, Any]) -> None:
+    """Print all that can be told of a recipe before it runs. ``given``: fields of ``Machine``; a small model
+    has one GPU where they do not say. Raises ConfigError for what cannot run."""
+    config = _config(recipe)
+    small = config is not None and parameters(config, False).total < SMALL
+    machine = Machine(**{"gpus": 1 if small else 8, **given})
+    plans = [] if config is None else _plans(recipe, config, machine)
+    if config is not None:
+        _shapes(recipe, config)
+    _stages(recipe.stages, plans)
+    print(f"\n{recipe.steps:,} steps, optimiser {recipe.optimiser.kind}, products in {recipe.precision}")
+    if plans:
+        _memory(recipe, plans, machine)
+        _time(plans, machine)
+    _data(recipe)
+
+
+def _config(recipe: Recipe) -> ModelConfig | None:
+    """The model at the start; None where it, or its vocabulary, is not here."""
+    try:
+        if recipe.model.start:
+            return read_config(open_checkpoint(resolve(recipe.model.start)))
+        size = recipe.tokenizer.vocab_size
+        if not size and "vocab_size" not in recipe.model.shape:
+            size = load_tokenizer(Path(recipe.tokenizer.path).expanduser()).vocab_size
+    except Minicpm4Error as error:
+        what = "the model to start from" if recipe.model.start else "the vocabulary"
+        print(f"sizes cannot be told, for {what} is not here: {sanitize(str(error))}\n")
+        return None
+    return model_config(recipe, size, {})
+
+
+def _plans(recipe: Recipe, config: ModelConfig, machine: Machine) -> list[Plan]:
+    current = config
+    for stage in recipe.stages:  # what cannot run on any machine
+        current = stage_config(current, stage)
+    try:
+        return plan(recipe, config, machine)
+    except ConfigError as error:
+        print(f"on {_gpus(machine)}: {error}; --gpus says how many there are\n")
+        return []
+
+
+def _shapes(recipe: Recipe, config: ModelConfig) -> None:
+    counts = parameters(config, any(stage.mtp for stage in recipe.stages))
+    print(
+        f"{sanitize(recipe.name)}: hidden {config.hidden_size:,}, {config.num_hidden_layers} layers, "
+        f"{config.num_attention_heads} query and {config.num_key_value_heads} key/value heads of "
+        f"{config.head_dim}, feed-forward {config.intermediate_size:,}, vocabulary {config.vocab_size:,}"
+    )
+    head = "the embeddings' own" if not counts.head else f"{counts.head:,}"
+    extra = f", extra layer {counts.extra:,}" if counts.extra else ""
+    print(
+        f"parameters: {counts.total:,} (embeddings {counts.embeddings:,}, head {head}, "
+        f"each layer {counts.layer:,}{extra})\n"
+    )
+
+
+def _stages(stages: Sequence[Stage], plans: Sequence[Plan]) -> None:
+    more = ("GFLOP/token", "GB a GPU", "time") if plans else ()
+    columns = ("stage", "steps", "tokens", "context", "rate", "attention", "special")
+    shown = table(*columns, *more, left=1)
+    for number, stage in enumerate(stages):
+        row = [
+            sanitize(stage.name),
+            f"{stage.steps:,}",
+            f"{stage.steps * stage.batch_tokens:,}",
+            f"{stage.context:,}",
+            f"{stage.rate:g}",
+            stage.attention,
+            _special(stage),
+        ]
+        if plans:
+            one = plans[number]
+            row += [
+                f"{one.flops.model / 1e9:.3g}",
+                f"{one.memory.total / 1e9:.3g}",
+                duration(one.seconds * one.stage.steps),
+            ]
+        shown.add_row(*row)
+    show(shown)
+
+
+def _special(stage: Stage) -> str:
+    found = [f"{name} {spec}" for name, spec in stage.rounding.items()]
+    found += ["FP8"] if stage.fp8 else []
+    found += [f"MTP {stage.mtp:g}"] if stage.mtp else []
+    return sanitize(", ".join(found)) or "–"
+
+
+def _memory(recipe: Recipe, plans: Sequence[Plan], machine: Machine) -> None:
+    largest = max(plans, key=lambda one: one.memory.total)
+    saving = "only layers' inputs are kept" if recipe.checkpoint_activations else "all are kept"
+    which = "the GPU" if machine.gpus == 1 else f"each of {machine.gpus} GPUs"
+    print(
+        f"\nmemory of {which} in stage {sanitize(largest.stage.name)}, "
+        f"{largest.rows:,} tokens a pass ({largest.passes} a step), activations: {saving}"
+    )
+    for name in PARTS:
+        print(f"  {name:<12}{human(getattr(largest.memory, name)):>10}")
+    print(f"  {'total':<12}{human(largest.memory.total):>10} of {human(int(machine.gpu_bytes))}")
+    for one in plans:
+        if one.memory.total > machine.gpu_bytes:
+            print(f"warning: stage {sanitize(one.stage.name)} does not fit: {_remedy(recipe, one.memory)}")
+        if one.note:
+            print(f"warning: stage {sanitize(one.stage.name)}: {one.note}")
+
+
+def _remedy(recipe: Recipe, found: Memory) -> str:
+    if not recipe.checkpoint_activations and found.activations > found.weights:
+        return "checkpoint_activations = true keeps layers' inputs alone"
+    return "smaller micro_tokens, or more GPUs (--gpus)"
+
+
+def _time(plans: Sequence[Plan], machine: Machine) -> None:
+    tokens = sum(one.tokens for one in plans)
+    total = sum(one.flops.model * one.tokens for one in plans)
+    took = sum(one.seconds * one.stage.steps for one in plans)
+    print(f"\n{tokens:,} tokens, {total:.3g} FLOPs of the model, {duration(took)}")
+    again = max(one.flops.again / one.flops.model for one in plans)
+    if again:
+        print(f"(layers computed again for the backward, up to {again:.0%} more, count in no share of peak)")
+    if machine.gpus > 1:
+        most = max(plans, key=lambda one: one.bytes_moved / one.seconds)
+        speed = most.bytes_moved / most.seconds
+        print(
+            f"FSDP2 moves {human(int(most.bytes_moved))} to each GPU in a step of stage "
+            f"{sanitize(most.stage.name)}: at that speed {human(int(speed))}/s of an NVLink's "
+            f"{human(int(machine.link))}/s each way"
+        )
+    print(
+        f"assumed, not measured: {_gpus(machine)} of {human(int(machine.gpu_bytes))} and "
+        f"{machine.peak / 1e12:,.0f} TFLOP/s, of which {machine.mfu:.0%} are reached; documents as "
+        f"long as the context, or in the middle of their bucket"
+    )
+
+
+def _gpus(machine: Machine) -> str:
+    return f"{machine.gpus} GPU{'s' if machine.gpus > 1 else ''}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit in which they are easiest to grasp."""
+    for unit, size in (("years", 365.25 * DAY), ("days", DAY), ("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:,.3g} {unit}"
+    return f"{seconds:.2g} s"
+
+
+def _data(recipe: Recipe) -> None:
+    print()
+    for name, corpus in recipe.corpora.items():
+        print(sanitize(f"corpus {name}: {_found(corpus)}"))
+    path = recipe.tokenizer.path
+    if path:
+        there = Path(path).expanduser().is_dir()
+        print(sanitize(f"tokenizer {path}: {'found' if there else 'MISSING: it is not a folder'}"))
+
+
+def _found(corpus: Corpus) -> str:
+    if corpus.made is not None:
+        return f"{corpus.made.documents:,} documents to be made of {corpus.made.haystack}"
+    if corpus.kind == "shards":
+        missing = [path for path in corpus.paths if not Path(path).expanduser().exists()]
+        return f"MISSING: {missing[0]}" if missing else "found"
+    try:
+        files = corpus.files()
+    except ConfigError as error:
+        return f"MISSING: {error}"
+    return f"{len(files):,} files, {human(sum(file.stat().st_size for file in files))}"

@@ -1,0 +1,185 @@
+"""``minicpm4 train``: a model from a recipe."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def command(
+    recipe: Annotated[
+        Path, typer.Argument(metavar="RECIPE.toml", help="What to train; see recipes/ and docs/training.md.")
+    ],
+    *,
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where the run is kept (default: the recipe's output)."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the recipe, show what it would take, and leave.")
+    ] = False,
+    until: Annotated[
+        int | None, typer.Option(metavar="STEP", help="Stop after this many steps of all.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of torch.")] = None,
+    export: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="At the end, write the model there, as chat and generate load it (default: model in the "
+            "run's folder).",
+        ),
+    ] = None,
+    gpus: Annotated[
+        int | None,
+        typer.Option(
+            help="Of a dry run: GPUs, one process each (default: 8, for fewer than 100M weights 1)."
+        ),
+    ] = None,
+    gpu_memory: Annotated[float, typer.Option(metavar="GB", help="Of a dry run: memory of a GPU.")] = 80.0,
+    peak_tflops: Annotated[
+        float, typer.Option(help="Of a dry run: bf16 products of a GPU, TFLOP/s (an H100's).")
+    ] = 989.0,
+    mfu: Annotated[float, typer.Option(help="Of a dry run: the share of that peak that is reached.")] = 0.4,
+) -> None:
+    """Train a model as a recipe says, stage by stage.
+
+    A run that was interrupted (Ctrl-C, SIGTERM, kill -9, a power cut) goes on from its last checkpoint when
+    the same command is given again. Its folder has metrics.jsonl, loss.svg, the checkpoints, each of which
+    has a model/ folder that `minicpm4 generate` loads, and at the end model/. Several processes:
+    torchrun --nproc-per-node N -m minicpm4 train RECIPE.toml
+    """
+    from minicpm4.train import need_torch
+    from minicpm4.train.recipe import read_recipe
+
+    made = read_recipe(recipe)
+    if dry_run:
+        from minicpm4.cli.dry_run import explain
+
+        machine = {"gpu_bytes": gpu_memory * 1e9, "peak": peak_tflops * 1e12, "mfu": mfu}
+        explain(made, machine if gpus is None else {**machine, "gpus": gpus})
+        return
+    need_torch(threads)
+    run = output or Path(made.output)
+    _train(made, run, until, export or run / "model")
+
+
+def _train(recipe: Any, run: Path, until: int | None, export_to: Path) -> None:
+    from minicpm4.train.loop import Runner
+    from minicpm4.train.peak import peak_of
+    from minicpm4.train.prepare import prepare, sources
+    from minicpm4.train.recipe import model_config
+    from minicpm4.train.session import Session, World
+
+    world = World.join()
+    quiet = world.rank > 0
+    say = _silent if quiet else _say
+    if not quiet:
+        prepared = prepare(recipe, run, say)
+    world.wait()
+    if quiet:
+        prepared = prepare(recipe, run)
+    config = None if recipe.model.start else model_config(recipe, prepared.vocab_size, prepared.special)
+    session = Session(recipe, config, world)
+    given = sources(recipe, prepared, world.rank, world.size)
+    peak = None if quiet else peak_of(run, session.model.device, recipe.precision)
+    say(str(peak))
+    with _Progress(recipe.steps, off=quiet) as progress:
+        runner = Runner(
+            recipe,
+            run,
+            session,
+            given,
+            tokenizer=prepared.tokenizer,
+            data=prepared.hashes(),
+            report=progress,
+            peak=peak.flops_per_s if peak else None,
+        )
+        progress.start(runner.step)
+        done = runner.run(until)
+    say(f"{done.step:,} of {recipe.steps:,} steps done; {run / 'loss.svg'} shows the loss")
+    if not done.finished:
+        say("the same command goes on from there")
+    else:
+        _export(session.model, run, export_to, prepared.tokenizer, world)
+        say(f"the model is in {export_to}: minicpm4 chat --model {export_to}")
+    world.leave()
+
+
+def _export(model: Any, run: Path, folder: Path, tokenizer: Path, world: Any) -> None:
+    """By all processes. The run's own model is written anew; weights in other folders stay."""
+    from minicpm4.train.export import export
+
+    own = folder == run / "model"
+    target = run / "model.part" if own else folder
+    if own:
+        world.first(lambda: shutil.rmtree(target, ignore_errors=True))
+    export(model, target, tokenizer=tokenizer)
+    if own:
+        world.first(lambda: _replace(target, folder))
+
+
+def _replace(new: Path, old: Path) -> None:
+    shutil.rmtree(old, ignore_errors=True)
+    new.rename(old)
+
+
+class _Progress:
+    """A bar with the last step's figures; warnings above it."""
+
+    def __init__(self, steps: int, off: bool) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        # Where nobody watches a bar, a line now and then.
+        self._plain = not sys.stderr.isatty()
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=off or self._plain,
+        )
+        self._off, self._steps = off, steps
+        self._task = self._bar.add_task("starting", total=steps)
+
+    def start(self, step: int) -> None:
+        if step and not self._off:
+            print(f"going on after step {step:,}", file=sys.stderr)
+        self._bar.update(self._task, completed=step)
+
+    def __call__(self, line: Mapping[str, Any]) -> None:
+        if self._off:
+            return
+        loss = "not finite" if line["loss"] is None else f"{line['loss']:.4f}"
+        text = f"{line['stage']}: loss {loss}, {line['tokens_per_s']:,.0f} tokens/s"
+        if "mfu" in line:
+            text += f" ({line['mfu']:.1%} of peak)"
+        self._bar.update(self._task, completed=line["step"], description=text)
+        step = line["step"]
+        if self._plain and (step == 1 or step % max(1, self._steps // 20) == 0 or "validation" in line):
+            held = f", validation {line['validation']:.4f}" if "validation" in line else ""
+            print(f"step {step:,}/{self._steps:,} {text}{held}", file=sys.stderr)
+        if "warning" in line:
+            self._bar.console.print(f"warning: {line['warning']}", markup=False)
+
+    def __enter__(self) -> _Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _silent(text: str) -> None:
+    """Of several processes one speaks."""

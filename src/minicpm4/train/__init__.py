@@ -1,0 +1,19 @@
+"""Training: the same model as the engine runs, over ops with gradients. Needs the extra ``train``."""
+
+from __future__ import annotations
+
+from minicpm4.config.strict import require
+from minicpm4.errors import UnsupportedError
+
+__all__ = ["need_torch"]
+
+
+def need_torch(threads: int | None = None) -> None:
+    """Raise UnsupportedError without torch, ConfigError for an odd number of ``threads``; else set it."""
+    require(threads is None or 1 <= threads <= 1024, f"--threads {threads} is not from 1 to 1024")
+    try:
+        import torch
+    except ImportError as error:
+        raise UnsupportedError(f"training needs torch ({error})", "pip install 'minicpm4[train]'") from error
+    if threads is not None:
+        torch.set_num_threads(threads)

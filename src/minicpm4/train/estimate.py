@@ -1,0 +1,191 @@
+"""What a recipe would take: operations, traffic, memory of a GPU, days. Needs no torch.
+
+Operations are counted as usual: 2 a multiplication and addition, the backward twice the forward, nothing
+for norms and softmax. What activation checkpointing computes again is told apart, and no share of peak
+counts it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from minicpm4.config import ModelConfig, SparseConfig
+from minicpm4.config.strict import require
+from minicpm4.train.footprint import F32, Memory, matrices, memory, parameters, trained
+from minicpm4.train.layout import (
+    accumulation,
+    extra_shapes,
+    layer_shapes,
+    lengths,
+    rule_of,
+    stage_config,
+)
+from minicpm4.train.recipe import Recipe, Stage
+
+__all__ = ["DAY", "Flops", "Machine", "Plan", "attended", "flops_per_token", "plan", "traffic"]
+
+DAY = 86400.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Machine:
+    """``gpus`` processes of ``gpu_bytes`` and ``peak`` operations a second each, of which training reaches
+    the share ``mfu`` (of the model's operations, not counting what is computed again); ``link``: bytes a
+    second that each sends, and receives, at a time. Raises ConfigError."""
+
+    gpus: int = 8
+    gpu_bytes: float = 80e9
+    peak: float = 989e12
+    mfu: float = 0.4
+    link: float = 450e9
+
+    def __post_init__(self) -> None:
+        require(1 <= self.gpus <= 1 << 16, f"--gpus {self.gpus} is not from 1 to {1 << 16}")
+        require(0 < self.mfu <= 1, f"--mfu {self.mfu:g} is not above 0 and at most 1")
+        for name, value in (("--gpu-memory", self.gpu_bytes), ("--peak-tflops", self.peak)):
+            require(0 < value < 1e24, f"{name} is not positive, or beyond reason")
+
+
+# Operations
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Flops:
+    """Operations for a token, forward and backward: ``products`` with matrices, ``attention`` (scores and
+    values), ``selection`` of blocks (forward alone), ``extra``: all of multi-token prediction, ``again``:
+    what checkpointing of activations computes a second time."""
+
+    products: float
+    attention: float
+    selection: float
+    extra: float
+    again: float
+
+    @property
+    def model(self) -> float:
+        """What a share of peak counts: all but ``again``."""
+        return self.products + self.attention + self.selection + self.extra
+
+
+def flops_per_token(config: ModelConfig, stage: Stage, recompute: bool = False) -> Flops:
+    """Operations for a token of ``stage``, documents taken to be as long as its context, or its buckets,
+    allow."""
+    read, scored = attended(config, stage)
+    width = config.num_attention_heads * config.head_dim
+    layer = matrices(dict(layer_shapes(config)))
+    head = config.vocab_size * config.hidden_size  # looking a row of embeddings up is no product
+    attention, selection = 12.0 * width * read, 2.0 * width * scored
+    count = config.num_hidden_layers
+    extra = 0.0
+    if stage.mtp:
+        extra = 6.0 * (matrices(extra_shapes(config)) + head) + attention + selection
+    again = 2.0 * layer + attention / 3
+    return Flops(
+        products=6.0 * (count * layer + head),
+        attention=count * attention,
+        selection=count * selection,
+        extra=extra,
+        again=(count + bool(stage.mtp)) * again if recompute else 0.0,
+    )
+
+
+def attended(config: ModelConfig, stage: Stage) -> tuple[float, float]:
+    """Means over a stage's tokens: tokens that a query reads, and compressed keys that it scores."""
+    sparse = config.sparse_config if stage.attention == "sparse" else None
+    read = scored = 0.0
+    for share, length in lengths(stage):
+        if sparse is None:
+            read += share * (length + 1) / 2
+        else:
+            read += share * _read(sparse, length) / length
+            scored += share * _scored(sparse, length) / length
+    return read, scored
+
+
+def _read(sparse: SparseConfig, length: int) -> float:
+    """Tokens that all queries of a document read: of each chosen block all, of a query's own those up to
+    it."""
+    first = min(sparse.first_choosing, length)
+    others = (length - first) * (sparse.budget - 1) * sparse.block_size
+    return first * (first + 1) / 2 + others + _own(sparse, length) - _own(sparse, first)
+
+
+def _own(sparse: SparseConfig, length: int) -> int:
+    """Tokens of their own blocks that the first ``length`` queries read."""
+    whole, rest = divmod(length, sparse.block_size)
+    return whole * sparse.block_size * (sparse.block_size + 1) // 2 + rest * (rest + 1) // 2
+
+
+def _scored(sparse: SparseConfig, length: int) -> float:
+    """Compressed keys that the queries which choose score, coarse ones of the LSE approximation
+    included."""
+    first = min(sparse.first_choosing, length)
+    seen = (length**2 - first**2) / 2 / sparse.kernel_stride
+    return seen * (1.25 if sparse.lse_approx else 1.0)
+
+
+# Traffic and time
+
+
+def traffic(recipe: Recipe, config: ModelConfig, passes: int, processes: int) -> float:
+    """Bytes that each process receives in a step of ``passes`` micro-batches: layers gathered for forward
+    and backward and their gradients dealt out, the root gathered once; under Muon the layers' gradients
+    gathered as well."""
+    mtp = any(stage.mtp for stage in recipe.stages)
+    counts = parameters(config, mtp)
+    root = counts.total - counts.layers
+    moved: float = passes * (3 * counts.layers + 2 * root)
+    if recipe.optimiser.kind == "muon":
+        shapes = trained(config, mtp)
+        moved += sum(prod(s) for name, s in shapes.items() if rule_of(name, s, "muon") == "muon")
+    return F32 * moved * (processes - 1) / processes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """One stage on a machine. ``rows``: tokens of a forward pass in each process; ``passes``: of them in a
+    step; ``bytes_moved``: received by each process in a step; ``note``: what is odd, or empty."""
+
+    stage: Stage
+    rows: int
+    passes: int
+    flops: Flops
+    memory: Memory
+    bytes_moved: float
+    seconds: float
+    note: str = ""
+
+    @property
+    def tokens(self) -> int:
+        return self.stage.steps * self.stage.batch_tokens
+
+
+def plan(recipe: Recipe, config: ModelConfig, machine: Machine) -> list[Plan]:
+    """Every stage of ``recipe`` on ``machine``, the model being of ``config`` at the start. Raises
+    ConfigError."""
+    found = []
+    for stage in recipe.stages:
+        config = stage_config(config, stage)
+        require(
+            stage.attention == "dense" or config.sparse_config is not None,
+            f"stage {stage.name!r}: attention = 'sparse', yet the model has no sparse_config",
+            "add [model.shape.sparse_config]",
+        )
+        passes = accumulation(stage, machine.gpus)
+        rows = stage.batch_tokens // (machine.gpus * passes)
+        cut = f"a forward pass of {rows:,} tokens cuts documents of {stage.context:,}"
+        flops = flops_per_token(config, stage, recipe.checkpoint_activations)
+        found.append(
+            Plan(
+                stage=stage,
+                rows=rows,
+                passes=passes,
+                flops=flops,
+                memory=memory(recipe, config, stage, machine.gpus, rows),
+                bytes_moved=traffic(recipe, config, passes, machine.gpus),
+                seconds=flops.model * stage.batch_tokens / (machine.gpus * machine.peak * machine.mfu),
+                note=cut if rows < stage.context else "",
+            )
+        )
+    return found

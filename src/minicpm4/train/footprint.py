@@ -1,0 +1,201 @@
+"""How many weights a model has, and what a stage of training takes in memory: arithmetic on shapes, no torch.
+
+Tests hold parameters, moments and what the backward keeps to what torch really holds. Bytes are of one
+process (one GPU), sharded by FSDP2: rows of each parameter, gradient and moment are dealt out, layers are
+gathered when they are needed, the root (embeddings, final norm, head) for the whole step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import prod
+
+from minicpm4.config import ModelConfig
+from minicpm4.formats.names import expected_tensors
+from minicpm4.train.layout import CHUNK, STATES, extra_shapes, layer_shapes, lengths, rule_of
+from minicpm4.train.recipe import Recipe, Stage
+
+__all__ = [
+    "BF16",
+    "F32",
+    "Memory",
+    "Parameters",
+    "Shapes",
+    "activations",
+    "matrices",
+    "memory",
+    "moments",
+    "parameters",
+    "trained",
+]
+
+F32, BF16 = 4, 2  # bytes
+FP8_BLOCK = 128  # rows and columns that share a scale (kernels/fp8.py)
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parameters:
+    """Numbers of weights. ``layer``: of one; ``head`` 0: it is the embeddings; ``extra``: the layer of
+    multi-token prediction."""
+
+    embeddings: int
+    head: int
+    layer: int
+    layers: int
+    extra: int
+    total: int
+
+
+def parameters(config: ModelConfig, mtp: bool = False) -> Parameters:
+    """Count the weights of a model of ``config``, with the extra layer if ``mtp``."""
+    layer = _count(dict(layer_shapes(config)))
+    embeddings = config.vocab_size * config.hidden_size
+    return Parameters(
+        embeddings=embeddings,
+        head=0 if config.tie_word_embeddings else embeddings,
+        layer=layer,
+        layers=layer * config.num_hidden_layers,
+        extra=_count(extra_shapes(config)) if mtp else 0,
+        total=_count(trained(config, mtp)),
+    )
+
+
+def trained(config: ModelConfig, mtp: bool = False) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of all that is trained, by the names that the optimiser knows."""
+    found = dict(expected_tensors(config))
+    if mtp:
+        found |= {f"mtp.{name}": shape for name, shape in extra_shapes(config).items()}
+    return found
+
+
+def _count(shapes: Shapes) -> int:
+    return sum(prod(shape) for shape in shapes.values())
+
+
+def matrices(shapes: Shapes) -> int:
+    """Weights of all matrices, which products are made with."""
+    return sum(prod(shape) for shape in shapes.values() if len(shape) == 2)
+
+
+# Memory
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Memory:
+    """Bytes of one process. ``weights`` (float32), ``gradients`` and ``moments`` are its share; ``gathered``:
+    the root, two layers (in use, and on its way) and their gradients, whole; ``activations``: what the
+    backward needs; ``loss``: a chunk of logits and the gradients of head and hidden states.
+
+    The last three reach their peaks at different times: the total is what a step cannot exceed by much,
+    allocator and kernels' scratch (a few GB) apart.
+    """
+
+    weights: int
+    gradients: int
+    moments: int
+    gathered: int
+    activations: int
+    loss: int
+
+    @property
+    def total(self) -> int:
+        return sum(asdict(self).values())
+
+    @property
+    def kept(self) -> int:
+        """What stays between steps."""
+        return self.weights + self.moments
+
+
+def memory(recipe: Recipe, config: ModelConfig, stage: Stage, processes: int, rows: int) -> Memory:
+    """What ``stage`` takes in each of ``processes`` at ``rows`` tokens a forward pass."""
+    mtp = any(one.mtp for one in recipe.stages)
+    shapes = trained(config, mtp)
+    weights = F32 * sum(_shard(shape, processes) for shape in shapes.values())
+    return Memory(
+        weights=weights,
+        gradients=weights,
+        moments=moments(shapes, recipe.optimiser.kind, processes),
+        gathered=_gathered(config, mtp) if processes > 1 else 0,
+        activations=activations(recipe, config, stage, rows),
+        loss=_loss(config, rows, recipe.precision == "bf16", bool(stage.mtp)),
+    )
+
+
+def moments(shapes: Shapes, kind: str, processes: int = 1) -> int:
+    """Bytes of the moments and step counts of parameters of ``shapes`` under optimiser ``kind``, in one
+    process."""
+    total = 0
+    for name, shape in shapes.items():
+        total += len(STATES[rule_of(name, shape, kind)]) * F32 * _shard(shape, processes) + 8
+    return total
+
+
+def _shard(shape: tuple[int, ...], processes: int) -> int:
+    """Weights of a parameter that the fullest process holds: FSDP2 deals out its rows."""
+    return -(-shape[0] // processes) * prod(shape[1:])
+
+
+def _gathered(config: ModelConfig, mtp: bool) -> int:
+    counts = parameters(config, mtp)
+    root = counts.embeddings + counts.head + config.hidden_size + counts.extra
+    return F32 * 2 * (root + 2 * counts.layer)
+
+
+def activations(
+    recipe: Recipe, config: ModelConfig, stage: Stage, rows: int, fused_norms: bool = True
+) -> int:
+    """Bytes that the forward of ``rows`` tokens keeps for the backward; with checkpointing of activations
+    each layer's input and choice of blocks, and one layer's whole. ``fused_norms``: as on GPUs; the CPU's
+    keep one array more."""
+    wide = F32 * config.hidden_size
+    whole = rows * layer_row_bytes(config, stage, recipe.precision == "bf16", fused_norms)
+    whole += _weight_copies(config, stage, recipe.precision == "bf16")
+    count = config.num_hidden_layers + bool(stage.mtp)
+    rest = rows * (wide * (1 if fused_norms else 2) + 2 * F32)  # the final norm, tokens
+    if stage.mtp:
+        rest += rows * 6 * wide  # two norms, their concatenation, what fc makes of it
+    if not recipe.checkpoint_activations:
+        return int(count * whole + rest)
+    kept = wide
+    if stage.attention == "sparse" and config.sparse_config is not None:
+        kept += 4 * config.num_key_value_heads * (config.sparse_config.budget + 1)
+    return int(count * rows * kept + whole + rest)
+
+
+def layer_row_bytes(config: ModelConfig, stage: Stage, bf16: bool, fused_norms: bool = True) -> float:
+    """Bytes that one layer keeps of one row. Under autocast every product keeps its own bf16 copy of what
+    it read."""
+    hidden, inner, d = config.hidden_size, config.intermediate_size, config.head_dim
+    q, k = config.num_attention_heads * d, config.num_key_value_heads * d
+    size = BF16 if bf16 else F32
+    read = BF16 if bf16 or stage.fp8 else F32
+    norms = 2 * F32 * (hidden * (1 if fused_norms else 2) + 1)
+    if config.qk_norm:
+        norms += F32 * (q + k)
+    inputs = (5 * BF16 if read == BF16 else 2 * F32) * hidden + read * q
+    rotary = 4 * F32 * d // 2
+    attention: float = size * (2 * q + 2 * k) + F32 * config.num_attention_heads
+    sparse = config.sparse_config if stage.attention == "sparse" else None
+    if sparse is not None:
+        chooses = sum(share * max(0, n - sparse.first_choosing) / n for share, n in lengths(stage))
+        pairs = config.num_key_value_heads * sparse.budget
+        attention += (size * 2 * k if chooses else 0) + chooses * 8 * (pairs + 1)
+    return norms + inputs + rotary + attention + (3 * size + read) * inner
+
+
+def _weight_copies(config: ModelConfig, stage: Stage, bf16: bool) -> int:
+    """Bytes of the weights as one layer's products see them, where that is not the parameter itself."""
+    shapes = [shape for _, shape in layer_shapes(config) if len(shape) == 2]
+    if stage.fp8:  # whole blocks of codes
+        return sum((m + -m % FP8_BLOCK) * (k + -k % FP8_BLOCK) for m, k in shapes)
+    return (BF16 if bf16 else F32 if stage.rounding else 0) * sum(m * k for m, k in shapes)
+
+
+def _loss(config: ModelConfig, rows: int, bf16: bool, mtp: bool) -> int:
+    head = config.vocab_size * config.hidden_size
+    logits = min(CHUNK["cuda"], rows * config.vocab_size) * (F32 + (BF16 if bf16 else 0))
+    # The head's gradient, once as it is summed up and once scaled; two losses under multi-token prediction.
+    return logits + F32 * ((2 + mtp) * head + (2 + mtp) * rows * config.hidden_size)

@@ -1,0 +1,102 @@
+"""LoRA (arXiv 2106.09685): train a pair of narrow matrices beside each of some, which stay as they are.
+
+The forward sees w + scale * b @ a with scale = alpha / rank; a (rank, in) begins random, b (out, rank)
+zero, so that training starts from the model as it was. Where w is rounded or in FP8, the pair is neither.
+``Lora`` is a module of its own, with the pairs' parameters alone: give the optimiser
+``lora.named_parameters()``, save ``lora.state_dict()``. Exports merge the pairs (``train/export.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from minicpm4.config.strict import require, suggest
+from minicpm4.errors import ConfigError
+from minicpm4.formats import QuantSpec
+from minicpm4.kernels.autograd import LowRank
+from minicpm4.train.model import TrainableModel, new_tensor, plant, spec_of
+
+__all__ = ["Lora", "LoraConfig"]
+
+_ANY = QuantSpec(kind="f32")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoraConfig:
+    """``targets``: patterns of matrix names, as in ``Mode.rounding``; ``alpha`` 0: as large as the rank,
+    that is scale 1. Raises ConfigError."""
+
+    rank: int = 16
+    alpha: float = 0.0
+    targets: Sequence[str] = ("self_attn.*", "mlp.*")
+
+    def __post_init__(self) -> None:
+        require(0 < self.rank <= 4096, f"lora rank = {self.rank} is outside 1 to 4096")
+        require(self.alpha >= 0, f"lora alpha = {self.alpha} is negative")
+        require(len(self.targets) > 0, "lora has no targets", 'name some, such as "self_attn.*"')
+
+    @property
+    def scale(self) -> float:
+        """What b @ a is multiplied by."""
+        return (self.alpha or self.rank) / self.rank
+
+
+class Lora(nn.Module):
+    """Pairs beside the matrices of ``model`` that fit; the model's own parameters are frozen.
+
+    Names are a matrix's with ``lora_A.weight`` and ``lora_B.weight`` instead of ``weight``, as PEFT has
+    them. A pair depends on ``seed`` and its name alone. Raises ConfigError for a pattern that fits no
+    matrix, and where there are pairs already.
+    """
+
+    def __init__(self, model: TrainableModel, config: LoraConfig, seed: int = 0) -> None:
+        super().__init__()
+        if model.low_rank:
+            raise ConfigError("the model has low-rank pairs already", "merge them first")
+        self.config = config
+        matrices = {name: p for name, p in model.named_parameters() if p.ndim == 2}
+        self.targets = _fitting(list(matrices), config.targets)
+        for name in self.targets:
+            rows, columns = matrices[name].shape
+            stem = name.removesuffix(".weight")
+            first, second = f"{stem}.lora_A.weight", f"{stem}.lora_B.weight"
+            like = matrices[name]
+            a = new_tensor(first, (config.rank, columns), seed, columns**-0.5)
+            plant(self, first, a.to(like.device))
+            plant(self, second, torch.zeros(rows, config.rank, device=like.device))
+            pair = self.get_parameter(first), self.get_parameter(second)
+            model.low_rank[name] = LowRank(a=pair[0], b=pair[1], scale=config.scale)
+        model.requires_grad_(False)
+
+    @torch.no_grad()
+    def merge(self, model: TrainableModel) -> None:
+        """Add the pairs to the model's parameters and take them away; its parameters can be trained again.
+
+        Raises ConfigError where a matrix is rounded: it would be rounded again, with the pair in it.
+        """
+        matrices = dict(model.named_parameters())
+        for name in self.targets:
+            if spec_of(name, model.mode.rounding) is not None:
+                raise ConfigError(
+                    f"a pair cannot be merged into {name}, which is rounded",
+                    "export the model, which merges into the rounded matrix, or end rounding first",
+                )
+        for name in self.targets:
+            pair = model.low_rank.pop(name)
+            matrices[name].add_(pair.b @ pair.a, alpha=pair.scale)
+        model.requires_grad_(True)
+
+
+def _fitting(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        fit = [name for name in names if spec_of(name, {pattern: _ANY}) is not None]
+        if not fit:
+            known = sorted({name.removesuffix(".weight").rpartition(".")[2] for name in names})
+            raise ConfigError(f"lora target {pattern!r} fits no matrix", suggest(pattern, known))
+        found |= dict.fromkeys(fit)
+    return list(found)

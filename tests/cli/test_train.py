@@ -1,0 +1,146 @@
+"""The command `train`: wrong recipes are refused in one line; a small one runs, goes on and exports."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from minicpm4.cli import run
+
+RECIPE = """
+name = "t"
+output = "OUT"
+[model.shape]
+hidden_size = 64
+intermediate_size = 64
+num_hidden_layers = 1
+num_attention_heads = 2
+num_key_value_heads = 1
+max_position_embeddings = 64
+rms_norm_eps = 1e-5
+scale_emb = 12.0
+scale_depth = 1.4
+dim_model_base = 64.0
+[tokenizer]
+vocab_size = 320
+corpora = ["text"]
+[corpora.text]
+paths = ["TEXT"]
+[[stages]]
+name = "stable"
+steps = 4
+batch_tokens = 64
+context = 32
+rate = 0.01
+data = { text = 1.0 }
+"""
+
+
+def write(folder: Path, old: str = "", new: str = "") -> Path:
+    (folder / "text.txt").write_text("Alpha beta gamma. " * 50, encoding="utf-8")
+    text = RECIPE.replace(old, new) if old else RECIPE
+    text = text.replace("OUT", str(folder / "run")).replace("TEXT", str(folder / "text.txt"))
+    (folder / "r.toml").write_text(text, encoding="utf-8")
+    return folder / "r.toml"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("rate =", "rtae =", "stages[0] has an unknown key 'rtae'. did you mean 'rate'?"),
+        ("steps = 4", 'steps = "4"', "stages[0].steps = '4' is not a valid int"),
+        ("steps = 4", "steps = 0", "stage 'stable': steps = 0 is out of range"),
+        ("{ text = 1.0 }", "{ txet = 1.0 }", "names the corpus 'txet', which is not defined"),
+        ("context = 32", "context = 128", "context = 128 exceeds the model's 64 positions"),
+        ("TEXT", "/nowhere", "/nowhere is neither a file nor a folder"),
+        ("[tokenizer]", "[tokenizer", "is not TOML"),
+        ("rate = 0.01", 'rate = 0.01\nattention = "sparse"', "the model has no sparse_config"),
+        ("rate = 0.01", 'rate = 0.01\nrounding = { "mlp.*" = "int3" }', "weight format 'int3' is not known"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, said: str
+) -> None:
+    pytest.importorskip("torch")
+    assert run(["train", str(write(tmp_path, old, new))]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: ") and said in last
+
+
+def test_a_run_stops_goes_on_and_exports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch")
+    recipe = str(write(tmp_path))
+    assert run(["train", recipe, "--until", "4", "--dry-run"]) == 0
+    assert "stable" in capsys.readouterr().out
+    assert run(["train", recipe, "--until", "2"]) == 0
+    assert "2 of 4 steps done" in capsys.readouterr().err
+    assert run(["train", recipe, "--export", str(tmp_path / "model")]) == 0
+    assert "4 of 4 steps done" in capsys.readouterr().err
+    generate = ["generate", "-m", str(tmp_path / "model"), "--raw", "--prompt", "Alpha", "--max-tokens", "3"]
+    assert run(generate) == 0
+    # Weights elsewhere stay; the run's own model is written anew.
+    assert run(["train", recipe, "--export", str(tmp_path / "model")]) == 2
+    assert "holds weights already" in capsys.readouterr().err
+    for _ in range(2):
+        assert run(["train", recipe]) == 0
+        own = capsys.readouterr().err.splitlines()[-1].rpartition(" ")[2]
+        assert sorted(file.name for file in Path(own).parent.glob("model*")) == ["model"]
+        assert (Path(own) / "config.json").is_file()
+
+
+def test_a_missing_recipe_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["train", str(tmp_path / "none.toml"), "--dry-run"]) == 2
+    assert "cannot read recipe" in capsys.readouterr().err
+
+
+def test_the_recipes_that_come_with_the_package_are_right() -> None:
+    from minicpm4.train.recipe import read_recipe
+
+    for file in (Path(__file__).parents[2] / "recipes").glob("*.toml"):
+        assert read_recipe(file).steps > 0
+
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "gpus", "said"),
+    [
+        (
+            "8b",
+            8,
+            ["parameters: 8,185,253,888", "6,999,999,774,720", "FSDP2 moves 5.37 TB"],
+        ),
+        ("8b", 128, ["corpus web: MISSING", "tokenizer data/minicpm4/tokenizer: MISSING"]),
+        ("8b", 100, ["on 100 GPUs: stage 'stable': batch_tokens = 4194304 is not a multiple"]),
+        ("8b", 1, ["warning: stage stable does not fit: smaller micro_tokens, or more GPUs"]),
+        ("0.5b", 64, ["parameters: 450,917,376", "extra layer 17,043,456", "FP8, MTP 0.3"]),
+    ],
+)
+def test_the_real_recipes_are_explained_without_their_data(
+    capsys: pytest.CaptureFixture[str], recipe: str, gpus: int, said: list[str]
+) -> None:
+    file = str(RECIPES / f"minicpm4-{recipe}.toml")
+    assert run(["train", file, "--dry-run", "--gpus", str(gpus)]) == 0
+    out = capsys.readouterr().out
+    assert [text for text in said if text not in out] == []
+
+
+def test_a_dry_run_needs_neither_torch_nor_a_vocabulary(tmp_path: Path) -> None:
+    recipe = write(tmp_path, 'vocab_size = 320\ncorpora = ["text"]', 'path = "nowhere"')
+    script = (
+        "import sys; sys.modules['torch'] = None; from minicpm4.cli import run; sys.exit(run(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", script, "train", str(recipe), "--dry-run"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    assert "the vocabulary is not here" in ended.stdout and "tokenizer nowhere: MISSING" in ended.stdout
+
+
+@pytest.mark.parametrize("option", [["--gpus", "0"], ["--mfu", "1.5"], ["--peak-tflops", "-1"]])
+def test_an_odd_machine_is_refused(capsys: pytest.CaptureFixture[str], option: list[str]) -> None:
+    assert run(["train", str(RECIPES / "tiny.toml"), "--dry-run", *option]) == 2
+    assert option[0] in capsys.readouterr().err.splitlines()[-1]

@@ -1,0 +1,54 @@
+"""What the two processes of test_sharded.py run: a module of its own, for they import it by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import distributed
+from torch.distributed.fsdp import fully_shard
+
+from minicpm4.train.loss import next_token_loss
+from minicpm4.train.model import Mode
+from minicpm4.train.mtp import MultiToken, second_targets
+from minicpm4.train.session import World
+from tests.train.batches import Batch, batch
+from tests.train.test_model import SMALL, TINY, small
+
+MODES = (Mode(), Mode(recompute=True, sparse=TINY))
+
+
+def loss_of(model: Any, more: Any, given: Batch) -> Any:
+    hidden = model(given)
+    targets, _ = second_targets(given.targets, given.cu_rows)
+    losses = [
+        next_token_loss(hidden, model.head(), torch.from_numpy(given.targets), scale=0.5),
+        next_token_loss(more(model, given, hidden), model.head(), targets, scale=0.5),
+    ]
+    return sum(loss.total / loss.count for loss in losses)
+
+
+def modules(mode: Mode) -> tuple[Any, Any]:
+    return small(mode), MultiToken.new(SMALL, 3, lambda name, config: 0.3)
+
+
+def one_of_two(rank: int, folder: str) -> None:
+    """Gradients of both modules, on two batches at once, into files by rank 0."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+    for number, mode in enumerate(MODES):
+        found = gradients(rank, mode)
+        if rank == 0:
+            np.savez(Path(folder) / f"{number}.npz", **found)
+    World(rank=rank, size=2).leave()
+
+
+def gradients(rank: int, mode: Mode) -> dict[str, Any]:
+    model, more = modules(mode)
+    for part in (*model.layers, model, more):
+        fully_shard(part)
+    loss_of(model, more, batch([37 + rank, 22], 50, seed=rank)).backward()
+    named = [*model.named_parameters(), *more.named_parameters()]
+    return {name: parameter.grad.full_tensor().numpy() for name, parameter in named}

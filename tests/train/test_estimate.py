@@ -1,0 +1,121 @@
+"""The estimate of a dry run against what torch holds: parameters, moments, what the backward keeps."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from minicpm4.config import ModelConfig, SparseConfig
+from minicpm4.data.batch import Batch
+from minicpm4.errors import ConfigError
+from minicpm4.train.estimate import Machine, attended, flops_per_token, plan
+from minicpm4.train.footprint import activations, moments, parameters, trained
+from minicpm4.train.recipe import Recipe, model_config
+from tests.train.runs import SHAPE, recipe, stage
+
+torch = pytest.importorskip("torch")
+
+from minicpm4.train.model import Mode, TrainableModel  # noqa: E402
+from minicpm4.train.session import Session, World  # noqa: E402
+from tests.train.batches import batch  # noqa: E402
+
+
+def config_of(made: Recipe, **changed: Any) -> ModelConfig:
+    return replace(model_config(made, 96, {}), **changed)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+@pytest.mark.parametrize("mtp", [0.0, 0.3])
+def test_parameters_and_moments_are_exact(kind: str, mtp: float) -> None:
+    made = recipe(stage(mtp=mtp), optimiser={"kind": kind})
+    config = config_of(made)
+    session = Session(made, config, World())
+    session.enter(made.stages[0], fresh=True)
+    assert sum(p.numel() for p in session.parameters()) == parameters(config, bool(mtp)).total
+    session.gradients([Batch(**vars(batch([40, 20], 96)))])
+    session.step(0.01)
+    shapes = trained(config, bool(mtp))
+    held = sum(t.nbytes for t in session.optimiser.tensors().values())
+    assert held == moments(shapes, kind)
+
+
+def kept(model: TrainableModel, lengths: list[int], bf16: bool) -> int:
+    """Bytes of all arrays that a forward keeps for its backward, parameters apart."""
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    found = {}
+
+    def pack(tensor: Any) -> Any:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            found[storage.data_ptr()] = (storage.nbytes(), tensor)  # held, so that no other takes its place
+        return tensor
+
+    how = torch.autocast("cpu", dtype=torch.bfloat16) if bf16 else contextlib.nullcontext()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), how:
+        model(batch(lengths, 96))
+    return sum(size for size, _ in found.values())
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"attention": "sparse"},
+        {"fp8": True},
+        {"attention": "sparse", "fp8": True},
+        {"rounding": {"self_attn.*": "ternary-g32", "mlp.*": "ternary-g32"}},
+    ],
+)
+def test_what_the_backward_keeps_is_known_within_one_percent(precision: str, changed: Any) -> None:
+    made = recipe(stage(context=128, **changed), precision=precision)
+    config, one = config_of(made, num_hidden_layers=3), made.stages[0]
+    sparse = config.sparse_config if one.attention == "sparse" else None
+    model = TrainableModel.new(config, 0, mode=Mode(rounding=one.specs, fp8=one.fp8, sparse=sparse))
+    expected = activations(made, config, one, rows=128, fused_norms=False)
+    assert kept(model, [128], precision == "bf16") == pytest.approx(expected, rel=0.01)
+
+
+def test_checkpointed_activations_are_inputs_of_layers_and_one_layer() -> None:
+    plain, saving = recipe(stage()), recipe(stage(), checkpoint_activations=True)
+    config, one = config_of(plain, num_hidden_layers=24), plain.stages[0]
+    whole, less = (activations(made, config, one, rows=64) for made in (plain, saving))
+    assert less == pytest.approx(whole / 24 + 24 * 64 * 64 * 4, rel=0.03)
+
+
+def test_tokens_that_queries_read_are_those_that_they_choose() -> None:
+    sparse = SparseConfig.from_mapping(SHAPE["sparse_config"])
+    config = config_of(recipe(), sparse_config=sparse, max_position_embeddings=512)
+    one = recipe(stage(attention="sparse", context=333, batch_tokens=333, micro_tokens=0)).stages[0]
+    size, read = sparse.block_size, 0
+    for position in range(333):
+        others = sparse.num_selected(position) - 1
+        read += others * size + position % size + 1
+    assert attended(config, one)[0] == pytest.approx(read / 333)
+    assert attended(config, replace(one, attention="dense"))[0] == 167
+
+
+def test_operations_are_six_a_weight_and_attention() -> None:
+    made = recipe(stage(), checkpoint_activations=True)
+    config, one = config_of(made), made.stages[0]
+    layer = 2 * 64 * 64 + 2 * 32 * 64 + 3 * 64 * 128
+    found = flops_per_token(config, one, recompute=True)
+    assert found.products == 6 * (2 * layer + 96 * 64)
+    assert found.attention == 2 * 12 * 64 * 65 / 2
+    assert found.again == pytest.approx((found.products - 6 * 96 * 64) / 3 + found.attention / 3)
+    assert found.model == found.products + found.attention
+
+
+def test_shares_of_processes_add_up_and_odd_numbers_are_refused() -> None:
+    made = recipe(stage(micro_tokens=0))
+    config = config_of(made)
+    one, four = (plan(made, config, Machine(gpus=n))[0] for n in (1, 4))
+    assert one.memory.gathered == one.bytes_moved == 0
+    assert 4 * four.memory.weights == one.memory.weights == 4 * parameters(config).total
+    assert four.bytes_moved == 4 * 0.75 * (3 * parameters(config).layers + 2 * (96 * 64 + 64))
+    assert one.seconds == pytest.approx(4 * four.seconds)
+    with pytest.raises(ConfigError, match="not a multiple"):
+        plan(recipe(stage(micro_tokens=48)), config, Machine(gpus=1))

@@ -1,0 +1,25 @@
+"""FSDP2 on two processes: layers gather their parameters when they run, and gradients are one process's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+from torch import multiprocessing as mp  # noqa: E402
+
+from tests.train.batches import batch  # noqa: E402
+from tests.train.sharded import MODES, loss_of, modules, one_of_two  # noqa: E402
+
+
+def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
+    mp.spawn(one_of_two, (str(tmp_path),), nprocs=2)
+    for number, mode in enumerate(MODES):
+        model, more = modules(mode)
+        (sum(loss_of(model, more, batch([37 + rank, 22], 50, seed=rank)) for rank in range(2)) / 2).backward()
+        with np.load(tmp_path / f"{number}.npz") as found:
+            for name, parameter in [*model.named_parameters(), *more.named_parameters()]:
+                want = parameter.grad.numpy()
+                np.testing.assert_allclose(found[name], want, atol=1e-5 * np.abs(want).max(), err_msg=name)
