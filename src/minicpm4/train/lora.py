@@ -19,6 +19,7 @@ from minicpm4.errors import ConfigError
 from minicpm4.formats import QuantSpec
 from minicpm4.kernels.autograd import LowRank
 from minicpm4.train.model import TrainableModel, new_tensor, plant, spec_of
+from minicpm4.train.tensor_files import add
 
 __all__ = ["Lora", "LoraConfig"]
 
@@ -87,7 +88,7 @@ class Lora(nn.Module):
                 )
         for name in self.targets:
             pair = model.low_rank.pop(name)
-            matrices[name].add_(pair.b @ pair.a, alpha=pair.scale)
+            add(matrices[name], pair.b @ pair.a, pair.scale)
         model.requires_grad_(True)
 
 

@@ -28,7 +28,7 @@ from minicpm4.errors import CheckpointError
 from minicpm4.formats.safetensors import read_index
 from minicpm4.train.world import World
 
-__all__ = ["File", "Lazy", "Stored", "fill", "gathered", "planned", "sync", "write_tensors"]
+__all__ = ["File", "Lazy", "Stored", "add", "fill", "gathered", "planned", "sync", "write_tensors"]
 
 MAX_FILE = 4 << 30
 
@@ -185,11 +185,29 @@ def fill(target: Tensor, value: Tensor | Lazy) -> None:
     if not isinstance(target, DTensor):
         target.copy_(value.read() if isinstance(value, Lazy) else value)
         return
-    mesh, local = target.device_mesh, target.to_local()
+    local = target.to_local()
     if tuple(target.placements) != (Shard(0),):
         whole = (value.read() if isinstance(value, Lazy) else value).to(local.device)
-        target.copy_(distribute_tensor(whole, mesh, target.placements, src_data_rank=None))
+        target.copy_(distribute_tensor(whole, target.device_mesh, target.placements, src_data_rank=None))
         return
-    start = min(mesh.get_local_rank() * -(-target.shape[0] // mesh.size()), target.shape[0])
-    rows = slice(start, start + local.shape[0])
+    rows = _held_rows(target)
     local.copy_(value.read(rows) if isinstance(value, Lazy) else value[rows])
+
+
+@torch.no_grad()
+def add(target: Tensor, value: Tensor, scale: float) -> None:
+    """Add ``scale`` times ``value``, which every process has whole, to ``target``, sharded or not."""
+    if not isinstance(target, DTensor):
+        target.add_(value, alpha=scale)
+    elif tuple(target.placements) == (Shard(0),):
+        target.to_local().add_(value[_held_rows(target)], alpha=scale)
+    else:
+        placed = distribute_tensor(value, target.device_mesh, target.placements, src_data_rank=None)
+        target.add_(placed, alpha=scale)
+
+
+def _held_rows(target: DTensor) -> slice:
+    """The rows of a tensor sharded by rows that this process holds."""
+    mesh = target.device_mesh
+    start = min(mesh.get_local_rank() * -(-target.shape[0] // mesh.size()), target.shape[0])
+    return slice(start, start + target.to_local().shape[0])
