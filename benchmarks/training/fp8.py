@@ -1,8 +1,8 @@
 """What does training in FP8 with block scaling lose?
 
 The same model and batches in float32, in bf16 (autocast), and with the layers' products in FP8 over bf16; on
-a CPU these are emulated bit by bit (kernels/fp8.py), so the loss is that of FP8 and the time is not. Two seeds
-in bf16 tell what difference means nothing.
+a CPU these are emulated bit by bit (kernels/fp8.py), so the loss is that of FP8 and the time is not. Two
+seeds in bf16 tell what difference means nothing.
 
     .venv/bin/python -m benchmarks.training.fp8 [--steps 200] [--threads 1]
 """

@@ -1,8 +1,8 @@
 """What does predicting the token after next as well cost, and what is the extra layer good for?
 
-The same model with lambda 0, 0.1 and 0.3 of the second loss: loss of the next token, of the one after it, and
-how often the extra layer's best token is the one that the model itself then finds best: what a speculative
-decoder that takes one draft token from it would accept (greedy, on held-out text).
+The same model with lambda 0, 0.1 and 0.3 of the second loss: loss of the next token, of the one after it,
+and how often the extra layer's best token is the one that the model itself then finds best: what a
+speculative decoder that takes one draft token from it would accept (greedy, on held-out text).
 
     .venv/bin/python -m benchmarks.training.mtp [--steps 300] [--threads 1]
 """

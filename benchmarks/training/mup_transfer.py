@@ -1,7 +1,7 @@
 """Does the best learning rate of a narrow model hold for a wide one?
 
-Models of width 64, 128 and 256, same depth, same batches, learning rates in steps of a factor 2; with muP and
-without (one initialisation, one rate and no multipliers at all widths). AdamW, whose rates muP scales.
+Models of width 64, 128 and 256, same depth, same batches, learning rates in steps of a factor 2; with muP
+and without (one initialisation, one rate and no multipliers at all widths). AdamW, whose rates muP scales.
 
     .venv/bin/python -m benchmarks.training.mup_transfer [--steps 120] [--threads 1]
 """

@@ -1,11 +1,11 @@
 """BitCPM4's wind-tunnel question: which share of the tokens must be trained with ternary weights?
 
-A model of a million weights is trained on as many tokens each time. The first part is trained in full precision,
-the last 10 to 60% with ternary weights, to which the learning rate is warmed up again, from 0, or not; compared
-with full precision and with ternary weights from the first step (MiniCPM4 report, arXiv 2506.07900). All rates
-decay over the last fifth. ``after decay``: full precision ends with a decay of its own before ternary weights
-begin, as with a released checkpoint; then "warmed up" means that the rate rises again to what it was, and
-"not" that it stays where the decay left it.
+A model of a million weights is trained on as many tokens each time. The first part is trained in full
+precision, the last 10 to 60% with ternary weights, to which the learning rate is warmed up again, from 0, or
+not; compared with full precision and with ternary weights from the first step (MiniCPM4 report, arXiv
+2506.07900). All rates decay over the last fifth. ``after decay``: full precision ends with a decay of its
+own before ternary weights begin, as with a released checkpoint; then "warmed up" means that the rate rises
+again to what it was, and "not" that it stays where the decay left it.
 
     .venv/bin/python -m benchmarks.training.qat_share [--seeds 1,2] [--steps 500] [--threads 1]
 """

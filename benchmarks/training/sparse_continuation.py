@@ -1,12 +1,12 @@
 """Does a dense model lose anything when its training goes on with sparse attention?
 
-The start is a checkpoint that looks things up: recipes/laptop.toml's, at the end of its last dense stage. It is
-trained on, as the recipe's long stage says (facts hidden in texts of up to 4,096 tokens, and manuals), once with
-dense attention and once with sparse, on the same batches. The jump is what the first batch's loss differs by,
-with the same weights.
+The start is a checkpoint that looks things up: recipes/laptop.toml's, at the end of its last dense stage. It
+is trained on, as the recipe's long stage says (facts hidden in texts of up to 4,096 tokens, and manuals),
+once with dense attention and once with sparse, on the same batches. The jump is what the first batch's loss
+differs by, with the same weights.
 
     .venv/bin/minicpm4 train recipes/laptop.toml --until 1500
-    .venv/bin/python -m benchmarks.training.sparse_continuation [--run runs/laptop] [--steps 120] [--threads 1]
+    .venv/bin/python -m benchmarks.training.sparse_continuation [--run runs/laptop] [--steps 120]
 """
 
 from __future__ import annotations

@@ -19,9 +19,9 @@ from minicpm4.train.recipe import Recipe
 from tests.train.runs import corpus, recipe, runner, stage
 
 GOLDEN = Path(__file__).with_suffix(".json")
-# Up to which step which relative difference is allowed. Ten times what was seen when torch's and its libraries' kernels
-# were held to AVX2, to SSE4.2 and to MKL's compatible mode (in ternary stages a weight now and then falls on the other
-# side of a threshold).
+# Up to which step which relative difference is allowed. Ten times what was seen when torch's and its
+# libraries' kernels were held to AVX2, to SSE4.2 and to MKL's compatible mode (in ternary stages a
+# weight now and then falls on the other side of a threshold).
 LIMITS = {
     "adamw": {10: 2e-6, 50: 5e-5, 100: 1e-3},
     "muon, sparse, ternary": {10: 2e-6, 75: 5e-6, 100: 5e-3},
