@@ -68,7 +68,7 @@ def table(factor: float, steps: int) -> dict[str, Any]:
         "corpora": {"manuals": MANUALS},
         "optimiser": {"kind": "muon"},
         "checkpoints": {"every": 250, "last": 1},
-        "precision": "bf16",
+        "precision": "float32",
         "seed": 1,
         "validate": 1 << 20,
         "stages": [

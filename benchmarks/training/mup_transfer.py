@@ -62,7 +62,7 @@ def table(kind: str, width: int, rate: float, steps: int) -> dict[str, Any]:
         "corpora": {"manuals": MANUALS},
         "optimiser": {"kind": "adamw"},
         "checkpoints": {"every": 1 << 20, "last": 1},
-        "precision": "bf16",
+        "precision": "float32",
         "seed": 1,
         "validate": 1 << 20,
         "stages": [

@@ -113,7 +113,7 @@ def table(stages: list[dict[str, Any]], seed: int) -> dict[str, Any]:
         "corpora": {"manuals": MANUALS},
         "optimiser": {"kind": "muon"},
         "checkpoints": {"every": 250, "last": 1},
-        "precision": "bf16",
+        "precision": "float32",
         "seed": seed,
         "validate": 1 << 20,  # at the stages' ends
         "stages": stages,
