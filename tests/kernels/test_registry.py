@@ -60,11 +60,20 @@ def test_a_level_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, l
     assert level in explain()[0]
 
 
+def test_a_gpu_without_its_packages_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "find_spec", lambda name: None)
+    with pytest.raises(UnsupportedError, match=r"'gpu' needs torch and triton.*minicpm4\[gpu\]"):
+        resolve("gpu")
+    monkeypatch.setattr(registry, "NVIDIA", ("/",))
+    assert any("needs torch and triton" in line for line in explain())
+    registry._gpu_present.cache_clear()
+    assert resolve().name == "cpu"
+    registry._gpu_present.cache_clear()
+
+
 def test_unknown_names_and_numbers_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"backend 'cup' is unknown.*did you mean 'cpu'"):
         resolve("cup")
-    with pytest.raises(UnsupportedError, match="'gpu' is not part of this version"):
-        resolve("gpu")
     for bad in (0, -1, 5000, 2.0, True):
         with pytest.raises(ConfigError, match="threads = "):
             resolve(threads=bad)  # type: ignore[arg-type]

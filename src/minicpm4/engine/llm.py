@@ -226,7 +226,7 @@ class LLM:
         ids = _plain(ids)
         if len(ids) < 2:
             raise RequestError(f"{len(ids)} tokens have no next token to score", "pass two or more")
-        result, ops = np.empty(len(ids) - 1, np.float32), self._found.ops
+        result, ops = np.empty(len(ids) - 1, np.float32), self._found.host_ops
 
         def keep(start: int, logits: NDArray[np.float32]) -> None:
             following = ids[start + 1 : start + 1 + len(logits)]

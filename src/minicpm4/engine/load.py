@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from minicpm4 import zoo
 from minicpm4.config import ModelConfig, SparseConfig
@@ -18,15 +19,16 @@ from minicpm4.engine.memory import available_memory, resident_memory
 from minicpm4.engine.options import CHUNK, PAGE_SIZE, EngineOptions, resolve_sparse
 from minicpm4.engine.plan import Demand, MemoryPlan, describe, make_plan
 from minicpm4.engine.request import NoText, TextStream
-from minicpm4.engine.runner import Runner
+from minicpm4.engine.runner import Runner, StepRunner
 from minicpm4.errors import TextError
 from minicpm4.formats import Checkpoint, check_tensors, open_checkpoint
 from minicpm4.kernels.contract import OpTable
-from minicpm4.kernels.registry import machine, resolve
+from minicpm4.kernels.registry import host_table, machine, resolve
 from minicpm4.model.cache import KVPool
 from minicpm4.model.loader import load_weights, plan_weights, read_config
 from minicpm4.model.packed_cache import weight_cache
 from minicpm4.model.rotary import RotaryTable
+from minicpm4.model.weights import ModelWeights
 from minicpm4.text.chat import encode_chat
 from minicpm4.text.load import load_tokenizer
 from minicpm4.text.stream import StreamDecoder
@@ -66,23 +68,7 @@ class Inspection:
             cache=weight_cache(self.checkpoint, weights, ops.layout),
         )
         plan, options = self.plan, self.options
-        pool = KVPool(
-            self.config,
-            num_pages=plan.num_pages,
-            page_size=plan.page_size,
-            kv=options.kv,
-            sparse=self.sparse,
-        )
-        runner = Runner(
-            self.ops,
-            loaded.weights,
-            pool,
-            RotaryTable(self.config, plan.context),
-            self.sparse,
-            max_rows=options.max_rows,
-            max_sequences=options.max_batch,
-            max_pages=-(-plan.context // plan.page_size),
-        )
+        runner = self._runner(loaded.weights)
         limits = EngineLimits(
             vocab_size=self.config.vocab_size,
             context=plan.context,
@@ -95,7 +81,7 @@ class Inspection:
         ends = dict.fromkeys([*self.config.eos_token_ids, *self.text.end_ids])
         engine = Engine(
             runner,
-            self.ops,
+            self.host_ops,
             limits,
             text_streams=self.text.stream,
             end_ids=[i for i in ends if i < self.config.vocab_size],
@@ -103,6 +89,35 @@ class Inspection:
             seed=options.seed,
         )
         return engine, describe(self.ops, plan, self.sparse, f"{loaded.notes}; {self.tuned}")
+
+    @property
+    def host_ops(self) -> OpTable:
+        """The table for what is done to logits, which are the host's."""
+        return host_table() if self.ops.name == "gpu" else self.ops
+
+    def _runner(self, weights: ModelWeights) -> StepRunner:
+        """A runner with its cache, for the device of ``ops``."""
+        plan, options = self.plan, self.options
+        rotary = RotaryTable(self.config, plan.context)
+        pages: Any = {
+            "num_pages": plan.num_pages,
+            "page_size": plan.page_size,
+            "kv": options.kv,
+            "sparse": self.sparse,
+        }
+        sizes: Any = {
+            "max_rows": options.max_rows,
+            "max_sequences": options.max_batch,
+            "max_pages": -(-plan.context // plan.page_size),
+        }
+        if self.ops.name != "gpu":
+            return Runner(self.ops, weights, KVPool(self.config, **pages), rotary, self.sparse, **sizes)
+        from minicpm4.engine.gpu_runner import GpuRunner
+        from minicpm4.model.gpu_cache import GpuPool
+
+        ops: Any = self.ops
+        pool = GpuPool(self.config, ops.device, **pages)
+        return GpuRunner(ops, weights, pool, rotary, self.sparse, **sizes)
 
 
 def inspect(model: str | Path, options: EngineOptions) -> Inspection:
@@ -128,7 +143,7 @@ def inspect(model: str | Path, options: EngineOptions) -> Inspection:
         max_batch=options.max_batch,
         max_rows=options.max_rows,
         process=resident_memory(),
-        available=available_memory(),
+        available=_available(ops),
     )
     return Inspection(
         path=path,
@@ -141,6 +156,13 @@ def inspect(model: str | Path, options: EngineOptions) -> Inspection:
         plan=make_plan(demand),
         tuned=tuned,
     )
+
+
+def _available(ops: OpTable) -> int | None:
+    """Bytes left where ``ops`` computes."""
+    here: Any = getattr(ops, "available_memory", available_memory)
+    found: int | None = here()
+    return available_memory() if found is None else found
 
 
 def tune(

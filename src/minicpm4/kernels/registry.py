@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 
 from minicpm4.config.strict import suggest
@@ -25,6 +26,7 @@ BACKENDS = ("auto", "cpu", "gpu", "ref")
 ACTIVATIONS = ("auto", "int8")
 ISA_VARIABLE = "MINICPM4_ISA"
 MAX_THREADS = 1024
+NVIDIA = ("/dev/nvidia0", "/dev/dxg")  # what a system with such a GPU has; the second is WSL's
 
 
 def resolve(
@@ -54,10 +56,14 @@ def resolve(
                 f"backend 'ref' has no activations = {activations!r}", 'use activations="auto"'
             )
         return RefOps()
-    if backend == "gpu":
-        raise UnsupportedError("backend 'gpu' is not part of this version", 'use backend="cpu"')
-    # "auto" takes the GPU here once there is a table for it.
+    if backend == "gpu" or (backend == "auto" and isa is None and activations == "auto" and _gpu_present()):
+        return _gpu_table(activations)
     return _cpu_table(threads, isa, activations)
+
+
+def host_table() -> OpTable:
+    """A table for arrays in the host's memory: the CPU's, or NumPy's where there is no extension."""
+    return RefOps() if cpu is None else _cpu_table(None, None, "auto")
 
 
 def machine(
@@ -67,7 +73,7 @@ def machine(
 
     None where nothing is worth measuring (ref), or no kernels are there.
     """
-    if backend not in ("auto", "cpu") or cpu is None:
+    if backend not in ("auto", "cpu") or cpu is None or (backend == "auto" and _gpu_present()):
         return None
     level, _ = _choose_isa(isa)
     built = Path(cpu.BUILD).stat()
@@ -82,7 +88,7 @@ def machine(
 def explain() -> list[str]:
     """Lines for ``doctor``: which table "auto" takes here, with what, and why."""
     if cpu is None:
-        return [f"cpu: extension missing ({_missing})", RefOps.description]
+        return [f"cpu: extension missing ({_missing})", _explain_gpu(), RefOps.description]
     lines = []
     try:
         level, why = _choose_isa(None)
@@ -94,7 +100,46 @@ def explain() -> list[str]:
     lines.append(f"threads: {default_threads()} ({physical_cores()} usable physical cores, {limit})")
     present = [name for name, found in cpu.cpu_features().items() if found]
     lines.append("cpu features: " + (", ".join(present) or "none that kernels use"))
-    return [*lines, RefOps.description]
+    return [*lines, _explain_gpu(), RefOps.description]
+
+
+def _explain_gpu() -> str:
+    if not any(Path(place).exists() for place in NVIDIA):
+        return "gpu: no NVIDIA device here"
+    try:
+        return _gpu_table("auto").description
+    except UnsupportedError as error:
+        return f"gpu: {error}"
+
+
+@lru_cache(maxsize=1)
+def _gpu_present() -> bool:
+    """Whether "auto" takes the GPU: a device, and torch and Triton for it. Nothing is imported where the
+    system has no NVIDIA device, as importing torch takes seconds."""
+    if not any(Path(place).exists() for place in NVIDIA) or _gpu_missing() is not None:
+        return False
+    from minicpm4.kernels.gpu.device import is_usable
+
+    return is_usable()
+
+
+def _gpu_missing() -> str | None:
+    """The packages that the GPU's table needs and that are not installed."""
+    missing = [name for name in ("torch", "triton") if find_spec(name) is None]
+    return " and ".join(missing) or None
+
+
+def _gpu_table(activations: str) -> OpTable:
+    missing = _gpu_missing()
+    if missing is not None:
+        raise UnsupportedError(f"backend 'gpu' needs {missing}", "pip install 'minicpm4[gpu]'")
+    if activations != "auto":
+        raise UnsupportedError(
+            f"backend 'gpu' has no activations = {activations!r}", 'use activations="auto"'
+        )
+    from minicpm4.kernels.gpu.device import gpu_table
+
+    return gpu_table()
 
 
 def _cpu_table(threads: int | None, isa: str | None, activations: str) -> OpTable:

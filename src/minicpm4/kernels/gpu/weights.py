@@ -1,0 +1,101 @@
+"""Weight matrices in GPU memory, as the kernels read them.
+
+The layout is that of ``formats/quant.py``, "rows": codes of a row lie together, and 16 bytes of grouped codes
+are a unit of 16, 32 or 64 weights. Nothing is rearranged, so a checkpoint goes from its mapped file to the
+device as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from minicpm4.errors import UnsupportedError
+from minicpm4.formats.quant import PackedTensor, QuantSpec
+from minicpm4.kernels.contract import Linear
+
+__all__ = ["BITS", "DeviceMatrix", "device_matrix", "to_device"]
+
+BITS = {"int8": 8, "int4": 4, "ternary": 2}
+_FLOATS = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class DeviceMatrix:
+    """``codes``: float32, float16 or bfloat16 (out, in), or grouped codes as int32 words (out, words);
+    ``scales`` and ``offsets`` (out, groups) float16 or float32; ``bias`` (out,) float32."""
+
+    spec: QuantSpec
+    shape: tuple[int, int]
+    codes: Tensor
+    scales: Tensor | None = None
+    offsets: Tensor | None = None
+    bias: Tensor | None = None
+
+    @property
+    def bits(self) -> int:
+        """Bits of a grouped code; 0 where codes are the weights."""
+        return BITS.get(self.spec.kind, 0)
+
+    @property
+    def zero(self) -> int:
+        """The unsigned code that stands for 0, where there are no offsets."""
+        if self.bits == 8:
+            return 128  # the kernels flip the sign bit
+        return 0 if self.offsets is not None else {4: 8, 2: 1}.get(self.bits, 0)
+
+
+def to_device(array: NDArray, device: torch.device) -> Tensor:
+    """A copy of ``array`` on ``device``; raw bf16 (uint16) becomes bfloat16."""
+    signed = array.view(np.int16) if array.dtype == np.uint16 else array
+    # Mapped files are read-only, which torch warns of: so a buffer of its own, then the device.
+    staged = torch.from_numpy(np.array(signed, copy=True, order="C"))
+    moved = staged.to(device)
+    return moved.view(torch.bfloat16) if array.dtype == np.uint16 else moved
+
+
+def device_matrix(linears: Sequence[Linear], device: torch.device) -> DeviceMatrix | None:
+    """Matrices of one format and width, one below the other, as one; None where they differ in that.
+
+    Raises UnsupportedError for weights that a CPU table has rearranged.
+    """
+    weights = [linear.weight for linear in linears]
+    first = weights[0]
+    for weight in weights:
+        if weight.layout != "rows":
+            raise UnsupportedError(
+                f"weights in the CPU's layout {weight.layout!r} cannot be read by the GPU",
+                "load the model with backend='gpu'",
+            )
+        if _kind(weight) != _kind(first):
+            return None
+    biases = None
+    if any(linear.bias is not None for linear in linears):
+        biases = np.concatenate(
+            [np.zeros(x.weight.shape[0], np.float32) if x.bias is None else x.bias for x in linears]
+        )
+    parts = {name: [getattr(weight, name) for weight in weights] for name in ("codes", "scales", "offsets")}
+    codes, scales, offsets = (
+        None if arrays[0] is None else torch.cat([to_device(array, device) for array in arrays])
+        for arrays in parts.values()
+    )
+    assert codes is not None
+    grouped = first.spec.kind in BITS
+    return DeviceMatrix(
+        spec=first.spec,
+        shape=(sum(weight.shape[0] for weight in weights), first.shape[1]),
+        codes=codes.view(torch.int32) if grouped else codes.to(_FLOATS[first.spec.kind]),
+        scales=scales,
+        offsets=offsets,
+        bias=None if biases is None else to_device(biases, device),
+    )
+
+
+def _kind(weight: PackedTensor) -> tuple[object, ...]:
+    parts = (weight.scales, weight.offsets)
+    return (weight.spec, weight.shape[1], *(None if part is None else part.dtype for part in parts))

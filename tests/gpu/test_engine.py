@@ -1,0 +1,53 @@
+"""The whole engine on the GPU's table: the same tokens as the truth, captured steps and all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minicpm4 import LLM, SamplingParams
+from minicpm4.errors import Minicpm4Error, UnsupportedError
+from tests.fixtures.random_checkpoint import make_checkpoint
+
+# NumPy, which the interpreter computes with, warns where a GPU goes on.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+SPARSE = {
+    "kernel_size": 8,
+    "kernel_stride": 4,
+    "init_blocks": 1,
+    "block_size": 16,
+    "window_size": 32,
+    "topk": 2,
+    "dense_len": -1,
+}
+GREEDY = SamplingParams(max_tokens=3, temperature=0.0, ignore_eos=True)
+
+
+@pytest.mark.parametrize("kind", ["minicpm", "qwen3"])
+def test_same_tokens_as_the_truth(tmp_path: Path, kind: str) -> None:
+    """Three sequences of unequal length: one row of the captured step stands for nobody."""
+    sparse = SPARSE if kind == "minicpm" else None
+    path = make_checkpoint(tmp_path / kind, model_type=kind, num_hidden_layers=1, sparse_config=sparse)
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(0, 300, n).tolist() for n in (45, 33, 1)]
+    with LLM(path, backend="ref", kv="float32", context=128, max_batch=4) as truth:
+        logits = truth.logits(prompts[0])
+        expected = [out.token_ids for out in truth.generate(prompts, GREEDY)]
+    with LLM(path, backend="gpu", kv="float32", context=128, max_batch=4) as llm:
+        assert "gpu: Triton" in llm.description
+        found = llm.logits(prompts[0])
+        assert np.linalg.norm(found - logits) < 2e-2 * np.linalg.norm(logits)
+        assert [out.token_ids for out in llm.generate(prompts, GREEDY)] == expected
+        scored = llm.nll(prompts[1])
+    with LLM(path, backend="ref", kv="float32", context=128) as truth:
+        np.testing.assert_allclose(scored, truth.nll(prompts[1]), atol=0.05)
+
+
+def test_what_it_cannot_do_is_said(tmp_path: Path) -> None:
+    path = make_checkpoint(tmp_path, num_hidden_layers=1)
+    with pytest.raises(UnsupportedError, match="pages of int8"):
+        LLM(path, backend="gpu", kv="int8", context=64)
+    with pytest.raises(Minicpm4Error, match="activations = 'int8'"):
+        LLM(path, backend="gpu", activations="int8", context=64)
