@@ -78,7 +78,7 @@ def heat_map(
         _text(LEFT + (j + 0.5) * wide, HEIGHT - BOTTOM + 18, name, "middle") for j, name in enumerate(columns)
     ]
     parts.append(_text((WIDTH + LEFT) / 2, HEIGHT - 12, x_label, "middle"))
-    parts.append(_text(LEFT, TOP - 8, y_label, "middle"))
+    parts.append(_text(8, TOP - 8, y_label, "start"))
     return _document(parts)
 
 
@@ -139,9 +139,15 @@ def _frame(x_axis: _Axis, y_axis: _Axis, x_label: str, y_label: str) -> list[str
         y = _height(y_axis, value)
         parts.append(f'<line x1="{LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>')
         parts.append(_text(LEFT - 8, y + 4, f"{value:,g}", "end"))
-    parts += [_text(_column(x_axis, value), bottom + 18, f"{value:,g}", "middle") for value in x_axis.ticks]
+    free = 0.0  # where the last label ends
+    for value in x_axis.ticks:
+        label, x = f"{value:,g}" if abs(value) >= 1 else f"{value:.3g}", _column(x_axis, value)
+        half = 3.6 * len(label)
+        if x - half >= free:
+            parts.append(_text(x, bottom + 18, label, "middle"))
+            free = x + half
     parts.append(_text((LEFT + right) / 2, HEIGHT - 12, x_label, "middle"))
-    parts.append(_text(LEFT, TOP - 8, y_label, "middle"))
+    parts.append(_text(8, TOP - 8, y_label, "start"))
     return parts
 
 
