@@ -36,6 +36,8 @@ def run_variants(*, quick: bool = False) -> None:
             _attention(ops, heads, rows, "bf16", lse_approx=heads[2] == 128)
     if not quick:
         _attention(ops, (9, 3, 64), 5, "float32", lse_approx=False)
+    for dtype in (torch.bfloat16,) if quick else (torch.bfloat16, torch.float32):
+        _training(dtype)
     x = torch.zeros((3, 4096), device=DEVICE)
     ops.rms_norm(x, np.ones(4096, np.float32), 1e-5)
     ops.silu_mul(x, x)
@@ -67,6 +69,18 @@ def _attention(ops: GpuOps, heads: tuple[int, int, int], rows: int, kv: str, *, 
         ops.rotary(q, step.positions, step.cos, step.sin)
         selection = ops.select(q, layer, step) if sparse else None
         ops.attend(q, layer, step, selection)
+
+
+def _training(dtype: torch.dtype) -> None:
+    from minicpm4.kernels.gpu.sparse_train import gpu_sparse_attention
+
+    for hq, hkv, d in HEADS:
+        q = torch.zeros((3, hq, d), dtype=dtype, device=DEVICE, requires_grad=True)
+        keys, values = (
+            torch.zeros((9, 64, hkv, d), dtype=dtype, device=DEVICE, requires_grad=True) for _ in range(2)
+        )
+        blocks = torch.arange(8, dtype=torch.int32, device=DEVICE).expand(3, hkv, 8)
+        gpu_sparse_attention(q, keys, values, blocks, torch.arange(509, 512, device=DEVICE)).sum().backward()
 
 
 def _step(rows: int, d: int, sparse: SparseConfig | None, pages: int = 2048) -> Step:

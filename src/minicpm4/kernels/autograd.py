@@ -15,8 +15,9 @@ The choice of blocks has no gradient; attention over the chosen ones has (kernel
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any
 
@@ -263,8 +264,18 @@ def _sparse(q: Tensor, k: Tensor, v: Tensor, step: Any, blocks: Tensor) -> list[
         if tail.start < tail.stop:
             last = torch.arange(middle - rows.start, rows.stop - rows.start, device=q.device)
             pages = [_pages(x[rows], size) for x in (k, v)]
-            parts.append(sparse_attention(q[tail], pages[0], pages[1], blocks[tail], last))
+            attention = _sparse_attention_for(q)
+            parts.append(attention(q[tail], pages[0], pages[1], blocks[tail], last))
     return parts
+
+
+def _sparse_attention_for(q: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """The GPU's own kernels where there is one and its packages are installed; they have no float64."""
+    if q.device.type == "cuda" and q.dtype != torch.float64 and find_spec("triton") is not None:
+        from minicpm4.kernels.gpu.sparse_train import gpu_sparse_attention
+
+        return gpu_sparse_attention
+    return sparse_attention
 
 
 def _pages(x: Tensor, size: int) -> Tensor:
