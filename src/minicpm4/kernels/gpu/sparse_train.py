@@ -147,7 +147,7 @@ def _grad_blocks(
 
 def gpu_sparse_attention(q: Tensor, keys: Tensor, values: Tensor, blocks: Tensor, last: Tensor) -> Tensor:
     """``sparse_grad.sparse_attention`` on a GPU: float32 or bf16, not float64."""
-    result: Tensor = _SparseAttention.apply(  # type: ignore[no-untyped-call]
+    result: Tensor = _SparseAttention.apply(
         q.contiguous(), keys.contiguous(), values.contiguous(), blocks.contiguous(), last.contiguous()
     )
     return result
