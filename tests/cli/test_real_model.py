@@ -135,7 +135,15 @@ class TerminalChat:
         self.master, slave = pty.openpty()
         command = [sys.executable, "-m", "minicpm4", "chat", *args]
         env = {**os.environ, "TERM": "xterm"}
-        self.process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=env)
+        # What a shell starts in the background inherits that SIGINT is ignored, and would pass it on.
+        self.process = subprocess.Popen(
+            command,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env=env,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
         os.close(slave)
 
     def __enter__(self) -> TerminalChat:
