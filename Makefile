@@ -22,7 +22,7 @@ SLIM    := .venv-slim
 TEXT    := examples/how_sqlite_is_tested.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow test-transformers test-isa test-interpreted test-gpu test-arm lint format types docs slim sanitize clean
+.PHONY: help setup run test test-slow test-transformers test-isa test-interpreted test-gpu gpu-check test-arm lint format types docs slim sanitize clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
@@ -65,6 +65,9 @@ test-interpreted: $(READY)  ## the GPU's kernels without a GPU: in Triton's inte
 
 test-gpu:  ## the same tests on this machine's GPU, with the Python that has torch and Triton (GPU_PYTHON=)
 	PYTHONPATH=src:. $(GPU_PYTHON) -m pytest tests/gpu
+
+gpu-check:  ## on a machine with a GPU: those tests and benchmarks/gpu_peers.py, within eight minutes, nothing installed
+	$(GPU_PYTHON) scripts/gpu_check.py
 
 test-arm:  ## the kernels built for aarch64, under qemu (needs a cross-compiler and qemu-user)
 	scripts/test_arm.sh
