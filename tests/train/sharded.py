@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import resource
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +16,21 @@ from torch.distributed.fsdp import fully_shard
 from minicpm4.train.loss import next_token_loss
 from minicpm4.train.model import Mode
 from minicpm4.train.mtp import MultiToken, second_targets
-from minicpm4.train.session import World
+from minicpm4.train.recipe import model_config
+from minicpm4.train.session import Session, World
 from tests.train.batches import Batch, batch
+from tests.train.runs import recipe, stage
 from tests.train.test_model import SMALL, TINY, small
 
+LARGE = replace(
+    model_config(recipe(stage()), 96, {}),
+    hidden_size=512,
+    intermediate_size=2048,
+    num_hidden_layers=16,
+    num_attention_heads=8,
+    num_key_value_heads=8,
+    head_dim=64,
+)
 MODES = (Mode(), Mode(recompute=True, sparse=TINY))
 
 
@@ -43,6 +57,21 @@ def one_of_two(rank: int, folder: str) -> None:
         if rank == 0:
             np.savez(Path(folder) / f"{number}.npz", **found)
     World(rank=rank, size=2).leave()
+
+
+def begin_of_two(rank: int, folder: str) -> None:
+    """How many bytes more than before this process has ever held once it has begun, into a file."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+    world = World(rank=rank, size=2)
+    made = recipe(stage())
+    Session(made, model_config(made, 96, {}), world)  # what a first one loads of torch is not the model's
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    session = Session(made, LARGE, world)
+    grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    own = sum(parameter.to_local().nbytes for parameter in session.parameters())
+    (Path(folder) / f"{rank}.json").write_text(json.dumps({"grown": grown, "own": own}))
+    world.leave()
 
 
 def gradients(rank: int, mode: Mode) -> dict[str, Any]:

@@ -12,12 +12,13 @@ from minicpm4.config import ModelConfig, SparseConfig
 from minicpm4.data.batch import Batch
 from minicpm4.errors import ConfigError
 from minicpm4.train.estimate import Machine, attended, flops_per_token, plan
-from minicpm4.train.footprint import activations, moments, parameters, trained
+from minicpm4.train.footprint import activations, memory, moments, parameters, trained
 from minicpm4.train.recipe import Recipe, model_config
 from tests.train.runs import SHAPE, recipe, stage
 
 torch = pytest.importorskip("torch")
 
+from minicpm4.train.lora import Lora, LoraConfig  # noqa: E402
 from minicpm4.train.model import Mode, TrainableModel  # noqa: E402
 from minicpm4.train.session import Session, World  # noqa: E402
 from tests.train.batches import batch  # noqa: E402
@@ -40,6 +41,28 @@ def test_parameters_and_moments_are_exact(kind: str, mtp: float) -> None:
     shapes = trained(config, bool(mtp))
     held = sum(t.nbytes for t in session.optimiser.tensors().values())
     assert held == moments(shapes, kind)
+
+
+LORA = {"rank": 4, "targets": ["q_proj", "o_proj", "mlp.*"]}
+
+
+def test_of_low_rank_pairs_parameters_and_moments_are_exact_and_the_rest_has_neither() -> None:
+    made = recipe(stage(lora=LORA), optimiser={"kind": "muon"})
+    config, one = config_of(made), made.stages[0]
+    session = Session(made, config, World())
+    session.enter(one, fresh=True)
+    session.gradients([Batch(**vars(batch([40, 20], 96)))])
+    session.step(0.01)
+    pairs = sum(p.numel() for p in session.parameters())
+    found = memory(made, config, one, 1, 64)
+    assert found.weights == 4 * (pairs + parameters(config).total)
+    assert found.gradients == 4 * pairs
+    assert found.moments == sum(t.nbytes for t in session.optimiser.tensors().values())
+    layer = 2 * 64 * 64 + 2 * 32 * 64 + 3 * 64 * 128
+    assert flops_per_token(config, one).products == 4 * (2 * layer + 96 * 64) + 6 * pairs
+    two = plan(made, config, Machine(gpus=2))[0]
+    whole = parameters(config)
+    assert two.bytes_moved == 4 * (2 * whole.layers + (96 * 64 + 64) + 2 * pairs) / 2
 
 
 def kept(model: TrainableModel, lengths: list[int], bf16: bool) -> int:
@@ -68,14 +91,21 @@ def kept(model: TrainableModel, lengths: list[int], bf16: bool) -> int:
         {"fp8": True},
         {"attention": "sparse", "fp8": True},
         {"rounding": {"self_attn.*": "ternary-g32", "mlp.*": "ternary-g32"}},
+        {"lora": {"rank": 4}},
+        {"lora": LORA},
     ],
 )
 def test_what_the_backward_keeps_is_known_within_one_percent(precision: str, changed: Any) -> None:
     made = recipe(stage(context=128, **changed), precision=precision)
-    config, one = config_of(made, num_hidden_layers=3), made.stages[0]
+    # Pairs save the first layer some arrays, for nothing before it is trained: small of many layers.
+    config, one = config_of(made, num_hidden_layers=24 if "lora" in changed else 3), made.stages[0]
     sparse = config.sparse_config if one.attention == "sparse" else None
     model = TrainableModel.new(config, 0, mode=Mode(rounding=one.specs, fp8=one.fp8, sparse=sparse))
-    expected = activations(made, config, one, rows=128, fused_norms=False)
+    if one.lora is not None:
+        pairs = Lora(model, LoraConfig(rank=one.lora.rank, targets=one.lora.targets))
+        model.add_module("pairs", pairs)  # its parameters do not count either
+    # The CPU keeps what a norm gave for the gradient of its weight.
+    expected = activations(made, config, one, rows=128, fused_norms=one.lora is not None)
     assert kept(model, [128], precision == "bf16") == pytest.approx(expected, rel=0.01)
 
 

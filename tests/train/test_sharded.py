@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from minicpm4.train.footprint import parameters
+
 torch = pytest.importorskip("torch")
 from torch import multiprocessing as mp  # noqa: E402
 
 from tests.train.batches import batch  # noqa: E402
-from tests.train.sharded import MODES, loss_of, modules, one_of_two  # noqa: E402
+from tests.train.sharded import LARGE, MODES, begin_of_two, loss_of, modules, one_of_two  # noqa: E402
 
 
 def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
@@ -23,3 +26,11 @@ def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
             for name, parameter in [*model.named_parameters(), *more.named_parameters()]:
                 want = parameter.grad.numpy()
                 np.testing.assert_allclose(found[name], want, atol=1e-5 * np.abs(want).max(), err_msg=name)
+
+
+def test_a_process_never_holds_more_of_a_new_model_than_its_part_and_a_tensor(tmp_path: Path) -> None:
+    mp.spawn(begin_of_two, (str(tmp_path),), nprocs=2)
+    whole = 4 * parameters(LARGE).total
+    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    assert sum(one["own"] for one in found) == whole > 200e6
+    assert all(one["grown"] < 0.7 * whole for one in found), found

@@ -113,6 +113,7 @@ def _stages(stages: Sequence[Stage], plans: Sequence[Plan]) -> None:
 
 def _special(stage: Stage) -> str:
     found = [f"{name} {spec}" for name, spec in stage.rounding.items()]
+    found += [f"LoRA {stage.lora.rank}"] if stage.lora is not None else []
     found += ["FP8"] if stage.fp8 else []
     found += [f"MTP {stage.mtp:g}"] if stage.mtp else []
     return sanitize(", ".join(found)) or "–"

@@ -26,11 +26,12 @@ from minicpm4.engine.options import CHUNK
 from minicpm4.evals.speed import BenchModel, BenchOptions, Point
 from minicpm4.formats import Checkpoint
 from minicpm4.formats.checkpoint import TensorInfo
+from minicpm4.formats.names import EMBED, HEAD
 from minicpm4.formats.quant import PackedTensor
 from minicpm4.kernels.machine import watch_others
 from minicpm4.kernels.pages import KVFormat
 from minicpm4.kernels.threads import default_threads
-from minicpm4.model.loader import EMBED, HEAD, plan_weights
+from minicpm4.model.loader import plan_weights
 
 __all__ = [
     "CHUNKS",

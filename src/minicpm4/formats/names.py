@@ -6,7 +6,9 @@ import re
 
 from minicpm4.config import ModelConfig
 
-__all__ = ["expected_tensors", "gguf_to_hf", "is_ignorable"]
+__all__ = ["EMBED", "HEAD", "expected_tensors", "gguf_to_hf", "is_ignorable"]
+
+EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 _GLOBAL = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _IN_LAYER = {
@@ -68,10 +70,10 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
             "self_attn.q_norm.weight": (config.head_dim,),
             "self_attn.k_norm.weight": (config.head_dim,),
         }
-    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
+    found: dict[str, tuple[int, ...]] = {EMBED: (config.vocab_size, hidden)}
     for index in range(config.num_hidden_layers):
         found |= {f"model.layers.{index}.{name}": shape for name, shape in layer.items()}
     found["model.norm.weight"] = (hidden,)
     if not config.tie_word_embeddings:
-        found["lm_head.weight"] = (config.vocab_size, hidden)
+        found[HEAD] = (config.vocab_size, hidden)
     return found

@@ -18,6 +18,7 @@ from minicpm4.config.gguf import ROPE_VECTORS
 from minicpm4.config.strict import suggest
 from minicpm4.errors import ConfigError
 from minicpm4.formats import Checkpoint, check_tensors, open_checkpoint
+from minicpm4.formats.names import EMBED, HEAD
 from minicpm4.formats.packing import (
     default_spec,
     detect_rounded,
@@ -32,7 +33,6 @@ from minicpm4.model.packed_cache import WeightCache
 from minicpm4.model.weights import ModelWeights, build_layer
 
 WEIGHT_CHOICES = ("auto", "bf16", "int8", "int4", "ternary")
-EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 WORTH_KEEPING = 1.0  # seconds of converting
 Progress = Callable[[int, int], None]
 Prepare = Callable[[PackedTensor], PackedTensor]

@@ -12,16 +12,18 @@ from math import prod
 
 from minicpm4.config import ModelConfig, SparseConfig
 from minicpm4.config.strict import require
+from minicpm4.formats.names import expected_tensors
 from minicpm4.train.footprint import F32, Memory, matrices, memory, parameters, trained
 from minicpm4.train.layout import (
     accumulation,
     extra_shapes,
     layer_shapes,
     lengths,
+    pair_shapes,
     rule_of,
     stage_config,
 )
-from minicpm4.train.recipe import Recipe, Stage
+from minicpm4.train.recipe import Adapter, Recipe, Stage
 
 __all__ = ["DAY", "Flops", "Machine", "Plan", "attended", "flops_per_token", "plan", "traffic"]
 
@@ -77,12 +79,16 @@ def flops_per_token(config: ModelConfig, stage: Stage, recompute: bool = False) 
     head = config.vocab_size * config.hidden_size  # looking a row of embeddings up is no product
     attention, selection = 12.0 * width * read, 2.0 * width * scored
     count = config.num_hidden_layers
+    products = 6.0 * (count * layer + head)
+    if stage.lora is not None:  # no gradients of what stays as it is, and those of the pairs
+        pairs = pair_shapes(expected_tensors(config), stage.lora)
+        products = 4.0 * (count * layer + head) + 6.0 * matrices(pairs)
     extra = 0.0
     if stage.mtp:
         extra = 6.0 * (matrices(extra_shapes(config)) + head) + attention + selection
     again = 2.0 * layer + attention / 3
     return Flops(
-        products=6.0 * (count * layer + head),
+        products=products,
         attention=count * attention,
         selection=count * selection,
         extra=extra,
@@ -128,13 +134,18 @@ def _scored(sparse: SparseConfig, length: int) -> float:
 # Traffic and time
 
 
-def traffic(recipe: Recipe, config: ModelConfig, passes: int, processes: int) -> float:
+def traffic(
+    recipe: Recipe, config: ModelConfig, passes: int, processes: int, adapter: Adapter | None = None
+) -> float:
     """Bytes that each process receives in a step of ``passes`` micro-batches: layers gathered for forward
     and backward and their gradients dealt out, the root gathered once; under Muon the layers' gradients
-    gathered as well."""
+    gathered as well. With an ``adapter`` (LoRA) the gradients of pairs are summed up, and no others."""
     mtp = any(stage.mtp for stage in recipe.stages)
     counts = parameters(config, mtp)
     root = counts.total - counts.layers
+    if adapter is not None:
+        pairs = sum(prod(shape) for shape in pair_shapes(expected_tensors(config), adapter).values())
+        return F32 * (passes * (2 * counts.layers + root) + 2 * pairs) * (processes - 1) / processes
     moved: float = passes * (3 * counts.layers + 2 * root)
     if recipe.optimiser.kind == "muon":
         shapes = trained(config, mtp)
@@ -183,7 +194,7 @@ def plan(recipe: Recipe, config: ModelConfig, machine: Machine) -> list[Plan]:
                 passes=passes,
                 flops=flops,
                 memory=memory(recipe, config, stage, machine.gpus, rows),
-                bytes_moved=traffic(recipe, config, passes, machine.gpus),
+                bytes_moved=traffic(recipe, config, passes, machine.gpus, stage.lora),
                 seconds=flops.model * stage.batch_tokens / (machine.gpus * machine.peak * machine.mfu),
                 note=cut if rows < stage.context else "",
             )

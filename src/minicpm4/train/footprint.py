@@ -13,7 +13,16 @@ from math import prod
 
 from minicpm4.config import ModelConfig
 from minicpm4.formats.names import expected_tensors
-from minicpm4.train.layout import CHUNK, STATES, extra_shapes, layer_shapes, lengths, rule_of
+from minicpm4.train.layout import (
+    CHUNK,
+    STATES,
+    extra_shapes,
+    fitting,
+    layer_shapes,
+    lengths,
+    pair_shapes,
+    rule_of,
+)
 from minicpm4.train.recipe import Recipe, Stage
 
 __all__ = [
@@ -33,6 +42,7 @@ __all__ = [
 F32, BF16 = 4, 2  # bytes
 FP8_BLOCK = 128  # rows and columns that share a scale (kernels/fp8.py)
 Shapes = Mapping[str, tuple[int, ...]]
+_SHARED = {"q_proj": "in", "k_proj": "in", "v_proj": "in", "gate_proj": "in", "up_proj": "in"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,13 +124,19 @@ def memory(recipe: Recipe, config: ModelConfig, stage: Stage, processes: int, ro
     mtp = any(one.mtp for one in recipe.stages)
     shapes = trained(config, mtp)
     weights = F32 * sum(_shard(shape, processes) for shape in shapes.values())
+    gradients, state = weights, moments(shapes, recipe.optimiser.kind, processes)
+    if stage.lora is not None:  # pairs are whole in every process, what they stand beside has no gradient
+        pairs = pair_shapes(expected_tensors(config), stage.lora)
+        gradients, state = F32 * _count(pairs), moments(pairs, "adamw")
+        weights += gradients
+    frozen = stage.lora is not None
     return Memory(
         weights=weights,
-        gradients=weights,
-        moments=moments(shapes, recipe.optimiser.kind, processes),
-        gathered=_gathered(config, mtp) if processes > 1 else 0,
+        gradients=gradients,
+        moments=state,
+        gathered=_gathered(config, mtp, frozen) if processes > 1 else 0,
         activations=activations(recipe, config, stage, rows),
-        loss=_loss(config, rows, recipe.precision == "bf16", bool(stage.mtp)),
+        loss=_loss(config, rows, recipe.precision == "bf16", bool(stage.mtp), frozen),
     )
 
 
@@ -138,10 +154,10 @@ def _shard(shape: tuple[int, ...], processes: int) -> int:
     return -(-shape[0] // processes) * prod(shape[1:])
 
 
-def _gathered(config: ModelConfig, mtp: bool) -> int:
+def _gathered(config: ModelConfig, mtp: bool, frozen: bool) -> int:
     counts = parameters(config, mtp)
     root = counts.embeddings + counts.head + config.hidden_size + counts.extra
-    return F32 * 2 * (root + 2 * counts.layer)
+    return F32 * (1 if frozen else 2) * (root + 2 * counts.layer)
 
 
 def activations(
@@ -175,7 +191,7 @@ def layer_row_bytes(config: ModelConfig, stage: Stage, bf16: bool, fused_norms: 
     norms = 2 * F32 * (hidden * (1 if fused_norms else 2) + 1)
     if config.qk_norm:
         norms += F32 * (q + k)
-    inputs = (5 * BF16 if read == BF16 else 2 * F32) * hidden + read * q
+    inputs = _inputs(config, stage, read)
     rotary = 4 * F32 * d // 2
     attention: float = size * (2 * q + 2 * k) + F32 * config.num_attention_heads
     sparse = config.sparse_config if stage.attention == "sparse" else None
@@ -183,19 +199,46 @@ def layer_row_bytes(config: ModelConfig, stage: Stage, bf16: bool, fused_norms: 
         chooses = sum(share * max(0, n - sparse.first_choosing) / n for share, n in lengths(stage))
         pairs = config.num_key_value_heads * sparse.budget
         attention += (size * 2 * k if chooses else 0) + chooses * 8 * (pairs + 1)
-    return norms + inputs + rotary + attention + (3 * size + read) * inner
+    return norms + inputs + rotary + attention + 3 * size * inner
+
+
+def _inputs(config: ModelConfig, stage: Stage, read: int) -> float:
+    """Bytes of what a row's products read in one layer (a mean), kept for the gradients of matrices; of
+    low-rank pairs, what those read and what is between the two."""
+    every = expected_tensors(config)
+    names = [name for name, shape in every.items() if len(shape) == 2]
+    between = 0
+    if stage.lora is not None:
+        names = fitting(names, stage.lora.targets, "lora target")
+        between = read * stage.lora.rank * len(names)
+    inside = [name for name in names if ".layers." in name]
+    if read == BF16:  # a copy for each
+        sizes = [BF16 * every[name][1] for name in inside]
+    else:  # the array itself: one for all matrices that read the same
+        sources = {_source(name): every[name][1] for name in inside}
+        sizes = [F32 * size for size in sources.values()]
+    return (between + sum(sizes)) / config.num_hidden_layers
+
+
+def _source(name: str) -> str:
+    """What matrix ``name`` reads, with its layer: equal for those that read the same."""
+    layer, _, own = name.removesuffix(".weight").rpartition(".")
+    return f"{layer}.{_SHARED.get(own, own)}"
 
 
 def _weight_copies(config: ModelConfig, stage: Stage, bf16: bool) -> int:
     """Bytes of the weights as one layer's products see them, where that is not the parameter itself."""
     shapes = [shape for _, shape in layer_shapes(config) if len(shape) == 2]
+    pairs = 0
+    if bf16 and stage.lora is not None:
+        pairs = BF16 * _count(pair_shapes(expected_tensors(config), stage.lora)) // config.num_hidden_layers
     if stage.fp8:  # whole blocks of codes
-        return sum((m + -m % FP8_BLOCK) * (k + -k % FP8_BLOCK) for m, k in shapes)
-    return (BF16 if bf16 else F32 if stage.rounding else 0) * sum(m * k for m, k in shapes)
+        return pairs + sum((m + -m % FP8_BLOCK) * (k + -k % FP8_BLOCK) for m, k in shapes)
+    return pairs + (BF16 if bf16 else F32 if stage.rounding else 0) * sum(m * k for m, k in shapes)
 
 
-def _loss(config: ModelConfig, rows: int, bf16: bool, mtp: bool) -> int:
-    head = config.vocab_size * config.hidden_size
+def _loss(config: ModelConfig, rows: int, bf16: bool, mtp: bool, frozen: bool) -> int:
+    head = 0 if frozen else config.vocab_size * config.hidden_size
     logits = min(CHUNK["cuda"], rows * config.vocab_size) * (F32 + (BF16 if bf16 else 0))
     # The head's gradient, once as it is summed up and once scaled; two losses under multi-token prediction.
     return logits + F32 * ((2 + mtp) * head + (2 + mtp) * rows * config.hidden_size)

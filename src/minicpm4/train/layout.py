@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from itertools import pairwise
 from types import MappingProxyType
 
 from minicpm4.config import ModelConfig
 from minicpm4.config.rope import parse_rope_scaling
+from minicpm4.config.strict import suggest
 from minicpm4.errors import ConfigError
-from minicpm4.formats.names import expected_tensors
-from minicpm4.train.recipe import Stage
+from minicpm4.formats.names import EMBED, HEAD, expected_tensors
+from minicpm4.train.recipe import Adapter, Stage
 
 __all__ = [
     "CHUNK",
@@ -20,8 +22,12 @@ __all__ = [
     "STATES",
     "accumulation",
     "extra_shapes",
+    "fits",
+    "fitting",
     "layer_shapes",
     "lengths",
+    "pair_names",
+    "pair_shapes",
     "rule_of",
     "stage_config",
 ]
@@ -53,6 +59,47 @@ def extra_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 def rule_of(name: str, shape: Iterable[int], kind: str = "adamw") -> str:
     """Which rule moves a parameter under optimiser ``kind``: adamw or muon."""
     return "muon" if kind == "muon" and ".layers." in f".{name}" and len(tuple(shape)) == 2 else "adamw"
+
+
+def fits(name: str, pattern: str) -> bool:
+    """Whether matrix ``name`` is one that ``pattern`` means: shell style, of its name or the end of it
+    ("self_attn.*", "down_proj"), with or without ".weight". Embeddings and head fit only what spells their
+    name."""
+    stem = name.removesuffix(".weight")
+    if name in (EMBED, HEAD) and stem.rpartition(".")[2] not in pattern:
+        return False
+    return any(fnmatchcase(text, wanted) for text in (name, stem) for wanted in (pattern, f"*.{pattern}"))
+
+
+def fitting(names: Sequence[str], patterns: Iterable[str], what: str) -> list[str]:
+    """The matrices of ``names`` that fit ``patterns``, each once. Raises ConfigError, which calls a pattern
+    ``what``, where one fits none."""
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        fit = [name for name in names if fits(name, pattern)]
+        if not fit:
+            known = sorted({name.removesuffix(".weight").rpartition(".")[2] for name in names})
+            raise ConfigError(f"{what} {pattern!r} fits no matrix", suggest(pattern, known))
+        found |= dict.fromkeys(fit)
+    return list(found)
+
+
+def pair_names(name: str) -> tuple[str, str]:
+    """What the two low-rank matrices beside matrix ``name`` are called, as PEFT has it."""
+    stem = name.removesuffix(".weight")
+    return f"{stem}.lora_A.weight", f"{stem}.lora_B.weight"
+
+
+def pair_shapes(shapes: Mapping[str, tuple[int, ...]], adapter: Adapter) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the low-rank matrices that ``adapter`` puts beside those of ``shapes``. Raises
+    ConfigError."""
+    matrices = [name for name, shape in shapes.items() if len(shape) == 2]
+    found: dict[str, tuple[int, ...]] = {}
+    for name in fitting(matrices, adapter.targets, "lora target"):
+        first, second = pair_names(name)
+        rows, columns = shapes[name]
+        found |= {first: (adapter.rank, columns), second: (rows, adapter.rank)}
+    return found
 
 
 def accumulation(stage: Stage, processes: int) -> int:

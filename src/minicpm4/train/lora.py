@@ -14,16 +14,14 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from minicpm4.config.strict import require, suggest
+from minicpm4.config.strict import require
 from minicpm4.errors import ConfigError
-from minicpm4.formats import QuantSpec
 from minicpm4.kernels.autograd import LowRank
+from minicpm4.train.layout import fitting, pair_names
 from minicpm4.train.model import TrainableModel, new_tensor, plant, spec_of
 from minicpm4.train.tensor_files import add
 
 __all__ = ["Lora", "LoraConfig"]
-
-_ANY = QuantSpec(kind="f32")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,11 +58,10 @@ class Lora(nn.Module):
             raise ConfigError("the model has low-rank pairs already", "merge them first")
         self.config = config
         matrices = {name: p for name, p in model.named_parameters() if p.ndim == 2}
-        self.targets = _fitting(list(matrices), config.targets)
+        self.targets = fitting(list(matrices), config.targets, "lora target")
         for name in self.targets:
             rows, columns = matrices[name].shape
-            stem = name.removesuffix(".weight")
-            first, second = f"{stem}.lora_A.weight", f"{stem}.lora_B.weight"
+            first, second = pair_names(name)
             like = matrices[name]
             a = new_tensor(first, (config.rank, columns), seed, columns**-0.5)
             plant(self, first, a.to(like.device))
@@ -90,14 +87,3 @@ class Lora(nn.Module):
             pair = model.low_rank.pop(name)
             add(matrices[name], pair.b @ pair.a, pair.scale)
         model.requires_grad_(True)
-
-
-def _fitting(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
-    found: dict[str, None] = {}
-    for pattern in patterns:
-        fit = [name for name in names if spec_of(name, {pattern: _ANY}) is not None]
-        if not fit:
-            known = sorted({name.removesuffix(".weight").rpartition(".")[2] for name in names})
-            raise ConfigError(f"lora target {pattern!r} fits no matrix", suggest(pattern, known))
-        found |= dict.fromkeys(fit)
-    return list(found)

@@ -12,9 +12,8 @@ embeddings and head belong to the root.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,19 +25,30 @@ from torch.utils.checkpoint import checkpoint
 
 from minicpm4 import zoo
 from minicpm4.config import ModelConfig, SparseConfig
-from minicpm4.config.strict import suggest
 from minicpm4.errors import ConfigError
 from minicpm4.formats import QuantSpec, check_tensors, open_checkpoint
-from minicpm4.formats.names import expected_tensors
+from minicpm4.formats.names import EMBED, HEAD, expected_tensors
 from minicpm4.formats.packing import unpack
 from minicpm4.kernels.autograd import LowRank, TorchCache, TorchMatrix, TorchOps
 from minicpm4.kernels.contract import Linear, Step
 from minicpm4.model import forward as decoder
-from minicpm4.model.loader import EMBED, HEAD, read_config
+from minicpm4.model.loader import read_config
 from minicpm4.model.rotary import RotaryTable
 from minicpm4.model.weights import LayerWeights, ModelWeights, build_layer
+from minicpm4.train.layout import fits, fitting
 
-__all__ = ["DecoderLayer", "Mode", "Packed", "TrainableModel", "new_tensor", "plant", "spec_of"]
+__all__ = [
+    "DecoderLayer",
+    "Mode",
+    "Packed",
+    "TrainableModel",
+    "fresh_tensors",
+    "meta_tensors",
+    "new_tensor",
+    "plant",
+    "spec_of",
+    "stored_tensors",
+]
 
 Init = Callable[[str, ModelConfig], float]
 See = Callable[[str, Tensor], TorchMatrix]
@@ -75,14 +85,7 @@ class Mode:
 
 def spec_of(name: str, rounding: Mapping[str, QuantSpec]) -> QuantSpec | None:
     """The format that ``rounding`` (see Mode) gives to matrix ``name``; None: it stays as it is."""
-    stem = name.removesuffix(".weight")
-    last = stem.rpartition(".")[2]
-    for pattern, spec in rounding.items():
-        if name in _SHARED and last not in pattern:
-            continue
-        if any(fnmatchcase(text, wanted) for text in (name, stem) for wanted in (pattern, f"*.{pattern}")):
-            return spec
-    return None
+    return next((spec for pattern, spec in rounding.items() if fits(name, pattern)), None)
 
 
 class DecoderLayer(nn.Module):
@@ -151,11 +154,7 @@ class TrainableModel(nn.Module):
     ) -> TrainableModel:
         """A model of fresh parameters: ``init(name, config)`` is a matrix's standard deviation (default
         0.02), norms are 1, biases 0. A tensor depends on ``seed`` and its name alone."""
-        std = init or (lambda name, config: 0.02)
-        shapes = expected_tensors(config).items()
-        return cls(
-            config, {name: new_tensor(name, shape, seed, std(name, config)) for name, shape in shapes}, mode
-        )
+        return cls(config, dict(fresh_tensors(config, seed, init)), mode)
 
     @classmethod
     def load(cls, path: str | Path, mode: Mode | None = None) -> TrainableModel:
@@ -164,15 +163,14 @@ class TrainableModel(nn.Module):
 
         Raises ModelNotFoundError, CheckpointError, ConfigError.
         """
-        source = open_checkpoint(Path(zoo.resolve(str(path))))
-        config = read_config(source)
-        check_tensors(source, config)
-        tensors = {}
-        for name, shape in expected_tensors(config).items():
-            values = unpack(source.load(name)) if len(shape) == 2 else np.array(source.load_vector(name))
-            tensors[name] = torch.from_numpy(values)
-            source.release(name)
-        return cls(config, tensors, mode)
+        config, tensors = stored_tensors(path)
+        return cls(config, dict(tensors), mode)
+
+    @classmethod
+    def without_values(cls, config: ModelConfig) -> TrainableModel:
+        """A model of shapes alone, on torch's meta device: to be sharded before its tensors are made, one
+        at a time."""
+        return cls(config, meta_tensors(expected_tensors(config)))
 
     @property
     def config(self) -> ModelConfig:
@@ -195,10 +193,7 @@ class TrainableModel(nn.Module):
     @mode.setter
     def mode(self, mode: Mode) -> None:
         matrices = [name for name, shape in expected_tensors(self._config).items() if len(shape) == 2]
-        for pattern, spec in mode.rounding.items():
-            if not any(spec_of(name, {pattern: spec}) for name in matrices):
-                known = sorted({name.removesuffix(".weight").rpartition(".")[2] for name in matrices})
-                raise ConfigError(f"rounding pattern {pattern!r} fits no matrix", suggest(pattern, known))
+        fitting(matrices, mode.rounding, "rounding pattern")
         self._mode = mode
 
     @property
@@ -286,6 +281,33 @@ class _Rotary:
             cos, sin = (torch.from_numpy(x.copy()) for x in self._table.tables(length))
             self._held = held = cos.to(like), sin.to(like)
         return held
+
+
+def fresh_tensors(config: ModelConfig, seed: int, init: Init | None = None) -> Iterator[tuple[str, Tensor]]:
+    """The parameters of ``TrainableModel.new`` one after another: held by who takes them, by nobody else."""
+    std = init or (lambda name, config: 0.02)
+    for name, shape in expected_tensors(config).items():
+        yield name, new_tensor(name, shape, seed, std(name, config))
+
+
+def stored_tensors(path: str | Path) -> tuple[ModelConfig, Iterator[tuple[str, Tensor]]]:
+    """The configuration and, one after another, the parameters of ``TrainableModel.load``."""
+    source = open_checkpoint(Path(zoo.resolve(str(path))))
+    config = read_config(source)
+    check_tensors(source, config)
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        for name, shape in expected_tensors(config).items():
+            values = unpack(source.load(name)) if len(shape) == 2 else np.array(source.load_vector(name))
+            yield name, torch.from_numpy(values)
+            source.release(name)
+
+    return config, tensors()
+
+
+def meta_tensors(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Float32 tensors of ``shapes`` that hold nothing."""
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
 
 def new_tensor(name: str, shape: tuple[int, ...], seed: int, std: float) -> Tensor:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,10 +42,11 @@ from minicpm4.train.model import (
     Packed,
     TrainableModel,
     as_tensor,
+    meta_tensors,
     new_tensor,
 )
 
-__all__ = ["MultiToken", "second_targets"]
+__all__ = ["MultiToken", "fresh_extra", "second_targets"]
 
 _FILE = "model.safetensors"
 
@@ -65,12 +67,12 @@ class MultiToken(nn.Module):
     def new(cls, config: ModelConfig, seed: int, init: Init | None = None) -> MultiToken:
         """Fresh parameters, as TrainableModel.new makes them. ``init`` sees names such as
         mtp.layers.0.mlp.up_proj.weight."""
-        std = init or (lambda name, config: 0.02)
-        made = {}
-        for name, shape in extra_shapes(config).items():
-            full = f"mtp.{name}"
-            made[name] = new_tensor(full, shape, seed, std(full, config))
-        return cls(config, made)
+        return cls(config, dict(fresh_extra(config, seed, init)))
+
+    @classmethod
+    def without_values(cls, config: ModelConfig) -> MultiToken:
+        """Shapes alone, as TrainableModel.without_values."""
+        return cls(config, meta_tensors(extra_shapes(config)))
 
     def forward(self, model: TrainableModel, batch: Packed, hidden: Tensor) -> Tensor:
         """Return h' (n, hidden) from ``hidden`` (n, hidden), what ``model(batch)`` returned.
@@ -129,6 +131,14 @@ class MultiToken(nn.Module):
                     "use the extra layer that was trained with this model",
                 )
         return cls(config, {name: tensor.float() for name, tensor in tensors.items()})
+
+
+def fresh_extra(config: ModelConfig, seed: int, init: Init | None = None) -> Iterator[tuple[str, Tensor]]:
+    """The parameters of ``MultiToken.new``, one after another."""
+    std = init or (lambda name, config: 0.02)
+    for name, shape in extra_shapes(config).items():
+        full = f"mtp.{name}"
+        yield name, new_tensor(full, shape, seed, std(full, config))
 
 
 class _Weight(nn.Module):

@@ -6,7 +6,7 @@ prediction likewise), so neither micro-batches nor the number of processes chang
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,8 +25,8 @@ from minicpm4.train.hf_folder import write_folder
 from minicpm4.train.layout import stage_config
 from minicpm4.train.lora import Lora, LoraConfig
 from minicpm4.train.loss import next_token_loss
-from minicpm4.train.model import Mode, TrainableModel, as_tensor
-from minicpm4.train.mtp import MultiToken, second_targets
+from minicpm4.train.model import Mode, TrainableModel, as_tensor, fresh_tensors, stored_tensors
+from minicpm4.train.mtp import MultiToken, fresh_extra, second_targets
 from minicpm4.train.mup import MuP
 from minicpm4.train.optim import OptimConfig, Optimiser, clip_gradients
 from minicpm4.train.recipe import Recipe, Stage
@@ -57,17 +57,19 @@ class Session:
         self._mup = MuP(base_width=recipe.model.mup_width) if recipe.model.mup_width else None
         init = self._mup.init_std if self._mup else None
         if recipe.model.start:
-            self.model = TrainableModel.load(recipe.model.start)
+            self.base, values = stored_tensors(recipe.model.start)
         else:
             assert config is not None
-            self.model = TrainableModel.new(config, recipe.seed, init)
-        self.base = self.model.config
+            self.base, values = config, fresh_tensors(config, recipe.seed, init)
+        self.model = TrainableModel.without_values(self.base)
         wants_mtp = any(stage.mtp for stage in recipe.stages)
-        self.extra = MultiToken.new(self.base, recipe.seed, init) if wants_mtp else None
-        for module in self._modules():
-            module.to(world.device)
+        self.extra = MultiToken.without_values(self.base) if wants_mtp else None
         if world.size > 1:
             self._shard()
+        # Only now, so that no process ever holds more than its part and one tensor.
+        _give(self.model, values, world.device)
+        if self.extra is not None:
+            _give(self.extra, fresh_extra(self.base, recipe.seed, init), world.device)
         self.lora: Lora | None = None
         self.optimiser = self._new_optimiser()
         self._stage: Stage | None = None
@@ -247,6 +249,15 @@ class Session:
         fully_shard(self.model)
         if self.extra is not None:
             fully_shard(self.extra)
+
+
+def _give(module: nn.Module, values: Iterable[tuple[str, Tensor]], device: torch.device) -> None:
+    """Set all parameters of a module that has none yet, on ``device``."""
+    module.to_empty(device=device)
+    own = dict(module.named_parameters())
+    for name, value in values:
+        fill(own.pop(name), value)
+    assert not own, f"no values for {sorted(own)}"
 
 
 def _take(module: nn.Module, tensors: Stored, folder: Path) -> None:
