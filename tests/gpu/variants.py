@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from minicpm4.config import SparseConfig
-from minicpm4.kernels.contract import KVLayer, Step
+from minicpm4.kernels.contract import KVLayer, Step, Tree
 from minicpm4.kernels.gpu.table import GpuOps
 from tests.contract.packed import random_weight
 from tests.gpu.arrays import DEVICE
@@ -36,6 +37,8 @@ def run_variants(*, quick: bool = False) -> None:
             _attention(ops, heads, rows, "bf16", lse_approx=heads[2] == 128)
     if not quick:
         _attention(ops, (9, 3, 64), 5, "float32", lse_approx=False)
+        for heads in HEADS[:2]:
+            _attention(ops, heads, 60, "bf16", lse_approx=True, tree=True)
     for dtype in (torch.bfloat16,) if quick else (torch.bfloat16, torch.float32):
         _training(dtype)
     x = torch.zeros((3, 4096), device=DEVICE)
@@ -58,10 +61,15 @@ def _products(ops: GpuOps, rng: Any, case: tuple[str, int, int, bool]) -> None:
     ops.embed(gate.weight, np.zeros(2, np.int32), 12.0)
 
 
-def _attention(ops: GpuOps, heads: tuple[int, int, int], rows: int, kv: str, *, lse_approx: bool) -> None:
+def _attention(
+    ops: GpuOps, heads: tuple[int, int, int], rows: int, kv: str, *, lse_approx: bool, tree: bool = False
+) -> None:
     hq, hkv, d = heads
     for sparse in (None, SparseConfig(lse_approx=lse_approx)):
         step = _step(rows, d, sparse)
+        if tree:
+            bits = np.full(rows, 1, np.uint64)
+            step = replace(step, tree=Tree(ancestors=bits, positions=step.positions))
         layer = _layer(hkv, d, kv, sparse)
         dtype = torch.float32 if kv == "float32" else torch.bfloat16
         q, k, v = (torch.zeros((rows, count, d), dtype=dtype, device=DEVICE) for count in (hq, hkv, hkv))

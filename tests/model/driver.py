@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from minicpm4.config import SparseConfig
-from minicpm4.kernels.contract import OpTable, Step
+from minicpm4.kernels.contract import OpTable, Step, Tree
 from minicpm4.model.cache import KVPool
 from minicpm4.model.forward import forward, logits
 from minicpm4.model.rotary import RotaryTable
@@ -36,8 +36,8 @@ class Driver:
         self.table = order[:pages].astype(np.int32)
         self.length = 0
 
-    def feed(self, ids: Sequence[int]) -> np.ndarray:
-        """Append ``ids``; return logits (n, vocab)."""
+    def feed(self, ids: Sequence[int], tree: Tree | None = None) -> np.ndarray:
+        """Append ``ids``, as a ``tree`` if there is one; return logits (n, vocab)."""
         start, self.length = self.length, self.length + len(ids)
         cos, sin = self.rotary.tables(self.length)
         step = Step(
@@ -48,6 +48,7 @@ class Driver:
             cos=cos,
             sin=sin,
             sparse=self.sparse,
+            tree=tree,
         )
         hidden = forward(self.ops, self.weights, step, self.pool)
         return logits(self.ops, self.weights, hidden)

@@ -106,6 +106,23 @@ class KVLayer:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Tree:
+    """Drafts that a step checks together (EAGLE-2, arXiv 2406.16858): of each sequence the step's rows are
+    a tree, at most 64, every row after its parent.
+
+    A row reads all tokens before the step, and of the step's those that it follows: ``ancestors`` (n,)
+    uint64 has bit b set where a row reads row b of its sequence's, itself included. ``positions`` (n,) are
+    the rows' places in the text, for the rotary table: those of siblings are equal. Where their keys and
+    values lie, ``Step.positions`` says, as ever.
+    """
+
+    ancestors: NDArray[np.uint64]
+    positions: Ints
+
+    MOST = 64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Step:
     """The rows of one forward pass and where their sequences live.
 
@@ -113,7 +130,7 @@ class Step:
     at consecutive positions, the last tokens of its context. ``page_table`` (s, max pages): token t
     of sequence j is in page page_table[j, t // P]. ``cos`` and ``sin`` (at least the largest
     position + 1, d / 2) hold the rotary table, attention factor included. ``sparse`` None: dense.
-    ``native`` as in KVLayer.
+    ``tree`` None: every row reads all before it. ``native`` as in KVLayer.
     """
 
     ids: Ints
@@ -123,11 +140,17 @@ class Step:
     cos: Floats
     sin: Floats
     sparse: SparseConfig | None = None
+    tree: Tree | None = None
     native: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def num_rows(self) -> int:
         return int(self.ids.shape[0])
+
+    @property
+    def angles(self) -> Ints:
+        """Positions in the rotary table, (n,)."""
+        return self.positions if self.tree is None else self.tree.positions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -177,13 +200,15 @@ class OpTable(ABC):
     def append(self, k: Array, v: Array, kv: KVLayer, step: Step) -> None:
         """Store rotated keys and values (n, hkv, d) at their positions, rounded to the pages' type,
         and compute (from the rounded keys) every compressed key that ends in the new tokens:
-        the mean of the keys it covers; with use_nope, of those keys rotated back."""
+        the mean of the keys it covers; with use_nope, of those keys rotated back. Of a tree no compressed
+        keys: its tokens do not follow one another."""
 
     @abstractmethod
     def select(self, q: Array, kv: KVLayer, step: Step) -> Selection:
         """Choose blocks for each row and kv head (InfLLM v2; exact rules in docs/architecture.md).
 
-        q (n, hq, d) rotated. Rows for which ``step.sparse.is_dense_at(position)`` get count -1.
+        q (n, hq, d) rotated. Rows for which ``step.sparse.is_dense_at(position)`` get count -1. Rows of a
+        tree see the compressed keys that end before the tree.
         """
 
     @abstractmethod
@@ -191,7 +216,8 @@ class OpTable(ABC):
         self, q: Array, kv: KVLayer, step: Step, selection: Selection | None, out: Array | None = None
     ) -> Array:
         """Softmax attention, scale 1/sqrt(d), of q (n, hq, d) over the tokens at or before each row's
-        position, in all blocks (``selection`` None) or the chosen ones; result (n, hq * d)."""
+        position, in all blocks (``selection`` None) or the chosen ones; of the step's tokens those that
+        ``step.tree`` lets it read; result (n, hq * d)."""
 
     @abstractmethod
     def silu_mul(self, gate: Array, up: Array, out: Array | None = None) -> Array:
@@ -218,9 +244,9 @@ class OpTable(ABC):
         if w.q_norm is not None and w.k_norm is not None:
             q = self.rms_norm(q, w.q_norm, w.eps)
             k = self.rms_norm(k, w.k_norm, w.eps)
-        k = self.rotary(k, step.positions, step.cos, step.sin)
+        k = self.rotary(k, step.angles, step.cos, step.sin)
         self.append(k, v, kv, step)
-        return self.rotary(q, step.positions, step.cos, step.sin)
+        return self.rotary(q, step.angles, step.cos, step.sin)
 
     def attention(self, q: Array, kv: KVLayer, step: Step, out: Array | None = None) -> Array:
         """Select blocks where the step is sparse, then attend; result (n, hq * d)."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from minicpm4 import _cpu
 from minicpm4.config import SparseConfig
+from minicpm4.errors import UnsupportedError
 from minicpm4.formats.quant import PANEL_GROUP, PackedTensor, packed_shapes
 from minicpm4.kernels.contract import (
     Array,
@@ -221,7 +222,9 @@ def _gate_up(w: FeedForwardWeights) -> _cpu.GateUpWeights:
 
 
 def _rows(step: Step) -> _cpu.Rows:
-    """The extension's view of a step."""
+    """The extension's view of a step. Raises UnsupportedError for a tree."""
+    if step.tree is not None:
+        raise UnsupportedError("the CPU's kernels read no trees", "check drafts one after another")
     found = step.native.get("cpu")
     if found is None:
         c = step.sparse or _NO_SPARSE

@@ -53,7 +53,7 @@ class RefOps(OpTable):
             positions = step.positions[rows]
             page, slot = table[positions // kv.page_size], positions % kv.page_size
             _store(kv, page, slot, np.asarray(k[rows], np.float32), np.asarray(v[rows], np.float32))
-            if step.sparse is not None:
+            if step.sparse is not None and step.tree is None:
                 _compress(kv.kernels, kv.kernel_scales, kv, table, positions, step, 1)
                 _compress(kv.coarse, kv.coarse_scales, kv, table, positions, step, COARSE)
 
@@ -64,11 +64,13 @@ class RefOps(OpTable):
         blocks = np.full((n, hkv, config.budget), -1, np.int32)
         counts = np.full((n, hkv), -1, np.int32)
         if config.use_nope:
-            q = unrotate(q, step.cos[step.positions], step.sin[step.positions])
+            q = unrotate(q, step.cos[step.angles], step.sin[step.angles])
         for rows, table in _sequences(step):
             visible = (step.positions[rows].max() + 1) // kv.page_size + 2
             for part in _slices(rows, q.shape[1] * visible * config.kernels_per_block):
-                chosen = _choose(q[part].astype(np.float64), kv, table, step.positions[part], config)
+                at = step.positions[part]
+                to = at if step.tree is None else np.minimum(at, step.positions[rows.start] - 1)
+                chosen = _choose(q[part].astype(np.float64), kv, table, at, to, config)
                 for i, row in enumerate(range(part.start, part.stop)):
                     if not config.is_dense_at(int(step.positions[row])):
                         for h in range(hkv):
@@ -86,6 +88,9 @@ class RefOps(OpTable):
             keys, values = gather(kv, table, length)
             for part in _slices(rows, hq * length):
                 allowed = _allowed(step.positions[part], selection, part, kv, length)
+                if step.tree is not None:
+                    start = int(step.positions[rows.start])
+                    allowed[:, :, start:] &= _follows(step.tree.ancestors[part], length - start)[:, None]
                 grouped = q[part].reshape(-1, *result.shape[1:]).astype(np.float64)
                 scores = np.einsum("nhgd,htd->nhgt", grouped, keys) / np.sqrt(d)
                 weights = softmax(np.where(allowed[:, :, None], scores, -np.inf))
@@ -259,10 +264,13 @@ def _compressed(count: int, kv: KVLayer, table: Ints, config: SparseConfig, time
     return np.asarray(found.transpose(1, 0, 2))
 
 
-def _choose(q: Array, kv: KVLayer, table: Ints, positions: Ints, config: SparseConfig) -> NDArray[np.bool_]:
-    """Chosen blocks (rows, hkv, blocks) of rows at ``positions`` of one sequence."""
+def _choose(
+    q: Array, kv: KVLayer, table: Ints, positions: Ints, sees: Ints, config: SparseConfig
+) -> NDArray[np.bool_]:
+    """Chosen blocks (rows, hkv, blocks) of rows at ``positions`` of one sequence, by the compressed keys
+    that end at or before ``sees``."""
     grouped = q.reshape(len(positions), kv.num_kv_heads, -1, kv.head_dim)
-    scores = _block_scores(grouped, kv, table, positions, config)
+    scores = _block_scores(grouped, kv, table, int(positions.max()), sees, config)
     b = np.arange(scores.shape[-1])
     own = positions[:, None] // config.block_size
     visible = b <= own
@@ -276,10 +284,13 @@ def _choose(q: Array, kv: KVLayer, table: Ints, positions: Ints, config: SparseC
     return chosen | (picked & open_blocks)
 
 
-def _block_scores(q: Doubles, kv: KVLayer, table: Ints, positions: Ints, config: SparseConfig) -> Doubles:
-    """Steps 1 and 2: (rows, hkv, blocks), -inf where a block overlaps no visible kernel."""
-    visible = _num_visible(positions, config)
-    count, blocks = int(visible.max()), int(positions.max()) // config.block_size + 1
+def _block_scores(
+    q: Doubles, kv: KVLayer, table: Ints, last: int, sees: Ints, config: SparseConfig
+) -> Doubles:
+    """Steps 1 and 2: (rows, hkv, blocks up to position ``last``), -inf where a block overlaps no visible
+    kernel."""
+    visible = _num_visible(sees, config)
+    count, blocks = int(visible.max()), last // config.block_size + 1
     n, hkv = q.shape[:2]
     ratio, overlap = config.kernels_per_block, config.kernel_size // config.kernel_stride
     padded = np.full((n, hkv, blocks * ratio + overlap - 1), -np.inf)
@@ -287,7 +298,7 @@ def _block_scores(q: Doubles, kv: KVLayer, table: Ints, positions: Ints, config:
         fine = _scores(q, _compressed(count, kv, table, config, 1), visible)
         lse = _lse(fine)
         if config.lse_approx and kv.coarse is not None:
-            lse = _coarse_lse(q, kv, table, positions, config, lse)
+            lse = _coarse_lse(q, kv, table, sees, config, lse)
         total = np.exp(fine - lse).sum(axis=2)
         total[np.broadcast_to(np.arange(count) >= visible[:, None, None], total.shape)] = -np.inf
         padded[..., overlap - 1 : overlap - 1 + count] = total
@@ -311,10 +322,10 @@ def _lse(scores: Doubles) -> Doubles:
 
 
 def _coarse_lse(
-    q: Doubles, kv: KVLayer, table: Ints, positions: Ints, config: SparseConfig, fine: Doubles
+    q: Doubles, kv: KVLayer, table: Ints, sees: Ints, config: SparseConfig, fine: Doubles
 ) -> Doubles:
     """The LSE approximation: over coarse kernels, where a row sees any; else ``fine``."""
-    visible = _num_visible(positions, config, COARSE)
+    visible = _num_visible(sees, config, COARSE)
     if not visible.max():
         return fine
     coarse = _compressed(int(visible.max()), kv, table, config, COARSE)
@@ -337,3 +348,8 @@ def _allowed(
                 chosen = selection.blocks[row, h, :count]
                 causal[i, h] &= np.isin(tokens // kv.page_size, chosen)
     return causal
+
+
+def _follows(ancestors: NDArray[np.uint64], count: int) -> NDArray[np.bool_]:
+    """Which of a tree's ``count`` rows each row reads: (rows, count)."""
+    return np.asarray((ancestors[:, None] >> np.arange(count, dtype=np.uint64)) & np.uint64(1), bool)

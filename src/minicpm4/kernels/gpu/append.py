@@ -48,12 +48,13 @@ def _norm_and_turn(
 @triton.jit
 def _append(
     q, k, v, q_out, q_norm, k_norm, eps, q_stride, k_stride, v_stride,
-    positions, sequences, table, max_pages, cos, sin, keys, values, hq, hkv,
+    positions, angles, sequences, table, max_pages, cos, sin, keys, values, hq, hkv,
     HALF: tl.constexpr, PAGE: tl.constexpr, NORM: tl.constexpr, TURN: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
     """A row's head: the first hq are queries (rotated), then hkv keys (rotated, stored), then values."""
     n, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    position, page, slot = _place(n, positions, sequences, table, max_pages, PAGE)
+    _, page, slot = _place(n, positions, sequences, table, max_pages, PAGE)
+    position = tl.load(angles + n)
     i = tl.arange(0, B)
     seen = i < HALF
     d: tl.constexpr = 2 * HALF
@@ -175,15 +176,16 @@ def _store(
     q, q_out = (k, k) if q is None else (q, q_out)  # kernels want a pointer
     _append[(n, hq + 2 * hkv)](
         q, k, v, q_out, *(norms or (None, None)), eps, q.stride(0), k.stride(0),
-        v.stride(0), rows.positions, rows.sequences, rows.page_table, rows.page_table.shape[1], cos, sin,
-        kv.keys, kv.values, hq, hkv, HALF=d // 2, PAGE=kv.page_size, NORM=norms is not None, TURN=turn,
+        v.stride(0), rows.positions, rows.angles, rows.sequences, rows.page_table,
+        rows.page_table.shape[1], cos, sin, kv.keys, kv.values, hq, hkv,
+        HALF=d // 2, PAGE=kv.page_size, NORM=norms is not None, TURN=turn,
         B=triton.next_power_of_2(d // 2), num_warps=1,
     )  # fmt: skip
 
 
 def _compressed(kv: Any, rows: Any, cos: Tensor, sin: Tensor, sparse: SparseConfig | None) -> None:
     n = rows.positions.shape[0]
-    if sparse is None or not n:
+    if sparse is None or not n or rows.ancestors is not None:
         return
     half = kv.head_dim // 2
     for times, store, scales in ((1, kv.kernels, kv.kernel_scales), (COARSE, kv.coarse, kv.coarse_scales)):

@@ -33,11 +33,11 @@ PIECE = 2  # pages that are worth a program of their own
 
 @triton.jit
 def _add_page(
-    total, top, acc, x, keys, values, page, head, hkv, unit, token, limit, NEAR: tl.constexpr,
+    total, top, acc, x, keys, values, page, head, hkv, unit, token, limit, bits, base, NEAR: tl.constexpr,
     PAGE: tl.constexpr, D: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Running sum, largest score and output after one page. Rows read tokens up to ``limit``; NEAR: not all
-    of them read the whole page."""
+    """Running sum, largest score and output after one page. Rows read tokens up to ``limit``, of a tree from
+    ``base`` on those of their ``bits`` (None: all); NEAR: not all of them read the whole page."""
     i, t = tl.arange(0, BD), tl.arange(0, PAGE)
     at = (page.to(tl.int64) * hkv + head) * (D * PAGE)
     # Slots behind every row may never have been written.
@@ -53,6 +53,10 @@ def _add_page(
     s = dot(x, k, tl.zeros([x.shape[0], PAGE], tl.float32), EXACT) * unit
     if NEAR:
         seen = (token + t)[None, :] <= limit[:, None]
+        if bits is not None:
+            own = tl.minimum(tl.maximum(token + t - base, 0), 63).to(tl.int64)
+            follows = ((bits[:, None] >> own[None, :]) & 1) != 0
+            seen = seen & (follows | (token + t < base)[None, :])
         s = tl.where(seen, s, NEVER)
         # 0 * NaN is NaN: what is not finite is left out, and given to the rows that read it.
         wild = tl.max(tl.where(tl.abs(v.to(tl.float32)) < float("inf"), 0.0, 1.0), axis=1)
@@ -60,9 +64,9 @@ def _add_page(
         spoilt = tl.max(tl.where(seen, wild[None, :], 0.0), axis=1) > 0
         acc = tl.where(spoilt[:, None], float("nan"), acc)
     above = tl.maximum(top, tl.max(s, axis=1))
-    base = tl.where(above == NEVER, 0.0, above)
-    p = tl.exp(s - base[:, None])
-    old = tl.exp(top - base)
+    least = tl.where(above == NEVER, 0.0, above)
+    p = tl.exp(s - least[:, None])
+    old = tl.exp(top - least)
     total = total * old + tl.sum(p, axis=1)
     acc = dot(p, v, acc * old[:, None], EXACT)
     return total, above, acc
@@ -87,7 +91,8 @@ def _write(
 
 @triton.jit
 def _attend_tiles(
-    q, keys, values, tiles, positions, sequences, table, out, sums, tops, n, hq, hkv, max_pages, unit,
+    q, keys, values, tiles, positions, ancestors, bases, sequences, table, out, sums, tops,
+    n, hq, hkv, max_pages, unit,
     PAGE: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, R: tl.constexpr, G: tl.constexpr,
     GROUP: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
@@ -110,23 +115,30 @@ def _attend_tiles(
         pages = (start + count - 1) // PAGE + 1
         part = tl.cdiv(pages, splits)
         low, high = split * part, min((split + 1) * part, pages)
-        whole = min(high, (start + 1) // PAGE)  # pages that every row reads to the end
+        bits, base = ancestors, bases
+        everyone = start + 1  # tokens that every row reads
+        if ancestors is not None:
+            bits, base = tl.load(ancestors + first + tl.minimum(m // G, count - 1)), tl.load(bases + first)
+            everyone = base
+        whole = min(high, everyone // PAGE)
         for b in range(low, whole):
             page = tl.load(own + b)
             total, top, acc = _add_page(
-                total, top, acc, x, keys, values, page, head, hkv, unit, b * PAGE, limit, False, PAGE, D, BD
-            )
+                total, top, acc, x, keys, values, page, head, hkv, unit, b * PAGE, limit,
+                bits, base, False, PAGE, D, BD,
+            )  # fmt: skip
         for b in range(max(low, whole), high):
             page = tl.load(own + b)
             total, top, acc = _add_page(
-                total, top, acc, x, keys, values, page, head, hkv, unit, b * PAGE, limit, True, PAGE, D, BD
-            )
+                total, top, acc, x, keys, values, page, head, hkv, unit, b * PAGE, limit,
+                bits, base, True, PAGE, D, BD,
+            )  # fmt: skip
         _write(out, sums, tops, total, top, acc, at, real, n * hq, D, BD, SPLIT)
 
 
 @triton.jit
 def _attend_lists(
-    q, keys, values, blocks, counts, positions, sequences, table, out, sums, tops,
+    q, keys, values, blocks, counts, positions, ancestors, bases, sequences, table, out, sums, tops,
     n, hq, hkv, max_pages, budget, unit,
     PAGE: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, G: tl.constexpr, GROUP: tl.constexpr,
     SPLIT: tl.constexpr,
@@ -147,22 +159,28 @@ def _attend_lists(
     total = tl.zeros([G], tl.float32)
     top = tl.full([G], NEVER, tl.float32)
     acc = tl.zeros([G, BD], tl.float32)
+    bits, base = ancestors, bases
+    if ancestors is not None:
+        bits, base = tl.load(ancestors + row) + tl.zeros([G], tl.int64), tl.load(bases + row)
     part = tl.cdiv(count, splits)
     low, high = split * part, min((split + 1) * part, count)
-    # The last of a list is the row's own page, the only one that it does not read to the end.
+    # The last of a list is the row's own page, the only one that it does not read to the end (of a tree it
+    # may read parts of others).
     for e in range(low, min(high, count - 1)):
         b = tl.load(chosen + e, mask=listed >= 0, other=0)
         b = tl.where(listed < 0, e, b)
         page = tl.load(own + b)
         total, top, acc = _add_page(
-            total, top, acc, x, keys, values, page, head, hkv, unit, b * PAGE, limit, False, PAGE, D, BD
-        )
+            total, top, acc, x, keys, values, page, head, hkv, unit, b * PAGE, limit,
+            bits, base, ancestors is not None, PAGE, D, BD,
+        )  # fmt: skip
     if (high == count) & (low < high):
         b = position // PAGE
         page = tl.load(own + b)
         total, top, acc = _add_page(
-            total, top, acc, x, keys, values, page, head, hkv, unit, b * PAGE, limit, True, PAGE, D, BD
-        )
+            total, top, acc, x, keys, values, page, head, hkv, unit, b * PAGE, limit,
+            bits, base, True, PAGE, D, BD,
+        )  # fmt: skip
     _write(out, sums, tops, total, top, acc, at, real, n * hq, D, BD, SPLIT)
 
 
@@ -214,14 +232,14 @@ def attend(q: Tensor, kv: Any, rows: Any, selection: Selection | None, out: Tens
     max_pages, unit = rows.page_table.shape[1], d**-0.5
     if selection is None:
         _attend_tiles[(programs, hkv, splits)](
-            q, kv.keys, kv.values, tiles, rows.positions, rows.sequences, rows.page_table, *parts,
-            n, hq, hkv, max_pages, unit, **shape, R=tile, num_warps=8 if tile * heads >= 128 else 4,
-            num_stages=2,
+            q, kv.keys, kv.values, tiles, rows.positions, rows.ancestors, rows.bases, rows.sequences,
+            rows.page_table, *parts, n, hq, hkv, max_pages, unit, **shape, R=tile,
+            num_warps=8 if tile * heads >= 128 else 4, num_stages=2,
         )  # fmt: skip
     else:
         _attend_lists[(programs, hkv, splits)](
-            q, kv.keys, kv.values, blocks, selection.counts, rows.positions, rows.sequences,
-            rows.page_table, *parts, n, hq, hkv, max_pages, blocks.shape[2], unit, **shape,
+            q, kv.keys, kv.values, blocks, selection.counts, rows.positions, rows.ancestors, rows.bases,
+            rows.sequences, rows.page_table, *parts, n, hq, hkv, max_pages, blocks.shape[2], unit, **shape,
             num_warps=4, num_stages=3,
         )  # fmt: skip
     if splits > 1:

@@ -40,6 +40,15 @@ def _visible(position, SIZE: tl.constexpr, STRIDE: tl.constexpr):
 
 
 @triton.jit
+def _sees(position, bases, first):
+    """The last token of whose compressed keys rows at ``position`` know: of a tree's rows, the last before
+    it."""
+    if bases is not None:
+        position = tl.minimum(position, tl.load(bases + first) - 1)
+    return position
+
+
+@triton.jit
 def _queries(
     q, first, count, head, hq, D: tl.constexpr, BD: tl.constexpr, R: tl.constexpr, G: tl.constexpr,
     GROUP: tl.constexpr, CODES: tl.constexpr,
@@ -100,7 +109,7 @@ def _running(
 
 @triton.jit
 def _denominator(
-    q, fine, fine_scales, coarse, coarse_scales, tiles, positions, sequences, table, tops, totals,
+    q, fine, fine_scales, coarse, coarse_scales, tiles, positions, bases, sequences, table, tops, totals,
     n, hq, hkv, max_pages,
     SIZE: tl.constexpr, STRIDE: tl.constexpr, SLOTS: tl.constexpr, COARSE_SLOTS: tl.constexpr,
     TIMES: tl.constexpr, PAGE: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, R: tl.constexpr,
@@ -112,8 +121,9 @@ def _denominator(
         x, unit, real = _queries(q, first, count, head, hq, D, BD, R, G, GROUP, CODES)
         own = table + tl.load(sequences + first).to(tl.int64) * max_pages
         start = tl.load(positions + first)
-        position = start + tl.arange(0, R * G) // G
-        last = start + count - 1
+        position = _sees(start + tl.arange(0, R * G) // G, bases, first)
+        last = _sees(start + count - 1, bases, first)
+        start = _sees(start, bases, first)
         top = tl.full([R * G], NEVER, tl.float32)
         total = tl.zeros([R * G], tl.float32)
         limit = _visible(position, SIZE, STRIDE)
@@ -142,7 +152,7 @@ def _denominator(
 
 @triton.jit
 def _block_scores(
-    q, fine, fine_scales, tiles, positions, sequences, table, tops, totals, out,
+    q, fine, fine_scales, tiles, positions, bases, sequences, table, tops, totals, out,
     n, hq, hkv, max_pages, splits, out_blocks,
     SIZE: tl.constexpr, STRIDE: tl.constexpr, SLOTS: tl.constexpr, PAGE: tl.constexpr, RATIO: tl.constexpr,
     OVERLAP: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, R: tl.constexpr, G: tl.constexpr,
@@ -169,8 +179,8 @@ def _block_scores(
             total += part * tl.exp(tl.load(tops + from_, mask=real, other=NEVER) - base)
         inverse = tl.where(real & (total > 0), 1.0 / tl.where(total > 0, total, 1.0), 0.0)
         row = tl.arange(0, R)
-        limit = _visible(start + row, SIZE, STRIDE)
-        most = _visible(last, SIZE, STRIDE)
+        limit = _visible(_sees(start + row, bases, first), SIZE, STRIDE)
+        most = _visible(_sees(last, bases, first), SIZE, STRIDE)
         b = low + tl.arange(0, NB)
         best = tl.full([R, NB], -1.0, tl.float32)
         for t in range(RATIO + OVERLAP - 1):
@@ -250,7 +260,7 @@ def select(q: Tensor, kv: Any, rows: Any, config: SparseConfig, blocks: Tensor, 
         "PAGE": page, "D": d, "BD": max(16, triton.next_power_of_2(d)), "R": tile, "G": heads,
         "GROUP": group, "CODES": kv.kernel_scales is not None,
     }  # fmt: skip
-    place = (tiles, rows.positions, rows.sequences, rows.page_table)
+    place = (tiles, rows.positions, rows.bases, rows.sequences, rows.page_table)
     max_pages = rows.page_table.shape[1]
     _denominator[(count, hkv, splits)](
         q, kv.kernels, kv.kernel_scales, kv.coarse, kv.coarse_scales, *place, tops, totals, n, hq, hkv,

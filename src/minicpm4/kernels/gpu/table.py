@@ -234,7 +234,7 @@ def _pages(kv: KVLayer) -> KVLayer:
 
 def _unrotated(q: Tensor, rows: DeviceRows, cos: Tensor, sin: Tensor) -> Tensor:
     """Queries before their rotation, float32; cos^2 + sin^2 is the attention factor squared."""
-    at = rows.positions.long()
+    at = rows.angles.long()
     c, s = cos[at][:, None], sin[at][:, None]
     a, b = q.float().chunk(2, dim=-1)
     return torch.cat([a * c + b * s, b * c - a * s], dim=-1) / torch.cat([c, c], dim=-1).square().add(

@@ -23,7 +23,8 @@ class DeviceRows:
     """A step on the device: ``positions`` and ``sequences`` (n,) int32, each row's position and the row of
     ``page_table`` (s, max pages) that is its sequence's; ``max_blocks``: pages of the longest context;
     ``longest``: rows of the longest sequence in the step; ``dense``: whether a sparse step may have rows that
-    read everything."""
+    read everything. Of a tree also ``ancestors`` (n,) int64, its bits, and ``bases`` (n,), the position of
+    each row's sequence's first row; else both are None."""
 
     def __init__(self, step: Step, device: torch.device) -> None:
         cu_rows = np.asarray(step.cu_rows)
@@ -33,10 +34,24 @@ class DeviceRows:
         self.positions = _tensor(step.positions, device)
         self.sequences = _tensor(np.repeat(np.arange(len(counts), dtype=np.int32), counts), device)
         self.page_table = _tensor(step.page_table, device)
+        self._angles: Tensor | None = None
+        self.bases: Tensor | None = None
+        self.ancestors: Tensor | None = None
+        if step.tree is not None:
+            self._angles = _tensor(step.tree.positions, device)
+            firsts = np.asarray(step.positions)[np.minimum(cu_rows[:-1], max(0, step.num_rows - 1))]
+            self.bases = _tensor(np.repeat(firsts, counts), device)
+            bits = np.array(step.tree.ancestors, np.uint64).view(np.int64)
+            self.ancestors = torch.from_numpy(bits).to(device, non_blocking=True)
         self.max_blocks = int(step.page_table.shape[1])
         self.dense = step.sparse is not None and step.sparse.dense_len > 0
         self._cu_rows = cu_rows
         self._tiles: dict[int, Tensor] = {}
+
+    @property
+    def angles(self) -> Tensor:
+        """Positions in the rotary table, (n,) int32."""
+        return self.positions if self._angles is None else self._angles
 
     def tiles(self, size: int) -> Tensor:
         """Tiles of at most ``size`` neighbouring rows of a sequence, (tiles, 2) int32: first and number."""
