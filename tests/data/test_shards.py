@@ -186,3 +186,9 @@ def test_empty_documents_and_empty_sets(tmp_path: Path) -> None:
         write(tmp_path / "a", [Document(tokens=np.zeros(0, np.int64))])
     found = write(tmp_path / "b", [])
     assert len(found) == found.num_tokens == 0 and len(ShardSet(tmp_path / "b")) == 0
+
+
+def test_what_a_set_is_made_of_may_hold_tuples(tmp_path: Path) -> None:
+    about = {**ABOUT, "lengths": (1, 2), "deep": {"names": ("a",)}}
+    for _ in range(2):
+        write_shards(tmp_path, documents(), vocab_size=70000, about=about, shard_tokens=64)

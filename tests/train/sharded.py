@@ -13,6 +13,8 @@ import torch
 from torch import distributed
 from torch.distributed.fsdp import fully_shard
 
+from minicpm4.errors import CheckpointError
+from minicpm4.train import checkpoint, tensor_files
 from minicpm4.train.loss import next_token_loss
 from minicpm4.train.model import Mode
 from minicpm4.train.mtp import MultiToken, second_targets
@@ -71,6 +73,30 @@ def begin_of_two(rank: int, folder: str) -> None:
     grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     own = sum(parameter.to_local().nbytes for parameter in session.parameters())
     (Path(folder) / f"{rank}.json").write_text(json.dumps({"grown": grown, "own": own}))
+    world.leave()
+
+
+def fail_of_two(rank: int, folder: str) -> None:
+    """Save three checkpoints; at the second the disk is full, for the second process alone. What each was
+    told goes into a file."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+    world, run = World(rank=rank, size=2), Path(folder) / "run"
+    made = recipe(stage())
+    session = Session(made, model_config(made, 96, {}), world)
+    write, told = tensor_files._write, []
+
+    def full(file: Path, tensors: dict[str, Any]) -> None:
+        raise OSError(28, "No space left on device", str(file))
+
+    for number in (1, 2, 3):
+        tensor_files._write = full if number == 2 and rank == 1 else write
+        try:
+            checkpoint.save(run, number, {}, lambda to: session.save(to, None), world)
+            told.append("saved")
+        except CheckpointError as error:
+            told.append(str(error))
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(told))
     world.leave()
 
 

@@ -189,7 +189,9 @@ def _write_set(
     folder: Path, documents: Iterable[Document], vocab_size: int, about: Mapping[str, Any], shard_tokens: int
 ) -> ShardSet:
     folder.mkdir(parents=True, exist_ok=True)
-    head = {"version": VERSION, "bytes": 2 if vocab_size <= 1 << 16 else 4, "vocab_size": vocab_size, **about}
+    size = 2 if vocab_size <= 1 << 16 else 4
+    # As a manifest reads it: a tuple comes back as a list.
+    head = json.loads(json.dumps({"version": VERSION, "bytes": size, "vocab_size": vocab_size, **about}))
     if (folder / "manifest.json").is_file():
         found = ShardSet(folder)
         if {key: value for key, value in found.manifest.items() if key != "shards"} != head:
