@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,13 @@ def test_python_snippets_run(page: Path, capsys: pytest.CaptureFixture[str]) -> 
         exec(compile(code, page.name, "exec"), {})  # noqa: S102  (our own pages)
     printed = capsys.readouterr().out
     assert "Paris" in printed if page.name == "README.md" else printed.strip()
+
+
+def test_recipes_in_pages_are_right() -> None:
+    from minicpm4.train.recipe import parse_recipe
+
+    for code in snippets(ROOT / "docs" / "training.md", "toml"):
+        assert parse_recipe(tomllib.loads(code)).steps > 0
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,9 @@ def write(folder: Path, old: str = "", new: str = "") -> Path:
         ("context = 32", "context = 128", "context = 128 exceeds the model's 64 positions"),
         ("TEXT", "/nowhere", "/nowhere is neither a file nor a folder"),
         ("[tokenizer]", "[tokenizer", "is not TOML"),
+        ("vocab_size = 320", 'vocab_size = 320\npath = "x"', "[tokenizer] has both path and vocab_size"),
+        ('[tokenizer]\nvocab_size = 320\ncorpora = ["text"]\n', "", "[tokenizer] needs exactly one of path"),
+        ('vocab_size = 320\ncorpora = ["text"]', 'path = "smollm2"', "'smollm2' leads nowhere"),
         ("rate = 0.01", 'rate = 0.01\nattention = "sparse"', "the model has no sparse_config"),
         ("rate = 0.01", 'rate = 0.01\nrounding = { "mlp.*" = "int3" }', "weight format 'int3' is not known"),
     ],
@@ -89,6 +93,44 @@ def test_a_run_stops_goes_on_and_exports(tmp_path: Path, capsys: pytest.CaptureF
         own = capsys.readouterr().err.splitlines()[-1].rpartition(" ")[2]
         assert sorted(file.name for file in Path(own).parent.glob("model*")) == ["model"]
         assert (Path(own) / "config.json").is_file()
+
+
+@pytest.mark.slow
+def test_the_embedded_model_is_tuned_with_its_own_tokenizer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch")
+    chat = {"messages": [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "Two."}]}
+    (tmp_path / "chats.jsonl").write_text((json.dumps(chat) + "\n") * 8, encoding="utf-8")
+    (tmp_path / "r.toml").write_text(
+        f"""
+name = "tuned"
+output = "{tmp_path / "run"}"
+model = {{ start = "smollm2-135m-instruct" }}
+[corpora.chats]
+kind = "chat"
+paths = ["{tmp_path / "chats.jsonl"}"]
+[[stages]]
+name = "sft"
+steps = 2
+batch_tokens = 128
+context = 64
+rate = 1e-3
+lora = {{ rank = 2, targets = ["q_proj"] }}
+data = {{ chats = 1.0 }}
+""",
+        encoding="utf-8",
+    )
+    assert run(["train", str(tmp_path / "r.toml"), "--dry-run"]) == 0
+    assert "tokenizer smollm2-135m-instruct: found" in capsys.readouterr().out
+    assert run(["train", str(tmp_path / "r.toml")]) == 0
+    answers = []
+    for model in (str(tmp_path / "run" / "model"), "smollm2-135m-instruct"):
+        capsys.readouterr()
+        asked = ["generate", "-m", model, "--prompt", "Say hello.", "--max-tokens", "8", "--json"]
+        assert run([*asked, "--temperature", "0"]) == 0
+        answers.append(json.loads(capsys.readouterr().out))
+    assert answers[0]["metrics"]["prompt_tokens"] == answers[1]["metrics"]["prompt_tokens"]
 
 
 def test_a_missing_recipe_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

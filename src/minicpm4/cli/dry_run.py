@@ -5,12 +5,14 @@ Neither torch nor data nor a tokenizer need be there; what is not is said.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from minicpm4.cli.terminal import sanitize, show, table
 from minicpm4.config import ModelConfig
+from minicpm4.data.tokenizer import take_tokenizer
 from minicpm4.engine.plan import human
 from minicpm4.errors import ConfigError, Minicpm4Error
 from minicpm4.formats import open_checkpoint
@@ -52,7 +54,9 @@ def _config(recipe: Recipe) -> ModelConfig | None:
             return read_config(open_checkpoint(resolve(recipe.model.start)))
         size = recipe.tokenizer.vocab_size
         if not size and "vocab_size" not in recipe.model.shape:
-            size = load_tokenizer(Path(recipe.tokenizer.path).expanduser()).vocab_size
+            with tempfile.TemporaryDirectory() as folder:
+                take_tokenizer(recipe.tokenizer.source(), Path(folder))
+                size = load_tokenizer(Path(folder)).vocab_size
     except Minicpm4Error as error:
         what = "the model to start from" if recipe.model.start else "the vocabulary"
         print(f"sizes cannot be told, for {what} is not here: {sanitize(str(error))}\n")
@@ -184,8 +188,11 @@ def _data(recipe: Recipe) -> None:
         print(sanitize(f"corpus {name}: {_found(corpus)}"))
     path = recipe.tokenizer.path
     if path:
-        there = Path(path).expanduser().is_dir()
-        print(sanitize(f"tokenizer {path}: {'found' if there else 'MISSING: it is not a folder'}"))
+        try:
+            recipe.tokenizer.source()
+            print(sanitize(f"tokenizer {path}: found"))
+        except ConfigError as error:
+            print(sanitize(f"tokenizer {path}: MISSING: {error}"))
 
 
 def _found(corpus: Corpus) -> str:

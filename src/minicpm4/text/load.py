@@ -10,7 +10,7 @@ from typing import Any
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
-from minicpm4.config.model import read_hf_config
+from minicpm4.config.model import read_generation_config, read_hf_config
 from minicpm4.errors import ConfigError, TextError
 from minicpm4.text.files import read_bytes, read_json
 from minicpm4.text.sp_build import SpecialTokens, build_sentencepiece
@@ -159,10 +159,9 @@ def _checked_id(token_id: int) -> int:
 
 
 def _config_ends(folder: Path) -> list[int]:
-    if not (folder / "config.json").is_file():
-        return []
+    whole = (folder / "config.json").is_file()
     try:
-        ends = read_hf_config(folder).get("eos_token_id")
+        ends = (read_hf_config if whole else read_generation_config)(folder).get("eos_token_id")
     except ConfigError as error:
         raise TextError(f"the end tokens of {folder} cannot be read: {error}") from error
     items = ends if isinstance(ends, list) else [ends]

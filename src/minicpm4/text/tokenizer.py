@@ -60,6 +60,11 @@ class Tokenizer:
         self._bytes: dict[int, bytes] = {}
         self._lock = threading.Lock()
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the backend alone encodes as this does: a tokenizer.json holds all of it."""
+        return not (self._dummy_prefix or self._trim or self._escape)
+
     # -- encoding ---------------------------------------------------------------------------------
 
     def encode(self, text: str, *, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]:

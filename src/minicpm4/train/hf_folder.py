@@ -21,23 +21,15 @@ from torch import Tensor
 from minicpm4.config import ModelConfig, RopeScaling
 from minicpm4.config.model import SIZES
 from minicpm4.config.strict import suggest
+from minicpm4.data.tokenizer import TOKENIZER_FILES
 from minicpm4.errors import CheckpointError, ConfigError
 from minicpm4.formats.names import expected_tensors
 from minicpm4.train.tensor_files import write_tensors
 from minicpm4.train.world import World
 
-__all__ = ["DTYPES", "TOKENIZER_FILES", "fold_scales", "hf_config", "stored", "write_folder"]
+__all__ = ["DTYPES", "fold_scales", "hf_config", "stored", "write_folder"]
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "generation_config.json",
-)
 _ARCHITECTURES = {
     "minicpm": "MiniCPMForCausalLM",
     "llama": "LlamaForCausalLM",

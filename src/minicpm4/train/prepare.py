@@ -3,7 +3,6 @@ start."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,7 @@ from numpy.typing import NDArray
 
 from minicpm4.data.mixture import Part, Stream, buckets
 from minicpm4.data.shards import ShardSet
-from minicpm4.data.tokenizer import train_tokenizer
-from minicpm4.errors import ConfigError
+from minicpm4.data.tokenizer import take_tokenizer, train_tokenizer
 from minicpm4.text.load import load_tokenizer
 from minicpm4.train.corpora import corpus_texts, pack
 from minicpm4.train.layout import accumulation
@@ -96,14 +94,7 @@ def _tokenizer(recipe: Recipe, run: Path, files: Mapping[str, Sequence[Path]], s
         return folder
     wanted = recipe.tokenizer
     if wanted.path:
-        source = Path(wanted.path).expanduser()
-        if not source.is_dir():
-            raise ConfigError(f"tokenizer.path = {wanted.path!r} is not a folder", "it needs tokenizer.json")
-        load_tokenizer(source)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"):
-            if (source / name).is_file():
-                shutil.copyfile(source / name, folder / name)
+        take_tokenizer(recipe.tokenizer.source(), folder)
         return folder
     say(f"training a tokenizer of {wanted.vocab_size:,} tokens")
     every = (text for name in wanted.corpora for text in corpus_texts(recipe.corpora[name], files[name]))

@@ -15,10 +15,11 @@ from typing import Any
 
 from minicpm4.config import ModelConfig
 from minicpm4.config.strict import from_table, require, suggest
-from minicpm4.errors import ConfigError
+from minicpm4.errors import ConfigError, ModelNotFoundError
 from minicpm4.formats.quant import QuantSpec
 from minicpm4.formats.rounding import BlockSpec
 from minicpm4.train.corpora import PLAIN, Corpus
+from minicpm4.zoo import resolve
 
 __all__ = [
     "Adapter",
@@ -63,7 +64,8 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tokenizer:
-    """``path``: a folder with a tokenizer; or train one of ``vocab_size`` tokens on ``corpora``."""
+    """``path``: a checkpoint (a folder, a .gguf file, a zoo name), or a folder with a tokenizer alone; or
+    train one of ``vocab_size`` tokens on ``corpora``. Neither: that of the model to start from."""
 
     path: str = ""
     vocab_size: int = 0
@@ -71,8 +73,8 @@ class Tokenizer:
 
     def __post_init__(self) -> None:
         require(
-            bool(self.path) != bool(self.vocab_size),
-            "[tokenizer] needs exactly one of path and vocab_size",
+            not (self.path and self.vocab_size),
+            "[tokenizer] has both path and vocab_size",
             "path = a folder with tokenizer.json, or vocab_size and corpora to train one",
         )
         if self.vocab_size:
@@ -82,6 +84,15 @@ class Tokenizer:
                 "256 bytes and the special tokens need 300 at least",
             )
             require(bool(self.corpora), "tokenizer.corpora is empty", "name the corpora to train it on")
+
+    def source(self) -> Path:
+        """Where ``path`` leads. Raises ConfigError."""
+        try:
+            return resolve(str(Path(self.path).expanduser()))
+        except ModelNotFoundError as error:
+            raise ConfigError(
+                f"tokenizer.path = {self.path!r} leads nowhere: {error.condition}", error.remedy
+            ) from error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -253,7 +264,7 @@ class Recipe:
     name: str
     output: str
     model: Model
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer = Tokenizer()
     corpora: Mapping[str, Corpus]
     stages: tuple[Stage, ...]
     optimiser: Optimiser = Optimiser()
@@ -276,6 +287,13 @@ class Recipe:
             suggest(self.precision, list(PRECISIONS)),
         )
         require(0 <= self.seed < 1 << 63, f"seed = {self.seed} is out of range")
+        if not (self.tokenizer.path or self.tokenizer.vocab_size):
+            require(
+                bool(self.model.start),
+                "[tokenizer] needs exactly one of path and vocab_size",
+                "path = a folder with tokenizer.json, or vocab_size and corpora to train one",
+            )
+            object.__setattr__(self, "tokenizer", Tokenizer(path=self.model.start))
         known = list(self.corpora)
         asked = [(name, f"stage {stage.name!r}") for stage in self.stages for name in stage.data]
         asked += [(name, "tokenizer.corpora") for name in self.tokenizer.corpora]
