@@ -1,13 +1,13 @@
 """BitCPM4's wind-tunnel question: which share of the tokens must be trained with ternary weights?
 
-A model of a million weights is trained on as many tokens each time. The first part is trained in full
+A small model is trained on as many tokens each time. The first part is trained in full
 precision, the last 10 to 60% with ternary weights, to which the learning rate is warmed up again, from 0, or
 not; compared with full precision and with ternary weights from the first step (MiniCPM4 report, arXiv
 2506.07900). All rates decay over the last fifth. ``after decay``: full precision ends with a decay of its
 own before ternary weights begin, as with a released checkpoint; then "warmed up" means that the rate rises
 again to what it was, and "not" that it stays where the decay left it.
 
-    .venv/bin/python -m benchmarks.training.qat_share [--seeds 1,2] [--steps 500] [--threads 1]
+    .venv/bin/python -m benchmarks.training.qat_share [--seeds 1] [--width 192] [--steps 500] [--threads 2]
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ LOW = 0.05  # of the rate: what a decay leaves
 
 
 def main() -> None:
-    given = arguments(__doc__, seeds="1,2", steps="500")
-    lab, steps = Lab("qat_share", given), int(given.steps)
+    given = arguments(__doc__, seeds="1", steps="500", width="192")
+    lab, steps, width = Lab("qat_share", given), int(given.steps), int(given.width)
     seeds = [int(x) for x in given.seeds.split(",")]
     found: dict[str, list[float]] = {}
     for seed in seeds:
         for label, stages in variants(steps).items():
-            run = lab.run(f"{label}, seed {seed}, {steps} steps", table(stages, seed))
+            name = f"{label}, width {width}, seed {seed}, {steps} steps"
+            run = lab.run(name, table(stages, seed, width))
             found.setdefault(label, []).append(run.validation)
     means = {label: statistics.fmean(values) for label, values in found.items()}
     ends = {100.0: means["ternary, 100%"]}
@@ -52,6 +53,8 @@ def main() -> None:
         {
             "seeds": seeds,
             "tokens": steps * TOKENS,
+            "width": width,
+            "parameters": sum(p.numel() for p in run.session.model.parameters()),
             "validation": found,
             "mean": {label: round(value, 4) for label, value in means.items()},
         },
@@ -106,9 +109,9 @@ def part(name: str, steps: int, **changed: Any) -> dict[str, Any]:
     return plain | changed
 
 
-def table(stages: list[dict[str, Any]], seed: int) -> dict[str, Any]:
+def table(stages: list[dict[str, Any]], seed: int, width: int) -> dict[str, Any]:
     return {
-        "model": {"shape": shape(128), "mup_width": 128},
+        "model": {"shape": shape(width), "mup_width": 128},
         "tokenizer": {"vocab_size": 2048, "corpora": ["manuals"]},
         "corpora": {"manuals": MANUALS},
         "optimiser": {"kind": "muon"},
