@@ -81,6 +81,7 @@ def test_a_run_stops_goes_on_and_exports(tmp_path: Path, capsys: pytest.CaptureF
     assert "stable" in capsys.readouterr().out
     assert run(["train", recipe, "--until", "2"]) == 0
     assert "2 of 4 steps done" in capsys.readouterr().err
+    assert [folder.name for folder in (tmp_path / "run").glob("step-*")] == ["step-000000002"]
     assert run(["train", recipe, "--export", str(tmp_path / "model")]) == 0
     assert "4 of 4 steps done" in capsys.readouterr().err
     generate = ["generate", "-m", str(tmp_path / "model"), "--raw", "--prompt", "Alpha", "--max-tokens", "3"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -62,6 +63,14 @@ def test_micro_batches_change_nothing(tmp_path: Path) -> None:
     # Other borders, hence other pieces, only where 32 tokens end; the first step's weights are equal.
     one, other = losses(tmp_path / "32"), losses(tmp_path / "128")
     assert one[0] == pytest.approx(other[0], abs=0.1)
+
+
+def test_where_a_run_is_told_to_end_it_is_saved(tmp_path: Path) -> None:
+    made, data = recipe(stage(steps=6), checkpoints={"every": 4}), corpus(tmp_path / "data")
+    assert runner(made, tmp_path / "run", data).run(3).step == 3
+    again = runner(made, tmp_path / "run", data)
+    assert again.step == 3 and again.run(3).step == 3  # nothing to do: the checkpoint stays as it is
+    assert again.run().finished
 
 
 def test_old_checkpoints_go_but_stages_ends_stay(tmp_path: Path) -> None:
@@ -174,3 +183,16 @@ def _tokenizer(folder: Path) -> Path:
     (folder / "tokenizer").mkdir()
     write_tokenizer(folder / "tokenizer", 300)
     return folder / "tokenizer"
+
+
+def test_waiting_threads_of_torch_sleep() -> None:
+    given = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    shown = subprocess.run(
+        [sys.executable, "-c", "import minicpm4.train.session"],
+        env={**given, "OMP_DISPLAY_ENV": "verbose"},
+        capture_output=True,
+        text=True,
+    ).stderr
+    if "GOMP_SPINCOUNT" not in shown:
+        pytest.skip("torch has another OpenMP than libgomp here")
+    assert "GOMP_SPINCOUNT = '1000'" in shown

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+
 from minicpm4.config.strict import require
 from minicpm4.errors import UnsupportedError
 
 __all__ = ["need_torch"]
+
+# Read by libgomp when torch loads it. Its threads otherwise spin for 300,000 rounds at the end of every
+# product, and where anything else wants the core, a step takes ten times as long (docs/log.md).
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def need_torch(threads: int | None = None) -> None:

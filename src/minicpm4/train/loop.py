@@ -94,7 +94,7 @@ class Runner:
         last = self.recipe.steps if until is None else min(until, self.recipe.steps)
         loss = None
         main = self.session.world.rank == 0
-        entered = ""
+        entered, saved = "", True
         with (
             _interrupts(self._interrupt),
             Metrics(self.run_folder, self.step, tensorboard=main) if main else _nothing() as log,
@@ -112,11 +112,12 @@ class Runner:
                 ends = within + 1 == stage.steps
                 if ends:
                     self.session.leave()
-                if ends or self.step % self.recipe.checkpoints.every == 0:
+                saved = ends or self.step % self.recipe.checkpoints.every == 0
+                if saved:
                     self._save(stage)
                     if log is not None:
                         log.draw(self.recipe.name)
-            if self._stopping() and entered:
+            if not saved:  # stopped, or at ``until``
                 self._save(self._position(self.step - 1)[0])
             if log is not None:
                 log.draw(self.recipe.name)
