@@ -127,6 +127,7 @@ class Lab:
         x: str,
         y: str = "loss, nats a token",
         log_x: bool = False,
+        log_y: bool = False,
     ) -> None:
         """Write result and picture, named by processor and date."""
         now = datetime.now(UTC)
@@ -146,7 +147,7 @@ class Lab:
         stem = f"training_{self.name}_{'-'.join(words[:2]) or 'unknown'}_{now:%Y-%m-%d}"
         self.given.results.mkdir(parents=True, exist_ok=True)
         write_text(self.given.results / f"{stem}.json", json.dumps(result, indent=1) + "\n")
-        picture = chart(title, curves, x, y, log_x=log_x, log_y=False)
+        picture = chart(title, curves, x, y, log_x=log_x, log_y=log_y)
         write_text(self.given.results / f"{stem}.svg", picture)
         self.console.print(f"{self.given.results / stem}.json and .svg")
 
