@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from minicpm4.config import ModelConfig
-from minicpm4.config.gguf import FREQS, LONG, SHORT
+from minicpm4.config.gguf import FREQS, LONG, SHORT, config_from_gguf
 from minicpm4.errors import ConfigError
 
 LAYERS, HIDDEN = 4, 64
@@ -36,7 +36,7 @@ def metadata(arch: str = "llama", remove: tuple[str, ...] = (), **changes: Any) 
 def build(table: dict[str, Any], vectors: dict[str, list[float]] | None = None, **shapes: Any) -> ModelConfig:
     known: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (100, HIDDEN), **shapes}
     known |= {name: (len(values),) for name, values in (vectors or {}).items()}
-    return ModelConfig.from_gguf(table, known, vectors)
+    return config_from_gguf(table, known, vectors)
 
 
 def test_minicpm_scales_are_inverted() -> None:
@@ -85,7 +85,7 @@ def test_tensors_tell_tying_and_biases() -> None:
 
 
 def test_vocabulary_without_an_embedding_is_the_tokens() -> None:
-    assert ModelConfig.from_gguf(metadata(), {}).vocab_size == 3
+    assert config_from_gguf(metadata(), {}).vocab_size == 3
 
 
 def test_head_size() -> None:
@@ -209,7 +209,7 @@ def test_longrope_factors_that_are_wrong() -> None:
     with pytest.raises(ConfigError, match=r"rope_factors_long.weight holds a factor that is not positive"):
         build(metadata(), {LONG: [0.0] * 8, SHORT: [1.0] * 8})
     with pytest.raises(ConfigError, match=r"the values of rope_factors_long.weight were not given"):
-        ModelConfig.from_gguf(metadata(), {LONG: (8,)})
+        config_from_gguf(metadata(), {LONG: (8,)})
 
 
 def test_llama3_divisors_apply_at_any_length() -> None:

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minicpm4.config import ModelConfig
-from minicpm4.config.gguf import ROPE_VECTORS
+from minicpm4.config.gguf import ROPE_VECTORS, config_from_gguf
 from minicpm4.errors import CheckpointError, ConfigError
 from minicpm4.formats import check_tensors, open_checkpoint
 from minicpm4.formats.gguf_write import OutTensor, write_gguf
@@ -109,7 +109,7 @@ def read_everything(path: Path) -> None:
     config = (
         ModelConfig.from_hf(raw)
         if raw is not None
-        else ModelConfig.from_gguf(checkpoint.metadata(), shapes, vectors)
+        else config_from_gguf(checkpoint.metadata(), shapes, vectors)
     )
     check_tensors(checkpoint, config)
 

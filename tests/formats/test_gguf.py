@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minicpm4.config import ModelConfig
+from minicpm4.config.gguf import config_from_gguf
 from minicpm4.errors import CheckpointError
 from minicpm4.formats import check_tensors, open_checkpoint
 from minicpm4.formats.gguf import GgufCheckpoint
@@ -164,7 +164,7 @@ def test_smollm2_equals_the_gguf_package() -> None:
 def test_smollm2_fits_its_config() -> None:
     checkpoint = GgufCheckpoint(smollm2())
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
-    config = ModelConfig.from_gguf(checkpoint.metadata(), shapes)
+    config = config_from_gguf(checkpoint.metadata(), shapes)
     check_tensors(checkpoint, config)
     assert (config.hidden_size, config.num_hidden_layers, config.vocab_size) == (576, 30, 49152)
     assert (config.num_attention_heads, config.num_key_value_heads, config.head_dim) == (9, 3, 64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,22 +106,6 @@ class ModelConfig:
         """
         raw = source if isinstance(source, Mapping) else read_hf_config(Path(source))
         return _from_hf(raw)
-
-    @classmethod
-    def from_gguf(
-        cls,
-        metadata: Mapping[str, Any],
-        tensor_shapes: Mapping[str, tuple[int, ...]],
-        rope_vectors: Mapping[str, Sequence[float]] | None = None,
-    ) -> ModelConfig:
-        """Read GGUF metadata; ``tensor_shapes`` (HF names) tells vocabulary, tying and biases.
-
-        ``rope_vectors``: values of the file's rotary factor tensors (config.gguf.ROPE_VECTORS), which
-        must be given where ``tensor_shapes`` lists them. Raises ConfigError.
-        """
-        from minicpm4.config.gguf import config_from_gguf
-
-        return config_from_gguf(metadata, tensor_shapes, rope_vectors)
 
 
 SIZES = (

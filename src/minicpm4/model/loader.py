@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from minicpm4.config import ModelConfig
-from minicpm4.config.gguf import ROPE_VECTORS
+from minicpm4.config.gguf import ROPE_VECTORS, config_from_gguf
 from minicpm4.config.strict import suggest
 from minicpm4.errors import ConfigError
 from minicpm4.formats import Checkpoint, check_tensors, open_checkpoint
@@ -55,7 +55,7 @@ def read_config(checkpoint: Checkpoint) -> ModelConfig:
         return ModelConfig.from_hf(raw)
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     vectors = {name: checkpoint.load_vector(name).tolist() for name in ROPE_VECTORS if name in shapes}
-    return ModelConfig.from_gguf(checkpoint.metadata(), shapes, vectors)
+    return config_from_gguf(checkpoint.metadata(), shapes, vectors)
 
 
 def load_model(
