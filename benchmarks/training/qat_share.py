@@ -7,7 +7,7 @@ not; compared with full precision and with ternary weights from the first step (
 own before ternary weights begin, as with a released checkpoint; then "warmed up" means that the rate rises
 again to what it was, and "not" that it stays where the decay left it.
 
-    .venv/bin/python -m benchmarks.training.qat_share [--seeds 1] [--width 192] [--steps 500] [--threads 2]
+    .venv/bin/python -m benchmarks.training.qat_share [--seeds 1] [--layers 6] [--steps 500] [--threads 2]
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ LOW = 0.05  # of the rate: what a decay leaves
 
 
 def main() -> None:
-    given = arguments(__doc__, seeds="1", steps="500", width="192")
-    lab, steps, width = Lab("qat_share", given), int(given.steps), int(given.width)
+    given = arguments(__doc__, seeds="1", steps="500", layers="6")
+    lab, steps, layers = Lab("qat_share", given), int(given.steps), int(given.layers)
     seeds = [int(x) for x in given.seeds.split(",")]
     found: dict[str, list[float]] = {}
     for seed in seeds:
         for label, stages in variants(steps).items():
-            name = f"{label}, width {width}, seed {seed}, {steps} steps"
-            run = lab.run(name, table(stages, seed, width))
+            name = f"{label}, {layers} layers, seed {seed}, {steps} steps"
+            run = lab.run(name, table(stages, seed, layers))
             found.setdefault(label, []).append(run.validation)
     means = {label: statistics.fmean(values) for label, values in found.items()}
     ends = {100.0: means["ternary, 100%"]}
@@ -53,7 +53,7 @@ def main() -> None:
         {
             "seeds": seeds,
             "tokens": steps * TOKENS,
-            "width": width,
+            "layers": layers,
             "parameters": sum(p.numel() for p in run.session.model.parameters()),
             "validation": found,
             "mean": {label: round(value, 4) for label, value in means.items()},
@@ -109,9 +109,9 @@ def part(name: str, steps: int, **changed: Any) -> dict[str, Any]:
     return plain | changed
 
 
-def table(stages: list[dict[str, Any]], seed: int, width: int) -> dict[str, Any]:
+def table(stages: list[dict[str, Any]], seed: int, layers: int) -> dict[str, Any]:
     return {
-        "model": {"shape": shape(width), "mup_width": 128},
+        "model": {"shape": shape(128, layers), "mup_width": 128},
         "tokenizer": {"vocab_size": 2048, "corpora": ["manuals"]},
         "corpora": {"manuals": MANUALS},
         "optimiser": {"kind": "muon"},
