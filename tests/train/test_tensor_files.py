@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,14 @@ def test_what_is_written_is_read_whole_or_in_rows(tmp_path: Path, monkeypatch: p
     assert found.keys() == given.keys() and int(found["n"].read()) == 7
     assert torch.equal(found["a"].read(slice(2, 4)), given["a"][2:4])
     assert torch.equal(found["b"].read(), given["b"])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="modes are POSIX")
+def test_files_may_be_read_by_whoever_may_read_new_files(tmp_path: Path) -> None:
+    write_tensors(tmp_path, "model", {"a": torch.zeros(3)})
+    (tmp_path / "plain").touch()
+    modes = {file.name: file.stat().st_mode for file in tmp_path.iterdir()}
+    assert modes["model.safetensors"] == modes["plain"]
 
 
 def test_a_cut_or_missing_file_is_refused(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from minicpm4.config import ModelConfig
@@ -45,6 +45,7 @@ from minicpm4.train.model import (
     meta_tensors,
     new_tensor,
 )
+from minicpm4.train.tensor_files import write_file
 
 __all__ = ["MultiToken", "fresh_extra", "second_targets"]
 
@@ -103,12 +104,11 @@ class MultiToken(nn.Module):
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, folder / f"{_FILE}.part", {"format": "pt"})
-            os.replace(folder / f"{_FILE}.part", folder / _FILE)
+            write_file(folder / _FILE, tensors)
             part = folder / "config.json.part"
             part.write_text(json.dumps(head_config(self.config), indent=2) + "\n", encoding="utf-8")
             os.replace(part, folder / "config.json")
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise CheckpointError(
                 f"cannot write {folder}: {error}", "check the place and its free space"
             ) from error

@@ -28,7 +28,18 @@ from minicpm4.errors import CheckpointError
 from minicpm4.formats.safetensors import read_index
 from minicpm4.train.world import World
 
-__all__ = ["File", "Lazy", "Stored", "add", "fill", "gathered", "planned", "sync", "write_tensors"]
+__all__ = [
+    "File",
+    "Lazy",
+    "Stored",
+    "add",
+    "fill",
+    "gathered",
+    "planned",
+    "sync",
+    "write_file",
+    "write_tensors",
+]
 
 MAX_FILE = 4 << 30
 
@@ -93,7 +104,7 @@ def write_tensors(
                 for name, tensor in own.items():
                     if check is not None:
                         check(name, tensor)
-                _write(folder / mine[0].name, own)
+                write_file(folder / mine[0].name, own)
             except (OSError, SafetensorError, CheckpointError) as found:
                 error = OSError(str(found)) if isinstance(found, SafetensorError) else found
     world.agree(error)
@@ -118,9 +129,14 @@ def _rounds(files: list[File]) -> Iterator[list[File]]:
         waiting = [file for file in waiting if first[file.owner] is not file]
 
 
-def _write(file: Path, tensors: dict[str, Tensor]) -> None:
+def write_file(file: Path, tensors: dict[str, Tensor]) -> None:
+    """Write one file of ``tensors``, on CPUs, under a temporary name first. Raises OSError,
+    SafetensorError."""
     part = file.with_name(f"{file.name}.part")
+    part.touch()
+    usual = part.stat().st_mode
     save_file(tensors, part, {"format": "pt"})
+    part.chmod(usual)  # safetensors makes it the user's alone
     sync(part)
     os.replace(part, file)
 
