@@ -84,13 +84,13 @@ def fail_of_two(rank: int, folder: str) -> None:
     world, run = World(rank=rank, size=2), Path(folder) / "run"
     made = recipe(stage())
     session = Session(made, model_config(made, 96, {}), world)
-    write, told = tensor_files._write, []
+    write, told = tensor_files.write_file, []
 
     def full(file: Path, tensors: dict[str, Any]) -> None:
         raise OSError(28, "No space left on device", str(file))
 
     for number in (1, 2, 3):
-        tensor_files._write = full if number == 2 and rank == 1 else write
+        tensor_files.write_file = full if number == 2 and rank == 1 else write
         try:
             checkpoint.save(run, number, {}, lambda to: session.save(to, None), world)
             told.append("saved")
