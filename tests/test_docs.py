@@ -48,7 +48,9 @@ def test_python_snippets_run(page: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_recipes_in_pages_are_right() -> None:
     from minicpm4.train.recipe import parse_recipe
 
-    for code in snippets(ROOT / "docs" / "training.md", "toml"):
+    found = snippets(ROOT / "docs" / "training.md", "toml")
+    assert found
+    for code in found:
         assert parse_recipe(tomllib.loads(code)).steps > 0
 
 

@@ -60,6 +60,7 @@ def write(folder: Path, old: str = "", new: str = "") -> Path:
         ("[tokenizer]", "[tokenizer", "is not TOML"),
         ("vocab_size = 320", 'vocab_size = 320\npath = "x"', "[tokenizer] has both path and vocab_size"),
         ('[tokenizer]\nvocab_size = 320\ncorpora = ["text"]\n', "", "[tokenizer] needs exactly one of path"),
+        ("vocab_size = 320", 'path = "x"', "tokenizer.corpora is given, but no vocab_size"),
         ('vocab_size = 320\ncorpora = ["text"]', 'path = "smollm2"', "'smollm2' leads nowhere"),
         ("rate = 0.01", 'rate = 0.01\nattention = "sparse"', "the model has no sparse_config"),
         ("rate = 0.01", 'rate = 0.01\nrounding = { "mlp.*" = "int3" }', "weight format 'int3' is not known"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+import minicpm4.train  # noqa: F401  (says how long waiting threads spin, before torch is loaded)
+
 with suppress(ImportError):
     import torch
 

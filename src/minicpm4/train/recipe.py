@@ -77,6 +77,11 @@ class Tokenizer:
             "[tokenizer] has both path and vocab_size",
             "path = a folder with tokenizer.json, or vocab_size and corpora to train one",
         )
+        require(
+            bool(self.vocab_size) or not self.corpora,
+            "tokenizer.corpora is given, but no vocab_size",
+            "corpora are what a tokenizer is trained on: give vocab_size, or leave them out",
+        )
         if self.vocab_size:
             require(
                 300 <= self.vocab_size <= 1 << 20,
