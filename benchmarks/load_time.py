@@ -24,7 +24,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from minicpm4.kernels.machine import cpu_name
+from minicpm4.files import write_file
+from minicpm4.machine import cpu_name, total_cores
 
 DESCRIBE = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
 ROOT = Path(__file__).parents[1]
@@ -53,7 +54,7 @@ def main() -> None:
     text = json.dumps(report, indent=1)
     print(text)
     if arguments.json:
-        Path(arguments.json).write_text(text + "\n", encoding="utf-8")
+        write_file(Path(arguments.json), text + "\n")
 
 
 def make(arguments: argparse.Namespace, folder: Path) -> Path:
@@ -86,7 +87,7 @@ def measure(arguments: argparse.Namespace, model: Path, place: Path) -> dict[str
             text=True,
         ).stdout.strip(),
         "cpu": cpu_name(),
-        "cores": os.cpu_count(),
+        "cores": total_cores(),
         "load average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "checkpoint": (arguments.checkpoint and model.name) or f"random, shape {arguments.shape}",
         "layers": loads["first"][0]["layers"],
@@ -131,16 +132,18 @@ def load(model: Path, weights: str) -> dict[str, Any]:
 
 
 def child(model: Path, weights: str) -> None:
-    from minicpm4.formats import open_checkpoint
     from minicpm4.kernels.registry import resolve
-    from minicpm4.model.loader import load_weights, read_config
+    from minicpm4.model.loader import load_weights
     from minicpm4.model.packed_cache import weight_cache
+    from minicpm4.model.source import open_model
+    from minicpm4.model.weight_plan import plan_weights
 
     ops = resolve("cpu")
     before, processor = time.perf_counter(), time.process_time()
-    checkpoint = open_checkpoint(model)
-    cache = weight_cache(checkpoint, weights, ops.layout)
-    loaded = load_weights(checkpoint, read_config(checkpoint), weights, None, ops.prepare, cache)
+    found = open_model(model)
+    cache = weight_cache(found.checkpoint, weights, ops.layout)
+    plan = plan_weights(found.checkpoint, found.config, weights)
+    loaded = load_weights(found.checkpoint, found.config, plan, None, ops, cache)
     report = {
         "seconds": time.perf_counter() - before,
         "processor": time.process_time() - processor,

@@ -24,8 +24,9 @@ from typing import Any
 import torch
 
 from minicpm4.config import SparseConfig
+from minicpm4.files import write_file
 from minicpm4.kernels.autograd import TorchKV, TorchOps
-from minicpm4.kernels.machine import cpu_name
+from minicpm4.machine import cpu_name
 
 DESCRIBE = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
 ROOT = Path(__file__).parents[1]
@@ -62,7 +63,7 @@ def main() -> None:
     text = json.dumps(report, indent=1)
     print(text)
     if arguments.json:
-        Path(arguments.json).write_text(text + "\n", encoding="utf-8")
+        write_file(Path(arguments.json), text + "\n")
 
 
 def measure(shape: dict[str, Any]) -> dict[str, Any]:

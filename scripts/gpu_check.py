@@ -1,7 +1,7 @@
 """On a machine with a GPU: the kernels' tests, then the benchmark, within eight minutes.
 
-Needs a Python with torch (CUDA), Triton, NumPy and pytest; for the engine's tests also tokenizers,
-safetensors, jinja2 and huggingface_hub. Nothing is installed or compiled, no network is used, and the C++
+Needs a Python with torch (CUDA), Triton, NumPy and pytest; for the engine's tests also tokenizers, jinja2
+and huggingface_hub. Nothing is installed or compiled, no network is used, and the C++
 extension may be missing. Writes gpu_tests.txt and gpu_peers_GPU_DATE.json into --results; exit code 1 where
 a test failed or the benchmark did not end.
 

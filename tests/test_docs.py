@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -20,7 +21,14 @@ PAGES = [
     ROOT / "CONTRIBUTING.md",
     ROOT / "CHANGELOG.md",
     *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "benchmarks").glob("*.md")),
+    ROOT / "benchmarks" / "reference" / "README.md",
 ]
+
+
+def page_name(page: Path) -> str:
+    """Its name, with its folder's where that is neither the root nor docs/."""
+    return page.name if page.parent in (ROOT, ROOT / "docs") else f"{page.parent.name}/{page.name}"
 
 
 def snippets(page: Path, language: str) -> list[str]:
@@ -33,6 +41,13 @@ def snippets(page: Path, language: str) -> list[str]:
 def test_help_page_is_fresh() -> None:
     command = [sys.executable, str(ROOT / "scripts" / "cli_docs.py"), "--check"]
     assert subprocess.run(command, check=False).returncode == 0, "docs/cli.md is stale: run make docs"
+
+
+def test_map_of_kernels_is_fresh() -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "ways_docs.py"), "--check"]
+    assert subprocess.run(command, check=False).returncode == 0, (
+        "docs/architecture.md is stale: run make docs"
+    )
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs" / "guide.md"], ids=lambda p: p.name)
@@ -54,27 +69,42 @@ def test_recipes_in_pages_are_right() -> None:
         assert parse_recipe(tomllib.loads(code)).steps > 0
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_links_lead_to_files(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
         if "://" not in target:
             assert (page.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs" / "guide.md"], ids=lambda p: p.name)
-def test_commands_in_pages_parse(page: Path) -> None:
-    import shlex
+def commands_in(page: Path) -> list[list[str]]:
+    """Calls of ``minicpm4`` in a page's blocks, whatever they are marked as, as words."""
+    lines = "".join(snippets(page, r"\w*")).replace("\\\n", " ").splitlines()
+    calls = [call.strip() for line in lines for call in line.split("|")]
+    return [shlex.split(call, comments=True)[1:] for call in calls if call.startswith("minicpm4 ")]
 
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_commands_in_pages_parse(page: Path) -> None:
     import typer
 
     from minicpm4.cli import build
 
-    commands = typer.main.get_command(build()).commands
-    for line in "".join(snippets(page, "bash")).splitlines():
-        for call in line.split("#")[0].split("|"):
-            words = shlex.split(call)
-            if words[:1] == ["minicpm4"]:
-                commands[words[1]].make_context(words[1], words[2:], resilient_parsing=False)
+    for name, *words in commands_in(page):
+        command = typer.main.get_command(build()).commands[name]
+        if hasattr(command, "commands"):
+            command, words = command.commands[words[0]], words[1:]
+        command.make_context(name, words, resilient_parsing=False)
+
+
+def test_commands_are_found_in_pages() -> None:
+    found = {page_name(page): len(commands_in(page)) for page in PAGES}
+    assert (
+        found["README.md"]
+        and found["guide.md"] > 5
+        and found["training.md"] > 5
+        and found["benchmarks/README.md"]
+    )
+    assert ["data", "inspect"] in [words[:2] for words in commands_in(ROOT / "docs" / "training.md")]
 
 
 @pytest.mark.parametrize("page", TABLES, ids=lambda p: p.name)

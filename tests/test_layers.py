@@ -10,6 +10,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -19,18 +20,21 @@ PACKAGE = ROOT / "src" / "minicpm4"
 
 # Lowest first. "" is the package itself (minicpm4/__init__.py), which shows the engine to users.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "config", "plot"),
+    ("errors", "config", "plot", "files", "places", "machine", "progress"),
     ("text", "formats", "zoo", "_cpu"),
     ("kernels",),
     ("model",),
     ("engine", "quantize", "train", "data"),
     ("",),
-    ("serve", "deploy", "tunnel", "rl", "evals", "agents"),
+    ("testing", "serve", "deploy", "tunnel", "rl", "evals", "agents"),
     ("cli", "__main__"),
 )
 # Imports between two parts of one layer.
 SIBLINGS = {
     ("config", "errors"),
+    ("config", "files"),
+    ("files", "errors"),
+    ("progress", "errors"),
     ("zoo", "formats"),
     ("text", "formats"),
     ("__main__", "cli"),
@@ -39,8 +43,9 @@ SIBLINGS = {
 # Parts that may import packages beyond the core dependencies (each behind an extra).
 EXTRAS = (
     "kernels.gpu",
-    "model.gpu_cache",
     "engine.gpu_runner",
+    "engine.grammar",
+    "engine.grammar_text",
     "kernels.autograd",
     "kernels.fp8",
     "kernels.sparse_grad",
@@ -56,7 +61,41 @@ EXTRAS = (
     "agents",
 )
 # Parts of the engine that handle integers only, so that they can be tested with plain lists.
-ARRAY_FREE = ("engine.scheduler", "engine.pages", "engine.sequence")
+ARRAY_FREE = ("engine.scheduler", "engine.steps", "engine.pages", "engine.sequence")
+# Parts that reach no torch by any import: data is packed, and a recipe explained, without it.
+TORCH_FREE = (
+    "data",
+    "train.recipe",
+    "train.settings",
+    "train.schedule",
+    "train.sources",
+    "train.prepare",
+    "train.head_plan",
+    "train.saved",
+    "train.going_on",
+    "train.check",
+    "train.stages",
+    "train.footprint",
+    "train.estimate",
+    "train.parallel",
+)
+# What renames, locks or writes a file, beside ``open`` in a mode that writes.
+FILE_CALLS = (
+    "rename",
+    "mkstemp",
+    "NamedTemporaryFile",
+    "fsync",
+    "flock",
+    "write_text",
+    "write_bytes",
+    "O_CREAT",
+)
+WRITING_MODE = re.compile(r"[rbt]*[wax+][wax+rbt]*")
+# What cannot be written whole and then named, and why.
+GROWING = {
+    "minicpm4.train.metrics": "a log of lines, read while its run goes on; a half line at its end is dropped",
+    "minicpm4.zoo.hub": "a download that goes on in its part, under a lock, and is named by files.publish",
+}
 IMPORT_NAMES = {"huggingface-hub": "huggingface_hub"}
 
 
@@ -138,10 +177,117 @@ def test_core_imports_core_dependencies_only() -> None:
     assert found == []
 
 
+def graph(sources: dict[str, str]) -> dict[str, set[str]]:
+    """File -> the files that it imports, by dotted name: a package stands for its __init__."""
+    files = {name.removesuffix(".__init__"): source for name, source in sources.items()}
+    found: dict[str, set[str]] = {}
+    for own, source in files.items():
+        asked = set()
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Import):
+                asked |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                whole = {alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+                asked |= {name if name in files else node.module for name in whole.values()}
+                asked -= {node.module} if set(whole) <= {"_cpu"} else set()  # the extension is no file here
+        found[own] = {name for name in asked if name in files and name != own}
+    return found
+
+
+def test_files_import_one_another_in_no_circle() -> None:
+    TopologicalSorter(graph(dict(modules()))).prepare()
+    circle = {"minicpm4.a": "from minicpm4.b import f", "minicpm4.b": "def f():\n    from minicpm4 import a"}
+    with pytest.raises(CycleError):
+        TopologicalSorter(graph(circle)).prepare()
+
+
 def test_schedulers_hold_no_arrays() -> None:
     for name, source in modules():
         if is_under(name, ARRAY_FREE):
             assert "numpy" not in {top.split(".")[0] for _, top in imports(source, name)}, name
+
+
+def file_calls(source: str, module: str) -> list[str]:
+    """Where ``source`` renames, locks or writes files itself: all of it belongs to minicpm4.files."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute):
+            own = node.attr == "replace" and isinstance(node.value, ast.Name) and node.value.id == "os"
+            if own or node.attr in FILE_CALLS:
+                found.append(f"{module}:{node.lineno} calls {node.attr}")
+        elif isinstance(node, ast.Call) and _opens_to_write(node):
+            found.append(f"{module}:{node.lineno} opens a file to write")
+    return found
+
+
+def _opens_to_write(call: ast.Call) -> bool:
+    """Whether it is an ``open``, with a word among its arguments that is a mode of writing."""
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    words = [w for a in (*call.args, *call.keywords) for w in ast.walk(a) if isinstance(w, ast.Constant)]
+    modes = [w.value for w in words if isinstance(w.value, str)]
+    return name == "open" and any(len(m) <= 3 and WRITING_MODE.fullmatch(m) for m in modes)
+
+
+def test_files_are_written_in_one_place() -> None:
+    found = [
+        call
+        for name, source in modules()
+        if not is_under(name, ("files",))
+        for call in file_calls(source, name)
+    ]
+    assert {call.split(":")[0] for call in found} == set(GROWING) and len(found) == len(GROWING), found
+    assert file_calls("part.rename(x)\nos.replace(a, b)\ntext.replace(a, b)", "m") == [
+        "m:1 calls rename",
+        "m:2 calls replace",
+    ]
+    opened = "open(p, 'wb')\np.open(mode='a')\np.open('r+b' if x else 'rb')\nopen(p, 'rb')\nopen('abc.txt')"
+    assert [call.split()[0] for call in file_calls(opened, "m")] == ["m:1", "m:2", "m:3"]
+
+
+def reached(module: str, sources: dict[str, str]) -> set[str]:
+    """What ``module`` may import, directly or not: our modules by whole name, others' packages by first."""
+    found: set[str] = set()
+    left = [module]
+    while left:
+        name = left.pop()
+        for node in ast.walk(ast.parse(sources[name])):
+            if isinstance(node, ast.Import):
+                asked = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                assert not node.level, f"{name} has a relative import"
+                asked = [f"{node.module}.{alias.name}" for alias in node.names] + [node.module or ""]
+            else:
+                continue
+            for one in asked:
+                inside = [o for o in (one, f"{one}.__init__") if o in sources and one != "minicpm4"]
+                new = inside if one.startswith("minicpm4.") else [one.split(".")[0]]
+                left += [o for o in new if o in sources and o not in found and o != "minicpm4"]
+                found |= set(new)
+    return found
+
+
+def test_what_needs_no_torch_reaches_none() -> None:
+    sources = dict(modules())
+    free = [name for name in sources if is_under(name, TORCH_FREE)]
+    assert len(free) > len(TORCH_FREE)
+    for name in free:
+        assert "torch" not in reached(name, sources), name
+    assert "torch" in reached("minicpm4.train.loop", sources)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "homes"),
+    [
+        # What a table of ops can, it says; what it is called matters to it alone.
+        (r"ops\.name\s*[!=]=|getattr\((self\.)?_?ops\b", ("kernels",)),
+        # Pools and runners of a device are made in one place.
+        (r"(?<!class )\b(KVPool|GpuRunner)\(", ("engine.executors",)),
+    ],
+)
+def test_devices_are_asked_and_made_in_one_place(pattern: str, homes: tuple[str, ...]) -> None:
+    for name, source in modules():
+        found = re.search(pattern, source)
+        assert found is None or is_under(name, homes), f"{name}: {found}"
 
 
 @pytest.mark.parametrize(

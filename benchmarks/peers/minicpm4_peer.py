@@ -6,7 +6,6 @@ that a point decodes together.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from protocol import serve
@@ -17,13 +16,12 @@ class Minicpm4Peer:
 
     def __init__(self, request: dict[str, Any]) -> None:
         from minicpm4.evals.speed import BenchModel, BenchOptions
-        from minicpm4.formats import open_checkpoint
-        from minicpm4.model.loader import read_config
+        from minicpm4.model.source import open_model
 
-        checkpoint = open_checkpoint(Path(request["gguf"]))
+        found = open_model(request["gguf"])
         chosen = request.get("options", {})
         options = BenchOptions(threads=request["threads"], batch=request.get("batch", 1), **chosen)
-        self.model = BenchModel(checkpoint, read_config(checkpoint), options, request["room"])
+        self.model = BenchModel(found.checkpoint, found.config, options, request["room"])
         self.model.warm_up()
 
     def about(self) -> dict[str, Any]:
@@ -48,7 +46,7 @@ class Minicpm4Peer:
         """Memory bandwidth and float32 products, as ``minicpm4 bench`` measures them."""
         from minicpm4.evals.limits import measure_limits
 
-        found = measure_limits(self.model.ops, getattr(self.model.ops, "threads", 1))
+        found = measure_limits(self.model.ops, self.model.ops.threads)
         return {"bandwidth_bytes_per_s": found.bandwidth, "float32_ops_per_s": found.float32}
 
     def cost(self, kind: str, depth: int, tokens: int, variant: str, batch: int = 1) -> dict[str, Any]:

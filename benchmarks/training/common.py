@@ -8,6 +8,7 @@ are there. Runs of the same settings are taken as they are, so that an experimen
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -25,16 +26,19 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from minicpm4.kernels.machine import cpu_name
+from minicpm4.files import finite, write_file, write_json
+from minicpm4.machine import cpu_name
 from minicpm4.plot import Curve, chart
-from minicpm4.train.loop import Runner, fingerprint, recipe_table
-from minicpm4.train.metrics import read_metrics, thinned, write_text
-from minicpm4.train.prepare import Prepared, prepare, sources
+from minicpm4.train.going_on import recipe_table
+from minicpm4.train.loop import TrainingRun
+from minicpm4.train.metrics import read_metrics, thinned
+from minicpm4.train.prepare import Prepared, prepare
 from minicpm4.train.recipe import Recipe, model_config, parse_recipe
-from minicpm4.train.session import Session
+from minicpm4.train.session import TrainingSession
+from minicpm4.train.sources import sources
 from minicpm4.train.world import World
 
-__all__ = ["MANUALS", "Lab", "Run", "arguments", "last", "shape"]
+__all__ = ["MANUALS", "Lab", "Run", "arguments", "last", "only_stage", "recipe", "shape"]
 
 ROOT = Path(__file__).parents[2]
 DESCRIBE = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
@@ -59,12 +63,43 @@ def shape(width: int, layers: int = 4, **changed: Any) -> dict[str, Any]:
     return plain | changed
 
 
+def recipe(model: Mapping[str, Any], stages: Sequence[Mapping[str, Any]], **changed: Any) -> dict[str, Any]:
+    """A recipe of ``stages`` over MANUALS; validation comes at their ends."""
+    plain = {
+        "model": model,
+        "tokenizer": {"vocab_size": 2048, "corpora": ["manuals"]},
+        "corpora": {"manuals": MANUALS},
+        "optimiser": {"kind": "muon"},
+        "checkpoints": {"every": 250, "last": 1},
+        "precision": "float32",
+        "seed": 1,
+        "validate": 1 << 20,
+        "stages": stages,
+    }
+    return plain | changed
+
+
+def only_stage(steps: int, **changed: Any) -> list[dict[str, Any]]:
+    """The stages of a recipe that has one: constant rate, in the last quarter linear decay."""
+    plain = {
+        "name": "all",
+        "steps": steps,
+        "batch_tokens": 2048,
+        "context": 256,
+        "rate": 0.02,
+        "warmup": 20,
+        "data": {"manuals": 1.0},
+        "decay": {"kind": "linear", "steps": steps // 4},
+    }
+    return [plain | changed]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
     """A run that is done: its lines of metrics and, where asked for, its model's session."""
 
     lines: Sequence[Mapping[str, Any]]
-    session: Session
+    session: TrainingSession
     sources: Mapping[str, Any]
 
     @property
@@ -93,10 +128,10 @@ class Lab:
         prepared = self.prepared(recipe)
         folder = self.given.folder / self.name / re.sub(r"[^\w.]+", "-", label)
         config = None if recipe.model.start else model_config(recipe, prepared.vocab_size, prepared.special)
-        session, given = Session(recipe, config, World()), sources(recipe, prepared)
+        session, given = TrainingSession(recipe, config, World()), sources(recipe, prepared.data)
         with Progress(console=self.console, disable=not sys.stderr.isatty()) as bar:
             task = bar.add_task(label, total=recipe.steps)
-            runner = Runner(
+            runner = TrainingRun(
                 recipe,
                 folder,
                 session,
@@ -115,7 +150,8 @@ class Lab:
     def prepared(self, recipe: Recipe) -> Prepared:
         """Tokenizer and packed corpora of ``recipe``, made once."""
         table = recipe_table(recipe)
-        mark = fingerprint([table["tokenizer"], table["corpora"]])
+        about = json.dumps([table["tokenizer"], table["corpora"]], sort_keys=True)
+        mark = hashlib.sha256(about.encode()).hexdigest()[:16]
         return prepare(recipe, self.given.folder / "data" / mark, self.console.print)
 
     def write(
@@ -146,9 +182,9 @@ class Lab:
         words = re.findall(r"[a-z]+", cpu_name().lower())
         stem = f"training_{self.name}_{'-'.join(words[:2]) or 'unknown'}_{now:%Y-%m-%d}"
         self.given.results.mkdir(parents=True, exist_ok=True)
-        write_text(self.given.results / f"{stem}.json", json.dumps(result, indent=1) + "\n")
+        write_json(self.given.results / f"{stem}.json", finite(result))
         picture = chart(title, curves, x, y, log_x=log_x, log_y=log_y)
-        write_text(self.given.results / f"{stem}.svg", picture)
+        write_file(self.given.results / f"{stem}.svg", picture)
         self.console.print(f"{self.given.results / stem}.json and .svg")
 
 

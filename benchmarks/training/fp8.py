@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.training.common import MANUALS, Lab, arguments, last, shape
+from benchmarks.training.common import Lab, arguments, last, only_stage, recipe, shape
 
 RUNS: dict[str, dict[str, Any]] = {
     "float32": {"precision": "float32"},
@@ -41,30 +41,9 @@ def main() -> None:
     )
 
 
-def table(steps: int, precision: str, fp8: bool = False, seed: int = 1) -> dict[str, Any]:
-    return {
-        "model": {"shape": shape(256, 3), "mup_width": 256},
-        "tokenizer": {"vocab_size": 2048, "corpora": ["manuals"]},
-        "corpora": {"manuals": MANUALS},
-        "optimiser": {"kind": "muon"},
-        "checkpoints": {"every": 100, "last": 1},
-        "precision": precision,
-        "seed": seed,
-        "validate": 1 << 20,
-        "stages": [
-            {
-                "name": "all",
-                "steps": steps,
-                "batch_tokens": 2048,
-                "context": 256,
-                "rate": 0.02,
-                "warmup": 20,
-                "fp8": fp8,
-                "data": {"manuals": 1.0},
-                "decay": {"kind": "linear", "steps": steps // 4},
-            }
-        ],
-    }
+def table(steps: int, fp8: bool = False, **changed: Any) -> dict[str, Any]:
+    model = {"shape": shape(256, 3), "mup_width": 256}
+    return recipe(model, only_stage(steps, fp8=fp8), checkpoints={"every": 100, "last": 1}, **changed)
 
 
 if __name__ == "__main__":

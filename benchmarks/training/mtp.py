@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.training.common import MANUALS, Lab, Run, arguments, shape
+from benchmarks.training.common import Lab, Run, arguments, only_stage, recipe, shape
 
 LAMBDAS = (0.0, 0.1, 0.3)
 
@@ -43,12 +43,12 @@ def main() -> None:
 def accepted(run: Run) -> dict[str, float]:
     """Shares of held-out rows whose draft token is the model's own choice one row later, and the text's."""
     session = run.session
-    assert session.extra is not None
+    (head,) = session.heads
     same = right = rows = 0
     for batch in run.sources["all"].held_out:
         hidden = session.model(batch)
         own = session.model.logits(hidden).argmax(-1)
-        draft = session.model.logits(session.extra(session.model, batch, hidden)).argmax(-1)
+        draft = session.model.logits(head(session.model, batch, hidden)).argmax(-1)
         ids = torch.from_numpy(batch.ids.copy()).long()
         inside = torch.ones(len(ids), dtype=torch.bool)
         for end in batch.cu_rows[1:]:  # the last two rows of a piece have no token after next
@@ -62,29 +62,8 @@ def accepted(run: Run) -> dict[str, float]:
 
 
 def table(factor: float, steps: int) -> dict[str, Any]:
-    return {
-        "model": {"shape": shape(128), "mup_width": 128},
-        "tokenizer": {"vocab_size": 2048, "corpora": ["manuals"]},
-        "corpora": {"manuals": MANUALS},
-        "optimiser": {"kind": "muon"},
-        "checkpoints": {"every": 250, "last": 1},
-        "precision": "float32",
-        "seed": 1,
-        "validate": 1 << 20,
-        "stages": [
-            {
-                "name": "all",
-                "steps": steps,
-                "batch_tokens": 4096,
-                "context": 256,
-                "rate": 0.02,
-                "warmup": 20,
-                "mtp": factor,
-                "data": {"manuals": 1.0},
-                "decay": {"kind": "linear", "steps": steps // 4},
-            }
-        ],
-    }
+    model = {"shape": shape(128), "mup_width": 128}
+    return recipe(model, only_stage(steps, batch_tokens=4096, mtp=factor))
 
 
 if __name__ == "__main__":

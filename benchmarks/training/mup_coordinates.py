@@ -16,9 +16,9 @@ from torch import Tensor
 from benchmarks.training.common import Lab, arguments
 from benchmarks.training.mup_transfer import WIDTHS, table
 from minicpm4.train.mup import activations, measure
-from minicpm4.train.prepare import sources
 from minicpm4.train.recipe import model_config, parse_recipe
-from minicpm4.train.session import Session
+from minicpm4.train.session import TrainingSession
+from minicpm4.train.sources import sources
 from minicpm4.train.world import World
 
 RATE = 2.0**-6  # the best of mup_transfer.py
@@ -61,10 +61,10 @@ def trial(
     """How to look at the activations of a fresh model, and how to train it a step."""
     recipe = parse_recipe({"name": kind, "output": "unused", **table(kind, width, RATE, 100), "seed": seed})
     prepared = lab.prepared(recipe)
-    session = Session(recipe, model_config(recipe, prepared.vocab_size, prepared.special), World())
+    session = TrainingSession(recipe, model_config(recipe, prepared.vocab_size, prepared.special), World())
     (stage,) = recipe.stages
     session.enter(stage, fresh=True)
-    source = sources(recipe, prepared)[stage.name].training
+    source = sources(recipe, prepared.data)[stage.name].training
     looked_at, number = source.batch(0), 0
 
     def step() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.training.common import MANUALS, Lab, arguments, last, shape
+from benchmarks.training.common import Lab, arguments, last, only_stage, recipe, shape
 
 WIDTHS = (64, 128, 256)
 RATES = {"muP": [2.0**-n for n in range(3, 9)], "no muP": [2.0**-n for n in range(4, 11)]}
@@ -56,28 +56,9 @@ def main() -> None:
 def table(kind: str, width: int, rate: float, steps: int) -> dict[str, Any]:
     mup = kind == "muP"
     plain = PLAIN | {"dim_model_base": width}  # logits are divided by hidden_size / dim_model_base
-    return {
-        "model": {"shape": shape(width, 3, **({} if mup else plain)), "mup_width": 64 if mup else 0},
-        "tokenizer": {"vocab_size": 2048, "corpora": ["manuals"]},
-        "corpora": {"manuals": MANUALS},
-        "optimiser": {"kind": "adamw"},
-        "checkpoints": {"every": 1 << 20, "last": 1},
-        "precision": "float32",
-        "seed": 1,
-        "validate": 1 << 20,
-        "stages": [
-            {
-                "name": "all",
-                "steps": steps,
-                "batch_tokens": 2048,
-                "context": 256,
-                "rate": rate,
-                "warmup": 10,
-                "data": {"manuals": 1.0},
-                "decay": {"kind": "linear", "steps": steps // 4},
-            }
-        ],
-    }
+    model = {"shape": shape(width, 3, **({} if mup else plain)), "mup_width": 64 if mup else 0}
+    stages = only_stage(steps, rate=rate, warmup=10)
+    return recipe(model, stages, optimiser={"kind": "adamw"}, checkpoints={"every": 1 << 20, "last": 1})
 
 
 if __name__ == "__main__":

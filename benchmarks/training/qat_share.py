@@ -15,7 +15,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from benchmarks.training.common import MANUALS, Lab, arguments, shape
+from benchmarks.training.common import Lab, arguments, recipe, shape
 
 TERNARY = {"self_attn.*": "ternary-g64", "mlp.*": "ternary-g64"}
 RATE, TOKENS = 0.02, 4096
@@ -110,17 +110,7 @@ def part(name: str, steps: int, **changed: Any) -> dict[str, Any]:
 
 
 def table(stages: list[dict[str, Any]], seed: int, layers: int) -> dict[str, Any]:
-    return {
-        "model": {"shape": shape(128, layers), "mup_width": 128},
-        "tokenizer": {"vocab_size": 2048, "corpora": ["manuals"]},
-        "corpora": {"manuals": MANUALS},
-        "optimiser": {"kind": "muon"},
-        "checkpoints": {"every": 250, "last": 1},
-        "precision": "float32",
-        "seed": seed,
-        "validate": 1 << 20,  # at the stages' ends
-        "stages": stages,
-    }
+    return recipe({"shape": shape(128, layers), "mup_width": 128}, stages, seed=seed)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from minicpm4.engine.async_llm import AsyncLLM
     from minicpm4.engine.llm import LLM
     from minicpm4.engine.outputs import Piece, RequestOutput
     from minicpm4.engine.params import SamplingParams
     from minicpm4.errors import (
         CheckpointError,
         ConfigError,
+        EngineError,
         MemoryPlanError,
         Minicpm4Error,
         ModelNotFoundError,
@@ -25,11 +27,13 @@ __version__ = "0.1.0"
 # Where each public name lives: imported at its first use, so that ``import minicpm4`` is cheap.
 _HOMES = {
     "LLM": "minicpm4.engine.llm",
+    "AsyncLLM": "minicpm4.engine.async_llm",
     "SamplingParams": "minicpm4.engine.params",
     "Piece": "minicpm4.engine.outputs",
     "RequestOutput": "minicpm4.engine.outputs",
     "CheckpointError": "minicpm4.errors",
     "ConfigError": "minicpm4.errors",
+    "EngineError": "minicpm4.errors",
     "MemoryPlanError": "minicpm4.errors",
     "Minicpm4Error": "minicpm4.errors",
     "ModelNotFoundError": "minicpm4.errors",
@@ -40,8 +44,10 @@ _HOMES = {
 
 __all__ = [
     "LLM",
+    "AsyncLLM",
     "CheckpointError",
     "ConfigError",
+    "EngineError",
     "MemoryPlanError",
     "Minicpm4Error",
     "ModelNotFoundError",

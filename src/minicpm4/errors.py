@@ -5,13 +5,14 @@
     ├── CheckpointError    a model file is missing a part, corrupt, truncated or hostile
     ├── TextError          a tokenizer or chat template cannot be read or refuses its input
     ├── RequestError       one request cannot be served (too long, empty, out of range)
+    ├── EngineError        the engine failed beneath a request that was right; asked again, it may be served
     ├── MemoryPlanError    what was asked for does not fit in memory
     ├── UnsupportedError   this machine or installation lacks something that was asked for
     ├── TrainingError      a training run cannot go on
     └── ModelNotFoundError a model name leads nowhere, or its files cannot be fetched
 
 A message states the condition with its values, then the remedy. The command line prints it and
-exits with code 2; a server answers 4xx with the same text.
+exits with code 2; a server answers 4xx with the same text, EngineError with 5xx.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 __all__ = [
     "CheckpointError",
     "ConfigError",
+    "EngineError",
     "MemoryPlanError",
     "Minicpm4Error",
     "ModelNotFoundError",
@@ -52,6 +54,10 @@ class TextError(Minicpm4Error):
 
 class RequestError(Minicpm4Error, ValueError):
     """One request cannot be served: too long, empty, out of range."""
+
+
+class EngineError(Minicpm4Error):
+    """The engine failed beneath a request that was right; asked again, it may be served."""
 
 
 class MemoryPlanError(Minicpm4Error):

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
 
 import minicpm4
-from minicpm4 import cli
+from minicpm4 import LLM, cli
+from minicpm4.cli.options import EngineFlags
 from minicpm4.engine.metrics import Metrics
 from minicpm4.engine.outputs import Piece
+from minicpm4.testing import Answer, ScriptedEngine
 
 METRICS = Metrics(
     prompt_tokens=4213,
@@ -29,14 +31,14 @@ METRICS = Metrics(
 
 @dataclass
 class Script:
-    """What the engine is to answer (an exception in an answer is raised there), and what it was asked."""
+    """What the engine is to answer, and what it was asked."""
 
-    answers: list[list[Any]] = field(default_factory=list)
+    answers: list[Answer] = field(default_factory=list)
     template: bool = True
     refusal: BaseException | None = None
     loads: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     calls: list[SimpleNamespace] = field(default_factory=list)
-    closed: int = 0
+    context: int = 4096
 
 
 @dataclass
@@ -48,43 +50,53 @@ class Result:
     err: str
 
 
-class ScriptedLLM:
-    """Stands in for LLM; ``script`` is set by the fixture."""
+class ScriptedLLM(LLM):
+    """An LLM over a scripted engine, whose figures are always METRICS; ``script`` is set by the fixture."""
 
-    script: Script
-    sampling_defaults: ClassVar[dict[str, Any]] = {}
+    script: ClassVar[Script]
 
-    def __init__(self, model: str, *, progress: Any, **settings: Any) -> None:
-        self.script.loads.append((model, settings))
-        if self.script.refusal is not None:
-            raise self.script.refusal
-        self.name, self.description = model, "attention: dense"
-        self.has_chat_template = self.script.template
+    @classmethod
+    def from_inspection(cls, found: Any, progress: Any = None) -> ScriptedLLM:
+        script = cls.script
+        script.loads.append((found.source.name, found.settings))
+        if script.refusal is not None:
+            raise script.refusal
+        engine = ScriptedEngine(
+            lambda _: script.answers.pop(0) if script.answers else "Paris.", context=script.context
+        )
+        return cls.over(engine, engine.text, name=found.source.name, description="attention: dense")
 
-    def stream(self, prompt: str, params: Any, *, progress: Any = None) -> Iterator[Any]:
-        return self._play(SimpleNamespace(kind="raw", prompt=prompt, params=params), progress)
+    @property
+    def has_chat_template(self) -> bool:
+        return self.script.template
 
-    def stream_chat(
-        self, messages: list[Any], params: Any, *, enable_thinking: Any = None, progress: Any = None
-    ) -> Iterator[Any]:
-        call = SimpleNamespace(kind="chat", prompt=list(messages), params=params, think=enable_thinking)
-        return self._play(call, progress)
+    def stream(self, prompt: Any, params: Any = None, *, progress: Any = None) -> Iterator[Piece]:
+        self.script.calls.append(SimpleNamespace(kind="raw", prompt=prompt, params=params))
+        return super().stream(prompt, params, progress=progress)
 
-    def _play(self, call: SimpleNamespace, progress: Any) -> Iterator[Any]:
+    def stream_chat(self, messages: Any, params: Any = None, **options: Any) -> Iterator[Piece]:
+        think = options["enable_thinking"]
+        call = SimpleNamespace(kind="chat", prompt=list(messages), params=params, think=think)
         self.script.calls.append(call)
-        answer = self.script.answers.pop(0) if self.script.answers else ["Par", "is."]
-        if progress is not None:
-            progress(3, 7)
-            progress(7, 7)
-        try:
-            for text in answer[:-1]:
-                if isinstance(text, BaseException):
-                    raise text
-                yield Piece(text=text, token_ids=[1])
-            yield Piece(text=answer[-1], token_ids=[1], finish_reason="stop", metrics=METRICS)
-        except GeneratorExit:
-            self.script.closed += 1
-            raise
+        return super().stream_chat(messages, params, **options)
+
+    def _pieces(self, *args: Any) -> Iterator[Piece]:
+        for piece in super()._pieces(*args):
+            yield piece if piece.metrics is None else replace(piece, metrics=METRICS)
+
+
+class Terminal(io.StringIO):
+    """Somebody types."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def inspected(options: EngineFlags, model: str) -> SimpleNamespace:
+    """Stands in for the opening of a model: nothing is opened."""
+    settings = options.settings()
+    source = SimpleNamespace(name=model)
+    return SimpleNamespace(source=source, text=None, asked=SimpleNamespace(**settings), settings=settings)
 
 
 @pytest.fixture
@@ -93,6 +105,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Script:
     made = Script()
     monkeypatch.setattr(ScriptedLLM, "script", made, raising=False)
     monkeypatch.setattr(minicpm4, "LLM", ScriptedLLM, raising=False)
+    monkeypatch.setattr(EngineFlags, "inspect", inspected)
     return made
 
 
@@ -100,8 +113,8 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Script:
 def minicpm(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
     """Run a command line in this process: ``minicpm("generate", "--prompt", "x", stdin="")``."""
 
-    def run(*args: str, stdin: str = "") -> Result:
-        monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
+    def run(*args: str, stdin: str = "", terminal: bool = False) -> Result:
+        monkeypatch.setattr("sys.stdin", Terminal(stdin) if terminal else io.StringIO(stdin))
         code = cli.run(args)
         captured = capsys.readouterr()
         return Result(code, captured.out, captured.err)

@@ -75,7 +75,7 @@ def test_mistakes_are_told(minicpm: Run, tiny: str, options: tuple[str, ...], me
 
 
 def test_too_deep_for_the_memory(minicpm: Run, tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minicpm4.evals.speed.available_memory", lambda: 1_000_000)
+    monkeypatch.setattr("minicpm4.kernels.contract.available_memory", lambda: 1_000_000)
     result = minicpm("bench", tiny, *QUICK, "--depths", "100000")
     assert result.code == 2 and "1.00 MB are available" in result.err
 

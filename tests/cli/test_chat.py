@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ def test_every_turn_sees_those_before(minicpm: Run, script: Script) -> None:
 
 
 def test_a_backslash_continues_a_message(minicpm: Run, script: Script) -> None:
-    minicpm("chat", stdin="first\\\nsecond\n")
+    minicpm("chat", stdin="\ufefffirst\\\nsecond\n")  # the byte-order mark of a file is no text
     assert contents(script, 0) == ["first\nsecond"]
 
 
@@ -64,7 +65,13 @@ def test_help_lists_every_command(minicpm: Run, script: Script) -> None:
         ("/rest", "there is no command /rest. did you mean '/reset'?"),
         ("/think perhaps", "use on, off or auto"),
         ("/save", "/save needs a file name"),
+        ("/forget", "/forget : there are 0 questions"),
+        ("/forget 1", "there are 0 questions"),
+        ("/forget 99999999999999999999", "there are 0 questions"),
         ("/save /nowhere/at/all", "cannot write /nowhere/at/all"),
+        ("/save a\0b", "cannot write ab: embedded null byte"),
+        ("/save " + 300 * "n", "File name too long"),
+        ("/save ~nobody-of-this-name/x", "home directory"),
         ("/stats", "there is no complete answer yet"),
     ],
 )
@@ -105,3 +112,50 @@ def test_a_refused_turn_ends_a_script(minicpm: Run, script: Script) -> None:
     script.answers = [[RequestError("too long"), ""]]
     result = minicpm("chat", stdin="first\nsecond\n")
     assert (result.code, len(script.calls)) == (2, 1)
+
+
+def grown(script: Script, *lines: str) -> str:
+    """Three exchanges of about 100 tokens in a context of 400, then ``lines``."""
+    script.context, script.answers = 400, [["a" * 60], ["b" * 60], ["c" * 60], ["ok"]]
+    return "".join(f"{line}\n" for line in ("1" * 40, "2" * 40, "3" * 40, *lines))
+
+
+def test_what_does_not_fit_is_not_sent_and_says_what_would_make_room(minicpm: Run, script: Script) -> None:
+    result = minicpm("chat", stdin=grown(script, "4" * 60))
+    assert (result.code, len(script.calls)) == (2, 3)
+    assert (
+        "with this message the conversation has 443 tokens, the context is 400; it was not sent. "
+        "/forget 1 leaves out the oldest 1 of 3 questions, /reset all of them" in result.err
+    )
+
+
+def test_what_is_left_out_is_told_and_the_session_goes_on(minicpm: Run, script: Script) -> None:
+    result = minicpm("chat", "--system", "S", stdin=grown(script, "/forget 2", "4" * 60))
+    assert result.code == 0 and result.out.endswith("ok\n")
+    assert "left out 2 of 3 questions with their answers, " in result.err and " tokens" in result.err
+    assert contents(script, 3) == ["S", "3" * 40, "c" * 60, "4" * 60]
+
+
+def test_at_a_terminal_the_session_goes_on_after_a_refusal(minicpm: Run, script: Script) -> None:
+    result = minicpm("chat", stdin=grown(script, "4" * 60, "/forget 1", "5"), terminal=True)
+    assert result.code == 0 and "it was not sent" in result.err and "ok\n" in result.out
+    assert contents(script, 3) == ["2" * 40, "b" * 60, "3" * 40, "c" * 60, "5"]
+
+
+def test_a_message_too_long_alone_says_so(minicpm: Run, script: Script) -> None:
+    script.context = 100
+    result = minicpm("chat", stdin="x" * 200 + "\n")
+    assert result.code == 2 and "it has 220 even alone: shorten it" in result.err
+
+
+@pytest.mark.parametrize(
+    ("args", "why"),
+    [
+        (("--max-tokens", "20"), "[cut after 20 tokens: --max-tokens allows no more]"),
+        (("--max-tokens", "200"), "[cut after 78 tokens: conversation and answer fill the context of 100; "),
+    ],
+)
+def test_a_cut_answer_says_what_cut_it(minicpm: Run, script: Script, args: Any, why: str) -> None:
+    script.context, script.answers = 100, ["z" * 300]
+    result = minicpm("chat", *args, stdin="hi\n")
+    assert why in result.err

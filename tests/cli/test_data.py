@@ -11,11 +11,14 @@ from typing import Any
 
 import pytest
 
-from minicpm4.data import shards, sources
+from minicpm4.data import packer
+from minicpm4.data.corpora import Corpus, Made
 from minicpm4.data.shards import ShardSet
+from minicpm4.model.source import open_text
 from minicpm4.text import load_tokenizer
 from tests.cli.conftest import Result
 from tests.data.sets import TEXTS, tokenizer_folder
+from tests.fixtures.byte_tokenizer import write_tokenizer
 
 Run = Callable[..., Result]
 TURNS = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "the fox"}]
@@ -94,19 +97,38 @@ def test_held_out_texts_and_the_others_are_all(tmp_path: Path, data: Run) -> Non
     assert rest.manifest["filter"] != held.manifest["filter"]
 
 
+def test_the_command_and_a_recipe_pack_the_same_sets(tmp_path: Path, data: Run, books: Path) -> None:
+    made = Made(haystack="books", documents=5, lengths=(300, 500), needles=2, seed=3)
+    corpora = {
+        "books": Corpus(paths=(str(books),)),
+        "chat": Corpus(kind="chat", paths=(str(chats(tmp_path, {"messages": TURNS})),), max_tokens=40),
+        "needles": Corpus(kind="needles", made=made),
+    }
+    files = {name: corpus.files() for name, corpus in corpora.items()}
+    found = packer.pack_all(corpora, files, open_text(tokenizer_folder()), tmp_path, lambda line: None)
+    own = tmp_path / "own" / "books"
+    data("pack", books, "--distinct", output=own)
+    data("pack", *files["chat"], kind="chat", max_tokens=40, output=tmp_path / "own" / "chat")
+    asked = {"documents": 5, "lengths": "300,500", "needles": 2, "seed": 3}
+    data("needles", own, output=tmp_path / "own" / "needles", **asked)
+    assert {name: ShardSet(tmp_path / "own" / name).hash for name in corpora} == {
+        name: one.hash for name, one in found.items()
+    }
+
+
 def test_an_interrupted_pack_goes_on(
     tmp_path: Path, data: Run, books: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = sources.texts
+    whole = packer.texts
 
     def cut(*args: Any) -> Any:
         yield from islice(whole(*args), 2)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(shards, "write_shards", partial(shards.write_shards, shard_tokens=10))
+    monkeypatch.setattr(packer, "write_shards", partial(packer.write_shards, shard_tokens=10))
     monkeypatch.setattr("minicpm4.data.packing.BATCH_CHARS", 1)
     with monkeypatch.context() as patch:
-        patch.setattr(sources, "texts", cut)
+        patch.setattr(packer, "texts", cut)
         result = data("pack", books)
     assert result.code == 130 and "the same command goes on" in result.err
     assert (tmp_path / "out" / "00001.json").is_file()
@@ -116,12 +138,22 @@ def test_an_interrupted_pack_goes_on(
 
 
 def test_chats_are_packed_whole_and_shown_with_what_is_learnt(tmp_path: Path, data: Run) -> None:
-    file = chats(tmp_path, {"messages": TURNS}, {"messages": TURNS[:1]}, {"messages": TURNS * 9})
+    file = chats(tmp_path, {"messages": TURNS, "id": 1}, {"messages": TURNS[:1]}, {"messages": TURNS * 9})
     result = data("pack", file, kind="chat", max_tokens=40)
     assert result.code == 0 and "left out 1: it has no answer" in result.out
+    assert "note: columns of the chats that are not read: 'id'" in result.out
     found = ShardSet(tmp_path / "out")
     assert found.whole and found.lengths.max() <= 40 and len(found) == 2
     shown = data("inspect", tmp_path / "out")
+    told = [line for line in result.out.splitlines() if line.startswith(("left out", "note:"))]
+    assert len(told) == 2 and [line for line in shown.out.splitlines() if line in told] == told
+    assert "note: columns of the chats" in data("pack", file, kind="chat", max_tokens=40).out
+    (tmp_path / "out" / "notes.json").write_text('{"notes": ["\\u001b[2J"]}')
+    assert ShardSet(tmp_path / "out").hash == found.hash
+    assert "\x1b" not in data("inspect", tmp_path / "out").out
+    (tmp_path / "out" / "notes.json").write_text('{"notes": [1]}')
+    assert "holds no notes" in data("inspect", tmp_path / "out").err
+    (tmp_path / "out" / "notes.json").unlink()
     assert shown.code == 0 and "learnt tokens" in shown.out
     assert "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n⟦the fox<|im_end|>⟧" in shown.out
 
@@ -164,10 +196,10 @@ def test_needles_are_hidden_in_a_packed_set(tmp_path: Path, data: Run, books: Pa
         ("pack BOOKS/bad.jsonl --kind chat", "bad.jsonl, line 1 has no 'messages', but 'text'"),
         ("pack BOOKS --max-tokens 5", "--max-tokens is for chats"),
         ("pack BOOKS --kind chat --max-tokens -5", "--max-tokens -5 is outside 0 to"),
-        ("pack BOOKS --kind chat --distinct", "--distinct and --holdout are for texts"),
+        ("pack BOOKS --kind chat --distinct", "--distinct is for texts. not for chats"),
         ("pack BOOKS --holdout 1", "--holdout 1 is not from 0 to below 1"),
         ("pack BOOKS --held-out", "--held-out needs --holdout"),
-        ("pack BOOKS --tokenizer BOOKS", "books holds no tokenizer. it needs tokenizer.json"),
+        ("pack BOOKS --tokenizer BOOKS", "books holds no tokenizer"),
         ("pack BOOKS --output BOOKS", "books is no packed set: it holds '0.txt'. give another folder"),
         ("pack BOOKS --output BOOKS/0.txt", "0.txt is not a folder"),
         ("tokenizer BOOKS --vocab-size 400", "is not KIND:PATH. as in text:book.txt"),
@@ -179,6 +211,8 @@ def test_needles_are_hidden_in_a_packed_set(tmp_path: Path, data: Run, books: Pa
         ("needles BOOKS --documents 5 --lengths 5", "--lengths 5 is outside 32 to"),
         ("inspect BOOKS", "books holds no packed set. minicpm4 data pack makes one"),
         ("inspect", "Missing argument 'FOLDER'"),
+        ("inspect BOOKS --document 0", "--document needs --tokenizer"),
+        ("inspect BOOKS --tokens 10", "--tokens needs --tokenizer"),
         ("insect", "No such command 'insect'"),
     ],
 )
@@ -203,7 +237,7 @@ def test_wrong_input_is_one_line(tmp_path: Path, minicpm: Run, books: Path, args
     ("tokenizer=OTHER", "was packed with tokenizer")])  # fmt: skip
 def test_wrong_options_of_inspect(tmp_path: Path, data: Run, books: Path, option: str, said: str) -> None:
     data("pack", books)
-    (tmp_path / "tokenizer.json").write_text("{}")
+    write_tokenizer(tmp_path, 301)
     name, _, value = option.partition("=")
     result = data("inspect", tmp_path / "out", **{name: value.replace("OTHER", str(tmp_path))})
     assert result.code == 2 and said in result.err
@@ -214,3 +248,21 @@ def test_alone_it_lists_its_commands(minicpm: Run) -> None:
     assert result.code == 0 and all(
         name in result.out for name in ("tokenizer", "pack", "needles", "inspect")
     )
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/mem").is_file(), reason="no file here that is there and cannot be read"
+)
+@pytest.mark.parametrize("kind", ["text", "jsonl", "chat", "parquet"])
+def test_a_file_that_cannot_be_read_is_one_line(data: Run, kind: str) -> None:
+    result = data("pack", "/proc/self/mem", kind=kind)
+    assert result.code == 2 and "cannot read /proc/self/mem: Input/output error" in result.err
+
+
+def test_a_page_that_cannot_be_read_is_one_line(tmp_path: Path, data: Run) -> None:
+    if not Path("/proc/self/mem").is_file():
+        pytest.skip("needs an unreadable file")
+    (tmp_path / "pages").mkdir()
+    (tmp_path / "pages" / "a.html").symlink_to("/proc/self/mem")
+    result = data("pack", tmp_path / "pages", kind="questions")
+    assert result.code == 2 and "cannot read" in result.err and "Input/output error" in result.err

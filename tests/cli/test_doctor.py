@@ -12,6 +12,7 @@ from minicpm4.cli import doctor
 from minicpm4.engine import calibration
 from minicpm4.engine.calibration import Calibration, Crossover, selection
 from minicpm4.kernels import registry
+from minicpm4.kernels.cpu import isa_levels
 from tests.cli.conftest import Result
 
 Run = Callable[..., Result]
@@ -40,8 +41,10 @@ def test_it_shows_a_forced_instruction_set(minicpm: Run, monkeypatch: pytest.Mon
     assert "'abacus' (forced by MINICPM4_ISA) is not available" in result.out
 
 
-def test_copying_is_measured() -> None:
-    assert doctor.copy_speed(2, megabytes=1, seconds=0.0) > 1e6
+def test_it_shows_the_ways_of_this_machine(minicpm: Run) -> None:
+    result = minicpm("doctor", "--ways")
+    assert result.code == 0 and "few floats" in result.out
+    assert all(level in result.out for level in isa_levels())
 
 
 def test_calibrating_is_kept_and_shown(minicpm: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -57,6 +60,7 @@ def test_calibrating_is_kept_and_shown(minicpm: Run, monkeypatch: pytest.MonkeyP
         )
 
     monkeypatch.setattr("minicpm4.evals.calibrate.calibrate", measured)
+    monkeypatch.setattr(registry, "_gpu_present", lambda: True)  # the CPU is calibrated all the same
     result = minicpm("doctor", "--calibrate", "random-minicpm4-0.5b", "--kv", "int8", "--sparse", "topk=16")
     assert (result.code, result.err) == (0, "")
     assert asked[0][0] == "random-minicpm4-0.5b"

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import minicpm4
+from minicpm4.cli.generate import read_prompt
+from minicpm4.errors import RequestError
 from tests.cli.conftest import Result, Script
 
 Run = Callable[..., Result]
@@ -57,7 +61,7 @@ def test_a_file_that_is_no_text_is_refused(minicpm: Run, script: Script, tmp_pat
     file.write_bytes(b"ab\xff")
     result = minicpm("generate", "--prompt-file", str(file))
     assert result.code == 2
-    assert "is not UTF-8 text (invalid start byte at byte 2)" in result.err
+    assert "is not UTF-8: invalid start byte at byte 2" in result.err
 
 
 @pytest.mark.parametrize(
@@ -88,7 +92,8 @@ def test_piped_text_is_plain(minicpm: Run, script: Script) -> None:
 def test_stats_go_to_standard_error(minicpm: Run, script: Script) -> None:
     result = minicpm("generate", "--prompt", "x", "--stats")
     assert result.out == "Paris.\n"
-    assert result.err.startswith("attention: dense\n")  # what the engine says it chose
+    said = "attention: dense; sampling: temperature 0.7, top_p 0.7\n"  # what was chosen
+    assert result.err.startswith(said)
     assert (
         "prompt 4,213 tokens (213 cached), prefill 2,000 tokens/s; 11 new, decode 20.0 tokens/s" in result.err
     )
@@ -131,15 +136,50 @@ def test_a_long_prompt_may_be_measured_for_first(
 ) -> None:
     asked: list[Any] = []
 
-    def calibrate(model: str, options: Any, prompt: str, progress: Any) -> str:
+    def calibrate(found: Any, prompt: str, progress: Any) -> str:
         assert script.loads == []
-        asked.append((model, options.kv, len(prompt)))
+        asked.append((found.source.name, found.asked.kv, len(prompt)))
         return "calibrated"
 
+    def plan(source: Any, text: Any, options: Any) -> Any:
+        return SimpleNamespace(source=source, settings="planned anew")
+
     monkeypatch.setattr("minicpm4.evals.first_use.calibrate_first", calibrate)
+    monkeypatch.setattr("minicpm4.engine.load.plan_model", plan)
     minicpm("generate", "--prompt", "short")
     assert asked == []
     script.loads.clear()
     result = minicpm("generate", "--kv", "int8", *args, stdin="long " * 2000)
     assert asked == ([("smollm2-135m-instruct", "int8", 10000)] if measured else [])
     assert ("calibrated" in result.err) == (args == ())
+    assert (script.loads[0][1] == "planned anew") == measured
+
+
+def test_an_answer_that_is_cut_says_what_cut_it(minicpm: Run, script: Script) -> None:
+    script.answers = [["a", "b", "c", "d"]]
+    result = minicpm("generate", "--prompt", "x", "--max-tokens", "3", "--stats")
+    assert "[cut after 3 tokens: --max-tokens allows no more]" in result.err
+    script.answers = [["a", "b", "c", "d"]]
+    assert "[cut" not in minicpm("generate", "--prompt", "x", "--max-tokens", "3", "--no-stats").err
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("piped", [False, True])
+def test_a_prompt_is_read_alike_however_an_editor_saved_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, piped: bool
+) -> None:
+    data = "One é.\r\nTwo.\rThree.\n".encode(encoding)
+    (tmp_path / "a.txt").write_bytes(data)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data), encoding="latin-1"))
+    assert read_prompt(None, "-" if piped else str(tmp_path / "a.txt")) == "One é.\nTwo.\nThree."
+
+
+@pytest.mark.parametrize("piped", [False, True])
+def test_a_prompt_that_does_not_decode_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piped: bool
+) -> None:
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9!")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9!")))
+    name = "-" if piped else str(tmp_path / "a.txt")
+    with pytest.raises(RequestError, match="is not UTF-8: invalid continuation byte at byte 3"):
+        read_prompt(None, name)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from minicpm4.cli import run
+from tests.fixtures import transformers_folders as theirs
 
 TEXT = ["--text", "examples"]
 
@@ -22,6 +23,15 @@ def test_facts_are_found_in_short_texts(tmp_path: Path, capsys: pytest.CaptureFi
     assert [(c["length"], c["depth"], c["asked"]) for c in cells] == [(200, 0.0, 2), (200, 1.0, 2)]
     assert sum(c["found"] for c in cells) >= 3  # seen: 4; the model is small, but not that small
     assert drawn.read_text().count("%</text>") == 2 * 2  # depths and cells
+
+
+def test_a_field_may_be_ignored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, _ = theirs.make_chatty(tmp_path / "m", theirs.VERSIONS[-1], "llama")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "some_new_field": [3]}))
+    args = ["needles", str(folder), *TEXT, "--lengths", "150", "--depths", "1", "--each", "1"]
+    assert run(args) == 2 and "--ignore-field some_new_field" in capsys.readouterr().err
+    assert run([*args, "--ignore-field", "some_new_field"]) == 0
 
 
 def test_a_wrong_answer_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,7 +54,7 @@ def test_a_wrong_answer_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--lengths", "20"], "20 tokens are too few"),
         (["--depths", "0"], "--depths 0"),
         (["--each", "0"], "--each 0"),
-        (["--plot", "no/such/folder.svg"], "there is no such folder"),
+        (["--plot", "no/such/folder.svg"], "cannot write --plot no/such/folder.svg: No such file"),
         (["--needles", "0"], "needles"),
     ],
 )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from minicpm4.cli.options import parse_sparse
 from minicpm4.errors import ConfigError, MemoryPlanError
+from minicpm4.formats.kinds import weight_choices
 from tests.cli.conftest import Result, Script
 
 Run = Callable[..., Result]
@@ -59,6 +63,7 @@ def test_wrong_sparse_settings_are_refused(text: str, message: str) -> None:
             ["--backend", "ref", "--context", "4096", "--threads", "1"],
             {"backend": "ref", "context": 4096, "threads": 1},
         ),
+        (["--ignore-field", "a", "--ignore-field", "b.c"], {"ignore_fields": ("a", "b.c")}),
         (["--sparse", "topk=4,window=128"], {"sparse": {"topk": 4, "window_size": 128}}),
     ],
 )
@@ -83,6 +88,12 @@ def test_engine_options_reach_the_engine(
         (["--frequency-penalty", "0.3"], "frequency_penalty", 0.3),
         (["--seed", "9"], "seed", 9),
         (["--stop", "a", "--stop", "b"], "stop", ("a", "b")),
+        (["--json-schema", '{"const": 1}'], "json_schema", {"const": 1}),
+        (["--json-schema", "{}"], "json_schema", {"type": "object"}),
+        (["--json-schema", "true"], "json_schema", {"type": "object"}),
+        (["--regex", "[ab]"], "regex", "[ab]"),
+        (["--grammar", "sql"], "grammar", "sql"),
+        (["--choice", "a", "--choice", "b"], "choice", ("a", "b")),
     ],
 )
 def test_sampling_options_reach_the_engine(
@@ -90,6 +101,20 @@ def test_sampling_options_reach_the_engine(
 ) -> None:
     assert minicpm("generate", "--prompt", "x", *args).code == 0
     assert getattr(script.calls[0].params, name) == value
+
+
+def test_grammars_and_schemas_are_read_from_files(minicpm: Run, script: Script, tmp_path: Path) -> None:
+    pytest.importorskip("llguidance", reason="answers are constrained by llguidance, of the extra grammar")
+    (tmp_path / "a.lark").write_text('start: "yes" | "no"')
+    (tmp_path / "b.json").write_text('{"enum": [12]}')
+    assert minicpm("generate", "--prompt", "x", "--grammar", str(tmp_path / "a.lark")).out in (
+        "yes\n",
+        "no\n",
+    )
+    assert minicpm("generate", "--prompt", "x", "--json-schema", str(tmp_path / "b.json")).out == "12\n"
+    (tmp_path / "a.lark").write_text("start: foo")
+    refused = minicpm("generate", "--prompt", "x", "--grammar", str(tmp_path / "a.lark"))
+    assert (refused.code, refused.out) == (2, "") and "grammar cannot be followed" in refused.err
 
 
 @pytest.mark.parametrize(
@@ -100,6 +125,13 @@ def test_sampling_options_reach_the_engine(
         (["generate", "--temperature", "-1", "--prompt", "x"], "temperature = -1.0 is outside"),
         (["generate", "--sparse", "topc=1", "--prompt", "x"], "did you mean 'topk'?"),
         (["generte"], "No such command 'generte'"),
+        (["generate", "--prompt", "x", "--json-schema", "{"], "--json-schema is not JSON"),
+        (["generate", "--prompt", "x", "--json-schema", "no/file"], "cannot read no/file"),
+        (["chat", "--grammar", "no/file"], "cannot read no/file"),
+        (
+            ["generate", "--prompt", "x", "--regex", "a", "--choice", "b"],
+            "regex and choice are given together",
+        ),
         (["info"], "MODEL"),
     ],
 )
@@ -110,6 +142,12 @@ def test_wrong_options_are_one_line(minicpm: Run, script: Script, args: list[str
     assert result.err.startswith("error: ") and result.err.count("\n") == 1
     assert message in result.err
     assert script.loads == []
+
+
+@pytest.mark.parametrize("command", ["generate", "chat", "bench", "info"])
+def test_help_names_every_kind_of_weights(minicpm: Run, command: str) -> None:
+    told = " ".join(minicpm(command, "--help").out.split())
+    assert all(choice in told for choice in weight_choices())
 
 
 def test_an_engine_error_is_one_line(minicpm: Run, script: Script) -> None:
@@ -130,3 +168,44 @@ def test_a_bug_is_told_apart(minicpm: Run, script: Script) -> None:
     result = minicpm("generate", "--prompt", "x")
     assert result.code == 1
     assert result.err.startswith("error: ZeroDivisionError: oops. This should not happen")
+
+
+INTERRUPTED = """
+import sys
+from minicpm4 import __main__, {module} as module
+
+def strike(*args, **kwargs):
+    exec("raise KeyboardInterrupt")
+
+module.{name} = strike
+sys.argv = ["minicpm4", "models"]
+__main__.main()
+"""
+
+
+@pytest.mark.parametrize(("module", "name"), [("zoo", "list_models"), ("cli", "main")])
+def test_ctrl_c_is_130_wherever_it_hits(tmp_path: Path, module: str, name: str) -> None:
+    (tmp_path / "struck.py").write_text(INTERRUPTED.format(module=module, name=name))
+    command = [sys.executable, "-m", "struck"]  # of -c, Python looks less closely how it ended
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (130, "")
+
+
+SLOW_IMPORT = """
+import os, runpy, signal, sys
+
+class Strike:
+    def find_spec(self, name, path=None, target=None):
+        if name == "typer":
+            os.kill(os.getpid(), signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+sys.meta_path.insert(0, Strike())
+runpy.run_module("minicpm4", run_name="__main__")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signal")
+def test_ctrl_c_as_the_command_is_imported_is_130() -> None:
+    done = subprocess.run([sys.executable, "-c", SLOW_IMPORT], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -81,7 +82,7 @@ def test_info_refuses_what_does_not_fit(minicpm: Run) -> None:
 
 
 def test_models_shows_the_embedded_model(minicpm: Run) -> None:
-    assert "smollm2-135m-instruct   yes" in minicpm("models").out
+    assert re.search(r"^smollm2-135m-instruct +yes ", minicpm("models").out, re.MULTILINE)
     listed = json.loads(minicpm("models", "--json").out)
     assert {"name", "present", "size", "source"} <= set(listed[0])
 
@@ -100,6 +101,8 @@ def test_errors_name_the_remedy(
     minicpm: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, args: list[str], message: str
 ) -> None:
     monkeypatch.setenv("MINICPM4_HOME", str(tmp_path))
+    # Where Triton is installed for its interpreter, the GPU's kernels would answer, in many minutes.
+    monkeypatch.setattr("minicpm4.kernels.registry.find_spec", lambda name: None)
     result = minicpm(*args)
     assert (result.code, result.out) == (2, "")
     assert message in result.err and result.err.count("\n") == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,23 @@ rate = 0.01
 data = { text = 1.0 }
 """
 
+# Trains, and waits in the middle of it until it may go on.
+SLOW = """
+import sys, time
+from pathlib import Path
+from minicpm4.cli import run
+from minicpm4.train import checkpoint
+recipe, begun, go_on = sys.argv[1:]
+save = checkpoint.save
+def slow(*given):
+    Path(begun).touch()
+    while not Path(go_on).exists():
+        time.sleep(0.05)
+    return save(*given)
+checkpoint.save = slow
+sys.exit(run(["train", recipe]))
+"""
+
 
 def write(folder: Path, old: str = "", new: str = "") -> Path:
     (folder / "text.txt").write_text("Alpha beta gamma. " * 50, encoding="utf-8")
@@ -58,6 +76,11 @@ def write(folder: Path, old: str = "", new: str = "") -> Path:
         ("context = 32", "context = 128", "context = 128 exceeds the model's 64 positions"),
         ("TEXT", "/nowhere", "/nowhere is neither a file nor a folder"),
         ("[tokenizer]", "[tokenizer", "is not TOML"),
+        (
+            "scale_emb =",
+            "scale_embd =",
+            "[model.shape] has an unknown key 'scale_embd'. did you mean 'scale_emb'?",
+        ),
         ("vocab_size = 320", 'vocab_size = 320\npath = "x"', "[tokenizer] has both path and vocab_size"),
         ('[tokenizer]\nvocab_size = 320\ncorpora = ["text"]\n', "", "[tokenizer] needs exactly one of path"),
         ("vocab_size = 320", 'path = "x"', "tokenizer.corpora is given, but no vocab_size"),
@@ -137,7 +160,7 @@ data = {{ chats = 1.0 }}
 
 def test_a_missing_recipe_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["train", str(tmp_path / "none.toml"), "--dry-run"]) == 2
-    assert "cannot read recipe" in capsys.readouterr().err
+    assert "cannot read " in capsys.readouterr().err
 
 
 def test_the_recipes_that_come_with_the_package_are_right() -> None:
@@ -158,8 +181,7 @@ RECIPES = Path(__file__).parents[2] / "recipes"
             8,
             ["parameters: 8,185,253,888", "6,999,999,774,720", "FSDP2 moves 5.37 TB"],
         ),
-        ("8b", 128, ["corpus web: MISSING", "tokenizer data/minicpm4/tokenizer: MISSING"]),
-        ("8b", 100, ["on 100 GPUs: stage 'stable': batch_tokens = 4194304 is not a multiple"]),
+        ("8b", 64, ["corpus web: MISSING", "tokenizer data/minicpm4/tokenizer: MISSING"]),
         ("8b", 1, ["warning: stage stable does not fit: smaller micro_tokens, or more GPUs"]),
         ("0.5b", 64, ["parameters: 450,917,376", "extra layer 17,043,456", "FP8, MTP 0.3"]),
     ],
@@ -171,6 +193,14 @@ def test_the_real_recipes_are_explained_without_their_data(
     assert run(["train", file, "--dry-run", "--gpus", str(gpus)]) == 0
     out = capsys.readouterr().out
     assert [text for text in said if text not in out] == []
+
+
+def test_gpus_that_a_recipe_s_batches_do_not_divide_by_are_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["train", str(RECIPES / "minicpm4-8b.toml"), "--dry-run", "--gpus", "128"]) == 2
+    said = "error: stage 'sft': batch_tokens = 2097152 is not a multiple of 32768 tokens on 128 processes"
+    assert said in capsys.readouterr().err
 
 
 def test_a_dry_run_needs_neither_torch_nor_a_vocabulary(tmp_path: Path) -> None:
@@ -188,3 +218,45 @@ def test_a_dry_run_needs_neither_torch_nor_a_vocabulary(tmp_path: Path) -> None:
 def test_an_odd_machine_is_refused(capsys: pytest.CaptureFixture[str], option: list[str]) -> None:
     assert run(["train", str(RECIPES / "tiny.toml"), "--dry-run", *option]) == 2
     assert option[0] in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_second_training_in_one_folder_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch")
+    recipe, begun, go_on = str(write(tmp_path)), tmp_path / "begun", tmp_path / "go on"
+    command = [sys.executable, "-c", SLOW, recipe, str(begun), str(go_on)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as first:
+        while not begun.exists():
+            assert first.poll() is None
+            time.sleep(0.05)
+        refused = run(["train", recipe])
+        go_on.touch()
+        assert refused == 2 and first.wait() == 0
+    assert f"another training is writing to {tmp_path / 'run'}" in capsys.readouterr().err
+    assert (tmp_path / "run" / "model" / "config.json").is_file()
+    assert run(["train", recipe]) == 0
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch")
+    recipe = str(write(tmp_path))
+    (tmp_path / "run").write_text("a file")
+    assert run(["train", recipe]) == 2
+    assert f"cannot write to {tmp_path / 'run'}: File exists" in capsys.readouterr().err
+
+
+def test_another_tokenizer_before_the_first_checkpoint_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch")
+    from minicpm4.train.prepare import prepare
+    from minicpm4.train.recipe import read_recipe
+
+    prepare(read_recipe(write(tmp_path)), tmp_path / "run")
+    assert run(["train", str(write(tmp_path, "vocab_size = 320", "vocab_size = 300"))]) == 2
+    said = capsys.readouterr().err
+    assert "tokenizer was made for another recipe (tokenizer.vocab_size: 320 -> 300)" in said
+    assert run(["train", str(write(tmp_path))]) == 0

@@ -137,6 +137,15 @@ def test_absurd_sizes_are_refused(key: str, value: object) -> None:
         build(metadata(**{key.replace(".", "__"): value}))
 
 
+@pytest.mark.parametrize("key", ["feed_forward_length", "attention.head_count", "attention.head_count_kv"])
+def test_sizes_layer_by_layer(key: str) -> None:
+    """As llama.cpp reads them; layers that differ are refused by name."""
+    value, name = metadata()[f"llama.{key}"], key.replace(".", "__")
+    assert build(metadata(**{name: [value] * LAYERS})) == build(metadata())
+    with pytest.raises(ConfigError, match=rf"GGUF llama\.{key} = .*layers of different sizes"):
+        build(metadata(**{name: [value] * (LAYERS - 1) + [2 * value]}))
+
+
 def test_long_values_do_not_become_the_message() -> None:
     for table in (
         metadata(block_count=[1] * 100_000),
@@ -150,6 +159,13 @@ def test_long_values_do_not_become_the_message() -> None:
         assert len(str(caught.value)) < 300
 
 
+def test_a_model_that_reads_both_ways_is_refused() -> None:
+    for value in (False, 0):
+        with pytest.raises(ConfigError, match=r"llama.attention.causal = .*--ignore-field"):
+            build(metadata(attention__causal=value))
+    assert build(metadata(attention__causal=True)) == build(metadata())
+
+
 def test_unsupported_models_are_refused() -> None:
     with pytest.raises(
         ConfigError, match=r"general.architecture = 'minicpm3' is not supported\. did you mean 'minicpm'"
@@ -157,9 +173,9 @@ def test_unsupported_models_are_refused() -> None:
         build({"general.architecture": "minicpm3"})
     with pytest.raises(ConfigError, match=r"general.architecture = None is not supported"):
         build({})
-    with pytest.raises(ConfigError, match=r"llama.expert_count is set, which is not supported"):
+    with pytest.raises(ConfigError, match=r"llama.expert_count = 8: .* --ignore-field llama.expert_count"):
         build(metadata(expert_count=8))
-    with pytest.raises(ConfigError, match=r"llama.attention.sliding_window is set"):
+    with pytest.raises(ConfigError, match=r"GGUF llama.attention.sliding_window = 4096: not a field of"):
         build(metadata(attention__sliding_window=4096))
 
 
@@ -169,6 +185,13 @@ def test_linear_scaling() -> None:
     old = build(metadata(rope__scale_linear=2.0)).rope_scaling
     assert old is not None and (old.rope_type, old.factor) == ("linear", 2.0)
     assert build(metadata(rope__scaling__type="none")).rope_scaling is None
+    # A factor alone scales; "none" means none, whatever factor there is; nought says nothing.
+    alone = build(metadata(rope__scaling__factor=2.0, rope__scale_linear=8.0)).rope_scaling
+    assert alone is not None and (alone.rope_type, alone.factor) == ("linear", 2.0)
+    for key in ("rope__scaling__factor", "rope__scale_linear"):
+        assert build(metadata(rope__scaling__type="none", **{key: 4.0})).rope_scaling is None
+        assert build(metadata(**{key: 0.0})).rope_scaling is None
+        assert build(metadata(rope__scaling__type="linear", **{key: 1.0})).rope_scaling is None
 
 
 def test_yarn() -> None:
@@ -213,6 +236,8 @@ def test_longrope_factors_that_are_wrong() -> None:
 
 
 def test_llama3_divisors_apply_at_any_length() -> None:
+    with pytest.raises(ConfigError, match=r"rope_freqs.weight beside llama.rope.scaling.factor = 8.0"):
+        build(metadata(rope__scaling__factor=8.0), {FREQS: [8.0] * 8})
     scaling = build(metadata(), {FREQS: [1.0] * 4 + [8.0] * 4}).rope_scaling
     assert scaling is not None and scaling.rope_type == "longrope" and scaling.attention_factor == 1.0
     assert scaling.short_factor == scaling.long_factor == (1.0,) * 4 + (8.0,) * 4

@@ -84,19 +84,34 @@ BAD = [
     ({"head_dim": 63}, "config head_dim = 63 is not even"),
     ({"rms_norm_eps": 0.0}, "config rms_norm_eps = 0.0 is out of range"),
     ({"rms_norm_eps": math.nan}, "config rms_norm_eps = nan is not a valid float"),
-    ({"rope_theta": -1.0}, "config rope_theta = -1.0 is not positive"),
+    ({"rope_theta": -1.0}, "config rope_theta = -1.0 is outside 1 to 1e30"),
     ({"hidden_act": "gelu"}, "config hidden_act = 'gelu' is not supported. only silu is"),
     ({"scale_emb": 0}, "config scale_emb = 0.0 is not positive"),
+    ({"architectures": 5}, "config architectures = 5 is not a list of names"),
+    ({"architectures": [["x"]]}, r"config architectures = \[\['x'\]\] is not a list of names"),
+    ({"architectures": None, "model_type": 5}, "config model_type = 5 is not a valid str"),
+    ({"rope_parameters": 1.5}, "config rope_parameters = 1.5 is not a table"),
+    ({"rope_parameters": [1]}, r"config rope_parameters = \[1\] is not a table"),
+    ({"rope_theta": 10**400}, r"config rope_theta = 10+… \(401 characters\) is not a valid float"),
+    ({"vocab_size": 10**400}, r"config vocab_size = 10+… \(401 characters\) is out of range"),
+    ({"num_hidden_layers": 1_000_000}, "config num_hidden_layers = 1000000 is out of range"),
+    ({"rope_theta": 1.0}, "config rope_theta = 1.0 is outside 1 to 1e30"),
+    ({"scale_emb": 1e308}, r"config scale_emb = 1e\+308 is outside 1e-09 to 1e\+09"),
     ({"eos_token_id": "2"}, "config eos_token_id holds '2', not a token id"),
-    ({"eos_token_id": [2, -1]}, "config eos_token_id holds -1, not a token id"),
+    ({"eos_token_id": [2, -2]}, "config eos_token_id holds -2, not a token id"),
     ({"mixer_types": ["minicpm4"]}, "config has mixer_types"),
     (
         {"use_sliding_window": True, "sliding_window": 4096},
-        "sliding-window attention, which is not supported",
+        "config sliding_window = 4096, use_sliding_window = True: not a field of MiniCPMForCausalLM",
     ),
     ({"architectures": ["MiniCPM3ForCausalLM"], "model_type": "minicpm3"}, "did you mean 'minicpm'"),
     ({"architectures": None}, "config describes no architecture, which is not supported"),
 ]
+
+
+def test_layers_below_none_of_a_llama() -> None:
+    with pytest.raises(ConfigError, match="config num_hidden_layers = -1 is out of range"):
+        ModelConfig.from_hf(plain("llama", num_hidden_layers=-1))
 
 
 @pytest.mark.parametrize(("changes", "message"), BAD)
@@ -119,6 +134,12 @@ def test_broken_files(content: str, tmp_path: Path) -> None:
         ModelConfig.from_hf(tmp_path)
 
 
+def test_a_folder_without_a_model_says_what_one_is(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"config.json: No such file or directory") as refused:
+        ModelConfig.from_hf(tmp_path)
+    assert refused.value.remedy.startswith("a model is a folder with config.json and .safetensors files")
+
+
 def longrope(**changes: Any) -> dict[str, Any]:
     table = {"type": "longrope", "short_factor": [1.0] * 32, "long_factor": [2] * 32}
     return table | {"original_max_position_embeddings": 32768} | changes
@@ -135,24 +156,45 @@ def test_nested_rope_parameters() -> None:
         plain("llama", rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5})
     )
     assert config.rope_theta == 5e5 and config.rope_scaling is not None and config.rope_scaling.factor == 2.0
-    assert config.rope_scaling.original_max_position_embeddings == 32768
     default = ModelConfig.from_hf(plain("llama", rope_parameters={"rope_type": "default", "rope_theta": 5e5}))
     assert default.rope_scaling is None
 
 
+def yarn(**changes: Any) -> dict[str, Any]:
+    return {"type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64} | changes
+
+
+# What a formula of model/rotary.py would divide by, or take the logarithm of.
 ROPE_BAD = [
+    (yarn(beta_fast=-2.0), "rope_scaling.beta_fast = -2.0 is not positive"),
+    (yarn(beta_slow=-1.0), "rope_scaling.beta_slow = -1.0 is not positive"),
+    (yarn(factor=1e-300), "rope_scaling.factor = 1e-300 is outside 1e-06 to 1e"),
+    (yarn(mscale=1.0, mscale_all_dim=-4.8), "rope_scaling.mscale_all_dim = -4.8 is outside 0 to 1e"),
+    (yarn(attention_factor=0.0), "rope_scaling.attention_factor = 0.0 is outside"),
+    (yarn(original_max_position_embeddings=0), "original_max_position_embeddings = 0 is outside 1 to"),
+    (yarn(original_max_position_embeddings=-1), "original_max_position_embeddings = -1 is outside 1 to"),
+    (yarn(type="dynamic", factor=None), "config rope_scaling of type 'dynamic' lacks factor"),
+    (yarn(type="llama3", low_freq_factor=4.0), "config rope_scaling of type 'llama3' lacks high_freq_factor"),
+    (
+        yarn(type="llama3", low_freq_factor=4.0, high_freq_factor=4.0),
+        "low_freq_factor = 4.0 is not below high_f",
+    ),
+    (yarn(alpha=1000.0), "config rope_scaling rope_scaling.alpha = 1000.0: not a field of rotary positions"),
+    (yarn(factor=10**400), r"rope_scaling.factor = 10+… \(401 characters\) is not a number"),
     (longrope(long_factor=[1.0] * 31), "longrope has 32 short and 31 long factors"),
     (
         longrope(long_factor=[1.0] * 16, short_factor=[1.0] * 16),
         r"longrope has 16 factors, head_dim / 2 is 32",
     ),
+    (longrope(original_max_position_embeddings=1), "original_max_position_embeddings = 1 is outside 2 to"),
+    (longrope(long_factor=[1e-300] * 32), "a longrope factor of 1e-300 is below 1e-06"),
     (longrope(long_factor=[0.0] * 32), "a longrope factor is not positive"),
     (longrope(long_factor=["1"] * 32), "rope_scaling.long_factor is not a list of numbers"),
     (longrope(long_factor=None), "longrope has 32 short and 0 long factors"),
     ({"type": "longrop"}, "rope_scaling type 'longrop' is not supported. did you mean 'longrope'"),
     ({"type": "linear", "factor": 0}, "rope_scaling.factor = 0.0 is not positive"),
     ({"type": "linear", "factor": "2"}, "rope_scaling.factor = '2' is not a number"),
-    ("linear", "rope_scaling is a str, not a table"),
+    ("linear", "config rope_scaling = 'linear' is not a table"),
 ]
 
 
@@ -164,5 +206,5 @@ def test_bad_rope_scaling_is_refused(table: Any, message: str) -> None:
 
 @pytest.mark.parametrize(("kind", "named"), [("su", "longrope"), ("ntk", "dynamic"), ("dynamic", "dynamic")])
 def test_rope_aliases(kind: str, named: str) -> None:
-    scaling = ModelConfig.from_hf(minicpm(rope_scaling=longrope(type=kind))).rope_scaling
+    scaling = ModelConfig.from_hf(minicpm(rope_scaling=longrope(type=kind, factor=2.0))).rope_scaling
     assert scaling is not None and scaling.rope_type == named

@@ -41,7 +41,7 @@ def configs(draw: st.DrawFn) -> SparseConfig:
     )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(configs(), st.integers(0, 2000))
 def test_num_selected_is_what_counting_gives(config: SparseConfig, position: int) -> None:
     assert config.num_selected(position) == selected(config, position)
@@ -49,9 +49,24 @@ def test_num_selected_is_what_counting_gives(config: SparseConfig, position: int
         assert config.num_selected(position) <= config.budget
 
 
+@settings(max_examples=300)
+@given(configs(), st.integers(1, 20), st.data())
+def test_room_for_fewer_blocks_changes_no_choice_among_them(
+    full: SparseConfig, blocks: int, data: st.DataObject
+) -> None:
+    """The first blocks, the window and how many others are chosen are the same at every position."""
+    less = full.within(blocks)
+    position = data.draw(st.integers(0, full.block_size * blocks - 1))
+    visible = position // full.block_size + 1
+    assert less.budget <= 2 * blocks and less.within(blocks) == less
+    assert less.num_selected(position) == full.num_selected(position)
+    for name in ("init_blocks", "local_blocks"):
+        assert min(getattr(less, name), visible) == min(getattr(full, name), visible)
+
+
 def test_defaults_are_the_papers() -> None:
     config = SparseConfig()
-    assert config.budget == 96 and config.local_blocks == 32 and config.kernels_per_block == 4
+    assert config.budget == 96 and config.local_blocks == 32 and config.compressed_per_block == 4
     assert config.coarse_per_block == 1
     assert config.num_selected(32767) == 96
     assert config.is_dense_at(8190) and not config.is_dense_at(8191)
@@ -59,9 +74,9 @@ def test_defaults_are_the_papers() -> None:
 
 
 BAD = [
-    ({"topk": 0}, "sparse_config.topk = 0 is out of range"),
-    ({"kernel_stride": -16}, "sparse_config.kernel_stride = -16 is out of range"),
-    ({"block_size": 1 << 30}, r"sparse_config.block_size = \d+ is out of range"),
+    ({"topk": 0}, "sparse_config.topk = 0 is outside 1 to 16777215"),
+    ({"kernel_stride": -16}, "sparse_config.kernel_stride = -16 is outside 1 to 16777215"),
+    ({"block_size": 1 << 30}, r"sparse_config.block_size = \d+ is outside 1 to 16777215"),
     ({"init_blocks": 65}, "sparse_config.init_blocks = 65 is outside 0 to topk = 64"),
     ({"init_blocks": -1}, "sparse_config.init_blocks = -1 is outside"),
     ({"dense_len": -2}, "sparse_config.dense_len = -2 is below -1"),
@@ -85,3 +100,9 @@ def test_bad_values_are_refused(table: dict[str, Any], message: str) -> None:
 def test_what_is_not_a_table_is_refused() -> None:
     with pytest.raises(ConfigError, match="sparse_config is a list, not a table of settings"):
         SparseConfig.from_mapping([])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [0, 100_000_000])
+def test_both_limits_are_named(value: int) -> None:
+    with pytest.raises(ConfigError, match=f"sparse_config.topk = {value} is outside 1 to 16777215"):
+        SparseConfig(topk=value)

@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 
 from minicpm4.formats.quant import PackedTensor
-from minicpm4.kernels.contract import Array, Ints, Linear
+from minicpm4.kernels.contract import Array, Ints, Linear, OpTable
 from minicpm4.kernels.cpu import CpuOps, emulated_levels, isa_levels
+from minicpm4.kernels.ref import RefOps
 
 
 class PreparedOps(CpuOps):
@@ -41,5 +42,14 @@ TABLES: list[tuple[str, int, type[CpuOps]]] = [
 
 @pytest.fixture(scope="session", params=TABLES, ids=lambda t: f"{t[0]}-{t[1]}-{t[2].__name__}")
 def ops(request: pytest.FixtureRequest) -> CpuOps:
+    isa, threads, table = request.param
+    return table(threads, isa)
+
+
+@pytest.fixture(scope="session", params=[None, *TABLES], ids=lambda t: f"{t[0]}-{t[1]}" if t else "ref")
+def any_ops(request: pytest.FixtureRequest) -> OpTable:
+    """As ``ops``, and the truth itself."""
+    if request.param is None:
+        return RefOps()
     isa, threads, table = request.param
     return table(threads, isa)

@@ -42,7 +42,7 @@ def random_weight(
 ) -> tuple[PackedTensor, NDArray[np.float64]]:
     """Return a weight matrix (rows, columns) and its values."""
     kind, group, columns, with_offsets = case
-    spec = QuantSpec(kind=kind, group_size=group)  # type: ignore[arg-type]
+    spec = QuantSpec(kind=kind, group_size=group)
     if not group:
         return _float_weight(rng, rows, columns, spec)
     low, high, dtype = {"int8": (-128, 128, np.int8), "int4": (0, 16, np.uint8), "ternary": (0, 3, np.uint8)}[

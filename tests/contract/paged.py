@@ -9,7 +9,7 @@ import numpy as np
 
 from minicpm4.config import SparseConfig
 from minicpm4.kernels.contract import Array, KVLayer, OpTable, Selection, Step
-from minicpm4.kernels.pages import page_layout
+from minicpm4.kernels.pages import page_arrays
 
 Ranges = Sequence[tuple[int, int]]
 
@@ -52,7 +52,7 @@ class Paged:
     def layer(self, kv: str = "float32", *, sparse: bool = True) -> KVLayer:
         """Fresh pages in which every number, or its scale, is NaN."""
         c = self.sparse
-        layout = page_layout(
+        layout = page_arrays(
             kv, heads=self.hkv, d=self.d, page_size=c.block_size, sparse=c if sparse else None
         )
         nothing: dict[Any, Any] = {np.float32: np.nan, np.uint16: 0x7FC0, np.int16: -32768, np.int8: -128}
@@ -123,10 +123,10 @@ def attention_truth(q: Array, k: Array, v: Array, position: int, blocks: Array |
 
 
 def block_scores_truth(q: Array, k: Array, position: int, c: SparseConfig) -> Array:
-    """InfLLM v2 steps 1 and 2, one query (group, d), keys (n, d) of one kv head: (blocks,) float64."""
-    scores = _kernel_scores(q, k, position, c.kernel_size, c.kernel_stride)
-    base = _kernel_scores(q, k, position, 4 * c.kernel_size, 4 * c.kernel_stride) if c.lse_approx else scores
-    base = base if base.shape[1] else scores
+    """InfLLM v2 steps 2 and 3, one query (group, d), keys (n, d) of one kv head: (blocks,) float64."""
+    scores = _compressed_scores(q, k, position, c.kernel_size, c.kernel_stride)
+    coarse = _compressed_scores(q, k, position, 4 * c.kernel_size, 4 * c.kernel_stride)
+    base = coarse if c.lse_approx and coarse.shape[1] else scores
     result = np.full(position // c.block_size + 1, -np.inf)
     if scores.shape[1]:
         top = base.max(axis=1, keepdims=True)
@@ -138,13 +138,13 @@ def block_scores_truth(q: Array, k: Array, position: int, c: SparseConfig) -> Ar
     return result
 
 
-def _kernel_scores(q: Array, k: Array, position: int, size: int, stride: int) -> Array:
+def _compressed_scores(q: Array, k: Array, position: int, size: int, stride: int) -> Array:
     means = [k[s : s + size].mean(axis=0) for s in range(0, position + 2 - size, stride)]
     return np.array([q.astype(np.float64) @ m for m in means]).reshape(-1, len(q)).T / np.sqrt(q.shape[1])
 
 
 def check_choice(chosen: Array, scores: Array, position: int, c: SparseConfig, tolerance: float) -> None:
-    """``chosen`` (ascending block ids) must follow step 3, up to scores ``tolerance`` (relative) apart."""
+    """``chosen`` (ascending block ids) must follow step 4, up to scores ``tolerance`` (relative) apart."""
     own = position // c.block_size
     fixed = [b for b in range(own + 1) if b < c.init_blocks or b > own - c.local_blocks]
     others = [b for b in range(own + 1) if b not in fixed]

@@ -20,7 +20,7 @@ CASES: list[dict[str, Any]] = [
     {**SMALL, "kernel_size": 4},
     {**RELEASED, "lse_approx": True},
     {**RELEASED, "block_size": 128, "lse_approx": True},
-    {**RELEASED, "block_size": 32, "lse_approx": True},  # two pages for each coarse kernel
+    {**RELEASED, "block_size": 32, "lse_approx": True},  # two pages for each coarse compressed key
 ]
 
 
@@ -49,11 +49,11 @@ def test_numpy_compresses_to_means(case: dict[str, Any], kv: str) -> None:
 
 
 def check_means(layer: KVLayer, world: Paged, table: Any, k: Any) -> None:
-    """Every kernel that fits into the tokens is the mean of its keys, in the page of its last token."""
+    """Every one that fits into the tokens is the mean of its keys, in the page of its last token."""
     c, n = world.sparse, len(k)
     if c.use_nope:
         k = unrotated(k, world.cos[:n], world.sin[:n])
-    fine, coarse = (layer.kernels, layer.kernel_scales, 1), (layer.coarse, layer.coarse_scales, 4)
+    fine, coarse = (layer.compressed, layer.compressed_scales, 1), (layer.coarse, layer.coarse_scales, 4)
     for store, scales, times in (fine, coarse):
         if store is None:
             continue
@@ -111,18 +111,18 @@ def test_int8_marks_what_is_not_finite(ops: OpTable) -> None:
         assert np.argwhere(np.isnan(layer.key_scales[page])).tolist() == [[0, 3]]
         assert np.argwhere(np.isnan(layer.value_scales[page])).tolist() == [[1, 4]]
         assert not layer.keys[page, 1, :, 5].any() and layer.key_scales[page, 1, 5] == 0
-        assert np.isnan(layer.kernel_scales[page, 0]).any()
+        assert np.isnan(layer.compressed_scales[page, 0]).any()
 
 
 def test_nothing_but_the_new_tokens_is_written(ops: OpTable) -> None:
     world = Paged(3, config(SMALL, lse_approx=True), [100, 60], heads=(2, 1), d=16)
     layer = world.layer()
     world.append(ops, layer, [(0, 50), (0, 0)])
-    before = [x.copy() for x in (layer.keys, layer.values, layer.kernels, layer.coarse)]
-    world.append(ops, layer, [(50, 50), (0, 5)])  # one page of sequence 1, and only one kernel fits
+    before = [x.copy() for x in (layer.keys, layer.values, layer.compressed, layer.coarse)]
+    world.append(ops, layer, [(50, 50), (0, 5)])  # one page of sequence 1, and only one compressed key fits
     changed = [
         int((old.view(np.uint32) != new.view(np.uint32)).sum())
-        for old, new in zip(before, (layer.keys, layer.values, layer.kernels, layer.coarse), strict=True)
+        for old, new in zip(before, (layer.keys, layer.values, layer.compressed, layer.coarse), strict=True)
     ]
     assert changed == [5 * 16, 5 * 16, 0, 0]
 

@@ -88,12 +88,12 @@ def test_pages_of_the_wrong_shape_or_type(ops: OpTable, world: Paged) -> None:
         _layer(world, keys=np.zeros((pages, 2, 16, 16), np.float64)),
         _layer(world, keys=np.zeros((pages - 1, 2, 16, 16), np.float32)),
         _layer(world, keys=np.zeros((pages, 2, 32, 16), np.float32)[:, :, ::2]),
-        _layer(world, kernels=np.zeros((pages, 2, 2, 16), np.float32)),
-        _layer(world, kernels=np.zeros((pages - 1, 2, 4, 16), np.float32)),
+        _layer(world, compressed=np.zeros((pages, 2, 2, 16), np.float32)),
+        _layer(world, compressed=np.zeros((pages - 1, 2, 4, 16), np.float32)),
         _layer(world, coarse=np.zeros((pages, 1, 1, 16), np.float32)),
     ]
     for layer in bad:
-        with pytest.raises(ValueError, match=r"keys|values|kernels|coarse"):
+        with pytest.raises(ValueError, match=r"keys|values|compressed|coarse"):
             ops.append(k, v, layer, step)
 
 
@@ -125,8 +125,18 @@ def test_approximation_without_coarse_keys(ops: OpTable, world: Paged) -> None:
 
 def test_block_size_that_pages_do_not_have(ops: OpTable, world: Paged) -> None:
     step = replace(world.step(), sparse=config(SMALL, block_size=32, lse_approx=True))
-    with pytest.raises(ValueError, match="kernels has shape"):
+    with pytest.raises(ValueError, match="block_size = 32 for pages of 16"):
         ops.select(world.rows(world.q), world.filled(ops), step)
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 4, 512), (0, 512, 4, 16), (-1, 2, 4, 16), (0, 2, 3, 16)])
+def test_compressed_keys_that_do_not_fit_the_keys(ops: OpTable, world: Paged, shape: tuple[int, ...]) -> None:
+    """Of another head size, of more heads than keys have, or for fewer pages: they were read far outside."""
+    layer = replace(
+        world.filled(ops), compressed=np.zeros((world.num_pages + shape[0], *shape[1:]), np.float32)
+    )
+    with pytest.raises(ValueError, match="compressed has shape"):
+        ops.select(world.rows(world.q), layer, world.step())
 
 
 def test_selection_needs_both_arrays(ops: OpTable, world: Paged) -> None:

@@ -38,7 +38,7 @@ def attention_weights(
 
 
 def arrays(layer: KVLayer) -> list[np.ndarray]:
-    return [part for part in (layer.keys, layer.values, layer.kernels) if part is not None]
+    return [part for part in (layer.keys, layer.values, layer.compressed) if part is not None]
 
 
 @pytest.mark.parametrize("extras", [False, True])

@@ -1,4 +1,4 @@
-"""select: InfLLM v2 steps 1 to 3 against a brute-force float64 truth."""
+"""select: InfLLM v2 steps 2 to 4 against a brute-force float64 truth."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_scores_far_from_zero(ops: OpTable, lse_approx: bool, shift: float, kv: 
 
 
 @pytest.mark.parametrize("kv", ["float32", "bf16"])
-def test_no_kernel_is_visible_yet(ops: OpTable, kv: str) -> None:
+def test_no_compressed_key_is_visible_yet(ops: OpTable, kv: str) -> None:
     world = Paged(22, config(SMALL, kernel_size=128), [16 * 7], (2, 1), 16)
     layer = world.filled(ops, kv)
     for rows in ([(100, 112)], [(111, 112)]):
@@ -163,7 +163,7 @@ def test_no_kernel_is_visible_yet(ops: OpTable, kv: str) -> None:
 @pytest.mark.parametrize("kv", ["float32", "bf16"])
 @pytest.mark.parametrize("lse_approx", [False, True])
 def test_long_context_recomputes_scores(ops: OpTable, lse_approx: bool, kv: str) -> None:
-    """32 heads over 16384 kernels: more scores than a tile may keep; alone, threads share a row."""
+    """32 heads over 16384 compressed keys: more scores than a tile may keep; alone, threads share a row."""
     c = config(SMALL, kernel_size=2, kernel_stride=1, window_size=16, topk=5, lse_approx=lse_approx)
     world = Paged(16, c, [16 * 1024], (32, 1), 2)
     layer = world.filled(ops, kv)
@@ -205,7 +205,7 @@ def test_not_finite_scores_still_choose_real_blocks(ops: OpTable, kv: str) -> No
 
 def test_budget_that_covers_everything_chooses_everything(ops: OpTable) -> None:
     world = Paged(18, config(SMALL, topk=20), [16 * 9 + 2], (2, 2), 16)
-    layer = replace(world.layer(), kernels=np.full_like(world.layer().kernels, np.nan))
+    layer = replace(world.layer(), compressed=np.full_like(world.layer().compressed, np.nan))
     selection = ops.select(world.rows(world.q), layer, world.step())
     assert selection.blocks[-1, 0, :10].tolist() == list(range(10))
     assert selection.counts[-1].tolist() == [10, 10]

@@ -1,4 +1,4 @@
-// append, select and attend on sequences in scattered pages, against the scalar table.
+// append, select and attend on sequences in scattered pages, and on trees of drafts, against the scalar table.
 #include <algorithm>
 #include <cstring>
 
@@ -10,7 +10,7 @@ namespace {
 struct Shape {
     i64 hq, hkv, d, page_size;
     KvKind kind;
-    bool small_kernels;  // compressed keys of 16 bits
+    bool small_codes;  // compressed keys of 16 bits
     bool lse_approx, use_nope;
 };
 
@@ -55,7 +55,7 @@ struct Paged {
 // What one table makes of them. Pages have room for float32, whatever they hold.
 struct Outcome {
     std::vector<float> keys, values, key_scales, value_scales;
-    std::vector<float> kernels, coarse, kernel_scales, coarse_scales, out;
+    std::vector<float> compressed, coarse, compressed_scales, coarse_scales, out;
     std::vector<i32> blocks, counts;
     KvView kv;
 
@@ -72,8 +72,8 @@ struct Outcome {
             kv.key_scales = fill(key_scales, s.page_size);
             kv.value_scales = fill(value_scales, s.page_size);
         }
-        kv.kernels = compressed(s, s.page_size / 4, kernels, kernel_scales);
-        if (s.lse_approx) kv.coarse = compressed(s, s.page_size / 16, coarse, coarse_scales);
+        kv.compressed = store_of(s, s.page_size / 4, compressed, compressed_scales);
+        if (s.lse_approx) kv.coarse = store_of(s, s.page_size / 16, coarse, coarse_scales);
     }
     Outcome(const Outcome&) = delete;
     Outcome& operator=(const Outcome&) = delete;
@@ -83,28 +83,30 @@ private:
         v.assign(static_cast<size_t>(kv.pages * kv.hkv * per_head), NAN);
         return v.data();
     }
-    Compressed compressed(const Shape& s, i64 slots, std::vector<float>& data, std::vector<float>& scales) {
+    Compressed store_of(const Shape& s, i64 slots, std::vector<float>& data, std::vector<float>& scales) {
         Compressed c;
         c.slots = slots;
         c.data = fill(data, slots * s.d);
-        c.scales = s.small_kernels ? fill(scales, slots) : nullptr;
+        c.scales = s.small_codes ? fill(scales, slots) : nullptr;
         return c;
     }
 };
 
-// Rows [first, length) of both sequences.
+// Rows from `first` and `second` on of the two sequences.
 struct Rows {
-    std::vector<i32> positions, cu_rows{0};
+    std::vector<i32> positions, angles, cu_rows{0}, sources;
+    std::vector<u64> ancestors;
     StepView view;
     std::vector<float> q, k, v;
 
-    Rows(const Paged& p, i64 first) {
+    Rows(const Paged& p, i64 first, i64 second) {
         i64 start = 0;
         const auto take = [&](std::vector<float>& to, const std::vector<float>& from, i64 width, i64 length) {
             const auto begin = from.begin() + start * width;
             to.insert(to.end(), begin + first * width, begin + length * width);
         };
         for (const i64 length : p.lengths) {
+            if (start > 0) first = second;
             for (i64 i = first; i < length; ++i) positions.push_back(static_cast<i32>(i));
             cu_rows.push_back(static_cast<i32>(positions.size()));
             take(q, p.q, p.shape.hq * p.shape.d, length);
@@ -112,12 +114,48 @@ struct Rows {
             take(v, p.v, p.shape.hkv * p.shape.d, length);
             start += length;
         }
-        view.positions = positions.data();
+        view.positions = view.angles = positions.data();
         view.cu_rows = cu_rows.data();
         view.page_table = p.page_table.data();
         view.n = static_cast<i64>(positions.size());
         view.sequences = 2;
         view.max_pages = p.max_pages;
+    }
+    Rows(const Rows&) = delete;
+    Rows& operator=(const Rows&) = delete;
+
+    // Makes them two trees of drafts; each follows one of the five before, or the text.
+    void grow_trees(Random& random) {
+        for (i64 row = 0; row < view.n; ++row) {
+            const i64 begin = row < cu_rows[1] ? 0 : cu_rows[1];
+            const i64 own = row - begin;
+            const i64 parent = own - 1 - random.below(std::min<i64>(5, own + 1));
+            const u64 before = parent < 0 ? 0 : ancestors[static_cast<size_t>(begin + parent)];
+            ancestors.push_back(before | u64(1) << own);
+            i32 depth = 0;
+            for (i64 b = 0; b < own; ++b) depth += static_cast<i32>(before >> b & 1);
+            angles.push_back(positions[static_cast<size_t>(begin)] + depth);
+        }
+        view.ancestors = ancestors.data();
+        view.angles = angles.data();
+    }
+
+    // Keeps of each tree the path to its last row, as rows that follow the text and lie elsewhere.
+    void accept(const Rows& trees) {
+        positions.clear();
+        cu_rows = {0};
+        for (size_t j = 1; j < trees.cu_rows.size(); ++j) {
+            const size_t begin = static_cast<size_t>(trees.cu_rows[j - 1]), end = static_cast<size_t>(trees.cu_rows[j]);
+            for (size_t row = begin; row < end; ++row) {
+                if ((trees.ancestors[end - 1] >> (row - begin) & 1) == 0) continue;
+                positions.push_back(trees.angles[row]);
+                sources.push_back(trees.positions[row]);
+            }
+            cu_rows.push_back(static_cast<i32>(positions.size()));
+        }
+        view.positions = view.angles = positions.data();
+        view.cu_rows = cu_rows.data();
+        view.n = static_cast<i64>(positions.size());
     }
 };
 
@@ -128,9 +166,11 @@ void append(Pool& pool, const KernelTable& table, const Paged& p, const Rows& ro
     args.k = rows.k.data();
     args.v = rows.v.data();
     args.kv = o.kv;
+    if (rows.view.ancestors != nullptr) args.kv.compressed = args.kv.coarse = {};
+    if (!rows.sources.empty()) args.sources = rows.sources.data();
     args.step = rows.view;
     args.rotary = {p.cos.data(), p.sin.data(), std::max(p.lengths[0], p.lengths[1])};
-    args.kernel = {8, 4};
+    args.key_shape = {8, 4};
     args.use_nope = p.shape.use_nope;
     table.attention.append(pool, args);
 }
@@ -143,7 +183,7 @@ void select(Pool& pool, const KernelTable& table, const Paged& p, const Rows& ro
     args.kv = kv;
     args.step = rows.view;
     args.rotary = {p.cos.data(), p.sin.data(), std::max(p.lengths[0], p.lengths[1])};
-    args.kernel = {8, 4};
+    args.key_shape = {8, 4};
     args.init_blocks = 1;
     args.local_blocks = kLocal;
     args.topk = kTopk;
@@ -195,43 +235,54 @@ void check_append(const Outcome& mine, const Outcome& truth, bool small, const s
     report.expect(same_bytes(mine.values, truth.values), "append, values, " + name);
     report.expect(difference(mine.key_scales, truth.key_scales) < 1e-7F, "append, key scales, " + name);
     report.expect(difference(mine.value_scales, truth.value_scales) < 1e-7F, "append, value scales, " + name);
-    report.expect(difference(mine.kernel_scales, truth.kernel_scales) < 1e-8F, "append, kernel scale, " + name);
-    if (small) return;  // codes of kernels may differ by one
-    report.expect(difference(mine.kernels, truth.kernels) < 1e-5F, "append, compressed keys, " + name);
+    report.expect(difference(mine.compressed_scales, truth.compressed_scales) < 1e-8F, "append, compressed scale, " + name);
+    if (small) return;  // codes of compressed keys may differ by one
+    report.expect(difference(mine.compressed, truth.compressed) < 1e-5F, "append, compressed keys, " + name);
     report.expect(difference(mine.coarse, truth.coarse) < 1e-5F, "append, coarse keys, " + name);
 }
 
-void check_shape(Pool& pool, const KernelTable& table, Report& report, Random& random, const Shape& s) {
+void check_rows(Pool& pool, const KernelTable& table, Report& report, const Paged& p, const Rows& rows, Outcome& mine,
+                Outcome& truth, const std::string& at) {
     const KernelTable& plain = isa_scalar::table;
+    // Products of 16 bits at the levels that have units for them, or where 8-bit pages ask for them.
+    const std::string level = table.name;
+    const bool units = level.find("bf16") != std::string::npos || level.find("amx") != std::string::npos;
+    const bool small = units || p.shape.kind == KvKind::int8;
+    const float allowed = small ? 2e-2F : 2e-5F;
+    select(pool, table, p, rows, truth.kv, mine);
+    select(pool, plain, p, rows, truth.kv, truth);
+    // Integer products, of 16-bit compressed keys at that level, may settle a near tie otherwise.
+    const bool exact = !small || !p.shape.small_codes;
+    report.expect(mine.counts == truth.counts && (!exact || mine.blocks == truth.blocks), "select, " + at);
+    attend(pool, table, p, rows, truth.kv, &truth, mine);
+    attend(pool, plain, p, rows, truth.kv, &truth, truth);
+    report.close(mine.out, truth.out, allowed, "attend to chosen blocks, " + at);
+    attend(pool, table, p, rows, truth.kv, nullptr, mine);
+    attend(pool, plain, p, rows, truth.kv, nullptr, truth);
+    report.close(mine.out, truth.out, allowed, "attend to everything, " + at);
+}
+
+void check_shape(Pool& pool, const KernelTable& table, Report& report, Random& random, const Shape& s) {
     const Paged p(random, s, 9 * s.page_size + 5, 8 * s.page_size - 3);
     Outcome mine(p), truth(p);
     const std::string name =
         "head size " + std::to_string(s.d) + ", pages of kind " + std::to_string(static_cast<int>(s.kind));
-    const i64 shortest = p.lengths[1];
-    const Rows all(p, 0);
+    const Rows all(p, 0, 0);
     append(pool, table, p, all, mine);
-    append(pool, plain, p, all, truth);
-    check_append(mine, truth, s.small_kernels, name, report);
-    // Products of 16 bits at the levels that have units for them, or where 8-bit pages ask for them.
-    const std::string level = table.name;
-    const bool units = level.find("bf16") != std::string::npos || level.find("amx") != std::string::npos;
-    const bool small = units || s.kind == KvKind::int8;
-    const float allowed = small ? 2e-2F : 2e-5F;
+    append(pool, isa_scalar::table, p, all, truth);
+    check_append(mine, truth, s.small_codes, name, report);
+    const i64 shortest = p.lengths[1];
     for (const i64 first : {shortest - 1, shortest - 6, shortest - 40}) {
-        const Rows rows(p, first);
-        const std::string at = name + ", rows from " + std::to_string(first);
-        select(pool, table, p, rows, truth.kv, mine);
-        select(pool, plain, p, rows, truth.kv, truth);
-        // Integer products, of 16-bit compressed keys at that level, may settle a near tie otherwise.
-        const bool exact = !small || !s.small_kernels;
-        report.expect(mine.counts == truth.counts && (!exact || mine.blocks == truth.blocks), "select, " + at);
-        attend(pool, table, p, rows, truth.kv, &truth, mine);
-        attend(pool, plain, p, rows, truth.kv, &truth, truth);
-        report.close(mine.out, truth.out, allowed, "attend to chosen blocks, " + at);
-        attend(pool, table, p, rows, truth.kv, nullptr, mine);
-        attend(pool, plain, p, rows, truth.kv, nullptr, truth);
-        report.close(mine.out, truth.out, allowed, "attend to everything, " + at);
+        const Rows rows(p, first, first);
+        check_rows(pool, table, report, p, rows, mine, truth, name + ", rows from " + std::to_string(first));
     }
+    Rows trees(p, p.lengths[0] - 64, shortest - 23), kept(p, 0, 0);
+    trees.grow_trees(random);
+    check_rows(pool, table, report, p, trees, mine, truth, name + ", trees");
+    kept.accept(trees);
+    append(pool, table, p, kept, mine);
+    append(pool, isa_scalar::table, p, kept, truth);
+    check_append(mine, truth, s.small_codes, name + ", settled", report);
 }
 
 }  // namespace

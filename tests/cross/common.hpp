@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "../../cpp/isa.hpp"
+#include "core/isa.hpp"
 
 namespace minicpm4 {
 

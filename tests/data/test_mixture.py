@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minicpm4.data.mixture import Part, Stream, buckets
+from minicpm4.data.mixture import MixturePart, Stream, buckets
 from minicpm4.data.shards import ShardSet
 from minicpm4.errors import ConfigError
 from tests.data.sets import make_set
@@ -15,7 +15,7 @@ from tests.data.sets import make_set
 
 def stream(data: ShardSet, **changed: int) -> Stream:
     settings = {"seed": 1, "tokens": 32, "context": 12, **changed}
-    return Stream([Part(name="a", data=data, share=1.0)], **settings)
+    return Stream([MixturePart(name="a", data=data, share=1.0)], **settings)
 
 
 def test_an_epoch_has_every_token_once(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_only_what_is_learnt_is_a_target(tmp_path: Path) -> None:
 
 def test_shares_are_kept_to_a_token(tmp_path: Path) -> None:
     one, other = make_set(tmp_path / "a", [50] * 9), make_set(tmp_path / "b", [20] * 9, first=1000)
-    parts = [Part(name="a", data=one, share=3.0), Part(name="b", data=other, share=1.0)]
+    parts = [MixturePart(name="a", data=one, share=3.0), MixturePart(name="b", data=other, share=1.0)]
     mixed = Stream(parts, seed=0, tokens=30, context=16)
     count = sum(int((mixed.batch(i).ids >= 1000).sum()) for i in range(10))
     assert count == 75 and all(len(mixed.batch(i).ids) == 30 for i in range(10))
@@ -75,7 +75,7 @@ def test_shares_are_kept_to_a_token(tmp_path: Path) -> None:
 
 def test_buckets_have_equal_shares_of_tokens(tmp_path: Path) -> None:
     data = make_set(tmp_path / "s", [3] * 50 + [40] * 4 + [90])
-    parts = buckets(Part(name="s", data=data, share=0.5), [10, 60, 200])
+    parts = buckets(MixturePart(name="s", data=data, share=0.5), [10, 60, 200])
     assert [part.share for part in parts] == pytest.approx([0.5 / 3] * 3)
     assert [set(data.lengths[part.documents]) for part in parts] == [{3}, {40}, {90}]
 

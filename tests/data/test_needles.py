@@ -64,7 +64,7 @@ def assert_right(tokenizer: Tokenizer, made: NeedleDocument, length: int) -> Non
 LENGTHS, DEPTHS = st.integers(600, 3000), st.none() | st.floats(0, 1)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 1 << 40), LENGTHS, DEPTHS, st.integers(1, 5), st.integers(1, 9))
 def test_needles(
     tokenizer: Tokenizer,

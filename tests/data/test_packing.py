@@ -40,7 +40,7 @@ def one_by_one(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     return [tokenizer.encode(text, add_special_tokens=False, parse_special=False) for text in texts]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(
         st.text(st.characters(exclude_categories=("Cs",)), max_size=30) | st.sampled_from(ODD), max_size=8

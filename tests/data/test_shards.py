@@ -4,13 +4,15 @@ off."""
 from __future__ import annotations
 
 import json
+import logging
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from minicpm4.data.shards import Document, ShardSet, write_shards
+from minicpm4.data.shards import Document, ShardSet, is_set, owns, write_shards
 from minicpm4.errors import CheckpointError, ConfigError
 
 ABOUT = {"tokenizer": "abc"}
@@ -67,6 +69,13 @@ def _disorder(folder: Path) -> None:
     np.fromfile(file, "<i8")[::-1].tofile(file)
 
 
+def _wrapping(folder: Path) -> None:
+    file = folder / "00000.ends"
+    ends = np.fromfile(file, "<i8")
+    ends[1:3] = [(1 << 63) - 1, -3]  # each less the one before it, in int64, is above 0
+    ends.tofile(file)
+
+
 def _renamed(folder: Path) -> None:
     (folder / "00001.learn").rename(folder / "00009.learn")
 
@@ -96,17 +105,19 @@ def _hostile(folder: Path) -> None:
     [
         (_shorter, "bytes"),
         (_disorder, "rise"),
+        (_wrapping, "rise"),
         (_hostile, "bytes"),
         (_renamed, r"00001.learn has -1 bytes"),
-        (_cut, "cannot read"),
+        (_cut, "is not JSON"),
         (_changed(version=9), "no manifest of version 1"),
         (_changed(vocab_size="70000"), "no manifest"),
         (_changed(vocab_size=True), "no manifest"),
+        (_changed(vocab_size=1 << 60), "no manifest"),
         (_changed(shards={}), "no manifest"),
         (_changed(bytes=3), "no manifest"),
         (_changed(shards=[7]), "shard 0 of .* is not described"),
         (_changed(shards=[{"tokens": 1, "documents": 1}]), "shard 0 of .* is not described"),
-        (_changed(shards=[{"tokens": float("inf"), "documents": 1, "sha256": {}}]), "is not described"),
+        (_changed(shards=[{"tokens": float("inf"), "documents": 1, "sha256": {}}]), "Infinity is no"),
         (_changed(shards=[{"tokens": -4, "documents": -1, "sha256": {}}]), "bytes"),
     ],
 )
@@ -154,7 +165,10 @@ def test_wherever_it_was_cut_off_a_rerun_gives_the_same_set(tmp_path: Path, afte
 
     with pytest.raises(CheckpointError, match=r"no space left. free space there and run it again"):
         write(tmp_path / "cut", cut())
-    (tmp_path / "cut" / ".00009.tokens.77").write_bytes(b"of a write that was cut off")
+    killed = tmp_path / "cut" / ".00009.tokens.0a1b2c3d.part"  # of a write that was cut off
+    killed.mkdir()
+    for name in ("lock", "new"):
+        (killed / name).touch()
     found = write(tmp_path / "cut", made)
     assert found.hash == write(tmp_path / "whole", made).hash
     left = {file.name for file in (tmp_path / "cut").iterdir()}
@@ -192,3 +206,39 @@ def test_what_a_set_is_made_of_may_hold_tuples(tmp_path: Path) -> None:
     about = {**ABOUT, "lengths": (1, 2), "deep": {"names": ("a",)}}
     for _ in range(2):
         write_shards(tmp_path, documents(), vocab_size=70000, about=about, shard_tokens=64)
+
+
+def test_a_second_call_waits_for_the_first_and_takes_its_set(tmp_path: Path) -> None:
+    made, inside, go_on, found = documents(), threading.Event(), threading.Event(), []
+
+    def slow() -> Iterator[Document]:
+        yield from made[:13]
+        inside.set()
+        assert go_on.wait(60)
+        yield from made[13:]
+
+    class Told(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            go_on.set()
+
+    first = threading.Thread(target=lambda: found.append(write(tmp_path, slow())))
+    first.start()
+    assert inside.wait(60)
+    told = Told()
+    logging.getLogger("minicpm4").addHandler(told)
+    rest = iter(made)
+    second = write(tmp_path, rest)
+    logging.getLogger("minicpm4").removeHandler(told)
+    go_on.set()
+    first.join()
+    assert second.hash == found[0].hash and len(list(rest)) == len(made)  # it has made nothing
+    second.verify()
+
+
+def test_a_set_knows_its_own_files(tmp_path: Path) -> None:
+    assert not is_set(tmp_path)
+    documents = [Document(tokens=np.arange(3)), Document(tokens=np.arange(2), learn=np.array([True, False]))]
+    write_shards(tmp_path, documents, vocab_size=9, about={}, shard_tokens=1)
+    assert is_set(tmp_path) and all(owns(file.name) for file in tmp_path.iterdir())
+    assert owns(".00001.learn.0123abcd.part") and owns("00001.json")
+    assert not any(map(owns, ("notes.txt", "0.tokens", "00001.tokens.bak", "manifest")))

@@ -11,8 +11,8 @@ import pytest
 from minicpm4.data.tokenizer import TEMPLATE, take_tokenizer, train_tokenizer
 from minicpm4.errors import ConfigError, TextError
 from minicpm4.formats.gguf_write import write_gguf
+from minicpm4.model.source import open_text
 from minicpm4.text import Tokenizer, chat_template_from_gguf, encode_chat, load_chat_template, load_tokenizer
-from minicpm4.zoo import resolve
 from tests.text.test_gguf_vocab import LLAMA
 from tests.text.vocabularies import train_sentencepiece
 
@@ -28,7 +28,7 @@ TURNS = [{"role": "user", "content": "What is 2+2?"}, {"role": "assistant", "con
 
 
 def test_that_of_a_gguf_file(tmp_path: Path, smollm: Tokenizer, smollm_metadata: Any) -> None:
-    take_tokenizer(resolve("smollm2-135m-instruct"), tmp_path / "t")
+    take_tokenizer(open_text("smollm2-135m-instruct"), tmp_path / "t")
     taken = load_tokenizer(tmp_path / "t")
     for text in TEXTS:
         for special in (True, False):
@@ -56,7 +56,7 @@ def test_that_of_a_folder_with_all_it_needs(tmp_path: Path) -> None:
     (tmp_path / "a" / "chat_template.jinja").write_text(TEMPLATE)
     (tmp_path / "a" / "config.json").write_text(json.dumps({"eos_token_id": [2, 4]}))
     (tmp_path / "a" / "model.safetensors").write_bytes(b"x" * 100)
-    take_tokenizer(tmp_path / "a", tmp_path / "b")
+    take_tokenizer(open_text(tmp_path / "a"), tmp_path / "b")
     first, second = load_tokenizer(tmp_path / "a"), load_tokenizer(tmp_path / "b")
     assert first.eos_token_ids == second.eos_token_ids and set(second.eos_token_ids) == {2, 4}
     assert not (tmp_path / "b" / "model.safetensors").exists()
@@ -70,7 +70,7 @@ def test_that_of_a_folder_with_all_it_needs(tmp_path: Path) -> None:
 def test_sentencepiece_is_taken_as_a_file_alone(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "tokenizer.model").write_bytes(train_sentencepiece())
-    take_tokenizer(tmp_path / "a", tmp_path / "b")
+    take_tokenizer(open_text(tmp_path / "a"), tmp_path / "b")
     for text in TEXTS:
         assert load_tokenizer(tmp_path / "b").encode(text) == load_tokenizer(tmp_path / "a").encode(text)
 
@@ -78,12 +78,12 @@ def test_sentencepiece_is_taken_as_a_file_alone(tmp_path: Path) -> None:
 def test_a_folder_without_one_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(TextError, match="holds no tokenizer"):
-        take_tokenizer(tmp_path / "empty", tmp_path / "b")
+        take_tokenizer(open_text(tmp_path / "empty"), tmp_path / "b")
     assert not (tmp_path / "b").exists()
 
 
 def test_a_gguf_file_s_sentencepiece_is_refused(tmp_path: Path) -> None:
     write_gguf(tmp_path / "m.gguf", {"general.architecture": "llama", **LLAMA}, [])
     with pytest.raises(ConfigError, match=r"m\.gguf is a SentencePiece model.*tokenizer\.model"):
-        take_tokenizer(tmp_path / "m.gguf", tmp_path / "b")
+        take_tokenizer(open_text(tmp_path / "m.gguf"), tmp_path / "b")
     assert not (tmp_path / "b").exists()

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minicpm4.data.batch import Batch
-from minicpm4.data.mixture import Part, Stream, buckets
-from minicpm4.data.plan import Piece as Placed
-from minicpm4.data.plan import batches_in_block, level, spread
+from minicpm4.data.batching import DocumentPiece as Placed
+from minicpm4.data.batching import batches_in_block, level, spread
+from minicpm4.data.mixture import MixturePart, Stream, buckets
 from minicpm4.data.shards import ShardSet
 from minicpm4.errors import ConfigError
 from tests.data.sets import make_set
@@ -47,13 +47,13 @@ MIXES = st.lists(
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(MIXES, st.integers(CONTEXT, 80), st.integers(0, 9))
 def test_every_token_comes_once_an_epoch_and_shares_are_kept(mix: list, tokens: int, seed: int) -> None:
     with TemporaryDirectory() as folder:
         sets = [make_set(Path(folder) / str(i), mix[i][0], first=1000 * (i + 1)) for i in range(len(mix))]
         parts = [
-            Part(name=str(i), data=data, share=share, whole=whole)
+            MixturePart(name=str(i), data=data, share=share, whole=whole)
             for i, (data, (_, share, whole)) in enumerate(zip(sets, mix, strict=True))
         ]
         mixed = Stream(parts, seed=seed, tokens=tokens, context=CONTEXT)
@@ -73,7 +73,9 @@ def test_every_token_comes_once_an_epoch_and_shares_are_kept(mix: list, tokens: 
 
 def test_a_whole_piece_is_never_cut(tmp_path: Path) -> None:
     data = make_set(tmp_path / "s", [5, 40, 16, 1, 33, 9])
-    found = Stream([Part(name="s", data=data, share=1, whole=True)], seed=3, tokens=20, context=CONTEXT)
+    found = Stream(
+        [MixturePart(name="s", data=data, share=1, whole=True)], seed=3, tokens=20, context=CONTEXT
+    )
     seen = Counter(tuple(row) for step in range(52) for row in rows(found.batch(step)))
     assert set(seen) == pieces(data) and max(seen.values()) - min(seen.values()) <= 1
 
@@ -82,7 +84,7 @@ def test_cut_parts_fill_the_batches_to_one_level(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     chats = make_set(tmp_path / "c", rng.integers(1, 100, 200).tolist(), whole=True)
     text = make_set(tmp_path / "t", [3000] * 3, first=20000)
-    parts = [Part(name="c", data=chats, share=0.5), Part(name="t", data=text, share=0.5)]
+    parts = [MixturePart(name="c", data=chats, share=0.5), MixturePart(name="t", data=text, share=0.5)]
     found = Stream(parts, seed=0, tokens=256, context=100)
     sizes = [len(found.batch(step).ids) for step in range(batches_in_block(99, 256))]
     assert max(sizes) - min(sizes) <= 1
@@ -91,7 +93,7 @@ def test_cut_parts_fill_the_batches_to_one_level(tmp_path: Path) -> None:
 
 def test_without_cut_parts_batches_are_nearly_level(tmp_path: Path) -> None:
     data = make_set(tmp_path / "s", np.random.default_rng(0).integers(1, 100, 300).tolist(), whole=True)
-    found = Stream([Part(name="s", data=data, share=1)], seed=0, tokens=800, context=100)
+    found = Stream([MixturePart(name="s", data=data, share=1)], seed=0, tokens=800, context=100)
     sizes = [len(found.batch(step).ids) for step in range(batches_in_block(99, 800))]
     assert max(sizes) - min(sizes) <= 10 and abs(np.mean(sizes) - 800) <= 13
 
@@ -99,7 +101,7 @@ def test_without_cut_parts_batches_are_nearly_level(tmp_path: Path) -> None:
 def test_buckets_bring_equal_shares_of_tokens(tmp_path: Path) -> None:
     lengths = [3] * 100 + [40] * 4 + [90]
     data = make_set(tmp_path / "s", lengths)
-    parts = buckets(Part(name="s", data=data, share=1.0), [10, 60, 200])
+    parts = buckets(MixturePart(name="s", data=data, share=1.0), [10, 60, 200])
     found = Stream(parts, seed=0, tokens=300, context=100)
     counts = Counter(len(row) for step in range(40) for row in rows(found.batch(step)))
     assert set(counts) == {3, 40, 90}
@@ -109,7 +111,7 @@ def test_buckets_bring_equal_shares_of_tokens(tmp_path: Path) -> None:
 def test_a_resumed_stream_and_other_processes_get_the_same_batches(tmp_path: Path) -> None:
     chats = make_set(tmp_path / "c", list(range(1, 16)) * 9, learn=True, whole=True)
     text = make_set(tmp_path / "t", [70, 30, 20], first=9000)
-    parts = [Part(name="c", data=chats, share=0.3), Part(name="t", data=text, share=0.7)]
+    parts = [MixturePart(name="c", data=chats, share=0.3), MixturePart(name="t", data=text, share=0.7)]
     place = {"seed": 5, "tokens": 24, "context": CONTEXT}
     unbroken = Stream(parts, **place)
     straight = [unbroken.batch(step) for step in range(120)]
@@ -124,21 +126,21 @@ def test_a_resumed_stream_and_other_processes_get_the_same_batches(tmp_path: Pat
 
 def test_too_long_documents_of_a_whole_set_are_left_out_and_counted(tmp_path: Path) -> None:
     data = make_set(tmp_path / "s", [5, CONTEXT + 1, CONTEXT, 90], whole=True)
-    found = Stream([Part(name="s", data=data, share=1)], **PLACE)
+    found = Stream([MixturePart(name="s", data=data, share=1)], **PLACE)
     assert found.left_out == {"s": 2}
     assert {len(row) for step in range(30) for row in rows(found.batch(step))} == {5, CONTEXT}
     with pytest.raises(ConfigError, match="no document of s fits a context of 4 tokens"):
-        Stream([Part(name="s", data=data, share=1)], seed=0, tokens=32, context=4)
+        Stream([MixturePart(name="s", data=data, share=1)], seed=0, tokens=32, context=4)
     with pytest.raises(ConfigError, match="less than one token of a batch of 32"):
-        Stream([Part(name=n, data=data, share=s) for n, s in (("a", 1), ("b", 0.01))], **PLACE)
+        Stream([MixturePart(name=n, data=data, share=s) for n, s in (("a", 1), ("b", 0.01))], **PLACE)
     with pytest.raises(ConfigError, match="a batch of 9 tokens cannot hold a piece of 16"):
-        Stream([Part(name="s", data=data, share=1)], seed=0, tokens=9, context=CONTEXT)
+        Stream([MixturePart(name="s", data=data, share=1)], seed=0, tokens=9, context=CONTEXT)
 
 
 def test_a_batch_without_pieces_teaches_nothing(tmp_path: Path) -> None:
     shares = {"a": 0.34, "b": 0.33, "c": 0.33}  # by their remainders some block has 63 pieces for 64 batches
     sets = {name: make_set(tmp_path / name, [7] * 5, first=100, whole=True) for name in shares}
-    parts = [Part(name=name, data=sets[name], share=share) for name, share in shares.items()]
+    parts = [MixturePart(name=name, data=sets[name], share=share) for name, share in shares.items()]
     found = Stream(parts, seed=0, tokens=7, context=7)
     empty = [batch for batch in map(found.batch, range(256)) if batch.ids[0] == 0]
     assert empty and all(batch.targets.tolist() == [-1] and batch.cu_rows[-1] == 1 for batch in empty)

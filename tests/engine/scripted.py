@@ -9,10 +9,11 @@ import numpy as np
 
 from minicpm4.engine.engine import Engine, EngineLimits
 from minicpm4.engine.outputs import Event, Prefilled, Sampled
-from minicpm4.engine.request import NoText
-from minicpm4.engine.runner import Visit
-from minicpm4.engine.scheduler import Rows, StepPlan
+from minicpm4.engine.params import SamplingParams
+from minicpm4.engine.runner import StepResult
+from minicpm4.engine.steps import StepPlan
 from minicpm4.kernels.ref import RefOps
+from minicpm4.text.stream import NoText
 from tests.engine.model_cache import ModelCache
 
 VOCAB = 12
@@ -31,34 +32,49 @@ class ScriptedRunner:
         self.fail: Callable[[], None] = lambda: None
         self.logits = logits_of
         self.plans: list[StepPlan] = []
+        self.version = 0
 
-    def execute(self, plan: StepPlan) -> np.ndarray:
+    def execute(self, plan: StepPlan) -> StepResult:
         assert self.cache is not None
         self.fail()
         self.plans.append(plan)
         self.cache.run(plan)
-        rows = [self.logits(rows.sequence.tokens) for rows in plan.rows if rows.sample]
-        return np.array(rows, np.float32).reshape(-1, VOCAB)
+        rows = [
+            self.logits(span.sequence.tokens[: end + 1])
+            for span in plan.spans
+            for end in range(span.stop - span.num_logits, span.stop)
+        ]
+        return StepResult(np.array(rows, np.float32).reshape(-1, VOCAB), lambda rows: rows, {})
 
-    def score(self, rows: Rows, visit: Visit) -> None:
-        assert self.cache is not None
-        self.cache.verify(rows.sequence)
-        self.cache.write(rows.sequence, rows.start, rows.start + rows.count)
-        for position in range(rows.start, rows.start + rows.count):
-            visit(position, self.logits(rows.sequence.tokens[: position + 1])[None])
+
+class NumberedEngine(Engine):
+    """Numbers its requests, and returns the events of each step, as a driver would."""
+
+    asked = 0
+
+    def ask(self, ids: Any, params: SamplingParams) -> int:
+        self.add(self.asked, ids, params)
+        self.asked += 1
+        return self.asked - 1
+
+    def events_of_step(self) -> list[Event]:
+        self.step()
+        found = list(self.events)
+        self.events.clear()
+        return found
 
 
 def make_engine(
     *, ends: tuple[int, ...] = (), seed: int | None = 0, **sizes: Any
-) -> tuple[Engine, ScriptedRunner]:
+) -> tuple[NumberedEngine, ScriptedRunner]:
     """An engine of 4-token pages over a ScriptedRunner."""
     limits = {"context": 40, "num_pages": 40, "max_rows": 8, "max_sequences": 4} | sizes
     runner = ScriptedRunner()
-    engine = Engine(
+    engine = NumberedEngine(
         runner,
         RefOps(),
         EngineLimits(vocab_size=VOCAB, page_size=4, **limits),
-        text_streams=lambda stop, ids: NoText(ids),
+        text_streams=lambda stop, ids, skip: NoText(ids),
         end_ids=ends,
         seed=seed,
     )
@@ -66,13 +82,13 @@ def make_engine(
     return engine, runner
 
 
-def run(engine: Engine) -> list[Event]:
+def run(engine: NumberedEngine) -> list[Event]:
     """Step until there is no work."""
     events = []
     for _ in range(2000):
-        if not engine.has_work:
+        if not engine.has_work and not engine.events:
             return events
-        events += engine.step()
+        events += engine.events_of_step()
     raise AssertionError("the engine does not come to an end")
 
 

@@ -21,8 +21,9 @@ from minicpm4.evals.random_model import random_checkpoint
 from minicpm4.formats import open_checkpoint
 from minicpm4.kernels import registry
 from minicpm4.kernels.cpu import emulated_levels, isa_levels
-from minicpm4.kernels.machine import cpu_name, watch_others
-from minicpm4.model.loader import read_config
+from minicpm4.machine import cpu_name, watch_others
+from minicpm4.model.source import read_config
+from minicpm4.model.weight_plan import plan_weights
 from tests.engine.conftest import SPARSE
 
 Make = Callable[..., LLM]
@@ -46,7 +47,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def key(weights: str = "auto", kv: str = "bf16", **machine: Any) -> calibration.Key:
-    return calibration.key(MACHINE | machine, RANDOM, RANDOM.config, weights, kv)
+    return calibration.key(MACHINE | machine, RANDOM.config, plan_weights(RANDOM, RANDOM.config, weights), kv)
 
 
 def test_what_was_saved_is_found_under_its_key_alone(place: Path) -> None:
@@ -58,6 +59,19 @@ def test_what_was_saved_is_found_under_its_key_alone(place: Path) -> None:
     assert all(calibration.load(other) is None for other in others)
     assert list(calibration.entries(MACHINE)) == [(key(), FOUND)]
     assert list(calibration.entries(MACHINE | {"cores": 3})) == []
+
+
+def test_windows_of_layers_are_part_of_the_key(place: Path) -> None:
+    def windowed(*windows: int) -> calibration.Key:
+        layers = RANDOM.config.num_hidden_layers
+        config = replace(RANDOM.config, windows=(windows * layers)[:layers])
+        return calibration.key(MACHINE, config, plan_weights(RANDOM, config), "bf16")
+
+    file = calibration.save(windowed(64, 0), FOUND)
+    assert calibration.load(windowed(64, 0)) == calibration.load(windowed(0, 64)) == FOUND
+    assert file.is_file() and windowed() == key()
+    for other in (key(), windowed(64), windowed(128, 0)):
+        assert calibration.load(other) is None
 
 
 def test_other_sparse_settings_are_kept_beside_new_ones(place: Path) -> None:
@@ -161,14 +175,15 @@ def test_a_model_without_sparse_settings_stays_dense() -> None:
 
 
 def test_an_engine_uses_what_was_measured(place: Path, checkpoint: Path, make_llm: Make) -> None:
-    there = registry.machine()
+    there = registry.speed_key()
     assert there is not None
     opened = open_checkpoint(checkpoint)
     sparse = {"sparse": {**SPARSE}}
     before = make_llm(threads=None, **sparse)
     assert "chunk 512, not calibrated (see minicpm4 doctor --calibrate)" in before.description
+    config = read_config(opened)
     found = replace(FOUND, crossovers=(Crossover(sparse=selection(SETTINGS), prefill=300, decode=8200),))
-    calibration.save(calibration.key(there, opened, read_config(opened), "auto", "float32"), found)
+    calibration.save(calibration.key(there, config, plan_weights(opened, config), "float32"), found)
     long = {"context": 9000, **sparse}
     llm = make_llm(threads=None, **long)
     assert "chunk 256, calibrated" in llm.description
@@ -186,21 +201,21 @@ def test_an_engine_uses_what_was_measured(place: Path, checkpoint: Path, make_ll
 
 
 def test_the_machine_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    there = registry.machine()
+    there = registry.speed_key()
     assert there is not None
     assert there["cpu"] == cpu_name() != ""
     levels = isa_levels() + emulated_levels()
-    names = {registry.machine(isa=level)["kernels"] for level in levels}  # type: ignore[index]
+    names = {registry.speed_key(isa=level)["kernels"] for level in levels}  # type: ignore[index]
     assert len(names) == len(levels) and there["kernels"] in names
-    assert registry.machine("ref") is None
+    assert registry.speed_key("ref") is None
     monkeypatch.setattr(registry, "cpu", None)
-    assert registry.machine() is None
+    assert registry.speed_key() is None
 
 
 def test_other_work_is_a_share(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     stat = tmp_path / "stat"
     stat.write_text("cpu  100 0 0 0 0 0 0 0 0 0\n")
-    monkeypatch.setattr("minicpm4.kernels.machine.STAT", stat)
+    monkeypatch.setattr("minicpm4.machine.system.PROC", tmp_path)
     share = watch_others()
     assert share() == 0.0
     stat.write_text("cpu  90000000 0 0 0 0 0 0 0 0 0\n")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from minicpm4.engine.outputs import Failed, Sampled
 from minicpm4.engine.params import SamplingParams
-from minicpm4.errors import CheckpointError, RequestError
+from minicpm4.errors import CheckpointError, EngineError, RequestError
 from tests.engine.scripted import VOCAB, logits_of, make_engine, read_of, run, tokens_of
 
 
@@ -28,7 +28,7 @@ def plain_greedy(prompt: list[int], new: int) -> list[int]:
 
 def test_greedy_tokens_are_the_best_ones() -> None:
     engine, _ = make_engine()
-    number = engine.add_request([1, 2, 3], greedy())
+    number = engine.ask([1, 2, 3], greedy())
     assert tokens_of(run(engine), number) == plain_greedy([1, 2, 3], 6)
 
 
@@ -50,7 +50,7 @@ def test_batching_changes_nothing(
     numbers, alone = [], []
     for prompt, new, is_greedy in wanted:
         params = SamplingParams(max_tokens=new, temperature=0.0 if is_greedy else 1.0, seed=new)
-        numbers.append(together.add_request(prompt, params))
+        numbers.append(together.ask(prompt, params))
         single, _ = make_engine()
         alone.append(tokens_of(run_one(single, prompt, params), 0))
     events = run(together)
@@ -58,20 +58,20 @@ def test_batching_changes_nothing(
 
 
 def run_one(engine: Any, prompt: list[int], params: SamplingParams) -> list[Any]:
-    engine.add_request(prompt, params)
+    engine.ask(prompt, params)
     return run(engine)
 
 
 def test_the_prompt_is_reported_as_it_is_read() -> None:
     engine, _ = make_engine()
-    number = engine.add_request([1] * 20, greedy(2))
+    number = engine.ask([1] * 20, greedy(2))
     assert read_of(run(engine), number) == [8, 16, 20]
 
 
 def test_a_cached_prompt_is_reported_from_there_on() -> None:
     engine, _ = make_engine()
     run_one(engine, [1] * 20, greedy(2))
-    number = engine.add_request([1] * 20, greedy(2))
+    number = engine.ask([1] * 20, greedy(2))
     events = run(engine)
     assert read_of(events, number) == [20]
     assert last_metrics(events).cached_tokens == 16
@@ -85,15 +85,15 @@ def test_metrics_count_tokens_and_seconds() -> None:
     engine, _ = make_engine()
     metrics = last_metrics(run_one(engine, [1] * 9, greedy(5)))
     assert (metrics.prompt_tokens, metrics.cached_tokens, metrics.new_tokens) == (9, 0, 5)
-    assert metrics.prefill_s > 0 and metrics.decode_s > 0 and metrics.accept_length == 1.0
+    assert metrics.prefill_s > 0 and metrics.decode_s > 0 and metrics.accept_length is None
     assert (metrics.attention, metrics.blocks_read_share) == ("dense", 1.0)
 
 
 def test_samples_fork_after_the_prompt_and_share_its_pages() -> None:
     engine, runner = make_engine()
-    number = engine.add_request([1] * 10, SamplingParams(n=3, max_tokens=4, seed=5))
+    number = engine.ask([1] * 10, SamplingParams(n=3, max_tokens=4, seed=5))
     events = run(engine)
-    assert sum(rows.count for plan in runner.plans for rows in plan.rows) == 10 + 3 * 3
+    assert sum(span.count for plan in runner.plans for span in plan.spans) == 10 + 3 * 3
     samples = [tokens_of(events, number, index) for index in range(3)]
     assert all(len(sample) == 4 for sample in samples) and len({tuple(s) for s in samples}) > 1
     assert [len(plan.copies) for plan in runner.plans].count(2) == 1, "two of three copy the partial page"
@@ -101,7 +101,7 @@ def test_samples_fork_after_the_prompt_and_share_its_pages() -> None:
 
 def test_more_samples_than_sequences_all_end() -> None:
     engine, _ = make_engine(max_sequences=2)
-    number = engine.add_request([1] * 10, SamplingParams(n=7, max_tokens=3, seed=1))
+    number = engine.ask([1] * 10, SamplingParams(n=7, max_tokens=3, seed=1))
     events = run(engine)
     assert all(len(tokens_of(events, number, index)) == 3 for index in range(7))
     assert last_metrics(events).new_tokens == 21
@@ -109,8 +109,8 @@ def test_more_samples_than_sequences_all_end() -> None:
 
 def test_first_sample_is_that_of_a_single_one() -> None:
     engine, _ = make_engine()
-    one = engine.add_request([1, 2], SamplingParams(max_tokens=5, seed=3))
-    two = engine.add_request([1, 2], SamplingParams(max_tokens=5, seed=3, n=2))
+    one = engine.ask([1, 2], SamplingParams(max_tokens=5, seed=3))
+    two = engine.ask([1, 2], SamplingParams(max_tokens=5, seed=3, n=2))
     events = run(engine)
     assert tokens_of(events, one) == tokens_of(events, two)
 
@@ -124,7 +124,7 @@ def test_engine_seed_makes_unseeded_requests_repeatable(seeds: tuple[Any, Any], 
 
 def test_two_unseeded_requests_differ() -> None:
     engine, _ = make_engine()
-    numbers = [engine.add_request([1], SamplingParams(max_tokens=20)) for _ in range(2)]
+    numbers = [engine.ask([1], SamplingParams(max_tokens=20)) for _ in range(2)]
     events = run(engine)
     assert tokens_of(events, numbers[0]) != tokens_of(events, numbers[1])
 
@@ -172,18 +172,18 @@ def test_logprobs_come_with_each_token() -> None:
 
 def test_abort_ends_with_what_there_is() -> None:
     engine, _ = make_engine()
-    number = engine.add_request([1, 2], greedy(20))
+    number = engine.ask([1, 2], greedy(20))
     engine.step()
     engine.step()
     engine.abort(number)
-    last = engine.step()[-1]
+    last = engine.events_of_step()[-1]
     assert last.piece.finish_reason == "abort" and last.piece.metrics.new_tokens == 2
     assert not engine.has_work and engine.scheduler.pages.num_available == 40
 
 
 def test_an_interrupted_step_is_run_again() -> None:
     engine, runner = make_engine()
-    number = engine.add_request([1] * 10, greedy())
+    number = engine.ask([1] * 10, greedy())
     engine.step()
     runner.fail = interrupt
     with pytest.raises(KeyboardInterrupt):
@@ -196,8 +196,8 @@ def test_an_interrupt_before_the_copies_of_a_fork_loses_none() -> None:
     params = SamplingParams(n=3, max_tokens=6, seed=2)
     expected = run_one(make_engine()[0], [1] * 10, params)
     engine, runner = make_engine()
-    engine.add_request([1] * 10, params)
-    events = engine.step() + engine.step()
+    engine.ask([1] * 10, params)
+    events = engine.events_of_step() + engine.events_of_step()
     runner.fail = interrupt
     with pytest.raises(KeyboardInterrupt):
         engine.step()
@@ -210,28 +210,40 @@ def interrupt() -> None:
     raise KeyboardInterrupt
 
 
-def test_an_interrupt_in_the_bookkeeping_drops_requests_but_not_the_engine() -> None:
-    engine, runner = make_engine()
-    dropped = engine.add_request([1] * 10, greedy())
+def test_an_interrupt_in_the_bookkeeping_costs_no_request() -> None:
+    engine, _ = make_engine()
+    number = engine.ask([1] * 10, greedy())
     engine.scheduler.commit = lambda plan: interrupt()  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         engine.step()
-    runner.cache.pages = engine.scheduler.pages
-    assert not engine.is_active(dropped) and not engine.has_work
-    number = engine.add_request([2], greedy())
-    assert tokens_of(run(engine), number) == plain_greedy([2], 6)
+    assert tokens_of(run(engine), number) == plain_greedy([1] * 10, 6)
+
+
+def test_an_interrupt_while_a_token_is_taken_fails_its_request_by_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine, _ = make_engine()
+    torn, other = engine.ask([1, 2], greedy()), engine.ask([2], greedy())
+    monkeypatch.setattr("minicpm4.engine.engine.sample", lambda *_: interrupt())
+    with pytest.raises(KeyboardInterrupt):
+        engine.step()
+    monkeypatch.undo()
+    events = run(engine)
+    (failed,) = [event for event in events if isinstance(event, Failed)]
+    assert failed.request_id == torn and isinstance(failed.error, EngineError)
+    assert tokens_of(events, other) == plain_greedy([2], 6)
 
 
 def test_one_failing_request_leaves_the_others_alone() -> None:
     engine, runner = make_engine()
-    bad = engine.add_request([7] * 3, greedy(n=2, logprobs=1))
-    good = engine.add_request([1, 2], greedy())
+    engine.ask([7] * 3, greedy(n=2, logprobs=1))
+    good = engine.ask([1, 2], greedy())
     nan = np.full(VOCAB, np.nan, np.float32)
     runner.logits = lambda tokens: nan if tokens[0] == 7 and len(tokens) > 3 else logits_of(tokens)
     events = run(engine)
     errors = [e.error for e in events if isinstance(e, Failed)]
     assert len(errors) == 1 and isinstance(errors[0], CheckpointError)
-    assert tokens_of(events, good) == plain_greedy([1, 2], 6) and not engine.is_active(bad)
+    assert tokens_of(events, good) == plain_greedy([1, 2], 6)
     assert engine.scheduler.pages.num_available == 40
 
 
@@ -240,7 +252,11 @@ def test_scoring_shows_every_row_in_order() -> None:
     ids = [i % VOCAB for i in range(21)]
     seen: dict[int, np.ndarray] = {}
     steps: list[tuple[int, int]] = []
-    engine.score(ids, lambda p, x: seen.update({p: x[0].copy()}), lambda *done: steps.append(done))
+
+    def visit(first: int, logits: np.ndarray) -> None:
+        seen.update({first + i: row for i, row in enumerate(logits)})
+
+    engine.score(ids, visit, lambda *done: steps.append(done))
     assert list(seen) == list(range(21)) and steps == [(8, 21), (16, 21), (21, 21)]
     np.testing.assert_array_equal(seen[20], logits_of(ids))
     assert engine.scheduler.pages.num_available == 40
@@ -266,7 +282,7 @@ REFUSALS: list[tuple[list[Any], dict[str, Any], str]] = [
 def test_what_cannot_be_served_is_refused(ids: list[Any], options: dict[str, Any], message: str) -> None:
     engine, _ = make_engine()
     with pytest.raises(RequestError, match=message):
-        engine.add_request(ids, SamplingParams(**options))
+        engine.ask(ids, SamplingParams(**options))
     assert not engine.has_work
 
 
@@ -278,8 +294,47 @@ def test_scoring_beyond_the_context_is_refused() -> None:
 
 def test_scoring_while_requests_hold_the_pages_is_refused() -> None:
     engine, _ = make_engine(num_pages=10)
-    engine.add_request([1] * 30, greedy())
+    engine.ask([1] * 30, greedy())
     engine.step()
     with pytest.raises(RequestError, match=r"the text needs 5 pages, 2 are free"):
         engine.score([1] * 20, lambda *_: None)
     run(engine)
+
+
+def test_sampled_tokens_come_with_the_probability_of_their_draw() -> None:
+    """RL divides by it: at temperature 1 without filters it is the model's own, with top_k = 1 certainty."""
+    engine, _ = make_engine()
+    for options, own in (({"temperature": 1.0}, True), ({"top_k": 1}, False)):
+        events = run_one(engine, [3], SamplingParams(max_tokens=4, seed=1, logprobs=0, **options))
+        for event in events:
+            for entry in (event.piece.logprobs or []) if isinstance(event, Sampled) else []:
+                expected = entry.logprob if own else 0.0
+                assert entry.sampling_logprob == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_request_that_fails_while_it_is_made_leaves_nothing_behind() -> None:
+    """It was queued before its owner was registered: every later step met a sequence of nobody."""
+    engine, _ = make_engine()
+    engine._sample = lambda *_: interrupt()  # type: ignore[method-assign,assignment,return-value]
+    with pytest.raises(KeyboardInterrupt):
+        engine.ask([1, 2], greedy())
+    del engine._sample
+    assert not engine.has_work
+    assert tokens_of(run_one(engine, [1, 2], greedy()), 0) == plain_greedy([1, 2], 6)
+
+
+def test_adding_a_request_again_changes_nothing() -> None:
+    engine, _ = make_engine()
+    for _ in range(2):
+        engine.add(0, [1, 2], greedy())
+    assert tokens_of(run(engine), 0) == plain_greedy([1, 2], 6)
+
+
+def test_requests_go_on_after_the_pages_are_forgotten() -> None:
+    engine, _ = make_engine()
+    number = engine.ask([1] * 10, greedy(n=2))
+    events = engine.events_of_step() + engine.events_of_step() + engine.events_of_step()
+    engine.start_over()
+    events += run(engine)
+    for index in range(2):
+        assert tokens_of(events, number, index) == plain_greedy([1] * 10, 6)

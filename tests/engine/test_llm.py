@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,17 @@ def test_text_ends_before_a_stop_string_of_several_tokens(make_llm: Make) -> Non
     assert out.token_ids == plain.token_ids[: len(out.token_ids)] and len(out.token_ids) < 30
 
 
+def test_a_stop_string_may_name_a_special_token(make_llm: Make) -> None:
+    llm = make_llm()
+    turn = llm.tokenizer.token_to_id("<|im_start|>")
+    assert turn is not None
+    params = {"max_tokens": 40, "seed": 3, "logit_bias": {turn: 1e4, 97: 1e4}, "ignore_eos": True}
+    out = llm.generate("abc", SamplingParams(**params, stop=["<|im_start|>"]))
+    assert out.finish_reason == "stop" and out.token_ids[-1] == turn and turn not in out.token_ids[:-1]
+    shown = llm.generate("abc", SamplingParams(**params, skip_special_tokens=False))
+    assert shown.text == "".join("a" if i == 97 else "<|im_start|>" for i in shown.token_ids)
+
+
 def test_a_stream_gives_the_text_in_pieces(make_llm: Make) -> None:
     llm = make_llm()
     whole = llm.generate("hello", greedy())
@@ -186,16 +198,38 @@ def test_closing_a_stream_frees_its_pages(make_llm: Make) -> None:
     assert not llm.engine.scheduler.has_work and pages.num_available == pages.num_pages
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_ctrl_c_is_not_swallowed_where_a_stream_is_collected(
+    make_llm: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm, struck = make_llm(), iter([KeyboardInterrupt()])
+
+    def peak() -> int:
+        for interrupt in struck:
+            raise interrupt
+        return 0
+
+    stream = llm.stream([1, 2], greedy(20))
+    next(stream)
+    monkeypatch.setattr("minicpm4.engine.request.peak_memory", peak)
+    del stream
+    with pytest.raises(KeyboardInterrupt):  # it hits whoever has the engine do something next
+        llm.generate([3], greedy())
+    assert llm.generate([3], greedy()).token_ids
+    pages = llm.engine.scheduler.pages  # type: ignore[attr-defined]
+    assert pages.num_available == pages.num_pages
+
+
 def test_an_interrupt_leaves_the_llm_usable(make_llm: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     llm = make_llm()
     expected = llm.generate("hello", greedy()).token_ids
     calls = iter([False] * 3 + [True] + [False] * 100)
     original = runner_module.forward
 
-    def forward(*args: Any) -> Any:
+    def forward(*args: Any, **more: Any) -> Any:
         if next(calls):
             raise KeyboardInterrupt
-        return original(*args)
+        return original(*args, **more)
 
     monkeypatch.setattr(runner_module, "forward", forward)
     with pytest.raises(KeyboardInterrupt):
@@ -267,7 +301,12 @@ def test_a_context_beyond_the_models_is_warned_about(
 
 REQUESTS: list[tuple[Any, Any, str]] = [
     ("", None, r"the prompt is empty"),
-    ([], None, r"the prompt is empty"),
+    (np.zeros(0, int), None, r"the prompt is empty"),
+    ("a", [], r"1 prompts came with 0 params"),
+    ("a", {}, r"params is a dict\. pass SamplingParams"),
+    ([[]], None, r"the prompt is empty"),
+    ([{}], None, r"token \{\} at position 0 is not in the vocabulary"),
+    ({"a": 1}, None, r"a dict was given, not token ids"),
     ([320], None, r"token 320 at position 0 is not in the vocabulary of 320"),
     ([1] * 512, None, r"the prompt has 512 tokens, prompt and answer together may have 512 \(context\)"),
     (["a", "b"], [SamplingParams()], r"2 prompts came with 1 params"),
@@ -284,6 +323,49 @@ def test_a_wrong_request_is_refused(make_llm: Make, prompts: Any, params: Any, m
     with pytest.raises(RequestError, match=message):
         llm.generate(prompts, params)
     assert not llm.engine.scheduler.has_work
+
+
+@pytest.mark.parametrize(
+    "prompts", [[], (), iter([]), np.zeros((0, 3), int)], ids=["list", "tuple", "iterator", "array"]
+)
+@pytest.mark.parametrize("params", [None, [], greedy()], ids=["none", "empty", "one"])
+def test_no_prompts_have_no_outputs(make_llm: Make, prompts: Any, params: Any) -> None:
+    assert make_llm().generate(prompts, params) == []
+
+
+def test_every_shape_of_a_batch_is_the_same_batch(make_llm: Make) -> None:
+    llm, batch = make_llm(), [[1, 2, 3], [4, 5, 6]]
+    expected = [llm.generate(ids, greedy()).token_ids for ids in batch]
+    shapes: list[Any] = [batch, tuple(map(tuple, batch)), iter(batch), np.array(batch), list(np.array(batch))]
+    for prompts in shapes:
+        outputs = llm.generate(prompts, (greedy() for _ in batch))
+        assert [out.token_ids for out in outputs] == expected
+    assert llm.generate(iter(batch[0]), greedy()).token_ids == expected[0]
+
+
+def test_of_a_list_of_params_some_may_be_none(make_llm: Make) -> None:
+    llm, ids = make_llm(), [[1, 2], [3]]
+    alone = llm.generate(ids[0], greedy()).token_ids
+    assert [len(out.outputs) for out in llm.generate(ids, [greedy(n=2), None])] == [2, 1]
+    assert llm.generate(ids, [greedy(), None])[0].token_ids == alone
+
+
+TALK = [{"role": "user", "content": "hi"}]
+WRONG_TYPES: list[tuple[Callable[[LLM], Any], str]] = [
+    (lambda llm: llm.generate([1], progress=5), r"progress is a int\. pass a function of"),
+    (lambda llm: llm.stream([1], progress="x"), r"progress is a str\. pass a function of"),
+    (lambda llm: llm.logits([1], progress=5), r"progress is a int\. pass a function of"),
+    (lambda llm: llm.nll([1, 2], progress=5), r"progress is a int\. pass a function of"),
+    (lambda llm: llm.chat(TALK, enable_thinking="x"), r"enable_thinking is a str\. give True, False"),
+    (lambda llm: llm.refill(None), r"a NoneType is no model\. give a name"),
+]
+
+
+@pytest.mark.parametrize(("use", "message"), WRONG_TYPES)
+def test_a_wrong_type_is_refused(make_llm: Make, use: Callable[[LLM], Any], message: str) -> None:
+    llm = make_llm()
+    with pytest.raises((ConfigError, RequestError), match=message):
+        use(llm)
 
 
 def test_streams_refuse_at_the_call(make_llm: Make) -> None:
@@ -309,6 +391,10 @@ def test_a_closed_llm_says_so(make_llm: Make) -> None:
 LOADS: list[tuple[dict[str, Any], type[Minicpm4Error], str]] = [
     ({"attention": "sprase"}, ConfigError, r"did you mean 'sparse'"),
     ({"backend": "cpuu"}, ConfigError, r"did you mean 'cpu'"),
+    ({"weights": None}, ConfigError, r"weights = None is not a weight format"),
+    ({"weights": ["int4"]}, ConfigError, r"weights = \['int4'\] is not a weight format"),
+    ({"seed": 10**5000, "context": "x"}, ConfigError, r"context = 'x' is not an integer"),
+    ({"progress": 5}, ConfigError, r"progress is a int\. pass a function of \(done, total\)"),
     ({"context": 1 << 24, "kv": "float32"}, MemoryPlanError, r"a context of 16,777,216 tokens needs .* fits"),
 ]
 
@@ -321,7 +407,7 @@ def test_a_wrong_load_is_refused(
     message: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("minicpm4.engine.load.available_memory", lambda: 10**9)
+    monkeypatch.setattr("minicpm4.kernels.contract.available_memory", lambda: 10**9)
     with pytest.raises(error, match=message):
         make_llm(**options)
 
@@ -344,17 +430,40 @@ def test_every_public_name_is_there() -> None:
         minicpm4.LMM  # noqa: B018
 
 
-def test_sampling_defaults_are_the_checkpoints(
-    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_a_stop_string_without_tokenizer_is_refused_and_breaks_nothing(
+    checkpoint: Path, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "copy"
-    shutil.copytree(checkpoint, folder)
-    with LLM(folder, threads=1) as llm:
-        file = folder / "generation_config.json"
-        file.write_text('{"temperature": 0.8, "top_p": 0.9, "max_length": 10}')
-        assert llm.sampling_defaults == {"temperature": 0.8, "top_p": 0.9}
-        file.write_text('{"temperature": -1}')
-        assert llm.sampling_defaults == {}
-        assert "generation_config.json is ignored: temperature" in caplog.text
-        file.unlink()
-        assert llm.sampling_defaults == {}
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(checkpoint / name, tmp_path / name)
+    with LLM(tmp_path, threads=1) as llm:
+        expected = llm.generate([1, 2, 3], greedy()).token_ids
+        for _ in range(2):
+            with pytest.raises(TextError, match="holds no tokenizer"):
+                llm.generate([1, 2, 3], greedy(stop="a"))
+            assert llm.generate([1, 2, 3], greedy()).token_ids == expected
+
+
+@pytest.mark.parametrize("attention", ATTENTION, ids=["dense", "sparse"])
+def test_threads_share_an_llm(make_llm: Make, attention: dict[str, Any]) -> None:
+    """Batches, streams, chats and scores at the same time, each as it would be alone."""
+    llm = make_llm(**attention)
+    talk = [{"role": "user", "content": "hi " * 20}]
+    calls: list[Callable[[], Any]] = [
+        lambda: [out.token_ids for out in llm.generate([prompt(90, 1), prompt(20, 2)], greedy())],
+        lambda: [token for piece in llm.stream(prompt(70, 3), greedy()) for token in piece.token_ids],
+        lambda: llm.chat(talk, greedy()).token_ids,
+        lambda: llm.nll(prompt(80, 4)).tolist(),
+    ]
+    alone = [call() for call in calls]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda i: calls[i % 4](), range(24)))
+    assert together == alone * 6
+    pages = llm.engine.scheduler.pages
+    assert not llm.engine.has_work and pages.num_available == pages.num_pages
+
+
+def test_an_llm_is_not_used_from_within_its_own_progress(make_llm: Make) -> None:
+    llm = make_llm()
+    with pytest.raises(RequestError, match="from within its own work"):
+        llm.nll(prompt(20), progress=lambda *_: llm.generate("a"))
+    assert llm.generate("a", greedy()).token_ids

@@ -60,6 +60,21 @@ def test_sparse_means_always_unless_the_caller_set_dense_len(sparse: Any, dense_
     assert found is not None and found.dense_len == dense_len
 
 
+def test_the_default_length_counts_where_the_caller_gives_it() -> None:
+    """It was taken for "not given" once, for it equals the default."""
+    for given in (SparseConfig(dense_len=8192), {"dense_len": 8192}):
+        found = resolved(OWN, attention="sparse", sparse=given, context=20000)
+        assert found is not None and found.dense_len == 8192
+    for left_open in (SparseConfig(), {"dense_len": None}, None):
+        found = resolved(OWN, attention="sparse", sparse=left_open, context=20000)
+        assert found is not None and found.dense_len == -1
+
+
+def test_what_is_resolved_says_from_where_on() -> None:
+    found = resolved(SparseConfig(), context=20000)
+    assert found is not None and found.dense_len == 8192
+
+
 def test_sparse_without_any_settings_takes_defaults() -> None:
     assert resolved(None, attention="sparse") == SparseConfig(dense_len=-1)
 
@@ -72,6 +87,7 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"context": 0}, r"context = 0 is outside 1 to"),
     ({"context": 10.0}, r"context = 10\.0 is not an integer"),
     ({"threads": -1}, r"threads = -1 is outside 1 to"),
+    ({"threads": 1025}, r"threads = 1025 is outside 1 to 1024"),
     ({"max_batch": 0}, r"max_batch = 0 is outside 1 to"),
     ({"chunk": 0}, r"chunk = 0 is outside 1 to"),
     ({"prefix_cache": "no"}, r"prefix_cache = 'no' is not true or false"),
@@ -90,7 +106,7 @@ def test_a_wrong_option_is_refused(options: dict[str, Any], message: str) -> Non
     ("sparse", "message"),
     [
         ({"tpok": 3}, r"sparse has an unknown key 'tpok'\. did you mean 'topk'\?"),
-        ({"topk": 0}, r"sparse_config\.topk = 0 is out of range"),
+        ({"topk": 0}, r"sparse_config\.topk = 0 is outside 1 to"),
         ([3], r"sparse is a list\. give a SparseConfig or a mapping"),
     ],
 )

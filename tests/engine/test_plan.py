@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from minicpm4.config import ModelConfig, SparseConfig
-from minicpm4.engine import memory
 from minicpm4.engine.plan import Demand, check_score, human, make_plan
 from minicpm4.errors import MemoryPlanError
 from minicpm4.kernels.pages import KVFormat
+from minicpm4.kernels.ref import RefOps
 from minicpm4.model.cache import KVPool
 
 GB = 10**9
@@ -36,11 +35,13 @@ def config(**changes: Any) -> ModelConfig:
 
 def demand(**changes: Any) -> Demand:
     values: dict[str, Any] = {
+        "ops": RefOps(),
         "config": config(),
         "sparse": None,
         "kv": "bf16",
         "page_size": 64,
         "weights": 1_000_000,
+        "kinds": frozenset({"bf16"}),
         "context": None,
         "max_batch": 8,
         "max_rows": 512,
@@ -145,45 +146,6 @@ def test_logits_that_do_not_fit_are_refused() -> None:
 )
 def test_sizes_for_people(size: int, text: str) -> None:
     assert human(size) == text
-
-
-@pytest.fixture
-def fake_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(memory, "PROC", tmp_path / "proc")
-    monkeypatch.setattr(memory, "CGROUPS", tmp_path / "cgroup")
-    (tmp_path / "proc/self").mkdir(parents=True)
-    (tmp_path / "proc/meminfo").write_text("MemTotal: 100 kB\nMemAvailable: 8000000 kB\n")
-    (tmp_path / "proc/self/cgroup").write_text("0::/user/job\n")
-    (tmp_path / "cgroup/user/job").mkdir(parents=True)
-    return tmp_path
-
-
-def test_available_memory_without_limits(fake_system: Path) -> None:
-    assert memory.available_memory() == 8_000_000 * 1024
-
-
-def test_a_group_above_limits_and_its_file_cache_is_available(fake_system: Path) -> None:
-    group = fake_system / "cgroup/user"
-    (group / "memory.max").write_text("1000000\n")
-    (group / "memory.current").write_text("700000\n")
-    (group / "memory.stat").write_text("anon 5\ninactive_file 50000\n")
-    (group / "job/memory.max").write_text("max\n")
-    (group / "job/memory.current").write_text("700000\n")
-    assert memory.available_memory() == 350_000
-
-
-def test_version_1_groups(fake_system: Path) -> None:
-    (fake_system / "proc/self/cgroup").write_text("5:cpu:/x\n4:memory:/docker/1\n")
-    group = fake_system / "cgroup/memory/docker/1"
-    group.mkdir(parents=True)
-    (group / "memory.limit_in_bytes").write_text("900")
-    (group / "memory.usage_in_bytes").write_text("1000")
-    assert memory.available_memory() == 0
-
-
-def test_this_machine_tells() -> None:
-    available = memory.available_memory()
-    assert available is not None and available > 0 and memory.resident_memory() > 1 << 20
 
 
 def test_plan_is_frozen() -> None:

@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minicpm4.engine.params import SamplingParams
-from minicpm4.engine.sampler import SampleState, distribution, log_probabilities, sample
+from minicpm4.engine.processors import adjusted, make_processors
+from minicpm4.engine.sampler import Draw, SampleState, distribution, log_probabilities
+from minicpm4.engine.sampler import sample as draw_token
 from minicpm4.errors import CheckpointError, RequestError
 from minicpm4.kernels.ref import RefOps
 
@@ -19,7 +21,16 @@ OPS = RefOps()
 
 
 def state(prompt: tuple[int, ...] = (), ends: tuple[int, ...] = (), **options: Any) -> SampleState:
-    return SampleState(SamplingParams(**options), prompt, np.random.default_rng(7), ends)
+    params = SamplingParams(**options)
+    return SampleState(params, np.random.default_rng(7), make_processors(params, prompt, ends))
+
+
+def sample(ops: Any, logits: np.ndarray, one: SampleState) -> int:
+    return draw_token(ops, logits, one).token
+
+
+def adjust(one: SampleState, logits: list[float]) -> np.ndarray:
+    return adjusted(np.array(logits, np.float32), one.processors)
 
 
 def random_logits(seed: int, size: int = 50, spread: float = 3.0) -> np.ndarray:
@@ -74,7 +85,14 @@ def test_nucleus_grows_past_its_first_candidates() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"temperature": 0.7}, {"top_k": 8}, {"top_p": 0.8}, {"min_p": 0.1}, {"top_k": 20, "top_p": 0.9}],
+    [
+        {"temperature": 1.0},
+        {"temperature": 0.7},
+        {"top_k": 8},
+        {"top_p": 0.8},
+        {"min_p": 0.1},
+        {"top_k": 20, "top_p": 0.9},
+    ],
 )
 def test_frequencies_follow_the_exact_distribution(options: dict[str, Any]) -> None:
     logits, draws = random_logits(2, 40, 1.5), 6000
@@ -108,7 +126,7 @@ def test_the_ends_of_the_draw_hit_no_forbidden_token(draw: float, token: int) ->
 def test_logits_stay_as_they_are() -> None:
     logits = random_logits(4)
     before = logits.copy()
-    sample(OPS, logits, state(logit_bias={1: 50.0}, repetition_penalty=1.5, prompt=(3, 4)))
+    sample(OPS, logits, state((3, 4), logit_bias={1: 50.0}, repetition_penalty=1.5))
     np.testing.assert_array_equal(logits, before)
 
 
@@ -120,16 +138,15 @@ def test_bias_is_added_and_can_forbid() -> None:
 
 def test_repetition_penalty_covers_prompt_and_output() -> None:
     one = state(prompt=(0,), repetition_penalty=2.0)
-    one.append(1)
-    adjusted = one.adjust(np.array([4, -4, 4], np.float32))
-    np.testing.assert_array_equal(adjusted, [2, -8, 4])
+    one.accept(1)
+    np.testing.assert_array_equal(adjust(one, [4, -4, 4]), [2, -8, 4])
 
 
 def test_presence_and_frequency_cover_the_output_only() -> None:
     one = state(prompt=(0,), presence_penalty=0.5, frequency_penalty=0.25)
     for token in (1, 1, 2):
-        one.append(token)
-    np.testing.assert_array_equal(one.adjust(np.zeros(4, np.float32)), [0, -1.0, -0.75, 0])
+        one.accept(token)
+    np.testing.assert_array_equal(adjust(one, [0] * 4), [0, -1.0, -0.75, 0])
 
 
 def test_end_tokens_are_banned_until_min_tokens() -> None:
@@ -137,7 +154,7 @@ def test_end_tokens_are_banned_until_min_tokens() -> None:
     chosen = []
     for _ in range(3):
         chosen.append(sample(OPS, logits, one))
-        one.append(chosen[-1])
+        one.accept(chosen[-1])
     assert chosen == [1, 1, 2]
 
 
@@ -150,14 +167,35 @@ def test_same_seed_draws_the_same() -> None:
 def test_logprobs_are_of_the_models_own_distribution() -> None:
     logits = random_logits(6)
     expected = logits - np.log(np.exp(logits.astype(np.float64)).sum())
-    got = log_probabilities(OPS, logits, 3, 5)
+    got = log_probabilities(OPS, logits, Draw(3, -0.5), 5)
     assert got.token_id == 3 and got.logprob == pytest.approx(expected[3], abs=1e-5)
     assert list(got.top) == np.argsort(-logits)[:5].tolist()
     assert got.top[int(logits.argmax())] == pytest.approx(expected.max(), abs=1e-5)
 
 
+FILTERS: list[dict[str, Any]] = [
+    {},
+    {"temperature": 0.7, "logit_bias": {3: 2.0, 5: float("-inf")}},
+    {"top_k": 8, "top_p": 0.9},
+    {"min_p": 0.2, "repetition_penalty": 1.5, "presence_penalty": 0.5},
+]
+
+
+@pytest.mark.parametrize("options", FILTERS)
+def test_a_draw_carries_its_log_probability_in_what_it_was_drawn_from(options: dict[str, Any]) -> None:
+    logits, one = random_logits(8, 40), state((1, 2), **options)
+    full = probabilities(adjusted(logits, one.processors), **options)
+    for _ in range(20):
+        draw = draw_token(OPS, logits, one)
+        assert draw.logprob == pytest.approx(np.log(full[draw.token]), abs=1e-9)
+
+
+def test_a_greedy_draw_was_certain() -> None:
+    assert draw_token(OPS, random_logits(9), state(temperature=0)).logprob == 0.0
+
+
 def test_no_top_logprobs_were_asked() -> None:
-    assert log_probabilities(OPS, random_logits(7), 0, 0).top == {}
+    assert log_probabilities(OPS, random_logits(7), Draw(0, 0.0), 0).top == {}
 
 
 def test_logits_that_are_no_numbers_are_refused() -> None:

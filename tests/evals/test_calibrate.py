@@ -11,7 +11,10 @@ from minicpm4.engine.calibration import selection
 from minicpm4.evals import calibrate as module
 from minicpm4.evals.calibrate import calibrate, crossover, faster
 from minicpm4.evals.random_model import RandomCheckpoint
+from minicpm4.evals.speed import BenchModel
 from minicpm4.formats.quant import QuantSpec
+from minicpm4.kernels import registry
+from minicpm4.kernels.contract import OpTable
 from tests.evals.conftest import SPARSE, TINY
 
 
@@ -60,6 +63,21 @@ def test_a_model_is_measured_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.crossovers[0].sparse == selection(sparse)
     assert found.chunk in (None, 64)
     assert found.others is None or 0 <= found.others <= 1
+
+
+def test_the_cpu_is_measured_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables: list[OpTable] = []
+
+    def asked(model: BenchModel, *rest: object) -> None:
+        tables.append(model.ops)
+        raise InterruptedError
+
+    monkeypatch.setattr(registry, "_gpu_present", lambda: True)
+    monkeypatch.setattr(module, "_threads", asked)
+    checkpoint = RandomCheckpoint(TINY, lambda name, shape: QuantSpec(kind="int4", group_size=32))
+    with pytest.raises(InterruptedError):
+        calibrate("tiny", checkpoint, TINY)
+    assert tables[0].on_host
 
 
 def test_layers_and_tokens_are_left_out() -> None:

@@ -45,15 +45,16 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Asked:
 
 
 def test_a_long_prompt_is_measured_for_once(model: str, measured: Asked) -> None:
-    said = calibrate_first(model, EngineOptions(), PROMPT)
+    said = calibrate_first(inspect(model, EngineOptions()), PROMPT)
     assert said is not None
     assert "pays from 240 tokens; chunk 256" in said
     found = inspect(model, EngineOptions())
     assert found.sparse is not None
     assert (found.sparse.dense_len, found.options.chunk) == (240, 256)
-    assert calibrate_first(model, EngineOptions(), PROMPT) is None
+    assert calibrate_first(inspect(model, EngineOptions()), PROMPT) is None
     assert len(measured) == 1
-    assert calibrate_first(model, EngineOptions(kv="int8"), PROMPT) is not None  # another shape of cache
+    other = EngineOptions(kv="int8")  # another shape of cache
+    assert calibrate_first(inspect(model, other), PROMPT) is not None
 
 
 @pytest.mark.parametrize(
@@ -70,14 +71,15 @@ def test_a_long_prompt_is_measured_for_once(model: str, measured: Asked) -> None
 def test_nothing_is_measured_where_it_decides_nothing(
     model: str, measured: Asked, options: dict[str, Any], prompt: str
 ) -> None:
-    assert calibrate_first(model, EngineOptions(**options), prompt) is None
+    assert calibrate_first(inspect(model, EngineOptions(**options)), prompt) is None
     assert measured == []
 
 
 def test_nothing_is_measured_for_a_dense_model(tmp_path: Path, measured: Asked) -> None:
     model = str(make_checkpoint(tmp_path / "dense"))
-    assert calibrate_first(model, EngineOptions(), PROMPT) is None
-    assert calibrate_first(model, EngineOptions(sparse=MODEL_SPARSE | {"dense_len": 512}), PROMPT) is None
+    assert calibrate_first(inspect(model, EngineOptions()), PROMPT) is None
+    never = EngineOptions(sparse=MODEL_SPARSE | {"dense_len": 512})
+    assert calibrate_first(inspect(model, never), PROMPT) is None
     assert measured == []
 
 
@@ -85,19 +87,19 @@ def test_nothing_is_measured_on_a_loud_machine_or_where_it_is_off(
     model: str, measured: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(first_use, "_loud", lambda: True)
-    assert calibrate_first(model, EngineOptions(), PROMPT) is None
+    assert calibrate_first(inspect(model, EngineOptions()), PROMPT) is None
     monkeypatch.setattr(first_use, "_loud", lambda: False)
     monkeypatch.setenv(calibration.VARIABLE, "off")
-    assert calibrate_first(model, EngineOptions(), PROMPT) is None
+    assert calibrate_first(inspect(model, EngineOptions()), PROMPT) is None
     assert measured == []
 
 
 def test_a_longer_calibration_is_completed_not_replaced(model: str, measured: Asked) -> None:
-    found, there = inspect(model, EngineOptions()), registry.machine()
+    found, there = inspect(model, EngineOptions()), registry.speed_key()
     assert there is not None
-    key = calibration.key(there, found.checkpoint, found.config, "auto", "bf16")
+    key = calibration.key(there, found.config, found.weights, "bf16")
     calibration.save(key, Calibration(name="doctor", threads=2, chunk=128, rows={4: 9.0}))
-    assert calibrate_first(model, EngineOptions(), PROMPT) is not None
+    assert calibrate_first(inspect(model, EngineOptions()), PROMPT) is not None
     kept = calibration.load(key)
     assert kept is not None
     assert (kept.threads, kept.chunk, kept.rows, kept.crossovers[0].decode) == (2, 128, {4: 9.0}, 220)
@@ -111,7 +113,7 @@ def test_an_interrupt_keeps_nothing(
 
     monkeypatch.setattr(first_use, "measure", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        calibrate_first(model, EngineOptions(), PROMPT)
+        calibrate_first(inspect(model, EngineOptions()), PROMPT)
     assert not (tmp_path / "found").exists()
 
 
@@ -120,7 +122,7 @@ def test_what_cannot_be_kept_stops_nothing(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv(calibration.VARIABLE, str(tmp_path / "file"))
-    assert calibrate_first(model, EngineOptions(), PROMPT) is None
+    assert calibrate_first(inspect(model, EngineOptions()), PROMPT) is None
 
 
 @pytest.fixture

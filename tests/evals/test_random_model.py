@@ -8,7 +8,8 @@ import pytest
 from minicpm4.errors import ConfigError
 from minicpm4.evals.random_model import SHAPES, RandomCheckpoint, random_checkpoint
 from minicpm4.formats import check_tensors
-from minicpm4.formats.packing import unpack, unpack_codes
+from minicpm4.formats.kinds import KINDS
+from minicpm4.formats.packing import unpack
 from minicpm4.formats.quant import QuantSpec
 from tests.evals.conftest import TINY
 
@@ -35,7 +36,7 @@ def test_weights_have_the_scale_of_a_fresh_model(spec: QuantSpec) -> None:
 
 def test_ternary_codes_are_valid() -> None:
     spec = QuantSpec(kind="ternary", group_size=64)
-    codes = unpack_codes(RandomCheckpoint(TINY, lambda name, shape: spec).load(DOWN).codes, "ternary")
+    codes = KINDS["ternary"].unpack(RandomCheckpoint(TINY, lambda name, shape: spec).load(DOWN).codes)
     assert np.bincount(codes.ravel(), minlength=3).min() > codes.size / 4 and codes.max() == 2
 
 

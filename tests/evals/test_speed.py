@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from minicpm4.config import SparseConfig
+from minicpm4.engine.runner import StepResult
+from minicpm4.engine.steps import Span
 from minicpm4.errors import ConfigError, MemoryPlanError
 from minicpm4.evals import report
 from minicpm4.evals.cost import decode_bytes, prefill_flops
-from minicpm4.evals.limits import Limits, measure_limits
+from minicpm4.evals.limits import DeviceLimits, measure_limits
 from minicpm4.evals.speed import Measurement, Point, measure
 from minicpm4.formats.bf16 import bf16_to_f32
 from tests.evals.conftest import SPARSE, MakeModel
@@ -25,38 +27,40 @@ class Recorder:
     """A runner that notes what it is asked to run."""
 
     def __init__(self) -> None:
-        self.rows: list[tuple[int, int, bool]] = []
+        self.steps: list[list[Span]] = []
 
-    def execute(self, plan: Any) -> None:
-        self.rows += [(rows.start, rows.count, rows.sample) for rows in plan.rows]
+    def execute(self, plan: Any) -> StepResult:
+        self.steps.append(plan.spans)
+        return StepResult(np.empty(0), lambda rows: rows, {})
 
 
 @pytest.mark.parametrize(
-    ("point", "rows"),
+    ("point", "spans"),
     [
-        (PREFILL, [(40, 32, False), (72, 32, False), (104, 6, True)]),
-        (DECODE, [(100, 1, True), (101, 1, True), (102, 1, True)]),
+        (PREFILL, [(40, 32, "none"), (72, 32, "none"), (104, 6, "last")]),
+        (DECODE, [(100, 1, "last"), (101, 1, "last"), (102, 1, "last")]),
     ],
 )
-def test_a_point_runs_its_tokens(make_model: MakeModel, point: Point, rows: list[Any]) -> None:
+def test_a_point_runs_its_tokens(make_model: MakeModel, point: Point, spans: list[Any]) -> None:
     model, recorder = make_model(), Recorder()
     model._runners[point.attention] = recorder  # type: ignore[assignment]
     model.seconds(point)
-    assert recorder.rows == rows
+    assert [(span.start, span.count, span.logits) for step in recorder.steps for span in step] == spans
 
 
 def test_sequences_are_decoded_together(make_model: MakeModel) -> None:
-    model, steps = make_model(batch=3), []
-    model._runners["dense"].execute = lambda plan: steps.append(plan.rows)  # type: ignore[method-assign]
+    model, recorder = make_model(batch=3), Recorder()
+    model._runners["dense"] = recorder  # type: ignore[assignment]
     model.seconds(replace(DECODE, attention="dense", batch=3))
-    assert [[(rows.start, rows.count) for rows in step] for step in steps] == [
+    assert [[(span.start, span.count) for span in step] for step in recorder.steps] == [
         [(start, 1)] * 3 for start in (100, 101, 102)
     ]
-    pages = [page for rows in steps[0] for page in rows.sequence.pages]
+    first = recorder.steps[0]
+    pages = [page for span in first for page in span.sequence.pages]
     assert len(set(pages)) == len(pages)
-    layer = model._pool.layer(0)
-    for rows in steps[0]:  # each has keys of its own in every page below the depth
-        assert all(layer.keys[page].any() for page in rows.sequence.pages[: 100 // 16])
+    layer = model._executor.pool.layer(0)
+    for span in first:  # each has keys of its own in every page below the depth
+        assert all(layer.keys[page].any() for page in span.sequence.pages[: 100 // 16])
     one = Measurement(point=replace(DECODE, batch=3), seconds=(2.0,))
     assert one.rate == 3 * 3 / 2.0
     weights = model.weights.nbytes
@@ -67,14 +71,14 @@ def test_pages_are_filled_up_to_the_depth(make_model: MakeModel) -> None:
     model = make_model(kv="bf16")
     model.fill(40)
     model.fill(100)
-    layer = model._pool.layer(1)
+    layer = model._executor.pool.layer(1)
     keys = bf16_to_f32(layer.keys).transpose(0, 3, 1, 2).reshape(-1, 2, 16)
     assert keys[:100].std() == pytest.approx(1, abs=0.1)
     assert not keys[100:].any() and np.abs(keys[:100]).min(axis=(1, 2)).all()
-    assert layer.kernels is not None and layer.kernel_scales is not None
-    # Kernel 9 covers tokens 36 to 43, which were filled at two times; it ends in page 2.
+    assert layer.compressed is not None and layer.compressed_scales is not None
+    # Compressed key 9 covers tokens 36 to 43, which were filled at two times; it ends in page 2.
     slot = 43 // 16, slice(None), 43 % 16 // 4
-    found = layer.kernels[slot] * layer.kernel_scales[slot][:, None]
+    found = layer.compressed[slot] * layer.compressed_scales[slot][:, None]
     np.testing.assert_allclose(found, keys[36:44].mean(axis=0), atol=1e-2)
 
 
@@ -101,7 +105,7 @@ def test_everything_is_measured(make_model: MakeModel, kv: str) -> None:
     points = [PREFILL, DECODE, replace(PREFILL, attention="sparse", depth=0)]
     measured = measure(model, points, 2)
     assert all(len(one.seconds) == 2 and min(one.seconds) > 0 for one in measured)
-    found = report.as_json("tiny", model, measured, Limits(bandwidth=1e9, float32=1e9))
+    found = report.as_json("tiny", model, measured, DeviceLimits(bandwidth=1e9, float32=1e9))
     assert [p["depth"] for p in found["points"]] == [40, 100, 0]
     assert found["points"][1]["limit_share"] == pytest.approx(
         found["points"][1]["tokens_per_s"] * found["points"][1]["bytes_per_token"] / 1e9
@@ -113,7 +117,7 @@ def test_bytes_of_a_decoded_token(make_model: MakeModel) -> None:
     weights, sparse = model.weights, SparseConfig(**SPARSE, dense_len=-1)  # type: ignore[arg-type]
     token = 2 * 2 * 2 * 16 * 2  # layers, keys and values, heads, head size, bytes of bf16
     assert decode_bytes(weights, 1000, "bf16", None) == weights.nbytes + 1000 * token
-    # Four blocks of 16 tokens, and 250 kernels of each layer and head in 16 bits, with a scale.
+    # Four blocks of 16 tokens, and 250 compressed keys of each layer and head in 16 bits, with a scale.
     expected = weights.nbytes + 64 * token + 250 * 2 * 2 * (16 * 2 + 4)
     assert decode_bytes(weights, 1000, "bf16", sparse) == expected
 
@@ -134,7 +138,7 @@ def test_attention_auto_follows_the_checkpoint(make_model: MakeModel) -> None:
 
 
 def test_too_little_memory_is_refused_first(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minicpm4.evals.speed.available_memory", lambda: 100_000)
+    monkeypatch.setattr("minicpm4.kernels.contract.available_memory", lambda: 100_000)
     with pytest.raises(MemoryPlanError, match="are available"):
         make_model(room=4096)
 

@@ -17,7 +17,7 @@ BLOCKS = Path(__file__).parent / "data" / "ggml_blocks.npz"
 EXPECTED_SPECS = {
     "F32": "f32", "F16": "f16", "BF16": "bf16", "Q4_0": "int4-g32", "Q4_1": "int4-g32", "Q5_0": "int8-g32",
     "Q5_1": "int8-g32", "Q8_0": "int8-g32", "Q4_K": "int4-g32", "Q5_K": "int8-g32", "Q6_K": "int8-g16",
-    "TQ1_0": "ternary-g256", "TQ2_0": "ternary-g256",
+    "TQ1_0": "ternary-g256", "TQ2_0": "ternary-g256", "F64": "f32",
 }  # fmt: skip
 
 
@@ -32,7 +32,8 @@ def write_one(path: Path, type_id: int, raw: np.ndarray) -> GgufCheckpoint:
 def test_values_equal_the_gguf_package(type_id: int, tmp_path: Path) -> None:
     name = GGML_TYPES[type_id].name
     with np.load(BLOCKS) as stored:
-        raw, values = stored[f"{name}_raw"], stored[f"{name}_values"]
+        values = stored[f"{'F32' if name == 'F64' else name}_values"]
+        raw = values.astype("<f8").view(np.uint8) if name == "F64" else stored[f"{name}_raw"]
     checkpoint = write_one(tmp_path / "one.gguf", type_id, raw)
     packed = checkpoint.load("w")
     np.testing.assert_array_equal(unpack(packed), values)

@@ -11,11 +11,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from minicpm4.config import ModelConfig
-from minicpm4.errors import CheckpointError
+from minicpm4.errors import CheckpointError, Minicpm4Error
 from minicpm4.formats import check_tensors, open_checkpoint
 from minicpm4.formats.gguf import GgufCheckpoint
 from minicpm4.formats.names import expected_tensors, gguf_to_hf
 from minicpm4.formats.safetensors import SafetensorsCheckpoint
+from minicpm4.formats.safetensors_header import described, make_header
 from tests.fixtures.random_checkpoint import make_checkpoint
 from tests.formats.gguf_files import write_model
 
@@ -107,16 +108,71 @@ def test_rotary_tables_are_ignored(tmp_path: Path) -> None:
     check_tensors(*changed(tmp_path, lambda t: t.update({name: np.ones(8, np.float32)})))
 
 
+BUFFERS = [
+    "model.layers.0.self_attn.rotary_emb.inv_freq",
+    "model.rotary_emb.original_inv_freq",
+    "model.layers.1.self_attn.rotary_emb.cos_cached",
+    "model.layers.1.self_attn.masked_bias",
+    "model.layers.1.self_attn.bias",
+    "model.causal_mask",
+    "model.position_ids",
+    "freqs_cis",
+]
+
+
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "int64", "float64", "complex64", "float16"])
+def test_buffers_that_can_be_computed_are_ignored_whatever_their_type(tmp_path: Path, dtype: str) -> None:
+    folder = make_checkpoint(tmp_path / "m", model_type="llama")
+    tensors = load_file(folder / "model.safetensors")
+    tensors |= {name: np.ones((2, 3), dtype) for name in BUFFERS}
+    (folder / "model.safetensors").write_bytes(safetensors_of(tensors))
+    config = ModelConfig.from_hf(folder)
+    assert check_tensors(open_checkpoint(folder), config) == config
+    (folder / "model.safetensors").write_bytes(safetensors_of(tensors | {"model.extra": np.ones(3, dtype)}))
+    with pytest.raises(CheckpointError, match=r"model\.extra"):
+        check_tensors(open_checkpoint(folder), config)
+
+
+def safetensors_of(tensors: dict[str, Any]) -> bytes:
+    """A file, also of types that the format's own library does not write from NumPy."""
+    header = make_header({}, {name: described(array) for name, array in tensors.items()})
+    return header + b"".join(array.tobytes() for array in tensors.values())
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 17518624\n"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "generation_config.json", "x.gguf"])
+def test_a_pointer_of_git_lfs_is_named_as_one(tmp_path: Path, name: str) -> None:
+    folder = make_checkpoint(tmp_path / "m", model_type="llama")
+    (folder / name).write_bytes(POINTER)
+    path = folder / name if name.endswith("gguf") else folder
+    with pytest.raises(Minicpm4Error, match=rf"{name} is a pointer of Git LFS, not the file.*git lfs pull"):
+        open_checkpoint(path)
+
+
 def test_a_head_that_equals_the_tied_embedding_passes(tmp_path: Path) -> None:
     check_tensors(*changed(tmp_path, lambda t: t.update({HEAD: t[EMBED].copy()}), tie=True))
 
 
-def test_a_head_that_differs_from_the_tied_embedding_does_not(tmp_path: Path) -> None:
-    checkpoint, config = changed(tmp_path, lambda t: t.update({HEAD: t[EMBED][::-1].copy()}), tie=True)
-    with pytest.raises(
-        CheckpointError, match=r"lm_head.weight differs from model.embed_tokens.weight, though"
-    ):
-        check_tensors(checkpoint, config)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_head_that_differs_in_one_number_is_the_models(tmp_path: Path, dtype: Any) -> None:
+    def change(tensors: dict[str, Any]) -> None:
+        tensors[EMBED] = tensors[EMBED].astype(np.float16).astype(np.float32)
+        tensors[HEAD] = tensors[EMBED].astype(dtype)
+
+    checkpoint, config = changed(tmp_path / "a", change, tie=True)
+    assert check_tensors(checkpoint, config).tie_word_embeddings
+
+    def differ(tensors: dict[str, Any]) -> None:
+        change(tensors)
+        tensors[HEAD][201, 7] += 1
+
+    checkpoint, config = changed(tmp_path / "b", differ, tie=True)
+    assert config.tie_word_embeddings and not check_tensors(checkpoint, config).tie_word_embeddings
+    wide = changed(tmp_path / "c", lambda t: t.update({HEAD: np.zeros((8, 64), np.float32)}), tie=True)
+    with pytest.raises(CheckpointError, match=r"lm_head.weight has shape \(8, 64\), expected \(320, 64\)"):
+        check_tensors(*wide)
 
 
 def test_expected_tensors_of_a_small_model(tmp_path: Path) -> None:

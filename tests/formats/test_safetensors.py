@@ -197,8 +197,8 @@ def test_a_tensor_in_two_shards(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "cannot read .*index.json"),
-        ("[]", "has no weight_map"),
+        ("{", r"index\.json is not JSON"),
+        ("[]", "holds a list, not a table"),
         ('{"weight_map": []}', "has no weight_map"),
     ],
 )
@@ -237,6 +237,19 @@ def test_a_folder_without_config(tmp_path: Path) -> None:
     (folder / "config.json").unlink()
     with pytest.raises(ConfigError, match=r"cannot read .*config.json"):
         SafetensorsCheckpoint(folder)
+
+
+def test_an_adapter_is_named_as_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "some/base"}')
+    save_file({"a": np.ones(2, np.float32)}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match="holds an adapter of some/base, not a model"):
+        SafetensorsCheckpoint(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="holds an adapter"):
+        SafetensorsCheckpoint(tmp_path)
+    save_file({"b": np.ones(2, np.float32)}, tmp_path / "model.safetensors")
+    assert list(SafetensorsCheckpoint(tmp_path).tensors) == ["b"]
+    assert "the model runs without the adapter" in caplog.text
 
 
 def test_quantised_folders_are_refused_for_now(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from minicpm4.formats.quant import PackedTensor
-from minicpm4.kernels.contract import Array, Ints, KVLayer, Linear, OpTable, Selection, Step
+from minicpm4.kernels.contract import Accepted, Array, Ints, KVLayer, Linear, OpTable, Selection, Step
 from minicpm4.kernels.gpu.table import GpuOps
 from minicpm4.kernels.gpu.weights import to_device
 
@@ -41,6 +41,11 @@ class OnArrays(OpTable):
     def append(self, k: Array, v: Array, kv: KVLayer, step: Step) -> None:
         pages = on_device(kv)
         self.inner.append(tensor(k), tensor(v), pages, step)
+        write_back(pages, kv)
+
+    def settle(self, kv: KVLayer, step: Step, accepted: Accepted) -> None:
+        pages = on_device(kv)
+        self.inner.settle(pages, step, accepted)
         write_back(pages, kv)
 
     def select(self, q: Array, kv: KVLayer, step: Step) -> Selection:
@@ -89,13 +94,13 @@ def array(x: Any) -> Any:
 def on_device(kv: KVLayer) -> KVLayer:
     """``kv`` in tensors."""
     arrays = {f.name: getattr(kv, f.name) for f in fields(kv) if f.init}
-    return replace(kv, **{name: None if x is None else tensor(x) for name, x in arrays.items()})
+    return replace(kv, **{name: tensor(x) for name, x in arrays.items() if isinstance(x, np.ndarray)})
 
 
 def write_back(pages: Any, kv: KVLayer) -> None:
     for f in fields(kv):
         to = getattr(kv, f.name) if f.init else None
-        if to is not None:
+        if isinstance(to, np.ndarray):
             found = getattr(pages, f.name).cpu()
             raw = found.view(torch.int16).numpy().view(np.uint16) if to.dtype == np.uint16 else found.numpy()
             to[...] = raw

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from minicpm4 import LLM, SamplingParams
+from minicpm4.engine.load import inspect
+from minicpm4.engine.options import EngineOptions
 from minicpm4.errors import Minicpm4Error, UnsupportedError
 from tests.fixtures.random_checkpoint import make_checkpoint
 
@@ -45,9 +47,25 @@ def test_same_tokens_as_the_truth(tmp_path: Path, kind: str) -> None:
         np.testing.assert_allclose(scored, truth.nll(prompts[1]), atol=0.05)
 
 
+@pytest.mark.parametrize(("kind", "weights"), [("minicpm", "auto"), ("qwen3", "int4")])
+def test_weights_are_replaced_where_they_lie(tmp_path: Path, kind: str, weights: str) -> None:
+    """What the captured step reads stays at its addresses."""
+    shape = {"model_type": kind, "num_hidden_layers": 1}
+    paths = [make_checkpoint(tmp_path / str(seed), seed=seed, **shape) for seed in (1, 2)]
+    options = {"backend": "gpu", "weights": weights, "kv": "float32", "context": 128}
+    prompt = list(range(4, 40))
+    with LLM(paths[1], **options) as fresh:
+        expected, scores = fresh.generate(prompt, GREEDY).token_ids, fresh.logits(prompt)
+    with LLM(paths[0], **options) as llm:
+        before = llm.generate(prompt, GREEDY).token_ids
+        llm.refill(paths[1])
+        assert llm.generate(prompt, GREEDY).token_ids == expected != before
+        np.testing.assert_array_equal(llm.logits(prompt), scores)
+
+
 def test_what_it_cannot_do_is_said(tmp_path: Path) -> None:
     path = make_checkpoint(tmp_path, num_hidden_layers=1)
-    with pytest.raises(UnsupportedError, match="pages of int8"):
-        LLM(path, backend="gpu", kv="int8", context=64)
+    with pytest.raises(UnsupportedError, match=r"pages of int8.*kv='bf16'"):
+        inspect(path, EngineOptions(backend="gpu", kv="int8", context=64))  # before weights are read
     with pytest.raises(Minicpm4Error, match="activations = 'int8'"):
         LLM(path, backend="gpu", activations="int8", context=64)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from minicpm4.config import SparseConfig
-from minicpm4.kernels.contract import KVLayer, Step, Tree
+from minicpm4.kernels.contract import Accepted, KVLayer, Step, Tree
 from minicpm4.kernels.gpu.table import GpuOps
 from tests.contract.packed import random_weight
 from tests.gpu.arrays import DEVICE
@@ -68,8 +68,8 @@ def _attention(
     for sparse in (None, SparseConfig(lse_approx=lse_approx)):
         step = _step(rows, d, sparse)
         if tree:
-            bits = np.full(rows, 1, np.uint64)
-            step = replace(step, tree=Tree(ancestors=bits, positions=step.positions))
+            bits = np.uint64(1) << np.arange(rows, dtype=np.uint64)
+            step = replace(step, tree=Tree(ancestors=bits, positions=np.zeros_like(step.positions)))
         layer = _layer(hkv, d, kv, sparse)
         dtype = torch.float32 if kv == "float32" else torch.bfloat16
         q, k, v = (torch.zeros((rows, count, d), dtype=dtype, device=DEVICE) for count in (hq, hkv, hkv))
@@ -77,6 +77,9 @@ def _attention(
         ops.rotary(q, step.positions, step.cos, step.sin)
         selection = ops.select(q, layer, step) if sparse else None
         ops.attend(q, layer, step, selection)
+        if tree:
+            first = np.array([0], np.int32)
+            ops.settle(layer, step, Accepted(rows=first, cu_rows=np.array([0, 1], np.int32)))
 
 
 def _training(dtype: torch.dtype) -> None:
@@ -104,9 +107,9 @@ def _step(rows: int, d: int, sparse: SparseConfig | None, pages: int = 2048) -> 
 
 
 def _layer(hkv: int, d: int, kv: str, sparse: SparseConfig | None) -> KVLayer:
-    from minicpm4.kernels.pages import page_layout
+    from minicpm4.kernels.pages import page_arrays
 
-    layout = page_layout(kv, heads=hkv, d=d, page_size=64, sparse=sparse)
+    layout = page_arrays(kv, heads=hkv, d=d, page_size=64, sparse=sparse)
     types = {np.float32: torch.float32, np.uint16: torch.bfloat16, np.int16: torch.int16}
     return KVLayer(
         **{

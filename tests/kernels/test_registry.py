@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from minicpm4.errors import ConfigError, UnsupportedError
-from minicpm4.kernels import registry, threads
+from minicpm4.kernels import registry
 from minicpm4.kernels.cpu import CpuOps, cpu_features, emulated_levels, isa_levels
 from minicpm4.kernels.ref import RefOps
 from minicpm4.kernels.registry import explain, resolve
+from minicpm4.machine import default_threads
 
 
 def test_auto_takes_the_extension_at_its_highest_level(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +63,7 @@ def test_a_level_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, l
 
 def test_a_gpu_without_its_packages_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "find_spec", lambda name: None)
-    with pytest.raises(UnsupportedError, match=r"'gpu' needs torch and triton.*minicpm4\[gpu\]"):
+    with pytest.raises(UnsupportedError, match=r"'gpu' needs torch and triton.*\.\[gpu\]"):
         resolve("gpu")
     monkeypatch.setattr(registry, "NVIDIA", ("/",))
     assert any("needs torch and triton" in line for line in explain())
@@ -72,7 +73,7 @@ def test_a_gpu_without_its_packages_is_refused(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_unknown_names_and_numbers_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"backend 'cup' is unknown.*did you mean 'cpu'"):
+    with pytest.raises(ConfigError, match=r"backend = 'cup' is not a choice.*did you mean 'cpu'"):
         resolve("cup")
     for bad in (0, -1, 5000, 2.0, True):
         with pytest.raises(ConfigError, match="threads = "):
@@ -88,9 +89,18 @@ def test_without_the_extension_the_remedy_is_named(monkeypatch: pytest.MonkeyPat
     assert "extension missing" in explain()[0]
 
 
+def test_a_host_table_without_the_extension_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(registry, "cpu", None)
+    registry._say_missing.cache_clear()
+    assert all(isinstance(registry.host_table(), RefOps) for _ in range(2))
+    assert caplog.text.count("NumPy computes instead, which is very slow") == 1
+
+
 def test_explain_tells_threads_and_features() -> None:
     lines = "\n".join(explain())
-    assert f"threads: {threads.default_threads()} (" in lines
+    assert f"threads: {default_threads()} (" in lines
     assert "ref: NumPy" in lines
     assert all(name in lines for name, present in cpu_features().items() if present)
 
@@ -112,44 +122,6 @@ def test_features_agree_with_the_kernel() -> None:
         "dotprod",
     ):
         assert cpu_features()[name] == (name in text), name
-
-
-def test_quota_of_nested_groups(tmp_path: Path) -> None:
-    own = tmp_path / "own"
-    own.write_text("0::/outer/inner\n")
-    assert threads.cpu_quota(tmp_path, own) is None
-    (tmp_path / "outer" / "inner").mkdir(parents=True)
-    (tmp_path / "outer" / "inner" / "cpu.max").write_text("max 100000\n")
-    (tmp_path / "outer" / "cpu.max").write_text("150000 100000\n")
-    assert threads.cpu_quota(tmp_path, own) == 1.5
-    (tmp_path / "outer" / "cpu.max").write_text("garbage")
-    assert threads.cpu_quota(tmp_path, own) is None
-
-
-def test_quota_of_version_1(tmp_path: Path) -> None:
-    (tmp_path / "cpu").mkdir()
-    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("50000")
-    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000")
-    assert threads.cpu_quota(tmp_path, tmp_path / "none") == 0.5
-    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1")
-    assert threads.cpu_quota(tmp_path, tmp_path / "none") is None
-
-
-def test_hyperthreads_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threads, "_usable_cpus", lambda: {0, 1, 2, 3})
-    assert threads.physical_cores(tmp_path) == 4  # nothing known about them
-    for cpu, siblings in enumerate(["0,2", "1,3", "0,2", "1,3"]):
-        folder = tmp_path / f"cpu{cpu}" / "topology"
-        folder.mkdir(parents=True)
-        (folder / "thread_siblings_list").write_text(siblings + "\n")
-    assert threads.physical_cores(tmp_path) == 2
-
-
-def test_quota_limits_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threads, "physical_cores", lambda: 8)
-    for quota, expected in ((None, 8), (2.5, 3), (0.1, 1), (64.0, 8)):
-        monkeypatch.setattr(threads, "cpu_quota", lambda quota=quota: quota)
-        assert threads.default_threads() == expected
 
 
 def _norms(ops: CpuOps, seed: int, repeats: int) -> bool:
@@ -196,9 +168,19 @@ def test_a_forked_child_computes_and_exits() -> None:
 
 
 def test_activations_are_refused_where_they_are_not_known() -> None:
-    with pytest.raises(ConfigError, match="activations = 'int4' is unknown"):
+    with pytest.raises(ConfigError, match="activations = 'int4' is not a choice"):
         registry.resolve(activations="int4")
     with pytest.raises(UnsupportedError, match="'ref' has no activations"):
         registry.resolve("ref", activations="int8")
     with pytest.raises(UnsupportedError, match="scalar kernels have no activations"):
         registry.resolve(isa="scalar", activations="int8")
+
+
+def test_tables_say_what_they_have_no_kernels_for() -> None:
+    CpuOps(1, "scalar").check_supports(kv="int8")
+    RefOps().check_supports(kv="int8", tree=True)
+    for table in (CpuOps(1, "scalar"), RefOps()):
+        with pytest.raises(UnsupportedError, match=r"no kernels for pages of int4.*use kv='bf16' or"):
+            table.check_supports(kv="int4")
+        with pytest.raises(UnsupportedError, match=r"ha(s|ve) no activations = 'int8'.*use activations"):
+            table.check_supports(activations="int8")

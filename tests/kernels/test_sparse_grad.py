@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ torch = pytest.importorskip("torch")
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from minicpm4.config import SparseConfig  # noqa: E402
-from minicpm4.kernels import sparse_grad  # noqa: E402
+from minicpm4.kernels import autograd, sparse_grad  # noqa: E402
 from minicpm4.kernels.autograd import TorchKV, TorchOps  # noqa: E402
 from minicpm4.kernels.ref import RefOps  # noqa: E402
 from tests.contract.paged import SMALL, Paged, config  # noqa: E402
@@ -243,3 +244,14 @@ def test_memory_grows_with_chosen_blocks(monkeypatch: pytest.MonkeyPatch) -> Non
         pairs = length * world.hkv * world.sparse.budget
         assert largest.bytes <= 8 * pairs < length**2
     assert sizes[1] < 5 * sizes[0] and saved[1] < 5 * saved[0]
+
+
+def test_a_gpu_without_triton_says_once_that_it_is_slower(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(autograd, "find_spec", lambda name: None)
+    autograd._say_no_triton.cache_clear()
+    on_gpu = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32)
+    for _ in range(2):
+        assert autograd._sparse_attention_for(on_gpu) is sparse_grad.sparse_attention
+    assert caplog.text.count("Triton is missing") == 1

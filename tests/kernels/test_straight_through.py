@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from minicpm4.errors import ConfigError
 from minicpm4.formats.packing import detect_ternary, pack_from_float, pack_ternary_exact, unpack
-from minicpm4.formats.quant import PackedTensor, QuantSpec
-from minicpm4.formats.rounding import BlockSpec, group_sum
+from minicpm4.formats.quant import BlockSpec, PackedTensor, QuantSpec
+from minicpm4.formats.rounding import group_sum
 
 torch = pytest.importorskip("torch")
 from minicpm4.kernels.straight_through import fake_quantise, rounded  # noqa: E402
@@ -42,7 +42,7 @@ def test_values_are_those_of_packing(spec: QuantSpec) -> None:
     same_bits(normal(rows, columns, spec.group_size) * 0.05, spec)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(SPECS), st.floats(-46, 34), st.integers(0, 2**31))
 def test_values_at_any_magnitude(spec: QuantSpec, exponent: float, seed: int) -> None:
     columns = 384 if 384 % spec.group_size == 0 else 768

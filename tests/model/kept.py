@@ -8,20 +8,23 @@ from typing import Any
 
 import numpy as np
 
-from minicpm4.formats import open_checkpoint
 from minicpm4.formats.quant import PackedTensor
 from minicpm4.model import packed_file
-from minicpm4.model.loader import LoadedModel, load_weights, read_config
+from minicpm4.model.loader import load_weights
 from minicpm4.model.packed_cache import weight_cache
+from minicpm4.model.source import open_model
+from minicpm4.model.weight_plan import plan_weights
+from minicpm4.model.weight_set import WeightSet
 
 
-def load(folder: Path, weights: str = "int4", layout: str = "rows", **options: Any) -> LoadedModel:
-    checkpoint = open_checkpoint(folder)
-    cache = weight_cache(checkpoint, weights, layout)
-    return load_weights(checkpoint, read_config(checkpoint), weights, cache=cache, **options)
+def load(folder: Path, weights: str = "int4", layout: str = "rows", **options: Any) -> WeightSet:
+    found = open_model(folder)
+    cache = weight_cache(found.checkpoint, weights, layout)
+    plan = plan_weights(found.checkpoint, found.config, weights)
+    return load_weights(found.checkpoint, found.config, plan, cache=cache, **options)
 
 
-def matrices(model: LoadedModel) -> Iterator[PackedTensor]:
+def matrices(model: WeightSet) -> Iterator[PackedTensor]:
     yield model.weights.embed
     yield model.weights.head
     for layer in model.weights.layers:
@@ -31,7 +34,7 @@ def matrices(model: LoadedModel) -> Iterator[PackedTensor]:
             yield linear.weight
 
 
-def assert_same(left: LoadedModel, right: LoadedModel) -> None:
+def assert_same(left: WeightSet, right: WeightSet) -> None:
     for one, other in zip(matrices(left), matrices(right), strict=True):
         assert (one.spec, one.shape, one.layout) == (other.spec, other.shape, other.layout)
         for part in packed_file.PARTS:

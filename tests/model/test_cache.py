@@ -8,7 +8,7 @@ import pytest
 from minicpm4.config import SparseConfig
 from minicpm4.errors import ConfigError
 from minicpm4.kernels.contract import KVLayer
-from minicpm4.kernels.pages import page_layout
+from minicpm4.kernels.pages import page_arrays
 from minicpm4.model.cache import KVPool, page_nbytes
 from tests.model.test_rotary import CONFIG
 
@@ -40,7 +40,7 @@ def test_copy_page_copies_every_part(kv):
 
 def test_int8_needs_even_sizes():
     with pytest.raises(ConfigError, match="keeps pairs of numbers: head size 64 or block_size 33 is odd"):
-        page_layout("int8", heads=1, d=64, page_size=33, sparse=None)
+        page_arrays("int8", heads=1, d=64, page_size=33, sparse=None)
 
 
 def test_layers_are_views():

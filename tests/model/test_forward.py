@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from minicpm4.config import SparseConfig
-from minicpm4.model.loader import load_model
+from tests.fixtures.loading import load_model
 from tests.fixtures.random_checkpoint import make_checkpoint
 from tests.levels import TILES, level
 from tests.model.driver import Driver
@@ -51,7 +51,7 @@ def test_tables_agree(ops, ref_ops, weights, case):
 def test_prepared_weights_are_the_same_weights(ops, folder, kind):
     # Few rows and embeddings differ in their last bits; of two such values one may round to the next bf16.
     off = 1e-2 if level(ops) in TILES else 2e-4
-    stored, prepared = (load_model(folder, kind, prepare=p).weights for p in (None, ops.prepare))
+    stored, prepared = (load_model(folder, kind, table).weights for table in (None, ops))
     for sizes in ([70], [1], [9, 40]):
         ids = IDS[: 70 if ops.name != "ref" else 20]
         want = Driver(ops, stored, context=512).feed_chunks(ids, sizes)

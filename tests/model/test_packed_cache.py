@@ -7,12 +7,14 @@ import subprocess
 import sys
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from minicpm4.errors import ConfigError
+from minicpm4.files import writing
 from minicpm4.formats.packing import pack_from_float
 from minicpm4.formats.quant import QuantSpec
 from minicpm4.kernels.contract import OpTable
@@ -54,7 +56,7 @@ def test_each_choice_and_layout_has_its_own(folder: Path, place: Path) -> None:
 
 @pytest.mark.parametrize("weights", ["int4", "int8", "ternary"])
 def test_an_op_tables_own_layout_is_kept(ops: OpTable, folder: Path, weights: str) -> None:
-    options: dict[str, Any] = {"layout": ops.layout, "prepare": ops.prepare}
+    options: dict[str, Any] = {"layout": ops.layout, "ops": ops}
     first, second = (load(folder, weights, **options) for _ in range(2))
     assert "kept for the next start" in first.notes and "kept ones" in second.notes
     assert_same(first, second)
@@ -93,7 +95,7 @@ def test_an_interrupt_leaves_no_part(folder: Path, place: Path, monkeypatch: pyt
     def interrupted(*args: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(packed_file, "_write_all", interrupted)
+    monkeypatch.setattr(packed_file, "hashlib", SimpleNamespace(sha256=interrupted))
     with pytest.raises(KeyboardInterrupt):
         load(folder)
     assert list(place.iterdir()) == []
@@ -125,14 +127,17 @@ def test_what_was_used_longest_ago_goes_first(
     assert [*place.iterdir()] == [stranger]
 
 
-def test_old_parts_are_removed(folder: Path, place: Path) -> None:
-    place.mkdir()
-    for name, when in (("minicpm4-a.part", 1), ("minicpm4-b.part", None), ("theirs.part", 1)):
-        (place / name).write_text("")
-        if when is not None:
-            os.utime(place / name, (when, when))
-    load(folder)
-    assert {file.name for file in place.glob("*.part")} == {"minicpm4-b.part", "theirs.part"}
+def test_what_dead_processes_left_is_removed(folder: Path, place: Path) -> None:
+    dead = place / ".minicpm4-a.safetensors.0a1b2c3d.part"
+    dead.mkdir(parents=True)
+    for name in ("lock", "new"):
+        (dead / name).touch()
+    (place / "theirs.part").touch()
+    with writing(place / "minicpm4-b.safetensors") as out:
+        out.write(b"of a process that lives")
+        load(folder)
+        assert not dead.exists() and len(list(place.glob(".minicpm4-b.*.part"))) == 1
+    assert (place / "theirs.part").exists()
 
 
 def test_a_limit_must_be_a_number(folder: Path, monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
@@ -147,16 +152,17 @@ def test_a_limit_must_be_a_number(folder: Path, monkeypatch: pytest.MonkeyPatch,
 
 LOADER = """
 import sys
-from pathlib import Path
-from minicpm4.formats import open_checkpoint
-from minicpm4.model import loader
+from minicpm4.model import loader, source
 from minicpm4.model.packed_cache import weight_cache
+from minicpm4.model.weight_plan import plan_weights
 loader.WORTH_KEEPING = 0.0
-checkpoint = open_checkpoint(Path(sys.argv[1]))
+found = source.open_model(sys.argv[1])
+checkpoint = found.checkpoint
 cache = weight_cache(checkpoint, "int4", "rows")
 print("ready", flush=True)
 input()
-model = loader.load_weights(checkpoint, loader.read_config(checkpoint), "int4", cache=cache)
+plan = plan_weights(checkpoint, found.config, "int4")
+model = loader.load_weights(checkpoint, found.config, plan, cache=cache)
 print(model.notes)
 """
 

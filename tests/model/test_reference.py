@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minicpm4.model.loader import load_model
+from tests.fixtures.loading import load_model
 from tests.fixtures.random_cases import CASES, token_ids, weights_crc
 from tests.fixtures.random_checkpoint import make_checkpoint
 from tests.levels import HALVES, level

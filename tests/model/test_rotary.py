@@ -1,11 +1,13 @@
 """Rotary tables: growth, scalings, and what is fixed by the planned context."""
 
 import dataclasses
+import tracemalloc
 
 import numpy as np
 import pytest
 
 from minicpm4.config import ModelConfig, RopeScaling
+from minicpm4.config.fields import SIZES
 from minicpm4.model.rotary import RotaryTable, inverse_frequencies
 
 CONFIG = ModelConfig(
@@ -63,11 +65,22 @@ def test_longrope_list_is_chosen_by_planned_context(context, which):
     assert factor == pytest.approx(np.sqrt(1 + np.log(4) / np.log(1024)))
 
 
+@pytest.mark.parametrize(("kind", "ratio"), [("llama", 8), ("minicpm", 4)])
+def test_longrope_attention_follows_the_factor_but_for_minicpm(kind, ratio):
+    table = {"rope_type": "longrope", "factor": 8, "short_factor": [1] * 8, "long_factor": [2] * 8}
+    sizes = {name: getattr(CONFIG, name) for name in SIZES}
+    raw = {**sizes, "model_type": kind, "rope_scaling": {**table, "original_max_position_embeddings": 1024}}
+    scales = {"scale_emb": 1, "scale_depth": 1, "dim_model_base": 64} if kind == "minicpm" else {}
+    _, factor = inverse_frequencies(ModelConfig.from_hf(raw | scales), 4096)
+    assert factor == pytest.approx(np.sqrt(1 + np.log(ratio) / np.log(1024)))
+
+
 def test_dynamic_leaves_short_contexts_alone():
-    config = scaled(rope_type="dynamic", factor=2.0, original_max_position_embeddings=1024)
-    plain, _ = inverse_frequencies(CONFIG, 1024)
-    np.testing.assert_allclose(inverse_frequencies(config, 1024)[0], plain)
-    assert (inverse_frequencies(config, 2048)[0][1:] < plain[1:]).all()
+    config = scaled(rope_type="dynamic", factor=2.0)
+    own = CONFIG.max_position_embeddings
+    plain, _ = inverse_frequencies(CONFIG, own)
+    np.testing.assert_allclose(inverse_frequencies(config, own)[0], plain)
+    assert (inverse_frequencies(config, 2 * own)[0][1:] < plain[1:]).all()
 
 
 def test_yarn_keeps_fast_and_interpolates_slow_dimensions():
@@ -82,4 +95,16 @@ def test_yarn_keeps_fast_and_interpolates_slow_dimensions():
 def test_planned_bytes_cover_the_tables():
     table = RotaryTable(CONFIG, 4096)
     cos, sin = table.tables(4096)
-    assert cos.nbytes + sin.nbytes <= table.nbytes(4096)
+    assert cos.nbytes + sin.nbytes <= RotaryTable.nbytes(CONFIG, 4096)
+
+
+def test_a_long_table_takes_no_more_than_it_says() -> None:
+    table = RotaryTable(CONFIG, 65536)
+    tracemalloc.start()
+    try:
+        table.tables(30000)
+        table.tables(65536)
+        extra = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert extra < 0.05 * RotaryTable.nbytes(CONFIG, 65536)

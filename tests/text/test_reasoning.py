@@ -45,7 +45,7 @@ def test_whole_and_streamed(text, options, expected):
 parts = st.sampled_from(["<think>", "</think>", "<th", "</", " ", "\n", "a", "think>", "<|thought_start|>"])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(parts=st.lists(parts, max_size=12), thinks=st.sampled_from([None, False, True]), inside=st.booleans())
 def test_cuts_do_not_matter(parts, thinks, inside):
     options = {"enable_thinking": thinks, "starts_inside": inside}

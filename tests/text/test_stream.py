@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minicpm4.errors import RequestError
+from minicpm4.testing import SPECIALS, byte_text
 from minicpm4.text import StopMatcher, StreamDecoder, cut_at_stop
 
 stops = st.lists(st.text("ab\n é", min_size=1, max_size=4), max_size=4)
@@ -26,7 +27,11 @@ def _stream(tokenizer, ids, stop=(), **options) -> tuple[str, StreamDecoder]:
     return text + decoder.finish(), decoder
 
 
-@settings(max_examples=300, deadline=None)
+def push_all(decoder: StreamDecoder, ids) -> str:
+    return "".join([decoder.push(i) for i in ids])
+
+
+@settings(max_examples=300)
 @given(text=st.text("ab\n é", max_size=40), stop=stops, cuts=st.lists(st.integers(1, 5), max_size=40))
 def test_stop_matcher_by_definition(text, stop, cuts):
     assert cut_at_stop(text, stop)[0] == _first_completed(text, stop)
@@ -39,7 +44,7 @@ def test_stop_matcher_by_definition(text, stop, cuts):
 
 
 @pytest.mark.parametrize("which", ["smollm", "sp_tokenizer"])
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_pieces_join_to_the_decoded_text(request, which, data):
     tokenizer = request.getfixturevalue(which)
@@ -96,12 +101,57 @@ def test_stop_string_over_several_tokens(smollm):
 def test_text_is_held_only_while_a_stop_may_follow(smollm):
     decoder = StreamDecoder(smollm, ["###"])
     a, sharp = smollm.encode("a"), smollm.encode("#")
-    assert [decoder.push_all(ids) for ids in (a, sharp, sharp, a)] == ["a", "", "", "##a"]
+    assert [push_all(decoder, ids) for ids in (a, sharp, sharp, a)] == ["a", "", "", "##a"]
+
+
+BYTES = byte_text().tokenizer
+WORDS = ["a", "b", "<", "s>", *SPECIALS[:3]]
+
+
+def _cut_by_definition(words: list[tuple[str, bool]], stops: list[str]) -> tuple[str, str | None]:
+    """The shown text before the first stop that is completed in it or, where the stop names a hidden word, in
+    all of the text; and that stop. ``words``: with whether each is hidden."""
+    whole, shown = "", ""
+    where: list[int] = []  # of each character of the whole text: how many were shown before it
+    for word, hidden in words:
+        for char in word:
+            where.append(len(shown))
+            whole, shown = whole + char, shown if hidden else shown + char
+            for stop in sorted(stops, key=len, reverse=True):
+                if not hidden and shown.endswith(stop):
+                    return shown[: len(shown) - len(stop)], stop
+                if whole.endswith(stop) and any(name in stop for name in SPECIALS):
+                    return shown[: where[len(whole) - len(stop)]], stop
+    return shown, None
+
+
+@settings(max_examples=500)
+@given(
+    words=st.lists(st.sampled_from(WORDS), max_size=14),
+    plain=st.lists(st.booleans(), min_size=14, max_size=14),
+    stop=st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=3).map("".join), max_size=3),
+)
+def test_stops_that_name_special_tokens(words, plain, stop):
+    ids, told = [], []
+    for word, spelled in zip(words, plain, strict=False):
+        hidden = word in SPECIALS and not spelled
+        ids += BYTES.encode(word, add_special_tokens=False, parse_special=hidden)
+        told.append((word, hidden))
+    assert (BYTES.decode(ids) == "".join(w for w, hidden in told if not hidden)) or not told
+    text, decoder = _stream(BYTES, ids, stop)
+    assert (text, decoder.matched) == _cut_by_definition(told, stop)
+
+
+def test_special_tokens_in_the_text():
+    ids = BYTES.encode("a<|im_start|>b</s>", add_special_tokens=False)
+    text, decoder = _stream(BYTES, ids, stop_token_ids=[ids[-1]], skip_special_tokens=False)
+    assert (text, decoder.stop_reason) == ("a<|im_start|>b", "stop_token")
+    assert _stream(BYTES, ids, ["<|im_start|>"], skip_special_tokens=False)[0] == "a"
 
 
 def test_stop_tokens(smollm):
     decoder = StreamDecoder(smollm, ["##"], smollm.eos_token_ids)
-    assert decoder.push_all([*smollm.encode("Hi#"), 2, 99]) == "Hi#"
+    assert push_all(decoder, [*smollm.encode("Hi#"), 2, 99]) == "Hi#"
     assert (decoder.stop_reason, decoder.matched) == ("stop_token", 2)
 
 
@@ -129,11 +179,11 @@ def test_too_many_stops_and_a_bare_string(smollm):
 def test_cost_does_not_grow_with_the_output(smollm):
     ids = smollm.encode("some words, again and again ") * 4000
     decoder = StreamDecoder(smollm, ["\n\nUser:", "</s>"])
-    decoder.push_all(ids[:1000])
+    push_all(decoder, ids[:1000])
     times = []
     for part in (ids[1000:5000], ids[-4000:]):
         start = time.perf_counter()
-        decoder.push_all(part)
+        push_all(decoder, part)
         times.append(time.perf_counter() - start)
-        decoder.push_all(ids[5000:-4000])
+        push_all(decoder, ids[5000:-4000])
     assert times[1] < 10 * times[0]

@@ -155,14 +155,14 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(value=values)
 def test_any_value_comes_back(value):
     json.dumps(value)
     assert parse_calls(f"f(x={value!r})") == [("f", [], {"x": value})]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(source=st.text("fa(=)[]{}'\"\\\n ,1-.#;x", max_size=40) | st.text(max_size=30))
 def test_any_source_is_read_or_refused(source):
     try:

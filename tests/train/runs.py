@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from minicpm4.data.mixture import Part, Stream
+from minicpm4.data.mixture import MixturePart, Stream
 from minicpm4.data.shards import Document, ShardSet, write_shards
-from minicpm4.train.layout import accumulation
-from minicpm4.train.loop import Runner, Source
+from minicpm4.train.loop import TrainingRun
 from minicpm4.train.recipe import Recipe, model_config, parse_recipe
-from minicpm4.train.session import Session, World
+from minicpm4.train.session import TrainingSession, World
+from minicpm4.train.sources import Source
+from minicpm4.train.stages import passes
 
 SHAPE = {
     "hidden_size": 64,
@@ -77,19 +78,18 @@ def corpus(folder: Path) -> ShardSet:
     return write_shards(folder, documents, vocab_size=96, about={"tokenizer": "t"})
 
 
-def runner(made: Recipe, run: Path, data: ShardSet, world: World | None = None) -> Runner:
+def runner(made: Recipe, run: Path, data: ShardSet, world: World | None = None) -> TrainingRun:
     where = world or World()
-    session = Session(made, model_config(made, 96, {}), where)
+    session = TrainingSession(made, model_config(made, 96, {}), where)
     sources = {}
     for one in made.stages:
-        parts = accumulation(one, where.size)
         stream = Stream(
-            [Part(name="text", data=data, share=1.0)],
+            [MixturePart(name="text", data=data, share=1.0)],
             seed=made.seed,
-            tokens=one.batch_tokens // (parts * where.size),
+            tokens=passes(one, where.size).tokens,
             context=one.context,
             rank=where.rank,
             processes=where.size,
         )
         sources[one.name] = Source(training=stream, held_out=[stream.batch(1000)])
-    return Runner(made, run, session, sources, data={"text": data.hash})
+    return TrainingRun(made, run, session, sources, data={"text": data.hash})

@@ -19,7 +19,7 @@ from minicpm4.train.loss import next_token_loss
 from minicpm4.train.model import Mode
 from minicpm4.train.mtp import MultiToken, second_targets
 from minicpm4.train.recipe import model_config
-from minicpm4.train.session import Session, World
+from minicpm4.train.session import TrainingSession, World
 from tests.train.batches import Batch, batch
 from tests.train.runs import recipe, stage
 from tests.train.test_model import SMALL, TINY, small
@@ -67,9 +67,11 @@ def begin_of_two(rank: int, folder: str) -> None:
     distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
     world = World(rank=rank, size=2)
     made = recipe(stage())
-    Session(made, model_config(made, 96, {}), world)  # what a first one loads of torch is not the model's
+    TrainingSession(
+        made, model_config(made, 96, {}), world
+    )  # what a first one loads of torch is not the model's
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    session = Session(made, LARGE, world)
+    session = TrainingSession(made, LARGE, world)
     grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     own = sum(parameter.to_local().nbytes for parameter in session.parameters())
     (Path(folder) / f"{rank}.json").write_text(json.dumps({"grown": grown, "own": own}))
@@ -83,10 +85,10 @@ def fail_of_two(rank: int, folder: str) -> None:
     distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
     world, run = World(rank=rank, size=2), Path(folder) / "run"
     made = recipe(stage())
-    session = Session(made, model_config(made, 96, {}), world)
+    session = TrainingSession(made, model_config(made, 96, {}), world)
     write, told = tensor_files.write_file, []
 
-    def full(file: Path, tensors: dict[str, Any]) -> None:
+    def full(file: Path, tensors: dict[str, Any], check: Any) -> None:
         raise OSError(28, "No space left on device", str(file))
 
     for number in (1, 2, 3):

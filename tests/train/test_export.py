@@ -16,13 +16,13 @@ from minicpm4 import LLM  # noqa: E402
 from minicpm4.config import ModelConfig, RopeScaling, SparseConfig  # noqa: E402
 from minicpm4.errors import CheckpointError, ConfigError  # noqa: E402
 from minicpm4.formats import QuantSpec, open_checkpoint  # noqa: E402
+from minicpm4.formats.hf_write import hf_config  # noqa: E402
 from minicpm4.formats.packing import unpack  # noqa: E402
-from minicpm4.formats.rounding import BlockSpec  # noqa: E402
-from minicpm4.model.loader import load_model  # noqa: E402
+from minicpm4.formats.quant import BlockSpec  # noqa: E402
 from minicpm4.train.export import export, final_tensors  # noqa: E402
-from minicpm4.train.hf_folder import hf_config  # noqa: E402
 from minicpm4.train.model import Mode, TrainableModel  # noqa: E402
 from tests.fixtures.byte_tokenizer import write_tokenizer  # noqa: E402
+from tests.fixtures.loading import load_model  # noqa: E402
 from tests.train.batches import batch  # noqa: E402
 
 CONFIG = ModelConfig(
@@ -117,7 +117,7 @@ def test_packed_weights_are_those_of_training_bit_for_bit(
         (loaded.weights.layers[0].attention.q, "model.layers.0.self_attn.q_proj.weight"),
     ):
         assert linear.weight.spec.group_size
-        np.testing.assert_array_equal(unpack(linear.weight), tensors[name].numpy())
+        np.testing.assert_array_equal(unpack(linear.weight), tensors[name].read())
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -174,7 +174,11 @@ def test_sparse_attention_goes_along(tmp_path: Path, llama: bool) -> None:
     [
         {},
         {"model_type": "llama", "scale_emb": 1.0, "scale_depth": 0.0, "dim_model_base": 0.0},
-        {"sparse_config": SparseConfig(topk=8), "tie_word_embeddings": True, "bos_token_id": None},
+        {
+            "sparse_config": SparseConfig(topk=8, dense_len=8192),
+            "tie_word_embeddings": True,
+            "bos_token_id": None,
+        },
         {"eos_token_ids": ()},
         *(
             {"rope_scaling": RopeScaling(rope_type=kind, original_max_position_embeddings=256, **more)}
@@ -211,15 +215,22 @@ def test_the_tokenizer_goes_along(tmp_path: Path) -> None:
         assert (
             llm.tokenizer.encode("hello") and llm.chat([{"role": "user", "content": "hi"}]).text is not None
         )
+    # The template ends a turn with a token that no file of the tokenizer names.
+    template = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
+    settings = json.dumps({"eos_token": "</s>", "chat_template": template})
+    (tmp_path / "tokenizer" / "tokenizer_config.json").write_text(settings)
+    export(model_of(eos_token_ids=(257,)), tmp_path / "ends", tokenizer=tmp_path / "tokenizer")
+    for name in ("config.json", "generation_config.json"):
+        assert json.loads((tmp_path / "ends" / name).read_text())["eos_token_id"] == [257, 259]
     (tmp_path / "tokenizer" / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match="holds no tokenizer"):
         export(model_of(), tmp_path / "other", tokenizer=tmp_path / "tokenizer")
 
 
 def test_many_files_and_an_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from minicpm4.train import tensor_files
+    from minicpm4.formats import safetensors_write
 
-    monkeypatch.setattr(tensor_files, "MAX_FILE", 300_000)
+    monkeypatch.setattr(safetensors_write, "MAX_FILE", 300_000)
     model = model_of()
     export(model, tmp_path / "out")
     assert len(list((tmp_path / "out").glob("model-*-of-*.safetensors"))) > 2

@@ -13,10 +13,11 @@ from minicpm4 import LLM  # noqa: E402
 from minicpm4.errors import ConfigError  # noqa: E402
 from minicpm4.formats import QuantSpec  # noqa: E402
 from minicpm4.train.export import export  # noqa: E402
-from minicpm4.train.lora import Lora, LoraConfig  # noqa: E402
+from minicpm4.train.lora import Lora  # noqa: E402
 from minicpm4.train.loss import next_token_loss  # noqa: E402
 from minicpm4.train.model import Mode, TrainableModel  # noqa: E402
-from minicpm4.train.optim import OptimConfig, Optimiser  # noqa: E402
+from minicpm4.train.optim import Optimiser  # noqa: E402
+from minicpm4.train.settings import Adapter, OptimConfig  # noqa: E402
 from tests.train.batches import batch  # noqa: E402
 from tests.train.test_export import close, logits_of, model_of, prompt  # noqa: E402
 
@@ -39,7 +40,7 @@ def train(model: TrainableModel, lora: Lora, steps: int = 3) -> list[float]:
 def test_training_starts_from_the_model_and_moves_the_pairs_alone() -> None:
     model, ids = model_of(), prompt()
     before, weights = logits_of(model, ids), {n: p.clone() for n, p in model.state_dict().items()}
-    lora = Lora(model, LoraConfig(rank=4))
+    lora = Lora(model, Adapter(rank=4))
     np.testing.assert_array_equal(logits_of(model, ids), before)
     losses = train(model, lora)
     assert losses[-1] < losses[0] - 0.05
@@ -51,7 +52,7 @@ def test_training_starts_from_the_model_and_moves_the_pairs_alone() -> None:
 
 def test_merging_gives_the_same_logits() -> None:
     model, ids = model_of(), prompt()
-    lora = Lora(model, LoraConfig(rank=4, alpha=8.0, targets=("self_attn.*", "down_proj")))
+    lora = Lora(model, Adapter(rank=4, alpha=8.0, targets=("self_attn.*", "down_proj")))
     train(model, lora)
     expected = logits_of(model, ids)
     lora.merge(model)
@@ -64,7 +65,7 @@ def test_merging_gives_the_same_logits() -> None:
 def test_exports_are_merged(tmp_path: Path, kind: str | None, llama: bool) -> None:
     rounding = {} if kind is None else {"*_proj": QuantSpec(kind=kind, group_size=64)}
     model, ids = model_of(rounding), prompt()
-    train(model, Lora(model, LoraConfig(rank=4, targets=("q_proj", "mlp.*"))))
+    train(model, Lora(model, Adapter(rank=4, targets=("q_proj", "mlp.*"))))
     export(model, tmp_path / "out", llama=llama)
     with LLM(tmp_path / "out", kv="float32", isa="scalar", threads=1) as llm:
         close(llm.logits(ids), logits_of(model, ids))
@@ -75,26 +76,26 @@ def test_exports_are_merged(tmp_path: Path, kind: str | None, llama: bool) -> No
 
 def test_pairs_resume_from_their_own_state() -> None:
     first, second = model_of(), model_of()
-    lora = Lora(first, LoraConfig(rank=2, targets=("v_proj",)))
+    lora = Lora(first, Adapter(rank=2, targets=("v_proj",)))
     train(first, lora)
     names = [f"model.layers.{i}.self_attn.v_proj.lora_{x}.weight" for i in range(3) for x in "AB"]
     assert sorted(lora.state_dict()) == sorted(names)
-    Lora(second, LoraConfig(rank=2, targets=("v_proj",)), seed=9).load_state_dict(lora.state_dict())
+    Lora(second, Adapter(rank=2, targets=("v_proj",)), seed=9).load_state_dict(lora.state_dict())
     np.testing.assert_array_equal(logits_of(first, prompt()), logits_of(second, prompt()))
 
 
 def test_alpha_is_divided_by_the_rank() -> None:
-    assert LoraConfig(rank=8, alpha=16.0).scale == 2.0
-    assert LoraConfig(rank=8).scale == 1.0
+    assert Adapter(rank=8, alpha=16.0).scale == 2.0
+    assert Adapter(rank=8).scale == 1.0
 
 
 def test_what_cannot_be_is_refused() -> None:
     model = model_of()
     with pytest.raises(ConfigError, match="lora target 'q_pro' fits no matrix"):
-        Lora(model, LoraConfig(targets=("q_pro",)))
-    lora = Lora(model, LoraConfig(rank=2))
+        Lora(model, Adapter(targets=("q_pro",)))
+    lora = Lora(model, Adapter(rank=2))
     with pytest.raises(ConfigError, match="has low-rank pairs already"):
-        Lora(model, LoraConfig(rank=2))
+        Lora(model, Adapter(rank=2))
     model.mode = Mode(rounding={"mlp.*": QuantSpec(kind="int4", group_size=64)})
     with pytest.raises(ConfigError, match=r"cannot be merged into .*mlp.* which is rounded"):
         lora.merge(model)
@@ -105,4 +106,4 @@ def test_what_cannot_be_is_refused() -> None:
         ({"targets": ()}, "no targets"),
     ):
         with pytest.raises(ConfigError, match=message):
-            LoraConfig(**settings)
+            Adapter(**settings)

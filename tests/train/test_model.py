@@ -20,8 +20,11 @@ from minicpm4.formats.names import expected_tensors  # noqa: E402
 from minicpm4.formats.packing import pack_from_float, unpack  # noqa: E402
 from minicpm4.kernels import autograd  # noqa: E402
 from minicpm4.kernels.autograd import LowRank  # noqa: E402
+from minicpm4.train.hf_folder import write_folder  # noqa: E402
 from minicpm4.train.loss import next_token_loss  # noqa: E402
-from minicpm4.train.model import Mode, TrainableModel, spec_of  # noqa: E402
+from minicpm4.train.model import Mode, TrainableModel  # noqa: E402
+from minicpm4.train.stages import spec_of  # noqa: E402
+from tests.fixtures import transformers_folders as theirs  # noqa: E402
 from tests.fixtures.random_checkpoint import make_checkpoint  # noqa: E402
 from tests.train.batches import Batch, batch  # noqa: E402
 
@@ -302,3 +305,37 @@ def test_configuration_changes_between_stages() -> None:
     assert not torch.allclose(model(given), before)
     with pytest.raises(ConfigError, match="other tensors"):
         model.config = replace(model.config, vocab_size=51)
+
+
+FOLDERS = [
+    *("llama_biased", "minicpm_biased_tied", "mistral_window", "qwen2_window", "qwen3_window"),
+    "qwen3_tied_biased",
+]
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_biases_and_windows_are_those_of_transformers_and_are_exported(name: str, tmp_path: Path) -> None:
+    version = theirs.VERSIONS[-1]
+    want, ids = theirs.logits(version, name), np.array(theirs.IDS, np.int32)
+    place = {"positions": np.arange(len(ids), dtype=np.int32), "cu_rows": np.array([0, len(ids)], np.int32)}
+    given = Batch(ids=ids, targets=np.roll(ids, -1), **place)
+    model = TrainableModel.load(theirs.make(tmp_path / "m", version, name))
+    with torch.no_grad():
+        got = model.logits(model(given)).numpy()
+    np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
+    found = gradients(model, given)
+    assert all(grad.abs().sum() > 0 for key, grad in found.items() if not key.endswith("k_proj.bias"))
+    out = tmp_path / "out"
+    write_folder(out, model.config, {key: tensor.detach() for key, tensor in model.named_parameters()})
+    with LLM(out, kv="float32", backend="ref") as llm:
+        np.testing.assert_allclose(llm.logits(ids), want, atol=1e-4 * np.abs(want).max())
+
+
+def test_windows_in_parts_are_one_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Documents longer than the rows that read their windows together."""
+    monkeypatch.setattr(autograd, "WINDOWED_ROWS", 16)
+    model, given = small(windows=(7, 40)), batch([100, 3, 41], SMALL.vocab_size)
+    parts = gradients(model, given)
+    monkeypatch.setattr(autograd, "WINDOWED_ROWS", 1000)
+    for name, whole in gradients(model, given).items():
+        torch.testing.assert_close(parts[name], whole, atol=1e-6, rtol=1e-4)

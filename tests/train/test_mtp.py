@@ -13,18 +13,32 @@ import pytest
 torch = pytest.importorskip("torch")
 from safetensors import safe_open  # noqa: E402
 
-from minicpm4.errors import CheckpointError  # noqa: E402
+from minicpm4.config import SparseConfig  # noqa: E402
+from minicpm4.kernels.cpu import CpuOps  # noqa: E402
+from minicpm4.kernels.ref import RefOps  # noqa: E402
+from minicpm4.model.draft import residual_scale  # noqa: E402
+from minicpm4.train.head_plan import HEADS  # noqa: E402
+from minicpm4.train.hf_folder import write_folder  # noqa: E402
 from minicpm4.train.loss import next_token_loss  # noqa: E402
 from minicpm4.train.model import Mode  # noqa: E402
-from minicpm4.train.mtp import MultiToken, residual_scale, second_targets  # noqa: E402
+from minicpm4.train.mtp import MultiToken, second_targets  # noqa: E402
+from minicpm4.train.session import HEAD_KINDS  # noqa: E402
+from tests.fixtures.loading import load_model  # noqa: E402
+from tests.model.drafts import Drafter  # noqa: E402
 from tests.train.batches import Batch, batch  # noqa: E402
 from tests.train.test_model import SMALL, TINY, small  # noqa: E402
 
 torch.set_num_threads(1)
+# Blocks of the engine's pages.
+WIDE = SparseConfig(kernel_size=8, kernel_stride=4, block_size=16, window_size=16, topk=2, dense_len=-1)
 
 
 def extra(seed: int = 5) -> MultiToken:
     return MultiToken.new(SMALL, seed, lambda name, config: 0.3)
+
+
+def write(more: MultiToken, folder: Path) -> None:
+    more.write(folder, more.config, more.state_dict())
 
 
 def loss_of(model: Any, more: MultiToken, given: Batch) -> Any:
@@ -90,8 +104,7 @@ def test_recomputing_changes_nothing() -> None:
 
 
 def test_the_file_has_an_eagle_heads_names(tmp_path: Path) -> None:
-    more = extra()
-    more.save(tmp_path)
+    write(extra(), tmp_path)
     with safe_open(tmp_path / "model.safetensors", "np") as file:
         names = set(file.keys())
         assert file.get_tensor("fc.weight").shape == (16, 32)
@@ -99,15 +112,26 @@ def test_the_file_has_an_eagle_heads_names(tmp_path: Path) -> None:
     assert len(names) == 3 + 9
     raw = json.loads((tmp_path / "config.json").read_text())
     assert raw["scale_depth"] / raw["mup_denominator"] ** 0.5 == pytest.approx(residual_scale(SMALL))
-    model, given = small(), batch([30], 50)
-    loaded = MultiToken.load(tmp_path, SMALL)
-    assert torch.equal(loaded(model, given, model(given)), more(model, given, model(given)))
 
 
-def test_a_layer_of_another_model_is_refused(tmp_path: Path) -> None:
-    extra().save(tmp_path)
-    with pytest.raises(CheckpointError, match=r"fc.weight in .* is \(16, 32\), .* asks for \(32, 64\)"):
-        MultiToken.load(tmp_path, replace(SMALL, hidden_size=32))
-    (tmp_path / "model.safetensors").write_bytes(b"no")
-    with pytest.raises(CheckpointError, match="cannot read"):
-        MultiToken.load(tmp_path, SMALL)
+@pytest.mark.parametrize("table", [RefOps, lambda: CpuOps(threads=1)], ids=["ref", "cpu"])
+@pytest.mark.parametrize("sparse", [None, WIDE], ids=["dense", "sparse"])
+@pytest.mark.parametrize("sizes", [[90], [50, 1, 39]], ids=str)
+def test_the_engine_s_draft_is_the_trainer_s(tmp_path: Path, table: Any, sparse: Any, sizes: Any) -> None:
+    shape = {"hidden_size": 64, "intermediate_size": 64, "head_dim": 16}
+    model, ops, given = small(Mode(sparse=sparse), **shape), table(), batch([91], 50)
+    more = MultiToken.new(model.config, 5, lambda name, config: 0.2)
+    write(more, tmp_path / "mtp")
+    write_folder(tmp_path / "model", model.config, model.state_dict())
+    with torch.no_grad():
+        want = more(model, given, model(given))
+        wanted = [x[:90].numpy() for x in (want, model.logits(want))]
+    weights = load_model(tmp_path / "model", ops=ops).weights
+    _, *found = Drafter(ops, weights, tmp_path / "mtp", sparse).feed(given.ids.tolist(), sizes)
+    for got, one in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(got, one, atol=1e-4 * np.abs(one).max())
+
+
+def test_every_head_that_is_planned_can_be_trained() -> None:
+    """A plan without a class would be estimated, and never trained."""
+    assert [kind.plan for kind in HEAD_KINDS] == list(HEADS)

@@ -14,7 +14,8 @@ from minicpm4.errors import CheckpointError, ConfigError
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
-from minicpm4.train.optim import OptimConfig, Optimiser, clip_gradients, orthogonal, rule_of  # noqa: E402
+from minicpm4.train.optim import Optimiser, clip_gradients, orthogonal, rule_of  # noqa: E402
+from minicpm4.train.settings import OptimConfig  # noqa: E402
 
 SHAPES = {
     "model.embed_tokens.weight": (50, 12),
@@ -184,13 +185,13 @@ def test_state_of_another_model_is_refused() -> None:
 def test_parameters_without_a_gradient_stay() -> None:
     named = parameters()
     before = named["lm_head.weight"].detach().clone()
-    optimiser = Optimiser(named.items(), OptimConfig(decay_embeddings=True))
+    optimiser = Optimiser(named.items(), OptimConfig())
     give_gradients(named, 0)
     named["lm_head.weight"].grad = None
     optimiser.set_rate(0.1)
     optimiser.step()
     assert torch.equal(named["lm_head.weight"], before)
-    again = Optimiser(named.items(), OptimConfig(decay_embeddings=True))
+    again = Optimiser(named.items(), OptimConfig())
     again.load_tensors(optimiser.tensors())
     assert again.tensors().keys() == optimiser.tensors().keys()
 
@@ -222,6 +223,8 @@ def test_clipping_shows_what_is_not_finite() -> None:
         ({"kind": "adam"}, "did you mean 'adamw'"),
         ({"beta1": 1.0}, "beta1 = 1.0 is not from 0 to below 1"),
         ({"eps": 0.0}, "eps = 0.0 is not positive"),
+        ({"weight_decay": 1e300}, r"optimiser.weight_decay = 1e\+300 is above 1e\+06"),
+        ({"adamw_rate": 1e300}, r"optimiser.adamw_rate = 1e\+300 is above 1e\+06"),
         ({"weight_decay": -0.1}, "weight_decay = -0.1 is negative"),
     ],
 )

@@ -52,9 +52,9 @@ World(rank=rank, size=2).leave()
 
 
 def config(kind: str) -> object:
-    from minicpm4.train.optim import OptimConfig
+    from minicpm4.train.settings import OptimConfig
 
-    return OptimConfig(kind=kind, decay_embeddings=True)
+    return OptimConfig(kind=kind)
 
 
 def steps(named: dict, optimiser: object, numbers: range, give: object) -> list[float]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from minicpm4.errors import ConfigError
-from minicpm4.train.estimate import Machine
+from minicpm4.train.estimate import Cluster
 from minicpm4.train.parallel import Split, split
 from minicpm4.train.recipe import model_config, read_recipe
 
@@ -25,7 +25,7 @@ def of(length: int, attention: str, context: int, tensor: int) -> Split:
     long = next(stage for stage in recipe.stages if stage.name == "long")
     stage = replace(long, context=length, max_position_embeddings=length, attention=attention, buckets=())
     config = model_config(recipe, 0, {})
-    return split(recipe, config, stage, Machine(), context=context, tensor=tensor)
+    return split(recipe, config, stage, Cluster(), context=context, tensor=tensor)
 
 
 @pytest.mark.parametrize("line", LINES, ids=lambda line: " ".join(line[:2]))
@@ -34,7 +34,8 @@ def test_the_table_is_what_the_functions_give(line: list[str]) -> None:
     context, tensor = map(int, line[1].split(" x "))
     found = of(int(length[:-1]) * 1024, attention, context, tensor)
     giga = (found.activations, found.total, found.fsdp, found.context, found.tensor)
-    times = (found.seconds, found.link_seconds(Machine().link))
+    received = found.fsdp + found.context + found.tensor
+    times = (found.seconds, received / Cluster().link)
     shown = [*(f"{value / 1e9:.1f}" for value in giga), *(f"{value * 1e3:,.0f}" for value in times)]
     assert [str(found.documents), *shown] == line[2:]
 

@@ -34,8 +34,8 @@ def test_a_peak_is_kept_for_its_device_and_precision(tmp_path: Path) -> None:
 def test_a_bad_file_is_measured_anew(tmp_path: Path, text: str) -> None:
     about = json.loads(text) if text.startswith('{"') else None
     found = peak_of(tmp_path, CPU, "float32")
-    table = json.loads((tmp_path / peak.FILE).read_text()) | (about or {})
-    (tmp_path / peak.FILE).write_text(json.dumps(table) if about else text)
+    table = json.loads((tmp_path / peak.PEAK).read_text()) | (about or {})
+    (tmp_path / peak.PEAK).write_text(json.dumps(table) if about else text)
     assert 0 < peak_of(tmp_path, CPU, "float32").flops_per_s < 1e3 * found.flops_per_s
 
 

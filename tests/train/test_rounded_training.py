@@ -10,11 +10,12 @@ torch = pytest.importorskip("torch")
 
 from minicpm4 import LLM  # noqa: E402
 from minicpm4.formats import QuantSpec  # noqa: E402
-from minicpm4.formats.rounding import BlockSpec  # noqa: E402
+from minicpm4.formats.quant import BlockSpec  # noqa: E402
 from minicpm4.train.export import export  # noqa: E402
 from minicpm4.train.loss import next_token_loss  # noqa: E402
 from minicpm4.train.model import Mode, TrainableModel  # noqa: E402
-from minicpm4.train.optim import OptimConfig, Optimiser, clip_gradients  # noqa: E402
+from minicpm4.train.optim import Optimiser, clip_gradients  # noqa: E402
+from minicpm4.train.settings import OptimConfig  # noqa: E402
 from tests.train.batches import batch  # noqa: E402
 from tests.train.test_export import close, logits_of, model_of, prompt  # noqa: E402
 

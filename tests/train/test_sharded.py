@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minicpm4.train.checkpoint import saved
 from minicpm4.train.footprint import parameters
+from minicpm4.train.saved import saved
 
 torch = pytest.importorskip("torch")
 from torch import multiprocessing as mp  # noqa: E402

@@ -11,8 +11,9 @@ from minicpm4.errors import CheckpointError
 
 torch = pytest.importorskip("torch")
 
-from minicpm4.train import tensor_files  # noqa: E402
-from minicpm4.train.tensor_files import Stored, planned, write_tensors  # noqa: E402
+from minicpm4.formats import safetensors_write  # noqa: E402
+from minicpm4.formats.safetensors_write import planned  # noqa: E402
+from minicpm4.train.tensor_files import Stored, write_tensors  # noqa: E402
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 8])
@@ -34,7 +35,7 @@ def test_files_are_bounded_and_an_empty_set_is_one_file() -> None:
 
 
 def test_what_is_written_is_read_whole_or_in_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensor_files, "MAX_FILE", 100)
+    monkeypatch.setattr(safetensors_write, "MAX_FILE", 100)
     given = {"a": torch.arange(24.0).reshape(6, 4), "b": torch.arange(5.0), "n": torch.tensor(7)}
     write_tensors(tmp_path, "optimiser", given)
     assert len(list(tmp_path.glob("optimiser-*.safetensors"))) == 2
@@ -53,12 +54,12 @@ def test_files_may_be_read_by_whoever_may_read_new_files(tmp_path: Path) -> None
 
 
 def test_a_cut_or_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="cannot read"):
+    with pytest.raises(CheckpointError, match="a checkpoint is damaged"):
         Stored(tmp_path, "optimiser")
     write_tensors(tmp_path, "optimiser", {"a": torch.zeros(100)})
     file = tmp_path / "optimiser.safetensors"
     file.write_bytes(file.read_bytes()[:-50])
-    with pytest.raises(CheckpointError, match="cannot read"):
+    with pytest.raises(CheckpointError, match="a checkpoint is damaged"):
         Stored(tmp_path, "optimiser")
 
 

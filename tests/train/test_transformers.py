@@ -16,7 +16,7 @@ transformers = pytest.importorskip("transformers")
 
 from minicpm4.config import RopeScaling  # noqa: E402
 from minicpm4.formats import QuantSpec  # noqa: E402
-from minicpm4.formats.rounding import BlockSpec  # noqa: E402
+from minicpm4.formats.quant import BlockSpec  # noqa: E402
 from minicpm4.train.export import export  # noqa: E402
 from tests.fixtures.byte_tokenizer import write_tokenizer  # noqa: E402
 from tests.train.test_export import close, logits_of, model_of, prompt  # noqa: E402

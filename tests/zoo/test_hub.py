@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 
 from minicpm4 import zoo
 from minicpm4.errors import ModelNotFoundError
+from minicpm4.places import models_home
 from minicpm4.zoo import hub as hub_module
 from tests.zoo.hub_server import COMMIT, REPO, Hub, serve
 
@@ -62,6 +65,32 @@ def test_a_second_pull_asks_nothing(hub: Hub) -> None:
     hub.requests.clear()
     zoo.pull(NAME)
     assert hub.requests == []
+
+
+def test_a_second_pull_waits_for_the_first(hub: Hub) -> None:
+    inside, go_on, found = threading.Event(), threading.Event(), []
+
+    class Told(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            go_on.set()
+
+    def slow(file: str, done: int, total: int) -> None:
+        if file == "model.safetensors" and 0 < done < len(WEIGHTS):
+            inside.set()
+            assert go_on.wait(60)
+
+    hub.cut_after = 400_000
+    first = threading.Thread(target=lambda: found.append(zoo.pull(NAME, slow)))
+    first.start()
+    assert inside.wait(60)
+    told = Told()
+    logging.getLogger("minicpm4").addHandler(told)
+    second = zoo.pull(NAME)
+    go_on.set()
+    logging.getLogger("minicpm4").removeHandler(told)
+    first.join()
+    assert found == [second] and (second / "model.safetensors").read_bytes() == WEIGHTS
+    assert downloads(hub, "model.safetensors") == [None, "bytes=400000-", "bytes=800000-"]
 
 
 def test_progress_counts_the_whole_download(hub: Hub) -> None:
@@ -118,7 +147,7 @@ def test_a_wrong_checksum_is_refused_and_the_bytes_dropped(hub: Hub, file: str, 
     hub.lies = {file: digest}
     with pytest.raises(ModelNotFoundError, match=rf"{file} of {REPO} arrived with another checksum"):
         zoo.pull(NAME)
-    folder = zoo.models_home() / "openbmb--MiniCPM4-0.5B"
+    folder = models_home() / "openbmb--MiniCPM4-0.5B"
     assert file not in kept(folder) and not list(folder.glob("*.part"))
     with pytest.raises(ModelNotFoundError, match="minicpm4 pull"):
         zoo.resolve(NAME)
@@ -126,8 +155,16 @@ def test_a_wrong_checksum_is_refused_and_the_bytes_dropped(hub: Hub, file: str, 
     assert kept(zoo.pull(NAME)) == WANTED
 
 
+def test_named_templates_are_fetched(hub: Hub) -> None:
+    hub.files["additional_chat_templates/tool_use.jinja"] = b"{{ tools }}"
+    folder = zoo.pull(NAME)
+    assert (folder / "additional_chat_templates" / "tool_use.jinja").read_bytes() == b"{{ tools }}"
+    assert zoo.pull(NAME) == folder
+
+
 def test_names_that_lead_elsewhere_are_not_fetched(hub: Hub, tmp_path: Path) -> None:
     names = ["../evil.json", "/evil.json", "a\\evil.json", ".evil.json", "C:evil.json"]
+    names += [f"additional_chat_templates/{name}" for name in ("../evil.jinja", "evil.json", ".evil.jinja")]
     hub.extra = [{"rfilename": name, "size": 1, "blobId": "a" * 40} for name in names]
     hub.extra.append({"rfilename": "odd.json", "size": 1, "blobId": "../../evil"})
     assert kept(zoo.pull(NAME)) == WANTED
@@ -203,7 +240,8 @@ def test_a_folder_that_cannot_be_written(hub: Hub, tmp_path: Path, monkeypatch: 
     (tmp_path / "file").touch()
     monkeypatch.setenv("MINICPM4_HOME", str(tmp_path / "file"))
     with pytest.raises(
-        ModelNotFoundError, match=r"cannot write the files of .*set MINICPM4_HOME to another folder"
+        ModelNotFoundError,
+        match=r"cannot write to .*models: Not a directory. set MINICPM4_HOME to",
     ):
         zoo.pull(NAME)
 

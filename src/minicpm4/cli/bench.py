@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from minicpm4.cli.options import check_output, number, numbers, parse_sparse
+from minicpm4.cli.options import (
+    IgnoreOption,
+    check_output,
+    number,
+    numbers,
+    parse_sparse,
+    weight_words,
+    words,
+    write_figures,
+)
 from minicpm4.cli.terminal import progress_bar, show, table
-from minicpm4.config.strict import suggest
+from minicpm4.config.strict import check_choice
 from minicpm4.engine.options import ATTENTION_CHOICES, KV_CHOICES, MAX_CONTEXT
 from minicpm4.errors import ConfigError
+from minicpm4.files import write_file
 from minicpm4.kernels.registry import ACTIVATIONS
-
-if TYPE_CHECKING:
-    from minicpm4.config import ModelConfig
-    from minicpm4.formats import Checkpoint
 
 RANDOM = "random-minicpm4-0.5b"
 MAX_REPEATS = 1000
@@ -46,7 +51,7 @@ def command(
         str, typer.Option(metavar="SEQUENCES,...", help="How many sequences are decoded together.")
     ] = "1",
     attention: Annotated[
-        str, typer.Option(metavar="NAME,...", help="Any of dense, sparse and auto.")
+        str, typer.Option(metavar="NAME,...", help=f"Any of {', '.join(ATTENTION_CHOICES)}.")
     ] = "dense,sparse",
     sparse: Annotated[
         str | None,
@@ -54,15 +59,16 @@ def command(
     ] = None,
     weights: Annotated[
         str,
-        typer.Option(help="auto (as stored; of random models int4), bf16, int8, int4 or ternary."),
+        typer.Option(help=f"{weight_words('as stored; of random models int4')}."),
     ] = "auto",
-    kv: Annotated[str, typer.Option(help="Keys and values in memory: bf16, int8 or float32.")] = "bf16",
+    kv: Annotated[str, typer.Option(help=f"Keys and values in memory: {words(KV_CHOICES)}.")] = "bf16",
     activations: Annotated[
         str, typer.Option(help="auto (at least 16 bits), or int8: faster on long prompts, less exact.")
     ] = "auto",
     backend: Annotated[str, typer.Option(help="Kernels: auto, cpu, gpu, or ref (NumPy, slow).")] = "auto",
     threads: Annotated[int | None, typer.Option(help="Threads of the CPU kernels.")] = None,
     chunk: Annotated[int, typer.Option(help="Tokens read in one step.")] = 512,
+    ignore_field: IgnoreOption = None,
     repeats: Annotated[int, typer.Option(help="How often everything is run; medians are shown.")] = 3,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write all figures to this file.")
@@ -99,16 +105,19 @@ def command(
     ]
     if not points:
         raise ConfigError("--prefill 0 and --decode 0 leave nothing to measure", "give one of them")
+    check_choice("--kv", kv, KV_CHOICES)
+    check_choice("--activations", activations, ACTIVATIONS)
     options = BenchOptions(
         attentions=attentions,
         sparse=parse_sparse(sparse) if sparse is not None else None,
         weights=weights,
-        kv=_choice("--kv", kv, KV_CHOICES),  # type: ignore[arg-type]
-        activations=_choice("--activations", activations, ACTIVATIONS),
+        kv=kv,  # type: ignore[arg-type]
+        activations=activations,
         backend=backend,
         threads=threads,
         chunk=chunk,
         batch=max(batches) if decode else 1,
+        ignore_fields=tuple(ignore_field or ()),
     )
     _run(model, options, points, number("--repeats", repeats, MAX_REPEATS, least=1), json_file, plot)
 
@@ -122,51 +131,38 @@ def _run(
 
     loaded = load(name, options, max(point.depth + point.tokens for point in points))
     print(f"{name}: {loaded.notes}; kernels: {loaded.ops.description}", file=sys.stderr)
-    limits = measure_limits(loaded.ops, getattr(loaded.ops, "threads", 1))
+    limits = measure_limits(loaded.ops, loaded.ops.threads)
     with progress_bar("measuring", "points") as progress:
         measured = measure(loaded, points, repeats, progress)
     shown = table("run", "attention", "depth", "tokens/s", "spread", "of limit", left=2)
     for one in measured:
         run = report.run_name(one.point)
         share = f"{report.share(loaded, one, limits):.0%}"
-        shown.add_row(
-            run, one.point.attention, f"{one.point.depth:,}", _rate(one.rate), f"{one.spread:.0%}", share
-        )
+        shown.add_row(run, one.point.attention, f"{one.point.depth:,}", _rate(one.rate), _spread(one), share)
     show(shown)
     print(
         f"\nlimits of this machine, same run: memory {limits.bandwidth / 1e9:.1f} GB/s read, "
         f"float32 products {limits.float32 / 1e9:,.0f} GFLOP/s"
     )
     if json_file is not None:
-        text = json.dumps(report.as_json(name, loaded, measured, limits), indent=1)
-        json_file.write_text(text + "\n", encoding="utf-8")
+        write_figures(json_file, report.as_json(name, loaded, measured, limits))
     if plot is not None:
-        plot.write_text(report.svg(name, loaded, measured), encoding="utf-8")
+        write_file(plot, report.svg(name, loaded, measured))
 
 
 def load(name: str, options: Any, room: int) -> Any:
     """Return a BenchModel of a random model, or of one with files. Raises Minicpm4Error."""
+    from minicpm4.evals.random_model import open_any
     from minicpm4.evals.speed import BenchModel
 
-    checkpoint, config = open_model(name, options.weights)
+    opened = open_any(name, options.weights, options.ignore_fields)
     with progress_bar("loading", "layers") as progress:
-        return BenchModel(checkpoint, config, options, room, progress)
+        return BenchModel(opened.checkpoint, opened.config, options, room, progress)
 
 
-def open_model(name: str, weights: str) -> tuple[Checkpoint, ModelConfig]:
-    """Open a random model, or one with files. Raises Minicpm4Error."""
-    from minicpm4 import zoo
-    from minicpm4.evals.random_model import SHAPES, random_checkpoint
-    from minicpm4.formats import check_tensors, open_checkpoint
-    from minicpm4.model.loader import read_config
-
-    if name.lower() in SHAPES:
-        random = random_checkpoint(name.lower(), weights)
-        return random, random.config
-    checkpoint = open_checkpoint(zoo.resolve(name))
-    config = read_config(checkpoint)
-    check_tensors(checkpoint, config)
-    return checkpoint, config
+def _spread(one: Any) -> str:
+    """A dash where nothing was repeated: one run has no spread."""
+    return f"{one.spread:.0%}" if len(one.seconds) > 1 else "–"
 
 
 def _rate(rate: float) -> str:
@@ -175,10 +171,6 @@ def _rate(rate: float) -> str:
 
 def _names(text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
-    return tuple(_choice("--attention", name, ATTENTION_CHOICES) for name in names)
-
-
-def _choice(option: str, value: str, known: tuple[str, ...]) -> str:
-    if value not in known:
-        raise ConfigError(f"{option} has {value!r}", suggest(value, list(known)))
-    return value
+    for name in names:
+        check_choice("--attention", name, ATTENTION_CHOICES)
+    return names

@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from minicpm4.cli.options import check_output, number, numbers
-from minicpm4.cli.packed import PackProgress, print_document, print_lengths, print_summary, set_facts, size_of
+from minicpm4.cli.packed import (
+    PackProgress,
+    print_document,
+    print_lengths,
+    print_notes,
+    print_summary,
+    set_facts,
+    size_of,
+)
 from minicpm4.cli.terminal import print_facts
 from minicpm4.config.strict import require, suggest
-from minicpm4.errors import ConfigError
+from minicpm4.files import write_file
 
 if TYPE_CHECKING:
-    from minicpm4.data.chat import ChatEncoder
-    from minicpm4.data.packing import Counting
-    from minicpm4.text import Tokenizer
+    from minicpm4.data.corpora import Corpus
 
 SAMPLE_CHARS = 1 << 20  # of text that a new tokenizer is tried on
 Output = Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write it.")]
-TokenizerFolder = Annotated[
-    Path, typer.Option("--tokenizer", metavar="FOLDER", help="Folder of the model's tokenizer.")
+TokenizerOption = Annotated[
+    str,
+    typer.Option(
+        "--tokenizer",
+        metavar="MODEL",
+        help="Whose tokenizer: a folder, a .gguf file, a known name or a hub repository.",
+    ),
 ]
 
 
@@ -42,18 +52,22 @@ def tokenizer(
     column: Annotated[str, typer.Option(help="Where lines and rows keep their text.")] = "text",
 ) -> None:
     """Train a byte-level BPE tokenizer with ChatML, as small models use."""
-    from minicpm4.data.packing import size_in_utf8
-    from minicpm4.data.sources import distinct, files_of, texts
+    from minicpm4.data.packer import corpus_texts
+    from minicpm4.data.packing import Counting, size_in_utf8
+    from minicpm4.data.sources import distinct
     from minicpm4.data.tokenizer import train_tokenizer
     from minicpm4.text import load_tokenizer
 
     _check_folder(output)
     require(not (output / "tokenizer.json").exists(), f"{output} has a tokenizer already", _ELSEWHERE)
-    found = [(kind, files_of(kind, [path])) for kind, path in map(_source, sources)]
+    found = [(corpus, corpus.files()) for corpus in (_source(text, column) for text in sources)]
     sample = _Sample()
     with PackProgress("reading", sum(size_of(files) for _, files in found)) as progress:
-        every = (text for kind, files in found for text in texts(kind, progress.files(files), column))
+        counting = Counting()
+        every = (t for one, files in found for t in corpus_texts(one, files, counting, progress.files))
         train_tokenizer(sample.kept(distinct(every)), vocab_size, output)
+    for count, why in counting.told():
+        print(f"left out {count:,}: {why}")
     made = load_tokenizer(output)
     tokens, nbytes = sum(map(len, made.encode_many(sample.texts))), sum(map(size_in_utf8, sample.texts))
     print(
@@ -68,14 +82,15 @@ def pack(
         typer.Argument(metavar="PATH...", help="Files, folders of files, or packages by name."),
     ],
     *,
-    tokenizer: TokenizerFolder,
+    tokenizer: TokenizerOption,
     output: Output,
     kind: Annotated[
         str,
         typer.Option(
             metavar="KIND",
             help="What the paths hold: text, html, jsonl, parquet, package (apt:NAME or pip:NAME==VERSION), "
-            "or chat (JSON lines of messages, of which only the assistant's words are learnt).",
+            "chat (JSON lines or parquet of messages, of which only the assistant's words are learnt), or "
+            "questions (pages, each of whose headings asks what the paragraph below it answers).",
         ),
     ] = "text",
     column: Annotated[
@@ -85,10 +100,10 @@ def pack(
         bool, typer.Option("--distinct", help="Leave out texts that came before, white space aside.")
     ] = False,
     holdout: Annotated[
-        float, typer.Option(help="Leave out this share of the texts, chosen by hashes of their words.")
+        float, typer.Option(help="Leave out this share of the documents, chosen by hashes of their texts.")
     ] = 0.0,
     held_out: Annotated[
-        bool, typer.Option("--held-out", help="Pack the texts that --holdout leaves out, and no others.")
+        bool, typer.Option("--held-out", help="Pack the documents that --holdout leaves out, and no others.")
     ] = False,
     max_tokens: Annotated[
         int, typer.Option(help="Longer chats end after the last answer that fits; 0: any length.")
@@ -98,36 +113,31 @@ def pack(
 
     A run that was interrupted goes on after its last whole shard when the same command is given again.
     """
-    from minicpm4.data.packing import Counting, chat_documents, text_documents
-    from minicpm4.data.shards import write_shards
-    from minicpm4.data.sources import conversations, files_of, filter_hash, hash_of, split
-    from minicpm4.data.tokenizer import fingerprint
-    from minicpm4.text import load_tokenizer
+    from minicpm4.data.corpora import Corpus
+    from minicpm4.data.packer import Side, pack_set
+    from minicpm4.data.packing import Counting
+    from minicpm4.data.sources import KINDS
+    from minicpm4.model.source import open_text
 
-    chats = kind == "chat"
+    kinds = [*KINDS, "questions"]
+    require(kind in kinds, f"corpus kind {kind!r} is unknown", suggest(kind, kinds))
+    chats = kind in ("chat", "questions")
     require(chats or not max_tokens, "--max-tokens is for chats", "other documents are cut in training")
-    require(not (chats and (distinct or holdout)), "--distinct and --holdout are for texts", "not for chats")
+    require(not (chats and distinct), "--distinct is for texts", "not for chats")
     require(0 <= holdout < 1, f"--holdout {holdout:g} is not from 0 to below 1")
     require(holdout > 0 or not held_out, "--held-out needs --holdout", "the share that is held out")
     number("--max-tokens", max_tokens, 1 << 30)
     _check_set_folder(output)
-    own = load_tokenizer(tokenizer)
-    files = files_of(kind, paths)
-    column = column or ("messages" if chats else "text")
-    about: dict[str, Any] = {"tokenizer": fingerprint(tokenizer), "source": hash_of(files)}
-    taken = filter_hash(kind, distinct=distinct, share=holdout, held_out=held_out)
-    about |= {"kind": kind, "column": column, "filter": taken}
-    about |= {"whole": True, "max_tokens": max_tokens} if chats else {}
+    opened = open_text(tokenizer)
+    once = distinct or chats  # of conversations it says nothing: as a recipe has it
+    corpus = Corpus(kind=kind, paths=tuple(paths), column=column or "", max_tokens=max_tokens, distinct=once)
+    files = corpus.files()
     with PackProgress("packing", size_of(files)) as progress:
         counting = Counting(progress.packed)
-        if chats:
-            told = conversations(progress.files(files), column)
-            made = chat_documents(told, _encoder(own, tokenizer, max_tokens), counting)
-        else:
-            read = _texts(kind, files, column, distinct, counting, progress)
-            kept = split(read, holdout, held_out=held_out) if holdout else read
-            made = text_documents(kept, own, counting)
-        found = write_shards(output, made, vocab_size=own.vocab_size, about=about)
+        side = Side(share=holdout, held_out=held_out) if holdout else None
+        found = pack_set(
+            corpus, output, opened, files=files, side=side, counting=counting, read=progress.files
+        )
     print_summary(found, counting, progress.seconds)
 
 
@@ -136,7 +146,7 @@ def needles(
         Path, typer.Argument(metavar="HAYSTACK", help="A packed set: the text that needles are hidden in.")
     ],
     *,
-    tokenizer: TokenizerFolder,
+    tokenizer: TokenizerOption,
     output: Output,
     documents: Annotated[int, typer.Option(help="How many documents.")],
     lengths: Annotated[
@@ -151,25 +161,22 @@ def needles(
 
     Only the answers are learnt. Training takes such documents whole.
     """
-    from minicpm4.data.needles import NeedleMaker
+    from minicpm4.data.corpora import Corpus, Made
+    from minicpm4.data.packer import Haystack, pack_set
     from minicpm4.data.packing import Counting
-    from minicpm4.data.shards import ShardSet, write_shards
-    from minicpm4.data.tokenizer import fingerprint
-    from minicpm4.text import load_tokenizer
+    from minicpm4.data.shards import ShardSet
+    from minicpm4.model.source import open_text
 
     count, sizes = number("--documents", documents, 1 << 32, 1), numbers("--lengths", lengths, 1 << 24, 32)
     number("--seed", seed, (1 << 63) - 1)
     _check_set_folder(output)
-    own, mark, hay = load_tokenizer(tokenizer), fingerprint(tokenizer), ShardSet(haystack)
-    hay.check_tokenizer(mark)
-    settings = {"needles": facts, "queries": queries, "digits": digits, "seed": seed}
-    maker = NeedleMaker(own, hay, **settings)
-    about: dict[str, Any] = {"tokenizer": mark, "source": hay.hash, "kind": "needles", "whole": True}
-    about |= {"needles": {**settings, "documents": count, "lengths": sizes}}
-    with PackProgress("hiding needles", count) as progress:
+    opened, hay = open_text(tokenizer), Haystack(data=ShardSet(haystack))
+    wanted = {"needles": facts, "queries": queries, "digits": digits, "seed": seed}
+    made = Made(haystack=haystack.name, documents=count, lengths=tuple(sizes), **wanted)
+    with PackProgress("hiding needles", count, documents=True) as progress:
         counting = Counting(progress.packed)
-        made = progress.each(maker.documents(count, sizes), counting)
-        found = write_shards(output, made, vocab_size=own.vocab_size, about=about)
+        corpus = Corpus(kind="needles", made=made)
+        found = pack_set(corpus, output, opened, haystack=hay, counting=counting)
     print_summary(found, counting, progress.seconds)
 
 
@@ -177,24 +184,33 @@ def inspect(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A packed set.")],
     *,
     tokenizer: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Its tokenizer's folder, to show a document.")
+        str | None,
+        typer.Option(metavar="MODEL", help="Whose tokenizer it was packed with, to show a document."),
     ] = None,
-    document: Annotated[int, typer.Option(help="Which document to show, from 0 on.")] = 0,
-    tokens: Annotated[int, typer.Option(help="At most so many of its tokens, from both ends.")] = 300,
+    document: Annotated[
+        int | None, typer.Option(help="Which document to show, from 0 on; needs --tokenizer. Default: 0.")
+    ] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option(help="At most so many of its tokens, from both ends; needs --tokenizer. Default: 300."),
+    ] = None,
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE.svg", help="Draw how long documents are.")
     ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Compare the hashes of all files.")] = False,
 ) -> None:
-    """Show what a packed set is made of, how long its documents are, and one of them.
+    """Show what a packed set is made of, how long its documents are, what was told of it, and one of them.
 
     In the document, learnt tokens stand out (in a pipe: between ⟦ and ⟧) where not all are learnt.
     """
     from minicpm4.data.lengths import length_chart
-    from minicpm4.data.shards import ShardSet
+    from minicpm4.data.shards import ShardSet, is_set
 
-    known = (folder / "manifest.json").is_file()
-    require(known, f"{folder} holds no packed set", "minicpm4 data pack makes one")
+    for name, value in (("--document", document), ("--tokens", tokens)):
+        require(
+            tokenizer is not None or value is None, f"{name} needs --tokenizer", "whose ids the set holds"
+        )
+    require(is_set(folder), f"{folder} holds no packed set", "minicpm4 data pack makes one")
     found = ShardSet(folder)
     require(plot is None or len(found) > 0, f"{folder} has no documents to draw")
     check_output("--plot", plot)
@@ -202,11 +218,13 @@ def inspect(
         found.verify()
     print_facts(str(folder), [*set_facts(found), *([("files", "as they were written")] if verify else [])])
     print_lengths(found)
+    print_notes(found.notes)
     if plot is not None:
-        plot.write_text(length_chart(f"Documents of {folder.name}", found.lengths), encoding="utf-8")
+        write_file(plot, length_chart(f"Documents of {folder.name}", found.lengths))
         print(f"\n{plot} shows the lengths")
     if tokenizer is not None:
-        print_document(found, tokenizer, document, number("--tokens", tokens, 1 << 20, 2))
+        shown = number("--tokens", 300 if tokens is None else tokens, 1 << 20, 2)
+        print_document(found, tokenizer, document or 0, shown)
 
 
 commands = {"tokenizer": tokenizer, "pack": pack, "needles": needles, "inspect": inspect}
@@ -214,15 +232,14 @@ commands = {"tokenizer": tokenizer, "pack": pack, "needles": needles, "inspect":
 _ELSEWHERE = "give another folder as --output"
 
 
-def _source(text: str) -> tuple[str, str]:
-    """Kind and path of ``KIND:PATH``."""
-    from minicpm4.data.sources import KINDS
+def _source(text: str, column: str) -> Corpus:
+    """The corpus that ``KIND:PATH`` means."""
+    from minicpm4.data.corpora import PLAIN, Corpus
 
-    kinds = [kind for kind in KINDS if kind != "chat"]
     kind, _, path = text.partition(":")
     require(bool(path), f"{text!r} is not KIND:PATH", "as in text:book.txt or package:apt:sqlite3-doc")
-    require(kind in kinds, f"{text!r} is of unknown kind {kind!r}", suggest(kind, kinds))
-    return kind, path
+    require(kind in PLAIN, f"{text!r} is of unknown kind {kind!r}", suggest(kind, list(PLAIN)))
+    return Corpus(kind=kind, paths=(path,), column=column, distinct=False)
 
 
 def _check_folder(output: Path) -> None:
@@ -232,8 +249,9 @@ def _check_folder(output: Path) -> None:
 def _check_set_folder(output: Path) -> None:
     """Refuse a folder that holds anything but a packed set, whole or begun."""
     _check_folder(output)
-    own = re.compile(r"\.?(manifest\.json|\d{5}\.(tokens|ends|learn|json))(\.\d+)?")
-    other = [one.name for one in output.iterdir() if not own.fullmatch(one.name)] if output.is_dir() else []
+    from minicpm4.data.shards import owns
+
+    other = [one.name for one in output.iterdir() if not owns(one.name)] if output.is_dir() else []
     require(not other, f"{output} is no packed set: it holds {min(other, default='')!r}", _ELSEWHERE)
 
 
@@ -253,38 +271,3 @@ class _Sample:
                 self._size += len(text)
             yield text
         require(self.count > 0, "there is no text in what was given", "a tokenizer is trained on text")
-
-
-def _encoder(own: Tokenizer, folder: Path, max_tokens: int) -> ChatEncoder:
-    from minicpm4.data.chat import ChatEncoder
-    from minicpm4.text import load_chat_template
-
-    template = load_chat_template(folder)
-    if template is None:
-        raise ConfigError(
-            f"the tokenizer in {folder} has no chat template",
-            "add chat_template to its tokenizer_config.json",
-        )
-    return ChatEncoder(own, template, max_tokens)
-
-
-def _texts(
-    kind: str, files: Sequence[Path], column: str, once: bool, counting: Counting, progress: PackProgress
-) -> Iterator[str]:
-    """Texts of ``files``; those left out are counted."""
-    from minicpm4.data.sources import distinct, texts
-
-    read = given = 0
-
-    def every() -> Iterator[str]:
-        nonlocal read
-        for text in texts(kind, progress.files(files), column):
-            read += 1
-            yield text
-
-    for text in distinct(every()) if once else every():
-        given += 1
-        yield text
-    counting.left_out["the same as one before"] += read - given
-    if kind in ("text", "html", "package"):
-        counting.left_out["files with nothing to read (empty, indexes, menus)"] += len(files) - read

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 import platform
-import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from importlib.util import find_spec
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from minicpm4.cli.options import DEFAULT_MODEL, parse_sparse
+from minicpm4.cli.options import DEFAULT_MODEL, IgnoreOption, parse_sparse
 from minicpm4.cli.terminal import one_line, progress_bar
 from minicpm4.errors import ConfigError, UnsupportedError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from minicpm4.engine.calibration import Calibration, Key
 
 MAX_SHOWN = 16  # calibrations
@@ -32,6 +33,10 @@ def command(
         typer.Argument(metavar="[MODEL]", help="What to calibrate for; default: the embedded model."),
     ] = None,
     *,
+    ways: Annotated[
+        bool,
+        typer.Option("--ways", help="Show how the kernels of each level here multiply, and nothing else."),
+    ] = False,
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Measure how this machine runs MODEL best, and keep that.")
     ] = False,
@@ -41,6 +46,7 @@ def command(
     ] = None,
     weights: Annotated[str | None, typer.Option(help="Weights to calibrate for, as for generate.")] = None,
     kv: Annotated[str | None, typer.Option(help="Keys and values to calibrate for, as for generate.")] = None,
+    ignore_field: IgnoreOption = None,
 ) -> None:
     """Show what this machine offers and which kernels will run, and measure the memory's speed.
 
@@ -50,23 +56,48 @@ def command(
     """
     from minicpm4.cli.terminal import show, table
 
-    if not calibrate and (model, sparse, weights, kv) != (None,) * 4:
+    if not calibrate and (model, sparse, weights, kv, ignore_field) != (None,) * 5:
         raise ConfigError("doctor was given a model or its settings without --calibrate", "add --calibrate")
+    if ways:
+        show(ways_here())
+        return
     shown = table("what", "finding")
     shown.show_header = False
-    rows = [calibrated(model or DEFAULT_MODEL, sparse, weights, kv)] if calibrate else findings()
+    ignored = ignore_field or ()
+    rows = [calibrated(model or DEFAULT_MODEL, sparse, weights, kv, ignored)] if calibrate else findings()
     for name, finding in rows:
         shown.add_row(name, finding)
     show(shown)
 
 
-def calibrated(name: str, sparse: str | None, weights: str | None, kv: str | None) -> tuple[str, str]:
+def ways_here() -> Table:
+    """How the levels of this machine multiply, a line for each way. Raises UnsupportedError without them."""
+    from minicpm4.cli.terminal import table
+
+    try:
+        from minicpm4.kernels.cpu import isa_levels
+        from minicpm4.kernels.ways import HEADINGS, ways
+    except ImportError as error:
+        raise UnsupportedError(
+            f"there are no kernels to show: the C++ extension is missing ({error})", "minicpm4 doctor"
+        ) from error
+    shown = table(*HEADINGS)
+    for level in isa_levels():
+        for way in ways(level):
+            shown.add_row(level, *way.cells())
+    return shown
+
+
+def calibrated(
+    name: str, sparse: str | None, weights: str | None, kv: str | None, ignore_fields: Collection[str] = ()
+) -> tuple[str, str]:
     """Measure, keep, and describe the result. Raises Minicpm4Error; an interrupt changes nothing."""
-    from minicpm4.cli.bench import open_model
     from minicpm4.engine import calibration
     from minicpm4.engine.options import EngineOptions, resolve_sparse
     from minicpm4.evals.calibrate import calibrate
-    from minicpm4.kernels.registry import machine
+    from minicpm4.evals.random_model import open_any
+    from minicpm4.kernels.registry import speed_key
+    from minicpm4.model.weight_plan import plan_weights
 
     options = EngineOptions(
         weights=weights or "auto",
@@ -74,25 +105,26 @@ def calibrated(name: str, sparse: str | None, weights: str | None, kv: str | Non
         attention="sparse",
         sparse=parse_sparse(sparse) if sparse is not None else None,
     )
-    there = machine()
+    there = speed_key("cpu")
     if there is None:
         raise UnsupportedError(
             "there are no kernels to calibrate: the C++ extension is missing", "minicpm4 doctor"
         )
     if calibration.folder() is None:
         raise ConfigError(f"{calibration.VARIABLE}=off: nothing can be kept", f"unset {calibration.VARIABLE}")
-    checkpoint, config = open_model(name, options.weights)
+    opened = open_any(name, options.weights, ignore_fields)
     with progress_bar("calibrating", "runs") as progress:
         found = calibrate(
             name[:200],
-            checkpoint,
-            config,
+            opened.checkpoint,
+            opened.config,
             weights=options.weights,
             kv=options.kv,
-            sparse=resolve_sparse(options, config),
+            sparse=resolve_sparse(options, opened.config),
             progress=progress,
         )
-    key = calibration.key(there, checkpoint, config, options.weights, options.kv)
+    weights_plan = plan_weights(opened.checkpoint, opened.config, options.weights)
+    key = calibration.key(there, opened.config, weights_plan, options.kv)
     calibration.save(key, found)
     return summary(key, found)
 
@@ -126,10 +158,10 @@ def findings() -> Iterator[tuple[str, str]]:
 
     from minicpm4 import __version__
     from minicpm4.cli.models import kept_summary
-    from minicpm4.engine.memory import available_memory
     from minicpm4.engine.plan import human
     from minicpm4.kernels import registry
-    from minicpm4.kernels.threads import default_threads
+    from minicpm4.machine import available_memory, default_threads
+    from minicpm4.machine.bandwidth import copy_speed
 
     yield "minicpm4", f"{__version__}, Python {platform.python_version()}, NumPy {np.__version__}"
     yield "system", f"{platform.system()} {platform.release()}, {platform.machine()}"
@@ -158,7 +190,7 @@ def _cached() -> Iterator[tuple[str, str]]:
     from minicpm4.kernels import registry
 
     try:
-        there = registry.machine()
+        there = registry.speed_key("cpu")
     except UnsupportedError:  # a forced instruction set that is not there: said above
         return
     if there is None:
@@ -168,28 +200,3 @@ def _cached() -> Iterator[tuple[str, str]]:
         return
     shown = [summary(key, found) for key, found in islice(calibration.entries(there), MAX_SHOWN)]
     yield from shown or [("calibration", "none; minicpm4 doctor --calibrate measures one")]
-
-
-def copy_speed(threads: int, *, megabytes: int = 64, seconds: float = 0.15) -> float:
-    """Bytes per second, read and written, of copying between arrays larger than most caches."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    import numpy as np
-
-    source = np.ones(megabytes << 17)  # 8-byte numbers
-    target = np.empty_like(source)
-    cuts = np.linspace(0, source.size, threads + 1).astype(int)
-
-    def copy(part: int) -> None:
-        rows = slice(cuts[part], cuts[part + 1])
-        np.copyto(target[rows], source[rows])  # NumPy lets go of the interpreter's lock
-
-    best = 0.0
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(copy, range(threads)))  # the first touch of memory is slow
-        stop = time.perf_counter() + seconds
-        while time.perf_counter() < stop or not best:
-            start = time.perf_counter()
-            list(pool.map(copy, range(threads)))
-            best = max(best, 2 * source.nbytes / (time.perf_counter() - start))
-    return best

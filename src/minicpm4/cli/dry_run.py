@@ -5,24 +5,22 @@ Neither torch nor data nor a tokenizer need be there; what is not is said.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from minicpm4.cli.terminal import sanitize, show, table
 from minicpm4.config import ModelConfig
-from minicpm4.data.tokenizer import take_tokenizer
 from minicpm4.engine.plan import human
-from minicpm4.errors import ConfigError, Minicpm4Error
-from minicpm4.formats import open_checkpoint
-from minicpm4.model.loader import read_config
-from minicpm4.text.load import load_tokenizer
-from minicpm4.train.estimate import DAY, Machine, Plan, plan
+from minicpm4.errors import ConfigError, ModelNotFoundError, UnsupportedError
+from minicpm4.train.check import Given, check, start_of
+from minicpm4.train.estimate import DAY, Cluster, StageEstimate, estimate
 from minicpm4.train.footprint import Memory, parameters
-from minicpm4.train.layout import stage_config
-from minicpm4.train.recipe import Corpus, Recipe, Stage, model_config
-from minicpm4.zoo import resolve
+from minicpm4.train.head_plan import heads_of
+from minicpm4.train.prepare import packed
+from minicpm4.train.recipe import Corpus, Recipe, Stage
+from minicpm4.train.stages import passes
 
 __all__ = ["explain"]
 
@@ -30,53 +28,53 @@ SMALL = 100_000_000  # weights that nobody shares out
 PARTS = ("weights", "gradients", "moments", "gathered", "activations", "loss")
 
 
-def explain(recipe: Recipe, given: Mapping[str, Any]) -> None:
-    """Print all that can be told of a recipe before it runs. ``given``: fields of ``Machine``; a small model
-    has one GPU where they do not say. Raises ConfigError for what cannot run."""
-    config = _config(recipe)
-    small = config is not None and parameters(config, False).total < SMALL
-    machine = Machine(**{"gpus": 1 if small else 8, **given})
-    plans = [] if config is None else _plans(recipe, config, machine)
-    if config is not None:
+def explain(recipe: Recipe, run: Path, export: Path, given: Mapping[str, Any]) -> None:
+    """Print all that can be told of a recipe before it runs in folder ``run`` and its model goes to
+    ``export``. ``given``: fields of ``Cluster``; without ``gpus`` as many as ``assumed_gpus`` says. Raises
+    Minicpm4Error for what cannot run."""
+    start = start_of(recipe)
+    config = None if start.missing else start.config
+    machine = Cluster(**{"gpus": assumed_gpus(recipe, config), **given})
+    known = Given(start=start, run=run, processes=machine.gpus, export=export)
+    check(recipe, known)  # as a run does, before it packs
+    notes = check(recipe, replace(known, data=packed(recipe, run, start.text)))
+    plans = [] if config is None else estimate(recipe, config, machine)
+    if config is None:
+        what = "the model to start from" if recipe.model.start else "the vocabulary"
+        print(f"sizes cannot be told, for {what} is not here: {sanitize(str(start.missing))}\n")
+    else:
         _shapes(recipe, config)
     _stages(recipe.stages, plans)
     print(f"\n{recipe.steps:,} steps, optimiser {recipe.optimiser.kind}, products in {recipe.precision}")
     if plans:
         _memory(recipe, plans, machine)
+    for note in notes:
+        print(f"warning: {sanitize(note)}")
+    if plans:
         _time(plans, machine)
     _data(recipe)
 
 
-def _config(recipe: Recipe) -> ModelConfig | None:
-    """The model at the start; None where it, or its vocabulary, is not here."""
-    try:
-        if recipe.model.start:
-            return read_config(open_checkpoint(resolve(recipe.model.start)))
-        size = recipe.tokenizer.vocab_size
-        if not size and "vocab_size" not in recipe.model.shape:
-            with tempfile.TemporaryDirectory() as folder:
-                take_tokenizer(recipe.tokenizer.source(), Path(folder))
-                size = load_tokenizer(Path(folder)).vocab_size
-    except Minicpm4Error as error:
-        what = "the model to start from" if recipe.model.start else "the vocabulary"
-        print(f"sizes cannot be told, for {what} is not here: {sanitize(str(error))}\n")
-        return None
-    return model_config(recipe, size, {})
+def assumed_gpus(recipe: Recipe, config: ModelConfig | None) -> int:
+    """As many GPUs as can share out the steps: of 8, and of 1 for a small model."""
+    count = 8
+    if config is not None and parameters(config).total < SMALL:
+        return 1
+    while count > 1 and not all(_divides(stage, count) for stage in recipe.stages):
+        count //= 2
+    return count
 
 
-def _plans(recipe: Recipe, config: ModelConfig, machine: Machine) -> list[Plan]:
-    current = config
-    for stage in recipe.stages:  # what cannot run on any machine
-        current = stage_config(current, stage)
+def _divides(stage: Stage, processes: int) -> bool:
     try:
-        return plan(recipe, config, machine)
-    except ConfigError as error:
-        print(f"on {_gpus(machine)}: {error}; --gpus says how many there are\n")
-        return []
+        passes(stage, processes)
+    except ConfigError:
+        return False
+    return True
 
 
 def _shapes(recipe: Recipe, config: ModelConfig) -> None:
-    counts = parameters(config, any(stage.mtp for stage in recipe.stages))
+    counts = parameters(config, heads_of(recipe.stages))
     print(
         f"{sanitize(recipe.name)}: hidden {config.hidden_size:,}, {config.num_hidden_layers} layers, "
         f"{config.num_attention_heads} query and {config.num_key_value_heads} key/value heads of "
@@ -90,7 +88,7 @@ def _shapes(recipe: Recipe, config: ModelConfig) -> None:
     )
 
 
-def _stages(stages: Sequence[Stage], plans: Sequence[Plan]) -> None:
+def _stages(stages: Sequence[Stage], plans: Sequence[StageEstimate]) -> None:
     more = ("GFLOP/token", "GB a GPU", "time") if plans else ()
     columns = ("stage", "steps", "tokens", "context", "rate", "attention", "special")
     shown = table(*columns, *more, left=1)
@@ -119,17 +117,17 @@ def _special(stage: Stage) -> str:
     found = [f"{name} {spec}" for name, spec in stage.rounding.items()]
     found += [f"LoRA {stage.lora.rank}"] if stage.lora is not None else []
     found += ["FP8"] if stage.fp8 else []
-    found += [f"MTP {stage.mtp:g}"] if stage.mtp else []
+    found += [f"{head.name.upper()} {head.factor(stage):g}" for head in heads_of([stage])]
     return sanitize(", ".join(found)) or "–"
 
 
-def _memory(recipe: Recipe, plans: Sequence[Plan], machine: Machine) -> None:
+def _memory(recipe: Recipe, plans: Sequence[StageEstimate], machine: Cluster) -> None:
     largest = max(plans, key=lambda one: one.memory.total)
     saving = "only layers' inputs are kept" if recipe.checkpoint_activations else "all are kept"
     which = "the GPU" if machine.gpus == 1 else f"each of {machine.gpus} GPUs"
     print(
         f"\nmemory of {which} in stage {sanitize(largest.stage.name)}, "
-        f"{largest.rows:,} tokens a pass ({largest.passes} a step), activations: {saving}"
+        f"{largest.pass_tokens:,} tokens a pass ({largest.passes} a step), activations: {saving}"
     )
     for name in PARTS:
         print(f"  {name:<12}{human(getattr(largest.memory, name)):>10}")
@@ -137,8 +135,6 @@ def _memory(recipe: Recipe, plans: Sequence[Plan], machine: Machine) -> None:
     for one in plans:
         if one.memory.total > machine.gpu_bytes:
             print(f"warning: stage {sanitize(one.stage.name)} does not fit: {_remedy(recipe, one.memory)}")
-        if one.note:
-            print(f"warning: stage {sanitize(one.stage.name)}: {one.note}")
 
 
 def _remedy(recipe: Recipe, found: Memory) -> str:
@@ -147,7 +143,7 @@ def _remedy(recipe: Recipe, found: Memory) -> str:
     return "smaller micro_tokens, or more GPUs (--gpus)"
 
 
-def _time(plans: Sequence[Plan], machine: Machine) -> None:
+def _time(plans: Sequence[StageEstimate], machine: Cluster) -> None:
     tokens = sum(one.tokens for one in plans)
     total = sum(one.flops.model * one.tokens for one in plans)
     took = sum(one.seconds * one.stage.steps for one in plans)
@@ -170,7 +166,7 @@ def _time(plans: Sequence[Plan], machine: Machine) -> None:
     )
 
 
-def _gpus(machine: Machine) -> str:
+def _gpus(machine: Cluster) -> str:
     return f"{machine.gpus} GPU{'s' if machine.gpus > 1 else ''}"
 
 
@@ -191,7 +187,7 @@ def _data(recipe: Recipe) -> None:
         try:
             recipe.tokenizer.source()
             print(sanitize(f"tokenizer {path}: found"))
-        except ConfigError as error:
+        except ModelNotFoundError as error:
             print(sanitize(f"tokenizer {path}: MISSING: {error}"))
 
 
@@ -203,6 +199,6 @@ def _found(corpus: Corpus) -> str:
         return f"MISSING: {missing[0]}" if missing else "found"
     try:
         files = corpus.files()
-    except ConfigError as error:
+    except (ConfigError, UnsupportedError) as error:
         return f"MISSING: {error}"
     return f"{len(files):,} files, {human(sum(file.stat().st_size for file in files))}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,13 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from minicpm4.cli.options import DEFAULT_MODEL, EngineOptions, ModelOption, SamplingOptions, expand
-from minicpm4.cli.summary import as_json, print_summary
+from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, SamplingFlags, expand
+from minicpm4.cli.summary import as_json, cut, print_note, print_summary
 from minicpm4.cli.terminal import one_line, progress_bar, write_text
 from minicpm4.errors import RequestError
+from minicpm4.files import UndecodableError, decode_text, finite, json_text, line_ends, read_text
 
 if TYPE_CHECKING:
     from minicpm4 import LLM
+    from minicpm4.engine.load import Inspection
     from minicpm4.engine.outputs import Piece
 
 MAX_PROMPT_BYTES = 1 << 28
@@ -53,15 +54,15 @@ def command(
         typer.Option(
             "--calibrate/--no-calibrate",
             help="Before the first long prompt of a model that can read sparsely, measure for some seconds "
-            "from where on that is faster here, and keep it. Default: do.",
+            "from where on that is faster here, and keep it.",
         ),
     ] = True,
     json_output: Annotated[
         bool, typer.Option("--json", help="Print one JSON object and nothing else.")
     ] = False,
     *,
-    engine: EngineOptions,
-    sampling: SamplingOptions,
+    engine: EngineFlags,
+    sampling: SamplingFlags,
 ) -> None:
     """Answer a prompt and print the text as it is made.
 
@@ -70,12 +71,13 @@ def command(
     """
     text = read_prompt(prompt, prompt_file)
     sampling.params()  # refuses before the loading what would be refused after it
+    found = engine.inspect(model)
     if calibrate:
-        calibrate_first(model, engine, text, quiet=json_output or stats is False)
-    llm = engine.load(model)
+        found = calibrate_first(found, text, quiet=json_output or stats is False)
+    llm = engine.load(found)
     params = sampling.params(llm.sampling_defaults)
     if stats and not json_output:
-        print(one_line(llm.description), file=sys.stderr)
+        print(one_line(f"{llm.description}; sampling: {params.drawn()}"), file=sys.stderr)
     if chat is None:
         chat = llm.has_chat_template
     if not chat and (system is not None or think is not None):
@@ -92,20 +94,23 @@ def command(
         if json_output:
             _print_json(llm, pieces)
         else:
-            _print_text(pieces, stats)
+            _print_text(llm, pieces, params.max_tokens, stats)
 
 
-def calibrate_first(model: str, engine: EngineOptions, text: str, *, quiet: bool) -> None:
-    """Measure what a long prompt needs to know, once, and say what was found."""
+def calibrate_first(found: Inspection, text: str, *, quiet: bool) -> Inspection:
+    """Measure what a long prompt needs to know, once, say what was found, and plan by it."""
     if len(text) < LONG_TEXT:
-        return  # without importing what measures: the first token must not wait
-    from minicpm4.engine.options import EngineOptions as Settings
+        return found  # without importing what measures: the first token must not wait
+    from minicpm4.engine.load import plan_model
     from minicpm4.evals import first_use
 
     with progress_bar("calibrating", "runs", False if quiet else None) as progress:
-        said = first_use.calibrate_first(model, Settings(**engine.settings()), text, progress)
-    if said is not None and not quiet:
+        said = first_use.calibrate_first(found, text, progress)
+    if said is None:
+        return found
+    if not quiet:
         print(one_line(said), file=sys.stderr)
+    return plan_model(found.source, found.text, found.asked)
 
 
 def read_prompt(prompt: str | None, prompt_file: str | None) -> str:
@@ -125,26 +130,33 @@ def read_prompt(prompt: str | None, prompt_file: str | None) -> str:
 
 
 def _read(name: str) -> str:
+    if name != "-":
+        return line_ends(read_text(Path(name), MAX_PROMPT_BYTES, RequestError, "give another text"))
+    if not hasattr(sys.stdin, "buffer"):
+        return line_ends(sys.stdin.read())
+    data = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
+    if len(data) > MAX_PROMPT_BYTES:
+        raise RequestError(f"standard input has over {MAX_PROMPT_BYTES} bytes", "give another text")
     try:
-        if name == "-":
-            return sys.stdin.read()
-        if Path(name).stat().st_size > MAX_PROMPT_BYTES:
-            raise RequestError(f"{name} is larger than {MAX_PROMPT_BYTES >> 20} MiB", "give a shorter text")
-        return Path(name).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise RequestError(f"{name} is not UTF-8 text ({error.reason} at byte {error.start})") from error
-    except OSError as error:
-        raise RequestError(f"cannot read {name}: {error.strerror}") from error
+        return line_ends(decode_text(data))
+    except UndecodableError as error:
+        raise RequestError(f"standard input is {error}", "give another text") from error
 
 
-def _print_text(pieces: Iterator[Piece], stats: bool | None) -> None:
-    metrics = None
+def _print_text(llm: LLM, pieces: Iterator[Piece], most: int | None, stats: bool | None) -> None:
+    metrics, reason, new = None, None, 0
     for piece in pieces:
         write_text(piece.text, sys.stdout)
-        metrics = piece.metrics or metrics
+        new += len(piece.token_ids)
+        metrics, reason = piece.metrics or metrics, piece.finish_reason
     write_text("\n", sys.stdout)
-    if metrics is not None:
-        print_summary(metrics, stats)
+    if metrics is None:
+        return
+    if reason == "length":
+        full = f"prompt and answer fill the context of {llm.limits.context:,}"
+        note = cut(new, most, full, "a larger --context makes room")
+        print_note(note, stats)
+    print_summary(metrics, stats)
 
 
 def _print_json(llm: LLM, pieces: Iterator[Piece]) -> None:
@@ -154,4 +166,4 @@ def _print_json(llm: LLM, pieces: Iterator[Piece]) -> None:
         result["finish_reason"] = piece.finish_reason or result["finish_reason"]
         if piece.metrics is not None:
             result["metrics"] = as_json(piece.metrics)
-    print(json.dumps(result, ensure_ascii=False))
+    print(json_text(finite(result), ascii_only=False))

@@ -9,16 +9,16 @@ from typing import Annotated, Any
 
 import typer
 
-from minicpm4.cli.options import EngineOptions, expand
+from minicpm4.cli.options import EngineFlags, expand
 from minicpm4.cli.terminal import print_facts, show, table
 from minicpm4.config import ModelConfig, SparseConfig
-from minicpm4.engine.load import Inspection, ModelText, inspect
+from minicpm4.engine.load import Inspection
 from minicpm4.engine.options import MAX_CONTEXT, resolve_sparse
-from minicpm4.engine.options import EngineOptions as Settings
 from minicpm4.engine.plan import MemoryPlan, human
 from minicpm4.errors import TextError
 from minicpm4.formats import Checkpoint
 from minicpm4.model.packed_cache import VARIABLE, weight_cache
+from minicpm4.text.model_text import ModelText
 
 SHAPE = (
     "model_type",
@@ -42,17 +42,17 @@ def command(
         str, typer.Argument(metavar="MODEL", help="Name, folder, .gguf file or hub repository.")
     ],
     *,
-    engine: EngineOptions,
+    engine: EngineFlags,
 ) -> None:
     """Show a model's shape, weight formats, tokenizer and sparse settings, and plan its memory.
 
     The options are those of generate, and so the plan is for them.
     """
-    found = inspect(model, Settings(**engine.settings()))
-    print_facts("model", [("files", str(found.path)), *shape(found.config, found.checkpoint)])
-    print_formats(found.checkpoint)
+    found = engine.inspect(model)
+    print_facts("model", [("files", str(found.source.path)), *shape(found.config, found.checkpoint)])
+    print_formats(found)
     print_facts("kept on disk", kept_facts(found))
-    print_facts("text", text_facts(ModelText(found.checkpoint)))
+    print_facts("text", text_facts(found.text))
     print_facts("sparse attention", sparse_facts(found))
     print_facts(f"memory for a context of {found.plan.context:,} tokens", plan_facts(found.plan))
 
@@ -64,19 +64,24 @@ def shape(config: ModelConfig, checkpoint: Checkpoint) -> list[tuple[str, str]]:
     facts += [(name, _plain(getattr(config, name))) for name in SHAPE]
     if config.rope_scaling is not None:
         facts.append(("rope_scaling", config.rope_scaling.rope_type))
+    if config.windows:
+        layers = sum(map(bool, config.windows))
+        facts.append(("sliding window", f"{max(config.windows):,} tokens, in {layers} layers"))
     if config.model_type == "minicpm":
         facts += [(name, _plain(getattr(config, name))) for name in MUP]
     return facts
 
 
-def print_formats(checkpoint: Checkpoint) -> None:
+def print_formats(found: Inspection) -> None:
     """Print which formats the weights are stored in, and what they become as they are loaded."""
     counts: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
-    for info in checkpoint.tensors.values():
-        row = counts[info.dtype, str(info.spec)]
+    targets = {matrix.name: str(matrix.target) for matrix in found.weights}
+    for name, info in found.checkpoint.tensors.items():
+        held = targets.get(name, "f32" if len(info.shape) == 1 else "left in the file")
+        row = counts[info.dtype, held]
         row[0], row[1], row[2] = row[0] + 1, row[1] + math.prod(info.shape), row[2] + info.nbytes
     total = sum(parameters for _, parameters, _ in counts.values())
-    shown = table("stored as", "read as", "tensors", "parameters", "size", left=2)
+    shown = table("stored as", "held as", "tensors", "parameters", "size", left=2)
     for (dtype, spec), (tensors, parameters, size) in sorted(counts.items(), key=lambda item: -item[1][1]):
         shown.add_row(dtype, spec, f"{tensors:,}", f"{parameters / total:.1%}", human(size))
     print("weights")
@@ -129,7 +134,7 @@ def _why_dense(found: Inspection) -> str:
     if found.config.sparse_config is None and not options.sparse:
         return "the checkpoint asks for none; --attention sparse or --sparse turns it on"
     wanted = resolve_sparse(dataclasses.replace(options, context=MAX_CONTEXT), found.config)
-    since = f" = {wanted.dense_len:,}" if wanted else ""
+    since = f" = {wanted.dense_below:,}" if wanted else ""
     return f"the context is shorter than dense_len{since}; --attention sparse turns it on"
 
 
@@ -142,8 +147,8 @@ def plan_facts(plan: MemoryPlan) -> list[tuple[str, str]]:
 
 
 def _settings(sparse: SparseConfig) -> str:
-    pairs = dataclasses.asdict(sparse).items()
-    return ", ".join(f"{name} {_plain(value)}" for name, value in pairs)
+    pairs = dataclasses.asdict(sparse) | {"dense_len": sparse.dense_below}
+    return ", ".join(f"{name} {_plain(value)}" for name, value in pairs.items())
 
 
 def _plain(value: Any) -> str:

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
+from itertools import count
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from minicpm4.cli.options import parse_sparse
+from minicpm4.cli.options import IgnoreOption, check_output, number, numbers, parse_sparse, write_figures
 from minicpm4.cli.terminal import progress_bar, show, table
 from minicpm4.config.strict import require
-from minicpm4.errors import ConfigError
+from minicpm4.files import write_file
+
+if TYPE_CHECKING:
+    from minicpm4 import LLM
+    from minicpm4.data.corpora import Corpus
 
 MAX_CELLS = 1024
 MAX_EACH = 1000
 
 
 def command(
-    model: Annotated[str, typer.Argument(help="Name, folder, .gguf file or hub repository.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Name, folder, .gguf file or hub repository.")
+    ],
     text: Annotated[
         list[str],
         typer.Option(
@@ -44,6 +50,7 @@ def command(
     ] = None,
     seed: Annotated[int, typer.Option(help="Other needles in other places.")] = 0,
     threads: Annotated[int | None, typer.Option(help="Threads of the CPU kernels.")] = None,
+    ignore_field: IgnoreOption = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write all figures to this file.")
     ] = None,
@@ -57,22 +64,17 @@ def command(
     ends with "What is the code of the amber falcon?" and the beginning of the answer. Shown is the share of
     facts that greedy decoding finds, and the share of key/value blocks that was read for it.
     """
-    sizes = [_whole("--lengths", part) for part in lengths.split(",")]
-    require(1 <= depths <= 100, f"--depths {depths} is not from 1 to 100")
-    require(1 <= each <= MAX_EACH, f"--each {each} is not from 1 to {MAX_EACH:,}")
+    sizes = numbers("--lengths", lengths, 1 << 24, least=1)
+    number("--depths", depths, 100, least=1)
+    number("--each", each, MAX_EACH, least=1)
     require(
         len(sizes) * depths <= MAX_CELLS,
         f"{len(sizes) * depths} cells are too many",
         f"use {MAX_CELLS} at most",
     )
     for name, file in (("--json", json_file), ("--plot", plot)):
-        require(
-            file is None or file.absolute().parent.is_dir(),
-            f"{name} {file}: there is no such folder",
-            "make it first",
-        )
+        check_output(name, file)
     from minicpm4 import LLM
-    from minicpm4.data.needles import NeedleMaker
     from minicpm4.evals import needles as evaluation
 
     places = [i / (depths - 1) for i in range(depths)] if depths > 1 else [0.5]
@@ -83,48 +85,45 @@ def command(
         context=max(sizes) + 64,
         max_batch=1,
         threads=threads,
+        ignore_fields=tuple(ignore_field or ()),
     )
     print(llm.description, file=sys.stderr)
-    with tempfile.TemporaryDirectory() as folder:
-        haystack = _pack(text, llm.tokenizer, Path(folder))
-        maker = NeedleMaker(llm.tokenizer, haystack, seed=seed, needles=needles, digits=digits)
-        with progress_bar("asking", "needles") as progress:
-            total, done = len(sizes) * depths * each, 0
-
-            def tick() -> None:
-                nonlocal done
-                done += 1
-                if progress is not None:
-                    progress(done, total)
-
-            cells = evaluation.find(llm, maker, sizes, places, each, tick)
+    wanted = {"needles": needles, "digits": digits, "seed": seed}
+    cells = _ask(llm, _corpora(text), sizes, places, each, wanted)
     _show(cells, sizes, places)
     if json_file is not None:
-        settings = {
-            "model": model,
-            "description": llm.description,
-            "needles": needles,
-            "digits": digits,
-            "seed": seed,
-        }
-        found = {**settings, "cells": evaluation.as_json(cells)}
-        json_file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        about = {"model": model, "description": llm.description, **wanted}
+        write_figures(json_file, {**about, "cells": evaluation.as_json(cells)})
     if plot is not None:
-        plot.write_text(evaluation.svg(f"Needles found: {model}", cells), encoding="utf-8")
+        write_file(plot, evaluation.svg(f"Needles found: {model}", cells))
 
 
-def _pack(paths: list[str], tokenizer: Any, folder: Path) -> Any:
-    from minicpm4.data.packing import text_documents
-    from minicpm4.data.shards import write_shards
-    from minicpm4.data.sources import distinct, files_of, texts
+def _corpora(paths: list[str]) -> list[Corpus]:
+    from minicpm4.data.corpora import Corpus
+    from minicpm4.data.packages import is_package
 
-    def documents() -> Any:
-        for path in paths:
-            kind = "package" if path.startswith(("apt:", "pip:")) else "text"
-            yield from texts(kind, files_of(kind, [path]))
+    return [Corpus(kind="package" if is_package(path) else "text", paths=(path,)) for path in paths]
 
-    made = text_documents(distinct(documents()), tokenizer)
-    return write_shards(folder, made, vocab_size=tokenizer.vocab_size, about={})
+
+def _ask(
+    llm: LLM, corpora: list[Corpus], sizes: list[int], places: list[float], each: int, wanted: dict[str, int]
+) -> list[Any]:
+    """The cells of the grid, each of ``each`` needles; ``wanted``: settings of NeedleMaker."""
+    from minicpm4.data.needles import NeedleMaker
+    from minicpm4.data.packer import pack_texts
+    from minicpm4.evals.needles import find
+
+    with tempfile.TemporaryDirectory() as folder:
+        haystack = pack_texts(corpora, Path(folder), llm.tokenizer)
+        maker = NeedleMaker(llm.tokenizer, haystack, **wanted)
+        with progress_bar("asking", "needles") as progress:
+            total, done = len(sizes) * len(places) * each, count(1)
+
+            def tick() -> None:
+                if progress is not None:
+                    progress(next(done), total)
+
+            return find(llm, maker, sizes, places, each, tick)
 
 
 def _show(cells: list[Any], sizes: list[int], places: list[float]) -> None:
@@ -138,9 +137,3 @@ def _show(cells: list[Any], sizes: list[int], places: list[float]) -> None:
             f"{size:,}", *(f"{cell.found}/{cell.asked}" for cell in row), f"{found:.0%}", f"{read:.1%}"
         )
     show(shown)
-
-
-def _whole(option: str, text: str) -> int:
-    if not text.strip().isdecimal() or not 1 <= int(text) < 1 << 24:
-        raise ConfigError(f"{option} has {text.strip()!r}", "give numbers of tokens, as in 512,4096")
-    return int(text)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -19,15 +19,40 @@ from minicpm4.cli.terminal import progress_bar
 from minicpm4.config import SparseConfig
 from minicpm4.config.strict import suggest
 from minicpm4.errors import ConfigError
+from minicpm4.files import check_writing, finite, json_text, parse_json, read_text, write_json
+from minicpm4.formats.kinds import weight_choices
+from minicpm4.kernels.pages import KV_FORMATS
 
 if TYPE_CHECKING:
     from minicpm4 import LLM, SamplingParams
+    from minicpm4.engine.load import Inspection
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 MAX_NUMBERS = 64  # in one option
 ModelOption = Annotated[
     str, Option("--model", "-m", help="Model: a known name, a folder, a .gguf file, or a hub repository.")
 ]
+
+IgnoreOption = Annotated[
+    list[str] | None,
+    Option(
+        "--ignore-field",
+        metavar="NAME",
+        help="Field of config.json, or key of GGUF metadata, to be read as null; may be given several times.",
+    ),
+]
+
+
+def weight_words(auto: str) -> str:
+    """What weights may be held in, for help: ``auto`` says what "auto" means."""
+    first, *others = weight_choices()
+    return f"{first} ({auto}), {words(others)}"
+
+
+def words(choices: Sequence[str]) -> str:
+    """``"bf16, int8 or float32"``."""
+    *others, last = choices
+    return f"{', '.join(others)} or {last}"
 
 
 def expand(function: Callable[..., None]) -> Callable[..., None]:
@@ -64,12 +89,10 @@ def _given(group: object, *without: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EngineOptions:
+class EngineFlags:
     """How a model runs."""
 
-    weights: Annotated[
-        str | None, Option(help="Weights in memory: auto (as stored), bf16, int8, int4 or ternary.")
-    ] = None
+    weights: Annotated[str | None, Option(help=f"Weights in memory: {weight_words('as stored')}.")] = None
     attention: Annotated[
         str | None,
         Option(help="auto (sparse for long inputs where the model or --sparse says so), dense, sparse."),
@@ -82,37 +105,61 @@ class EngineOptions:
             "fields of sparse_config; lengths in tokens, topk in blocks.",
         ),
     ] = None
-    kv: Annotated[str | None, Option(help="Keys and values in memory: bf16, int8 or float32.")] = None
+    kv: Annotated[str | None, Option(help=f"Keys and values in memory: {words(KV_FORMATS)}.")] = None
     activations: Annotated[
         str | None, Option(help="auto (at least 16 bits), or int8: faster on long prompts, less exact.")
     ] = None
     backend: Annotated[str | None, Option(help="Kernels: auto, cpu, gpu, or ref (NumPy, slow).")] = None
-    context: Annotated[int | None, Option(help="Most tokens of prompt and answer together.")] = None
-    threads: Annotated[int | None, Option(help="Threads of the CPU kernels.")] = None
+    context: Annotated[
+        int | None,
+        Option(
+            help="Most tokens of prompt and answer together. Default: the model's, or what fits in memory."
+        ),
+    ] = None
+    threads: Annotated[
+        int | None, Option(help="Threads of the CPU kernels. Default: as calibrated, else the cores.")
+    ] = None
+    ignore_field: IgnoreOption = None
 
     def settings(self) -> dict[str, Any]:
         """Keyword arguments of ``LLM`` for what was given. Raises ConfigError."""
-        settings: dict[str, Any] = {"max_batch": 1, **_given(self, "sparse")}
+        settings: dict[str, Any] = {"max_batch": 1, **_given(self, "sparse", "ignore_field")}
+        if self.ignore_field:
+            settings["ignore_fields"] = tuple(self.ignore_field)
         if self.sparse is not None:
             settings["sparse"] = parse_sparse(self.sparse)
         return settings
 
-    def load(self, model: str) -> LLM:
-        """Load a model. Raises Minicpm4Error."""
+    def inspect(self, model: str) -> Inspection:
+        """Open and plan a model. Raises Minicpm4Error."""
         settings = self.settings()
+        from minicpm4.engine.load import inspect
+        from minicpm4.engine.options import EngineOptions
+
+        return inspect(model, EngineOptions(**settings))
+
+    def load(self, model: str | Inspection) -> LLM:
+        """Load a model, or one that is open. Raises Minicpm4Error."""
+        found = self.inspect(model) if isinstance(model, str) else model
         from minicpm4 import LLM
 
         with progress_bar("loading", "layers") as progress:
-            return LLM(model, **settings, progress=progress)
+            return LLM.from_inspection(found, progress)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SamplingOptions:
+class SamplingFlags:
     """How tokens are chosen, and when to stop."""
 
-    max_tokens: Annotated[int | None, Option("--max-tokens", "-n", help="Most new tokens.")] = None
+    max_tokens: Annotated[int | None, Option("--max-tokens", "-n", help="Most new tokens (256).")] = None
     temperature: Annotated[
-        float | None, Option("--temperature", "-t", help="0 takes the likeliest token.")
+        float | None,
+        Option(
+            "--temperature",
+            "-t",
+            help="0 takes the likeliest token. Without these settings: as the model suggests, else 0.7 "
+            "with --top-p 0.7.",
+        ),
     ] = None
     top_k: Annotated[int | None, Option(help="Choose among the k likeliest tokens.")] = None
     top_p: Annotated[
@@ -128,17 +175,58 @@ class SamplingOptions:
     frequency_penalty: Annotated[float | None, Option(help="The same, once per occurrence.")] = None
     seed: Annotated[int | None, Option(help="Makes sampling repeatable.")] = None
     stop: Annotated[
-        list[str] | None, Option(metavar="TEXT", help="Stop before this text; may be given several times.")
+        list[str] | None,
+        Option(
+            metavar="TEXT",
+            help="Stop before this text, which may name special tokens; may be given several times.",
+        ),
+    ] = None
+    skip_special_tokens: Annotated[
+        bool | None,
+        Option(
+            "--hide-special/--show-special", help="Special tokens in the text of an answer. Default: hidden."
+        ),
+    ] = None
+    json_schema: Annotated[
+        str | None,
+        Option(metavar="FILE|TEXT", help="Answer with JSON that fits this schema; {} is any object."),
+    ] = None
+    regex: Annotated[
+        str | None, Option(metavar="PATTERN", help="Answer with text that this regular expression matches.")
+    ] = None
+    grammar: Annotated[
+        str | None,
+        Option(metavar="FILE", help="Answer by this grammar, in Lark or GBNF; sql is a SELECT statement."),
+    ] = None
+    choice: Annotated[
+        list[str] | None,
+        Option(metavar="TEXT", help="Answer with one of these texts; to be given several times."),
     ] = None
 
     def params(self, defaults: Mapping[str, Any] | None = None) -> SamplingParams:
-        """Sampling parameters with what was given, over ``defaults``. Raises ConfigError."""
-        from minicpm4.engine.params import SamplingParams
+        """Sampling parameters with what was given, over ``defaults`` of the model. Raises ConfigError."""
+        from minicpm4.engine.params import MAX_GRAMMAR_CHARS, SamplingParams
 
         given = _given(self)
-        if "stop" in given:
-            given["stop"] = tuple(given["stop"])
+        for name in ("stop", "choice"):
+            if name in given:
+                given[name] = tuple(given[name])
+        most = 4 * MAX_GRAMMAR_CHARS  # bytes
+        if self.json_schema is not None:
+            given["json_schema"] = _schema(self.json_schema, most)
+        if self.grammar is not None and self.grammar != "sql":
+            given["grammar"] = read_text(Path(self.grammar), most, ConfigError, "give the file of a grammar")
         return SamplingParams(**{**(defaults or {}), **given})
+
+
+def _schema(given: str, most: int) -> Any:
+    """The JSON of --json-schema: the option itself, or the file that it names. Raises ConfigError."""
+    text = given
+    if given.strip() != "true" and not given.lstrip().startswith("{"):
+        text = read_text(Path(given), most, ConfigError, "give a JSON schema, or a file with one")
+    if text.strip() == "true":
+        return True
+    return parse_json(text, "--json-schema", ConfigError)
 
 
 SPARSE_ALIASES = {
@@ -213,7 +301,15 @@ def check_output(option: str, file: Path | None) -> None:
             f"--plot {file} does not end in .svg", "plots are SVG, which any browser shows: name it so"
         )
     try:
-        with file.open("a", encoding="utf-8"):
-            pass
+        check_writing(file)
     except OSError as error:
         raise ConfigError(f"cannot write {option} {file}: {error.strerror}") from error
+
+
+def write_figures(file: Path, figures: Any) -> None:
+    """Write as JSON what took long; where the file is refused, print it. Raises OSError."""
+    try:
+        write_json(file, finite(figures))
+    except OSError:
+        print(json_text(finite(figures)))
+        raise

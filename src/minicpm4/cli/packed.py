@@ -16,17 +16,18 @@ from minicpm4.config.strict import require
 
 if TYPE_CHECKING:
     from minicpm4.data.packing import Counting
-    from minicpm4.data.shards import Document, ShardSet
+    from minicpm4.data.shards import ShardSet
 
 
 class PackProgress:
-    """A bar over ``total`` bytes of files, or documents; where nobody watches, a line now and then."""
+    """A bar over ``total`` bytes of files, or ``documents``; where nobody watches, a line now and then."""
 
     EVERY = 15.0  # seconds between lines
 
-    def __init__(self, what: str, total: int) -> None:
+    def __init__(self, what: str, total: int, documents: bool = False) -> None:
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+        self._documents = documents
         self._started = self._spoken = time.perf_counter()
         self._what, self._total, self._done, self._text = what, max(total, 1), 0, ""
         self._plain = not sys.stderr.isatty()
@@ -43,13 +44,6 @@ class PackProgress:
             self._done += size_of([file])
             self._tell()
 
-    def each(self, documents: Iterable[Document], counting: Counting) -> Iterator[Document]:
-        """``documents``, each counted as it is made."""
-        for document in documents:
-            self._done += 1
-            counting.add(1, len(document.tokens), 0)
-            yield document
-
     @property
     def seconds(self) -> float:
         """Since the beginning."""
@@ -58,6 +52,7 @@ class PackProgress:
     def packed(self, documents: int, tokens: int, nbytes: int) -> None:
         """What ``Counting`` tells."""
         rate = tokens / max(self.seconds, 1e-9)
+        self._done = documents if self._documents else self._done
         self._text = f"{documents:,} documents, {tokens:,} tokens, {rate:,.0f} tokens/s"
         self._tell()
 
@@ -100,6 +95,12 @@ def set_facts(found: ShardSet) -> list[tuple[str, str]]:
     return [*facts, ("hash of the set", found.hash)]
 
 
+def print_notes(notes: Iterable[str]) -> None:
+    """What was left out as a set was packed, and what is worth knowing of the rest."""
+    for note in notes:
+        print(sanitize(note))
+
+
 def print_lengths(found: ShardSet) -> None:
     """A table of documents by their lengths."""
     from minicpm4.data.lengths import bins
@@ -116,18 +117,18 @@ def print_lengths(found: ShardSet) -> None:
     show(shown)
 
 
-def print_document(found: ShardSet, folder: Path, document: int, most: int) -> None:
+def print_document(found: ShardSet, model: str, document: int, most: int) -> None:
     """Show a document, of one longer than ``most`` tokens both ends; learnt tokens stand out where not all
     are. Raises ConfigError, TextError."""
     from rich.text import Text
 
-    from minicpm4.data.tokenizer import fingerprint
-    from minicpm4.text import load_tokenizer
+    from minicpm4.model.source import open_text
 
-    found.check_tokenizer(fingerprint(folder))
+    text_of = open_text(model)
+    tokenizer = text_of.tokenizer
+    found.check_tokenizer(text_of.fingerprint)
     require(len(found) > 0, f"{found.folder} has no documents")
     number("--document", document, len(found) - 1)
-    tokenizer = load_tokenizer(folder)
     tokens, learn = found.read(document, 0, 1 << 62)
     marks = [False] * len(tokens) if learn is None else learn.tolist()
     text = Text()
@@ -159,8 +160,6 @@ def print_summary(found: ShardSet, counting: Counting, seconds: float) -> None:
     shown = table(*facts, left=0)
     shown.add_row(*facts.values())
     show(shown)
-    for reason, count in counting.left_out.most_common():
-        if count:
-            print(f"left out {count:,}: {reason}")
+    print_notes(counting.lines() or found.notes)
     before = "" if counting.documents or not len(found) else ", which was there already"
     print(f"{found.folder}: set {found.hash}{before}")

@@ -27,20 +27,32 @@ def summary(metrics: Metrics) -> str:
     attention: str = metrics.attention
     if attention == "sparse":
         attention += f", {metrics.blocks_read_share:.0%} of the blocks read"
+    drafted = "" if metrics.accept_length is None else f", {metrics.accept_length:.2f} tokens a pass"
     memory = human(metrics.peak_memory) if metrics.peak_memory else "unknown"
     return (
         f"prompt {metrics.prompt_tokens:,} tokens ({metrics.cached_tokens:,} cached), "
         f"prefill {speed(read, metrics.prefill_s)}; "
-        f"{metrics.new_tokens:,} new, decode {speed(decoded, metrics.decode_s)}\n"
+        f"{metrics.new_tokens:,} new, decode {speed(decoded, metrics.decode_s)}{drafted}\n"
         f"attention {attention}; peak memory {memory}"
     )
 
 
 def print_summary(metrics: Metrics, wanted: bool | None, stream: TextIO | None = None) -> None:
     """Print the summary to standard error: if ``wanted``, or (None) if that is a terminal."""
+    print_note(summary(metrics), wanted, stream)
+
+
+def print_note(text: str, wanted: bool | None, stream: TextIO | None = None) -> None:
+    """Print ``text`` where a summary is printed."""
     stream = stream or sys.stderr
     if wanted or (wanted is None and stream.isatty()):
-        print(summary(metrics), file=stream)
+        print(text, file=stream)
+
+
+def cut(new: int, most: int | None, filled: str, way_on: str) -> str:
+    """Why an answer of ``new`` tokens ends early: at ``most`` tokens, or as the context is full."""
+    why = "--max-tokens allows no more" if most is not None and new >= most else f"{filled}; {way_on}"
+    return f"[cut after {new:,} tokens: {why}]"
 
 
 def as_json(metrics: Metrics) -> dict[str, Any]:

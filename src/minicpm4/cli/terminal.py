@@ -9,9 +9,11 @@ from __future__ import annotations
 import io
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
+
+from minicpm4.progress import Progress
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,8 +21,6 @@ if TYPE_CHECKING:
 
 # C0 but tab and newline, DEL, and C1, in which 0x9b starts an escape sequence by itself.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-
-Progress = Callable[[int, int], None]
 
 
 def sanitize(text: str) -> str:

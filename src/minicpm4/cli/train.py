@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,7 +39,7 @@ def command(
     gpus: Annotated[
         int | None,
         typer.Option(
-            help="Of a dry run: GPUs, one process each (default: 8, for fewer than 100M weights 1)."
+            help="Of a dry run: GPUs, one process each (default: up to 8, for fewer than 100M weights 1)."
         ),
     ] = None,
     gpu_memory: Annotated[float, typer.Option(metavar="GB", help="Of a dry run: memory of a GPU.")] = 80.0,
@@ -54,47 +55,72 @@ def command(
     has a model/ folder that `minicpm4 generate` loads, and at the end model/. Several processes:
     torchrun --nproc-per-node N -m minicpm4 train RECIPE.toml
     """
+    from minicpm4.config.strict import check_optional_integer, require
+    from minicpm4.machine import MAX_THREADS
     from minicpm4.train import need_torch
     from minicpm4.train.recipe import read_recipe
 
+    check_optional_integer("--threads", threads, 1, MAX_THREADS)
+    require(until is None or until > 0, f"--until {until} is no step", "steps are counted from 1")
     made = read_recipe(recipe)
+    run = output or Path(made.output)
+    target = export or run / "model"
     if dry_run:
         from minicpm4.cli.dry_run import explain
 
         machine = {"gpu_bytes": gpu_memory * 1e9, "peak": peak_tflops * 1e12, "mfu": mfu}
-        explain(made, machine if gpus is None else {**machine, "gpus": gpus})
+        explain(made, run, target, machine if gpus is None else {**machine, "gpus": gpus})
         return
     need_torch(threads)
-    run = output or Path(made.output)
-    _train(made, run, until, export or run / "model")
+    _train(made, run, until, target)
 
 
 def _train(recipe: Any, run: Path, until: int | None, export_to: Path) -> None:
-    from minicpm4.train.loop import Runner
-    from minicpm4.train.peak import peak_of
-    from minicpm4.train.prepare import prepare, sources
-    from minicpm4.train.recipe import model_config
-    from minicpm4.train.session import Session, World
+    from minicpm4.train.check import Given, check, start_of
+    from minicpm4.train.checkpoint import alone
+    from minicpm4.train.world import World
 
     world = World.join()
-    quiet = world.rank > 0
+    start = start_of(recipe)
+    check(recipe, given := Given(start=start, run=run, processes=world.size, export=export_to))
+    if start.config is None and start.missing is not None:
+        raise start.missing  # a dry run only says so
+    with alone(run) if world.rank == 0 else nullcontext():
+        _train_alone(recipe, given, until, world)
+    world.leave()
+
+
+def _train_alone(recipe: Any, given: Any, until: int | None, world: Any) -> None:
+    from minicpm4.train.check import Start, check
+    from minicpm4.train.loop import TrainingRun
+    from minicpm4.train.peak import peak_of
+    from minicpm4.train.prepare import prepare
+    from minicpm4.train.recipe import model_config
+    from minicpm4.train.session import TrainingSession
+    from minicpm4.train.sources import sources
+
+    run, quiet = given.run, world.rank > 0
     say = _silent if quiet else _say
     if not quiet:
         prepared = prepare(recipe, run, say)
     world.wait()
     if quiet:
         prepared = prepare(recipe, run)
-    config = None if recipe.model.start else model_config(recipe, prepared.vocab_size, prepared.special)
-    session = Session(recipe, config, world)
-    given = sources(recipe, prepared, world.rank, world.size)
+    config = given.start.config
+    if not recipe.model.start:
+        config = model_config(recipe, prepared.vocab_size, prepared.special)
+    start = Start(config=config, tokens=prepared.vocab_size)
+    for note in check(recipe, replace(given, start=start, data=prepared.data)):
+        say(f"note: {note}")
+    session = TrainingSession(recipe, config, world)
     peak = None if quiet else peak_of(run, session.model.device, recipe.precision)
     say(str(peak))
     with _Progress(recipe.steps, off=quiet) as progress:
-        runner = Runner(
+        runner = TrainingRun(
             recipe,
             run,
             session,
-            given,
+            sources(recipe, prepared.data, world.rank, world.size),
             tokenizer=prepared.tokenizer,
             data=prepared.hashes(),
             report=progress,
@@ -106,27 +132,19 @@ def _train(recipe: Any, run: Path, until: int | None, export_to: Path) -> None:
     if not done.finished:
         say("the same command goes on from there")
     else:
-        _export(session.model, run, export_to, prepared.tokenizer, world)
-        say(f"the model is in {export_to}: minicpm4 chat --model {export_to}")
-    world.leave()
+        _export(session.model, given, prepared.tokenizer, world)
+        say(f"the model is in {given.export}: minicpm4 chat --model {given.export}")
 
 
-def _export(model: Any, run: Path, folder: Path, tokenizer: Path, world: Any) -> None:
+def _export(model: Any, given: Any, tokenizer: Path, world: Any) -> None:
     """By all processes. The run's own model is written anew; weights in other folders stay."""
+    from minicpm4.files import writing_folder
     from minicpm4.train.export import export
 
-    own = folder == run / "model"
-    target = run / "model.part" if own else folder
-    if own:
-        world.first(lambda: shutil.rmtree(target, ignore_errors=True))
-    export(model, target, tokenizer=tokenizer)
-    if own:
-        world.first(lambda: _replace(target, folder))
-
-
-def _replace(new: Path, old: Path) -> None:
-    shutil.rmtree(old, ignore_errors=True)
-    new.rename(old)
+    folder = given.export
+    anew = given.anew and world.rank == 0
+    with writing_folder(folder, durable=True) if anew else nullcontext(folder) as target:
+        export(model, target, tokenizer=tokenizer)
 
 
 class _Progress:
@@ -157,14 +175,13 @@ class _Progress:
     def __call__(self, line: Mapping[str, Any]) -> None:
         if self._off:
             return
-        loss = "not finite" if line["loss"] is None else f"{line['loss']:.4f}"
-        text = f"{line['stage']}: loss {loss}, {line['tokens_per_s']:,.0f} tokens/s"
+        text = f"{line['stage']}: loss {_figure(line['loss'])}, {line['tokens_per_s']:,.0f} tokens/s"
         if "mfu" in line:
             text += f" ({line['mfu']:.1%} of peak)"
         self._bar.update(self._task, completed=line["step"], description=text)
         step = line["step"]
         if self._plain and (step == 1 or step % max(1, self._steps // 20) == 0 or "validation" in line):
-            held = f", validation {line['validation']:.4f}" if "validation" in line else ""
+            held = f", validation {_figure(line['validation'])}" if "validation" in line else ""
             print(f"step {step:,}/{self._steps:,} {text}{held}", file=sys.stderr)
         if "warning" in line:
             self._bar.console.print(f"warning: {line['warning']}", markup=False)
@@ -175,6 +192,10 @@ class _Progress:
 
     def __exit__(self, *error: object) -> None:
         self._bar.stop()
+
+
+def _figure(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4f}"
 
 
 def _say(text: str) -> None:

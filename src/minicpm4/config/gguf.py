@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from minicpm4.config.model import MAX_SIZE, ModelConfig
+from minicpm4.config.fields import is_nothing, refuse_fields, without
+from minicpm4.config.model import MAX_SIZE, MODEL_TYPES, ModelConfig
 from minicpm4.config.rope import RopeScaling
 from minicpm4.config.strict import check_scalar, require, suggest
 from minicpm4.errors import ConfigError
 
-__all__ = ["ROPE_VECTORS", "config_from_gguf"]
+__all__ = ["ROPE_VECTORS", "config_from_gguf", "same_in_layers"]
 
-ARCHITECTURES = ("minicpm", "llama", "qwen2", "qwen3")
 LONG, SHORT, FREQS = "rope_factors_long.weight", "rope_factors_short.weight", "rope_freqs.weight"
 ROPE_VECTORS = (LONG, SHORT, FREQS)  # tensors that belong to the configuration
 _SCALES = ("embedding_scale", "residual_scale", "logit_scale")
@@ -25,20 +25,24 @@ def config_from_gguf(
     metadata: Mapping[str, Any],
     tensor_shapes: Mapping[str, tuple[int, ...]],
     rope_vectors: Mapping[str, Sequence[float]] | None = None,
+    ignore_fields: Collection[str] = (),
 ) -> ModelConfig:
     """Build the config that GGUF ``metadata`` describes.
 
-    ``tensor_shapes`` (Hugging Face names) tells vocabulary, tying and biases. ``rope_vectors`` holds
-    the values of those of ROPE_VECTORS that the file has, head_dim / 2 numbers each. Raises ConfigError
-    when a key is missing or absurd; a MiniCPM file without its three scales is refused.
+    ``tensor_shapes`` (Hugging Face names) tells vocabulary, tying and biases. ``rope_vectors`` holds the
+    values of those of ROPE_VECTORS that the file has, head_dim / 2 numbers each; ``ignore_fields``: keys that
+    are taken for absent. Raises ConfigError when a key is missing, absurd or not known; a MiniCPM file
+    without its three scales is refused.
     """
+    metadata = without(metadata, ignore_fields) if ignore_fields else metadata
     arch = metadata.get("general.architecture")
-    if arch not in ARCHITECTURES:
+    if not isinstance(arch, str) or arch not in MODEL_TYPES:
         raise ConfigError(
             f"GGUF general.architecture = {reprlib.repr(arch)} is not supported",
-            suggest(str(arch)[:64], list(ARCHITECTURES)),
+            suggest(str(arch)[:64], list(MODEL_TYPES)),
         )
     keys = _Keys(metadata, arch)
+    _check_keys(metadata, arch)
     layers = keys.size("block_count", limit=_MAX_LAYERS)
     hidden = keys.size("embedding_length")
     heads = keys.size("attention.head_count")
@@ -59,16 +63,82 @@ def config_from_gguf(
         "rope_theta": _shortest(keys.number("rope.freq_base", 10000.0)),
         "rope_scaling": _rope_scaling(keys, tensor_shapes, rope_vectors or {}, context, head_dim),
         "tie_word_embeddings": "lm_head.weight" not in tensor_shapes,
-        "attention_bias": "model.layers.0.self_attn.q_proj.bias" in tensor_shapes,
+        **_biases(tensor_shapes),
         "qk_norm": arch == "qwen3",
         "bos_token_id": keys.token("bos"),
         "eos_token_ids": _ends(keys),
     }
-    for name in ("expert_count", "attention.sliding_window"):
-        require(keys.number(name, 0.0) == 0, f"GGUF {arch}.{name} is set, which is not supported")
     if arch == "minicpm":
         values |= _mup_scales(keys, layers, hidden)
     return ModelConfig(**values)
+
+
+# Metadata of an architecture that is read, by the part of the key after its name.
+_READ = (
+    *("block_count", "embedding_length", "feed_forward_length", "context_length", "vocab_size"),
+    *("attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length"),
+    *("attention.layer_norm_rms_epsilon", "rope.dimension_count", "rope.freq_base", "rope.scale_linear"),
+    *("rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length"),
+    *("rope.scaling.attn_factor", "rope.scaling.yarn_attn_factor"),
+    *("rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"),
+)
+# Of these, what converters may write as a list with an entry for each layer.
+_IN_LAYERS = ("feed_forward_length", "attention.head_count", "attention.head_count_kv")
+# Labels, and what says nothing of a model's logits.
+_HARMLESS = (
+    "rope.scaling.finetuned",
+    "tensor_data_layout",
+    "training",
+    "quantization_version",
+    "pooling_type",
+)
+# Metadata that is not obeyed -> values, beside nought, false and nothing, at which it does nothing.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "attention.causal": (True, 1),
+    "use_parallel_residual": (),
+    "rope.scaling.yarn_ext_factor": (1.0,),
+    "rope.scaling.yarn_log_multiplier": (),
+    "expert_used_count": (),
+    **dict.fromkeys(_SCALES, (1.0,)),
+}
+
+_SWITCHED_ON = ("attention.causal",)  # absent it is true: false says something
+
+
+def _check_keys(metadata: Mapping[str, Any], arch: str) -> None:
+    """Raise ConfigError for metadata of the architecture that is not known, by name: it may change every
+    logit."""
+    read = (*_READ, *(_SCALES if arch == "minicpm" else ()))
+    wrong = {}
+    for key, value in metadata.items():
+        name = key.removeprefix(f"{arch}.")
+        if name == key or name in read or name in _HARMLESS or value is None:
+            continue
+        if is_nothing(value) and name not in _SWITCHED_ON:
+            continue
+        if not (type(value) in (bool, int, float) and value in _NEUTRAL.get(name, ())):
+            wrong[key] = value
+    refuse_fields("GGUF", f"architecture {arch}", wrong)
+
+
+def same_in_layers(metadata: Mapping[str, Any], key: str, default: Any = None) -> Any:
+    """The value of ``key``; of a list with an entry for each layer, all the same, that entry."""
+    value = metadata.get(key, default)
+    layers = metadata.get(f"{metadata.get('general.architecture')}.block_count")
+    if not isinstance(value, list) or len(value) != layers or any(one != value[0] for one in value):
+        return value
+    return value[0] if value else value
+
+
+def _biases(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, bool]:
+    """Which projections have biases: as the first layer's; that all layers agree is looked at later."""
+    first = "model.layers.0."
+    groups = {
+        "attention_bias": [f"self_attn.{name}_proj" for name in "qkv"],
+        "output_bias": ["self_attn.o_proj"],
+        "mlp_bias": [f"mlp.{name}_proj" for name in ("gate", "up", "down")],
+    }
+    return {group: any(f"{first}{name}.bias" in shapes for name in names) for group, names in groups.items()}
 
 
 class _Keys:
@@ -84,6 +154,13 @@ class _Keys:
         key = f"{self.arch}.{name}"
         value = self.metadata.get(key, default)
         require(value is not None, f"GGUF metadata lacks {key}", "convert the model to GGUF again")
+        if isinstance(value, list) and name in _IN_LAYERS:
+            value = same_in_layers(self.metadata, key)
+            layers = self.metadata.get(f"{self.arch}.block_count")
+            require(
+                not isinstance(value, list) or len(value) != layers,
+                f"GGUF {key} = {reprlib.repr(value)}: layers of different sizes are not supported",
+            )
         if isinstance(value, list) or (isinstance(value, str) and (kind is not str or len(value) > 64)):
             # Such a value can be megabytes long: it must not become the message.
             raise ConfigError(f"GGUF {key} = {reprlib.repr(value)} is not a valid {kind.__name__}")
@@ -179,15 +256,20 @@ def _rope_scaling(
         require(
             name not in shapes or name in vectors, f"the values of {name} were not given to the config reader"
         )
-    kind = keys.get("rope.scaling.type", str, "none")
-    old_linear = keys.number("rope.scale_linear", 1.0)
-    factor = keys.number("rope.scaling.factor", old_linear)
+    kind = keys.get("rope.scaling.type", str, "linear")
+    # As in llama.cpp: nought says nothing, and the old key counts where there is no new one.
+    factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 1.0)) or 1.0
     original = keys.size("rope.scaling.original_context_length", default=context, limit=1 << 27)
     # Converters of MiniCPM write the factors without naming the type.
     if LONG in vectors or SHORT in vectors or kind == "longrope":
         return _longrope(keys, vectors, original, head_dim)
     if FREQS in vectors:
         # Llama 3's scaling, already worked out: divisors of each frequency, at any length.
+        require(
+            kind == "none" or factor == 1.0,
+            f"GGUF {FREQS} beside {keys.arch}.rope.scaling.factor = {factor}: two scalings at once",
+            "convert the model again",
+        )
         divisors = _factors(vectors, FREQS, head_dim)
         return RopeScaling(
             rope_type="longrope",
@@ -196,9 +278,9 @@ def _rope_scaling(
             attention_factor=1.0,
             original_max_position_embeddings=context,
         )
-    if kind == "none" and old_linear == 1.0:
+    if kind == "none" or (kind == "linear" and factor == 1.0):
         return None
-    if kind in ("linear", "none"):
+    if kind == "linear":
         return RopeScaling(rope_type="linear", factor=factor, original_max_position_embeddings=original)
     if kind == "yarn":
         return _yarn(keys, factor, original)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from minicpm4.config.strict import from_mapping, require
+from minicpm4.config.strict import check_integer, from_mapping, require
 from minicpm4.errors import ConfigError
 
-COARSE = 4  # coarse kernels of the LSE approximation are 4 times as long and as far apart
+DENSE_LEN = 8192  # tokens, where neither checkpoint nor caller says
+MAX_SIZE = (1 << 24) - 1  # of lengths and counts
+COARSE = 4  # coarse compressed keys of the LSE approximation are 4 times as long and as far apart
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,8 +22,9 @@ class SparseConfig:
     the first ``init_blocks`` blocks, the ``window_size // block_size`` blocks up to its own, and
     the ``topk - init_blocks`` best of the others: ``topk + window_size // block_size`` in all.
     Queries that see fewer than ``dense_len`` tokens (themselves included) attend to everything;
-    -1 means none do. ``lse_approx`` takes the softmax denominator of the block scores over coarse
-    kernels. ``use_nope`` scores with keys and queries before rotary positions.
+    -1 means none do, None that nobody has said (then it is 8,192: ``dense_below``).
+    ``lse_approx`` takes the softmax denominator of the block scores over coarse compressed keys.
+    ``use_nope`` scores with keys and queries before rotary positions.
 
     Raises ConfigError when sizes do not divide or are out of range.
     """
@@ -33,18 +36,20 @@ class SparseConfig:
     window_size: int = 2048
     topk: int = 64
     use_nope: bool = False
-    dense_len: int = 8192
+    dense_len: int | None = None
     lse_approx: bool = False
 
     def __post_init__(self) -> None:
         for name in ("kernel_size", "kernel_stride", "block_size", "window_size", "topk"):
-            value = getattr(self, name)
-            require(0 < value < 1 << 24, f"sparse_config.{name} = {value} is out of range", "use 1 or more")
+            check_integer(f"sparse_config.{name}", getattr(self, name), 1, MAX_SIZE)
         require(
             0 <= self.init_blocks <= self.topk,
             f"sparse_config.init_blocks = {self.init_blocks} is outside 0 to topk = {self.topk}",
         )
-        require(self.dense_len >= -1, f"sparse_config.dense_len = {self.dense_len} is below -1")
+        require(
+            self.dense_len is None or self.dense_len >= -1,
+            f"sparse_config.dense_len = {self.dense_len} is below -1",
+        )
         self._require_multiple("kernel_size", "kernel_stride")
         self._require_multiple("block_size", "kernel_stride")
         require(
@@ -79,12 +84,17 @@ class SparseConfig:
         return self.topk + self.local_blocks
 
     @property
-    def first_choosing(self) -> int:
-        """The first position whose query does not read every block before it."""
-        return max(self.dense_len - 1, self.budget * self.block_size)
+    def dense_below(self) -> int:
+        """Queries that see fewer tokens attend to everything."""
+        return DENSE_LEN if self.dense_len is None else self.dense_len
 
     @property
-    def kernels_per_block(self) -> int:
+    def first_choosing(self) -> int:
+        """The first position whose query does not read every block before it."""
+        return max(self.dense_below - 1, self.budget * self.block_size)
+
+    @property
+    def compressed_per_block(self) -> int:
         """Compressed keys that end in one block."""
         return self.block_size // self.kernel_stride
 
@@ -93,9 +103,16 @@ class SparseConfig:
         """Coarse compressed keys that end in one block (at most)."""
         return max(1, self.block_size // (COARSE * self.kernel_stride))
 
+    def within(self, blocks: int) -> SparseConfig:
+        """The settings that choose the same among the first ``blocks`` blocks, and read no more than those:
+        what has room for a choice needs no more than there is to choose from."""
+        topk = min(self.topk, blocks)
+        window = min(self.window_size, blocks * self.block_size)
+        return replace(self, topk=topk, init_blocks=min(self.init_blocks, topk), window_size=window)
+
     def is_dense_at(self, position: int) -> bool:
         """Whether the query at ``position`` attends to every block."""
-        return position + 1 < self.dense_len
+        return position + 1 < self.dense_below
 
     def num_selected(self, position: int) -> int:
         """How many blocks the query at ``position`` reads."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from types import UnionType
 from typing import Any, TypeVar
@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from minicpm4.errors import ConfigError
 
 T = TypeVar("T")
+MAX_INTEGER = 1 << 63  # no setting is larger, either way
 
 
 def suggest(name: str, known: list[str]) -> str:
@@ -41,12 +42,23 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str) -> T:
 
 def check_scalar(value: Any, hint: Any, where: str) -> Any:
     """Return ``value`` if it fits the scalar type ``hint`` (int fits float), else raise ConfigError."""
+    if typing.get_origin(hint) is UnionType:  # X | None
+        (hint,) = (arg for arg in typing.get_args(hint) if arg is not type(None))
+        if value is None:
+            return None
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise ConfigError(f"{where} = {shown(value)} is not a valid float") from error
     if hint in (int, float, str, bool):
         right = type(value) is hint
         if not right or (hint is float and not math.isfinite(value)):
-            raise ConfigError(f"{where} = {value!r} is not a valid {hint.__name__}")
+            raise ConfigError(f"{where} = {shown(value)} is not a valid {hint.__name__}")
+        if hint is int and not -MAX_INTEGER < value < MAX_INTEGER:
+            raise ConfigError(f"{where} = {shown(value)} is out of range")
+        if hint is str and "\0" in value:  # no name of a file, and nothing else, has one
+            raise ConfigError(f"{where} = {shown(value)} holds a NUL character")
     return value
 
 
@@ -83,6 +95,33 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     if isinstance(hint, type) and is_dataclass(hint):
         return from_table(hint, value, where)
     return check_scalar(value, hint, where)
+
+
+def shown(value: Any, most: int = 100) -> str:
+    """``repr`` of a stranger's value, of so many characters at most."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more digits than Python writes
+        text = f"an integer of {value.bit_length()} bits" if isinstance(value, int) else type(value).__name__
+    return text if len(text) <= most else f"{text[: most // 2]}… ({len(text)} characters)"
+
+
+def check_integer(name: str, value: Any, low: int, high: int) -> None:
+    """Raise ConfigError unless ``value`` is an integer from ``low`` to ``high``."""
+    require(type(value) is int, f"{name} = {shown(value)} is not an integer")
+    require(low <= value <= high, f"{name} = {shown(value)} is outside {low} to {high}")
+
+
+def check_optional_integer(name: str, value: Any, low: int, high: int) -> None:
+    """As ``check_integer``; None is right too."""
+    if value is not None:
+        check_integer(name, value, low, high)
+
+
+def check_choice(name: str, value: Any, known: Sequence[str]) -> None:
+    """Raise ConfigError, which names the nearest, unless ``value`` is one of ``known``."""
+    if value not in known:
+        raise ConfigError(f"{name} = {shown(value)} is not a choice", suggest(shown(value), list(known)))
 
 
 def require(condition: bool, message: str, remedy: str = "") -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from minicpm4.config.strict import require
-from minicpm4.data.shards import Document, ShardSet
+from minicpm4.data.shards import Document, Documents
 from minicpm4.text import Tokenizer
 
 __all__ = ["copies"]
@@ -22,7 +22,7 @@ LEAST = 8  # tokens of a passage
 
 
 def copies(
-    tokenizer: Tokenizer, haystack: ShardSet, count: int, lengths: Sequence[int], seed: int = 0
+    tokenizer: Tokenizer, haystack: Documents, count: int, lengths: Sequence[int], seed: int = 0
 ) -> Iterator[Document]:
     """``count`` documents with passages of random lengths from 8 tokens on, at most half of the ``lengths``
     in turn. Raises ConfigError."""

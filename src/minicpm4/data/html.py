@@ -1,33 +1,33 @@
-"""Text of HTML pages of documentation: what a reader reads, without menus, sidebars and scripts."""
+"""Text of HTML pages of documentation: what a reader reads, without menus, sidebars and scripts. Raised and
+lowered text and formulas keep their meaning (``data/meaning.py``)."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from html.parser import HTMLParser
 
-__all__ = ["VERSION", "html_text"]
+from minicpm4.data.meaning import BLOCKS, RENDERED, Attributes, MeaningParser
 
-VERSION = 1  # of what is taken from a page; in the filter hash of sets made from pages
+__all__ = ["VERSION", "VOID", "html_text"]
+
+VERSION = 3  # of what is taken from a page; in the filter hash of sets made from pages
 MAX_DEPTH = 10_000
 # ruff: noqa: SIM905  (words in a row are read faster than a column of strings)
-_VOID = frozenset("area base br col embed hr img input link meta source track wbr".split())
+VOID = frozenset("area base br col embed hr img input link meta source track wbr".split())
 _HIDDEN = frozenset(
-    "script style nav head header footer aside form button svg math template noscript".split()
-)
-_BLOCKS = frozenset(
-    "address article blockquote body dd div dl dt fieldset figure h1 h2 h3 h4 h5 h6 hr li main ol p pre "
-    "section table tr ul".split()
+    "script style nav head header footer aside form button svg mjx-math template noscript".split()
 )
 _LINES = frozenset("li tr dt dd ul ol table div".split())  # blocks with no blank line around them
 _ITEMS = frozenset("li dt dd td th".split())  # a paragraph at the start or end of one adds no blank line
 _OPTIONAL_END = frozenset("p li dt dd tr td th".split())
+_IN_HEAD = frozenset("head title base link meta style script noscript template basefont bgsound".split())
 _ROLES = frozenset("navigation search banner contentinfo".split())
 # Menus that are no <nav>: of Sphinx, DocBook, Publican, mdBook, SQLite.
 _CHROME = frozenset(
     "sphinxsidebar related headerlink navheader navfooter docnav breadcrumb breadcrumbs sidebar "
     "toctree-wrapper toc fancy_toc footer menu skip-link tagline".split()
 )
+_NOT_READ = _CHROME | RENDERED
 _MAIN = re.compile(r"""<main\b|\brole=["']?main\b""", re.IGNORECASE)
 _NOTHING, _BLANK, _LINE, _PARAGRAPH = range(4)
 _BREAKS = ("", " ", "\n", "\n\n")
@@ -47,9 +47,9 @@ def _read(page: str, *, only_main: bool) -> str:
     return reader.text()
 
 
-class _Reader(HTMLParser):
+class _Reader(MeaningParser):
     def __init__(self, *, only_main: bool) -> None:
-        super().__init__(convert_charrefs=True)
+        super().__init__()
         # Of each open element: its tag, whether it is hidden, in the main part, preformatted.
         self._open: list[tuple[str, bool, bool, bool]] = [("", False, not only_main, False)]
         self._count: Counter[str] = Counter()  # of the open ones: a stray end tag costs no search
@@ -57,17 +57,19 @@ class _Reader(HTMLParser):
         self._break = _NOTHING  # what goes before the next text
         self._fresh = ""  # the item or <pre> that has just begun
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag in _VOID:
+    def start(self, tag: str, given: Attributes) -> None:
+        if self._count["head"] and tag not in _IN_HEAD and not self._count["noscript"]:
+            self.end("head")  # whose end may be left out
+        if tag in VOID:
             self._raise(_LINE if tag == "br" else _level(tag))
             return
         if tag in _OPTIONAL_END and self._open[-1][0] == tag:
-            self.handle_endtag(tag)  # the next one ends it
-        given = dict(attrs)
+            self.end(tag)  # the next one ends it
+        about = dict(given)
         _, hidden, inside, pre = self._open[-1]
-        role, classes = given.get("role") or "", (given.get("class") or "").split()
+        role, classes = about.get("role") or "", (about.get("class") or "").split()
         # Of a whole page such a class only says that it has a menu.
-        chrome = tag not in ("html", "body", "main") and not _CHROME.isdisjoint(classes)
+        chrome = tag not in ("html", "body", "main") and not _NOT_READ.isdisjoint(classes)
         hidden = hidden or tag in _HIDDEN or role in _ROLES or chrome
         if len(self._open) <= MAX_DEPTH:
             inside = inside or tag == "main" or role == "main"
@@ -77,7 +79,7 @@ class _Reader(HTMLParser):
             self._raise(_level(tag))
         self._fresh = tag if tag in _ITEMS or tag == "pre" else self._fresh
 
-    def handle_endtag(self, tag: str) -> None:
+    def end(self, tag: str) -> None:
         if not self._count[tag]:
             return
         closed = ""
@@ -88,7 +90,9 @@ class _Reader(HTMLParser):
         self._break = min(self._break, _level(tag)) if tag in _ITEMS else self._break
         self._raise(_level(tag))
 
-    def handle_data(self, data: str) -> None:
+    def words(self, data: str) -> None:
+        if self._open[-1][0] == "head" and data.strip():
+            self.end("head")
         _, hidden, inside, pre = self._open[-1]
         if hidden or not inside or data.strip() == "\u00b6":
             return
@@ -114,9 +118,6 @@ class _Reader(HTMLParser):
         self._parts += [_BREAKS[self._break] if self._parts else "", text]
         self._break, self._fresh = _NOTHING, ""
 
-    def updatepos(self, i: int, j: int) -> int:
-        return j  # nobody asks where in the page something stands; counting lines takes a tenth of the time
-
     def text(self) -> str:
         return "\n".join(line.rstrip() for line in "".join(self._parts).split("\n")).strip("\n")
 
@@ -124,4 +125,4 @@ class _Reader(HTMLParser):
 def _level(tag: str) -> int:
     if tag in ("td", "th"):
         return _BLANK
-    return _NOTHING if tag not in _BLOCKS else _LINE if tag in _LINES else _PARAGRAPH
+    return _NOTHING if tag not in BLOCKS else _LINE if tag in _LINES else _PARAGRAPH

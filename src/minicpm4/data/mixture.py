@@ -7,7 +7,7 @@ every token comes exactly once. A piece is a document, and of one longer than ``
 *Cut* parts give each batch the very next tokens, wherever these begin and end within a piece. *Whole*
 parts (buckets, chats, needles) give whole pieces. For them a block of batches is planned at a time: the
 pieces that begin within the block's stretch of the row go to its batches, the longest first, each to the
-emptiest batch; then cut parts fill all batches to one level. See ``minicpm4.data.plan``.
+emptiest batch; then cut parts fill all batches to one level. See ``minicpm4.data.batching``.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 
 from minicpm4.config.strict import require
 from minicpm4.data.batch import Batch
-from minicpm4.data.plan import Piece, Row, batches_in_block, level, spread
+from minicpm4.data.batching import DocumentPiece, Row, batches_in_block, level, spread
 from minicpm4.data.shards import ShardSet
 
-__all__ = ["Part", "Stream", "buckets"]
+__all__ = ["MixturePart", "Stream", "buckets", "exact_shares", "require_room"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Part:
+class MixturePart:
     """``share`` of the tokens, from the documents ``chosen`` of a set (None: all).
 
     ``whole``: no piece is cut at the edge of a batch. A set that was packed whole (chats, needles) is taken
@@ -47,7 +47,7 @@ class Part:
         return np.arange(len(self.data)) if self.chosen is None else self.chosen
 
 
-def buckets(part: Part, bounds: Sequence[int]) -> list[Part]:
+def buckets(part: MixturePart, bounds: Sequence[int]) -> list[MixturePart]:
     """``part`` by lengths of its documents, below and from each of ``bounds`` (tokens) on, in equal shares
     of tokens (InfLLM v2, training: 0-4K, 4-12K, 12-24K, 24-32K), whole. Lengths that no document has are
     left out."""
@@ -62,6 +62,30 @@ def buckets(part: Part, bounds: Sequence[int]) -> list[Part]:
     ]
 
 
+def exact_shares(named: Sequence[tuple[str, float]], tokens: int) -> list[Fraction]:
+    """Parts of 1 for the shares of a mixture, by its parts' names. Raises ConfigError for one that is
+    negative, or less than one of a batch's ``tokens``."""
+    shares = [Fraction(share).limit_denominator(1 << 20) for _, share in named]
+    total = sum(shares)
+    require(min(shares) >= 0 < total, "the shares of a mixture must be positive")
+    for (name, _), share in zip(named, shares, strict=True):
+        require(
+            share == 0 or share * tokens >= total,
+            f"the share of {name} is less than one token of a batch of {tokens}",
+            "raise it, or leave the part out",
+        )
+    return [share / total for share in shares]
+
+
+def require_room(longest: int, tokens: int) -> None:
+    """Raise ConfigError unless a batch of ``tokens`` holds a whole piece of ``longest``."""
+    require(
+        longest <= tokens,
+        f"a batch of {tokens} tokens cannot hold a piece of {longest}",
+        "whole pieces need batches (of one forward pass) of at least the stage's context",
+    )
+
+
 class Stream:
     """Batches of ``tokens`` tokens. Process ``rank`` of ``processes`` gets every ``processes``-th.
 
@@ -73,7 +97,7 @@ class Stream:
 
     def __init__(
         self,
-        parts: Sequence[Part],
+        parts: Sequence[MixturePart],
         *,
         seed: int,
         tokens: int,
@@ -88,26 +112,13 @@ class Stream:
         self.left_out: Mapping[str, int] = {}
         self._rows = [self._row(part, (seed, number)) for number, part in enumerate(parts)]
         self._data = [part.data for part in parts]
-        shares = [Fraction(part.share).limit_denominator(1 << 20) for part in parts]
-        total = sum(shares)
-        require(min(shares) >= 0 < total, "the shares of a mixture must be positive")
-        for row, share in zip(self._rows, shares, strict=True):
-            require(
-                share == 0 or share * tokens >= total,
-                f"the share of {row.name} is less than one token of a batch of {tokens}",
-                "raise it, or leave the part out",
-            )
         self._bounds = [Fraction(0)]
-        for share in shares:
-            self._bounds.append(self._bounds[-1] + share / total)
+        for share in exact_shares([(part.name, part.share) for part in parts], tokens):
+            self._bounds.append(self._bounds[-1] + share)
         longest = max((row.longest for row in self._rows if row.whole), default=0)
-        require(
-            longest <= tokens,
-            f"a batch of {tokens} tokens cannot hold a piece of {longest}",
-            "whole pieces need batches (of one forward pass) of at least the stage's context",
-        )
+        require_room(longest, tokens)
         self._block = batches_in_block(longest, tokens)
-        self._planned: tuple[int, list[list[Piece]]] = (-1, [])
+        self._planned: tuple[int, list[list[DocumentPiece]]] = (-1, [])
 
     def batch(self, step: int) -> Batch:
         """Batch ``step`` of this process, counted from 0."""
@@ -118,7 +129,7 @@ class Stream:
         count = steps * self._processes
         return {row.name: self._taken(i, count) / row.total for i, row in enumerate(self._rows)}
 
-    def _row(self, part: Part, seed: tuple[int, ...]) -> Row:
+    def _row(self, part: MixturePart, seed: tuple[int, ...]) -> Row:
         documents, lengths = part.documents, part.data.lengths
         whole = part.whole or part.data.whole
         if part.data.whole:
@@ -135,18 +146,18 @@ class Stream:
         )
         return Row(part.name, documents, lengths, seed=seed, context=self.context, whole=whole)
 
-    def _pieces(self, number: int) -> list[Piece]:
+    def _pieces(self, number: int) -> list[DocumentPiece]:
         block, within = divmod(number, self._block)
         if self._planned[0] != block:
             self._planned = (block, self._plan(block))
         return self._planned[1][within]
 
-    def _plan(self, block: int) -> list[list[Piece]]:
+    def _plan(self, block: int) -> list[list[DocumentPiece]]:
         """Pieces of each batch of a block."""
         first, count = block * self._block, self._block
         stretch = [(self._taken(i, first), self._taken(i, first + count)) for i in range(len(self._rows))]
         whole = [
-            Piece(part=i, document=d, start=a, stop=b)
+            DocumentPiece(part=i, document=d, start=a, stop=b)
             for i, row in enumerate(self._rows)
             if row.whole
             for d, a, b in row.beginning_in(*stretch[i])
@@ -161,12 +172,14 @@ class Stream:
                 at[i] += wanted[i]
         return plan
 
-    def _cut(self, part: int, start: int, count: int) -> Iterator[Piece]:
+    def _cut(self, part: int, start: int, count: int) -> Iterator[DocumentPiece]:
         for document, a, b in self._rows[part].stretch(start, count):
             for first in range(a, b, self.context):
-                yield Piece(part=part, document=document, start=first, stop=min(first + self.context, b))
+                yield DocumentPiece(
+                    part=part, document=document, start=first, stop=min(first + self.context, b)
+                )
 
-    def _assemble(self, pieces: Sequence[Piece]) -> Batch:
+    def _assemble(self, pieces: Sequence[DocumentPiece]) -> Batch:
         if not pieces:  # fewer pieces than batches in a block: one row that is no target of anything
             return Batch(
                 ids=np.zeros(1, np.int32),
@@ -183,7 +196,7 @@ class Stream:
             cu_rows=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32),
         )
 
-    def _read(self, piece: Piece) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    def _read(self, piece: DocumentPiece) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         data, length = self._data[piece.part], piece.stop - piece.start
         # One more token: the last row's target is known even where a document is cut.
         tokens, learn = data.read(piece.document, piece.start, piece.stop + 1)

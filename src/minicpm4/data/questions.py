@@ -6,21 +6,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
-from minicpm4.data.html import MAX_DEPTH
+from minicpm4.data.html import MAX_DEPTH, VOID
+from minicpm4.data.meaning import RENDERED, Attributes, MeaningParser
+from minicpm4.data.sources import UNDECODED, Conversation, Skip
 from minicpm4.errors import ConfigError
+from minicpm4.files import UndecodableError, decode_page, read_bytes
 
 __all__ = ["page_conversations"]
 
 MAX_PAGE = 1 << 24  # bytes
+_REMEDY = f"a page of questions can be read, and has at most {MAX_PAGE:,} bytes"
 ASKED = (3, 80)  # characters of a heading that makes a question
 ANSWERED = (40, 700)  # characters of an answer
 _HEADINGS = ("h1", "h2", "h3", "h4", "dt")
 _SKIPPED = frozenset(
-    ("script", "style", "nav", "header", "footer", "aside", "form", "table", "pre", "svg", "math")
+    ("script", "style", "nav", "header", "footer", "aside", "form", "table", "pre", "svg", "mjx-math")
 )
 # What heads a part of a page without being a subject.
 _NO_SUBJECT = re.compile(
@@ -33,23 +35,25 @@ _NAME = re.compile(r"[A-Za-z_][\w.]*")
 _NUMBER = re.compile(r"^[0-9A-Z]?[0-9]*(\.[0-9]+)*\.?\s+")
 
 
-def page_conversations(file: Path) -> Iterator[tuple[str, Any]]:
-    """(where, messages) of the questions that the page in ``file`` answers; files that are no HTML have none.
+def page_conversations(file: Path, skip: Skip) -> Iterator[Conversation]:
+    """The questions that the page in ``file`` answers; files that are no HTML have none. ``skip`` is told of
+    a page that does not decode.
 
-    Raises ConfigError for a page that is too long."""
+    Raises ConfigError for a page that is too long or cannot be read."""
     if not file.name.endswith((".html", ".htm", ".xhtml")):
         return
-    size = file.stat().st_size
-    if size > MAX_PAGE:
-        raise ConfigError(f"{file} has {size:,} bytes", f"a page of questions has at most {MAX_PAGE:,}")
     reader = _Pairs()
-    reader.feed(file.read_bytes().decode("utf-8", "replace"))
+    try:
+        reader.feed(decode_page(read_bytes(file, MAX_PAGE, ConfigError, _REMEDY)))
+    except UndecodableError as error:
+        skip(UNDECODED, f"{file} is {error}")
+        return
     reader.close()
     for number, (tag, head, answer) in enumerate(reader.pairs):
         question = _question(tag, head)
         if question and ANSWERED[0] <= len(answer) <= ANSWERED[1]:
             messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-            yield f"{file}, question {number}", messages
+            yield Conversation(f"{file}, question {number}", messages)
 
 
 def _question(tag: str, head: str) -> str:
@@ -68,18 +72,22 @@ def _question(tag: str, head: str) -> str:
     return f"What is {subject}?" if tag != "dt" else f"What does {subject} do?"
 
 
-class _Pairs(HTMLParser):
+class _Pairs(MeaningParser):
     """Collects (tag, heading, first paragraph after it)."""
 
     def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
+        super().__init__()
         self.pairs: list[tuple[str, str, str]] = []
         self._skipping = 0
         self._head: tuple[str, str] | None = None
         self._inside: str | None = None
         self._text: list[str] = []
+        self._drawn: list[str] = []  # open elements of a formula that a script drew
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+    def start(self, tag: str, given: Attributes) -> None:
+        if self._drawn or not RENDERED.isdisjoint((dict(given).get("class") or "").split()):
+            self._drawn += [tag] if len(self._drawn) < MAX_DEPTH and tag not in VOID else []
+            return
         if tag in _SKIPPED:
             self._skipping = min(self._skipping + 1, MAX_DEPTH)
         elif tag in _HEADINGS:
@@ -87,7 +95,12 @@ class _Pairs(HTMLParser):
         elif tag == "p" and self._head is not None and not self._skipping:
             self._inside, self._text = "p", []
 
-    def handle_endtag(self, tag: str) -> None:
+    def end(self, tag: str) -> None:
+        if self._drawn:
+            if tag in self._drawn:
+                del self._drawn[len(self._drawn) - 1 - self._drawn[::-1].index(tag) :]
+                return
+            self._drawn.clear()  # it never ended
         if tag in _SKIPPED:
             self._skipping = max(self._skipping - 1, 0)
         elif tag == self._inside:
@@ -99,6 +112,8 @@ class _Pairs(HTMLParser):
                 self._head = None
             self._inside = None
 
-    def handle_data(self, data: str) -> None:
+    def words(self, data: str) -> None:
+        if self._drawn:
+            return
         if self._inside is not None and not self._skipping:
             self._text.append(data)

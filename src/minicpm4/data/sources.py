@@ -5,33 +5,55 @@
 | text | a file | .txt .md .rst |
 | html | the text of a page | .html .htm .xhtml |
 | jsonl | a line's ``column`` | .jsonl .jsonl.gz |
-| chat | a line's ``column``: messages | .jsonl .jsonl.gz |
+| chat | a line's or row's ``column``: messages | .jsonl .jsonl.gz .parquet |
 | parquet | a row's ``column`` | .parquet |
 | package | a page or text file of ``apt:NAME`` or ``pip:NAME==VERSION`` | html and text |
 
 What a filter of quality or a generator of new text will be is a function from documents to documents,
 between ``texts`` and packing: nothing else needs to know of it.
+
+Text files and JSON lines are UTF-8, or UTF-16 where a byte-order mark says so; pages are read by their
+declaration (``files/encodings.py``). What does not decode is left out whole, and so is what is null: whoever
+reads is told by ``skip(reason, where)``.
 """
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import hashlib
+import io
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from minicpm4.config.strict import suggest
+from minicpm4.data.conversation import BESIDE, Conversation, LeftOut, Unread, conversation_of
+from minicpm4.data.holdout import digest
 from minicpm4.data.html import VERSION as HTML_VERSION
 from minicpm4.data.html import html_text
 from minicpm4.data.packages import fetch_package
 from minicpm4.errors import ConfigError, UnsupportedError
+from minicpm4.files import UndecodableError, decode_page, decode_text, line_ends, parse_json
 
-__all__ = ["KINDS", "conversations", "distinct", "files_of", "filter_hash", "hash_of", "split", "texts"]
+__all__ = [
+    "KINDS",
+    "UNDECODED",
+    "Conversation",
+    "Skip",
+    "conversations",
+    "distinct",
+    "files_of",
+    "filter_hash",
+    "hash_of",
+    "texts",
+    "unreadable",
+]
 
 MAX_TEXT = 1 << 26  # characters of a document
 MAX_LINE = 1 << 28  # bytes of a JSON line
@@ -40,7 +62,7 @@ SUFFIXES = {
     "text": TEXT,
     "html": PAGES,
     "jsonl": (".jsonl", ".jsonl.gz"),
-    "chat": (".jsonl", ".jsonl.gz"),
+    "chat": (".jsonl", ".jsonl.gz", ".parquet"),
     "parquet": (".parquet",),
     "package": (*PAGES, *TEXT),
 }
@@ -51,6 +73,8 @@ _SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell them alone, UTF-8 c
 # Beside its pages Sphinx ships what they were made from: the same again. pip's own files are no reading.
 _NO_DOCUMENT = re.compile(r"/_sources/|\.dist-info/")
 LEAST_PAGE = 200  # characters; what is shorter is a menu or a forwarding page
+UNDECODED, NULL = "text that does not decode", "null where text should be"
+Skip = Callable[[str, str], None]
 
 
 def files_of(kind: str, paths: Sequence[str]) -> list[Path]:
@@ -63,7 +87,7 @@ def files_of(kind: str, paths: Sequence[str]) -> list[Path]:
     found: list[Path] = []
     for text in paths:
         path = fetch_package(text) if kind == "package" else Path(text).expanduser()
-        if path.is_dir():
+        if _is_dir(path):
             inside = [p for p in path.rglob("*") if p.name.endswith(SUFFIXES[kind]) and p.is_file()]
             if kind == "package":
                 inside = [p for p in inside if not _NO_DOCUMENT.search(p.as_posix()) and not p.is_symlink()]
@@ -79,43 +103,94 @@ def files_of(kind: str, paths: Sequence[str]) -> list[Path]:
     return found
 
 
-def texts(kind: str, files: Iterable[Path], column: str = "text") -> Iterator[str]:
+def _is_dir(path: Path) -> bool:
+    """Whether it is a folder whose names can be read. Raises ConfigError where it may not be looked at."""
+    try:
+        if not path.is_dir():
+            path.is_file()
+            return False
+        next(path.iterdir(), None)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return True
+
+
+def _untold(reason: str, where: str) -> None:
+    """Nobody asks what was left out."""
+
+
+def texts(kind: str, files: Iterable[Path], column: str = "text", skip: Skip = _untold) -> Iterator[str]:
     """Documents that are not empty, in order. Raises ConfigError: which file, which line, what is wrong."""
     for file in files:
         try:
-            for where, text in _texts_in(kind, file, column):
+            for where, text in _texts_in(kind, file, column, skip):
                 if text.strip():
                     yield _bounded(text, where)
         except (OSError, EOFError, zlib.error) as error:
-            raise ConfigError(f"cannot read {file}: {error}", "check the file") from error
+            raise unreadable(file, error) from error
 
 
-def conversations(files: Iterable[Path], column: str = "messages") -> Iterator[tuple[str, Any]]:
-    """(where, messages) of each line of JSON lines; what the messages are worth is not looked at. Raises
-    ConfigError."""
+def conversations(
+    files: Iterable[Path], column: str = "messages", skip: Skip = _untold, note: Skip = _untold
+) -> Iterator[Conversation]:
+    """Each line of JSON lines, or row of parquet: its ``column``, possibly as JSON text, with the columns
+    beside it that count (``conversation.py``). Of the others ``note`` is told once, after all.
+
+    Parquet cannot tell what is null in a table from what is not in it: there, but for the content of
+    messages, nulls count as not in it. Raises ConfigError.
+    """
+    unread = Unread(column)
     for file in files:
         try:
-            for where, table in _json_lines(file):
-                yield where, _of_column(table, column, where)
+            parquet = file.name.endswith(".parquet")
+            see = partial(unread.see, where=str(file))
+            rows = _parquet(file, column, skip, BESIDE, see) if parquet else _json_lines(file, skip)
+            for where, table in rows:
+                messages = _of_column(table, column, where)
+                unread.see(table, where)
+                if messages is None:
+                    skip(NULL, where)
+                    continue
+                try:
+                    found = conversation_of(table, column, where)
+                except LeftOut as reason:
+                    skip(str(reason), where)
+                    continue
+                yield found
         except (OSError, EOFError, zlib.error) as error:
-            raise ConfigError(f"cannot read {file}: {error}", "check the file") from error
+            raise unreadable(file, error) from error
+    if said := str(unread):
+        note(said, unread.where)
+
+
+def unreadable(file: Path, error: Exception) -> ConfigError:
+    """What to raise where a file of a corpus cannot be read."""
+    why = error.strerror if isinstance(error, OSError) and error.strerror else error
+    return ConfigError(f"cannot read {file}: {why}", "check the file and its permissions")
 
 
 def hash_of(files: Sequence[Path]) -> str:
-    """Of the files' contents, in order."""
+    """Of the files' contents, in order. Raises ConfigError."""
     total = hashlib.sha256()
     for file in files:
-        with file.open("rb") as stream:
-            total.update(hashlib.file_digest(stream, "sha256").digest())
+        try:
+            with file.open("rb") as stream:
+                total.update(hashlib.file_digest(stream, "sha256").digest())
+        except OSError as error:
+            raise unreadable(file, error) from error
     return total.hexdigest()[:16]
 
 
 def filter_hash(kind: str, *, distinct: bool = False, share: float = 0.0, held_out: bool = False) -> str:
     """Of all that decides which texts of files of this kind are taken, and how pages are read: for manifests.
-    ``distinct``: without repetitions; ``share``, ``held_out``: as for ``split``."""
+    ``distinct``: without repetitions; ``share``, ``held_out``: as for ``holdout.split``."""
     settings: dict[str, Any] = {"distinct": distinct, "split": [share, held_out]}
     if kind in ("html", "package"):
         settings |= {"html": HTML_VERSION, "least_page": LEAST_PAGE, "no_prose": _NO_PROSE}
+    if kind == "questions":
+        settings["html"] = HTML_VERSION
+    if kind == "chat":
+        settings["beside"] = (*BESIDE, "weight", "messages as text", "marks without nulls")
     if kind == "package":
         settings["no_document"] = _NO_DOCUMENT.pattern
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
@@ -125,63 +200,78 @@ def distinct(documents: Iterable[str]) -> Iterator[str]:
     """Without those that are, white space aside, the same as an earlier one."""
     seen: set[bytes] = set()
     for text in documents:
-        mark = _digest(" ".join(text.split()))
+        mark = digest(" ".join(text.split()))
         if mark not in seen:
             seen.add(mark)
             yield text
 
 
-def split(documents: Iterable[str], share: float, *, held_out: bool) -> Iterator[str]:
-    """The documents held out (about ``share`` of all), or the others. A text's own hash decides, so equal
-    texts are on one side, and neither order nor additions move any."""
-    for text in documents:
-        chance = int.from_bytes(_digest(text)[:8], "big") / 2**64
-        if (chance < share) == held_out:
-            yield text
+def _texts_in(kind: str, file: Path, column: str, skip: Skip) -> Iterator[tuple[str, str]]:
+    if kind in ("jsonl", "parquet"):
+        rows = _json_lines(file, skip) if kind == "jsonl" else _parquet(file, column, skip)
+        for where, table in rows:
+            value = _of_column(table, column, where)
+            if value is None:
+                skip(NULL, where)
+            elif isinstance(value, str) and (found := _SURROGATE.search(value)):
+                skip(UNDECODED, f"{where} has half a character at {found.start()}")
+            else:
+                yield where, _text_of(value, column, where)
+        return
+    page = file.name.endswith(PAGES) and kind != "text"
+    text = _whole_file(file, page, skip)
+    if text is None:
+        return
+    if not page:
+        yield str(file), text
+        return
+    text = html_text(text)
+    if len(text) >= LEAST_PAGE and not file.stem.startswith(_NO_PROSE):
+        yield str(file), text
 
 
-def _digest(text: str) -> bytes:
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-
-
-def _texts_in(kind: str, file: Path, column: str) -> Iterator[tuple[str, str]]:
-    if kind == "jsonl":
-        for where, table in _json_lines(file):
-            yield where, _text_of(table, column, where)
-    elif kind == "parquet":
-        yield from _parquet(file, column)
-    elif file.name.endswith(PAGES) and kind != "text":
-        page = html_text(_whole_file(file))
-        if len(page) >= LEAST_PAGE and not file.stem.startswith(_NO_PROSE):
-            yield str(file), page
-    else:
-        yield str(file), _whole_file(file)
-
-
-def _whole_file(file: Path) -> str:
+def _whole_file(file: Path, page: bool, skip: Skip) -> str | None:
     size = file.stat().st_size
     if size > 4 * MAX_TEXT:
         raise ConfigError(f"{file} has {size:,} bytes", f"cut it: a document has at most {MAX_TEXT:,}")
-    data = file.read_bytes()
-    encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
-    return data.decode(encoding, "replace").replace("\r\n", "\n")
+    try:
+        return line_ends((decode_page if page else decode_text)(file.read_bytes()))
+    except UndecodableError as error:
+        skip(UNDECODED, f"{file} is {error}")
+        return None
 
 
-def _json_lines(file: Path) -> Iterator[tuple[str, Any]]:
+def _json_lines(file: Path, skip: Skip) -> Iterator[tuple[str, Any]]:
     with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as stream:
-        number = 0
-        while line := stream.readline(MAX_LINE + 1):
-            number += 1
+        for number, line in enumerate(_lines(stream, file), 1):
             where = f"{file}, line {number}"
             if len(line) > MAX_LINE:
                 raise ConfigError(f"{where} has over {MAX_LINE:,} bytes", "is the file JSON lines?")
             if not line.strip():
                 continue
             try:
-                table = json.loads(line.decode("utf-8-sig", "replace"))
-            except (ValueError, RecursionError) as error:
-                raise ConfigError(f"{where} is not JSON: {error}", "the file may be cut short") from error
-            yield where, table
+                text = line if isinstance(line, str) else decode_text(line)
+            except UndecodableError as error:
+                skip(UNDECODED, f"{where} is {error}")
+                continue
+            # Other columns may well hold NaN: what writes such files often does.
+            yield where, parse_json(text, where, ConfigError, "the file may be cut short", constants=True)
+
+
+def _lines(stream: Any, file: Path) -> Iterator[bytes | str]:
+    """Lines, cut where they are too long: as bytes, of a file in UTF-16 as text."""
+    if stream.peek(2)[:2] not in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        while line := stream.readline(MAX_LINE + 1):
+            yield line
+        return
+    wide = io.TextIOWrapper(stream, "utf-16", newline="\n")
+    try:
+        while text := wide.readline(MAX_LINE + 1):
+            yield text
+    except UnicodeError as error:  # where its next line begins, nothing tells
+        raise ConfigError(f"{file} is not UTF-16, as it says: {error}", "save it as UTF-8") from error
+    finally:
+        wide.detach()
 
 
 def _of_column(table: Any, column: str, where: str) -> Any:
@@ -191,37 +281,67 @@ def _of_column(table: Any, column: str, where: str) -> Any:
     return table[column]
 
 
-def _text_of(table: Any, column: str, where: str) -> str:
-    value = _of_column(table, column, where)
+def _text_of(value: Any, column: str, where: str) -> str:
     if not isinstance(value, str):
         raise ConfigError(
             f"{where}: {column!r} is a {type(value).__name__}, not a text", "name another column"
         )
-    return _SURROGATE.sub("\ufffd", value)
+    return value
 
 
-def _parquet(file: Path, column: str) -> Iterator[tuple[str, str]]:
+def _parquet(
+    file: Path,
+    column: str,
+    skip: Skip,
+    beside: Sequence[str] = (),
+    see: Callable[[list[str]], object] = len,
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows, of which ``column`` is read, and those columns of ``beside`` that there are; ``see`` is told the
+    names of all columns."""
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
         raise UnsupportedError(
             f"{file} is parquet, which pyarrow reads, and that is not installed",
-            "pip install 'minicpm4[data]'",
+            "in the checkout: pip install '.[data]'",
         ) from error
     row = 0
     try:
         with ParquetFile(file) as table:
-            if column not in table.schema_arrow.names:
-                has = ", ".join(table.schema_arrow.names[:8])
+            names = table.schema_arrow.names
+            if column not in names:
+                has = ", ".join(names[:8])
                 raise ConfigError(f"{file} has no column {column!r}, but {has[:200]}", "name the column")
-            for batch in table.iter_batches(batch_size=256, columns=[column]):
-                for value in batch.column(0).to_pylist():
+            see(names)
+            wanted = [column, *(name for name in beside if name in names and name != column)]
+            for batch in table.iter_batches(batch_size=256, columns=wanted):
+                for index in range(batch.num_rows):
                     row += 1
-                    if value is not None:
-                        yield f"{file}, row {row}", _text_of({column: value}, column, f"{file}, row {row}")
+                    where = f"{file}, row {row}"
+                    try:
+                        yield where, {name: _given(batch.column(name)[index].as_py()) for name in wanted}
+                    except UndecodableError as error:
+                        skip(UNDECODED, f"{where} is {error}")
+                    except UnicodeError as error:
+                        skip(UNDECODED, f"{where} is not UTF-8: {error}")
     except ArrowException as error:
         raise ConfigError(f"{file} cannot be read as parquet: {error}", "it may be damaged") from error
+
+
+def _given(value: Any) -> Any:
+    """``value`` without what its tables do not have: parquet gives all of them all names, with nulls."""
+    if isinstance(value, bytes):
+        return decode_text(value)  # a column of strings that does not say so
+    if isinstance(value, list):
+        return [_given(item) for item in value]
+    if isinstance(value, dict):
+        return {
+            name: _given(item)
+            for name, item in value.items()
+            if item is not None or (name == "content" and "role" in value)
+        }
+    return value
 
 
 def _bounded(text: str, where: str) -> str:

@@ -3,31 +3,18 @@ ChatML; or a checkpoint's own."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from minicpm4.config.strict import require
-from minicpm4.formats import open_checkpoint
-from minicpm4.text import chat_template_from_gguf, load_tokenizer, tokenizer_from_gguf
+from minicpm4.errors import ConfigError
+from minicpm4.files import json_text, write_file
+from minicpm4.text.around import put_around
+from minicpm4.text.model_text import LAST, ModelText
 
-__all__ = ["SPECIALS", "TOKENIZER_FILES", "fingerprint", "take_tokenizer", "train_tokenizer"]
-
-LAST = "tokenizer_config.json"
-GENERATION = "generation_config.json"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    GENERATION,
-    LAST,
-)
+__all__ = ["SPECIALS", "take_tokenizer", "train_tokenizer"]
 
 SPECIALS = ("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
 LEAST = len(SPECIALS) + 256
@@ -57,6 +44,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> None
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
+    put_around(backend, [SPECIALS.index("<s>")], [])
     settings = {
         "bos_token": "<s>",
         "eos_token": "<|im_end|>",
@@ -66,64 +54,23 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> None
         "tokenizer_class": "PreTrainedTokenizerFast",
         "chat_template": TEMPLATE,
     }
-    _write(folder, {"tokenizer.json": backend.to_str(pretty=False), LAST: _json(settings)})
+    text = json_text(settings, indent=1) + "\n"
+    _write(folder, {"tokenizer.json": backend.to_str(pretty=False), LAST: text})
 
 
-def take_tokenizer(source: Path, folder: Path) -> None:
-    """Write the tokenizer of a checkpoint (a folder, or a .gguf file) with its chat template and end tokens
-    to ``folder``. Raises TextError, ConfigError for one that is not a byte-level BPE in a .gguf file."""
-    metadata = {} if source.is_dir() else open_checkpoint(source).metadata()
-    if not metadata:
-        source = source if source.is_dir() else source.parent
-        ends = load_tokenizer(source).eos_token_ids
-        files = {name: source / name for name in TOKENIZER_FILES if (source / name).is_file()}
-        found: dict[str, str | bytes] = {name: file.read_bytes() for name, file in files.items()}
-        if ends and (source / "config.json").is_file():  # which may name some of them, and stays behind
-            found.setdefault(GENERATION, _json({"eos_token_id": ends}))
-        _write(folder, found)
-        return
-    own = tokenizer_from_gguf(metadata)
-    require(
-        own.is_plain,
-        f"the tokenizer of {source} is a SentencePiece model, which a tokenizer.json does not hold",
-        "give a folder with the tokenizer.model of the checkpoint",
-    )
-    settings: dict[str, Any] = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "add_bos_token": bool(own.prefix_ids),
-        "add_eos_token": bool(own.suffix_ids),
-    }
-    if own.bos_token_id is not None:
-        settings["bos_token"] = own.id_to_token(own.bos_token_id)
-    ends = own.eos_token_ids
-    if ends:
-        settings["eos_token"] = own.id_to_token(ends[0])
-    if metadata.get("tokenizer.chat_template"):
-        sources = chat_template_from_gguf(metadata, own).sources
-        named = [{"name": name, "template": text} for name, text in sources.items()]
-        settings["chat_template"] = named if len(named) > 1 else named[0]["template"]
-    texts = {"tokenizer.json": own.backend.to_str(pretty=False)}
-    texts |= {GENERATION: _json({"eos_token_id": ends})} if ends else {}
-    _write(folder, {**texts, LAST: _json(settings)})
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=1) + "\n"
+def take_tokenizer(text: ModelText | Path, folder: Path) -> None:
+    """Write a model's tokenizer (``text``, or where it lies) with its chat templates and end tokens to
+    ``folder``. Raises TextError,
+    ConfigError for one that is not a byte-level BPE in a .gguf file."""
+    _write(folder, (ModelText(text) if isinstance(text, Path) else text).files())
 
 
 def _write(folder: Path, files: Mapping[str, str | bytes]) -> None:
     """Write ``files``; tokenizer_config.json, by which a whole tokenizer is known, last."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in sorted(files, key=lambda name: name == LAST):
-        part, content = folder / f".{name}.part", files[name]
-        part.write_bytes(content.encode() if isinstance(content, str) else content)
-        part.replace(folder / name)
-
-
-def fingerprint(folder: Path) -> str:
-    """A hash of a tokenizer's own file: what packed shards are held to. Raises ConfigError."""
-    for name in ("tokenizer.json", "tokenizer.model"):
-        if (folder / name).is_file():
-            return hashlib.sha256((folder / name).read_bytes()).hexdigest()[:16]
-    require(False, f"{folder} holds no tokenizer", "it needs tokenizer.json or tokenizer.model")
-    raise AssertionError
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in sorted(files, key=lambda name: name == LAST):
+            (folder / name).parent.mkdir(exist_ok=True)
+            write_file(folder / name, files[name], durable=True)
+    except OSError as error:
+        raise ConfigError(f"cannot write the tokenizer to {folder}: {error}", "free space there") from error

@@ -10,21 +10,20 @@ import hashlib
 import json
 import logging
 import math
-import os
-import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from minicpm4 import zoo
 from minicpm4.config import ModelConfig, SparseConfig
-from minicpm4.config.strict import require
+from minicpm4.config.strict import check_integer, check_optional_integer, require
 from minicpm4.errors import ConfigError
-from minicpm4.formats import Checkpoint
-from minicpm4.model.loader import target_spec
+from minicpm4.files import read_json, write_json
+from minicpm4.machine import MAX_THREADS
+from minicpm4.model.weight_plan import WeightPlan
+from minicpm4.places import cache_folder
 
 __all__ = ["Calibration", "Crossover", "Key", "entries", "folder", "key", "load", "save"]
 
@@ -50,8 +49,8 @@ class Crossover:
 
     def __post_init__(self) -> None:
         SparseConfig.from_mapping(self.sparse)
-        _within("prefill", self.prefill, 1, MAX_DEPTH)
-        _within("decode", self.decode, 1, MAX_DEPTH)
+        check_optional_integer("prefill", self.prefill, 1, MAX_DEPTH)
+        check_optional_integer("decode", self.decode, 1, MAX_DEPTH)
 
     @property
     def tokens(self) -> int | None:
@@ -75,15 +74,15 @@ class Calibration:
 
     def __post_init__(self) -> None:
         require(isinstance(self.name, str) and len(self.name) <= 200, "name is not a short text")
-        _within("threads", self.threads, 1, 1024)
-        _within("chunk", self.chunk, 1, 1 << 16)
+        check_optional_integer("threads", self.threads, 1, MAX_THREADS)
+        check_optional_integer("chunk", self.chunk, 1, 1 << 16)
         require(len(self.crossovers) <= MAX_CROSSOVERS and len(self.rows) <= 64, "there are too many figures")
         share = self.others
         require(
             share is None or (type(share) is float and 0 <= share <= 1), f"others = {share!r} is no share"
         )
         for count, rate in self.rows.items():
-            _within("rows", count, 1, MAX_ROWS)
+            check_integer("rows", count, 1, MAX_ROWS)
             require(type(rate) is float and math.isfinite(rate) and rate > 0, f"rows has the rate {rate!r}")
 
     def crossover(self, sparse: SparseConfig) -> int | None:
@@ -97,14 +96,8 @@ def selection(sparse: SparseConfig) -> dict[str, int | bool]:
     return {name: value for name, value in asdict(sparse).items() if name != "dense_len"}
 
 
-def key(
-    machine: Mapping[str, Any], checkpoint: Checkpoint, config: ModelConfig, weights: str, kv: str
-) -> Key:
+def key(machine: Mapping[str, Any], config: ModelConfig, weights: WeightPlan, kv: str) -> Key:
     """What figures depend on: the machine and its kernels, the shape, the formats of weights and cache."""
-    formats: Counter[str] = Counter()
-    for name, info in checkpoint.tensors.items():
-        if len(info.shape) == 2:
-            formats[str(target_spec(name, info.spec, (info.shape[0], info.shape[1]), weights))] += 1
     return {
         "machine": dict(machine),
         "model": {
@@ -115,18 +108,22 @@ def key(
             "kv_heads": config.num_key_value_heads,
             "head_dim": config.head_dim,
             "vocabulary": config.vocab_size,
-            "weights": dict(sorted(formats.items())),
+            "weights": weights.formats(),
             "kv": kv,
+            # Layers with a window never choose blocks; models without any keep the key that they had.
+            **({"windows": _counted(config.windows)} if config.windows else {}),
         },
     }
 
 
+def _counted(windows: Sequence[int]) -> dict[str, int]:
+    """How many layers have each window, as JSON has it."""
+    return {str(window): count for window, count in sorted(Counter(windows).items())}
+
+
 def folder() -> Path | None:
     """Where the files are: $MINICPM4_CALIBRATION, else ``calibration`` beside the downloads; None: off."""
-    place = os.environ.get(VARIABLE, "").strip()
-    if place.lower() == "off":
-        return None
-    return Path(place).expanduser() if place else zoo.cache_home() / "calibration"
+    return cache_folder("calibration", VARIABLE)
 
 
 def load(key: Key) -> Calibration | None:
@@ -135,12 +132,12 @@ def load(key: Key) -> Calibration | None:
     if place is None:
         return None
     file = place / _name(key)
+    if not file.exists():
+        return None
     try:
         found, calibration = _read(file)
-    except FileNotFoundError:
-        return None
-    except (OSError, ConfigError) as error:
-        why = error.condition if isinstance(error, ConfigError) else error.strerror
+    except ConfigError as error:
+        why = error.condition.replace(f"{file}", "it")
         logger.warning("calibration %s is ignored: %s; minicpm4 doctor --calibrate makes it anew", file, why)
         return None
     return calibration if found == key else None
@@ -152,7 +149,7 @@ def entries(machine: Mapping[str, Any]) -> Iterator[tuple[Key, Calibration]]:
     if place is None or not place.is_dir():
         return
     for file in sorted(place.glob("*.json")):
-        with suppress(OSError, ConfigError):
+        with suppress(ConfigError):
             found, calibration = _read(file)
             if found["machine"] == machine:
                 yield found, calibration
@@ -170,17 +167,9 @@ def save(key: Key, calibration: Calibration) -> Path:
         known = [one.sparse for one in calibration.crossovers]
         kept = [asdict(one) for one in earlier.crossovers if one.sparse not in known]
         values["crossovers"] = [*values["crossovers"], *kept][:MAX_CROSSOVERS]
-    text = json.dumps({"version": VERSION, **key, "values": values}, indent=1)
     try:
         place.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(dir=place, suffix=".part")
-        try:
-            with open(handle, "w", encoding="utf-8") as out:
-                out.write(text + "\n")
-            os.replace(part, place / _name(key))
-        except BaseException:
-            Path(part).unlink(missing_ok=True)
-            raise
+        write_json(place / _name(key), {"version": VERSION, **key, "values": values})
     except OSError as error:
         raise ConfigError(
             f"cannot write the calibration to {place}: {error.strerror}", f"set {VARIABLE} to another folder"
@@ -193,12 +182,9 @@ def _name(key: Key) -> str:
 
 
 def _read(file: Path) -> tuple[Key, Calibration]:
-    """Raises OSError, and ConfigError for whatever is wrong inside."""
-    with file.open("rb") as data:
-        raw = data.read(MAX_BYTES + 1)
-    require(len(raw) <= MAX_BYTES, f"it is larger than {MAX_BYTES} bytes")
+    """Raises ConfigError for a file that cannot be read, and for whatever is wrong inside."""
+    table = read_json(file, MAX_BYTES, ConfigError)
     try:
-        table = json.loads(raw)
         require(table["version"] == VERSION, "it is of another version")
         values = table["values"]
         crossovers = tuple(Crossover(**one) for one in values.pop("crossovers"))
@@ -206,11 +192,6 @@ def _read(file: Path) -> tuple[Key, Calibration]:
         calibration = Calibration(**values, rows=rows, crossovers=crossovers)
         machine, model = table["machine"], table["model"]
         require(isinstance(machine, dict) and isinstance(model, dict), "its key is not a table")
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(f"it does not hold what it should ({type(error).__name__})") from error
     return {"machine": machine, "model": model}, calibration
-
-
-def _within(name: str, value: Any, low: int, high: int) -> None:
-    if value is not None:
-        require(type(value) is int and low <= value <= high, f"{name} = {value!r} is outside {low} to {high}")

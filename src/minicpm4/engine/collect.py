@@ -1,8 +1,7 @@
-"""Gathers the events of a batch into whole outputs."""
+"""From events to what callers get: pieces, and the whole outputs of a batch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from minicpm4.engine.metrics import Metrics
@@ -16,6 +15,7 @@ from minicpm4.engine.outputs import (
     TokenLogprobs,
 )
 from minicpm4.engine.params import SamplingParams
+from minicpm4.progress import Progress
 
 
 @dataclass(slots=True)
@@ -30,7 +30,7 @@ class _Pending:
 class Collector:
     """Outputs of several requests; ``progress(done, total)`` counts their prompt tokens together."""
 
-    def __init__(self, progress: Callable[[int, int], None] | None = None) -> None:
+    def __init__(self, progress: Progress | None = None) -> None:
         self._progress = progress
         self._requests: dict[int, _Pending] = {}
 
@@ -38,34 +38,47 @@ class Collector:
         """A request was added."""
         self._requests[request_id] = _Pending(ids, params)
 
-    def unfinished(self) -> list[int]:
-        """Requests with more to come."""
-        return [number for number, pending in self._requests.items() if pending.metrics is None]
-
     @property
     def complete(self) -> bool:
-        return not self.unfinished()
+        """Whether no request has more to come."""
+        return all(pending.metrics is not None for pending in self._requests.values())
 
     def take(self, event: Event) -> None:
         """Note an event. Raises the error of a failed request."""
-        if isinstance(event, Failed):
-            raise event.error
         pending = self._requests[event.request_id]
-        if isinstance(event, Prefilled):
-            pending.read = max(pending.read, event.done)
+
+        def count(done: int, _: int) -> None:
+            pending.read = max(pending.read, done)
             if self._progress is not None:
                 every = self._requests.values()
                 self._progress(sum(p.read for p in every), sum(len(p.ids) for p in every))
-            return
-        pending.pieces.setdefault(event.piece.index, []).append(event.piece)
-        pending.metrics = event.piece.metrics or pending.metrics
 
-    def output(self, request_id: int) -> RequestOutput:
-        """The whole output of a finished request."""
-        pending = self._requests[request_id]
-        assert pending.metrics is not None
-        samples = [_join(index, pending.pieces[index], pending.params) for index in sorted(pending.pieces)]
-        return RequestOutput(prompt_token_ids=pending.ids, outputs=samples, metrics=pending.metrics)
+        piece = piece_of(event, count)
+        if piece is not None:
+            pending.pieces.setdefault(piece.index, []).append(piece)
+            pending.metrics = piece.metrics or pending.metrics
+
+    def outputs(self) -> list[RequestOutput]:
+        """The whole outputs of all requests, in the order in which they were expected."""
+        return [_output(pending) for pending in self._requests.values()]
+
+
+def piece_of(event: Event, progress: Progress | None) -> Piece | None:
+    """The piece that an event brings, if any; ``progress`` is told of the others. Raises the error of a
+    failed request."""
+    if isinstance(event, Failed):
+        raise event.error
+    if isinstance(event, Prefilled):
+        if progress is not None:
+            progress(event.done, event.total)
+        return None
+    return event.piece
+
+
+def _output(pending: _Pending) -> RequestOutput:
+    assert pending.metrics is not None
+    samples = [_join(index, pending.pieces[index], pending.params) for index in sorted(pending.pieces)]
+    return RequestOutput(prompt_token_ids=pending.ids, outputs=samples, metrics=pending.metrics)
 
 
 def _join(index: int, pieces: list[Piece], params: SamplingParams) -> SampleOutput:

@@ -1,48 +1,69 @@
-"""The engine: requests in, events out, one step at a time. A server or LLM drives it."""
+"""The engine: requests in, events out, one step at a time. A driver runs it (engine/driver.py)."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Collection
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
+from enum import Enum
 from time import perf_counter
 
 import numpy as np
 
 from minicpm4.config import SparseConfig
+from minicpm4.engine.api import Limits, Load, Visit, check_ids, check_request
+from minicpm4.engine.grammar import Grammars
 from minicpm4.engine.outputs import Event, Failed, Piece, Prefilled, Sampled
+from minicpm4.engine.pace import Pace
 from minicpm4.engine.pages import PageAllocator
 from minicpm4.engine.params import SamplingParams
-from minicpm4.engine.request import Request, Sample, TextStream
-from minicpm4.engine.runner import StepRunner, Visit
+from minicpm4.engine.processors import make_processors
+from minicpm4.engine.request import Request, Sample
+from minicpm4.engine.runner import StepResult, StepRunner
 from minicpm4.engine.sampler import SampleState, log_probabilities, sample
-from minicpm4.engine.scheduler import Rows, Scheduler, StepPlan
+from minicpm4.engine.scheduler import Scheduler
 from minicpm4.engine.sequence import Sequence
-from minicpm4.errors import Minicpm4Error, RequestError
+from minicpm4.engine.steps import Span, StepPlan
+from minicpm4.errors import EngineError, Minicpm4Error, RequestError, UnsupportedError
 from minicpm4.kernels.contract import Array, OpTable
+from minicpm4.progress import Progress
+from minicpm4.text.stream import TextStream
 
-TextStreams = Callable[[Items[str], Collection[int]], TextStream]
+TextStreams = Callable[[Items[str], Collection[int], bool], TextStream]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EngineLimits:
-    """Sizes of an engine. ``context``: tokens of one sequence; ``max_rows``: tokens of one step;
-    ``max_sequences``: sequences at a time; pages as in PageAllocator."""
+class EngineLimits(Limits):
+    """Sizes of an engine. ``max_rows``: tokens of one step; pages as in PageAllocator; ``num_layers``: of
+    the model, 0 where its states cannot be had."""
 
-    vocab_size: int
-    context: int
     num_pages: int
     page_size: int
     max_rows: int
-    max_sequences: int
     prefix_cache: bool = True
+    num_layers: int = 0
+
+
+class State(Enum):
+    """What an exception would leave behind: nothing, a step to roll back, or half a change."""
+
+    WHOLE = "whole"
+    RUNNING = "running"
+    CHANGING = "changing"
 
 
 class Engine:
-    """Serves any number of requests with one runner. Not for use from several threads at once.
+    """Serves any number of requests with one runner: see EngineAPI.
 
-    ``text_streams(stop, stop_token_ids)`` makes the decoder of one sample; ``end_ids`` are the
-    tokens at which the model ends a turn. Requests without a seed draw theirs from ``seed``.
+    ``text_streams(stop, stop_token_ids, skip_special_tokens)`` makes the decoder of one sample; ``end_ids``
+    are the tokens at which the model ends a turn. ``grammars`` compiles what answers are held to; None: such
+    requests are refused. Requests without a seed draw theirs from ``seed``. With a ``pace`` prompts leave
+    running answers their speed.
+
+    The truth is the requests' tokens. Whatever an exception has torn is thrown away by the next call
+    (``_mend``): scheduler and pages are made anew and what is unfinished runs again, to the same tokens.
+    Only a request whose next token was just being taken cannot go on; it fails by name.
     """
 
     def __init__(
@@ -53,109 +74,159 @@ class Engine:
         *,
         text_streams: TextStreams,
         end_ids: Collection[int] = (),
+        grammars: Grammars | None = None,
         sparse: SparseConfig | None = None,
         seed: int | None = None,
+        pace: Pace | None = None,
     ) -> None:
         self.limits = limits
+        self.events: deque[Event] = deque()
         self._runner, self._ops, self._sparse = runner, ops, sparse
         self._text_streams, self._end_ids = text_streams, tuple(end_ids)
+        self._grammars = grammars
         self._entropy = np.random.SeedSequence(None if seed is None else _unsigned(seed)).entropy
-        self._next_id = 0
-        self.reset()
-
-    def reset(self) -> None:
-        """Drop every request and the whole prefix cache."""
-        limits = self.limits
-        pages = PageAllocator(limits.num_pages, limits.page_size, prefix_cache=limits.prefix_cache)
-        self.scheduler = Scheduler(pages, max_rows=limits.max_rows, max_sequences=limits.max_sequences)
         self._requests: dict[int, Request] = {}
-        self._queued: list[Event] = []
+        self._pace = pace
+        self._version = runner.version
+        self.start_over()
+
+    def start_over(self) -> None:
+        """Forget all pages, the prefix cache included: requests under way run again from their tokens."""
+        limits = self.limits
+        pages = PageAllocator(
+            limits.num_pages,
+            limits.page_size,
+            prefix_cache=limits.prefix_cache,
+            salt=b"weights %d" % self._version,
+        )
+        scheduler = Scheduler(
+            pages,
+            max_rows=limits.max_rows,
+            max_sequences=limits.max_sequences,
+            pace=self._pace,
+        )
+        for request in self._requests.values():
+            for one in request.unfinished:
+                one.sequence.unload()
+                one.sequence.digests.clear()
+                scheduler.add(one.sequence)
+        self.scheduler, self._state = scheduler, State.WHOLE
 
     @property
     def has_work(self) -> bool:
-        return self.scheduler.has_work or bool(self._queued)
+        return self.scheduler.has_work or self._state is not State.WHOLE
 
-    def is_active(self, request_id: int) -> bool:
-        """Whether a request still has events to come."""
-        return request_id in self._requests or any(e.request_id == request_id for e in self._queued)
+    @property
+    def load(self) -> Load:
+        """See EngineAPI."""
+        scheduler, pages = self.scheduler, self.scheduler.pages
+        return Load(
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            pages_held=pages.num_pages - pages.num_available,
+            pages=pages.num_pages,
+        )
 
     def check(self, ids: Items[int], params: SamplingParams) -> None:
-        """Raise RequestError unless a prompt and its parameters can be served."""
-        limits = self.limits
-        check_ids(ids, limits.vocab_size)
-        if len(ids) >= limits.context:
-            raise RequestError(
-                f"the prompt has {len(ids):,} tokens, prompt and answer together may have "
-                f"{limits.context:,} (context)",
-                "shorten it, or load the model with a larger context",
-            )
-        named = {"stop_token_ids": params.stop_token_ids, "logit_bias": params.logit_bias}
-        for name, tokens in named.items():
-            beyond = [token for token in tokens if token >= limits.vocab_size]
-            if beyond:
-                raise RequestError(
-                    f"{name} names token {beyond[0]}, the vocabulary has {limits.vocab_size}",
-                    f"token ids are 0 to {limits.vocab_size - 1}",
-                )
+        """See EngineAPI."""
+        check_request(self.limits, ids, params)
+        self.scheduler.check(len(ids), self._length_limit(ids, params))
+        if params.stop:
+            self._text_streams(params.stop, (), params.skip_special_tokens)
+        if self._grammars is not None:
+            self._grammars.check(params)
+        elif params.constraint is not None:
+            raise RequestError(f"this engine cannot hold an answer to {params.constraint}", "leave it out")
 
-    def add_request(self, ids: Items[int], params: SamplingParams) -> int:
-        """Queue a prompt; return the id that its events carry. Raises RequestError."""
+    def add(self, request_id: int, ids: Items[int], params: SamplingParams) -> None:
+        """See EngineAPI."""
         self.check(ids, params)
-        request_id, self._next_id = self._next_id, self._next_id + 1
-        room = self.limits.context - len(ids)
-        limit = len(ids) + min(room, params.max_tokens or room)
+        self._mend()
+        if request_id in self._requests:
+            return
         request = Request(request_id, params, self._sparse)
-        sequence = Sequence(request_id, list(ids), limit)
-        self.scheduler.add(sequence)
+        sequence = Sequence(request_id, list(ids), self._length_limit(ids, params))
         request.samples.append(self._sample(request, sequence))
+        self._state = State.CHANGING
         self._requests[request_id] = request
-        return request_id
+        self.scheduler.add(sequence)
+        self._state = State.WHOLE
 
-    def step(self) -> list[Event]:
-        """Run one forward pass and return what came of it; nothing when there is no work.
-
-        After any exception the engine is consistent: an interrupted pass is run again by the next
-        step, an error in the bookkeeping drops every request.
-        """
-        events, self._queued = self._queued, []
+    def step(self) -> None:
+        """Run one forward pass, if there is work. An interrupted pass is run again by the next step; other
+        weights run what is under way again from its tokens. Raises CheckpointError while weights are half
+        replaced."""
+        self._mend()
+        self._follow_weights()
         if not self.scheduler.has_work:
-            return events
-        plan: StepPlan | None = None
+            return
+        self._state = State.CHANGING
+        start = perf_counter()
+        plan = self.scheduler.schedule()
+        self._note_start(plan)
         try:
-            plan = self.scheduler.schedule()
-            self._note_start(plan)
-            logits = self._runner.execute(plan)
-            executed, plan = plan, None
-            return events + self._advance(executed, logits)
+            self._state = State.RUNNING
+            logits = self._runner.execute(plan).logits
+            self._state = State.CHANGING
+            self._advance(plan, logits)
+            self._state = State.WHOLE
+            if self._pace is not None:
+                self._pace.note(plan.decoding, plan.prompt_rows, perf_counter() - start)
         except BaseException:
-            if plan is None:
-                self.reset()
-            else:
+            if self._state is State.RUNNING:
                 self.scheduler.rollback(plan)
-                self._queued = events + self._queued
+                self._state = State.WHOLE
             raise
 
     def abort(self, request_id: int) -> None:
-        """End a request now; its last events come with the next step."""
-        request = self._requests.pop(request_id, None)
+        """See EngineAPI."""
+        self._mend()
+        request = self._requests.get(request_id)
         if request is None:
             return
-        aborted = self.scheduler.abort(request_id)
-        for number, sequence in enumerate(aborted, 1):
-            last = number == len(aborted)
-            text = request.samples[sequence.index].text.finish()
-            piece = Piece(text=text, token_ids=[], index=sequence.index, finish_reason="abort")
-            self._queued.append(
-                Sampled(request_id, replace(piece, metrics=request.metrics()) if last else piece)
-            )
+        self._state, request.torn = State.CHANGING, True
+        pieces = []
+        for one in request.unfinished:
+            text, index = one.text.finish(), one.sequence.index
+            self.scheduler.finish(one.sequence, "abort")
+            pieces.append(Piece(text=text, token_ids=[], index=index, finish_reason="abort"))
+        pieces[-1] = replace(pieces[-1], metrics=request.metrics())
+        self.events.extend(Sampled(request_id, piece) for piece in pieces)
+        del self._requests[request_id]
+        self._state = State.WHOLE
 
-    def score(
-        self, ids: Items[int], visit: Visit, progress: Callable[[int, int], None] | None = None
+    def score(self, ids: Items[int], visit: Visit, progress: Progress | None = None) -> None:
+        """See EngineAPI; at most 64 positions at a time. The text is found by later prompts. ``visit`` and
+        ``progress`` may raise, but not call the engine."""
+
+        def show(span: Span, result: StepResult) -> None:
+            for first, logits in result.logit_blocks():
+                visit(span.start + first, logits)
+
+        self._read(ids, Span(Sequence(-1, list(ids), limit=len(ids)), 0, 0, "all"), show, progress)
+
+    def states(self, ids: Items[int], visit: Visit, progress: Progress | None = None) -> None:
+        """See EngineAPI; as ``score``."""
+        layers = self.limits.num_layers
+        if not layers:
+            raise UnsupportedError("this engine shows no states", "load a model")
+
+        def show(span: Span, result: StepResult) -> None:
+            visit(span.start, result.hidden[layers])
+
+        sequence = Sequence(-1, list(ids), limit=len(ids))
+        self._read(ids, Span(sequence, 0, 0, "none", (layers,)), show, progress)
+
+    def _read(
+        self,
+        ids: Items[int],
+        asked: Span,
+        show: Callable[[Span, StepResult], None],
+        progress: Progress | None,
     ) -> None:
-        """Run ``ids`` through the model and show every row's logits, in slices: see StepRunner.score.
-
-        ``progress(tokens done, tokens)``. Raises RequestError.
-        """
+        """Run a whole text in spans like ``asked``, of its sequence, and show what came of each."""
+        self._mend()
+        self._follow_weights()
         check_ids(ids, self.limits.vocab_size)
         n, pages = len(ids), self.scheduler.pages
         if n > self.limits.context:
@@ -163,22 +234,55 @@ class Engine:
                 f"the text has {n:,} tokens, the context is {self.limits.context:,}",
                 "split it, or load the model with a larger context",
             )
-        sequence = Sequence(-1, list(ids), limit=n)
+        if pages.pages_for(n) > pages.num_available:
+            raise RequestError(
+                f"the text needs {pages.pages_for(n)} pages, {pages.num_available} are free",
+                "wait for running requests to end, or load the model with a larger context",
+            )
+        sequence = asked.sequence
+        self._state = State.CHANGING
+        pages.ensure(sequence, n)
         try:
-            if pages.ensure(sequence, n) is None:
-                raise RequestError(
-                    f"the text needs {pages.pages_for(n)} pages, {pages.num_available} are free",
-                    "wait for running requests to end, or load the model with a larger context",
-                )
             for start in range(0, n, self.limits.max_rows):
-                count = min(self.limits.max_rows, n - start)
-                self._runner.score(Rows(sequence, start, count), visit)
-                sequence.computed = start + count
+                self._state = State.RUNNING
+                span = replace(asked, start=start, count=min(self.limits.max_rows, n - start))
+                show(span, self._runner.execute(StepPlan([span])))
+                self._state = State.CHANGING
+                sequence.computed = span.stop
                 pages.seal(sequence)
+                self._state = State.RUNNING
                 if progress is not None:
-                    progress(sequence.computed, n)
+                    progress(span.stop, n)
         finally:
-            pages.release(sequence)
+            if self._state is State.RUNNING:
+                pages.release(sequence)
+                self._state = State.WHOLE
+
+    def close(self) -> None:
+        """See EngineAPI."""
+        del self._runner
+
+    def _mend(self) -> None:
+        """Make whole what an exception in an earlier call has torn."""
+        if self._state is State.WHOLE:
+            return
+        for request in list(self._requests.values()):
+            if request.torn:
+                error = EngineError("an exception elsewhere interrupted this request", "ask again")
+                self.events.append(Failed(request.request_id, error))
+                del self._requests[request.request_id]
+        self.start_over()
+
+    def _follow_weights(self) -> None:
+        """Forget all pages if they are of weights that are no more."""
+        version = self._runner.version
+        if version != self._version:
+            self._state, self._version = State.CHANGING, version
+            self.start_over()
+
+    def _length_limit(self, ids: Items[int], params: SamplingParams) -> int:
+        room = self.limits.context - len(ids)
+        return len(ids) + min(room, params.max_tokens or room)
 
     def _sample(self, request: Request, sequence: Sequence) -> Sample:
         params = request.params
@@ -188,74 +292,68 @@ class Engine:
         stops = (*ends, *params.stop_token_ids)
         rng = np.random.default_rng([*key, sequence.index])
         prompt = sequence.tokens[: sequence.num_prompt]
-        state = SampleState(params, prompt, rng, stops)
-        return Sample(sequence, state, self._text_streams(params.stop, stops))
+        constraint = None if self._grammars is None else self._grammars.start(params, prompt)
+        processors = [*make_processors(params, prompt, stops), *([] if constraint is None else [constraint])]
+        state = SampleState(params, rng, processors, constraint)
+        return Sample(sequence, state, self._text_streams(params.stop, stops, params.skip_special_tokens))
 
     def _note_start(self, plan: StepPlan) -> None:
         now = perf_counter()
-        for rows in plan.rows:
-            request = self._requests[rows.sequence.request_id]
+        for span in plan.spans:
+            request = self._requests[span.sequence.request_id]
             request.started = request.started or now
 
-    def _advance(self, plan: StepPlan, logits: Array) -> list[Event]:
+    def _advance(self, plan: StepPlan, logits: Array) -> None:
+        assert not any(span.drafts for span in plan.spans), "nothing here checks drafts yet"
         self.scheduler.commit(plan)
-        events: list[Event] = []
         sampled = iter(logits)
-        for rows in plan.rows:
-            sequence, end = rows.sequence, rows.start + rows.count
-            row = next(sampled) if rows.sample else None
+        for span in plan.spans:
+            sequence = span.sequence
+            row = next(sampled) if span.num_logits else None
             request = self._requests.get(sequence.request_id)
             if request is None:  # another of its samples has failed just now
                 continue
-            request.ran(rows.start, end)
-            if not sequence.output:
-                events.append(Prefilled(request.request_id, end, sequence.num_prompt))
+            request.ran(span.start, span.stop)
+            if not sequence.num_sampled:
+                self.events.append(Prefilled(request.request_id, span.stop, sequence.num_prompt))
             if row is not None:
-                events += self._next_tokens(request, sequence, row)
-        return events
+                request.torn = True
+                self._next_tokens(request, sequence, row)
+                request.torn = False
 
-    def _next_tokens(self, request: Request, sequence: Sequence, logits: Array) -> list[Event]:
+    def _next_tokens(self, request: Request, sequence: Sequence, logits: Array) -> None:
         """Sample the next token of a sequence; right after the prompt, of every sample."""
         members = [request.samples[sequence.index]]
-        if not sequence.output and request.params.n > 1:
+        if not sequence.num_sampled and request.params.n > 1:
             for child in self.scheduler.fork(sequence, request.params.n - 1):
                 request.samples.append(self._sample(request, child))
             members = request.samples
-        events: list[Event] = []
         for member in members:
             try:
                 piece = self._next_token(request, member, logits)
             except Minicpm4Error as error:
-                self.scheduler.abort(request.request_id)
+                for one in request.unfinished:
+                    self.scheduler.finish(one.sequence, "abort")
+                self.events.append(Failed(request.request_id, error))
                 del self._requests[request.request_id]
-                return [*events, Failed(request.request_id, error)]
-            events.append(Sampled(request.request_id, piece))
-        return events
+                return
+            self.events.append(Sampled(request.request_id, piece))
+        if request.finished:
+            del self._requests[request.request_id]
 
     def _next_token(self, request: Request, member: Sample, logits: Array) -> Piece:
-        token = sample(self._ops, logits, member.state)
+        draw = sample(self._ops, logits, member.state)
         wanted = request.params.logprobs
-        logprobs = None if wanted is None else log_probabilities(self._ops, logits, token, wanted)
-        piece = member.take(token, logprobs)
+        logprobs = None if wanted is None else log_probabilities(self._ops, logits, draw, wanted)
+        piece = member.take(draw.token, logprobs)
+        if wanted is None:  # else each token needs the logits before it
+            piece = member.take_forced(piece)
         request.sampled()
         if piece.finish_reason is not None:
             self.scheduler.finish(member.sequence, piece.finish_reason)
             if request.finished:
-                del self._requests[request.request_id]
                 return replace(piece, metrics=request.metrics())
         return piece
-
-
-def check_ids(ids: Items[int], vocab_size: int) -> None:
-    """Raise RequestError unless ``ids`` is a non-empty list of ids below ``vocab_size``."""
-    if not ids:
-        raise RequestError("the prompt is empty", "give at least one token")
-    for position, token in enumerate(ids):
-        if type(token) is not int or not 0 <= token < vocab_size:
-            raise RequestError(
-                f"token {token!r} at position {position} is not in the vocabulary of {vocab_size}",
-                f"token ids are integers from 0 to {vocab_size - 1}",
-            )
 
 
 def _unsigned(seed: int) -> int:

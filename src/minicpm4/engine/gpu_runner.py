@@ -7,24 +7,21 @@ integers, copied to the device before a replay; then logits are copied back. Not
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from minicpm4.config import SparseConfig
-from minicpm4.engine.plan import LOGIT_ROWS
-from minicpm4.engine.runner import Visit
-from minicpm4.engine.scheduler import Rows, StepPlan
+from minicpm4.engine.runner import Runner, StepResult, integers
+from minicpm4.engine.steps import Span, StepPlan
 from minicpm4.kernels.contract import Array, Step
 from minicpm4.kernels.gpu.table import GpuOps
 from minicpm4.kernels.gpu.tiles import DeviceRows
+from minicpm4.model.cache import KVPool
 from minicpm4.model.forward import forward, logits
-from minicpm4.model.gpu_cache import GpuPool
-from minicpm4.model.rotary import RotaryTable
 from minicpm4.model.weights import ModelWeights
 
 __all__ = ["GpuRunner"]
@@ -32,82 +29,58 @@ __all__ = ["GpuRunner"]
 LEAST_PAGES = 16  # the smallest graph reads contexts up to this
 
 
-class GpuRunner:
-    """Runs steps of at most ``max_sequences`` sequences of ``max_pages`` pages; see StepRunner."""
+class GpuRunner(Runner):
+    """A runner for a table whose arrays are tensors on a device."""
 
-    def __init__(
-        self,
-        ops: GpuOps,
-        weights: ModelWeights,
-        pool: GpuPool,
-        rotary: RotaryTable,
-        sparse: SparseConfig | None,
-        *,
-        max_rows: int,
-        max_sequences: int,
-        max_pages: int,
-    ) -> None:
-        self._ops, self._weights, self._pool, self._sparse = ops, weights, pool, sparse
-        self._max_sequences, self._max_pages = max_sequences, max_pages
-        self._angles = ops.angles(*rotary.tables(max_pages * pool.page_size))
+    def __init__(self, ops: Any, weights: ModelWeights, pool: KVPool, *more: Any, **sizes: Any) -> None:
+        super().__init__(ops, weights, pool, *more, **sizes)
+        self._table: GpuOps = ops
+        # The last norm is put on the device once: nothing may be copied there while a step is captured.
+        self._host_norm, self._norm_version = weights.norm, weights.version
+        self._weights = replace(weights, norm=ops.put(weights.norm))
+        tables = self._rotary.tables(self._max_pages * pool.page_size)
+        self._on_device = ops.angles(*tables)
         self._graphs: dict[tuple[int, int], _Decode] = {}
-        rows = max(max_sequences, LOGIT_ROWS)
-        size = (rows, weights.config.vocab_size)
-        self._logits = torch.empty(size, dtype=torch.float32, device=ops.device)
-        self._host = torch.empty(size, dtype=torch.float32, pin_memory=ops.device.type == "cuda")
+        shape = tuple(self._logits.shape)
+        self._host = torch.empty(shape, dtype=torch.float32, pin_memory=ops.device.type == "cuda")
 
     @torch.no_grad()
-    def execute(self, plan: StepPlan) -> Array:
+    def execute(self, plan: StepPlan) -> StepResult:
         """See StepRunner."""
-        for source, target in plan.copies:
-            self._pool.copy_page(source, target)
-        if all(rows.count == 1 and rows.sample for rows in plan.rows):
-            return self._to_host(self._decode(plan.rows).run(plan.rows))
-        hidden = self._forward(plan.rows)
-        ends = np.cumsum([rows.count for rows in plan.rows])
-        last = [int(end) - 1 for end, rows in zip(ends, plan.rows, strict=True) if rows.sample]
-        return self._head(hidden[last]) if last else self._host[:0].numpy()
+        if self.version != self._norm_version:
+            norm: Any = self._weights.norm
+            norm.copy_(self._table.put(self._host_norm))
+            self._norm_version = self.version
+        return super().execute(plan)
+
+    def _run(self, spans: list[Span]) -> StepResult:
+        if all(span.count == span.num_logits == 1 and not span.hidden for span in spans):
+            return StepResult(self._decode(spans).run(spans), self._to_host, {})
+        return super()._run(spans)
+
+    def _angles(self, length: int) -> tuple[Any, Any]:
+        return self._on_device
 
     @torch.no_grad()
-    def score(self, rows: Rows, visit: Visit) -> None:
-        """See StepRunner."""
-        hidden = self._forward([rows])
-        for start in range(0, rows.count, LOGIT_ROWS):
-            visit(rows.start + start, self._head(hidden[start : start + LOGIT_ROWS]))
-
-    def _head(self, hidden: Any) -> Array:
-        out: Any = self._logits[: len(hidden)]
-        return self._to_host(logits(self._ops, self._weights, hidden, out))
+    def _head(self, rows: Any) -> Array:
+        return self._to_host(super()._head(rows))
 
     def _to_host(self, found: Any) -> Array:
         host = self._host[: len(found)]
         host.copy_(found, non_blocking=True)
-        if self._ops.device.type == "cuda":
-            torch.cuda.current_stream(self._ops.device).synchronize()
+        if self._table.device.type == "cuda":
+            torch.cuda.current_stream(self._table.device).synchronize()
         return host.numpy()
 
-    def _forward(self, plan: list[Rows]) -> Any:
-        ids, positions, tables = _integers(plan, max(len(rows.sequence.pages) for rows in plan))
-        step = Step(
-            ids=ids,
-            positions=positions,
-            cu_rows=np.cumsum([0, *(rows.count for rows in plan)]).astype(np.int32),
-            page_table=tables,
-            cos=self._angles[0],
-            sin=self._angles[1],
-            sparse=self._sparse,
-        )
-        return forward(self._ops, self._weights, step, self._pool)
-
-    def _decode(self, plan: list[Rows]) -> _Decode:
+    def _decode(self, spans: list[Span]) -> _Decode:
         """The captured step that fits."""
-        batch = min(_power(len(plan)), self._max_sequences)
-        pages = max(LEAST_PAGES, *(_power(len(rows.sequence.pages)) for rows in plan))
+        batch = min(_power(len(spans)), self._max_sequences)
+        pages = max(LEAST_PAGES, *(_power(len(span.sequence.pages)) for span in spans))
         key = batch, min(pages, self._max_pages)
         found = self._graphs.get(key)
         if found is None:
-            step = _StaticStep.make(self._ops, *key, self._pool.spare, self._angles, self._sparse)
-            found = self._graphs[key] = _Decode(self._ops, self._weights, self._pool, step)
+            step = _StaticStep.make(self._table, *key, self._pool, self._on_device, self._sparse)
+            found = self._graphs[key] = _Decode(self._table, self._weights, self._pool, step)
         return found
 
 
@@ -123,7 +96,7 @@ class _StaticStep:
 
     @classmethod
     def make(
-        cls, ops: GpuOps, batch: int, pages: int, spare: int, angles: Any, sparse: SparseConfig | None
+        cls, ops: GpuOps, batch: int, pages: int, pool: KVPool, angles: Any, sparse: SparseConfig | None
     ) -> _StaticStep:
         host = torch.empty((batch, 2 + pages), dtype=torch.int32, pin_memory=ops.device.type == "cuda")
         device = torch.empty_like(host, device=ops.device)
@@ -137,7 +110,8 @@ class _StaticStep:
             sin=angles[1],
             sparse=sparse,
         )
-        made = cls(host=host, device=columns, step=step, spare=spare)
+        assert pool.spare is not None
+        made = cls(host=host, device=columns, step=step, spare=pool.spare)
         rows = ops.rows(step)
         rows.positions = columns[1]
         made.fill([])
@@ -148,15 +122,15 @@ class _StaticStep:
         found: DeviceRows = self.step.native["gpu"]
         return found
 
-    def fill(self, plan: list[Rows]) -> None:
-        """Copy a plan's integers to the device; what it lacks are rows of the spare page."""
-        n = len(plan)
+    def fill(self, spans: list[Span]) -> None:
+        """Copy the spans' integers to the device; what they lack are rows of the spare page."""
+        n = len(spans)
         block = self.host.numpy()
         block[:, :2], block[:, 2:] = 0, self.spare
         if n:
-            ids, positions, tables = _integers(plan, max(len(rows.sequence.pages) for rows in plan))
-            block[:n, 0], block[:n, 1] = ids, positions
-            block[:n, 2 : 2 + tables.shape[1]] = tables
+            known = integers(spans)
+            block[:n, 0], block[:n, 1] = known["ids"], known["positions"]
+            block[:n, 2 : 2 + known["page_table"].shape[1]] = known["page_table"]
         moved = self.host.to(self.device.device, non_blocking=True)
         self.device[:2].copy_(moved[:, :2].t())
         self.rows.page_table.copy_(moved[:, 2:])
@@ -165,21 +139,21 @@ class _StaticStep:
 class _Decode:
     """One forward pass and its logits, captured where there is a GPU."""
 
-    def __init__(self, ops: GpuOps, weights: ModelWeights, pool: GpuPool, static: _StaticStep) -> None:
+    def __init__(self, ops: GpuOps, weights: ModelWeights, pool: KVPool, static: _StaticStep) -> None:
         self._ops, self._weights, self._pool, self._static = ops, weights, pool, static
         self._graph: Any = None
         self._result: Any = None
         if ops.device.type == "cuda":
             self._capture()
 
-    def run(self, plan: list[Rows]) -> Any:
+    def run(self, spans: list[Span]) -> Any:
         """Logits (k, vocab) on the device, valid until the next run."""
-        self._static.fill(plan)
+        self._static.fill(spans)
         if self._graph is None:
             self._result = self._compute()
         else:
             self._graph.replay()
-        return self._result[: len(plan)]
+        return self._result[: len(spans)]
 
     def _compute(self) -> Any:
         hidden = forward(self._ops, self._weights, self._static.step, self._pool)
@@ -196,20 +170,6 @@ class _Decode:
         with torch.cuda.graph(graph):
             self._result = self._compute()
         self._graph = graph
-
-
-def _integers(plan: list[Rows], pages: int) -> tuple[NDArray[np.int32], ...]:
-    """Ids and positions (n,) and the page table (sequences, pages) of a plan's rows."""
-    ids = np.concatenate([_tokens(rows) for rows in plan])
-    positions = [np.arange(rows.start, rows.start + rows.count, dtype=np.int32) for rows in plan]
-    tables = np.zeros((len(plan), pages), np.int32)
-    for table, rows in zip(tables, plan, strict=True):
-        table[: len(rows.sequence.pages)] = rows.sequence.pages
-    return ids, np.concatenate(positions), tables
-
-
-def _tokens(rows: Rows) -> NDArray[np.int32]:
-    return np.asarray(rows.sequence.tokens[rows.start : rows.start + rows.count], np.int32)
 
 
 def _power(count: int) -> int:

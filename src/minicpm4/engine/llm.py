@@ -3,60 +3,72 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, overload
+from typing import Any, ClassVar, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minicpm4.config import ModelConfig, SparseConfig
-from minicpm4.config.model import read_generation_config
-from minicpm4.engine.collect import Collector
-from minicpm4.engine.engine import Engine
-from minicpm4.engine.load import Inspection, Progress, encode_chat, inspect
-from minicpm4.engine.memory import available_memory
+from minicpm4.config.strict import check_integer
+from minicpm4.engine.api import EngineAPI, Limits, Load, Text
+from minicpm4.engine.collect import Collector, piece_of
+from minicpm4.engine.driver import Driver, Mailbox, ThreadedDriver
+from minicpm4.engine.load import Inspection, inspect
 from minicpm4.engine.options import EngineOptions
-from minicpm4.engine.outputs import Event, Failed, Piece, Prefilled, RequestOutput
-from minicpm4.engine.params import SamplingParams, suggested_sampling
-from minicpm4.engine.plan import MemoryPlan, check_score
-from minicpm4.errors import ConfigError, RequestError
+from minicpm4.engine.outputs import Piece, RequestOutput, TokenLogprobs
+from minicpm4.engine.params import FALLBACK, MAX_LOGPROBS, SamplingParams
+from minicpm4.engine.plan import MemoryPlan
+from minicpm4.engine.prompts import Messages, Params, Prompt, Prompts, one_each, plain_ids, split_prompts
+from minicpm4.engine.scoring import direction_of, logits_of, logprobs_of, nll_of
+from minicpm4.errors import ConfigError, RequestError, UnsupportedError
+from minicpm4.formats import Checkpoint
+from minicpm4.kernels.contract import OpTable
 from minicpm4.kernels.pages import KVFormat
+from minicpm4.kernels.ref import RefOps
+from minicpm4.model.source import open_model
+from minicpm4.model.weight_set import WeightSet
+from minicpm4.progress import Progress, check_progress
+from minicpm4.text.messages import check_variables
+from minicpm4.text.replies import ReplyReader
 from minicpm4.text.tokenizer import Tokenizer
+from minicpm4.text.toolcalls import ParsedReply
 
 logger = logging.getLogger("minicpm4")
 
-Prompt = str | Sequence[int]
-Prompts = list[str] | list[list[int]] | list[Prompt]
-Params = SamplingParams | Sequence[SamplingParams] | None
-Messages = Sequence[Mapping[str, Any]]
-
 
 class LLM:
-    """A model, loaded and planned, ready to answer. Not for use from several threads at once.
+    """A model, loaded and planned, ready to answer. Any number of threads may use it: what they ask at the
+    same time is answered together. (AsyncLLM is for asyncio.)
 
-    ``model``: a name of ``minicpm4 models``, a folder, a .gguf file, or a hub repository.
-    ``weights``: "auto" (as stored), "bf16", "int8", "int4" or "ternary".
-    ``attention``: "auto" (sparse from ``dense_len`` tokens on where the checkpoint has a sparse_config
-    or ``sparse`` is given), "dense", or "sparse" (at every token unless ``sparse`` sets dense_len).
-    ``sparse``: a SparseConfig, or a mapping of single settings over the checkpoint's.
-    ``backend``: "auto", "cpu", "gpu" or "ref"; ``threads`` and ``isa`` are for the CPU.
-    ``context``: tokens of prompt and answer together; None: the model's own, or what fits in memory.
-    Rotary scalings that depend on the length (dynamic, longrope) are fixed for this length.
-    ``kv``: "bf16", "int8" or "float32", the precision of cached keys and values.
-    ``activations``: "auto" (at least 16 bits where they meet weights in 8 bits or fewer), or "int8", which is
-    faster on long prompts and loses more (docs/guide.md has figures).
-    ``max_batch``: sequences at a time; ``chunk``: prompt tokens a step (None: as calibrated, else 512);
-    ``prefix_cache``: keep what was read for later prompts that begin alike. ``seed``: of requests without
-    one, None: random. ``threads``, too, are as calibrated where not given (``minicpm4 doctor``).
-    ``progress(done, total)`` is called while layers are loaded.
+    ``model``: a name of ``minicpm4 models``, a folder, a .gguf file, or a hub repository. ``weights``: "auto"
+    (as stored), "bf16", "int8", "int4" or "ternary". ``attention``: "auto" (sparse from ``dense_len`` tokens
+    on where the checkpoint has a sparse_config or ``sparse`` is given), "dense", or "sparse" (at every token
+    unless ``sparse`` sets dense_len). ``sparse``: a SparseConfig, or a mapping of single settings over the
+    checkpoint's. ``backend``: "auto", "cpu", "gpu" or "ref"; ``threads`` and ``isa`` are for the CPU.
+    ``context``: tokens of prompt and answer together; None: the model's own, or what fits in memory. Rotary
+    scalings that depend on the length (dynamic, longrope) are fixed for this length. ``kv``: "bf16", "int8"
+    or "float32", the precision of cached keys and values. ``activations``: "auto" (at least 16 bits where
+    they meet weights in 8 bits or fewer), or "int8", which is faster on long prompts and loses more
+    (docs/guide.md has figures). ``max_batch``: sequences at a time; ``chunk``: prompt tokens a step (None: as
+    calibrated, else 512); ``prefix_cache``: keep what was read for later prompts that begin alike;
+    ``fair``: prompts are read beside running answers in pieces so small that those keep half their speed (for
+    servers: measured times cut the work, so two runs cut it differently). ``seed``: of requests without one,
+    None: random. ``ignore_fields``: fields of config.json, or keys of GGUF metadata,
+    that are read as null, though they may change what the model computes. ``threads``, too, are as calibrated
+    where not given (``minicpm4 doctor``). ``progress(done, total)`` is called while layers are loaded.
 
     Raises ModelNotFoundError, CheckpointError, ConfigError, UnsupportedError, MemoryPlanError,
     TextError.
     """
+
+    _driver_type: ClassVar[type[Driver]] = Driver
+    _inspection: Inspection | None
+    _weights: WeightSet | None
+    _suggestion: Mapping[str, Any]
 
     def __init__(
         self,
@@ -73,8 +85,10 @@ class LLM:
         max_batch: int = 8,
         chunk: int | None = None,
         prefix_cache: bool = True,
+        fair: bool = False,
         isa: str | None = None,
         seed: int | None = None,
+        ignore_fields: Sequence[str] = (),
         progress: Progress | None = None,
     ) -> None:
         options = EngineOptions(
@@ -89,21 +103,76 @@ class LLM:
             max_batch=max_batch,
             chunk=chunk,
             prefix_cache=prefix_cache,
+            fair=fair,
             isa=isa,
             seed=seed,
+            ignore_fields=tuple(ignore_fields),
         )
-        self.name = str(model)
-        self._found: Inspection = inspect(model, options)
-        self._text = self._found.text
-        engine, self.description = self._found.build(progress)
-        self._engine: Engine | None = engine
-        self._mail: dict[int, deque[Event]] = {}
+        self._start(inspect(model, options), progress)
+
+    @classmethod
+    def from_inspection(cls, found: Inspection, progress: Progress | None = None) -> Self:
+        """The model that ``engine.load.inspect`` has opened and planned; nothing is read a second time.
+
+        Raises as the constructor does.
+        """
+        made = cls.__new__(cls)
+        made._start(found, progress)
+        return made
+
+    @classmethod
+    def over(cls, engine: EngineAPI, text: Text, *, name: str, description: str = "") -> Self:
+        """An LLM over an engine that is there: a scripted one (``minicpm4.testing``), or another runtime.
+
+        It has no ``config``, ``plan`` and ``sparse``: to ask for them raises UnsupportedError.
+        """
+        made = cls.__new__(cls)
+        made._open(engine, text, name, description)
+        return made
+
+    def _start(self, found: Inspection, progress: Progress | None) -> None:
+        check_progress(progress)
+        engine, weights, description = found.build(progress)
+        self._open(engine, found.text, found.source.name, description)
+        self._inspection, self._weights, self._suggestion = found, weights, found.sampling
         logger.info("%s: %s", self.name, self.description)
         trained = self.config.max_position_embeddings
         if self.plan.context > trained:
             logger.warning(
                 "context %d is beyond the model's %d: expect worse text past it", self.plan.context, trained
             )
+
+    def refill(self, model: str | Path | Checkpoint) -> None:
+        """Put other weights of the same model in the place of these, without a second copy of it: a name,
+        folder or file as for the constructor, or a Checkpoint. From then on this is the LLM that loading
+        ``model`` with the same settings would give, down to the bits; name and text stay.
+
+        Requests under way go on with the new weights, from the tokens that they have. Raises as the
+        constructor does, and CheckpointError where shapes or formats are others: then nothing has changed.
+        After an error halfway (a damaged file) this LLM refuses to answer until it is refilled.
+        """
+        weights = self._weights
+        if weights is None:
+            raise UnsupportedError(f"the engine of {self.name} is not ours: its weights cannot be replaced")
+        if isinstance(model, str | Path):
+            source = open_model(model, self._found.asked.ignore_fields)
+            checkpoint, config = source.checkpoint, source.config
+            self.driver.call(lambda engine: weights.refill(checkpoint, config))
+        elif isinstance(getattr(model, "tensors", None), Mapping):
+            self.driver.call(lambda engine: weights.refill(model))
+        else:
+            raise ConfigError(f"a {type(model).__name__} is no model", "give a name, a path or a Checkpoint")
+
+    def _open(self, engine: EngineAPI, text: Text, name: str, description: str) -> None:
+        self.name, self.description, self._text = name, description, text
+        self._inspection, self._weights, self._suggestion = None, None, {}
+        self.driver = self._driver_type(engine)
+
+    @property
+    def _found(self) -> Inspection:
+        if self._inspection is None:
+            raise UnsupportedError(f"the engine of {self.name} is not ours: it has no configuration or plan")
+        return self._inspection
 
     @property
     def config(self) -> ModelConfig:
@@ -119,16 +188,15 @@ class LLM:
         return self._found.sparse
 
     @property
+    def limits(self) -> Limits:
+        """What one request and the engine take at most: context, vocabulary, sequences at a time."""
+        return self.driver.limits
+
+    @property
     def sampling_defaults(self) -> dict[str, Any]:
-        """Settings of SamplingParams that the checkpoint's generation_config.json suggests; the commands
-        start from them. Empty without one, and, with a warning, where it cannot be used."""
-        if self._found.checkpoint.metadata():  # a GGUF file: what lies beside it is not its own
-            return {}
-        try:
-            return suggested_sampling(read_generation_config(self._found.path))
-        except ConfigError as error:
-            logger.warning("generation_config.json is ignored: %s", error)
-            return {}
+        """How tokens are drawn where nobody says (SamplingParams): what the checkpoint suggests, else
+        temperature 0.7 with top_p 0.7; the latter, with a warning, too where a suggestion cannot be used."""
+        return dict(self._suggestion or FALLBACK)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -140,11 +208,25 @@ class LLM:
         return self._text.has_chat_template
 
     @property
-    def engine(self) -> Engine:
-        """The engine beneath, for callers with a loop of their own. Raises RequestError when closed."""
-        if self._engine is None:
-            raise RequestError("this LLM is closed", "make a new one")
-        return self._engine
+    def chat_template(self) -> str | None:
+        """The source of the checkpoint's chat template, None where it has none."""
+        return self._text.chat_template
+
+    @property
+    def replies(self) -> ReplyReader:
+        """What takes this model's replies apart. Raises TextError: it needs a tokenizer."""
+        return self._text.replies
+
+    @property
+    def load(self) -> Load:
+        """What the engine has in hand just now. Raises RequestError when closed."""
+        return self.driver.engine.load
+
+    @property
+    def engine(self) -> EngineAPI:
+        """The engine beneath, for callers with a loop of their own, while nobody uses this LLM. Raises
+        RequestError when closed."""
+        return self.driver.call(lambda engine: engine)
 
     @overload
     def generate(
@@ -164,9 +246,9 @@ class LLM:
         Prompts of a list are batched; ``params`` is one for all or one for each. ``progress(done,
         total)`` counts prompt tokens. Raises RequestError, TextError.
         """
-        if _is_batch(prompts):
-            return self._complete([self._ids(prompt) for prompt in prompts], params, progress)
-        return self._complete([self._ids(prompts)], params, progress)[0]
+        each, is_batch = split_prompts(prompts)
+        outputs = self._complete([self.prompt_ids(prompt) for prompt in each], params, progress)
+        return outputs if is_batch else outputs[0]
 
     def chat(
         self,
@@ -177,13 +259,25 @@ class LLM:
         enable_thinking: bool | None = None,
         progress: Progress | None = None,
     ) -> RequestOutput:
-        """Answer a conversation through the checkpoint's chat template.
+        """Answer a conversation through the checkpoint's chat template; of the answer, ``tool_calls`` and
+        ``reasoning`` are taken apart too.
 
         ``messages``: tables with role and content. Control tokens spelled in them stay text. Raises
         RequestError, TextError.
         """
-        ids = self._chat_ids(messages, tools, enable_thinking)
-        return self._complete([ids], params, progress)[0]
+        ids = self.chat_ids(messages, tools=tools, enable_thinking=enable_thinking)
+        return self.with_replies(self._complete([ids], params, progress)[0], tools)
+
+    def with_replies(
+        self, output: RequestOutput, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> RequestOutput:
+        """The output of a chat with each sample's text taken apart. Raises TextError."""
+        prompt, read = output.prompt_token_ids, self._text.replies.parse
+        samples = [
+            replace(one, reply=read(one.text, one.token_ids, prompt=prompt, tools=tools))
+            for one in output.outputs
+        ]
+        return replace(output, outputs=samples)
 
     def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, *, progress: Progress | None = None
@@ -193,7 +287,7 @@ class LLM:
         Closing the iterator early ends the request. Several streams may be open at once. Raises
         RequestError, TextError, at the call.
         """
-        return self._start_stream(self._ids(prompt), params, progress)
+        return self._start_stream(self.prompt_ids(prompt), params, progress)
 
     def stream_chat(
         self,
@@ -205,45 +299,77 @@ class LLM:
         progress: Progress | None = None,
     ) -> Iterator[Piece]:
         """``chat``, piece by piece as ``stream``."""
-        return self._start_stream(self._chat_ids(messages, tools, enable_thinking), params, progress)
+        ids = self.chat_ids(messages, tools=tools, enable_thinking=enable_thinking)
+        return self._start_stream(ids, params, progress)
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """The token ids that ``generate`` reads for a prompt. Raises RequestError, TextError."""
+        if isinstance(prompt, str):
+            if not prompt:
+                raise RequestError("the prompt is empty", "give some text")
+            return self._text.encode(prompt)
+        return plain_ids(prompt)
+
+    def chat_ids(
+        self,
+        messages: Messages,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        enable_thinking: bool | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """The token ids that ``chat`` reads for a conversation. ``variables``: more that the template sees,
+        by name. Raises RequestError, TextError."""
+        more = check_variables(variables or {})
+        return self._text.encode_chat(messages, tools=tools, enable_thinking=enable_thinking, **more)
+
+    def parse_reply(
+        self, output: RequestOutput, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> ParsedReply:
+        """Take an answer apart: thought, calls of ``tools``, and the rest. What is drafted in a thought is no
+        call. Raises TextError."""
+        prompt = output.prompt_token_ids
+        return self._text.replies.parse(output.text, output.token_ids, prompt=prompt, tools=tools)
 
     def logits(self, ids: Sequence[int], *, progress: Progress | None = None) -> NDArray[np.float32]:
         """Return the logits (n, vocab) of n token ids in one full pass. Raises RequestError,
         MemoryPlanError."""
-        ids = _plain(ids)
-        check_score(len(ids), self.config.vocab_size, available_memory())
-        result = np.empty((len(ids), self.config.vocab_size), np.float32)
-
-        def keep(start: int, logits: NDArray[np.float32]) -> None:
-            result[start : start + len(logits)] = logits
-
-        self.engine.score(ids, keep, progress)
-        return result
+        check_progress(progress)
+        return logits_of(self.driver, plain_ids(ids), progress)
 
     def nll(self, ids: Sequence[int], *, progress: Progress | None = None) -> NDArray[np.float32]:
         """Return -log p of each next token, (n - 1,), in nats. Holds 64 rows of logits at a time.
         Raises RequestError."""
-        ids = _plain(ids)
-        if len(ids) < 2:
-            raise RequestError(f"{len(ids)} tokens have no next token to score", "pass two or more")
-        result, ops = np.empty(len(ids) - 1, np.float32), self._found.host_ops
+        check_progress(progress)
+        return nll_of(self.driver, self._host_ops, plain_ids(ids), progress)
 
-        def keep(start: int, logits: NDArray[np.float32]) -> None:
-            following = ids[start + 1 : start + 1 + len(logits)]
-            rows = logits[: len(following)]
-            if len(rows):
-                chosen = rows[np.arange(len(rows)), following]
-                result[start : start + len(rows)] = ops.log_sum_exp(rows) - chosen
+    def embed(self, prompts: Prompt | Prompts, *, progress: Progress | None = None) -> NDArray[np.float32]:
+        """Return the direction (hidden,) of a text, of a list (m, hidden): the mean over its tokens of the
+        states that the head would read, of length 1. ``progress`` counts tokens of one text after another.
+        Raises RequestError, and UnsupportedError where states cannot be had (on a GPU)."""
+        check_progress(progress)
+        each, is_batch = split_prompts(prompts)
+        found = [direction_of(self.driver, self.prompt_ids(one), progress) for one in each]
+        return np.array(found, np.float32) if is_batch else found[0]
 
-        self.engine.score(ids, keep, progress)
-        return result
+    def prompt_logprobs(
+        self, ids: Sequence[int], top: int = 0, *, progress: Progress | None = None
+    ) -> list[TokenLogprobs | None]:
+        """Log probabilities of each of n token ids after those before it, and of the ``top`` best there; None
+        for the first. ``sampling_logprob`` is 0: nothing was drawn. Raises RequestError."""
+        check_progress(progress)
+        check_integer("top", top, 0, MAX_LOGPROBS)
+        return logprobs_of(self.driver, self._host_ops, plain_ids(ids), top, progress)
+
+    @property
+    def _host_ops(self) -> OpTable:
+        return RefOps() if self._inspection is None else self._found.host_ops
 
     def close(self) -> None:
-        """Give the memory back. The LLM cannot be used afterwards."""
-        self._engine = None
-        self._mail.clear()
+        """Give the memory back, and end what is under way. The LLM cannot be used afterwards."""
+        self.driver.close()
 
-    def __enter__(self) -> LLM:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -251,119 +377,51 @@ class LLM:
     ) -> None:
         self.close()
 
-    def _ids(self, prompt: Any) -> list[int]:
-        if isinstance(prompt, str):
-            if not prompt:
-                raise RequestError("the prompt is empty", "give some text")
-            return self._text.encode(prompt)
-        return _plain(prompt)
-
-    def _chat_ids(
-        self, messages: Messages, tools: Sequence[Mapping[str, Any]] | None, thinking: bool | None
-    ) -> list[int]:
-        text = self._text
-        return encode_chat(text.tokenizer, text.template, messages, tools=tools, enable_thinking=thinking)
-
     def _complete(
-        self,
-        batch: list[list[int]],
-        params: Params,
-        progress: Progress | None,
+        self, batch: list[list[int]], params: Params, progress: Progress | None
     ) -> list[RequestOutput]:
-        each = _one_each(params, len(batch))
-        for ids, wanted in zip(batch, each, strict=True):
-            self.engine.check(ids, wanted)
-        collector = Collector(progress)
-        numbers: list[int] = []
+        check_progress(progress)
+        collector, box = Collector(progress), Mailbox()
         try:
-            for ids, wanted in zip(batch, each, strict=True):
-                numbers.append(self._add(ids, wanted))
-                collector.expect(numbers[-1], ids, wanted)
+            for ids, wanted in self.checked(batch, params):
+                collector.expect(self.driver.add(box, ids, wanted), ids, wanted)
             while not collector.complete:
-                for number in numbers:
-                    for event in self._receive(number):
-                        collector.take(event)
-                if not collector.complete:
-                    self._pump(collector.unfinished())
+                collector.take(self.driver.receive(box))
         finally:
-            self._drop(numbers)
-        return [collector.output(number) for number in numbers]
+            self.driver.drop(box)
+        return collector.outputs()
+
+    def checked(self, batch: list[list[int]], params: Params) -> list[tuple[list[int], SamplingParams]]:
+        """Each prompt with the parameters that hold for it, all of which can be served. Raises RequestError,
+        TextError."""
+        each = [one.suggested(self._suggestion) for one in one_each(params, len(batch))]
+        pairs = list(zip(batch, each, strict=True))
+        for ids, wanted in pairs:
+            self.driver.check(ids, wanted)
+        return pairs
 
     def _start_stream(
         self, ids: list[int], params: SamplingParams | None, progress: Progress | None
     ) -> Iterator[Piece]:
-        wanted = _one_each(params, 1)[0]
-        self.engine.check(ids, wanted)
+        check_progress(progress)
+        ((ids, wanted),) = self.checked([ids], params)
         return self._pieces(ids, wanted, progress)
 
     def _pieces(self, ids: list[int], params: SamplingParams, progress: Progress | None) -> Iterator[Piece]:
-        number = self._add(ids, params)
+        box = Mailbox()
         try:
-            while True:
-                for event in self._receive(number):
-                    if isinstance(event, Failed):
-                        raise event.error
-                    if isinstance(event, Prefilled):
-                        if progress is not None:
-                            progress(event.done, event.total)
-                        continue
-                    yield event.piece
-                    if event.piece.metrics is not None:
-                        return
-                self._pump([number])
+            self.driver.add(box, ids, params)
+            last = False
+            while not last:
+                event = self.driver.receive(box)
+                last = event.last
+                if (piece := piece_of(event, progress)) is not None:
+                    yield piece
         finally:
-            self._drop([number])
-
-    def _add(self, ids: list[int], params: SamplingParams) -> int:
-        number = self.engine.add_request(ids, params)
-        self._mail[number] = deque()
-        return number
-
-    def _receive(self, number: int) -> Iterator[Event]:
-        mail = self._mail.get(number, deque())
-        while mail:
-            yield mail.popleft()
-
-    def _pump(self, wanted: Sequence[int]) -> None:
-        """Run a step and deliver its events, to other open streams too."""
-        if not all(self.engine.is_active(number) for number in wanted):
-            raise RequestError("the request was dropped: an interrupt reset the engine", "ask again")
-        for event in self.engine.step():
-            if event.request_id in self._mail:
-                self._mail[event.request_id].append(event)
-
-    def _drop(self, numbers: Sequence[int]) -> None:
-        for number in numbers:
-            self._mail.pop(number, None)
-            with suppress(RequestError):  # closed meanwhile
-                self.engine.abort(number)
+            self.driver.drop(box)
 
 
-def _is_batch(prompts: Any) -> bool:
-    """Whether ``prompts`` holds prompts, not token ids."""
-    if isinstance(prompts, str | bytes) or not isinstance(prompts, Sequence | np.ndarray):
-        return False
-    return len(prompts) > 0 and isinstance(prompts[0], str | Sequence | np.ndarray)
+class ThreadedLLM(LLM):
+    """An LLM whose engine has a thread of its own, for servers and AsyncLLM; it must be closed."""
 
-
-def _plain(ids: Any) -> list[int]:
-    """Token ids as a list of Python integers; values are checked by the engine."""
-    if isinstance(ids, np.ndarray):
-        if ids.ndim != 1 or ids.dtype.kind not in "iu":
-            raise RequestError(f"token ids come as {ids.ndim}-d {ids.dtype}", "pass a 1-d array of integers")
-        return list(map(int, ids))
-    if isinstance(ids, str | bytes) or not isinstance(ids, Sequence):
-        raise RequestError(f"a {type(ids).__name__} was given, not token ids", "pass a list of integers")
-    return [int(i) if isinstance(i, np.integer) else i for i in ids]
-
-
-def _one_each(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
-    each = [params or SamplingParams()] * count if not isinstance(params, Sequence) else list(params)
-    if len(each) != count:
-        raise RequestError(
-            f"{count} prompts came with {len(each)} params", "pass one for all or one for each"
-        )
-    for one in each:
-        if not isinstance(one, SamplingParams):
-            raise RequestError(f"params is a {type(one).__name__}", "pass SamplingParams(...)")
-    return each
+    _driver_type = ThreadedDriver

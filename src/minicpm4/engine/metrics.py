@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import re
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from minicpm4.config import SparseConfig
@@ -17,7 +14,8 @@ class Metrics:
 
     ``prefill_s``: from its first step to its first token, over prompt_tokens - cached_tokens tokens;
     ``decode_s``: from there to its last token, over new_tokens - n tokens. Both include the work done
-    for requests beside it. ``accept_length``: new tokens a pass of the target model, 1 without drafts.
+    for requests beside it. ``accept_length``: new tokens a pass of the target model, where drafts
+    were checked; None where none were.
     ``attention``: "sparse" if any of its tokens chose blocks, else "dense". ``blocks_read_share``:
     blocks read / blocks visible, over the tokens that were run. ``peak_memory``: the most bytes that
     this process has held, 0 where the system does not tell.
@@ -28,7 +26,7 @@ class Metrics:
     prefill_s: float
     new_tokens: int
     decode_s: float
-    accept_length: float = 1.0
+    accept_length: float | None = None
     attention: Literal["dense", "sparse"] = "dense"
     blocks_read_share: float = 1.0
     peak_memory: int = 0
@@ -49,7 +47,7 @@ class BlockCount:
             return
         self.any_sparse |= not config.is_dense_at(stop - 1)
         # Neighbouring queries read equally many blocks, except where the block or the rule changes.
-        block, switch = config.block_size, config.dense_len - 1
+        block, switch = config.block_size, config.dense_below - 1
         while start < stop:
             end = min(stop, (start // block + 1) * block)
             if start < switch < end:
@@ -61,21 +59,3 @@ class BlockCount:
     @property
     def share(self) -> float:
         return self.read / self.visible if self.visible else 1.0
-
-
-def peak_memory() -> int:
-    """The most bytes of memory that this process has held; 0 where the system does not tell."""
-    # Linux's getrusage begins with what the process held that started this one.
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        status = ""
-    found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
-    if found is not None:
-        return int(found[1]) * 1024
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from minicpm4.config import ModelConfig, SparseConfig
-from minicpm4.config.strict import require, suggest
+from minicpm4.config.strict import check_choice, check_integer, check_optional_integer, require, shown
 from minicpm4.errors import ConfigError
 from minicpm4.kernels.pages import KV_FORMATS, KVFormat
 from minicpm4.kernels.registry import ACTIVATIONS
-from minicpm4.model.loader import check_weights_choice
+from minicpm4.machine import MAX_THREADS
+from minicpm4.model.weight_plan import check_weights_choice
 
 ATTENTION_CHOICES = ("auto", "dense", "sparse")
 KV_CHOICES = KV_FORMATS
 CHUNK = 512  # tokens of a prefill step, where neither caller nor calibration says otherwise
-PAGE_SIZE = 64  # tokens, where no sparse_config says otherwise
 MAX_CONTEXT = 1 << 24
 
 
@@ -36,21 +36,29 @@ class EngineOptions:
     max_batch: int = 8
     chunk: int | None = None
     prefix_cache: bool = True
+    fair: bool = False
     isa: str | None = None
     seed: int | None = None
+    ignore_fields: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_weights_choice(self.weights)
-        _choice("attention", self.attention, ATTENTION_CHOICES)
-        _choice("kv", self.kv, KV_CHOICES)
-        _choice("activations", self.activations, ACTIVATIONS)
-        require(isinstance(self.backend, str), f"backend = {self.backend!r} is not a name")
-        _optional_integer("context", self.context, 1, MAX_CONTEXT)
-        _optional_integer("threads", self.threads, 1, 4096)
-        _integer("max_batch", self.max_batch, 1, 4096)
-        _optional_integer("chunk", self.chunk, 1, 1 << 16)
-        require(type(self.prefix_cache) is bool, f"prefix_cache = {self.prefix_cache!r} is not true or false")
-        require(self.seed is None or type(self.seed) is int, f"seed = {self.seed!r} is not an integer")
+        check_choice("attention", self.attention, ATTENTION_CHOICES)
+        check_choice("kv", self.kv, KV_CHOICES)
+        check_choice("activations", self.activations, ACTIVATIONS)
+        require(isinstance(self.backend, str), f"backend = {shown(self.backend)} is not a name")
+        check_optional_integer("context", self.context, 1, MAX_CONTEXT)
+        check_optional_integer("threads", self.threads, 1, MAX_THREADS)
+        check_integer("max_batch", self.max_batch, 1, 4096)
+        check_optional_integer("chunk", self.chunk, 1, 1 << 16)
+        for name in ("prefix_cache", "fair"):
+            value = getattr(self, name)
+            require(type(value) is bool, f"{name} = {shown(value)} is not true or false")
+        require(self.seed is None or type(self.seed) is int, f"seed = {shown(self.seed)} is not an integer")
+        named = isinstance(self.ignore_fields, tuple | list) and all(
+            type(f) is str for f in self.ignore_fields
+        )
+        require(named, f"ignore_fields = {shown(self.ignore_fields)} is not a list of names")
         if self.attention == "dense" and self.sparse is not None:
             raise ConfigError(
                 "attention = 'dense' and settings of sparse attention exclude one another",
@@ -69,10 +77,9 @@ def resolve_sparse(
     """The sparse attention that an engine uses; None: dense always. Raises ConfigError.
 
     A SparseConfig replaces the checkpoint's, a mapping changes single settings of it. With
-    attention = "sparse" no query is dense unless the caller set ``dense_len`` (in a SparseConfig:
-    to something other than its default). With attention = "auto", ``crossover(settings)`` may put the
-    length from which sparse attention is used higher than the model does, never lower, and not where
-    the caller set it.
+    attention = "sparse" no query is dense unless the caller set ``dense_len``. With attention = "auto",
+    ``crossover(settings)`` may put the length from which sparse attention is used higher than the model
+    does, never lower, and not where the caller set it. The result says its ``dense_len``.
     """
     if options.attention == "dense":
         return None
@@ -81,33 +88,18 @@ def resolve_sparse(
         return None
     base = config.sparse_config or SparseConfig()
     if isinstance(given, SparseConfig):
-        sparse, chosen = given, given.dense_len != SparseConfig().dense_len
+        sparse, chosen = given, given.dense_len is not None
     else:
         known = dataclasses.asdict(base)
         if given is not None and not isinstance(given, Mapping):
             raise ConfigError(f"sparse is a {type(given).__name__}", "give a SparseConfig or a mapping")
         sparse = SparseConfig.from_mapping(known | dict(given or {}), "sparse")
-        chosen = "dense_len" in (given or {})
+        chosen = (given or {}).get("dense_len") is not None
     if options.attention == "sparse":
         return sparse if chosen else dataclasses.replace(sparse, dense_len=-1)
     pays = crossover(sparse) if crossover is not None and not chosen else None
-    if pays is not None and pays > sparse.dense_len:
-        sparse = dataclasses.replace(sparse, dense_len=pays)
+    since = sparse.dense_below if pays is None else max(pays, sparse.dense_below)
+    sparse = dataclasses.replace(sparse, dense_len=since)
     # A context that never reaches dense_len needs no compressed keys.
     longest = options.context or config.max_position_embeddings
-    return sparse if longest >= sparse.dense_len else None
-
-
-def _choice(name: str, value: Any, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ConfigError(f"{name} = {value!r} is not a choice", suggest(str(value), list(known)))
-
-
-def _integer(name: str, value: Any, low: int, high: int) -> None:
-    require(type(value) is int, f"{name} = {value!r} is not an integer")
-    require(low <= value <= high, f"{name} = {value} is outside {low} to {high}")
-
-
-def _optional_integer(name: str, value: Any, low: int, high: int) -> None:
-    if value is not None:
-        _integer(name, value, low, high)
+    return sparse if longest >= sparse.dense_below else None

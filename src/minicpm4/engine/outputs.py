@@ -7,27 +7,33 @@ from dataclasses import dataclass
 from minicpm4.engine.metrics import Metrics
 from minicpm4.engine.sequence import FinishReason
 from minicpm4.errors import Minicpm4Error
+from minicpm4.text.toolcalls import ParsedReply, ToolCall
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenLogprobs:
-    """Natural log probabilities at one position, of the model's own distribution (no penalty, bias,
-    temperature or filter). ``top``: the best token ids, best first, with theirs."""
+    """Natural log probabilities at one position. ``logprob``: of the model's own distribution (no penalty,
+    bias, temperature or filter). ``top``: the best token ids, best first, with theirs.
+    ``sampling_logprob``: of the distribution that the token was drawn from, after all of these; 0 where
+    temperature is 0. It is what policy gradients divide by."""
 
     token_id: int
     logprob: float
+    sampling_logprob: float
     top: dict[int, float]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleOutput:
-    """One sample. ``text`` ends before the stop string or end token; ``token_ids`` has every token."""
+    """One sample. ``text`` ends before the stop string or end token; ``token_ids`` has every token.
+    ``reply``: of a chat, the text taken apart."""
 
     index: int
     text: str
     token_ids: list[int]
     finish_reason: FinishReason
     logprobs: list[TokenLogprobs] | None = None
+    reply: ParsedReply | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,12 +60,25 @@ class RequestOutput:
     def logprobs(self) -> list[TokenLogprobs] | None:
         return self.outputs[0].logprobs
 
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """The calls that the answer of a chat asks for, in order."""
+        reply = self.outputs[0].reply
+        return () if reply is None else reply.calls
+
+    @property
+    def reasoning(self) -> str:
+        """What the answer of a chat thought before it."""
+        reply = self.outputs[0].reply
+        return "" if reply is None else reply.thought
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Piece:
     """Text that has become final, and the tokens since the last piece. ``index``: which sample.
 
-    The last piece of a sample has its ``finish_reason``; the last of a request has ``metrics``.
+    The last piece of a sample has its ``finish_reason``, and ``stop`` where a stop string ended it; the last
+    of a request has ``metrics``.
     """
 
     text: str
@@ -67,6 +86,7 @@ class Piece:
     index: int = 0
     logprobs: list[TokenLogprobs] | None = None
     finish_reason: FinishReason | None = None
+    stop: str | None = None
     metrics: Metrics | None = None
 
     def __str__(self) -> str:
@@ -81,6 +101,11 @@ class Prefilled:
     done: int
     total: int
 
+    @property
+    def last(self) -> bool:
+        """Whether this is the last event of its request."""
+        return False
+
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
@@ -89,6 +114,10 @@ class Sampled:
     request_id: int
     piece: Piece
 
+    @property
+    def last(self) -> bool:
+        return self.piece.metrics is not None
+
 
 @dataclass(frozen=True, slots=True)
 class Failed:
@@ -96,6 +125,10 @@ class Failed:
 
     request_id: int
     error: Minicpm4Error
+
+    @property
+    def last(self) -> bool:
+        return True
 
 
 Event = Prefilled | Sampled | Failed

@@ -129,8 +129,7 @@ class PageAllocator:
     def release(self, sequence: Sequence) -> None:
         """Take all pages back. Sealed ones stay findable until their room is needed."""
         self._disown_all(sequence.pages)
-        sequence.pages = []
-        sequence.computed = sequence.sealed = 0
+        sequence.unload()
 
     def check(self, sequences: Iterable[Sequence]) -> None:
         """Assert that every page is in exactly one state, owned by whom ``sequences`` say."""

@@ -2,76 +2,159 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from minicpm4.config.strict import require, suggest
+from minicpm4.config.strict import check_integer, require, shown, suggest
 from minicpm4.errors import ConfigError
+from minicpm4.text.stream import check_stops
 
 MAX_SAMPLES = 256
-MAX_STOPS = 64
-MAX_STOP_LENGTH = 4096  # characters
 MAX_LOGPROBS = 1000
-SUGGESTED = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+MAX_BIAS = 1e4
+MIN_PENALTY, MAX_PENALTY = 0.01, 100.0
+MAX_GRAMMAR_CHARS = 1 << 17  # of a grammar, a regular expression, all choices, or a schema as JSON
+MAX_SCHEMA_DEPTH = 64
+MAX_CHOICES = 10_000
+CONSTRAINTS = ("json_schema", "regex", "grammar", "choice")
+"""Parameters that say what an answer may be: at most one of them."""
+# What decides how a token is drawn, and where each is off.
+OFF: dict[str, Any] = {
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+}
+SUGGESTED = tuple(OFF)
+# Where neither caller nor checkpoint says: benchmarks/sampling_defaults.py compares it with others' defaults.
+FALLBACK: dict[str, Any] = {"temperature": 0.7, "top_p": 0.7}
+GGUF_NAMES = {
+    "general.sampling.temp": "temperature",
+    "general.sampling.top_k": "top_k",
+    "general.sampling.top_p": "top_p",
+    "general.sampling.min_p": "min_p",
+    "general.sampling.penalty_repeat": "repetition_penalty",
+}
+
+
+_OPEN: Any = None  # not given
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingParams:
     """Settings of one request, applied to the logits in this order.
 
-    ``logit_bias`` is added; ``repetition_penalty`` (CTRL, arXiv 1909.05858) divides the positive and
-    multiplies the negative logits of tokens in prompt or output; ``presence_penalty`` and
-    ``frequency_penalty`` subtract, once and per occurrence, from tokens of the output;
+    ``logit_bias`` (-1e4 to 1e4, or -inf) is added; ``repetition_penalty`` (0.01 to 100; CTRL, arXiv
+    1909.05858) divides the positive and multiplies the negative logits of tokens in prompt or output;
+    ``presence_penalty`` and ``frequency_penalty`` (-2 to 2) subtract, once and per occurrence, from tokens of
+    the output;
     ``temperature`` divides (0: the best token, lowest id on a tie, and no filter matters); ``top_k``
     keeps the k best (0 or -1: all); ``top_p`` the smallest set that holds at least that mass;
     ``min_p`` those at least that fraction as likely as the best.
 
     ``max_tokens`` None: up to the context. ``min_tokens`` bans end tokens before that many tokens
     (a stop string still ends). ``stop`` strings are cut from the text, the tokens of the checkpoint
-    that end a turn are too unless ``ignore_eos``. ``seed`` makes a request repeatable; sample i of
+    that end a turn are too unless ``ignore_eos``. A stop string may name special tokens by their spelling
+    ("<|im_start|>"), alone or among other text; ``skip_special_tokens`` False shows them in the text, but
+    never the token that ended it. ``seed`` makes a request repeatable; sample i of
     ``n`` has its own stream. ``logprobs``: report the chosen token's log probability and this many
-    of the best, under the model's own distribution, before everything above.
+    of the best, under the model's own distribution, before everything above; and the chosen token's
+    under the distribution that it was drawn from, after everything above (TokenLogprobs).
+
+    One of four may say what the whole answer is, after reasoning if the model thinks first:
+    ``json_schema`` (True or {}: any JSON object), ``regex`` (matches all of it; Rust's syntax, without
+    look-around), ``grammar`` (text in Lark's or GBNF's notation, or "sql") or ``choice`` (one of these
+    strings). No other token is drawn, whatever the settings above say, and end tokens only where the
+    answer is whole; ``max_tokens`` and ``stop`` cut it all the same. ``min_tokens`` and ``ignore_eos`` are
+    refused beside them. Tokens about which there is no choice take no pass, except with ``logprobs``. It
+    needs the package llguidance (engine/grammar.py).
+
+    Of ``temperature``, ``top_k``, ``top_p``, ``min_p`` and ``repetition_penalty`` name none, and the model's
+    own suggestion is taken (generation_config.json; ``general.sampling`` of a .gguf file), else temperature
+    0.7 with top_p 0.7. Name any, and those that are left out are off: temperature 1, no filter, no penalty.
 
     Raises ConfigError.
     """
 
     max_tokens: int | None = 256
     min_tokens: int = 0
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
+    temperature: float = _OPEN
+    top_k: int = _OPEN
+    top_p: float = _OPEN
+    min_p: float = _OPEN
+    repetition_penalty: float = _OPEN
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
     stop: str | Sequence[str] = ()
     stop_token_ids: Sequence[int] = ()
+    skip_special_tokens: bool = True
     ignore_eos: bool = False
     logprobs: int | None = None
     n: int = 1
+    json_schema: Mapping[str, Any] | bool | None = None
+    regex: str | None = None
+    grammar: str | None = None
+    choice: Sequence[str] | None = None
+    is_open: bool = field(default=False, init=False, repr=False, compare=False)
+    """Whether the caller left to the model how tokens are drawn."""
 
     def __post_init__(self) -> None:
+        left_out = [name for name in OFF if getattr(self, name) is None]
+        _set(self, "is_open", len(left_out) == len(OFF))
+        base = {**OFF, **FALLBACK} if self.is_open else OFF
+        for name in left_out:
+            _set(self, name, base[name])
         for name in _FLOATS:
             _set(self, name, _number(name, getattr(self, name)))
         self._check_lengths()
         self._check_filters()
         self._check_ends()
+        self._check_constraint()
         _set(self, "logit_bias", _bias(self.logit_bias))
         seed = self.seed
-        require(seed is None or type(seed) is int, f"seed = {seed!r} is not an integer")
+        require(seed is None or type(seed) is int, f"seed = {shown(seed)} is not an integer")
 
     @property
     def greedy(self) -> bool:
         return self.temperature == 0.0
 
+    @property
+    def constraint(self) -> str | None:
+        """Which of CONSTRAINTS is given."""
+        return next((name for name in CONSTRAINTS if getattr(self, name) is not None), None)
+
+    def drawn(self) -> str:
+        """How tokens are drawn, in words: ``"temperature 0.7, top_p 0.7"``."""
+        if self.greedy:
+            named = {"the likeliest token": ""}
+        else:
+            named = {"temperature": f" {self.temperature:g}"}
+            filters = ("top_k", "top_p", "min_p")
+            named |= {
+                name: f" {getattr(self, name):g}" for name in filters if getattr(self, name) != OFF[name]
+            }
+        for name in ("repetition_penalty", "presence_penalty", "frequency_penalty"):
+            if getattr(self, name) != OFF.get(name, 0.0):
+                named[name] = f" {getattr(self, name):g}"
+        return ", ".join(name + value for name, value in named.items())
+
+    def suggested(self, suggestion: Mapping[str, Any]) -> SamplingParams:
+        """These, drawn as ``suggestion`` says (settings by name; it may be empty) where they are open."""
+        if not (self.is_open and suggestion):
+            return self
+        given = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
+        return SamplingParams(**{**given, **OFF, **suggestion})
+
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> SamplingParams:
         """Make one from options by name; an unknown name is refused. Raises ConfigError."""
-        known = [f.name for f in fields(cls)]
+        known = [f.name for f in fields(cls) if f.init]
         for name in values:
             if name not in known:
                 raise ConfigError(f"sampling has no parameter {name!r}", suggest(str(name), known))
@@ -79,50 +162,63 @@ class SamplingParams:
 
     def _check_lengths(self) -> None:
         if self.max_tokens is not None:
-            _integer("max_tokens", self.max_tokens, 1, 1 << 31)
-        _integer("min_tokens", self.min_tokens, 0, 1 << 31)
+            check_integer("max_tokens", self.max_tokens, 1, 1 << 31)
+        check_integer("min_tokens", self.min_tokens, 0, 1 << 31)
         require(
             self.max_tokens is None or self.min_tokens <= self.max_tokens,
             f"min_tokens = {self.min_tokens} is above max_tokens = {self.max_tokens}",
         )
-        _integer("n", self.n, 1, MAX_SAMPLES)
+        check_integer("n", self.n, 1, MAX_SAMPLES)
         if self.logprobs is not None:
-            _integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+            check_integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
 
     def _check_filters(self) -> None:
         require(0 <= self.temperature <= 100, f"temperature = {self.temperature} is outside 0 to 100")
-        _integer("top_k", self.top_k, -1, 1 << 31)
+        check_integer("top_k", self.top_k, -1, 1 << 31)
         _set(self, "top_k", max(self.top_k, 0))
         require(0 < self.top_p <= 1, f"top_p = {self.top_p} is outside 0 (excluded) to 1", "1 turns it off")
         require(0 <= self.min_p <= 1, f"min_p = {self.min_p} is outside 0 to 1", "0 turns it off")
         penalty = self.repetition_penalty
-        require(0 < penalty <= 100, f"repetition_penalty = {penalty} is outside 0 (excluded) to 100")
+        require(
+            MIN_PENALTY <= penalty <= MAX_PENALTY,
+            f"repetition_penalty = {penalty} is outside {MIN_PENALTY:g} to {MAX_PENALTY:g}",
+            "1 turns it off",
+        )
         for name in ("presence_penalty", "frequency_penalty"):
             value = getattr(self, name)
             require(-2 <= value <= 2, f"{name} = {value} is outside -2 to 2")
 
     def _check_ends(self) -> None:
-        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
-        require(
-            isinstance(stop, Sequence) and all(isinstance(s, str) for s in stop),
-            f"stop = {self.stop!r} is not a string or a list of strings",
-        )
-        require(len(stop) <= MAX_STOPS, f"{len(stop)} stop strings were given", f"at most {MAX_STOPS}")
-        require(all(stop), "a stop string is empty", "leave it out")
-        longest = max(map(len, stop), default=0)
-        require(
-            longest <= MAX_STOP_LENGTH,
-            f"a stop string has {longest} characters",
-            f"at most {MAX_STOP_LENGTH}",
-        )
-        _set(self, "stop", tuple(stop))
+        _set(self, "stop", check_stops(self.stop, ConfigError))
         ids = self.stop_token_ids
         require(
             isinstance(ids, Sequence) and all(type(i) is int and i >= 0 for i in ids),
-            f"stop_token_ids = {ids!r} is not a list of token ids",
+            f"stop_token_ids = {shown(ids)} is not a list of token ids",
         )
         _set(self, "stop_token_ids", tuple(ids))
-        require(type(self.ignore_eos) is bool, f"ignore_eos = {self.ignore_eos!r} is not true or false")
+        for name in ("ignore_eos", "skip_special_tokens"):
+            value = getattr(self, name)
+            require(type(value) is bool, f"{name} = {shown(value)} is not true or false")
+
+    def _check_constraint(self) -> None:
+        if self.json_schema is not None:
+            _set(self, "json_schema", _schema(self.json_schema))
+        for name in ("regex", "grammar"):
+            if getattr(self, name) is not None:
+                _check_grammar(name, getattr(self, name))
+        if self.choice is not None:
+            _set(self, "choice", _choices(self.choice))
+        given = [name for name in CONSTRAINTS if getattr(self, name) is not None]
+        require(
+            len(given) < 2, f"{' and '.join(given)} are given together", "an answer has one of them at most"
+        )
+        for name in ("min_tokens", "ignore_eos"):
+            value = getattr(self, name)
+            require(
+                not (given and value),
+                f"{name} = {value} is given together with {', '.join(given)}",
+                f"leave out {name}: the answer ends where it is whole",
+            )
 
 
 _FLOATS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
@@ -133,25 +229,106 @@ def _set(params: SamplingParams, name: str, value: Any) -> None:
 
 
 def _number(name: str, value: Any) -> float:
-    right = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    require(right, f"{name} = {value!r} is not a number")
+    require(math.isfinite(_float(value)), f"{name} = {shown(value)} is not a number")
     return float(value)
 
 
-def _integer(name: str, value: Any, low: int, high: int) -> None:
-    require(type(value) is int, f"{name} = {value!r} is not an integer")
-    require(low <= value <= high, f"{name} = {value} is outside {low} to {high}")
+def _float(value: Any) -> float:
+    """A number as a float; NaN where it is none, or none of that size."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.nan
 
 
 def _bias(value: Any) -> dict[int, float]:
-    require(isinstance(value, Mapping | None), f"logit_bias = {value!r} is not a table of token id to bias")
+    require(
+        isinstance(value, Mapping | None), f"logit_bias = {shown(value)} is not a table of token id to bias"
+    )
     result = {}
     for token, bias in (value or {}).items():
-        require(type(token) is int and token >= 0, f"logit_bias has the key {token!r}, not a token id")
-        right = isinstance(bias, int | float) and not isinstance(bias, bool) and bias < math.inf
-        require(right, f"logit_bias of token {token} is {bias!r}", "use a number, or -inf to forbid it")
-        result[token] = float(bias)
+        require(type(token) is int and token >= 0, f"logit_bias has the key {shown(token)}, not a token id")
+        result[token] = _float(bias)
+        require(
+            abs(result[token]) <= MAX_BIAS or result[token] == -math.inf,
+            f"logit_bias of token {shown(token)} is {shown(bias)}",
+            f"use a number from {-MAX_BIAS:g} to {MAX_BIAS:g}, or -inf to forbid the token",
+        )
     return result
+
+
+def _check_grammar(name: str, text: Any) -> None:
+    require(isinstance(text, str) and bool(text), f"{name} = {shown(text)} is not a text")
+    require(
+        len(text) <= MAX_GRAMMAR_CHARS,
+        f"{name} has {len(text):,} characters, the limit is {MAX_GRAMMAR_CHARS:,}",
+    )
+    require(not any("\ud800" <= char <= "\udfff" for char in text), f"{name} holds a lone surrogate")
+
+
+def _choices(value: Any) -> tuple[str, ...]:
+    right = isinstance(value, Sequence) and not isinstance(value, str)
+    require(right and len(value) > 0, f"choice = {shown(value)} is not a list of strings")
+    require(len(value) <= MAX_CHOICES, f"choice has {len(value):,} strings, the limit is {MAX_CHOICES:,}")
+    for i, one in enumerate(value):
+        require(isinstance(one, str) and bool(one), f"choice[{i}] = {shown(one)} is not a text")
+    _check_grammar("choice", "".join(value))
+    return tuple(dict.fromkeys(value))
+
+
+def _schema(value: Any) -> dict[str, Any]:
+    """A copy of a JSON schema, which is nobody else's; of True and {}: of any object."""
+    require(
+        value is True or isinstance(value, Mapping),
+        f"json_schema = {shown(value)} is not a JSON schema",
+        "give a table, or True for any JSON object",
+    )
+    if value is True or not value:
+        return {"type": "object"}
+    _check_tree(value)
+    try:
+        text = json.dumps(value, allow_nan=False, default=dict)  # what is no dict is a Mapping: _check_tree
+        text.encode()
+        copy = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"json_schema is not JSON: {error}") from None
+    require(
+        len(text) <= MAX_GRAMMAR_CHARS,
+        f"json_schema has {len(text):,} characters, the limit is {MAX_GRAMMAR_CHARS:,}",
+    )
+    return copy
+
+
+def _check_tree(schema: Mapping[str, Any]) -> None:
+    """Raise ConfigError unless a schema is made of JSON's kinds of values, not too deep and not too large."""
+    left: list[tuple[str, Any, int]] = [("json_schema", schema, 1)]
+    seen = 0
+    while left:
+        where, value, depth = left.pop()
+        seen += 1
+        require(depth <= MAX_SCHEMA_DEPTH, f"json_schema is more than {MAX_SCHEMA_DEPTH} levels deep")
+        require(seen <= MAX_GRAMMAR_CHARS, f"json_schema has over {MAX_GRAMMAR_CHARS:,} values")
+        if isinstance(value, Mapping):
+            for key, item in value.items():
+                require(isinstance(key, str), f"{where} has the key {shown(key)}, which is no text")
+                left.append((f"{where}.{key}" if depth < 4 else where, item, depth + 1))
+        elif isinstance(value, list | tuple):
+            left += [(where, item, depth + 1) for item in value]
+        else:
+            require(
+                value is None or isinstance(value, str | int | float),
+                f"{where} holds a {type(value).__name__}, which JSON has not",
+            )
+
+
+def suggested_by_gguf(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of SamplingParams that the metadata of a GGUF file suggest (``general.sampling``).
+
+    Raises ConfigError for values that SamplingParams refuses.
+    """
+    return suggested_sampling({name: metadata.get(key) for key, name in GGUF_NAMES.items()})
 
 
 def suggested_sampling(table: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from minicpm4.config import ModelConfig, SparseConfig
+from minicpm4.engine.steps import logit_rows
 from minicpm4.errors import MemoryPlanError
 from minicpm4.kernels.contract import OpTable
 from minicpm4.kernels.pages import KVFormat
 from minicpm4.model.cache import page_nbytes
+from minicpm4.model.forward import Buffers
 from minicpm4.model.rotary import RotaryTable
 
 LOGIT_ROWS = 64  # rows of logits held at once when a whole text is scored
@@ -31,6 +33,7 @@ class MemoryPlan:
     weights: int
     kv: int
     activations: int
+    scratch: int
     logits: int
     rotary: int
     process: int
@@ -39,7 +42,7 @@ class MemoryPlan:
     @property
     def needed(self) -> int:
         """Bytes to come: all but what the process already holds."""
-        return self.weights + self.kv + self.activations + self.logits + self.rotary
+        return self.weights + self.kv + self.activations + self.scratch + self.logits + self.rotary
 
     @property
     def total(self) -> int:
@@ -52,6 +55,7 @@ class MemoryPlan:
             ("weights", self.weights),
             (f"cache of {tokens:,} tokens ({self.num_pages:,} pages of {self.page_size})", self.kv),
             ("activations", self.activations),
+            ("kernels' scratch", self.scratch),
             ("logits", self.logits),
             (f"rotary table of {self.context:,} positions", self.rotary),
             ("process before loading", self.process),
@@ -77,14 +81,17 @@ def human(size: int) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Demand:
-    """What is to be planned. ``weights`` and ``process`` in bytes; ``context`` None: the most that
-    fits, up to the model's own; ``max_rows`` tokens a step; ``max_batch`` sequences at a time."""
+    """What is to be planned, for the kernels of ``ops``. ``weights`` and ``process`` in bytes; ``context``
+    None: the most that fits, up to the model's own; ``max_rows`` tokens a step; ``max_batch`` sequences at a
+    time; ``kinds`` of weights that kernels may meet."""
 
+    ops: OpTable
     config: ModelConfig
     sparse: SparseConfig | None
     kv: KVFormat
     page_size: int
     weights: int
+    kinds: frozenset[str]
     context: int | None
     max_batch: int
     max_rows: int
@@ -103,17 +110,26 @@ class Demand:
         """Add up for a context and pages beyond it."""
         config = self.config
         num_pages = self.pages_for(context) + extra_pages
-        logit_rows = max(self.max_batch, LOGIT_ROWS)
         return MemoryPlan(
             context=context,
             page_size=self.page_size,
             num_pages=num_pages,
             weights=self.weights,
-            kv=num_pages * self.page,
-            activations=self.max_rows * _activation_floats(config) * 4,
+            # A GPU's pool has one more, for rows that fill up a captured step.
+            kv=(num_pages + (not self.ops.on_host)) * self.page,
+            # Beside the buffers, the states that logits are computed from: of all rows, where all are scored.
+            activations=Buffers.nbytes(config, self.max_rows) + self.max_rows * config.hidden_size * 4,
+            scratch=self.ops.scratch_nbytes(
+                config,
+                self.sparse,
+                kv=self.kv,
+                rows=self.max_rows,
+                context=context,
+                weights=self.kinds,
+            ),
             # Sampling looks at one row in float64, with two temporaries of that size.
-            logits=config.vocab_size * (logit_rows * 4 + 3 * 8),
-            rotary=RotaryTable(config, context).nbytes(context),
+            logits=config.vocab_size * (logit_rows(self.max_batch) * 4 + 3 * 8),
+            rotary=RotaryTable.nbytes(config, context),
             process=self.process,
             available=self.available,
         )
@@ -148,14 +164,6 @@ def check_score(rows: int, vocab_size: int, available: int | None) -> None:
             f"logits of {rows:,} tokens take {human(size)}, {human(available)} are available",
             "pass fewer tokens, or use nll, which keeps one number a token",
         )
-
-
-def _activation_floats(config: ModelConfig) -> int:
-    """Floats that one row takes in the step's buffers, and in the temporaries of its ops."""
-    width = config.num_attention_heads * config.head_dim
-    kv_width = config.num_key_value_heads * config.head_dim
-    buffers = config.hidden_size + 2 * width + config.intermediate_size
-    return buffers + 2 * config.hidden_size + 2 * kv_width + config.intermediate_size
 
 
 def _usable(demand: Demand, available: int) -> int:
@@ -195,7 +203,7 @@ def describe(ops: OpTable, plan: MemoryPlan, sparse: SparseConfig | None, notes:
     """One line on what was chosen at load."""
     attention = "dense"
     if sparse is not None:
-        since = "always" if sparse.dense_len <= 1 else f"from {sparse.dense_len:,} tokens"
+        since = "always" if sparse.dense_below <= 1 else f"from {sparse.dense_below:,} tokens"
         attention = f"sparse {since} (up to {sparse.budget} blocks of {sparse.block_size})"
     return (
         f"attention: {attention}; {notes}; kernels: {ops.description}; context {plan.context:,} tokens; "

@@ -2,43 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import Protocol
 
 from minicpm4.config import SparseConfig
-from minicpm4.engine.metrics import BlockCount, Metrics, peak_memory
+from minicpm4.engine.metrics import BlockCount, Metrics
 from minicpm4.engine.outputs import Piece, TokenLogprobs
 from minicpm4.engine.params import SamplingParams
 from minicpm4.engine.sampler import SampleState
 from minicpm4.engine.sequence import FinishReason, Sequence
-
-
-class TextStream(Protocol):
-    """Turns the tokens of one sample into text and says where it stops: text.StreamDecoder."""
-
-    @property
-    def stopped(self) -> bool: ...
-
-    def push(self, token_id: int) -> str: ...
-
-    def finish(self) -> str: ...
-
-
-class NoText:
-    """For checkpoints without a tokenizer: no text, but the same end tokens."""
-
-    def __init__(self, stop_token_ids: Collection[int]) -> None:
-        self._ends = frozenset(stop_token_ids)
-        self.stopped = False
-
-    def push(self, token_id: int) -> str:
-        self.stopped = self.stopped or token_id in self._ends
-        return ""
-
-    def finish(self) -> str:
-        return ""
+from minicpm4.machine import peak_memory
+from minicpm4.text.stream import TextStream
 
 
 @dataclass(slots=True, eq=False)
@@ -52,30 +26,48 @@ class Sample:
     def take(self, token: int, logprobs: TokenLogprobs | None) -> Piece:
         """Append a sampled token; the piece says how the sample ended, if it did."""
         self.sequence.tokens.append(token)
-        self.state.append(token)
+        self.state.accept(token)
         text = self.text.push(token)
         reason: FinishReason | None = "stop" if self.text.stopped else None
+        constraint = self.state.constraint
+        if reason is None and constraint is not None and constraint.complete:
+            text += self.text.finish()
+            reason = "stop"
         if reason is None and len(self.sequence.tokens) >= self.sequence.limit:
             text += self.text.finish()
             # What was held back may hold a stop string after all.
             reason = "stop" if self.text.stopped else "length"
+        matched = self.text.matched
         return Piece(
             text=text,
             token_ids=[token],
             index=self.sequence.index,
             logprobs=None if logprobs is None else [logprobs],
             finish_reason=reason,
+            stop=matched if isinstance(matched, str) else None,
         )
+
+    def take_forced(self, piece: Piece) -> Piece:
+        """Append the tokens about which the answer's grammar leaves no choice. They run in the next step,
+        with the one before them, and cost no pass of their own. Returns ``piece`` with them."""
+        texts, tokens = [piece.text], [*piece.token_ids]
+        while piece.finish_reason is None and (token := self.state.forced()) is not None:
+            piece = self.take(token, None)
+            texts.append(piece.text)
+            tokens.append(token)
+        return replace(piece, text="".join(texts), token_ids=tokens)
 
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One request. Times are those of ``perf_counter``, None before the event."""
+    """One request. Times are those of ``perf_counter``, None before the event. ``torn``: just now its
+    samples are being changed; should an exception come, they cannot go on."""
 
     request_id: int
     params: SamplingParams
     sparse: SparseConfig | None
     samples: list[Sample] = field(default_factory=list)
+    torn: bool = False
     started: float | None = None
     first_token: float | None = None
     last_token: float | None = None
@@ -85,8 +77,12 @@ class Request:
         self.blocks = BlockCount(self.sparse)
 
     @property
+    def unfinished(self) -> list[Sample]:
+        return [sample for sample in self.samples if sample.sequence.finish_reason is None]
+
+    @property
     def finished(self) -> bool:
-        return all(sample.sequence.finish_reason for sample in self.samples)
+        return not self.unfinished
 
     def ran(self, start: int, stop: int) -> None:
         """Count the tokens at positions ``start`` to ``stop`` - 1 of one of its sequences."""
@@ -105,7 +101,7 @@ class Request:
             prompt_tokens=first.num_prompt,
             cached_tokens=max(first.cached, 0),
             prefill_s=then - start if then and start else 0.0,
-            new_tokens=sum(len(sample.sequence.output) for sample in self.samples),
+            new_tokens=sum(sample.sequence.num_sampled for sample in self.samples),
             decode_s=last - then if last and then else 0.0,
             attention="sparse" if self.blocks.any_sparse else "dense",
             blocks_read_share=self.blocks.share,

@@ -2,42 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate
+from typing import Any, Protocol
 
 import numpy as np
 
 from minicpm4.config import SparseConfig
 from minicpm4.engine.plan import LOGIT_ROWS
-from minicpm4.engine.scheduler import Rows, StepPlan
-from minicpm4.kernels.contract import Array, OpTable, Step
+from minicpm4.engine.steps import Span, StepPlan, logit_rows
+from minicpm4.kernels.contract import Accepted, Array, OpTable, Step, Tree
 from minicpm4.model.cache import KVPool
-from minicpm4.model.forward import Buffers, forward, logits
+from minicpm4.model.forward import Buffers, Keep, forward, logits, settle
 from minicpm4.model.rotary import RotaryTable
 from minicpm4.model.weights import ModelWeights
 
-Visit = Callable[[int, Array], None]
+_FINAL = -1  # beside numbers of layers: the final states of the rows whose logits are wanted
+
+
+class StepResult:
+    """What a step computed: views that are valid until the runner's next call.
+
+    ``hidden``: for each number of layers that spans asked for, the states (m, hidden) after so many layers,
+    of all rows of these spans, one span after another; on the table's device. After 0 layers they are the
+    embeddings; after all, what the head reads: the last norm is done.
+    """
+
+    def __init__(self, rows: Array, head: Callable[[Array], Array], hidden: Mapping[int, Array]) -> None:
+        """``head`` makes logits, when they are asked for, of a slice of ``rows`` (k, ...)."""
+        self._rows, self._head, self.hidden = rows, head, hidden
+
+    @property
+    def logits(self) -> Array:
+        """Logits (k, vocab), float32, of the rows that want them, one span after another: of at most as
+        many rows as the runner holds at once."""
+        return self._head(self._rows)
+
+    def logit_blocks(self) -> Iterator[tuple[int, Array]]:
+        """The same for any number of rows: (number of the first row, logits (m, vocab)), m at most
+        LOGIT_ROWS, each valid until the next."""
+        for first in range(0, len(self._rows), LOGIT_ROWS):
+            yield first, self._head(self._rows[first : first + LOGIT_ROWS])
 
 
 class StepRunner(Protocol):
     """What an engine asks of a runner."""
 
-    def execute(self, plan: StepPlan) -> Array:
-        """Carry out the copies, run the rows; return the logits (k, vocab) of those to be sampled.
-
-        The result is valid until the next call."""
+    @property
+    def version(self) -> int:
+        """Which weights it runs: pages that others have filled are of no use. Raises CheckpointError while
+        there are none whole."""
         ...
 
-    def score(self, rows: Rows, visit: Visit) -> None:
-        """Run rows of one sequence and show all their logits, in order: ``visit(position of the
-        first, logits (m, vocab))``, m at most 64, each valid until the next."""
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Carry out the copies, run the rows of all spans. Raises UnsupportedError for a tree of drafts that
+        the device has no kernels for."""
+        ...
+
+    def settle(self, plan: StepPlan, accepted: Sequence[Sequence[int]]) -> None:
+        """Before the plan that was just executed is committed: put the accepted drafts of its trees (see
+        ``Scheduler.commit``) where they are the next tokens."""
         ...
 
 
 class Runner:
-    """Runs steps of at most ``max_rows`` rows of ``max_sequences`` sequences of ``max_pages`` pages.
+    """Runs steps of at most ``max_rows`` rows of ``max_sequences`` sequences of ``max_pages`` pages, in the
+    host's memory; ``GpuRunner`` does elsewhere.
 
-    All its arrays are made here, before the first token.
+    Its large arrays are made here, before the first token.
     """
 
     def __init__(
@@ -52,51 +84,131 @@ class Runner:
         max_sequences: int,
         max_pages: int,
     ) -> None:
-        config = weights.config
         self._ops, self._weights, self._pool = ops, weights, pool
         self._rotary, self._sparse = rotary, sparse
-        self._buffers = Buffers(config, max_rows)
-        self._ids = np.zeros(max_rows, np.int32)
-        self._positions = np.zeros(max_rows, np.int32)
-        self._cu_rows = np.zeros(max_sequences + 1, np.int32)
-        self._page_table = np.zeros((max_sequences, max_pages), np.int32)
-        self._logits = np.empty((max(max_sequences, LOGIT_ROWS), config.vocab_size), np.float32)
+        self._max_sequences, self._max_pages = max_sequences, max_pages
+        self._logits = ops.zeros((logit_rows(max_sequences), weights.config.vocab_size), np.float32)
+        self._buffers = Buffers(weights.config, max_rows) if ops.on_host else None
+        self._trees: Step | None = None
 
-    def execute(self, plan: StepPlan) -> Array:
+    @property
+    def version(self) -> int:
         """See StepRunner."""
+        return self._weights.version
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """See StepRunner. Raises CheckpointError while the weights are not whole."""
+        self.version  # noqa: B018  (raises)
         for source, target in plan.copies:
             self._pool.copy_page(source, target)
-        hidden = self._forward(plan.rows)
-        ends = np.cumsum([rows.count for rows in plan.rows])
-        last = [end - 1 for end, rows in zip(ends, plan.rows, strict=True) if rows.sample]
-        return self._head(hidden[last]) if last else self._logits[:0]
+        return self._run(plan.spans)
 
-    def score(self, rows: Rows, visit: Visit) -> None:
+    def settle(self, plan: StepPlan, accepted: Sequence[Sequence[int]]) -> None:
         """See StepRunner."""
-        hidden = self._forward([rows])
-        for start in range(0, rows.count, LOGIT_ROWS):
-            visit(rows.start + start, self._head(hidden[start : start + LOGIT_ROWS]))
+        rows, counts, first = [], [0], 0
+        for span, path in zip(plan.spans, accepted, strict=True):
+            if span.is_tree:
+                rows += [first, *(first + 1 + draft for draft in path)]
+                counts.append(len(rows))
+                first += span.count
+        if rows:
+            assert self._trees is not None
+            chosen = Accepted(rows=np.array(rows, np.int32), cu_rows=np.array(counts, np.int32))
+            settle(self._ops, self._weights, self._trees, chosen, self._pool)
 
-    def _head(self, hidden: Array) -> Array:
-        return logits(self._ops, self._weights, hidden, self._logits[: len(hidden)])
+    def _run(self, spans: list[Span]) -> StepResult:
+        """Rows of trees in one pass, the others in one before it: a pass is of trees or none is, and what is
+        computed of a row does not depend on what runs beside it."""
+        trees, others = [s for s in spans if s.is_tree], [s for s in spans if not s.is_tree]
+        if not trees and all(s.num_logits == s.count and not s.hidden for s in spans):  # decoding, scoring
+            rows = forward(self._ops, self._weights, self._step(spans), self._pool, self._buffers)
+            return StepResult(rows, self._head, {})
+        kept = _Kept(self._ops, spans, self._weights.config.hidden_size)
+        if others:
+            self._forward(self._step(others), kept.keep(others))
+        if trees:
+            self._trees = self._step(trees, _tree(trees))
+            self._forward(self._trees, kept.keep(trees))
+        return StepResult(kept.arrays.pop(_FINAL), self._head, kept.arrays)
 
-    def _forward(self, plan: list[Rows]) -> Array:
-        n = 0
-        for index, rows in enumerate(plan):
-            stop, pages = n + rows.count, rows.sequence.pages
-            end = rows.start + rows.count
-            self._ids[n:stop] = rows.sequence.tokens[rows.start : end]
-            self._positions[n:stop] = np.arange(rows.start, end, dtype=np.int32)
-            self._page_table[index, : len(pages)] = pages
-            self._cu_rows[index + 1] = n = stop
-        cos, sin = self._rotary.tables(max(rows.start + rows.count for rows in plan))
-        step = Step(
-            ids=self._ids[:n],
-            positions=self._positions[:n],
-            cu_rows=self._cu_rows[: len(plan) + 1],
-            page_table=self._page_table[: len(plan)],
-            cos=cos,
-            sin=sin,
-            sparse=self._sparse,
-        )
-        return forward(self._ops, self._weights, step, self._pool, self._buffers)
+    def _step(self, spans: list[Span], tree: Tree | None = None) -> Step:
+        cos, sin = self._angles(max(span.stop for span in spans))
+        return Step(**integers(spans), cos=cos, sin=sin, sparse=self._sparse, tree=tree)
+
+    def _forward(self, step: Step, keep: Keep) -> None:
+        keep(_FINAL, forward(self._ops, self._weights, step, self._pool, self._buffers, keep=keep))
+
+    def _angles(self, length: int) -> tuple[Array, Array]:
+        """The rotary table, of at least ``length`` positions."""
+        return self._rotary.tables(length)
+
+    def _head(self, rows: Array) -> Array:
+        """Logits on the host."""
+        out = self._logits[: len(rows)]
+        return logits(self._ops, self._weights, rows, out) if len(rows) else out
+
+
+class _Kept:
+    """The states that the spans of a plan ask for, of all its passes together; nothing else is copied."""
+
+    def __init__(self, ops: OpTable, spans: Sequence[Span], width: int) -> None:
+        self._places: dict[tuple[int, int], int] = {}
+        sizes = {_FINAL: 0}
+        for span in spans:
+            for layers, count in _asked(span):
+                self._places[id(span), layers] = sizes.setdefault(layers, 0)
+                sizes[layers] += count
+        self.arrays = {layers: ops.zeros((size, width), np.float32) for layers, size in sizes.items()}
+
+    def keep(self, spans: Sequence[Span]) -> Keep:
+        """What ``forward`` shows its states to, in a pass over these of the spans."""
+        rows: dict[int, tuple[list[int], list[int]]] = {}
+        stop = 0
+        for span in spans:
+            stop += span.count
+            for layers, count in _asked(span):
+                sources, targets = rows.setdefault(layers, ([], []))
+                place = self._places[id(span), layers]
+                sources += range(stop - count, stop)
+                targets += range(place, place + count)
+
+        def keep(layers: int, x: Array) -> None:
+            if layers in rows:
+                sources, targets = rows[layers]
+                self.arrays[layers][targets] = x[sources]
+
+        return keep
+
+
+def _asked(span: Span) -> list[tuple[int, int]]:
+    """After how many layers states of a span are kept, and of how many of its last rows."""
+    final = [(_FINAL, span.num_logits)] if span.num_logits else []
+    return final + [(layers, span.count) for layers in span.hidden]
+
+
+def integers(spans: Sequence[Span]) -> dict[str, Any]:
+    """The integers of a step: ids, positions, cu_rows and page_table, as in ``Step``."""
+    ends = accumulate((span.count for span in spans), initial=0)
+    tables = np.zeros((len(spans), max(len(span.sequence.pages) for span in spans)), np.int32)
+    for table, span in zip(tables, spans, strict=True):
+        table[: len(span.sequence.pages)] = span.sequence.pages
+    return {
+        "ids": np.array([token for span in spans for token in span.ids], np.int32),
+        "positions": np.array([p for span in spans for p in range(span.start, span.stop)], np.int32),
+        "cu_rows": np.array([*ends], np.int32),
+        "page_table": tables,
+    }
+
+
+def _tree(spans: Sequence[Span]) -> Tree:
+    """The trees of spans that all have drafts: a row for the token that they follow, then one for each."""
+    ancestors, positions = [], []
+    for span in spans:
+        assert span.drafts is not None
+        bits, places = [1], [span.start]
+        for row, parent in enumerate(span.drafts.parents, 1):
+            bits.append(bits[parent + 1] | 1 << row)
+            places.append(places[parent + 1] + 1)
+        ancestors += bits
+        positions += places
+    return Tree(ancestors=np.array(ancestors, np.uint64), positions=np.array(positions, np.int32))

@@ -7,14 +7,15 @@ batched beside it does not matter.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minicpm4.engine.outputs import TokenLogprobs
 from minicpm4.engine.params import SamplingParams
+from minicpm4.engine.processors import Constraint, Processor, adjusted
 from minicpm4.errors import CheckpointError, RequestError
 from minicpm4.kernels.contract import Array, OpTable
 
@@ -24,74 +25,64 @@ Ids = NDArray[np.int64]
 FIRST_CANDIDATES = 64  # for top_p, before asking for more
 
 
+@dataclass(slots=True, eq=False)
 class SampleState:
-    """What sampling remembers of one sequence: its generator, and which tokens have occurred.
+    """What sampling remembers of one sequence: its generator, and what its tokens have changed.
 
-    ``end_ids`` are banned until ``params.min_tokens`` tokens have been sampled.
-    """
+    ``constraint``: the last of its processors, where its answer has one."""
 
-    def __init__(
-        self,
-        params: SamplingParams,
-        prompt: Iterable[int],
-        rng: np.random.Generator,
-        end_ids: Iterable[int] = (),
-    ) -> None:
-        self.params, self.rng = params, rng
-        self.counts: Counter[int] = Counter()
-        self.num_sampled = 0
-        self._seen = set(prompt) if params.repetition_penalty != 1 else set()
-        self._ends = np.array(sorted(set(end_ids)), np.int64)
-        self._bias_ids = np.array(list(params.logit_bias), np.int64)
-        self._bias = np.array(list(params.logit_bias.values()), np.float32)
+    params: SamplingParams
+    rng: np.random.Generator
+    processors: list[Processor] = field(default_factory=list)
+    constraint: Constraint | None = None
 
-    def append(self, token: int) -> None:
-        """Remember a sampled token."""
-        self.counts[token] += 1
-        self.num_sampled += 1
+    def accept(self, token: int) -> None:
+        """The sequence goes on with ``token``."""
+        for processor in self.processors:
+            processor.accept(token)
 
-    def adjust(self, logits: Array) -> Array:
-        """Return ``logits`` (vocab,) with bias and penalties: the same array where there are none."""
-        params = self.params
-        banned = len(self._ends) > 0 and self.num_sampled < params.min_tokens
-        penal = params.presence_penalty or params.frequency_penalty or params.repetition_penalty != 1
-        if not (banned or penal or len(self._bias_ids)):
-            return logits
-        logits = logits.copy()
-        logits[self._bias_ids] += self._bias
-        if banned:
-            logits[self._ends] = -np.inf
-        if params.repetition_penalty != 1:
-            ids = np.array(sorted(self._seen | self.counts.keys()), np.int64)
-            values, factor = logits[ids], np.float32(params.repetition_penalty)
-            logits[ids] = np.where(values > 0, values / factor, values * factor)
-        if self.counts and (params.presence_penalty or params.frequency_penalty):
-            ids = np.array(list(self.counts), np.int64)
-            counts = np.array(list(self.counts.values()), np.float32)
-            logits[ids] -= params.presence_penalty + params.frequency_penalty * counts
-        return logits
+    def forced(self) -> int | None:
+        """The next token, where the constraint leaves no choice: what ``sample`` would draw of any logits. A
+        number is drawn for it all the same, so what is drawn later is as if it had been asked."""
+        token = None if self.constraint is None else self.constraint.forced()
+        if token is not None and not self.params.greedy:
+            self.rng.random()
+        return token
+
+    def undo(self, n: int) -> None:
+        """The last ``n`` accepted tokens are taken back. Numbers drawn stay drawn."""
+        for processor in self.processors:
+            processor.undo(n)
 
 
-def sample(ops: OpTable, logits: Array, state: SampleState) -> int:
+class Draw(NamedTuple):
+    """A chosen token, and its natural log probability in the distribution that it was drawn from."""
+
+    token: int
+    logprob: float
+
+
+def sample(ops: OpTable, logits: Array, state: SampleState) -> Draw:
     """Choose the next token from ``logits`` (vocab,) float32, which stay as they are.
 
     Raises RequestError when every token is forbidden, CheckpointError for logits that are no numbers.
     """
-    adjusted = state.adjust(logits)
-    best = int(np.argmax(adjusted))
-    top = float(adjusted[best])
+    changed = adjusted(logits, state.processors)
+    best = int(np.argmax(changed))
+    top = float(changed[best])
     if not np.isfinite(top):
-        _refuse(top, logits)
+        _refuse(top, logits, state.params)
     if state.params.greedy:
-        return best
-    ids, probabilities = distribution(ops, adjusted, state.params, top)
-    cumulative = np.cumsum(probabilities)
+        return Draw(best, 0.0)
+    ids, weights = distribution(ops, changed, state.params, top)
+    cumulative = np.cumsum(weights)
     draw = state.rng.random() * cumulative[-1]
     # Rounding may put the draw past the end; a candidate of probability 0 must not be hit there.
     position = min(int(np.searchsorted(cumulative, draw, side="right")), len(cumulative) - 1)
-    while probabilities[position] == 0:
+    while weights[position] == 0:
         position -= 1
-    return int(ids[position]) if ids is not None else position
+    token = int(ids[position]) if ids is not None else position
+    return Draw(token, float(np.log(weights[position] / cumulative[-1])))
 
 
 def distribution(
@@ -115,14 +106,20 @@ def distribution(
     return ids, weights
 
 
-def log_probabilities(ops: OpTable, logits: Array, token: int, top: int) -> TokenLogprobs:
-    """Log probabilities under softmax(logits), logits (vocab,): of ``token``, and of the ``top`` best."""
+def log_probabilities(ops: OpTable, logits: Array, draw: Draw, top: int) -> TokenLogprobs:
+    """Log probabilities under softmax(logits), logits (vocab,): of the drawn token, and of the ``top`` best;
+    beside them that of the draw."""
     total = float(ops.log_sum_exp(logits[None])[0])
     best: dict[int, float] = {}
     if top:
         values, ids = ops.top_k(logits[None], min(top, len(logits)))
         best = {int(i): float(v) - total for i, v in zip(ids[0], values[0], strict=True)}
-    return TokenLogprobs(token_id=token, logprob=float(logits[token]) - total, top=best)
+    return TokenLogprobs(
+        token_id=draw.token,
+        logprob=float(logits[draw.token]) - total,
+        sampling_logprob=draw.logprob,
+        top=best,
+    )
 
 
 def _best(ops: OpTable, logits: Array, k: int) -> tuple[Ids, Array]:
@@ -153,8 +150,12 @@ def _cut(ids: Ids, weights: Doubles, wanted: float) -> tuple[Ids, Doubles]:
     return ids[:keep], weights[:keep]
 
 
-def _refuse(top: float, logits: Array) -> None:
+def _refuse(top: float, logits: Array, params: SamplingParams) -> None:
     if top == -np.inf and np.isfinite(logits).any():
+        if params.constraint is not None:
+            raise RequestError(
+                f"logit_bias forbids every token that {params.constraint} allows here", "forbid fewer"
+            )
         raise RequestError("logit_bias and min_tokens forbid every token", "forbid fewer")
     raise CheckpointError(
         "the model returned logits that are no finite numbers",

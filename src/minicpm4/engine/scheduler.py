@@ -1,45 +1,32 @@
 """Which tokens run in the next step. Integers only.
 
 Every step has room for ``max_rows`` tokens. Sequences that wait for one token (decoding) go first,
-so nobody's stream stalls; what is left goes to prompts, oldest first, in chunks; then waiting
-requests are let in, in order of arrival, while there are pages for them. When pages run out the
-youngest sequence gives its pages back and is run again later (most of it from the prefix cache).
+so nobody's stream stalls, with the tokens that a grammar has added to their answers; what is left goes
+to prompts, oldest first, in chunks; then waiting requests are let in, in order of arrival, while there
+are pages for them. When pages run out the youngest sequence gives its pages back and is run again later
+(most of it from the prefix cache).
 The oldest always makes progress, so every request ends.
+
+With a ``pace`` (engine/pace.py) prompts take less room beside decoding, and share it: the oldest has a
+quarter and what is left over, the others go by how little they have left, so that a short chat does not
+wait for a long text.
+
+Drafts come after all decoding and before prompts. They take rows and pages that are free and send
+nobody away: where there is too little room, the first of a sequence's drafts are run, or none.
 """
 
 from __future__ import annotations
 
 from bisect import insort
-from dataclasses import dataclass, field
+from collections.abc import Sequence as Items
 
-from minicpm4.engine.pages import Copy, PageAllocator
+from minicpm4.engine.pace import Pace
+from minicpm4.engine.pages import PageAllocator
 from minicpm4.engine.sequence import FinishReason, Sequence, Status
+from minicpm4.engine.steps import Span, StepPlan, logit_rows
 from minicpm4.errors import RequestError
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Rows:
-    """Tokens start to start + count - 1 of a sequence; ``sample``: the last row's logits are wanted."""
-
-    sequence: Sequence
-    start: int
-    count: int
-
-    @property
-    def sample(self) -> bool:
-        return self.start + self.count == len(self.sequence.tokens)
-
-
-@dataclass(slots=True, eq=False)
-class StepPlan:
-    """What one step does: first the page copies, in this order, then the rows."""
-
-    rows: list[Rows] = field(default_factory=list)
-    copies: list[Copy] = field(default_factory=list)
-
-    @property
-    def num_rows(self) -> int:
-        return sum(rows.count for rows in self.rows)
+MAX_AT_ONCE = 64  # tokens of an answer in one step, those of others beside them
 
 
 class Scheduler:
@@ -48,9 +35,11 @@ class Scheduler:
     At most ``max_rows`` tokens a step and ``max_sequences`` sequences at a time.
     """
 
-    def __init__(self, pages: PageAllocator, *, max_rows: int, max_sequences: int) -> None:
+    def __init__(
+        self, pages: PageAllocator, *, max_rows: int, max_sequences: int, pace: Pace | None = None
+    ) -> None:
         assert max_rows >= max_sequences >= 1, "a decoding sequence could starve"
-        self.pages = pages
+        self.pages, self.pace = pages, pace
         self.max_rows, self.max_sequences = max_rows, max_sequences
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
@@ -60,39 +49,57 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self.waiting or self.running)
 
-    def add(self, sequence: Sequence) -> None:
-        """Queue a sequence. Raises RequestError when it could not end even alone."""
+    def check(self, length: int, limit: int) -> None:
+        """Raise RequestError unless ``length`` tokens that may grow to ``limit`` can end, if only alone."""
         # The last token is sampled, never run.
-        need = self.pages.pages_for(max(sequence.limit - 1, len(sequence.tokens)))
+        need = self.pages.pages_for(max(limit - 1, length))
         if need > self.pages.num_pages:
             raise RequestError(
-                f"a request of up to {sequence.limit} tokens needs {need} pages of "
+                f"a request of up to {limit} tokens needs {need} pages of "
                 f"{self.pages.page_size} tokens, the cache has {self.pages.num_pages}",
                 "shorten the prompt, lower max_tokens, or plan a larger context",
             )
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence. Raises RequestError when it could not end even alone."""
+        self.check(len(sequence.tokens), sequence.limit)
         _insert(self.waiting, sequence, Status.WAITING)
 
     def schedule(self) -> StepPlan:
         """Choose the next step's rows and give them pages. Follow with ``commit`` or ``rollback``."""
         plan = StepPlan()
         preempted = self._decodes(plan)
-        self._prefills(plan)
-        if not preempted:
-            self._admissions(plan)
-        assert plan.rows or not self.has_work, "no sequence can make progress"
+        self._drafts(plan)
+        plan.decoding = len(plan.spans)
+        room = self.max_rows - plan.num_rows
+        if self.pace is None:
+            room = self._prefills(plan, room)
+            if not preempted:
+                self._admissions(plan, room)
+        else:
+            paced = self.pace.room(plan.decoding)
+            self._shares(plan, room if paced is None else min(room, paced), admit=not preempted)
+        assert plan.spans or not self.has_work, "no sequence can make progress"
         return plan
 
-    def commit(self, plan: StepPlan) -> None:
-        """The plan's rows are in the cache."""
-        for rows in plan.rows:
-            rows.sequence.computed += rows.count
-            self.pages.seal(rows.sequence)
+    def commit(self, plan: StepPlan, accepted: Items[Items[int]] = ()) -> None:
+        """The plan's rows are in the cache. ``accepted``: of each span the drafts that its sequence goes on
+        with, in order, a path from its last token; the others leave no trace. Nothing: none of any."""
+        for span, path in zip(plan.spans, accepted or [()] * len(plan.spans), strict=True):
+            sequence = span.sequence
+            sequence.drafts = None
+            sequence.computed = span.stop - span.num_drafts + len(path)
+            if span.drafts is not None:
+                assert span.drafts.is_path(path), "accepted drafts do not follow one another"
+                sequence.tokens += [span.drafts.tokens[i] for i in path]
+                self.pages.trim(sequence, sequence.computed)
+            self.pages.seal(sequence)
 
     def rollback(self, plan: StepPlan) -> None:
         """The plan was not carried out, or only partly: run its sequences again from the cache."""
-        for rows in plan.rows:
-            if rows.sequence.status is Status.RUNNING:
-                self._preempt(rows.sequence)
+        for span in plan.spans:
+            if span.sequence.status is Status.RUNNING:
+                self._preempt(span.sequence)
 
     def fork(self, parent: Sequence, count: int) -> list[Sequence]:
         """Return ``count`` more samples of a sequence whose tokens have all run.
@@ -116,43 +123,85 @@ class Scheduler:
         self.pages.release(sequence)
         sequence.status, sequence.finish_reason = Status.FINISHED, reason
 
-    def abort(self, request_id: int) -> list[Sequence]:
-        """End every sequence of a request; return those that were not done."""
-        found = [s for s in self.running + self.waiting if s.request_id == request_id]
-        for sequence in found:
-            self.finish(sequence, "abort")
-        return found
-
     def _decodes(self, plan: StepPlan) -> bool:
         before = self.num_preemptions
-        for sequence in [s for s in self.running if s.pending == 1]:
+        decoding = [s for s in self.running if s.decodes]
+        left = self.max_rows - len(decoding)  # beside a row for each
+        for sequence in decoding:
             while sequence.status is Status.RUNNING:
-                copies = self.pages.ensure(sequence, len(sequence.tokens))
+                count = min(sequence.pending, 1 + left, MAX_AT_ONCE)
+                copies = self.pages.ensure(sequence, sequence.computed + count)
                 if copies is not None:
                     plan.copies += copies
-                    plan.rows.append(Rows(sequence, sequence.computed, 1))
+                    plan.spans.append(Span.next(sequence, count))
+                    left -= count - 1
                     break
                 self._preempt(self.running[-1])
         return self.num_preemptions > before
 
-    def _prefills(self, plan: StepPlan) -> None:
-        planned = {id(rows.sequence) for rows in plan.rows}
-        left = self.max_rows - len(plan.rows)
-        for sequence in self.running:
-            if left and id(sequence) not in planned:
-                left -= _add_rows(plan, sequence, left)
+    def _drafts(self, plan: StepPlan) -> None:
+        left = min(self.max_rows - plan.num_rows, logit_rows(self.max_sequences) - self.max_sequences)
+        for index, span in enumerate(plan.spans):
+            sequence = span.sequence
+            if sequence.pending > 1 or sequence.drafts is None or len(sequence.tokens) == sequence.num_prompt:
+                continue
+            drafts = sequence.drafts
+            # The token at the sequence's limit is never run.
+            room = min(left, len(drafts), sequence.limit - 1 - len(sequence.tokens))
+            copies = self.pages.ensure(sequence, len(sequence.tokens) + room)
+            if copies is None:
+                room = len(sequence.pages) * self.pages.page_size - len(sequence.tokens)
+            assert not copies, "the page of its next token is its own"
+            if room > 0:
+                plan.spans[index] = span.with_drafts(drafts.first(room))
+                left -= room
 
-    def _admissions(self, plan: StepPlan) -> None:
-        left = self.max_rows - plan.num_rows
-        while self.waiting and left and len(self.running) < self.max_sequences:
-            # One page for each running sequence stays, lest the newcomer be sent away at once.
-            if not self.pages.admit(self.waiting[0], reserve=len(self.running)):
+    def _prefills(self, plan: StepPlan, room: int) -> int:
+        planned = {id(span.sequence) for span in plan.spans}
+        for sequence in self.running:
+            if room and id(sequence) not in planned:
+                room -= _add_span(plan, sequence, room)
+        return room
+
+    def _admissions(self, plan: StepPlan, room: int) -> None:
+        while self.waiting and room:
+            sequence = self.waiting[0]
+            if not self._admit(sequence):
                 break
-            sequence = self.waiting.pop(0)
-            if sequence.cached < 0:
-                sequence.cached = sequence.computed
-            _insert(self.running, sequence, Status.RUNNING)
-            left -= _add_rows(plan, sequence, left)
+            room -= _add_span(plan, sequence, room)
+
+    def _shares(self, plan: StepPlan, room: int, *, admit: bool) -> None:
+        planned = {id(span.sequence) for span in plan.spans}
+        prompts = [one for one in self.running if id(one) not in planned]
+        prompts += self.waiting if admit else []
+        if not prompts or not room:
+            return
+        oldest = min(prompts, key=lambda one: one.order)
+        if oldest.status is Status.WAITING and not self._admit(oldest):
+            # Nobody may take the pages that it waits for.
+            prompts = [one for one in prompts if one.status is Status.RUNNING]
+            kept = 0
+        else:
+            prompts.remove(oldest)
+            kept = min(-(-room // 4), oldest.pending)
+        for sequence in sorted(prompts, key=lambda one: (one.pending, one.order)):
+            if room > kept and (sequence.status is Status.RUNNING or self._admit(sequence)):
+                room -= _add_span(plan, sequence, room - kept)
+        if kept:
+            _add_span(plan, oldest, room)
+
+    def _admit(self, sequence: Sequence) -> bool:
+        """Whether a waiting sequence was let in."""
+        if len(self.running) >= self.max_sequences:
+            return False
+        # One page for each running sequence stays, lest the newcomer be sent away at once.
+        if not self.pages.admit(sequence, reserve=len(self.running)):
+            return False
+        self.waiting.remove(sequence)
+        if sequence.cached < 0:
+            sequence.cached = sequence.computed
+        _insert(self.running, sequence, Status.RUNNING)
+        return True
 
     def _preempt(self, sequence: Sequence) -> None:
         self.num_preemptions += 1
@@ -161,10 +210,9 @@ class Scheduler:
         _insert(self.waiting, sequence, Status.WAITING)
 
 
-def _add_rows(plan: StepPlan, sequence: Sequence, room: int) -> int:
-    count = min(sequence.pending, room)
-    plan.rows.append(Rows(sequence, sequence.computed, count))
-    return count
+def _add_span(plan: StepPlan, sequence: Sequence, room: int) -> int:
+    plan.spans.append(Span.next(sequence, room))
+    return plan.spans[-1].count
 
 
 def _insert(queue: list[Sequence], sequence: Sequence, status: Status) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal
 
 FinishReason = Literal["stop", "length", "abort"]
+
+MAX_DRAFTS = 63  # with the token that they follow, what the kernels read as one tree
 
 
 class Status(Enum):
@@ -15,6 +18,49 @@ class Status(Enum):
     WAITING = "waiting"
     RUNNING = "running"
     FINISHED = "finished"
+
+
+@dataclass(frozen=True, slots=True)
+class Drafts:
+    """Guesses of what follows a sequence, checked together in one step: a tree of at most MAX_DRAFTS tokens.
+
+    ``tokens[i]`` follows ``tokens[parents[i]]``; where ``parents[i]`` is -1, the sequence's last token.
+    Parents come before their children.
+    """
+
+    tokens: tuple[int, ...]
+    parents: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        assert 0 < len(self.tokens) == len(self.parents) <= MAX_DRAFTS, "not a tree of drafts"
+        assert all(-1 <= parent < i for i, parent in enumerate(self.parents)), "a parent after its child"
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @classmethod
+    def chain(cls, tokens: Items[int]) -> Drafts:
+        """Drafts that follow one another."""
+        return cls(tuple(tokens), tuple(range(-1, len(tokens) - 1)))
+
+    @property
+    def is_chain(self) -> bool:
+        return self.parents == tuple(range(-1, len(self) - 1))
+
+    def first(self, count: int) -> Drafts:
+        """The first ``count``, a tree by themselves."""
+        return self if count >= len(self) else Drafts(self.tokens[:count], self.parents[:count])
+
+    def child(self, parent: int, token: int) -> int | None:
+        """The draft ``token`` that follows draft ``parent`` (-1: the sequence); None: it was not guessed."""
+        for i, (own, guess) in enumerate(zip(self.parents, self.tokens, strict=True)):
+            if own == parent and guess == token:
+                return i
+        return None
+
+    def is_path(self, drafts: Items[int]) -> bool:
+        """Whether these follow one another, from the sequence on."""
+        return [self.parents[i] for i in drafts] == [-1, *drafts][: len(drafts)]
 
 
 @dataclass(slots=True, eq=False)
@@ -27,6 +73,10 @@ class Sequence:
     (arrival of the request, sample index) decides who goes first. ``cached`` counts the tokens that the
     prefix cache had when it was first let in, -1 before. ``digests`` are those of its full
     pages as far as asked for, ``sealed`` the full pages already offered to the prefix cache.
+
+    ``drafts`` are to be checked in its next step, if that runs the token that was sampled last and no other;
+    what has no room there is left out, the last ones first, and after any step they are gone.
+    ``hidden``: after how many layers the hidden states of all its rows are wanted, as in ``Span``.
     """
 
     request_id: int
@@ -39,6 +89,8 @@ class Sequence:
     pages: list[int] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
     sealed: int = 0
+    drafts: Drafts | None = None
+    hidden: tuple[int, ...] = ()
     status: Status = Status.WAITING
     finish_reason: FinishReason | None = None
 
@@ -56,9 +108,18 @@ class Sequence:
         return len(self.tokens) - self.computed
 
     @property
-    def output(self) -> list[int]:
-        """The tokens sampled so far."""
-        return self.tokens[self.num_prompt :]
+    def decodes(self) -> bool:
+        """Whether its answer goes on in the next step: by one token, or by those that a grammar has added."""
+        return self.pending == 1 or (self.pending > 1 and self.computed >= self.num_prompt)
+
+    @property
+    def num_sampled(self) -> int:
+        """Tokens sampled so far."""
+        return len(self.tokens) - self.num_prompt
+
+    def unload(self) -> None:
+        """It holds no pages: all of its tokens are to be run again."""
+        self.pages, self.computed, self.sealed, self.drafts = [], 0, 0, None
 
     def branch(self, index: int) -> Sequence:
         """A sample of the same request with the same tokens and no pages."""
@@ -69,4 +130,5 @@ class Sequence:
             index,
             num_prompt=self.num_prompt,
             cached=self.cached,
+            hidden=self.hidden,
         )

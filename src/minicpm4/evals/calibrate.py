@@ -10,7 +10,6 @@ same turn, and it takes a clear win in nearly all turns to replace a default.
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,10 +27,10 @@ from minicpm4.formats import Checkpoint
 from minicpm4.formats.checkpoint import TensorInfo
 from minicpm4.formats.names import EMBED, HEAD
 from minicpm4.formats.quant import PackedTensor
-from minicpm4.kernels.machine import watch_others
 from minicpm4.kernels.pages import KVFormat
-from minicpm4.kernels.threads import default_threads
-from minicpm4.model.loader import plan_weights
+from minicpm4.machine import default_threads, logical_cores, watch_others
+from minicpm4.model.weight_plan import plan_weights
+from minicpm4.progress import Progress
 
 __all__ = [
     "CHUNKS",
@@ -64,8 +63,6 @@ WIN, TURNS_WON = 0.95, 0.8  # of the default's time, in so many of the turns
 QUIET = 0.05  # of all processors may be busy with other work where the number of threads is chosen
 NOISE = 0.3  # half of the ratios lie further apart: nothing can be said
 
-Progress = Callable[[int, int], None]
-
 
 def calibrate(
     name: str,
@@ -77,7 +74,8 @@ def calibrate(
     sparse: SparseConfig | None = None,
     progress: Progress | None = None,
 ) -> Calibration:
-    """Measure; ``sparse`` None: the model's settings, or the defaults. Raises Minicpm4Error."""
+    """Measure the CPU's kernels, also where there is a GPU: of a GPU's nothing is left open. ``sparse`` None:
+    the model's settings, or the defaults. Raises Minicpm4Error."""
     sparse = sparse or config.sparse_config or SparseConfig()
     settings = {**selection(sparse), "dense_len": -1}
     counts = _thread_counts()
@@ -89,7 +87,8 @@ def calibrate(
         if progress is not None:
             progress(next(done), turns)
 
-    options = BenchOptions(attentions=("dense",), weights=weights, kv=kv, chunk=64, batch=max(ROWS))
+    common: Any = {"backend": "cpu", "weights": weights, "kv": kv}
+    options = BenchOptions(attentions=("dense",), chunk=64, batch=max(ROWS), **common)
     part, shown = _first_layers(checkpoint, config, weights)
     others = watch_others()
     wide = BenchModel(part, shown, options, room=128)
@@ -104,7 +103,7 @@ def calibrate(
     small = replace(
         config, num_hidden_layers=min(SMALL_LAYERS, config.num_hidden_layers), vocab_size=SMALL_VOCABULARY
     )
-    deep_options = BenchOptions(sparse=settings, weights=weights, kv=kv, chunk=max(CHUNKS), threads=threads)
+    deep_options = BenchOptions(sparse=settings, chunk=max(CHUNKS), threads=threads, **common)
     deep = BenchModel(_Part(checkpoint, small), small, deep_options, room=max(*depths, max(CHUNKS)) + 128)
     return Calibration(
         name=name,
@@ -229,9 +228,7 @@ def measured_depths(sparse: SparseConfig) -> list[int]:
 def _thread_counts() -> list[int]:
     """The default, half of it, and all logical processors that this process may use."""
     default = default_threads()
-    affinity = getattr(os, "sched_getaffinity", None)
-    logical = len(affinity(0)) if affinity else os.cpu_count() or default
-    return sorted({max(1, default // 2), default, min(logical, 2 * default)})
+    return sorted({max(1, default // 2), default, min(logical_cores(), 2 * default)})
 
 
 def _with_threads(model: BenchModel, threads: int) -> BenchModel:
@@ -245,7 +242,7 @@ def _first_layers(
     checkpoint: Checkpoint, config: ModelConfig, weights: str
 ) -> tuple[Checkpoint, ModelConfig]:
     """As many layers as no cache holds, or all."""
-    each = max(1, plan_weights(checkpoint, config, weights) // config.num_hidden_layers)
+    each = max(1, plan_weights(checkpoint, config, weights).nbytes // config.num_hidden_layers)
     layers = min(config.num_hidden_layers, -(-WEIGHT_BYTES // each))
     shown = replace(config, num_hidden_layers=layers)
     return _Part(checkpoint, shown), shown

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from minicpm4.config import SparseConfig
 from minicpm4.kernels.pages import KVFormat
-from minicpm4.model.cache import page_nbytes
+from minicpm4.model.cache import page_nbytes, page_size_for
 from minicpm4.model.weights import ModelWeights
 
 __all__ = ["decode_bytes", "prefill_flops"]
@@ -19,7 +19,7 @@ def decode_bytes(
     sequences decoded together share the weights' bytes.
     """
     embed = 0 if weights.head is weights.embed else weights.embed.nbytes
-    page = sparse.block_size if sparse else 64
+    page = page_size_for(sparse)
     token = page_nbytes(weights.config, page_size=page, kv=kv, sparse=None) / page
     tokens, compressed = float(depth), 0.0
     if sparse is not None and not sparse.is_dense_at(depth):

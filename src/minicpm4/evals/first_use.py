@@ -20,16 +20,16 @@ from statistics import median
 from minicpm4.config import ModelConfig, SparseConfig
 from minicpm4.engine import calibration
 from minicpm4.engine.calibration import Calibration, Crossover, selection
-from minicpm4.engine.load import Inspection, inspect
+from minicpm4.engine.load import Inspection
 from minicpm4.engine.options import EngineOptions, resolve_sparse
 from minicpm4.errors import ConfigError
 from minicpm4.evals.calibrate import CHUNKS, TOKENS, best_chunk, crossover, make_point, measured_depths
 from minicpm4.evals.random_model import RandomCheckpoint
 from minicpm4.evals.speed import BenchModel, BenchOptions
 from minicpm4.formats.quant import QuantSpec
-from minicpm4.kernels.machine import watch_others
-from minicpm4.kernels.registry import machine
-from minicpm4.model.loader import target_spec
+from minicpm4.kernels.registry import speed_key
+from minicpm4.machine import watch_others
+from minicpm4.progress import Progress
 
 __all__ = ["calibrate_first", "measure"]
 
@@ -40,34 +40,32 @@ TURNS, TRIES = 3, 2
 FEWEST_DEPTHS = 3
 QUIET, LISTEN = 0.25, 0.2  # share of the processors that others may use; seconds of watching them
 SMALL = 64  # width of a layer that is nearly all attention
-Progress = Callable[[int, int], None]
 
 
-def calibrate_first(
-    model: str, options: EngineOptions, prompt: str, progress: Progress | None = None
-) -> str | None:
+def calibrate_first(found: Inspection, prompt: str, progress: Progress | None = None) -> str | None:
     """Measure and keep what ``prompt`` will need, if that is not known yet; say in one line what was found.
 
-    None: nothing was measured. An interrupt keeps nothing. Raises what ``inspect`` raises.
+    None: nothing was measured. An interrupt keeps nothing. What was found counts from the next
+    ``plan_model`` on. Raises TextError.
     """
+    options = found.asked
     if options.attention != "auto" or calibration.folder() is None:
         return None
-    there = machine(options.backend, options.isa, options.activations)
+    there = speed_key(options.backend, options.isa, options.activations)
     if there is None:
         return None
-    found = inspect(model, options)
     sparse = _open_choice(options, found.config)
     if sparse is None:
         return None
-    key = calibration.key(there, found.checkpoint, found.config, options.weights, options.kv)
+    key = calibration.key(there, found.config, found.weights, options.kv)
     known = calibration.load(key)
     if known is not None and known.crossover(sparse) is not None:
         return None
-    if len(found.text.encode(prompt)) < sparse.dense_len or _loud():
+    if len(found.text.encode(prompt)) < sparse.dense_below or _loud():
         return None
     began = time.perf_counter()
     others = watch_others()
-    result = measure(model[:200], found, sparse, progress)
+    result = measure(found.source.name[:200], found, sparse, progress)
     share = others()
     result = replace(result, others=None if share is None else round(share, 2))
     if known is not None:  # a longer calibration, of other sparse settings
@@ -80,7 +78,7 @@ def calibrate_first(
     line = (
         f"calibrated in {time.perf_counter() - began:.1f} s, once for this machine and model: {_said(result)}"
     )
-    logger.info("%s: %s", model, line)
+    logger.info("%s: %s", found.source.name, line)
     return line
 
 
@@ -183,10 +181,8 @@ def _chunk(found: Inspection, stop: float, tick: Callable[[], None]) -> int | No
     if time.perf_counter() > stop:
         return None
     config = replace(found.config, num_hidden_layers=1, vocab_size=SMALL)
-    stored, weights = found.checkpoint.tensors, found.options.weights
-    checkpoint = RandomCheckpoint(
-        config, lambda name, shape: target_spec(name, stored[name].spec, shape, weights)
-    )
+    targets = {one.name: one.target for one in found.weights}
+    checkpoint = RandomCheckpoint(config, lambda name, shape: targets[name])
     options = BenchOptions(
         attentions=("dense",),
         kv=found.options.kv,

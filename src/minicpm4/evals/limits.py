@@ -2,60 +2,69 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from minicpm4.kernels.contract import OpTable
+from minicpm4.formats.quant import PackedTensor, QuantSpec
+from minicpm4.kernels.contract import Linear, OpTable
+from minicpm4.machine.bandwidth import fastest, read_speed
 
-__all__ = ["Limits", "measure_limits", "read_speed"]
+__all__ = ["DeviceLimits", "measure_limits"]
+
+SECONDS = 0.3  # of trying each
+LEAST = 5e-4  # seconds of a call on a device
+MOST_MEGABYTES, MOST_ROWS = 1 << 12, 1 << 13
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
+class DeviceLimits:
     """``bandwidth`` in bytes per second, ``float32`` in operations (an addition or a product) per second."""
 
     bandwidth: float
     float32: float
 
 
-def measure_limits(ops: OpTable, threads: int, *, megabytes: int = 256, size: int = 1024) -> Limits:
+def measure_limits(ops: OpTable, threads: int, *, megabytes: int = 256, size: int = 1024) -> DeviceLimits:
     """Measure both with ``threads`` threads: reads of an array of ``megabytes``, products of square
-    matrices of ``size`` rows (the better of the op table's and NumPy's own, which uses every core)."""
-    return Limits(bandwidth=read_speed(threads, megabytes=megabytes), float32=_matrix_speed(ops, size))
+    matrices of ``size`` rows (the better of the op table's and NumPy's own, which uses every core). Of a
+    table with a device of its own: what that device does, by torch."""
+    if not ops.on_host:
+        return _device_limits(ops, megabytes, size)
+    return DeviceLimits(bandwidth=read_speed(threads, megabytes=megabytes), float32=_matrix_speed(ops, size))
 
 
-def read_speed(threads: int, *, megabytes: int = 256, seconds: float = 0.4) -> float:
-    """Bytes per second of reading an array larger than most caches, each thread its own part."""
-    parts = np.array_split(np.ones(megabytes << 17, np.uint64), threads)
-    with ThreadPoolExecutor(threads) as pool:
-        # NumPy lets go of the interpreter's lock, and OR costs next to nothing.
-        fastest = _fastest(lambda: list(pool.map(np.bitwise_or.reduce, parts)), seconds)
-    return sum(part.nbytes for part in parts) / fastest
-
-
-def _matrix_speed(ops: OpTable, size: int, seconds: float = 0.3) -> float:
+def _matrix_speed(ops: OpTable, size: int) -> float:
     left, right = np.ones((size, size), np.float32), np.ones((size, size), np.float32)
     result = np.empty_like(left)
     ways: list[Callable[[], object]] = [lambda: np.matmul(left, right, out=result)]
-    if ops.name == "cpu":
-        from minicpm4 import _cpu
-        from minicpm4.kernels.cpu import CpuOps
-
-        assert isinstance(ops, CpuOps)
-        context = _cpu.Context(ops.threads, ops.isa)
-        ways.append(lambda: context.matmul(left, right, result))
-    return 2 * size**3 / min(_fastest(way, seconds) for way in ways)
+    weight = PackedTensor(spec=QuantSpec(kind="f32"), shape=(size, size), codes=right)
+    product = Linear(weight=ops.prepare(weight))
+    ways.append(lambda: ops.linear(left, product, result))
+    return 2 * size**3 / min(fastest(way, SECONDS) for way in ways)
 
 
-def _fastest(action: Callable[[], object], seconds: float) -> float:
-    action()
-    best, stop = float("inf"), time.perf_counter() + seconds
-    while best == float("inf") or time.perf_counter() < stop:
-        start = time.perf_counter()
-        action()
-        best = min(best, time.perf_counter() - start)
-    return best
+def _device_limits(ops: OpTable, megabytes: int, size: int) -> DeviceLimits:
+    """As large as it takes for the way to the device and back not to count. A number of each result is
+    fetched: that waits until all of it is there."""
+
+    def read(count: int) -> Callable[[], object]:
+        array: Any = ops.zeros((count << 18,), np.float32)
+        return lambda: float(array.sum())
+
+    def multiply(count: int) -> Callable[[], object]:
+        square: Any = ops.zeros((count, count), np.float32)
+        return lambda: float((square @ square)[0, 0])
+
+    megabytes, reading = _long_enough(read, megabytes, MOST_MEGABYTES)
+    size, multiplying = _long_enough(multiply, size, MOST_ROWS)
+    return DeviceLimits(bandwidth=(megabytes << 20) / reading, float32=2 * size**3 / multiplying)
+
+
+def _long_enough(make: Callable[[int], Callable[[], object]], size: int, most: int) -> tuple[int, float]:
+    """The size, doubled until a call takes LEAST seconds, and the seconds of the fastest."""
+    while (seconds := fastest(make(size), SECONDS)) < LEAST and 2 * size <= most:
+        size *= 2
+    return size, seconds

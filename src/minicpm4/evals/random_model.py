@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,19 +19,14 @@ from numpy.typing import NDArray
 
 from minicpm4.config import ModelConfig, SparseConfig
 from minicpm4.errors import ConfigError
-from minicpm4.formats.bf16 import f32_to_bf16
 from minicpm4.formats.checkpoint import TensorInfo
+from minicpm4.formats.kinds import WeightKind
 from minicpm4.formats.names import expected_tensors
-from minicpm4.formats.quant import (
-    CODE_DTYPES,
-    WEIGHTS_PER_CODE,
-    PackedTensor,
-    QuantSpec,
-    packed_nbytes,
-)
-from minicpm4.model.loader import check_weights_choice, target_spec
+from minicpm4.formats.quant import PackedTensor, QuantSpec, packed_nbytes
+from minicpm4.model.source import OpenModel, open_model
+from minicpm4.model.weight_plan import check_weights_choice, target_spec
 
-__all__ = ["SHAPES", "RandomCheckpoint", "random_checkpoint"]
+__all__ = ["SHAPES", "RandomCheckpoint", "open_any", "random_checkpoint"]
 
 MINICPM4_05B = ModelConfig(
     model_type="minicpm",
@@ -52,8 +47,6 @@ MINICPM4_05B = ModelConfig(
 )
 SHAPES: Mapping[str, ModelConfig] = MappingProxyType({"random-minicpm4-0.5b": MINICPM4_05B})
 
-# Standard deviation of a code drawn at random, in units of its scale.
-_CODE_STD = {"int8": math.sqrt((255**2 - 1) / 12), "int4": math.sqrt((16**2 - 1) / 12), "ternary": 0.8165}
 _TABLE = 1 << 16  # normal numbers that float weights are picked from
 _SLICE = 1 << 22  # float weights picked at a time
 
@@ -85,14 +78,14 @@ class RandomCheckpoint:
     def load(self, name: str) -> PackedTensor:
         """Draw a matrix."""
         info = self.tensors[name]
-        spec, shape = info.spec, (info.shape[0], info.shape[1])
+        spec, shape, row = info.spec, (info.shape[0], info.shape[1]), info.spec.row
         rng = np.random.Generator(np.random.SFC64([self._seed, zlib.crc32(name.encode())]))
         std = 1 / math.sqrt(shape[1])
         if not spec.group_size:
-            return PackedTensor(spec=spec, shape=shape, codes=_floats(rng, spec.kind, shape, std))
-        scale = np.float16(std / _CODE_STD[spec.kind])
+            return PackedTensor(spec=spec, shape=shape, codes=_floats(rng, row, shape, std))
+        scale = np.float16(std / _number_std(row))
         scales = np.full((shape[0], shape[1] // spec.group_size), scale, np.float16)
-        return PackedTensor(spec=spec, shape=shape, codes=_codes(rng, spec.kind, shape), scales=scales)
+        return PackedTensor(spec=spec, shape=shape, codes=_codes(rng, row, shape), scales=scales)
 
     def load_vector(self, name: str) -> NDArray[np.float32]:
         """Ones for a norm, zeros for a bias."""
@@ -117,31 +110,51 @@ def random_checkpoint(name: str, weights: str = "auto") -> RandomCheckpoint:
     )
 
 
+def open_any(name: str, weights: str = "auto", ignore_fields: Collection[str] = ()) -> OpenModel:
+    """A random model, held in ``weights``, or one with files, opened as by ``open_model``. Raises
+    Minicpm4Error."""
+    if name.lower() not in SHAPES:
+        return open_model(name, ignore_fields)
+    found = random_checkpoint(name.lower(), weights)
+    return OpenModel(name=name, path=found.path, checkpoint=found, config=found.config)
+
+
 def _info(name: str, shape: tuple[int, ...], specs: Specs) -> TensorInfo:
     if len(shape) == 1:
         spec, size = QuantSpec(kind="f32"), 4 * shape[0]
     else:
         spec = specs(name, (shape[0], shape[1]))
         size = packed_nbytes((shape[0], shape[1]), spec)
-    return TensorInfo(shape=shape, dtype=spec.kind.upper(), nbytes=size, spec=spec, loaded_nbytes=size)
+    return TensorInfo(
+        shape=shape, dtype=spec.row.file or spec.kind.upper(), nbytes=size, spec=spec, loaded_nbytes=size
+    )
 
 
-def _codes(rng: np.random.Generator, kind: str, shape: tuple[int, int]) -> NDArray:
-    per = WEIGHTS_PER_CODE[kind]
-    raw = rng.integers(0, 256, (shape[0], shape[1] // per), np.uint8)
-    if kind == "ternary":
-        # Each two bits hold 0, 1 or 2: a byte is four digits to base 3, so 81 bytes are possible.
-        digits = np.arange(256) % 81 // np.array([[1], [3], [9], [27]]) % 3
-        return (digits << np.array([[0], [2], [4], [6]])).sum(axis=0).astype(np.uint8)[raw]
-    if kind == "int8":
-        return np.maximum(raw.view(np.int8), np.int8(-127))
-    return raw
+def _number_std(row: WeightKind) -> float:
+    """Standard deviation, in units of the scale, of a code drawn at random."""
+    return float(np.std(row.levels)) if row.levels else math.sqrt((row.count**2 - 1) / 12)
 
 
-def _floats(rng: np.random.Generator, kind: str, shape: tuple[int, int], std: float) -> NDArray:
+def _codes(rng: np.random.Generator, row: WeightKind, shape: tuple[int, int]) -> NDArray:
+    """Codes as they are packed, each as likely as any other."""
+    per = 8 // row.bits if 8 % row.bits == 0 else 0
+    if row.count**per > 256 or not per:
+        return row.pack(rng.integers(0, row.count, shape, np.uint8))
+    raw = rng.integers(0, 256, (shape[0], row.width(shape[1])), np.uint8)
+    if row.count**per == 256:
+        return raw
+    if per == 1:
+        return np.maximum(raw.view(row.codes), -(row.count // 2))
+    # A byte is ``per`` digits to base ``count``: so many bytes are possible.
+    place = np.arange(per)[:, None]
+    digits = np.arange(256) % row.count**per // row.count**place % row.count
+    return (digits << row.bits * place).sum(axis=0).astype(np.uint8)[raw]
+
+
+def _floats(rng: np.random.Generator, row: WeightKind, shape: tuple[int, int], std: float) -> NDArray:
     table = (rng.standard_normal(_TABLE, np.float32) * np.float32(std)).astype(np.float32)
-    values = f32_to_bf16(table) if kind == "bf16" else table.astype(CODE_DTYPES[kind])
-    out = np.empty(shape[0] * shape[1], CODE_DTYPES[kind])
+    values = row.pack(table)
+    out = np.empty(shape[0] * shape[1], row.codes)
     for start in range(0, out.size, _SLICE):
         part = out[start : start + _SLICE]
         np.take(values, rng.integers(0, _TABLE, part.size, np.uint16), out=part)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from minicpm4.evals.limits import Limits
+from minicpm4.evals.limits import DeviceLimits
 from minicpm4.evals.speed import BenchModel, Measurement, Point
-from minicpm4.kernels.machine import cpu_name
+from minicpm4.machine import cpu_name, total_cores
 from minicpm4.plot import Curve, chart
 
 __all__ = ["as_json", "cpu_name", "curves", "run_name", "share", "svg"]
@@ -22,14 +21,14 @@ def run_name(point: Point) -> str:
     return f"{point.kind} {together}{point.tokens:,}"
 
 
-def share(model: BenchModel, measurement: Measurement, limits: Limits) -> float:
+def share(model: BenchModel, measurement: Measurement, limits: DeviceLimits) -> float:
     """How much of the limit that binds a point reaches: bandwidth (decode), float32 products (prefill)."""
     limit = limits.bandwidth if measurement.point.kind == "decode" else limits.float32
     return measurement.rate * model.cost(measurement.point) / limit
 
 
 def as_json(
-    name: str, model: BenchModel, measurements: Sequence[Measurement], limits: Limits
+    name: str, model: BenchModel, measurements: Sequence[Measurement], limits: DeviceLimits
 ) -> dict[str, Any]:
     """Everything there is to know about a run. Rates in tokens per second, sizes in bytes."""
     from minicpm4 import __version__
@@ -37,7 +36,7 @@ def as_json(
     return {
         "minicpm4": __version__,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {"cpu": cpu_name(), "cpus": os.cpu_count(), "system": platform.platform()},
+        "machine": {"cpu": cpu_name(), "cpus": total_cores(), "system": platform.platform()},
         "limits": {"bandwidth_bytes_per_s": limits.bandwidth, "float32_ops_per_s": limits.float32},
         "model": name,
         "parameters": model.weights.num_parameters,
@@ -67,7 +66,7 @@ def svg(name: str, model: BenchModel, measurements: Sequence[Measurement]) -> st
     return chart(title, curves(measurements), "depth (tokens)", "tokens/s")
 
 
-def _point(model: BenchModel, measurement: Measurement, limits: Limits) -> dict[str, Any]:
+def _point(model: BenchModel, measurement: Measurement, limits: DeviceLimits) -> dict[str, Any]:
     point = measurement.point
     cost = "bytes_per_token" if point.kind == "decode" else "ops_per_token"
     return {

@@ -9,34 +9,32 @@ spread the choice over the whole context, which is the hard case for caches.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from minicpm4.config import ModelConfig, SparseConfig
-from minicpm4.engine.memory import available_memory, resident_memory
-from minicpm4.engine.options import PAGE_SIZE, EngineOptions, resolve_sparse
-from minicpm4.engine.plan import Demand, make_plan
+from minicpm4.engine.executors import Executor
+from minicpm4.engine.load import load_planned, plan_memory
+from minicpm4.engine.options import EngineOptions, resolve_sparse
 from minicpm4.engine.runner import Runner
-from minicpm4.engine.scheduler import Rows, StepPlan
 from minicpm4.engine.sequence import Sequence as TokenSequence
+from minicpm4.engine.steps import Span, StepPlan
 from minicpm4.evals.cost import decode_bytes, prefill_flops
 from minicpm4.formats import Checkpoint
 from minicpm4.kernels.contract import OpTable, Step
 from minicpm4.kernels.pages import KVFormat
 from minicpm4.kernels.registry import resolve
-from minicpm4.model.cache import KVPool
-from minicpm4.model.loader import load_weights, plan_weights
-from minicpm4.model.packed_cache import weight_cache
-from minicpm4.model.rotary import RotaryTable
+from minicpm4.model.cache import page_size_for
+from minicpm4.model.weight_plan import plan_weights
+from minicpm4.progress import Progress
 
 __all__ = ["BenchModel", "BenchOptions", "Kind", "Measurement", "Point", "measure"]
 
 Kind = Literal["prefill", "decode"]
-Progress = Callable[[int, int], None]
 FILL = 4096  # tokens whose keys are drawn at a time
 WARM_UP = 8  # tokens decoded, after a chunk was read, before anything is timed
 
@@ -86,6 +84,7 @@ class BenchOptions:
     threads: int | None = None
     chunk: int = 512
     batch: int = 1
+    ignore_fields: tuple[str, ...] = ()
 
     def engine(self, attention: str, room: int) -> EngineOptions:
         """The same for one attention and ``room`` tokens. Raises ConfigError."""
@@ -121,29 +120,24 @@ class BenchModel:
         self.config, self.options, self.room = config, options, room
         self.sparse = {name: resolve_sparse(engine, config) for name, engine in engines.items()}
         self.ops: OpTable = resolve(options.backend, threads=options.threads, activations=options.activations)
+        weights = plan_weights(checkpoint, config, options.weights)
         paged = next((sparse for sparse in self.sparse.values() if sparse is not None), None)
-        page_size = paged.block_size if paged else PAGE_SIZE
-        self.plan = make_plan(
-            Demand(
-                config=config,
-                sparse=paged,
-                kv=options.kv,
-                page_size=page_size,
-                weights=plan_weights(checkpoint, config, options.weights),
-                context=options.batch * -(-room // page_size) * page_size,
-                max_batch=1,
-                max_rows=options.chunk,
-                process=resident_memory(),
-                available=available_memory(),
-            )
-        )
-        kept = weight_cache(checkpoint, options.weights, self.ops.layout)
-        loaded = load_weights(checkpoint, config, options.weights, progress, self.ops.prepare, kept)
+        page_size = page_size_for(paged)
+        every = options.batch * -(-room // page_size) * page_size  # as if all were one sequence
+        sizes: Any = {"context": every, "max_batch": 1, "max_rows": options.chunk}
+        self.plan = plan_memory(self.ops, config, weights, paged, options.kv, **sizes)
+        loaded = load_planned(checkpoint, config, weights, self.ops, progress)
         self.weights, self.notes = loaded.weights, loaded.notes
-        pages = self.plan.num_pages
         self._paged, self._filled = paged, [0] * options.batch
-        self._pool = KVPool(config, num_pages=pages, page_size=page_size, kv=options.kv, sparse=paged)
-        self._rotary = RotaryTable(config, room)
+        self._executor = Executor(
+            self.ops,
+            config,
+            context=room,
+            num_pages=self.plan.num_pages,
+            page_size=page_size,
+            kv=options.kv,
+            sparse=paged,
+        )
         self._runners = {name: self._runner(sparse) for name, sparse in self.sparse.items()}
         self._rng = np.random.Generator(np.random.SFC64(0))
         self._tokens: list[int] = self._rng.integers(0, config.vocab_size, room).tolist()
@@ -170,6 +164,7 @@ class BenchModel:
     def use_threads(self, threads: int) -> None:
         """Go on with another number of threads. Raises ConfigError."""
         self.ops = resolve(self.options.backend, threads=threads, activations=self.options.activations)
+        self._executor.ops = self.ops
         self._runners = {name: self._runner(sparse) for name, sparse in self.sparse.items()}
 
     def seconds(self, point: Point, chunk: int | None = None) -> float:
@@ -184,9 +179,10 @@ class BenchModel:
             sequences = self._sequences[: point.batch]
             for sequence in sequences:
                 sequence.tokens = tokens[: stop if point.kind == "decode" else end]
-            plan = StepPlan(rows=[Rows(sequence, start, stop - start) for sequence in sequences])
+                sequence.computed = start
+            plan = StepPlan([Span.next(sequence, chunk) for sequence in sequences])
             began = time.perf_counter()
-            runner.execute(plan)
+            _ = runner.execute(plan).logits  # made when asked for
             total += time.perf_counter() - began
         return total
 
@@ -200,14 +196,14 @@ class BenchModel:
             start, stop = self._filled[index], min(self._filled[index] + FILL, depth)
             shape = (stop - start, self.config.num_key_value_heads, self.config.head_dim)
             # Layers never meet, so all may have the same ones.
-            keys, values = (self._rng.standard_normal(shape, np.float32) for _ in range(2))
+            keys, values = (self.ops.put(self._rng.standard_normal(shape, np.float32)) for _ in range(2))
             step = self._step(index, start, stop)
             for layer in range(self.config.num_hidden_layers):
-                self.ops.append(keys, values, self._pool.layer(layer), step)
+                self.ops.append(keys, values, self._executor.pool.layer(layer), step)
             self._filled[index] = stop
 
     def _step(self, index: int, start: int, stop: int) -> Step:
-        cos, sin = self._rotary.tables(stop)
+        cos, sin = self._executor.rotary.tables(stop)
         return Step(
             ids=np.zeros(stop - start, np.int32),
             positions=np.arange(start, stop, dtype=np.int32),
@@ -219,16 +215,8 @@ class BenchModel:
         )
 
     def _runner(self, sparse: SparseConfig | None) -> Runner:
-        return Runner(
-            self.ops,
-            self.weights,
-            self._pool,
-            self._rotary,
-            sparse,
-            max_rows=self.options.chunk,
-            max_sequences=self.options.batch,
-            max_pages=self.plan.num_pages,
-        )
+        sizes = {"max_rows": self.options.chunk, "max_sequences": self.options.batch}
+        return self._executor.runner(self.weights, sparse, **sizes)
 
 
 def measure(

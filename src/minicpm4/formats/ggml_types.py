@@ -14,26 +14,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minicpm4.errors import CheckpointError
-from minicpm4.formats.packing import pack_codes
-from minicpm4.formats.quant import QuantSpec
+from minicpm4.formats import ggml_encode
+from minicpm4.formats.codes import pack_nibbles, pack_pairs
+from minicpm4.formats.packing import row_slices
+from minicpm4.formats.quant import PackedTensor, QuantSpec
 
-__all__ = ["GGML_TYPES", "TYPE_NAMES", "GgmlType"]
+__all__ = ["GGML_TYPES", "TYPE_NAMES", "GgmlType", "encoded"]
 
 Decoded = tuple[NDArray, NDArray, NDArray | None]
 Decoder = Callable[[NDArray[np.uint8]], Decoded]
+Encoder = Callable[[NDArray, NDArray[np.float32], NDArray[np.float32] | None], NDArray[np.uint8]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GgmlType:
-    """One tensor type: ``block`` weights take ``nbytes`` bytes; ``decode`` is None for float types."""
+    """One tensor type: ``block`` weights take ``nbytes`` bytes; ``decode`` and its inverse ``encode``
+    (formats/ggml_encode.py) are None for float types, in which ``stored`` says how weights lie in the file
+    where that is not as in their format."""
 
     name: str
     block: int
     nbytes: int
     spec: QuantSpec
     decode: Decoder | None = None
+    encode: Encoder | None = None
     scale_bytes: int = 2
     offsets: bool = False
+    stored: str = ""
 
 
 def _field(raw: NDArray[np.uint8], start: int, kind: str) -> NDArray:
@@ -112,7 +119,7 @@ def _k_nibbles(raw: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def _q4_k(raw: NDArray[np.uint8]) -> Decoded:
     scales, offsets = _k_scales(raw)
-    return pack_codes(_flat(_k_nibbles(raw[..., 16:])), "int4"), scales, offsets
+    return pack_nibbles(_flat(_k_nibbles(raw[..., 16:]))), scales, offsets
 
 
 def _q5_k(raw: NDArray[np.uint8]) -> Decoded:
@@ -144,7 +151,7 @@ def _tq1_0(raw: NDArray[np.uint8]) -> Decoded:
         powers = np.array([3**k for k in range(digits)], np.uint8).reshape(1, 1, digits, 1)
         moved = raw[..., None, start:stop] * powers
         parts.append(((moved.astype(np.uint16) * 3) >> 8).astype(np.uint8).reshape(*lead, -1))
-    return pack_codes(_flat(np.concatenate(parts, axis=-1)), "ternary"), _f16(raw, 52), None
+    return pack_pairs(_flat(np.concatenate(parts, axis=-1))), _f16(raw, 52), None
 
 
 def _tq2_0(raw: NDArray[np.uint8]) -> Decoded:
@@ -153,11 +160,11 @@ def _tq2_0(raw: NDArray[np.uint8]) -> Decoded:
         raise CheckpointError("a TQ2_0 block holds code 3, which stands for no ternary weight")
     shifts = np.arange(0, 8, 2, dtype=np.uint8).reshape(1, 1, 1, 4, 1)
     codes = (bits.reshape(*raw.shape[:2], 2, 1, 32) >> shifts) & np.uint8(3)
-    return pack_codes(_flat(codes), "ternary"), _f16(raw, 64), None
+    return pack_pairs(_flat(codes)), _f16(raw, 64), None
 
 
 def _spec(kind: str, group: int = 0) -> QuantSpec:
-    return QuantSpec(kind=kind, group_size=group)  # type: ignore[arg-type]
+    return QuantSpec(kind=kind, group_size=group)
 
 
 _I4, _I8 = _spec("int4", 32), _spec("int8", 32)
@@ -166,18 +173,76 @@ _TERNARY = _spec("ternary", 256)
 GGML_TYPES: dict[int, GgmlType] = {
     0: GgmlType(name="F32", block=1, nbytes=4, spec=_spec("f32")),
     1: GgmlType(name="F16", block=1, nbytes=2, spec=_spec("f16")),
-    2: GgmlType(name="Q4_0", block=32, nbytes=18, spec=_I4, decode=_q4_0),
-    3: GgmlType(name="Q4_1", block=32, nbytes=20, spec=_I4, decode=_q4_1, offsets=True),
-    6: GgmlType(name="Q5_0", block=32, nbytes=22, spec=_I8, decode=_q5_0),
-    7: GgmlType(name="Q5_1", block=32, nbytes=24, spec=_I8, decode=_q5_1, offsets=True),
-    8: GgmlType(name="Q8_0", block=32, nbytes=34, spec=_I8, decode=_q8_0),
-    12: GgmlType(name="Q4_K", block=256, nbytes=144, spec=_I4, decode=_q4_k, scale_bytes=4, offsets=True),
-    13: GgmlType(name="Q5_K", block=256, nbytes=176, spec=_I8, decode=_q5_k, scale_bytes=4, offsets=True),
-    14: GgmlType(name="Q6_K", block=256, nbytes=210, spec=_spec("int8", 16), decode=_q6_k, scale_bytes=4),
+    2: GgmlType(name="Q4_0", block=32, nbytes=18, spec=_I4, decode=_q4_0, encode=ggml_encode.q4_0),
+    3: GgmlType(
+        name="Q4_1", block=32, nbytes=20, spec=_I4, decode=_q4_1, encode=ggml_encode.q4_1, offsets=True
+    ),
+    6: GgmlType(name="Q5_0", block=32, nbytes=22, spec=_I8, decode=_q5_0, encode=ggml_encode.q5_0),
+    7: GgmlType(
+        name="Q5_1", block=32, nbytes=24, spec=_I8, decode=_q5_1, encode=ggml_encode.q5_1, offsets=True
+    ),
+    8: GgmlType(name="Q8_0", block=32, nbytes=34, spec=_I8, decode=_q8_0, encode=ggml_encode.q8_0),
+    12: GgmlType(
+        name="Q4_K",
+        block=256,
+        nbytes=144,
+        spec=_I4,
+        decode=_q4_k,
+        encode=ggml_encode.q4_k,
+        scale_bytes=4,
+        offsets=True,
+    ),
+    13: GgmlType(
+        name="Q5_K",
+        block=256,
+        nbytes=176,
+        spec=_I8,
+        decode=_q5_k,
+        encode=ggml_encode.q5_k,
+        scale_bytes=4,
+        offsets=True,
+    ),
+    14: GgmlType(
+        name="Q6_K",
+        block=256,
+        nbytes=210,
+        spec=_spec("int8", 16),
+        decode=_q6_k,
+        encode=ggml_encode.q6_k,
+        scale_bytes=4,
+    ),
+    28: GgmlType(name="F64", block=1, nbytes=8, spec=_spec("f32"), stored="<f8"),
     30: GgmlType(name="BF16", block=1, nbytes=2, spec=_spec("bf16")),
-    34: GgmlType(name="TQ1_0", block=256, nbytes=54, spec=_TERNARY, decode=_tq1_0),
-    35: GgmlType(name="TQ2_0", block=256, nbytes=66, spec=_TERNARY, decode=_tq2_0),
+    34: GgmlType(name="TQ1_0", block=256, nbytes=54, spec=_TERNARY, decode=_tq1_0, encode=ggml_encode.tq1_0),
+    35: GgmlType(name="TQ2_0", block=256, nbytes=66, spec=_TERNARY, decode=_tq2_0, encode=ggml_encode.tq2_0),
 }
+
+
+def encoded(tensor: PackedTensor, kind: GgmlType) -> NDArray[np.uint8]:
+    """The bytes of a matrix in a type of its format, (rows, bytes): read again, they are the same matrix
+    where blocks can represent it. Raises CheckpointError."""
+    if tensor.spec != kind.spec or tensor.layout != "rows":
+        raise CheckpointError(
+            f"weights in {tensor.spec} cannot be written as {kind.name}", f"convert them to {kind.spec} first"
+        )
+    rows, columns = tensor.shape
+    if kind.encode is None:
+        codes = tensor.codes.astype(kind.stored) if kind.stored else tensor.codes
+        return np.ascontiguousarray(codes).view(np.uint8).reshape(rows, -1)
+    assert tensor.scales is not None
+    if columns % kind.block:
+        raise CheckpointError(f"{columns} columns do not fill blocks of {kind.block} ({kind.name})")
+    out = np.empty((rows, columns // kind.block * kind.nbytes), np.uint8)
+    for part in row_slices(rows, columns):
+        scales = tensor.scales[part].astype(np.float32)
+        offsets = None if tensor.offsets is None else tensor.offsets[part].astype(np.float32)
+        if offsets is None and kind.offsets:
+            offsets = scales * np.float32(-tensor.spec.row.zero)
+        out[part] = kind.encode(tensor.spec.row.unpack(tensor.codes[part]), scales, offsets).reshape(
+            out[part].shape
+        )
+    return out
+
 
 # Types that exist but have no decoder here: named in the refusal.
 TYPE_NAMES = {
@@ -197,7 +262,6 @@ TYPE_NAMES = {
     25: "I16",
     26: "I32",
     27: "I64",
-    28: "F64",
     29: "IQ1_M",
     39: "MXFP4",
     40: "NVFP4",

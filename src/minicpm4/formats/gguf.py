@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minicpm4.config.gguf import same_in_layers
 from minicpm4.errors import CheckpointError
 from minicpm4.formats.checkpoint import TensorInfo
 from minicpm4.formats.gguf_parse import GgufTensor, parse_gguf
 from minicpm4.formats.mapping import MappedFile
 from minicpm4.formats.names import gguf_to_hf
-from minicpm4.formats.packing import row_slices, unpack
-from minicpm4.formats.quant import CODE_DTYPES, WEIGHTS_PER_CODE, PackedTensor, packed_nbytes
+from minicpm4.formats.packing import as_codes, row_slices, unpack
+from minicpm4.formats.quant import PackedTensor, packed_nbytes
 
 __all__ = ["GgufCheckpoint"]
 
@@ -96,8 +97,8 @@ class GgufCheckpoint:
         key = next((k for part, k in _HEAD_COUNTS.items() if f".self_attn.{part}." in name), None)
         if arch not in _INTERLEAVED or key is None:
             return None
-        default = self._metadata.get(f"{arch}.attention.head_count")
-        heads = self._metadata.get(f"{arch}.{key}", default)
+        default = same_in_layers(self._metadata, f"{arch}.attention.head_count")
+        heads = same_in_layers(self._metadata, f"{arch}.{key}", default)
         if type(heads) is not int or heads < 1 or rows % (2 * heads):
             raise CheckpointError(
                 f"{self.path}: {arch}.{key} = {reprlib.repr(heads)} does not divide the {rows} rows of {name}"
@@ -111,13 +112,13 @@ class GgufCheckpoint:
         raw = self._file.view(record.offset, record.nbytes)
         kind, spec = record.type, record.type.spec
         if kind.decode is None:
-            codes = raw.view(CODE_DTYPES[spec.kind]).reshape(shape)
+            codes = as_codes(raw.view(kind.stored or spec.row.codes).reshape(shape), spec)
             return PackedTensor(spec=spec, shape=shape, codes=codes if order is None else codes[order])
         rows, columns = shape
         blocks = raw.reshape(rows, -1, kind.nbytes)
         groups = (rows, columns // spec.group_size)
         scale_dtype = np.float16 if kind.scale_bytes == 2 else np.float32
-        codes = np.empty((rows, columns // WEIGHTS_PER_CODE[spec.kind]), CODE_DTYPES[spec.kind])
+        codes = np.empty((rows, spec.row.width(columns)), spec.row.codes)
         scales = np.empty(groups, scale_dtype)
         offsets = np.empty(groups, scale_dtype) if kind.offsets else None
         for part in row_slices(rows, columns):
@@ -141,7 +142,7 @@ def _info(record: GgufTensor) -> TensorInfo:
     shape = (record.nbytes // kind.nbytes, kind.block)  # as many weights, whatever the dimensions
     whole = kind.spec.group_size == 0
     loaded = (
-        record.nbytes
+        record.nbytes // kind.nbytes * kind.spec.row.codes.itemsize
         if whole
         else packed_nbytes(shape, kind.spec, scale_bytes=kind.scale_bytes, offsets=kind.offsets)
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minicpm4.errors import ConfigError
-from minicpm4.formats.ggml_types import GGML_TYPES
+from minicpm4.files import writing
+from minicpm4.formats.ggml_types import GGML_TYPES, encoded
+from minicpm4.formats.quant import PackedTensor
 
-__all__ = ["OutTensor", "write_gguf"]
+__all__ = ["OutTensor", "matrix", "write_gguf"]
 
 _ALIGNMENT = 32
 _STRING, _ARRAY = 8, 9
@@ -22,12 +24,13 @@ _STRING, _ARRAY = 8, 9
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class OutTensor:
-    """One tensor under its GGUF name: row-major ``shape``, type id, and its bytes in that type."""
+    """One tensor under its GGUF name: row-major ``shape``, type id, and its bytes in that type, or what
+    makes them when it is written: so a model is written with a tensor of it in memory."""
 
     name: str
     shape: tuple[int, ...]
     type_id: int
-    data: NDArray
+    data: NDArray | Callable[[], NDArray]
 
     @property
     def nbytes(self) -> int:
@@ -36,31 +39,38 @@ class OutTensor:
         return int(np.prod(self.shape, dtype=np.int64)) // kind.block * kind.nbytes
 
 
+def matrix(name: str, tensor: PackedTensor, type_id: int) -> OutTensor:
+    """A matrix in a type of its format (``encoded``)."""
+    kind = GGML_TYPES[type_id]
+    return OutTensor(name=name, shape=tensor.shape, type_id=type_id, data=lambda: encoded(tensor, kind))
+
+
 def write_gguf(path: Path, metadata: Mapping[str, Any], tensors: Iterable[OutTensor]) -> None:
-    """Write a GGUF file. Metadata values: bool, int, float (as float32), str, a list of one of them, or
-    an int32 array, for readers that insist on signed integers.
+    """Write a whole GGUF file, or none, a tensor at a time. Metadata values: bool, int, float (as float32),
+    str, a list of one of them, or an int32 array, for readers that insist on signed integers.
 
     Raises ConfigError when a value has no GGUF type, or a tensor's data does not have its size.
     """
     tensors = list(tensors)
-    with path.open("wb") as file:
+    with writing(path) as file:
         file.write(b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata)))
         for key, value in metadata.items():
             kind, data = _value(key, value)
             file.write(_string(key) + struct.pack("<I", kind) + data)
         offset = 0
         for tensor in tensors:
-            if tensor.data.nbytes != tensor.nbytes:
-                raise ConfigError(
-                    f"tensor {tensor.name} has {tensor.data.nbytes} bytes, its shape asks for {tensor.nbytes}"
-                )
             dims = tensor.shape[::-1]
             file.write(_string(tensor.name) + struct.pack(f"<I{len(dims)}Q", len(dims), *dims))
             file.write(struct.pack("<IQ", tensor.type_id, offset))
             offset += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
         for tensor in tensors:
             _pad(file)
-            file.write(np.ascontiguousarray(tensor.data).data)
+            values = tensor.data() if callable(tensor.data) else tensor.data
+            if values.nbytes != tensor.nbytes:
+                raise ConfigError(
+                    f"tensor {tensor.name} has {values.nbytes} bytes, its shape asks for {tensor.nbytes}"
+                )
+            file.write(np.ascontiguousarray(values).data)
         _pad(file)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minicpm4.errors import CheckpointError
+from minicpm4.files import LFS_REMEDY, is_lfs_pointer
 
 __all__ = ["MappedFile"]
 
@@ -16,7 +17,7 @@ __all__ = ["MappedFile"]
 class MappedFile:
     """``path`` mapped for reading; it stays mapped while a view of it lives.
 
-    Raises CheckpointError when the file cannot be opened, or is empty.
+    Raises CheckpointError when the file cannot be opened, is empty, or is a pointer of Git LFS.
     """
 
     def __init__(self, path: Path) -> None:
@@ -29,6 +30,8 @@ class MappedFile:
                 f"cannot map {path}: {error}", "check the path, or download it again"
             ) from error
         self.size = len(self._map)
+        if is_lfs_pointer(memoryview(self._map), self.size):
+            raise CheckpointError(f"{path} is a pointer of Git LFS, not the file itself", LFS_REMEDY)
         self._bytes = np.frombuffer(self._map, np.uint8)
 
     def buffer(self) -> memoryview:

@@ -6,8 +6,18 @@ import re
 
 from minicpm4.config import ModelConfig
 
-__all__ = ["EMBED", "HEAD", "expected_tensors", "gguf_to_hf", "is_ignorable"]
+__all__ = [
+    "EMBED",
+    "HEAD",
+    "O_BIAS",
+    "expected_tensors",
+    "gguf_to_hf",
+    "hf_name",
+    "is_ignorable",
+    "layer_tensors",
+]
 
+O_BIAS = "self_attn.o_proj.bias"
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 _GLOBAL = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
@@ -25,9 +35,15 @@ _IN_LAYER = {
     "ffn_down": "mlp.down_proj",
 }
 _BLOCK = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.([a-z_]+)\.(weight|bias)")
-# Tables that can be computed, and rotary factors, which belong to the configuration.
+_PREFIXED = re.compile(r"(?:model\.)*((?:embed_tokens|layers\.[0-9]+|norm|lm_head)\..+)")
+# Tables that can be computed (rotary ones, masks, positions), and rotary factors, which belong to the
+# configuration.
 _IGNORABLE = re.compile(
-    r"(.*\.)?(rotary_emb|rope)\.(inv_freq|cos_cached|sin_cached)"
+    r"(.*\.)?(rotary_emb|rope|rotary|rotary_pos_emb)\.((original_|long_|short_)?inv_freq|cos|sin|cos_cached|sin_cached"
+    r"|_cos_cached|_sin_cached|freqs|scale)"
+    r"|(.*\.)?(rotary_emb|rope_freqs|freqs_cis|inv_freq|cos_cached|sin_cached)"
+    r"|(.*\.)?(self_attn|attn|attention)\.(bias|masked_bias|mask|causal_mask|attn_mask|tril)"
+    r"|(.*\.)?(causal_mask|attention_mask|attn_mask|position_ids|masked_bias)"
     r"|rope_(freqs|factors_long|factors_short)\.weight"
 )
 
@@ -41,13 +57,20 @@ def gguf_to_hf(name: str) -> str:
     return f"{_GLOBAL[stem]}.{kind}" if stem in _GLOBAL else name
 
 
+def hf_name(name: str) -> str:
+    """The usual name of a tensor whose prefix "model." is absent, doubled or before the head, as folders
+    saved from the inner model or a wrapper have it, and transformers reads it; other names as they are."""
+    match = _PREFIXED.fullmatch(name)
+    return name if match is None else match[1] if match[1].startswith("lm_head.") else f"model.{match[1]}"
+
+
 def is_ignorable(name: str) -> bool:
     """Whether a tensor that no config asks for can be left alone."""
     return _IGNORABLE.fullmatch(name) is not None
 
 
-def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor that a model of ``config`` has."""
+def layer_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name (without "model.layers.0." or the like) -> shape of the tensors of one layer."""
     hidden, inner = config.hidden_size, config.intermediate_size
     queries = config.num_attention_heads * config.head_dim
     keys = config.num_key_value_heads * config.head_dim
@@ -65,11 +88,22 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     if config.attention_bias:
         layer |= {"self_attn.q_proj.bias": (queries,)}
         layer |= {"self_attn.k_proj.bias": (keys,), "self_attn.v_proj.bias": (keys,)}
+    if config.output_bias:
+        layer |= {O_BIAS: (hidden,)}
+    if config.mlp_bias:
+        layer |= {"mlp.gate_proj.bias": (inner,), "mlp.up_proj.bias": (inner,)}
+        layer |= {"mlp.down_proj.bias": (hidden,)}
     if config.qk_norm:
         layer |= {
             "self_attn.q_norm.weight": (config.head_dim,),
             "self_attn.k_norm.weight": (config.head_dim,),
         }
+    return layer
+
+
+def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor that a model of ``config`` has."""
+    hidden, layer = config.hidden_size, layer_tensors(config)
     found: dict[str, tuple[int, ...]] = {EMBED: (config.vocab_size, hidden)}
     for index in range(config.num_hidden_layers):
         found |= {f"model.layers.{index}.{name}": shape for name, shape in layer.items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +12,14 @@ from minicpm4.config import ModelConfig
 from minicpm4.errors import CheckpointError
 from minicpm4.formats.checkpoint import Checkpoint
 from minicpm4.formats.gguf import GgufCheckpoint
-from minicpm4.formats.names import expected_tensors, is_ignorable
-from minicpm4.formats.packing import unpack_rows
+from minicpm4.formats.names import EMBED, HEAD, expected_tensors, is_ignorable
+from minicpm4.formats.packing import row_slices, unpack_rows
 from minicpm4.formats.safetensors import SafetensorsCheckpoint
 
-__all__ = ["check_tensors", "open_checkpoint"]
+__all__ = ["check_tensors", "gguf_of", "open_checkpoint"]
 
-_EMBED, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _SHOWN = 3
+logger = logging.getLogger("minicpm4")
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -27,11 +29,12 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """
     if not path.exists():
         raise CheckpointError(f"there is nothing at {path}", "check the path, or pull the model")
+    gguf = gguf_of(path)
+    if gguf is not None:
+        return GgufCheckpoint(gguf)
     if path.is_dir():
-        return _open_folder(path)
+        return SafetensorsCheckpoint(path)
     suffix = path.suffix.lower()
-    if suffix == ".gguf":
-        return GgufCheckpoint(path)
     if suffix == ".safetensors":
         return SafetensorsCheckpoint(path.parent)
     if suffix in (".bin", ".pt", ".pth", ".ckpt"):
@@ -41,22 +44,30 @@ def open_checkpoint(path: Path) -> Checkpoint:
     raise CheckpointError(f"{path} is neither a folder nor a .gguf or .safetensors file")
 
 
-def _open_folder(folder: Path) -> Checkpoint:
-    ggufs = sorted(folder.glob("*.gguf"))
-    if not ggufs or any(folder.glob("*.safetensors")):
-        return SafetensorsCheckpoint(folder)
+def gguf_of(path: Path) -> Path | None:
+    """The .gguf file that ``path`` is, or that is the model of the folder ``path``; None: another format.
+
+    Raises CheckpointError for a folder with several of them.
+    """
+    if not path.is_dir():
+        return path if path.suffix.lower() == ".gguf" else None
+    ggufs = sorted(path.glob("*.gguf"))
+    if not ggufs or any(path.glob("*.safetensors")):
+        return None
     if len(ggufs) > 1:
         raise CheckpointError(
-            f"{folder} holds {len(ggufs)} .gguf files", f"name one of them, such as {ggufs[0].name}"
+            f"{path} holds {len(ggufs)} .gguf files", f"name one of them, such as {ggufs[0].name}"
         )
-    return GgufCheckpoint(ggufs[0])
+    return ggufs[0]
 
 
-def check_tensors(checkpoint: Checkpoint, config: ModelConfig) -> None:
+def check_tensors(checkpoint: Checkpoint, config: ModelConfig) -> ModelConfig:
     """Check that every tensor that ``config`` asks for is there in its shape, and no other that matters.
 
-    Rotary tables are ignored, and so is an lm_head that equals the tied embedding. Raises
-    CheckpointError, which names up to three tensors with found and expected shapes.
+    Tables that can be computed are ignored, and so is an lm_head that equals the tied embedding, number by
+    number. One that does not is the model's head: then the config that is returned, else ``config``, says
+    that they are not tied. Raises CheckpointError, which names up to three tensors with found and expected
+    shapes.
     """
     expected = expected_tensors(config)
     problems = []
@@ -69,27 +80,32 @@ def check_tensors(checkpoint: Checkpoint, config: ModelConfig) -> None:
     for name, info in checkpoint.tensors.items():
         if name in expected or is_ignorable(name):
             continue
-        if name != _HEAD:
+        if name != HEAD:
             problems.append(
                 f"{name} of shape {info.shape} is in the file, but the config has no place for it"
             )
-        elif not problems and not _same_head(checkpoint):
-            problems.append(f"{_HEAD} differs from {_EMBED}, though the config ties them")
+        elif info.shape != expected[EMBED]:
+            problems.append(f"{name} has shape {info.shape}, expected {expected[EMBED]}")
     if problems:
         more = f", and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise CheckpointError(
             f"the tensors of {checkpoint.path} do not fit its config: " + "; ".join(problems[:_SHOWN]) + more,
             "use the config that belongs to these weights",
         )
+    if HEAD in expected or HEAD not in checkpoint.tensors or _same_head(checkpoint):
+        return config
+    logger.warning(
+        "%s: the config ties the head to the embeddings, but the file has another: it is used",
+        checkpoint.path,
+    )
+    return replace(config, tie_word_embeddings=False)
 
 
 def _same_head(checkpoint: Checkpoint) -> bool:
-    """Whether head and embedding agree in a few rows: a wrongly tied head must not pass in silence."""
-    head, embed = checkpoint.load(_HEAD), checkpoint.load(_EMBED)
-    if head.shape != embed.shape:
-        return False
-    rows = head.shape[0]
-    sample = sorted({0, rows // 3, rows // 2, rows - 1})
-    pairs = [(unpack_rows(head, slice(r, r + 1)), unpack_rows(embed, slice(r, r + 1))) for r in sample]
-    # The head of a GGUF file may be stored finer than the embedding it equals.
-    return all(np.abs(a - b).max() <= 0.2 * np.abs(b).max() for a, b in pairs)
+    """Whether head and embedding hold the same numbers, all of them."""
+    head, embed = checkpoint.load(HEAD), checkpoint.load(EMBED)
+    if head.spec == embed.spec and head.scales is None:
+        return all(np.array_equal(head.codes[part], embed.codes[part]) for part in row_slices(*head.shape))
+    return all(
+        np.array_equal(unpack_rows(head, part), unpack_rows(embed, part)) for part in row_slices(*head.shape)
+    )

@@ -1,4 +1,5 @@
-"""Between float32 matrices and packed ones: unpack, round to nearest, convert, detect ternary.
+"""Between float32 matrices and packed ones: unpack, round to nearest, convert; find matrices of floats that
+are on a kind's grid already (ternary ones too), and the format that suits a number of columns.
 
 Everything works in slices of rows of about SLICE weights, so that scratch memory stays at a few MB
 whatever the size of the matrix.
@@ -11,36 +12,27 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from minicpm4.config.strict import suggest
 from minicpm4.errors import CheckpointError, ConfigError
-from minicpm4.formats.bf16 import bf16_to_f32, f32_to_bf16
-from minicpm4.formats.quant import (
-    CODE_DTYPES,
-    FLOAT_KINDS,
-    ROW_MULTIPLE,
-    WEIGHTS_PER_CODE,
-    PackedTensor,
-    QuantSpec,
-)
-from minicpm4.formats.rounding import round_group
+from minicpm4.formats.kinds import KINDS, WeightKind, grouped_kinds, kind_of
+from minicpm4.formats.quant import PackedTensor, QuantSpec
+from minicpm4.formats.rounding import F16_MAX
 
 __all__ = [
+    "as_codes",
     "default_spec",
     "detect_rounded",
     "detect_ternary",
-    "pack_codes",
+    "exact_spec",
     "pack_from_float",
     "pack_ternary_exact",
+    "packed_if_exact",
     "repack",
     "row_slices",
     "unpack",
-    "unpack_codes",
     "unpack_rows",
 ]
 
 SLICE = 1 << 18  # weights handled at a time: 1 MB of float32, which stays in cache
-_TERNARY_GROUPS = (256, 128, 64, 32)
-_ROUNDED = tuple((kind, group) for kind in ("int4", "int8") for group in (256, 192, 128, 96, 64, 32))
 _SAMPLE_ROWS = 4
 
 
@@ -51,57 +43,31 @@ def row_slices(rows: int, columns: int, weights: int = SLICE) -> Iterator[slice]
         yield slice(start, min(start + step, rows))
 
 
-def default_spec(kind: str, columns: int, group_size: int | None = None) -> QuantSpec | None:
+def default_spec(kind: str, columns: int) -> QuantSpec | None:
     """The format of ``kind`` for rows of ``columns`` weights; None when none fits.
 
-    Groups hold ``group_size`` weights if given, else 64, else 32. Raises ConfigError for an unknown kind.
+    Groups are of the size that the kind likes best. Raises ConfigError for an unknown kind.
     """
-    if kind in FLOAT_KINDS:
-        return QuantSpec(kind=kind)  # type: ignore[arg-type]
-    if kind not in CODE_DTYPES:
-        raise ConfigError(f"weight format {kind!r} is unknown", suggest(kind, list(CODE_DTYPES)))
-    for group in (group_size,) if group_size else (64, 32):
-        if columns % group == 0 and columns % ROW_MULTIPLE[kind] == 0:
-            return QuantSpec(kind=kind, group_size=group)  # type: ignore[arg-type]
-    return None
+    row = kind_of(kind)
+    if not row.group:
+        return QuantSpec(kind=kind)
+    specs = (QuantSpec(kind=kind, group_size=group) for group in row.groups)
+    return next((spec for spec in specs if spec.fits(columns)), None)
 
 
-def unpack_codes(codes: NDArray, kind: str) -> NDArray:
-    """Return one code a weight: uint8 (rows, columns) for int4 and ternary, else ``codes`` itself."""
-    per = WEIGHTS_PER_CODE[kind]
-    if per == 1:
-        return codes
-    bits = 8 // per
-    units = codes.reshape(codes.shape[0], -1, 1, 16)
-    shifts = np.arange(0, 8, bits, dtype=np.uint8).reshape(1, 1, per, 1)
-    return ((units >> shifts) & np.uint8((1 << bits) - 1)).reshape(codes.shape[0], -1)
-
-
-def pack_codes(codes: NDArray, kind: str) -> NDArray:
-    """Inverse of ``unpack_codes``: one code a weight (rows, columns) to the packed layout."""
-    per = WEIGHTS_PER_CODE[kind]
-    if per == 1:
-        return codes.astype(CODE_DTYPES[kind], copy=False)
-    bits = 8 // per
-    units = codes.astype(np.uint8, copy=False).reshape(codes.shape[0], -1, per, 16)
-    packed = units[:, :, 0].copy()
-    for part in range(1, per):
-        packed |= units[:, :, part] << np.uint8(bits * part)
-    return packed.reshape(codes.shape[0], -1)
+def as_codes(stored: NDArray, spec: QuantSpec) -> NDArray:
+    """Float weights as the codes of ``spec``: where they lie, or float64 rounded to float32."""
+    with np.errstate(over="ignore"):
+        return stored.astype(spec.row.codes, copy=False)
 
 
 def unpack_rows(tensor: PackedTensor, rows: slice) -> NDArray[np.float32]:
-    """Return float32 weights (len(rows), in) of some rows: scale * code + offset, in that order."""
-    kind, group = tensor.spec.kind, tensor.spec.group_size
-    codes = tensor.codes[rows]
-    if kind == "bf16":
-        return bf16_to_f32(codes)
-    values = unpack_codes(codes, kind).astype(np.float32)
+    """Return float32 weights (len(rows), in) of some rows: scale * number + offset, in that order."""
+    row, group = tensor.spec.row, tensor.spec.group_size
+    values = row.numbers(row.unpack(tensor.codes[rows]), tensor.offsets is not None)
     if tensor.scales is None:
         return values
     values = values.reshape(values.shape[0], -1, group)
-    if kind == "ternary" or (kind == "int4" and tensor.offsets is None):
-        values -= 1 if kind == "ternary" else 8
     values *= tensor.scales[rows].astype(np.float32)[:, :, None]
     if tensor.offsets is not None:
         values += tensor.offsets[rows].astype(np.float32)[:, :, None]
@@ -140,23 +106,33 @@ def repack(tensor: PackedTensor, spec: QuantSpec) -> PackedTensor:
 def _pack_stream(
     shape: tuple[int, int], spec: QuantSpec, read: Callable[[slice], NDArray[np.float32]]
 ) -> PackedTensor:
-    group = spec.group_size
-    if group and (shape[1] % group or shape[1] % ROW_MULTIPLE[spec.kind]):
+    row, group = spec.row, spec.group_size
+    if not spec.fits(shape[1]):
         raise ConfigError(f"{shape[1]} columns do not fit weight format {spec}")
-    codes = np.empty((shape[0], shape[1] // WEIGHTS_PER_CODE[spec.kind]), CODE_DTYPES[spec.kind])
+    codes = np.empty((shape[0], row.width(shape[1])), row.codes)
     scales = np.empty((shape[0], shape[1] // group), np.float16) if group else None
     for rows in row_slices(*shape):
         values = np.ascontiguousarray(read(rows), np.float32)
         _require_finite(values, rows)
         if scales is None:
-            codes[rows] = _to_float_kind(values, spec.kind)
+            codes[rows] = row.pack(values)
             continue
-        found, part = round_group(values.reshape(values.shape[0], -1, group), spec.kind)
-        if part.dtype == np.float32:
+        numbers, found = _round_groups(values.reshape(values.shape[0], -1, group), row)
+        if found.dtype == np.float32:
             scales = scales.astype(np.float32, copy=False)  # one group was too large for float16
-        codes[rows] = pack_codes(found.reshape(values.shape), spec.kind)
-        scales[rows] = part
+        codes[rows] = row.pack(row.codes_of(numbers.reshape(values.shape)))
+        scales[rows] = found
     return PackedTensor(spec=spec, shape=shape, codes=codes, scales=scales)
+
+
+def _round_groups(groups: NDArray[np.float32], row: WeightKind) -> tuple[NDArray, NDArray]:
+    """Numbers and scales of ``groups`` (rows, groups, group size), finite; scales (rows, groups) in the type
+    that holds them all."""
+    assert row.round is not None, f"{row.name} weights cannot be rounded to"
+    with np.errstate(over="ignore", invalid="ignore"):
+        numbers, scales = row.round(np, groups)
+        large = np.abs(scales) > F16_MAX
+    return numbers, scales if large.any() else scales.astype(np.float16)
 
 
 def _require_finite(values: NDArray[np.float32], rows: slice) -> None:
@@ -167,54 +143,68 @@ def _require_finite(values: NDArray[np.float32], rows: slice) -> None:
         raise CheckpointError(f"row {bad} of a weight matrix holds a value that is not finite")
 
 
-def _to_float_kind(values: NDArray[np.float32], kind: str) -> NDArray:
-    if kind == "bf16":
-        return f32_to_bf16(values)
-    if kind == "f16" and values.size and float(np.abs(values).max()) > 65504:
-        raise CheckpointError(
-            f"a weight of magnitude {float(np.abs(values).max()):g} is too large for f16", "use bf16 or f32"
-        )
-    return values.astype(CODE_DTYPES[kind], copy=False)
+def packed_if_exact(tensor: PackedTensor) -> PackedTensor:
+    """A matrix of floats whose weights some grouped kind holds exactly, in that kind; any other as it is.
+
+    BitCPM4 checkpoints are ternary matrices written as floats; what this package trains in int4 and int8 is
+    rounded in the same way.
+    """
+    spec = exact_spec(tensor)
+    if spec is None:
+        return tensor
+    # Scales of ternary weights are kept as they are; those of other kinds are found again by rounding.
+    return pack_ternary_exact(tensor, spec) if spec.kind == "ternary" else repack(tensor, spec)
+
+
+def exact_spec(tensor: PackedTensor) -> QuantSpec | None:
+    """The grouped format that ``packed_if_exact`` finds; None: none."""
+    return detect_ternary(tensor) or detect_rounded(tensor)
 
 
 def detect_ternary(tensor: PackedTensor) -> QuantSpec | None:
     """The largest group size in which a float matrix is exactly scale * {-1, 0, 1}; None if in none.
 
-    BitCPM4 checkpoints are such matrices. A few rows are tried first, so others cost nothing.
+    A few rows are tried first, so others cost nothing.
     """
     rows, columns = tensor.shape
-    if tensor.spec.kind not in FLOAT_KINDS or columns % ROW_MULTIPLE["ternary"] or not rows:
+    if tensor.spec.row.group or not rows:
         return None
-    # Spread over the matrix: some rows of an embedding may be all zero.
-    sample = sorted({rows * i // _SAMPLE_ROWS for i in range(_SAMPLE_ROWS)})
-    for group in _TERNARY_GROUPS:
-        if columns % group:
+    for group in KINDS["ternary"].searched:
+        spec = QuantSpec(kind="ternary", group_size=group)
+        if not spec.fits(columns):
             continue
-        tried = all(_is_ternary(tensor.codes[r : r + 1], group) for r in sample)
-        if tried and all(_is_ternary(tensor.codes[s], group) for s in row_slices(rows, columns)):
-            return QuantSpec(kind="ternary", group_size=group)
+        tried = all(_is_ternary(tensor, slice(r, r + 1), group) for r in _sample(rows))
+        if tried and all(_is_ternary(tensor, part, group) for part in row_slices(rows, columns)):
+            return spec
     return None
 
 
 def detect_rounded(tensor: PackedTensor) -> QuantSpec | None:
-    """The int4 or int8 format that holds a float32 matrix exactly, as ``pack_from_float`` would round it;
-    None if none does.
+    """The format that holds a float32 matrix exactly, as ``pack_from_float`` would round it; None if none
+    does. Kinds of fewer bits are tried first.
 
     Matrices that were trained rounded are such. A few rows are tried first, so others cost nothing.
     """
     rows, columns = tensor.shape
     if tensor.spec.kind != "f32" or not rows:
         return None  # 16 bits cannot hold code times scale
-    sample = sorted({rows * i // _SAMPLE_ROWS for i in range(_SAMPLE_ROWS)})
-    for kind, group in _ROUNDED:
-        if columns % group or columns % ROW_MULTIPLE[kind]:
-            continue
-        spec = QuantSpec(kind=kind, group_size=group)  # type: ignore[arg-type]
-        if _is_rounded(tensor.codes[sample], spec) and all(
-            _is_rounded(tensor.codes[part], spec) for part in row_slices(rows, columns)
-        ):
-            return spec
+    # What is ternary in float32 has been found exactly, whatever its scales.
+    kinds = [row for row in grouped_kinds().values() if row.round is not None and row.reach > 1]
+    for row in sorted(kinds, key=lambda one: one.bits):
+        for group in row.searched:
+            spec = QuantSpec(kind=row.name, group_size=group)
+            if not spec.fits(columns):
+                continue
+            if _is_rounded(tensor.codes[_sample(rows)], spec) and all(
+                _is_rounded(tensor.codes[part], spec) for part in row_slices(rows, columns)
+            ):
+                return spec
     return None
+
+
+def _sample(rows: int) -> list[int]:
+    """A few rows, spread over the matrix: some of an embedding may be all zero."""
+    return sorted({rows * i // _SAMPLE_ROWS for i in range(_SAMPLE_ROWS)})
 
 
 def _is_rounded(values: NDArray[np.float32], spec: QuantSpec) -> bool:
@@ -231,10 +221,9 @@ def _magnitudes(codes: NDArray, group: int) -> tuple[NDArray, NDArray]:
     return bits, bits.max(axis=2, keepdims=True)
 
 
-def _is_ternary(codes: NDArray, group: int) -> bool:
-    bits, top = _magnitudes(codes, group)
-    infinity = {"uint16": 0x7F80, "float16": 0x7C00, "float32": 0x7F800000}[codes.dtype.name]
-    return bool(((bits == 0) | (bits == top)).all() and (top < infinity).all())
+def _is_ternary(tensor: PackedTensor, rows: slice, group: int) -> bool:
+    bits, top = _magnitudes(tensor.codes[rows], group)
+    return bool(((bits == 0) | (bits == top)).all() and (top < tensor.spec.row.infinity).all())
 
 
 def pack_ternary_exact(tensor: PackedTensor, spec: QuantSpec) -> PackedTensor:
@@ -243,17 +232,17 @@ def pack_ternary_exact(tensor: PackedTensor, spec: QuantSpec) -> PackedTensor:
     Scales are float16 where that is exact for all, else float32. Raises CheckpointError when a group
     holds two magnitudes.
     """
-    group, (rows, columns) = spec.group_size, tensor.shape
-    codes = np.empty((rows, columns // 4), np.uint8)
+    row, group, (rows, columns) = spec.row, spec.group_size, tensor.shape
+    codes = np.empty((rows, row.width(columns)), row.codes)
     scales = np.empty((rows, columns // group), np.float32)
     for part in row_slices(rows, columns):
-        if tensor.spec.kind not in FLOAT_KINDS or not _is_ternary(tensor.codes[part], group):
+        if tensor.spec.row.group or not _is_ternary(tensor, part, group):
             raise CheckpointError(
                 f"a weight matrix is not ternary in groups of {group}", "convert it with int4"
             )
         values = unpack_rows(tensor, part)
         scales[part] = np.abs(values).reshape(values.shape[0], -1, group).max(axis=2)
-        codes[part] = pack_codes((np.sign(values) + 1).astype(np.uint8), "ternary")
+        codes[part] = row.pack(row.codes_of(np.sign(values)))
     with np.errstate(over="ignore"):
         small = scales.astype(np.float16)
     exact = bool((small.astype(np.float32) == scales).all())

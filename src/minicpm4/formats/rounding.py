@@ -1,21 +1,15 @@
-"""Round groups of float32 weights to integer codes and one scale: the arithmetic of round-to-nearest.
+"""Round groups of float32 weights to numbers and one scale: the arithmetic of round-to-nearest.
 
-Every step is an elementwise float32 operation, a maximum, or ``group_sum``, whose order is fixed. So the same
-weights give the same bits on every machine, and ``kernels/straight_through.py`` gives them on every device.
+Written once over NumPy and torch (``xp`` is either module). Every step is an elementwise float32 operation, a
+maximum, or ``group_sum``, whose order is fixed. So the same weights give the same bits on every machine and
+device, and training sees the very weights that packing gives (``kernels/straight_through.py``).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from minicpm4.errors import ConfigError
-from minicpm4.formats.quant import QuantSpec
-
-__all__ = ["F16_MAX", "INT4_TRIES", "BlockSpec", "group_sum", "round_group"]
+__all__ = ["F16_MAX", "INT4_TRIES", "Rounding", "group_sum", "int4", "int8", "ternary"]
 
 F16_MAX = 65504.0
 # Scales tried for int4, as parts of the one that maps the largest magnitude to code -8. Clipping the
@@ -24,37 +18,15 @@ INT4_TRIES = (1.0, 0.92)
 _COLUMNS = 8
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BlockSpec(QuantSpec):
-    """Ternary weights whose scale is shared by ``rows`` rows times ``group_size`` columns (128 x 128 in
-    BitCPM4).
+class Rounding(Protocol):
+    """``round(xp, groups)``: groups (rows, groups, group size) float32 to numbers of the same shape, float32,
+    and scales (rows, groups), float32, each of which float16 holds unless it is too large for that.
 
-    The last block has the rows that are left. Packed it is ternary in groups of ``group_size``. Raises
-    ConfigError for other kinds.
+    Numbers are chosen for the rounded scale, so its rounding costs nothing; zero among them may be -0. A
+    group that is not finite gets a scale or numbers that are not.
     """
 
-    rows: int = 128
-
-    def __post_init__(self) -> None:
-        QuantSpec.__post_init__(self)
-        if self.kind != "ternary" or self.rows < 1:
-            raise ConfigError(
-                f"{self.rows} rows of {self.kind} weights cannot share a scale",
-                "blocks are for ternary weights; use groups along a row",
-            )
-
-    def __str__(self) -> str:
-        return f"{self.kind}-b{self.rows}x{self.group_size}"
-
-
-def round_group(groups: NDArray[np.float32], kind: str) -> tuple[NDArray, NDArray]:
-    """Round ``groups`` (rows, groups, group size), finite, to ``kind``.
-
-    Returns codes (same shape; int8, or uint8 for int4 and ternary) and scales (rows, groups), float16
-    unless one is too large. Codes are chosen for the rounded scale, so its rounding costs nothing.
-    """
-    with np.errstate(over="ignore", invalid="ignore"):
-        return {"int8": _int8, "int4": _int4, "ternary": _ternary}[kind](groups)
+    def __call__(self, xp: Any, groups: Any, /) -> tuple[Any, Any]: ...
 
 
 def group_sum(values: Any) -> Any:
@@ -73,63 +45,65 @@ def group_sum(values: Any) -> Any:
     return values[..., 0]
 
 
-def _storable(scales: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray]:
-    """Scales as they will be stored, as float32 and in their stored type: float32 if one is too large for
-    float16, and then that one as it is."""
-    stored = scales.astype(np.float16)
-    # Near the smallest float16, rounding down could halve a scale and clip its group: round away.
-    low = np.abs(stored.astype(np.float32)) < np.abs(scales) * np.float32(0.999)
-    if low.any():
-        away = np.nextafter(stored, np.copysign(np.float16(np.inf), scales.astype(np.float16)))
-        stored = np.where(low, away, stored)
-    large = np.abs(scales) > F16_MAX
-    if large.any():
-        used = np.where(large, scales, stored.astype(np.float32))
-        return used, used
-    return stored.astype(np.float32), stored
+def int8(xp: Any, groups: Any) -> tuple[Any, Any]:
+    """Symmetric about the largest magnitude."""
+    top = xp.amax(xp.abs(groups), axis=2)
+    # An array, not a number, which CUDA would multiply by its rounded inverse.
+    scales = _storable(xp, top / xp.full_like(top, 127.0))
+    return _numbers(xp, groups, scales, -127, 127), scales
 
 
-def _inverse(scales: NDArray[np.float32]) -> NDArray[np.float32]:
-    tiny = np.abs(scales) < 1e-30
-    return np.where(tiny, np.float32(0), np.float32(1) / np.where(tiny, np.float32(1), scales))
-
-
-def _int8(groups: NDArray[np.float32]) -> tuple[NDArray, NDArray]:
-    used, stored = _storable(np.abs(groups).max(axis=2) / np.float32(127))
-    codes = np.rint(groups * _inverse(used)[:, :, None])
-    return np.clip(codes, -127, 127).astype(np.int8), stored
-
-
-def _int4(groups: NDArray[np.float32]) -> tuple[NDArray, NDArray]:
+def int4(xp: Any, groups: Any) -> tuple[Any, Any]:
+    """Of a few scales the one with the least squared error."""
     # The largest magnitude, with its sign, goes to -8: the side on which the codes reach further.
-    high, low = groups.max(axis=2), groups.min(axis=2)
+    high, low = xp.amax(groups, axis=2), xp.amin(groups, axis=2)
     # Adding zero gives groups of zeros the scale 0, not -0, whichever of both a maximum is.
-    base = np.where(high > -low, high, low) / np.float32(-8) + np.float32(0)
-    best_codes, best_stored, best_error = None, None, None
-    for part in INT4_TRIES:
-        used, stored = _storable(base * np.float32(part))
-        codes = np.rint(groups * _inverse(used)[:, :, None])
-        np.clip(codes, -8, 7, out=codes)
-        missed = codes * used[:, :, None] - groups
+    base = xp.where(high > -low, high, low) / -8.0 + 0.0
+    best, best_scales, best_error = groups, base, base
+    for count, part in enumerate(INT4_TRIES):
+        scales = _storable(xp, base * part)
+        numbers = _numbers(xp, groups, scales, -8, 7)
+        missed = numbers * scales[..., None]
+        missed -= groups
         missed *= missed
-        error = group_sum(missed)
-        if best_codes is None or best_stored is None or best_error is None:
-            best_codes, best_stored, best_error = codes, stored, error
+        error = group_sum(missed) + 0.0  # a copy: what it is a view of is let go
+        del missed
+        if not count:
+            best, best_scales, best_error = numbers, scales, error
             continue
         better = error < best_error
-        np.copyto(best_codes, codes, where=better[:, :, None])
-        best_stored = np.where(better, stored, best_stored)
-        best_error = np.minimum(error, best_error)
-    assert best_codes is not None and best_stored is not None
-    return (best_codes + 8).astype(np.uint8), best_stored
+        best = xp.where(better[..., None], numbers, best)
+        best_scales = xp.where(better, scales, best_scales)
+        best_error = xp.minimum(error, best_error)
+    return best, best_scales
 
 
-def _ternary(groups: NDArray[np.float32]) -> tuple[NDArray, NDArray]:
-    size = np.abs(groups)
-    top = size.max(axis=2)
-    # BitCPM4's quantiser is the mean magnitude; a group that is ternary already keeps its own.
-    already = ((size == 0) | (size == top[:, :, None])).all(axis=2)
-    count = np.float32(size.shape[2])
-    used, stored = _storable(np.where(already, top, group_sum(size) / count))
-    codes = np.rint(groups * _inverse(used)[:, :, None])
-    return (np.clip(codes, -1, 1) + 1).astype(np.uint8), stored
+def ternary(xp: Any, groups: Any, count: Any = None) -> tuple[Any, Any]:
+    """The mean magnitude, BitCPM4's scale; a group that is ternary already keeps its own. ``count``: weights
+    of each group where some are padding, broadcast over (rows, groups)."""
+    size = xp.abs(groups)
+    top = xp.amax(size, axis=2)
+    already = xp.all((size == 0) | (size == top[..., None]), axis=2)
+    number = xp.full_like(top, float(groups.shape[2])) if count is None else count
+    scales = _storable(xp, xp.where(already, top, group_sum(size) / number))
+    return _numbers(xp, groups, scales, -1, 1), scales
+
+
+def _storable(xp: Any, scales: Any) -> Any:
+    """Scales as they will be stored, in float32: as float16 has them, or as they are where too large."""
+    stored = xp.asarray(scales, dtype=xp.float16)
+    # Near the smallest float16, rounding down could halve a scale and clip its group: round away. One up in
+    # the bits is the next float16 away from zero, for either sign.
+    low = xp.abs(xp.asarray(stored, dtype=xp.float32)) < xp.abs(scales) * 0.999
+    away = (stored.view(xp.int16) + xp.asarray(low, dtype=xp.int16)).view(xp.float16)
+    return xp.where(xp.abs(scales) > F16_MAX, scales, xp.asarray(away, dtype=xp.float32))
+
+
+def _numbers(xp: Any, groups: Any, scales: Any, least: int, most: int) -> Any:
+    """The whole numbers nearest to ``groups`` / ``scales``."""
+    tiny = xp.abs(scales) < 1e-30
+    inverse = xp.where(tiny, 0.0, 1.0 / xp.where(tiny, 1.0, scales))
+    found = groups * xp.asarray(inverse, dtype=xp.float32)[..., None]
+    xp.round(found, out=found)
+    xp.clip(found, least, most, out=found)
+    return found

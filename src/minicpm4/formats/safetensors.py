@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,43 +13,64 @@ from numpy.typing import NDArray
 
 from minicpm4.config.model import read_hf_config
 from minicpm4.errors import CheckpointError
+from minicpm4.files import read_json
 from minicpm4.formats.checkpoint import TensorInfo
+from minicpm4.formats.kinds import float_kinds
 from minicpm4.formats.mapping import MappedFile
-from minicpm4.formats.packing import unpack
-from minicpm4.formats.quant import CODE_DTYPES, PackedTensor, QuantSpec
-from minicpm4.formats.safetensors_header import REMEDY, header_length, parse_header
+from minicpm4.formats.names import hf_name, is_ignorable
+from minicpm4.formats.packing import as_codes, unpack
+from minicpm4.formats.quant import PackedTensor, QuantSpec
+from minicpm4.formats.safetensors_header import REMEDY, Entry, read_header
 
-__all__ = ["SafetensorsCheckpoint", "read_index"]
+__all__ = ["SafetensorsCheckpoint", "StoredTensor", "open_tensors", "read_index"]
+
+logger = logging.getLogger("minicpm4")
 
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
 MAX_INDEX = 1 << 25
 MAX_SHARDS = 1000
-_SPECS = {"F32": QuantSpec(kind="f32"), "F16": QuantSpec(kind="f16"), "BF16": QuantSpec(kind="bf16")}
+_SPECS = {row.file: QuantSpec(kind=name) for name, row in float_kinds().items()}
+_SPECS["F64"] = _SPECS["F32"]  # rounded as it is loaded
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Stored:
-    """Where one tensor lies: ``offset`` in bytes from the start of ``file``."""
+class StoredTensor:
+    """A tensor in a mapped file."""
 
     file: MappedFile
-    shape: tuple[int, ...]
-    dtype: str
-    offset: int
-    nbytes: int
+    entry: Entry
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.entry.shape
+
+    def view(self) -> NDArray:
+        """Its values, where they lie, or a copy where they lie at an odd place."""
+        raw, kind = self.file.view(self.entry.offset, self.entry.nbytes), self.entry.array_type
+        if self.entry.offset % kind.itemsize:
+            raw = raw.copy()  # an odd header length: kernels want aligned numbers
+        return raw.view(kind).reshape(self.shape)
+
+    def release(self) -> None:
+        """Let the system drop its mapped pages."""
+        self.file.release(self.entry.offset, self.entry.nbytes)
 
 
 class SafetensorsCheckpoint:
     """A model folder (see formats/checkpoint.py for the protocol).
 
-    Raises CheckpointError for corrupt files, missing shards, quantised or pickled checkpoints.
+    ``as_stored``: names of tensors are left as they are in the file; else they become those of a whole model
+    (``hf_name``). Raises CheckpointError for corrupt files, missing shards, quantised or pickled checkpoints.
     """
 
     path: Path
     files: tuple[Path, ...]
     tensors: Mapping[str, TensorInfo]
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, as_stored: bool = False) -> None:
+        self.path, self._as_stored = path, as_stored
+        _refuse_adapter(path)
         self._config = read_hf_config(path)
         if self._config.get("quantization_config"):
             method = dict_or_empty(self._config["quantization_config"]).get("quant_method", "unknown")
@@ -58,12 +78,16 @@ class SafetensorsCheckpoint:
                 f"{path} holds weights quantised by {method}, which cannot be read yet",
                 "use the original checkpoint, or a GGUF file of the model",
             )
-        self._stored: dict[str, _Stored] = {}
+        self._stored: dict[str, StoredTensor] = {}
         shards = _shards(path)
         self.files = tuple(shards)
         for file, names in shards.items():
             self._add(file, names)
-        self.tensors = {name: _info(name, stored) for name, stored in self._stored.items()}
+        self.tensors = {
+            name: _info(name, stored)
+            for name, stored in self._stored.items()
+            if stored.entry.dtype in _SPECS or not is_ignorable(name)
+        }
 
     def hf_config(self) -> dict[str, Any] | None:
         """config.json with generation_config.json's end tokens merged in."""
@@ -92,34 +116,46 @@ class SafetensorsCheckpoint:
 
     def release(self, name: str) -> None:
         """Let the system drop the mapped pages of a tensor."""
-        stored = self._get(name)
-        stored.file.release(stored.offset, stored.nbytes)
+        self._get(name).release()
 
-    def _get(self, name: str) -> _Stored:
+    def _get(self, name: str) -> StoredTensor:
         if name not in self._stored:
             raise CheckpointError(f"{self.path} has no tensor {name}")
         return self._stored[name]
 
-    def _view(self, name: str, stored: _Stored, shape: tuple[int, int]) -> PackedTensor:
+    def _view(self, name: str, stored: StoredTensor, shape: tuple[int, int]) -> PackedTensor:
         spec = self.tensors[name].spec
-        raw = stored.file.view(stored.offset, stored.nbytes)
-        dtype = CODE_DTYPES[spec.kind]
-        if stored.offset % dtype.itemsize:
-            raw = raw.copy()  # an odd header length: kernels want aligned numbers
-        return PackedTensor(spec=spec, shape=shape, codes=raw.view(dtype).reshape(shape))
+        return PackedTensor(spec=spec, shape=shape, codes=as_codes(stored.view().reshape(shape), spec))
 
     def _add(self, file: Path, names: frozenset[str] | None) -> None:
         """Add the tensors of ``file``; ``names``: those that the index expects in it."""
-        found = read_header(file)
+        found = open_tensors(file)
         missing = sorted(names - found.keys()) if names is not None else []
         if missing:
             raise CheckpointError(f"{file} lacks tensor {missing[0]} that {INDEX} promises", REMEDY)
-        for name, stored in found.items():
+        for own, stored in found.items():
+            name = own if self._as_stored else hf_name(own)
             if name in self._stored:
                 raise CheckpointError(
-                    f"tensor {name} is in {self._stored[name].file.path.name} and in {file.name}"
+                    f"tensor {own} is in {self._stored[name].file.path.name} and in {file.name}"
+                    + ("" if own == name else f", as {name}")
                 )
             self._stored[name] = stored
+
+
+def _refuse_adapter(folder: Path) -> None:
+    """Raise CheckpointError where ``folder`` holds an adapter (peft's) alone; beside a model it is told that
+    nothing reads it."""
+    if not (folder / ADAPTER).is_file():
+        return
+    if any(not file.name.startswith("adapter") for file in folder.glob("*.safetensors")):
+        logger.warning("%s: %s is not read: the model runs without the adapter", folder, ADAPTER)
+        return
+    base = read_json(folder / ADAPTER, MAX_INDEX, CheckpointError, REMEDY).get("base_model_name_or_path")
+    raise CheckpointError(
+        f"{folder} holds an adapter{f' of {base:.100}' if isinstance(base, str) else ''}, not a model",
+        "merge the two elsewhere (peft's merge_and_unload), and save the whole model",
+    )
 
 
 def dict_or_empty(value: Any) -> dict[str, Any]:
@@ -127,16 +163,16 @@ def dict_or_empty(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _info(name: str, stored: _Stored) -> TensorInfo:
-    spec = _SPECS.get(stored.dtype)
+def _info(name: str, stored: StoredTensor) -> TensorInfo:
+    dtype, nbytes = stored.entry.dtype, stored.entry.nbytes
+    spec = _SPECS.get(dtype)
     if spec is None:
         raise CheckpointError(
-            f"{stored.file.path}: tensor {name} has type {stored.dtype}, which cannot be read",
-            "convert the checkpoint to F32, F16 or BF16",
+            f"{stored.file.path}: tensor {name} has type {dtype}, which cannot be read",
+            "convert the checkpoint to " + ", ".join(_SPECS),
         )
-    return TensorInfo(
-        shape=stored.shape, dtype=stored.dtype, nbytes=stored.nbytes, spec=spec, loaded_nbytes=stored.nbytes
-    )
+    loaded = nbytes // stored.entry.array_type.itemsize * spec.row.codes.itemsize
+    return TensorInfo(shape=stored.shape, dtype=dtype, nbytes=nbytes, spec=spec, loaded_nbytes=loaded)
 
 
 def _shards(folder: Path) -> dict[Path, frozenset[str] | None]:
@@ -166,13 +202,7 @@ def read_index(folder: Path, name: str = INDEX) -> dict[Path, frozenset[str] | N
     """The files that the index ``name`` of ``folder`` lists, with the tensors it puts into each. Raises
     CheckpointError."""
     index = folder / name
-    try:
-        if index.stat().st_size > MAX_INDEX:
-            raise CheckpointError(f"{index} is larger than {MAX_INDEX} bytes")
-        raw = json.loads(index.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"cannot read {index}: {error}", REMEDY) from error
-    weight_map = dict_or_empty(raw).get("weight_map")
+    weight_map = read_json(index, MAX_INDEX, CheckpointError, REMEDY).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map", REMEDY)
     names: dict[str, set[str]] = {}
@@ -194,33 +224,8 @@ def read_index(folder: Path, name: str = INDEX) -> dict[Path, frozenset[str] | N
     return {folder / file: frozenset(tensors) for file, tensors in sorted(names.items())}
 
 
-def read_header(file: Path) -> dict[str, _Stored]:
+def open_tensors(file: Path) -> dict[str, StoredTensor]:
     """Map ``file`` and return its tensors. Raises CheckpointError."""
     mapped = MappedFile(file)
-    length = header_length(mapped.view(0, min(8, mapped.size)).tobytes(), mapped.size, file)
-    _validate(file)
-    header = parse_header(mapped.view(8, length).tobytes(), file)
-    header.pop("__metadata__", None)
-    found = {}
-    for name, entry in header.items():
-        start, end = entry["data_offsets"]
-        shape = tuple(entry["shape"])
-        stored = _Stored(
-            file=mapped, shape=shape, dtype=entry["dtype"], offset=8 + length + start, nbytes=end - start
-        )
-        width = CODE_DTYPES[_SPECS[stored.dtype].kind].itemsize if stored.dtype in _SPECS else 0
-        if stored.offset + stored.nbytes > mapped.size or (width and prod(shape) * width != stored.nbytes):
-            raise CheckpointError(f"{file}: tensor {name} of shape {shape} does not fit its bytes", REMEDY)
-        found[name] = stored
-    return found
-
-
-def _validate(file: Path) -> None:
-    """Let the format's own library check header, sizes and offsets."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="numpy"):
-            pass
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{file} is not a valid safetensors file: {error}", REMEDY) from error
+    header = read_header(lambda offset, count: mapped.view(offset, count).tobytes(), mapped.size, file)
+    return {name: StoredTensor(file=mapped, entry=entry) for name, entry in header.entries.items()}

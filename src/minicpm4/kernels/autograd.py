@@ -15,8 +15,10 @@ The choice of blocks has no gradient; attention over the chosen ones has (kernel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any
@@ -26,6 +28,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from minicpm4.config import SparseConfig
+from minicpm4.formats.kinds import float_kinds
 from minicpm4.formats.quant import QuantSpec
 from minicpm4.kernels.contract import Linear, OpTable, Selection
 from minicpm4.kernels.fp8 import fp8_linear
@@ -34,7 +37,10 @@ from minicpm4.kernels.straight_through import fake_quantise
 
 __all__ = ["LowRank", "TorchCache", "TorchKV", "TorchMatrix", "TorchOps", "rotate", "wide_type"]
 
-_KINDS: dict[torch.dtype, Any] = {torch.float16: "f16", torch.bfloat16: "bf16"}
+logger = logging.getLogger("minicpm4")
+
+WINDOWED_ROWS = 256  # that read their windows together, at least
+_KINDS: dict[torch.dtype, str] = {getattr(torch, row.dtype): name for name, row in float_kinds().items()}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -87,11 +93,11 @@ class TorchKV:
     """Keys and values (n, hkv, d) of one layer and one step, from ``append`` to ``attend``.
 
     ``selection`` is kept, so that a layer that is run again for its gradient (activation checkpointing)
-    neither chooses again nor differently.
+    neither chooses again nor differently. ``window`` as in KVLayer.
     """
 
-    def __init__(self, num_kv_heads: int, head_dim: int) -> None:
-        self.num_kv_heads, self.head_dim = num_kv_heads, head_dim
+    def __init__(self, num_kv_heads: int, head_dim: int, window: int = 0) -> None:
+        self.num_kv_heads, self.head_dim, self.window = num_kv_heads, head_dim, window
         self.selection: Selection | None = None
         self._kv: tuple[Tensor, Tensor] | None = None
 
@@ -112,14 +118,15 @@ class TorchKV:
 
 
 class TorchCache:
-    """A trainer's cache: a fresh TorchKV for each layer of a step."""
+    """A trainer's cache: a fresh TorchKV for each layer of a step. ``windows``: of each layer; none: none has
+    one."""
 
-    def __init__(self, num_kv_heads: int, head_dim: int) -> None:
-        self._shape = num_kv_heads, head_dim
+    def __init__(self, num_kv_heads: int, head_dim: int, windows: Sequence[int] = ()) -> None:
+        self._shape, self._windows = (num_kv_heads, head_dim), windows
 
     def layer(self, index: int) -> Any:
         """A TorchKV, in the place of a KVLayer."""
-        return TorchKV(*self._shape)
+        return TorchKV(*self._shape, self._windows[index] if self._windows else 0)
 
 
 class TorchOps(OpTable):
@@ -128,6 +135,9 @@ class TorchOps(OpTable):
 
     name = "torch"
     description = "torch: ops with gradients, for training"
+    on_host = False
+    kv_formats = ("float32", "bf16")
+    reads_trees = False
 
     # Arguments that the contract calls arrays are tensors here, KVLayer is TorchKV, PackedTensor TorchMatrix.
 
@@ -154,6 +164,9 @@ class TorchOps(OpTable):
     def append(self, k: Any, v: Any, kv: Any, step: Any) -> None:
         kv.put(k, v)
 
+    def settle(self, kv: Any, step: Any, accepted: Any) -> None:
+        self.check_supports(tree=True)
+
     @torch.no_grad()
     def select(self, q: Any, kv: Any, step: Any) -> Selection:
         if kv.selection is None:
@@ -164,10 +177,13 @@ class TorchOps(OpTable):
         q, k, v = _for_products(q, *kv.take())
         with torch.autocast(q.device.type, enabled=False):
             if selection is None:
-                parts = [_dense(q[rows], k[rows], v[rows]) for rows in _documents(step)]
+                parts = [_dense(q[rows], k[rows], v[rows], kv.window) for rows in _documents(step)]
             else:
                 parts = _sparse(q, k, v, step, selection.blocks)
         return torch.cat(parts).flatten(1)
+
+    def join(self, parts: Any) -> Any:
+        return torch.cat(list(parts), dim=-1)
 
     def silu_mul(self, gate: Any, up: Any, out: Any = None) -> Any:
         return functional.silu(gate) * up
@@ -217,12 +233,34 @@ def _for_products(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tens
     return q.to(dtype), k.to(dtype), v.to(dtype)
 
 
-def _dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention of one document: q (n, hq, d), k and v (n, hkv, d); result (n, hq, d)."""
+def _dense(q: Tensor, k: Tensor, v: Tensor, window: int = 0) -> Tensor:
+    """Causal attention of one document: q (n, hq, d), k and v (n, hkv, d); result (n, hq, d). Of the last
+    ``window`` tokens, where it is not 0."""
     group = q.shape[1] // k.shape[1]
+    if 0 < window < q.shape[0]:
+        return _windowed(q, k, v, window)
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
     y = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=group > 1)
     return y[0].transpose(0, 1)
+
+
+def _windowed(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    """``_dense`` in parts of rows, each of which reads no more keys than it has rows and a window."""
+    size, parts = max(window, WINDOWED_ROWS), []
+    for start in range(0, q.shape[0], size):
+        stop, first = min(start + size, q.shape[0]), max(start - window + 1, 0)
+        rows = torch.arange(start, stop, device=q.device)[:, None]
+        keys = torch.arange(first, stop, device=q.device)
+        one, k_part, v_part = (x.transpose(0, 1)[None] for x in (q[start:stop], k[first:stop], v[first:stop]))
+        y = functional.scaled_dot_product_attention(
+            one,
+            k_part,
+            v_part,
+            attn_mask=(keys <= rows) & (keys > rows - window),
+            enable_gqa=q.shape[1] > k.shape[1],
+        )
+        parts.append(y[0].transpose(0, 1))
+    return torch.cat(parts)
 
 
 def _select(q: Tensor, k: Tensor, step: Any) -> Selection:
@@ -238,7 +276,7 @@ def _select(q: Tensor, k: Tensor, step: Any) -> Selection:
         seen = (place // config.block_size + 1).clamp(max=config.budget)
         found = torch.where(everything < seen[:, None], everything, -1)
         found = found[:, None].repeat(1, k.shape[1], 1)
-        dense = place + 1 < config.dense_len
+        dense = place + 1 < config.dense_below
         found[dense] = -1
         first = config.first_choosing
         if len(place) > first:
@@ -271,11 +309,19 @@ def _sparse(q: Tensor, k: Tensor, v: Tensor, step: Any, blocks: Tensor) -> list[
 
 def _sparse_attention_for(q: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]:
     """The GPU's own kernels where there is one and its packages are installed; they have no float64."""
-    if q.device.type == "cuda" and q.dtype != torch.float64 and find_spec("triton") is not None:
-        from minicpm4.kernels.gpu.sparse_train import gpu_sparse_attention
+    if q.device.type == "cuda" and q.dtype != torch.float64:
+        if find_spec("triton") is not None:
+            from minicpm4.kernels.gpu.sparse_train import gpu_sparse_attention
 
-        return gpu_sparse_attention
+            return gpu_sparse_attention
+        _say_no_triton()
     return sparse_attention
+
+
+@lru_cache(maxsize=1)
+def _say_no_triton() -> None:
+    """Once a process."""
+    logger.warning("Triton is missing: sparse attention on the GPU runs in plain torch, which is slower")
 
 
 def _pages(x: Tensor, size: int) -> Tensor:

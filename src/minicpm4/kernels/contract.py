@@ -13,14 +13,19 @@ heads, hkv key/value heads, d head size, P page size in tokens. Activations are 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minicpm4.config import SparseConfig
+from minicpm4.config import ModelConfig, SparseConfig
+from minicpm4.errors import UnsupportedError
 from minicpm4.formats.quant import PackedTensor
+from minicpm4.kernels.pages import KV_FORMATS
+from minicpm4.machine import available_memory
 
 Array = NDArray[Any]
 Floats = NDArray[np.float32]
@@ -73,12 +78,13 @@ class KVLayer:
     tokens; each key and each value is its codes, -127 to 127, times ``key_scales`` or
     ``value_scales`` (pages, hkv, P) float32, NaN where a number of it was not finite.
 
-    ``kernels`` (pages, hkv, P / kernel_stride, d) and ``coarse`` (pages, hkv, coarse_per_block, d)
+    ``compressed`` (pages, hkv, P / kernel_stride, d) and ``coarse`` (pages, hkv, coarse_per_block, d)
     hold the compressed keys that END in the page; None without sparse attention (coarse: without
     the LSE approximation). They are float32 where keys are; elsewhere int16 codes of norm 32766 (or
-    0), times ``kernel_scales`` and ``coarse_scales`` (no last axis) float32. Kernel j ends at token
-    e = j * kernel_stride + kernel_size - 1 and sits in slot e % P // kernel_stride of page e // P;
-    coarse kernels likewise with both lengths times 4. ``kernels/pages.py`` lists the arrays. ``native``
+    0), times ``compressed_scales`` and ``coarse_scales`` (no last axis) float32. Compressed key j ends
+    at token e = j * kernel_stride + kernel_size - 1 and sits in slot e % P // kernel_stride of page
+    e // P; coarse ones likewise with both lengths times 4. ``kernels/pages.py`` lists the arrays. ``window``:
+    tokens that a row of this layer reads, the last ones, its own included; 0: all before it. ``native``
     is where op tables keep what they make of the arrays, by their name.
     """
 
@@ -86,10 +92,11 @@ class KVLayer:
     values: Array
     key_scales: Floats | None = None
     value_scales: Floats | None = None
-    kernels: Array | None = None
-    kernel_scales: Floats | None = None
+    compressed: Array | None = None
+    compressed_scales: Floats | None = None
     coarse: Array | None = None
     coarse_scales: Floats | None = None
+    window: int = 0
     native: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -110,10 +117,11 @@ class Tree:
     """Drafts that a step checks together (EAGLE-2, arXiv 2406.16858): of each sequence the step's rows are
     a tree, at most 64, every row after its parent.
 
-    A row reads all tokens before the step, and of the step's those that it follows: ``ancestors`` (n,)
-    uint64 has bit b set where a row reads row b of its sequence's, itself included. ``positions`` (n,) are
-    the rows' places in the text, for the rotary table: those of siblings are equal. Where their keys and
-    values lie, ``Step.positions`` says, as ever.
+    A row reads all tokens before the step, and of the step's those that it follows, its path: ``ancestors``
+    (n,) uint64 has bit b set where row b of its sequence's is on it, as the row itself is. ``positions`` (n,)
+    are the rows' places in the text: the sequence's first position, and one more for each row before it on
+    its path, so those of siblings are equal. Rotary angles and blocks go by these; where keys and values lie,
+    ``Step.positions`` says, as ever. Every row computes what it would, had its path been run as plain rows.
     """
 
     ancestors: NDArray[np.uint64]
@@ -149,8 +157,52 @@ class Step:
 
     @property
     def angles(self) -> Ints:
-        """Positions in the rotary table, (n,)."""
+        """Places in the text, (n,): positions in the rotary table."""
         return self.positions if self.tree is None else self.tree.positions
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Accepted:
+    """The rows of a step over trees that stay in their texts: of each sequence a path from its root.
+
+    ``rows`` (k,) int32 are rows of the step, parents before children; those of sequence j are ``rows``
+    cu_rows[j] to cu_rows[j+1] - 1, maybe none. ``native`` as in KVLayer.
+    """
+
+    rows: Ints
+    cu_rows: Ints
+    native: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+
+    def moves(self, step: Step) -> tuple[Ints, Step]:
+        """Of each row the position (k,) at which its key lies, and where it goes to: the plain step in which
+        the rows follow their texts. In this order no move overwrites what a later one reads: rows ascend, so
+        none moves up.
+
+        Raises ValueError unless the rows of each sequence are a path from the root of its tree.
+        """
+        found: tuple[Ints, Step] | None = self.native.get("moves")
+        if found is None:
+            found = self.native["moves"] = _moves(self, step)
+        return found
+
+
+def _moves(accepted: Accepted, step: Step) -> tuple[Ints, Step]:
+    rows, cu_rows = np.asarray(accepted.rows, np.int32), np.asarray(accepted.cu_rows, np.int32)
+    counts, firsts = np.diff(cu_rows), np.asarray(step.cu_rows[:-1], np.int32)
+    if counts.shape != firsts.shape or (counts < 0).any() or cu_rows[0] != 0 or cu_rows[-1] != len(rows):
+        raise ValueError(f"accepted rows are cut at {cu_rows}, of {len(rows)} and {len(firsts)} sequences")
+    sequences = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+    own = rows - firsts[sequences]  # numbers of rows within their trees
+    if step.tree is None or ((own < 0) | (own >= np.diff(step.cu_rows)[sequences])).any():
+        raise ValueError(f"accepted rows {rows} are not of the sequences' trees")
+    bits = np.uint64(1) << own.astype(np.uint64)
+    paths = [np.add.accumulate(bits[a:b]) for a, b in pairwise(cu_rows) if a < b]
+    if paths and (np.concatenate(paths) != step.tree.ancestors[rows]).any():
+        raise ValueError(f"accepted rows {rows} are not paths from the roots of the sequences' trees")
+    sources = np.asarray(step.positions, np.int32)[rows]
+    targets = sources - own + np.arange(len(rows), dtype=np.int32) - cu_rows[sequences]
+    plain = replace(step, ids=step.ids[rows], positions=targets, cu_rows=cu_rows, tree=None)
+    return sources, plain
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -169,11 +221,98 @@ class OpTable(ABC):
     description: str
     layout: str = "rows"
     """Names what ``prepare`` writes, its version included: weights are kept on disk under this name."""
+    threads: int = 1
+    """Threads of the host that it computes with."""
+    on_host: bool = True
+    """Whether its arrays are NumPy's, in the host's memory; if not, ``put`` and ``get`` copy."""
+    kv_formats: tuple[str, ...] = KV_FORMATS
+    """Formats of pages that it has kernels for."""
+    reads_windows: bool = True
+    """Whether it has kernels for layers with a sliding window."""
+    reads_trees: bool = True
+    """Whether it has kernels for steps that are trees of drafts."""
+    weight_kinds: frozenset[str] | None = None
+    """Kinds of weights that it has kernels for; None: all in ``formats/kinds.py``, by unpacking them."""
+    activations: tuple[str, ...] = ("auto",)
+    """Ways of rounding activations that it has kernels for; see ``registry.resolve``."""
+
+    def check_supports(
+        self,
+        *,
+        kv: str = "bf16",
+        tree: bool = False,
+        windows: bool = False,
+        activations: str = "auto",
+        weights: Collection[str] = (),
+    ) -> None:
+        """Raise UnsupportedError for what this table has no kernels for, before weights are read.
+        ``weights``: their kinds."""
+        who = f"backend {self.name!r}"
+        if kv not in self.kv_formats:
+            known = " or ".join(f"kv={name!r}" for name in self.kv_formats)
+            raise UnsupportedError(
+                f"{who} has no kernels for pages of {kv}", f"use {known}, or another backend"
+            )
+        for kind in sorted(weights):
+            if self.weight_kinds is not None and kind not in self.weight_kinds:
+                known = ", ".join(sorted(self.weight_kinds))
+                raise UnsupportedError(
+                    f"{who} has no kernels for weights of kind {kind}", f"use one of {known}"
+                )
+        if tree and not self.reads_trees:
+            raise UnsupportedError(f"{who} has no kernels for trees", "check drafts one after another")
+        if windows and not self.reads_windows:
+            raise UnsupportedError(f"{who} has no kernels for sliding windows", 'use backend="cpu"')
+        if activations not in self.activations:
+            raise UnsupportedError(f"{who} has no activations = {activations!r}", 'use activations="auto"')
+
+    def available_memory(self) -> int | None:
+        """Bytes that can be taken where the table computes; None where the system does not tell."""
+        return available_memory()
+
+    def scratch_nbytes(
+        self,
+        config: ModelConfig,
+        sparse: SparseConfig | None,
+        *,
+        kv: str,
+        rows: int,
+        context: int,
+        weights: Collection[str],
+    ) -> int:
+        """Bytes that ops take beside their arguments and results, at most: in steps of up to ``rows`` rows of
+        sequences of up to ``context`` tokens, with pages of ``kv`` and any of these kinds of ``weights``."""
+        # What the compositions below make, the larger half of it at a time; with sparse attention the choice
+        # and the compressed keys, in float32.
+        heads, d = config.num_key_value_heads, config.head_dim
+        floats = rows * (2 * config.hidden_size + 2 * heads * d + config.intermediate_size)
+        if sparse is not None:
+            budget = sparse.within(-(-context // sparse.block_size)).budget
+            floats += heads * (rows * (budget + 1) + context // sparse.kernel_stride * d)
+        return 4 * floats
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """An array of zeros where the table computes; ``dtype`` NumPy's, uint16 standing for bf16."""
+        return np.zeros(shape, dtype)
+
+    def put(self, array: Array) -> Array:
+        """``array``, the host's, where the table computes; uint16 is raw bf16."""
+        return array
+
+    def get(self, array: Array) -> Array:
+        """An array of the table as NumPy's, bf16 as float32. Waits until it is computed."""
+        return array
 
     def prepare(self, tensor: PackedTensor) -> PackedTensor:
         """Return a weight matrix in the layout that this table reads fastest: ``tensor`` itself, or
         new arrays with the same weights. Called once for each, when a model is loaded."""
         return tensor
+
+    @staticmethod
+    def refresh(part: Linear | AttentionWeights | FeedForwardWeights) -> None:
+        """The arrays of ``part`` hold other weights, or have moved: bring what hangs on it up to date. Here
+        it is dropped, to be made again; tables with copies of their own change these where they lie."""
+        (part.weight if isinstance(part, Linear) else part).native.clear()
 
     # Primitives: every table supplies these.
 
@@ -204,11 +343,20 @@ class OpTable(ABC):
         keys: its tokens do not follow one another."""
 
     @abstractmethod
+    def settle(self, kv: KVLayer, step: Step, accepted: Accepted) -> None:
+        """After a step over trees, make ``accepted`` rows the next tokens of their sequences: move their keys
+        and values, as they are stored, to the positions that follow the text, and compute every compressed
+        key that ends there, as ``append`` would have, had these tokens been run one after another. What
+        lies behind them counts as unwritten. Raises ValueError as ``Accepted.moves`` does."""
+
+    @abstractmethod
     def select(self, q: Array, kv: KVLayer, step: Step) -> Selection:
         """Choose blocks for each row and kv head (InfLLM v2; exact rules in docs/architecture.md).
 
-        q (n, hq, d) rotated. Rows for which ``step.sparse.is_dense_at(position)`` get count -1. Rows of a
-        tree see the compressed keys that end before the tree.
+        q (n, hq, d) rotated. Rows for which ``step.sparse.is_dense_at(position)`` get count -1. Of a tree
+        positions are places in the text (``Tree.positions``), and rows see the compressed keys of the text
+        that their path makes: those that end before the tree as the pages hold them, the others as ``settle``
+        would write them.
         """
 
     @abstractmethod
@@ -216,8 +364,13 @@ class OpTable(ABC):
         self, q: Array, kv: KVLayer, step: Step, selection: Selection | None, out: Array | None = None
     ) -> Array:
         """Softmax attention, scale 1/sqrt(d), of q (n, hq, d) over the tokens at or before each row's
-        position, in all blocks (``selection`` None) or the chosen ones; of the step's tokens those that
-        ``step.tree`` lets it read; result (n, hq * d)."""
+        position and in the layer's window, in all blocks (``selection`` None, as where there is a window) or
+        the chosen ones; result (n, hq * d). A row of a tree reads the text that its path makes: a draft is in
+        the block of its place in that."""
+
+    def join(self, parts: Sequence[Array]) -> Array:
+        """Return ``parts`` (n, width of each) side by side, (n, sum of widths)."""
+        return np.concatenate(parts, axis=-1)
 
     @abstractmethod
     def silu_mul(self, gate: Array, up: Array, out: Array | None = None) -> Array:
@@ -249,8 +402,9 @@ class OpTable(ABC):
         return self.rotary(q, step.angles, step.cos, step.sin)
 
     def attention(self, q: Array, kv: KVLayer, step: Step, out: Array | None = None) -> Array:
-        """Select blocks where the step is sparse, then attend; result (n, hq * d)."""
-        return self.attend(q, kv, step, self.select(q, kv, step) if step.sparse else None, out)
+        """Select blocks where the step is sparse and the layer has no window, then attend; (n, hq * d)."""
+        choose = step.sparse is not None and not kv.window
+        return self.attend(q, kv, step, self.select(q, kv, step) if choose else None, out)
 
     def add_linear(self, x: Array, a: Array, linear: Linear, scale: float) -> Array:
         """Return ``x + scale * linear(a)``: a residual branch; x may be updated in place."""

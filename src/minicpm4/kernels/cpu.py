@@ -6,15 +6,18 @@ the caller, since users' input has been checked long before.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from minicpm4 import _cpu
-from minicpm4.config import SparseConfig
+from minicpm4.config import ModelConfig, SparseConfig
 from minicpm4.errors import UnsupportedError
 from minicpm4.formats.quant import PANEL_GROUP, PackedTensor, packed_shapes
 from minicpm4.kernels.contract import (
+    Accepted,
     Array,
     AttentionWeights,
     FeedForwardWeights,
@@ -26,6 +29,7 @@ from minicpm4.kernels.contract import (
     Selection,
     Step,
 )
+from minicpm4.kernels.scratch import call_every_op, untouched
 
 isa_levels = _cpu.isa_levels
 emulated_levels = _cpu.emulated_levels
@@ -41,22 +45,31 @@ class CpuOps(OpTable):
 
     ``isa`` is one of ``isa_levels()``, by default the last, or of ``emulated_levels()``. ``narrow``:
     activations may be rounded to 8 bits. Calls from several Python threads are served one after another.
+    ``measuring``: ops check their arguments, compute nothing, and count in ``reserved`` what they would keep.
     Raises ValueError for a level that this machine lacks; use ``registry.resolve`` for an error that
     tells users what to do.
     """
 
     name = "cpu"
+    weight_kinds = frozenset(_cpu.weight_kinds())
 
-    def __init__(self, threads: int | None = None, isa: str | None = None, *, narrow: bool = False) -> None:
-        self._ctx = _cpu.Context(threads or 1, isa or isa_levels()[-1], narrow)
+    def __init__(
+        self,
+        threads: int | None = None,
+        isa: str | None = None,
+        *,
+        narrow: bool = False,
+        measuring: bool = False,
+    ) -> None:
+        self._ctx = _cpu.Context(threads or 1, isa or isa_levels()[-1], narrow, measuring)
+        self._narrow = narrow
+        self._empty = untouched if measuring else np.empty
         self._panels = frozenset(self._ctx.panels)
+        self.threads = int(self._ctx.threads)
+        self.activations = ("auto", "int8") if self._ctx.can_narrow else ("auto",)
         count = f"{self.threads} thread" + ("s" if self.threads > 1 else "")
         self.description = f"cpu: {self.isa}, {count}" + (", 8-bit activations" if narrow else "")
         self.layout = "-".join([PANELS, *sorted(self._panels)]) if self._panels else "rows"
-
-    @property
-    def threads(self) -> int:
-        return int(self._ctx.threads)
 
     @property
     def isa(self) -> str:
@@ -67,19 +80,44 @@ class CpuOps(OpTable):
         """Whether ``prepare`` changes the layout of some weights."""
         return bool(self._panels)
 
+    def check_supports(self, *, activations: str = "auto", **more: Any) -> None:
+        super().check_supports(**more)
+        if activations not in self.activations:
+            raise UnsupportedError(
+                f"{self.isa} kernels have no activations = {activations!r} "
+                "(it takes AVX-512 with VNNI and BF16)",
+                'use activations="auto"',
+            )
+
     @property
-    def can_narrow(self) -> bool:
-        """Whether kernels of this level can round activations to 8 bits."""
-        return bool(self._ctx.can_narrow)
+    def reserved(self) -> int:
+        """Bytes that the kernels keep between calls: the most that any call so far took."""
+        return self._ctx.reserved
+
+    def scratch_nbytes(
+        self,
+        config: ModelConfig,
+        sparse: SparseConfig | None,
+        *,
+        kv: str,
+        rows: int,
+        context: int,
+        weights: Collection[str],
+    ) -> int:
+        """What the kernels would keep after such steps."""
+        counted = CpuOps(self.threads, self.isa, narrow=self._narrow, measuring=True)
+        call_every_op(counted, config, sparse, kv=kv, rows=rows, context=context, kinds=weights)
+        return counted.reserved
 
     def prepare(self, tensor: PackedTensor) -> PackedTensor:
         spec = tensor.spec
         if spec.kind not in self._panels or spec.group_size % PANEL_GROUP or tensor.layout != "rows":
             return tensor
         shape, groups = packed_shapes(tensor.shape, spec, "panels")
-        codes = np.empty(shape, tensor.codes.dtype)
+        codes = self._empty(shape, tensor.codes.dtype)
         scales, offsets = (
-            None if part is None else np.empty(groups, part.dtype) for part in (tensor.scales, tensor.offsets)
+            None if part is None else self._empty(groups, part.dtype)
+            for part in (tensor.scales, tensor.offsets)
         )
         _weight(tensor).to_panels(self._ctx, codes, scales, offsets)
         return replace(tensor, codes=codes, scales=scales, offsets=offsets, layout="panels")
@@ -107,6 +145,10 @@ class CpuOps(OpTable):
 
     def append(self, k: Array, v: Array, kv: KVLayer, step: Step) -> None:
         self._ctx.append(_floats(k), _floats(v), _pages(kv), _rows(step))
+
+    def settle(self, kv: KVLayer, step: Step, accepted: Accepted) -> None:
+        sources, plain = accepted.moves(step)
+        self._ctx.settle(_pages(kv), _rows(plain), sources)
 
     def select(self, q: Array, kv: KVLayer, step: Step) -> Selection:
         c = step.sparse
@@ -222,18 +264,18 @@ def _gate_up(w: FeedForwardWeights) -> _cpu.GateUpWeights:
 
 
 def _rows(step: Step) -> _cpu.Rows:
-    """The extension's view of a step. Raises UnsupportedError for a tree."""
-    if step.tree is not None:
-        raise UnsupportedError("the CPU's kernels read no trees", "check drafts one after another")
+    """The extension's view of a step."""
     found = step.native.get("cpu")
     if found is None:
-        c = step.sparse or _NO_SPARSE
+        c, tree = step.sparse or _NO_SPARSE, step.tree
         found = step.native["cpu"] = _cpu.Rows(
             _ints(step.positions),
             _ints(step.cu_rows),
             _ints(step.page_table),
             step.cos,
             step.sin,
+            None if tree is None else tree.ancestors,
+            None if tree is None else _ints(tree.positions),
             step.sparse is not None,
             c.kernel_size,
             c.kernel_stride,
@@ -241,7 +283,7 @@ def _rows(step: Step) -> _cpu.Rows:
             c.local_blocks,
             c.topk,
             c.block_size,
-            c.dense_len,
+            c.dense_below,
             c.lse_approx,
             c.use_nope,
         )
@@ -257,9 +299,10 @@ def _pages(kv: KVLayer) -> _cpu.Pages:
             kv.values,
             kv.key_scales,
             kv.value_scales,
-            kv.kernels,
-            kv.kernel_scales,
+            kv.compressed,
+            kv.compressed_scales,
             kv.coarse,
             kv.coarse_scales,
+            kv.window,
         )
     return found

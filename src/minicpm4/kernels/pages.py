@@ -12,10 +12,10 @@ from minicpm4.errors import ConfigError
 KVFormat = Literal["bf16", "int8", "float32"]
 KV_FORMATS: tuple[str, ...] = get_args(KVFormat)
 
-Layout = dict[str, tuple[tuple[int, ...], Any]]
+PageArrays = dict[str, tuple[tuple[int, ...], Any]]
 
 
-def page_layout(kv: str, *, heads: int, d: int, page_size: int, sparse: SparseConfig | None) -> Layout:
+def page_arrays(kv: str, *, heads: int, d: int, page_size: int, sparse: SparseConfig | None) -> PageArrays:
     """Return shape and dtype of each array of ``KVLayer``, for one page of one layer.
 
     ``heads`` key/value heads of size ``d``, ``page_size`` tokens. Raises ConfigError unless ``kv``
@@ -26,23 +26,22 @@ def page_layout(kv: str, *, heads: int, d: int, page_size: int, sparse: SparseCo
     layout = _int8(heads, d, page_size) if kv == "int8" else _plain(kv, heads, d, page_size)
     if sparse is None:
         return layout
-    slots = {"kernel": sparse.kernels_per_block}
+    slots = {"compressed": sparse.compressed_per_block}
     if sparse.lse_approx:
         slots["coarse"] = sparse.coarse_per_block
     for name, count in slots.items():
-        codes = "kernels" if name == "kernel" else "coarse"
-        layout[codes] = ((heads, count, d), np.float32 if kv == "float32" else np.int16)
+        layout[name] = ((heads, count, d), np.float32 if kv == "float32" else np.int16)
         if kv != "float32":
             layout[f"{name}_scales"] = ((heads, count), np.float32)
     return layout
 
 
-def _plain(kv: str, heads: int, d: int, page_size: int) -> Layout:
+def _plain(kv: str, heads: int, d: int, page_size: int) -> PageArrays:
     dtype = np.float32 if kv == "float32" else np.uint16
     return {"keys": ((heads, d, page_size), dtype), "values": ((heads, page_size, d), dtype)}
 
 
-def _int8(heads: int, d: int, page_size: int) -> Layout:
+def _int8(heads: int, d: int, page_size: int) -> PageArrays:
     if d % 2 or page_size % 2:
         raise ConfigError(
             f"kv = 'int8' keeps pairs of numbers: head size {d} or block_size {page_size} is odd",

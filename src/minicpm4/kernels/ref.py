@@ -17,7 +17,8 @@ from minicpm4.config.sparse import COARSE
 from minicpm4.formats.bf16 import bf16_to_f32, f32_to_bf16
 from minicpm4.formats.packing import unpack, unpack_rows
 from minicpm4.formats.quant import PackedTensor
-from minicpm4.kernels.contract import Array, Ints, KVLayer, Linear, OpTable, Selection, Step
+from minicpm4.kernels.contract import Accepted, Array, Ints, KVLayer, Linear, OpTable, Selection, Step
+from minicpm4.kernels.paths import paths
 
 Doubles = NDArray[np.float64]
 
@@ -54,23 +55,33 @@ class RefOps(OpTable):
             page, slot = table[positions // kv.page_size], positions % kv.page_size
             _store(kv, page, slot, np.asarray(k[rows], np.float32), np.asarray(v[rows], np.float32))
             if step.sparse is not None and step.tree is None:
-                _compress(kv.kernels, kv.kernel_scales, kv, table, positions, step, 1)
-                _compress(kv.coarse, kv.coarse_scales, kv, table, positions, step, COARSE)
+                _compress_all(kv, table, positions, step)
+
+    def settle(self, kv: KVLayer, step: Step, accepted: Accepted) -> None:
+        sources, plain = accepted.moves(step)
+        for rows, table in _sequences(plain):
+            for source, target in zip(sources[rows], plain.positions[rows], strict=True):
+                _move(kv, table, int(source), int(target))
+            if step.sparse is not None:
+                _compress_all(kv, table, plain.positions[rows], plain)
 
     def select(self, q: Array, kv: KVLayer, step: Step) -> Selection:
         config = step.sparse
-        assert config is not None and kv.kernels is not None
+        assert config is not None and kv.compressed is not None
         n, hkv = step.num_rows, kv.num_kv_heads
         blocks = np.full((n, hkv, config.budget), -1, np.int32)
         counts = np.full((n, hkv), -1, np.int32)
+        if step.tree is not None:
+            for own, pages, plain in paths(self, kv, step):
+                one = self.select(q[own], pages, plain)
+                blocks[own], counts[own] = one.blocks, one.counts
+            return Selection(blocks=blocks, counts=counts)
         if config.use_nope:
-            q = unrotate(q, step.cos[step.angles], step.sin[step.angles])
+            q = unrotate(q, step.cos[step.positions], step.sin[step.positions])
         for rows, table in _sequences(step):
             visible = (step.positions[rows].max() + 1) // kv.page_size + 2
-            for part in _slices(rows, q.shape[1] * visible * config.kernels_per_block):
-                at = step.positions[part]
-                to = at if step.tree is None else np.minimum(at, step.positions[rows.start] - 1)
-                chosen = _choose(q[part].astype(np.float64), kv, table, at, to, config)
+            for part in _slices(rows, q.shape[1] * visible * config.compressed_per_block):
+                chosen = _choose(q[part].astype(np.float64), kv, table, step.positions[part], config)
                 for i, row in enumerate(range(part.start, part.stop)):
                     if not config.is_dense_at(int(step.positions[row])):
                         for h in range(hkv):
@@ -82,15 +93,20 @@ class RefOps(OpTable):
         self, q: Array, kv: KVLayer, step: Step, selection: Selection | None, out: Array | None = None
     ) -> Array:
         n, hq, d = q.shape
+        if step.tree is not None:
+            found = np.empty((n, hq * d), np.float32)
+            for row, pages, plain in paths(self, kv, step):
+                found[row] = self.attend(q[row], pages, plain, selection and _rows_of(selection, row))
+            return found
         result = np.empty((n, kv.num_kv_heads, hq // kv.num_kv_heads, d), np.float32)
         for rows, table in _sequences(step):
             length = int(step.positions[rows].max()) + 1
             keys, values = gather(kv, table, length)
             for part in _slices(rows, hq * length):
                 allowed = _allowed(step.positions[part], selection, part, kv, length)
-                if step.tree is not None:
-                    start = int(step.positions[rows.start])
-                    allowed[:, :, start:] &= _follows(step.tree.ancestors[part], length - start)[:, None]
+                if kv.window:
+                    first = step.positions[part] - kv.window + 1
+                    allowed &= (np.arange(length) >= first[:, None])[:, None]
                 grouped = q[part].reshape(-1, *result.shape[1:]).astype(np.float64)
                 scores = np.einsum("nhgd,htd->nhgt", grouped, keys) / np.sqrt(d)
                 weights = softmax(np.where(allowed[:, :, None], scores, -np.inf))
@@ -169,6 +185,18 @@ def _store(kv: KVLayer, page: Ints, slot: Ints, k: Array, v: Array) -> None:
     kv.values[page, :, slot // 2, :, slot % 2], kv.value_scales[page, :, slot] = quantise(v)
 
 
+def _move(kv: KVLayer, table: Ints, source: int, target: int) -> None:
+    """Copy the key and the value of one token of a sequence to another's place, bit by bit."""
+    (a, i), (b, j) = ((table[t // kv.page_size], t % kv.page_size) for t in (source, target))
+    kv.keys[b, :, :, j] = kv.keys[a, :, :, i]
+    if kv.key_scales is None or kv.value_scales is None:
+        kv.values[b, :, j] = kv.values[a, :, i]
+        return
+    kv.values[b, :, j // 2, :, j % 2] = kv.values[a, :, i // 2, :, i % 2]
+    for scales in (kv.key_scales, kv.value_scales):
+        scales[b, :, j] = scales[a, :, i]
+
+
 def _encode(x: Array, dtype: np.dtype[Any]) -> Array:
     return f32_to_bf16(x) if dtype == np.uint16 else x
 
@@ -194,23 +222,33 @@ def _sequences(step: Step) -> Iterator[tuple[slice, Ints]]:
             yield slice(int(step.cu_rows[j]), int(step.cu_rows[j + 1])), table
 
 
+def _rows_of(selection: Selection, rows: slice) -> Selection:
+    return Selection(blocks=selection.blocks[rows], counts=selection.counts[rows])
+
+
 def _slices(rows: slice, per_row: int) -> Iterator[slice]:
     size = max(1, ROWS_BUDGET // max(per_row, 1))
     for start in range(rows.start, rows.stop, size):
         yield slice(start, min(start + size, rows.stop))
 
 
-def _kernel_home(j: Ints, config: SparseConfig, times: int, page_size: int) -> tuple[Ints, Ints]:
-    """Page index within the sequence, and slot, of kernel j: where its last token is."""
+def _home(j: Ints, config: SparseConfig, times: int, page_size: int) -> tuple[Ints, Ints]:
+    """Page index within the sequence, and slot, of compressed key j: where its last token is."""
     stride = config.kernel_stride * times
     end = j * stride + config.kernel_size * times - 1
     return end // page_size, end % page_size // stride
 
 
 def _num_visible(position: Any, config: SparseConfig, times: int = 1) -> Any:
-    """How many kernels a query at ``position`` sees: those with j * stride + size <= position + 1."""
+    """How many compressed keys a query at ``position`` sees: those with j * stride + size <= position + 1."""
     stride, size = config.kernel_stride * times, config.kernel_size * times
     return np.maximum((position + 1 - size) // stride + 1, 0)
+
+
+def _compress_all(kv: KVLayer, table: Ints, positions: Ints, step: Step) -> None:
+    """Store the compressed keys, fine and coarse, that end at ``positions`` of one sequence."""
+    _compress(kv.compressed, kv.compressed_scales, kv, table, positions, step, 1)
+    _compress(kv.coarse, kv.coarse_scales, kv, table, positions, step, COARSE)
 
 
 def _compress(
@@ -235,7 +273,7 @@ def _compress(
     if config.use_nope:
         keys = unrotate(keys.transpose(1, 0, 2), step.cos[:length], step.sin[:length]).transpose(1, 0, 2)
     for j in range(first, last):
-        page, slot = _kernel_home(np.asarray(j, np.int32), config, times, kv.page_size)
+        page, slot = _home(np.asarray(j, np.int32), config, times, kv.page_size)
         mean = keys[:, j * stride : j * stride + size].mean(axis=1)
         if scales is None:
             store[table[page], :, slot] = mean
@@ -254,23 +292,20 @@ def _codes(x: Doubles) -> tuple[Array, Array]:
 
 
 def _compressed(count: int, kv: KVLayer, table: Ints, config: SparseConfig, times: int) -> Doubles:
-    """The first ``count`` kernels (hkv, count, d), coarse ones with ``times`` = COARSE."""
-    store, scales = (kv.kernels, kv.kernel_scales) if times == 1 else (kv.coarse, kv.coarse_scales)
+    """The first ``count`` compressed keys (hkv, count, d), coarse ones with ``times`` = COARSE."""
+    store, scales = (kv.compressed, kv.compressed_scales) if times == 1 else (kv.coarse, kv.coarse_scales)
     assert store is not None
-    page, slot = _kernel_home(np.arange(count, dtype=np.int32), config, times, kv.page_size)
+    page, slot = _home(np.arange(count, dtype=np.int32), config, times, kv.page_size)
     found = store[table[page], :, slot].astype(np.float64)
     if scales is not None:
         found *= scales[table[page], :, slot, None]
     return np.asarray(found.transpose(1, 0, 2))
 
 
-def _choose(
-    q: Array, kv: KVLayer, table: Ints, positions: Ints, sees: Ints, config: SparseConfig
-) -> NDArray[np.bool_]:
-    """Chosen blocks (rows, hkv, blocks) of rows at ``positions`` of one sequence, by the compressed keys
-    that end at or before ``sees``."""
+def _choose(q: Array, kv: KVLayer, table: Ints, positions: Ints, config: SparseConfig) -> NDArray[np.bool_]:
+    """Chosen blocks (rows, hkv, blocks) of rows at ``positions`` of one sequence."""
     grouped = q.reshape(len(positions), kv.num_kv_heads, -1, kv.head_dim)
-    scores = _block_scores(grouped, kv, table, int(positions.max()), sees, config)
+    scores = _block_scores(grouped, kv, table, positions, config)
     b = np.arange(scores.shape[-1])
     own = positions[:, None] // config.block_size
     visible = b <= own
@@ -284,21 +319,18 @@ def _choose(
     return chosen | (picked & open_blocks)
 
 
-def _block_scores(
-    q: Doubles, kv: KVLayer, table: Ints, last: int, sees: Ints, config: SparseConfig
-) -> Doubles:
-    """Steps 1 and 2: (rows, hkv, blocks up to position ``last``), -inf where a block overlaps no visible
-    kernel."""
-    visible = _num_visible(sees, config)
-    count, blocks = int(visible.max()), last // config.block_size + 1
+def _block_scores(q: Doubles, kv: KVLayer, table: Ints, positions: Ints, config: SparseConfig) -> Doubles:
+    """Steps 2 and 3: (rows, hkv, blocks), -inf where a block overlaps no visible kernel."""
+    visible = _num_visible(positions, config)
+    count, blocks = int(visible.max()), int(positions.max()) // config.block_size + 1
     n, hkv = q.shape[:2]
-    ratio, overlap = config.kernels_per_block, config.kernel_size // config.kernel_stride
+    ratio, overlap = config.compressed_per_block, config.kernel_size // config.kernel_stride
     padded = np.full((n, hkv, blocks * ratio + overlap - 1), -np.inf)
     if count:
         fine = _scores(q, _compressed(count, kv, table, config, 1), visible)
         lse = _lse(fine)
         if config.lse_approx and kv.coarse is not None:
-            lse = _coarse_lse(q, kv, table, sees, config, lse)
+            lse = _coarse_lse(q, kv, table, positions, config, lse)
         total = np.exp(fine - lse).sum(axis=2)
         total[np.broadcast_to(np.arange(count) >= visible[:, None, None], total.shape)] = -np.inf
         padded[..., overlap - 1 : overlap - 1 + count] = total
@@ -306,15 +338,15 @@ def _block_scores(
     return np.asarray(np.max(windows, axis=0))
 
 
-def _scores(q: Doubles, kernels: Doubles, visible: Ints) -> Doubles:
-    """q . kernel / sqrt(d): (rows, hkv, group, kernels), -inf where not visible."""
-    scores = np.einsum("nhgd,hjd->nhgj", q, kernels) / np.sqrt(q.shape[-1])
-    hidden = np.arange(kernels.shape[1]) >= visible[:, None]
+def _scores(q: Doubles, compressed: Doubles, visible: Ints) -> Doubles:
+    """q . compressed key / sqrt(d): (rows, hkv, group, keys), -inf where not visible."""
+    scores = np.einsum("nhgd,hjd->nhgj", q, compressed) / np.sqrt(q.shape[-1])
+    hidden = np.arange(compressed.shape[1]) >= visible[:, None]
     return np.where(hidden[:, None, None], -np.inf, scores)
 
 
 def _lse(scores: Doubles) -> Doubles:
-    """Log-sum-exp over kernels, keeping the axis; 0 where nothing is visible."""
+    """Log-sum-exp over compressed keys, keeping the axis; 0 where nothing is visible."""
     top = scores.max(axis=-1, keepdims=True, initial=-np.inf)
     top = np.where(np.isfinite(top), top, 0.0)
     total = np.exp(scores - top).sum(axis=-1, keepdims=True)
@@ -322,10 +354,10 @@ def _lse(scores: Doubles) -> Doubles:
 
 
 def _coarse_lse(
-    q: Doubles, kv: KVLayer, table: Ints, sees: Ints, config: SparseConfig, fine: Doubles
+    q: Doubles, kv: KVLayer, table: Ints, positions: Ints, config: SparseConfig, fine: Doubles
 ) -> Doubles:
-    """The LSE approximation: over coarse kernels, where a row sees any; else ``fine``."""
-    visible = _num_visible(sees, config, COARSE)
+    """The LSE approximation: over coarse compressed keys, where a row sees any; else ``fine``."""
+    visible = _num_visible(positions, config, COARSE)
     if not visible.max():
         return fine
     coarse = _compressed(int(visible.max()), kv, table, config, COARSE)
@@ -348,8 +380,3 @@ def _allowed(
                 chosen = selection.blocks[row, h, :count]
                 causal[i, h] &= np.isin(tokens // kv.page_size, chosen)
     return causal
-
-
-def _follows(ancestors: NDArray[np.uint64], count: int) -> NDArray[np.bool_]:
-    """Which of a tree's ``count`` rows each row reads: (rows, count)."""
-    return np.asarray((ancestors[:, None] >> np.arange(count, dtype=np.uint64)) & np.uint64(1), bool)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from minicpm4.config.strict import suggest
-from minicpm4.errors import ConfigError, UnsupportedError
+from minicpm4.config.strict import check_choice, check_optional_integer
+from minicpm4.errors import UnsupportedError
 from minicpm4.kernels.contract import OpTable
-from minicpm4.kernels.machine import cpu_name
 from minicpm4.kernels.ref import RefOps
-from minicpm4.kernels.threads import cpu_quota, default_threads, physical_cores
+from minicpm4.machine import MAX_THREADS, cpu_name, cpu_quota, default_threads, physical_cores
 
 try:
     from minicpm4.kernels import cpu
@@ -22,10 +22,11 @@ except ImportError as error:  # built without a compiler, or for another Python
 else:
     _missing = None
 
+logger = logging.getLogger("minicpm4")
+
 BACKENDS = ("auto", "cpu", "gpu", "ref")
 ACTIVATIONS = ("auto", "int8")
 ISA_VARIABLE = "MINICPM4_ISA"
-MAX_THREADS = 1024
 NVIDIA = ("/dev/nvidia0", "/dev/dxg")  # what a system with such a GPU has; the second is WSL's
 
 
@@ -44,17 +45,10 @@ def resolve(
     round activations to 8 bits, where "auto" keeps 16 at least. Raises ConfigError for an unknown name or a
     thread count out of range, UnsupportedError for what this machine or installation lacks.
     """
-    if activations not in ACTIVATIONS:
-        raise ConfigError(
-            f"activations = {activations!r} is unknown", suggest(activations, list(ACTIVATIONS))
-        )
-    if backend not in BACKENDS:
-        raise ConfigError(f"backend {backend!r} is unknown", suggest(backend, list(BACKENDS)))
+    check_choice("activations", activations, ACTIVATIONS)
+    check_choice("backend", backend, BACKENDS)
     if backend == "ref":
-        if activations != "auto":
-            raise UnsupportedError(
-                f"backend 'ref' has no activations = {activations!r}", 'use activations="auto"'
-            )
+        RefOps().check_supports(activations=activations)
         return RefOps()
     if backend == "gpu" or (backend == "auto" and isa is None and activations == "auto" and _gpu_present()):
         return _gpu_table(activations)
@@ -63,10 +57,19 @@ def resolve(
 
 def host_table() -> OpTable:
     """A table for arrays in the host's memory: the CPU's, or NumPy's where there is no extension."""
-    return RefOps() if cpu is None else _cpu_table(None, None, "auto")
+    if cpu is None:
+        _say_missing()
+        return RefOps()
+    return _cpu_table(None, None, "auto")
 
 
-def machine(
+@lru_cache(maxsize=1)
+def _say_missing() -> None:
+    """Once a process."""
+    logger.warning("the C++ extension is missing (%s): NumPy computes instead, which is very slow", _missing)
+
+
+def speed_key(
     backend: str = "auto", isa: str | None = None, activations: str = "auto"
 ) -> dict[str, str | int] | None:
     """What measured speeds of a backend depend on: processor, kernels, cores, and the very build.
@@ -132,14 +135,12 @@ def _gpu_missing() -> str | None:
 def _gpu_table(activations: str) -> OpTable:
     missing = _gpu_missing()
     if missing is not None:
-        raise UnsupportedError(f"backend 'gpu' needs {missing}", "pip install 'minicpm4[gpu]'")
-    if activations != "auto":
-        raise UnsupportedError(
-            f"backend 'gpu' has no activations = {activations!r}", 'use activations="auto"'
-        )
+        raise UnsupportedError(f"backend 'gpu' needs {missing}", "in the checkout: pip install '.[gpu]'")
     from minicpm4.kernels.gpu.device import gpu_table
 
-    return gpu_table()
+    table = gpu_table()
+    table.check_supports(activations=activations)
+    return table
 
 
 def _cpu_table(threads: int | None, isa: str | None, activations: str) -> OpTable:
@@ -148,16 +149,10 @@ def _cpu_table(threads: int | None, isa: str | None, activations: str) -> OpTabl
             f"the C++ extension of minicpm4 is missing ({_missing})",
             'reinstall minicpm4 with a C++ compiler present, or pass backend="ref" (very slow)',
         )
-    if threads is not None and (type(threads) is not int or not 1 <= threads <= MAX_THREADS):
-        raise ConfigError(f"threads = {threads!r} is not a whole number from 1 to {MAX_THREADS}")
+    check_optional_integer("threads", threads, 1, MAX_THREADS)
     level, _ = _choose_isa(isa)
-    narrow = activations == "int8"
-    if narrow and not _shared_table(1, level, False).can_narrow:
-        raise UnsupportedError(
-            f"{level} kernels have no activations = 'int8' (it takes AVX-512 with VNNI and BF16)",
-            'use activations="auto"',
-        )
-    return _shared_table(threads or default_threads(), level, narrow)
+    _shared_table(1, level, False).check_supports(activations=activations)
+    return _shared_table(threads or default_threads(), level, activations == "int8")
 
 
 @lru_cache(maxsize=8)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from minicpm4.config import SparseConfig
 from minicpm4.errors import RequestError
 from minicpm4.kernels.contract import Array, Floats, KVLayer, OpTable, Selection, Step
-from minicpm4.kernels.pages import KV_FORMATS, page_layout
+from minicpm4.kernels.pages import KV_FORMATS, page_arrays
 from minicpm4.kernels.registry import resolve
 
 
@@ -35,26 +35,29 @@ def attend_sparse(
 
     Returns out (nq, hq, d) float32 and blocks (nq, hkv, ceil(n / block_size)) boolean; a row below
     ``config.dense_len`` has every block up to its own. Raises RequestError when arrays do not fit
-    together, UnsupportedError when the backend is not there.
+    together, UnsupportedError when the backend is not there or has no such pages.
     """
     _check(q, k, v, start, kv)
     ops = resolve(backend)
+    ops.check_supports(kv=kv)
     n, hkv, d = k.shape
-    layer = _pages(n, hkv, d, config, kv)
+    layer = _pages(ops, n, hkv, d, config, kv)
     whole = _step(n, 0, d, config)
-    ops.append(_floats(k), _floats(v), layer, whole)
+    ops.append(ops.put(_floats(k)), ops.put(_floats(v)), layer, whole)
     queries = _step(n, start, d, config)
     return _attend(ops, _floats(q), layer, queries)
 
 
 def _attend(ops: OpTable, q: Floats, layer: KVLayer, step: Step) -> tuple[Floats, NDArray[np.bool_]]:
-    selection = ops.select(q, layer, step)
-    out = np.asarray(ops.attend(q, layer, step, selection), np.float32)
+    there = ops.put(q)
+    chosen = ops.select(there, layer, step)
+    out = np.asarray(ops.get(ops.attend(there, layer, step, chosen)), np.float32)
+    selection = Selection(blocks=ops.get(chosen.blocks), counts=ops.get(chosen.counts))
     return out.reshape(q.shape), _as_mask(selection, step, layer)
 
 
 def _as_mask(selection: Selection, step: Step, layer: KVLayer) -> NDArray[np.bool_]:
-    blocks, counts = np.asarray(selection.blocks), np.asarray(selection.counts)
+    blocks, counts = selection.blocks, selection.counts
     num_blocks = step.page_table.shape[1]
     own = step.positions // layer.page_size
     mask = (np.arange(num_blocks) <= own[:, None])[:, None] & (counts < 0)[..., None]
@@ -64,10 +67,10 @@ def _as_mask(selection: Selection, step: Step, layer: KVLayer) -> NDArray[np.boo
     return mask
 
 
-def _pages(n: int, hkv: int, d: int, config: SparseConfig, kv: str) -> KVLayer:
+def _pages(ops: OpTable, n: int, hkv: int, d: int, config: SparseConfig, kv: str) -> KVLayer:
     pages = -(-n // config.block_size)
-    layout = page_layout(kv, heads=hkv, d=d, page_size=config.block_size, sparse=config)
-    arrays: dict[str, Array] = {n: np.zeros((pages, *shape), dtype) for n, (shape, dtype) in layout.items()}
+    layout = page_arrays(kv, heads=hkv, d=d, page_size=config.block_size, sparse=config)
+    arrays: dict[str, Any] = {n: ops.zeros((pages, *shape), dtype) for n, (shape, dtype) in layout.items()}
     return KVLayer(**arrays)
 
 

@@ -57,8 +57,8 @@ def select_blocks(q: Tensor, k: Tensor, config: SparseConfig) -> Tensor:
     n, first = q.shape[0], config.first_choosing
     wide = torch.promote_types(q.dtype, torch.float32)
     q, k = q.to(wide) * q.shape[2] ** -0.5, k.to(wide)
-    fine = _kernels(k, config, 1)
-    coarse = _kernels(k, config, COARSE) if config.lse_approx else None
+    fine = _compressed(k, config, 1)
+    coarse = _compressed(k, config, COARSE) if config.lse_approx else None
     rows = max(1, _limit(q) // (q.shape[1] * max(1, fine.shape[1])))
     parts = []
     for start in range(first, n, rows):
@@ -72,8 +72,8 @@ def _limit(x: Tensor) -> int:
     return SCORES["cpu" if x.device.type == "cpu" else "cuda"]
 
 
-def _kernels(k: Tensor, config: SparseConfig, times: int) -> Tensor:
-    """Compressed keys (hkv, kernels, d): means of keys, coarse ones with ``times`` = COARSE."""
+def _compressed(k: Tensor, config: SparseConfig, times: int) -> Tensor:
+    """Compressed keys (hkv, count, d): means of keys, coarse ones with ``times`` = COARSE."""
     stride, width = config.kernel_stride * times, config.kernel_size // config.kernel_stride
     pieces = k.shape[0] // stride
     if pieces < width:
@@ -83,24 +83,24 @@ def _kernels(k: Tensor, config: SparseConfig, times: int) -> Tensor:
 
 
 def _visible(place: Tensor, config: SparseConfig, times: int = 1) -> Tensor:
-    """How many kernels a query at ``place`` sees: those with j * stride + size <= place + 1."""
+    """How many compressed keys a query at ``place`` sees: those with j * stride + size <= place + 1."""
     stride, size = config.kernel_stride * times, config.kernel_size * times
     seen = torch.div(place + 1 - size, stride, rounding_mode="floor") + 1
     return seen.clamp(min=0)
 
 
-def _scores(q: Tensor, kernels: Tensor, visible: Tensor) -> Tensor:
-    """q . kernel of rows q (r, hq, d) in ascending order: (hkv, r, g, kernels), -inf where not visible."""
-    count = min(int(visible[-1]), kernels.shape[1])
-    grouped = q.unflatten(1, (kernels.shape[0], -1)).transpose(0, 1)
-    scores = grouped.flatten(1, 2) @ kernels[:, :count].transpose(1, 2)
+def _scores(q: Tensor, compressed: Tensor, visible: Tensor) -> Tensor:
+    """q . key of rows q (r, hq, d) in ascending order: (hkv, r, g, keys), -inf where not visible."""
+    count = min(int(visible[-1]), compressed.shape[1])
+    grouped = q.unflatten(1, (compressed.shape[0], -1)).transpose(0, 1)
+    scores = grouped.flatten(1, 2) @ compressed[:, :count].transpose(1, 2)
     scores = scores.unflatten(1, grouped.shape[1:3])
     _hide(scores.transpose(1, 2), visible)
     return scores
 
 
 def _hide(scores: Tensor, visible: Tensor) -> None:
-    """Set scores (..., r, kernels) of kernels that a row does not see to -inf."""
+    """Set scores (..., r, keys) of compressed keys that a row does not see to -inf."""
     seen_by_all = int(visible[0])
     hidden = torch.arange(seen_by_all, scores.shape[-1], device=scores.device) >= visible[:, None]
     scores[..., seen_by_all:].masked_fill_(hidden, -math.inf)
@@ -109,7 +109,7 @@ def _hide(scores: Tensor, visible: Tensor) -> None:
 def _block_scores(
     q: Tensor, fine: Tensor, coarse: Tensor | None, place: Tensor, config: SparseConfig
 ) -> Tensor:
-    """Steps 1 and 2 for rows at ``place``: (r, hkv, blocks), -inf where a block overlaps no visible
+    """Steps 2 and 3 for rows at ``place``: (r, hkv, blocks), -inf where a block overlaps no visible
     kernel."""
     visible = _visible(place, config)
     scores = _scores(q, fine, visible)
@@ -122,10 +122,10 @@ def _block_scores(
             fine_lse = torch.logsumexp(scores, dim=-1, keepdim=True)
             lse = torch.where((seen > 0)[:, None, None], lse, fine_lse)
         total = scores.sub_(lse).exp_().sum(dim=2)
-    # Of rows that see no kernel nothing was a number: everything is hidden.
+    # Of rows that see no compressed key nothing was a number: everything is hidden.
     _hide(total, visible)
     count = total.shape[-1]
-    ratio, overlap = config.kernels_per_block, config.kernel_size // config.kernel_stride
+    ratio, overlap = config.compressed_per_block, config.kernel_size // config.kernel_stride
     blocks = int(place[-1]) // config.block_size + 1
     width = blocks * ratio + overlap - 1
     padded = functional.pad(total, (overlap - 1, max(0, width - (overlap - 1) - count)), value=-math.inf)
@@ -133,7 +133,7 @@ def _block_scores(
 
 
 def _choose(scores: Tensor, place: Tensor, config: SparseConfig) -> Tensor:
-    """Steps 3 and 4: the chosen blocks (r, hkv, budget) of rows that see more blocks than their budget."""
+    """Step 4: the chosen blocks (r, hkv, budget) of rows that see more blocks than their budget."""
     b = torch.arange(scores.shape[-1], device=scores.device)
     own = (place // config.block_size)[:, None, None]
     fixed = ((b < config.init_blocks) | (b > own - config.local_blocks)) & (b <= own)

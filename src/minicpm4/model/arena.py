@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from minicpm4.formats.quant import PackedTensor
 
 HUGE_PAGE = 2 << 20
-BLOCK = 32 << 20
+BLOCK = 256 << 20  # what is not filled of one was never touched, so it takes no memory
 _LINE = 64  # bytes: kernels read whole cache lines
 
 
@@ -53,7 +53,6 @@ class Arena:
     def _take(self, nbytes: int) -> NDArray[np.uint8]:
         start = -(-self._used // _LINE) * _LINE
         if start + nbytes > self._block.size:
-            # What is left of the old block was never touched, so it takes no memory.
             self._block, start = _huge(max(self._size, nbytes)), 0
         self._used = start + nbytes
         return self._block[start : self._used]

@@ -9,18 +9,29 @@ copied when a fork writes to it. Which page belongs to whom is integers only: en
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from minicpm4.config import ModelConfig, SparseConfig
-from minicpm4.kernels.contract import KVLayer
-from minicpm4.kernels.pages import KVFormat, Layout, page_layout
+from minicpm4.kernels.contract import Array, KVLayer
+from minicpm4.kernels.pages import KVFormat, PageArrays, page_arrays
+
+PAGE_SIZE = 64  # tokens, without sparse attention
+
+
+def page_size_for(sparse: SparseConfig | None) -> int:
+    """Tokens of a page: a page is a block of sparse attention, where there is any."""
+    return sparse.block_size if sparse is not None else PAGE_SIZE
 
 
 class KVPool:
     """``num_pages`` pages of every layer, zeroed. See KVLayer for the layout of one layer.
 
-    Raises ConfigError unless ``kv`` is a format of cached keys and values.
+    ``zeros(shape, dtype)`` makes the arrays: an op table's own, for a device. ``spare``: there is one page
+    more, of that number, which belongs to no sequence; rows that only fill up a step write there. Raises
+    ConfigError unless ``kv`` is a format of cached keys and values.
     """
 
     def __init__(
@@ -28,17 +39,23 @@ class KVPool:
         config: ModelConfig,
         *,
         num_pages: int,
-        page_size: int = 64,
+        page_size: int = PAGE_SIZE,
         kv: KVFormat = "bf16",
         sparse: SparseConfig | None = None,
+        zeros: Callable[[tuple[int, ...], Any], Array] = np.zeros,
+        spare: bool = False,
     ) -> None:
         assert sparse is None or sparse.block_size == page_size
         self.num_pages, self.page_size = num_pages, page_size
+        self.spare = num_pages if spare else None
         layout = _layout(config, page_size, kv, sparse)
-        shape = (config.num_hidden_layers, num_pages)
-        self._arrays = {name: np.zeros((*shape, *page), dtype) for name, (page, dtype) in layout.items()}
+        shape = (config.num_hidden_layers, num_pages + spare)
+        self._arrays = {name: zeros((*shape, *page), dtype) for name, (page, dtype) in layout.items()}
         self._layers = [
-            KVLayer(**{name: array[index] for name, array in self._arrays.items()})
+            KVLayer(
+                **{name: array[index] for name, array in self._arrays.items()},
+                window=config.windows[index] if config.windows else 0,
+            )
             for index in range(config.num_hidden_layers)
         ]
 
@@ -53,7 +70,7 @@ class KVPool:
 
     @property
     def nbytes(self) -> int:
-        return sum(array.nbytes for array in self._arrays.values())
+        return sum(int(array.nbytes) for array in self._arrays.values())
 
 
 def page_nbytes(config: ModelConfig, *, page_size: int, kv: KVFormat, sparse: SparseConfig | None) -> int:
@@ -63,7 +80,7 @@ def page_nbytes(config: ModelConfig, *, page_size: int, kv: KVFormat, sparse: Sp
     return config.num_hidden_layers * size
 
 
-def _layout(config: ModelConfig, page_size: int, kv: KVFormat, sparse: SparseConfig | None) -> Layout:
-    return page_layout(
+def _layout(config: ModelConfig, page_size: int, kv: KVFormat, sparse: SparseConfig | None) -> PageArrays:
+    return page_arrays(
         kv, heads=config.num_key_value_heads, d=config.head_dim, page_size=page_size, sparse=sparse
     )

@@ -13,13 +13,16 @@ from typing import Protocol
 import numpy as np
 
 from minicpm4.config import ModelConfig
-from minicpm4.kernels.contract import Array, KVLayer, Linear, OpTable, Step
+from minicpm4.kernels.contract import Accepted, Array, KVLayer, Linear, OpTable, Step
 from minicpm4.model.weights import LayerWeights, ModelWeights
 
 Compute = Callable[[LayerWeights, Array], Array]
 Run = Callable[[int, Compute, LayerWeights, Array], Array]
 """``run(index, compute, layer, x)`` returns ``compute(layer, x)``, x after layer ``index``, in its own
 way."""
+Keep = Callable[[int, Array], None]
+"""``keep(count, x)`` is shown x (n, hidden) after ``count`` layers, valid during the call: 0, the embeddings;
+after all, what ``forward`` returns. It copies what it wants."""
 
 
 class Cache(Protocol):
@@ -38,9 +41,11 @@ class Buffers:
         self.a = np.empty((max_rows, width), np.float32)
         self.h = np.empty((max_rows, config.intermediate_size), np.float32)
 
-    @property
-    def nbytes(self) -> int:
-        return sum(array.nbytes for array in (self.x, self.q, self.a, self.h))
+    @staticmethod
+    def nbytes(config: ModelConfig, max_rows: int) -> int:
+        """Bytes that they take."""
+        width = config.num_attention_heads * config.head_dim
+        return 4 * max_rows * (config.hidden_size + 2 * width + config.intermediate_size)
 
 
 def forward(
@@ -50,20 +55,33 @@ def forward(
     cache: Cache,
     buffers: Buffers | None = None,
     run: Run | None = None,
+    keep: Keep | None = None,
 ) -> Array:
     """Run all layers on the rows of ``step`` and return the final hidden states (n, hidden).
 
     Keys and values of the rows are appended to ``cache``. The result may live in ``buffers``: use it
     before the next call. ``run``: how each layer is run (None: directly); a trainer gathers weights or
-    recomputes activations there.
+    recomputes activations there. ``keep`` is shown what lies between the layers.
     """
     n, config = step.num_rows, weights.config
     x_out, *outs = _rows(buffers, n)
     x = ops.embed(weights.embed, step.ids, config.scale_emb, x_out)
     for index, layer in enumerate(weights.layers):
+        if keep is not None:
+            keep(index, x)
         compute = partial(decoder_layer, ops, step, cache.layer(index), config.residual_scale, outs)
         x = compute(layer, x) if run is None else run(index, compute, layer, x)
-    return ops.rms_norm(x, weights.norm, config.rms_norm_eps, x_out)
+    x = ops.rms_norm(x, weights.norm, config.rms_norm_eps, x_out)
+    if keep is not None:
+        keep(len(weights.layers), x)
+    return x
+
+
+def settle(ops: OpTable, weights: ModelWeights, step: Step, accepted: Accepted, cache: Cache) -> None:
+    """After a ``forward`` over trees of drafts make those that are accepted text, in every layer; see
+    OpTable.settle."""
+    for index in range(len(weights.layers)):
+        ops.settle(cache.layer(index), step, accepted)
 
 
 def decoder_layer(

@@ -21,10 +21,12 @@ from typing import Any
 
 from minicpm4.config.strict import require
 from minicpm4.errors import CheckpointError, ConfigError
+from minicpm4.files import sweep
 from minicpm4.formats import Checkpoint
 from minicpm4.formats.quant import PackedTensor
 from minicpm4.model.arena import Arena
-from minicpm4.model.packed_file import Expected, PackedFile, Progress, nbytes, write
+from minicpm4.model.packed_file import Expected, PackedFile, ShareRead, nbytes, write
+from minicpm4.places import cache_folder
 
 __all__ = ["KeptFile", "WeightCache", "clear", "folder", "kept_files", "limit", "weight_cache"]
 
@@ -33,19 +35,13 @@ LIMIT_VARIABLE = "MINICPM4_KEPT_WEIGHTS_LIMIT"  # GB of all files together
 LIMIT = 20.0
 VERSION = 2  # of the file and of the arithmetic of conversion: raise it when that gives other numbers
 SPARE = (2 << 30, 0.05)  # the disk keeps so many bytes free, and this share of it
-OLD_PART = 3600.0  # seconds after which a temporary file has been left behind
 PREFIX = "minicpm4-"  # of our files: others in the folder are left alone
 _HASHED = 1 << 20  # bytes at either end of a checkpoint's file
 
 
 def folder() -> Path | None:
     """Where the files are: $MINICPM4_KEPT_WEIGHTS, else ``weights`` beside the downloads; None: off."""
-    from minicpm4 import zoo
-
-    place = os.environ.get(VARIABLE, "").strip()
-    if place.lower() == "off":
-        return None
-    return Path(place).expanduser() if place else zoo.cache_home() / "weights"
+    return cache_folder("weights", VARIABLE)
 
 
 def limit() -> int:
@@ -138,7 +134,7 @@ class WeightCache:
     said: str = ""
     _ignored: str = field(default="", init=False)
 
-    def load(self, expected: Expected, progress: Progress | None = None) -> dict[str, PackedTensor]:
+    def load(self, expected: Expected, progress: ShareRead | None = None) -> dict[str, PackedTensor]:
         """The kept matrices, by name; none where there is no usable file. ``expected(name, spec, shape)``
         says whether the model has a place for such a matrix; ``progress`` is called with the share read."""
         try:
@@ -205,20 +201,16 @@ class WeightCache:
 
 
 def _files(place: Path) -> list[Path]:
-    """Our files in ``place``, and temporary ones."""
-    return [*place.glob(f"{PREFIX}*.safetensors"), *place.glob(f"{PREFIX}*.part")]
+    """Our files in ``place``; what dead processes left half written there is removed."""
+    sweep(place)
+    return [*place.glob(f"{PREFIX}*.safetensors")]
 
 
 def _stats(place: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """Files in ``place``; temporary ones that a dead process left are removed."""
+    """Our files in ``place``, those that can be looked at."""
     for file in _files(place):
         with suppress(OSError):
-            stat = file.stat()
-            if file.suffix == ".part":
-                if time.time() - stat.st_mtime > OLD_PART:
-                    file.unlink()
-                continue
-            yield file, stat
+            yield file, file.stat()
 
 
 def _identity(file: Path) -> dict[str, Any]:

@@ -10,9 +10,7 @@ Reading fills huge pages, several threads at a time: decoding from them is faste
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,19 +22,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minicpm4.errors import CheckpointError, ConfigError
-from minicpm4.formats.quant import Layout, PackedTensor, QuantSpec, layout_problem, packed_nbytes
-from minicpm4.formats.safetensors_header import Entry, entries, header_length, make_header, parse_header
+from minicpm4.files import json_text, parse_json, writing
+from minicpm4.formats.quant import PARTS, Layout, PackedTensor, QuantSpec, layout_problem, packed_nbytes
+from minicpm4.formats.safetensors_header import Entry, described, make_header, read_header
+from minicpm4.machine import logical_cores
 from minicpm4.model.arena import Arena
 
 __all__ = ["PackedFile", "checksum", "nbytes", "write"]
 
-PARTS = ("codes", "scales", "offsets")
 PIECE = 8 << 20  # bytes read at a time
 READERS = 4  # threads
 _MARK, _DIGEST = "minicpm4.weights", "sha256 of the header"
 
 Expected = Callable[[str, QuantSpec, tuple[int, int]], bool]
-Progress = Callable[[float], None]
+ShareRead = Callable[[float], None]
 
 
 def nbytes(tensors: Mapping[str, PackedTensor]) -> int:
@@ -49,27 +48,23 @@ def write(file: Path, key: Mapping[str, Any], tensors: Mapping[str, PackedTensor
     arrays = _arrays(tensors)
     metadata = {
         "format": _MARK,
-        "key": json.dumps(key),
-        "matrices": json.dumps(
+        "key": json_text(key),
+        "matrices": json_text(
             {
                 name: [tensor.spec.kind, tensor.spec.group_size, *tensor.shape, tensor.layout]
                 for name, tensor in tensors.items()
             }
         ),
-        "sums": json.dumps({name: f"{checksum(array):x}" for name, array in arrays.items()}),
+        "sums": json_text({name: f"{checksum(array):x}" for name, array in arrays.items()}),
     }
-    header = make_header(metadata, arrays | {_DIGEST: np.empty(32, np.uint8)})
-    handle, part = tempfile.mkstemp(dir=file.parent, prefix=file.stem, suffix=".part")
-    try:
-        with open(handle, "wb", buffering=0) as out:
-            _write_all(out, memoryview(header))
-            for array in arrays.values():
-                _write_all(out, array.reshape(-1).view(np.uint8).data)
-            _write_all(out, memoryview(hashlib.sha256(header).digest()))
-        os.replace(part, file)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise
+    listed = arrays | {_DIGEST: np.empty(32, np.uint8)}
+    header = make_header(metadata, {name: described(array) for name, array in listed.items()})
+    # The weights may be such as not everybody is to read.
+    with writing(file, private=True) as out:
+        out.write(header)
+        for array in arrays.values():
+            out.write(array.reshape(-1).view(np.uint8).data)
+        out.write(hashlib.sha256(header).digest())
 
 
 def _arrays(tensors: Mapping[str, PackedTensor]) -> dict[str, NDArray]:
@@ -98,30 +93,29 @@ class PackedFile:
     def __init__(self, data: BinaryIO, file: Path) -> None:
         self._data = data
         size = os.fstat(data.fileno()).st_size
-        first = data.read(8)
-        length = header_length(first, size, file)
-        text = _read_all(data, length)
-        table = parse_header(text, file)
-        self._entries = entries(table, 8 + length, size, file)
+        header = read_header(lambda offset, count: _read_at(data, offset, count), size, file)
+        self._entries = dict(header.entries)
         digest = self._entries.pop(_DIGEST, None)
         if digest is None or digest.nbytes != 32:
             raise CheckpointError("it is not a file of kept weights")
-        data.seek(digest.offset)
-        if _read_all(data, 32) != hashlib.sha256(first + text).digest():
+        if _read_at(data, digest.offset, 32) != hashlib.sha256(header.raw).digest():
             raise CheckpointError("its header is damaged")
         try:
-            metadata = table["__metadata__"]
+            metadata = header.metadata
             ours = metadata["format"] == _MARK
-            self.key: Any = json.loads(metadata["key"])
-            self._matrices: dict[str, Any] = dict(json.loads(metadata["matrices"]))
-            self._sums = {str(name): int(text, 16) for name, text in json.loads(metadata["sums"]).items()}
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            self.key, matrices, sums = (
+                parse_json(metadata[name], f"its {name}", CheckpointError)
+                for name in ("key", "matrices", "sums")
+            )
+            self._matrices: dict[str, Any] = dict(matrices)
+            self._sums = {str(name): int(text, 16) for name, text in sums.items()}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError("it is not a file of kept weights") from error
         if not ours or self._sums.keys() != self._entries.keys():
             raise CheckpointError("it is not a file of kept weights")
 
     def read(
-        self, arena: Arena, expected: Expected, progress: Progress | None = None
+        self, arena: Arena, expected: Expected, progress: ShareRead | None = None
     ) -> dict[str, PackedTensor]:
         """All matrices, in ``arena``. ``expected(name, spec, shape)`` says whether the model has a place for
         such a matrix; ``progress`` is called with the share read. Raises CheckpointError, OSError."""
@@ -130,7 +124,7 @@ class PackedFile:
         made = {}
         for name, plan in plans.items():
             for one in plan.parts.values():
-                arrays[one] = arena.empty(self._entries[one].shape, self._entries[one].dtype)
+                arrays[one] = arena.empty(self._entries[one].shape, self._entries[one].array_type)
             made[name] = _tensor(name, plan, arrays)
         sums = _fill(self._data, arrays, self._entries, progress)
         for name, array in arrays.items():
@@ -189,7 +183,7 @@ def _tensor(name: str, plan: _Plan, arrays: Mapping[str, NDArray]) -> PackedTens
 
 
 def _fill(
-    data: BinaryIO, arrays: Mapping[str, NDArray], places: Mapping[str, Entry], progress: Progress | None
+    data: BinaryIO, arrays: Mapping[str, NDArray], places: Mapping[str, Entry], progress: ShareRead | None
 ) -> dict[str, int]:
     """Read all arrays; return their checksums. Raises CheckpointError, OSError."""
     read = _reader(data)
@@ -206,7 +200,7 @@ def _fill(
         return checksum(piece)
 
     sums, done = dict.fromkeys(arrays, 0), 0
-    threads = min(READERS, os.cpu_count() or 1)
+    threads = min(READERS, logical_cores())
     with ThreadPoolExecutor(threads) as pool:
         try:
             for (name, piece, _), value in zip(jobs, pool.map(run, jobs), strict=True):
@@ -242,7 +236,8 @@ def _reader(data: BinaryIO) -> Callable[[NDArray[np.uint8], int], None]:
     return read
 
 
-def _read_all(data: BinaryIO, count: int) -> bytes:
+def _read_at(data: BinaryIO, offset: int, count: int) -> bytes:
+    data.seek(offset)
     read = b""
     while len(read) < count:
         piece = data.read(count - len(read))
@@ -250,9 +245,3 @@ def _read_all(data: BinaryIO, count: int) -> bytes:
             raise CheckpointError("it was cut short while it was read")
         read += piece
     return read
-
-
-def _write_all(out: BinaryIO, view: memoryview) -> None:
-    done = 0
-    while done < len(view):
-        done += out.write(view[done : done + PIECE])

@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minicpm4.config import ModelConfig, RopeScaling
+from minicpm4.config.rope import longrope_attention
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 
-GROWTH = 1024  # rows added to the table at a time, at least
+GROWTH = 1024  # rows added to the table at a time, at least; computed at a time, at most
 
 
 class RotaryTable:
@@ -26,25 +27,37 @@ class RotaryTable:
     def __init__(self, config: ModelConfig, context: int) -> None:
         inverse, self.attention_factor = inverse_frequencies(config, context)
         self.inverse = inverse.astype(np.float32)
-        self._context = context
-        self._cos = np.empty((0, config.head_dim // 2), np.float32)
-        self._sin = self._cos
+        self._rows = 0  # computed so far; the rest was never touched, so it takes no memory
+        self._reserve(context)
 
     def tables(self, length: int) -> tuple[Floats, Floats]:
         """Return cos and sin, at least (length, head_dim / 2), attention factor included."""
-        have = len(self._cos)
-        if length > have:
-            want = max(length, min(have * 2, self._context), GROWTH)
-            # Angles are rounded to float32 as in the reference implementations.
-            angles = np.arange(have, want, dtype=np.float32)[:, None] * self.inverse
-            cos, sin = np.cos(angles, dtype=np.float64), np.sin(angles, dtype=np.float64)
-            self._cos = np.concatenate([self._cos, (cos * self.attention_factor).astype(np.float32)])
-            self._sin = np.concatenate([self._sin, (sin * self.attention_factor).astype(np.float32)])
-        return self._cos, self._sin
+        if length > len(self._cos):
+            self._reserve(length)
+        if length > self._rows:
+            want = min(max(length, self._rows * 2, GROWTH), len(self._cos))
+            for start in range(self._rows, want, GROWTH):
+                self._compute(start, min(start + GROWTH, want))
+            self._rows = want
+        return self._cos[: self._rows], self._sin[: self._rows]
 
-    def nbytes(self, length: int) -> int:
+    @staticmethod
+    def nbytes(config: ModelConfig, length: int) -> int:
         """Bytes that the tables take when grown to ``length``."""
-        return max(length, GROWTH) * 2 * self.inverse.nbytes
+        return 4 * max(length, GROWTH) * 2 * (config.head_dim // 2)
+
+    def _reserve(self, length: int) -> None:
+        """Have room for ``length`` rows."""
+        tables = [np.empty((max(length, GROWTH), len(self.inverse)), np.float32) for _ in range(2)]
+        if self._rows:
+            tables[0][: self._rows], tables[1][: self._rows] = self.tables(self._rows)
+        self._cos, self._sin = tables
+
+    def _compute(self, start: int, stop: int) -> None:
+        # Angles are rounded to float32 as in the reference implementations.
+        angles = np.arange(start, stop, dtype=np.float32)[:, None] * self.inverse
+        self._cos[start:stop] = np.cos(angles, dtype=np.float64) * self.attention_factor
+        self._sin[start:stop] = np.sin(angles, dtype=np.float64) * self.attention_factor
 
 
 def inverse_frequencies(config: ModelConfig, context: int) -> tuple[Doubles, float]:
@@ -57,7 +70,8 @@ def inverse_frequencies(config: ModelConfig, context: int) -> tuple[Doubles, flo
     if scaling.rope_type == "linear":
         return base / scaling.factor, 1.0
     if scaling.rope_type == "dynamic":
-        return _dynamic(config, scaling, max(context, original), original), 1.0
+        trained = config.max_position_embeddings
+        return _dynamic(config, scaling, max(context, trained), trained), 1.0
     if scaling.rope_type == "longrope":
         return _longrope(config, scaling, base, context, original)
     if scaling.rope_type == "yarn":
@@ -69,10 +83,10 @@ def _base(theta: float, head_dim: int) -> Doubles:
     return np.asarray(theta ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim))
 
 
-def _dynamic(config: ModelConfig, scaling: RopeScaling, length: int, original: int) -> Doubles:
-    """NTK-aware scaling: a larger base for longer sequences."""
+def _dynamic(config: ModelConfig, scaling: RopeScaling, length: int, trained: int) -> Doubles:
+    """NTK-aware scaling: a larger base for sequences longer than the model's own length."""
     d = config.head_dim
-    stretch = scaling.factor * length / original - (scaling.factor - 1)
+    stretch = scaling.factor * length / trained - (scaling.factor - 1)
     return _base(config.rope_theta * stretch ** (d / (d - 2)), d)
 
 
@@ -80,10 +94,9 @@ def _longrope(
     config: ModelConfig, scaling: RopeScaling, base: Doubles, context: int, original: int
 ) -> tuple[Doubles, float]:
     factors = scaling.long_factor if context > original else scaling.short_factor
-    stretch = config.max_position_embeddings / original
     attention = scaling.attention_factor
     if attention is None:
-        attention = math.sqrt(1 + math.log(stretch) / math.log(original)) if stretch > 1 else 1.0
+        attention = longrope_attention(config.max_position_embeddings / original, original)
     return base / np.asarray(factors), attention
 
 
@@ -98,7 +111,8 @@ def _yarn(config: ModelConfig, scaling: RopeScaling, base: Doubles, original: in
     if scaling.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, d - 1)
-    ramp = np.clip((np.arange(d // 2) - low) / max(high - low, 0.001), 0, 1)
+    # Where bounds cross, as those of a short original length do, the ramp falls: so it is in transformers.
+    ramp = np.clip((np.arange(d // 2) - low) / ((high - low) or 0.001), 0, 1)
     attention = scaling.attention_factor
     if attention is None:
         attention = _yarn_mscale(scaling)

@@ -4,11 +4,27 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from minicpm4.config import ModelConfig
+from minicpm4.errors import CheckpointError
+from minicpm4.formats.names import EMBED, HEAD
 from minicpm4.formats.quant import PackedTensor
 from minicpm4.kernels.contract import AttentionWeights, FeedForwardWeights, Floats, Linear
+
+PROJECTIONS = (
+    *(f"self_attn.{name}_proj" for name in "qkvo"),
+    *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
+)
+"""Names of a layer's matrices, in the order of ``LayerWeights.linears``."""
+
+
+@dataclass(slots=True)
+class WeightState:
+    """See ``ModelWeights.version``."""
+
+    version: int = 0
+    whole: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -33,15 +49,45 @@ class ModelWeights:
     layers: tuple[LayerWeights, ...]
     norm: Floats
     head: PackedTensor
+    state: WeightState = field(default_factory=WeightState)
+
+    @property
+    def version(self) -> int:
+        """Which weights these are: it counts up when others are put in their place. Raises CheckpointError
+        while that is half done."""
+        if not self.state.whole:
+            raise CheckpointError(
+                "weights were to be replaced, which failed halfway: some are new, some old",
+                "replace them again, or load the model anew",
+            )
+        return self.state.version
+
+    def named_matrices(self) -> Iterator[tuple[str, PackedTensor]]:
+        """Every distinct weight matrix once, by its name in a checkpoint."""
+        yield EMBED, self.embed
+        for index, layer in enumerate(self.layers):
+            for name, linear in zip(PROJECTIONS, layer.linears(), strict=True):
+                yield f"model.layers.{index}.{name}.weight", linear.weight
+        if self.head is not self.embed:
+            yield HEAD, self.head
+
+    def named_vectors(self) -> Iterator[tuple[str, Floats]]:
+        """Every norm and bias, by its name in a checkpoint."""
+        for index, layer in enumerate(self.layers):
+            prefix, a, f = f"model.layers.{index}.", layer.attention, layer.feed_forward
+            found = {"input_layernorm": a.norm, "post_attention_layernorm": f.norm}
+            if a.q_norm is not None and a.k_norm is not None:
+                found |= {"self_attn.q_norm": a.q_norm, "self_attn.k_norm": a.k_norm}
+            yield from ((f"{prefix}{name}.weight", vector) for name, vector in found.items())
+            for name, linear in zip(PROJECTIONS, layer.linears(), strict=True):
+                if linear.bias is not None:
+                    yield f"{prefix}{name}.bias", linear.bias
+        yield "model.norm.weight", self.norm
 
     def matrices(self) -> Iterator[PackedTensor]:
         """Every distinct weight matrix once."""
-        yield self.embed
-        for layer in self.layers:
-            for linear in layer.linears():
-                yield linear.weight
-        if self.head is not self.embed:
-            yield self.head
+        for _, matrix in self.named_matrices():
+            yield matrix
 
     @property
     def nbytes(self) -> int:

@@ -3,7 +3,7 @@
 from minicpm4.text.chat import encode_chat
 from minicpm4.text.gguf_vocab import tokenizer_from_gguf
 from minicpm4.text.load import load_tokenizer
-from minicpm4.text.reasoning import ReasoningSplitter, prompt_opens_reasoning, split_reasoning
+from minicpm4.text.reasoning import ReasoningSplitter, marks_of, prompt_opens_reasoning, split_reasoning
 from minicpm4.text.stream import StopMatcher, StreamDecoder, cut_at_stop
 from minicpm4.text.template import ChatTemplate, chat_template_from_gguf, load_chat_template
 from minicpm4.text.tokenizer import Tokenizer
@@ -22,6 +22,7 @@ __all__ = [
     "encode_chat",
     "load_chat_template",
     "load_tokenizer",
+    "marks_of",
     "parse_tool_calls",
     "prompt_opens_reasoning",
     "split_reasoning",

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from minicpm4.errors import TextError
-from minicpm4.text.guard import alternatives
+from minicpm4.text.guard import MASK
 from minicpm4.text.messages import check_messages, check_tools
-from minicpm4.text.template import ChatTemplate
+from minicpm4.text.template import ChatTemplate, is_word
 from minicpm4.text.tokenizer import Tokenizer
+from minicpm4.text.written import Written
 
 __all__ = ["encode_chat", "guarded_text"]
 
@@ -38,15 +39,15 @@ def encode_chat(
         "enable_thinking": enable_thinking,
         **kwargs,
     }
-    spelled = alternatives(tokenizer.control_tokens)
-    if trust_content or spelled is None or not _any_string(spelled.search, [checked, functions, kwargs]):
+    if trust_content:
         text = template.render_checked(checked, functions, **options)
-        ids = tokenizer.encode(text, add_special_tokens=False)
-    else:
-        ids = tokenizer.encode_guarded(_guarded(tokenizer, template, checked, functions, options))
+        return tokenizer.with_prefix(tokenizer.encode(text, add_special_tokens=False))
+    traced = template.trace_checked(checked, functions, **options)
+    ids = _plain_ids(tokenizer, traced)
+    if ids is None:
+        ids = tokenizer.encode_guarded(_guarded(tokenizer, template, traced, checked, functions, options))
     # An end token after the prompt would end it before the answer.
-    before = tokenizer.prefix_ids
-    return ids if ids[: len(before)] == before else [*before, *ids]
+    return tokenizer.with_prefix(ids)
 
 
 def guarded_text(
@@ -61,37 +62,85 @@ def guarded_text(
     template's control tokens stand as aliases (``tokenizer.guard``), so none of the messages' words can be
     one. Options and errors are those of ``encode_chat``."""
     options = {"enable_thinking": None, **options}
-    return _guarded(tokenizer, template, check_messages(messages), check_tools(tools), options)
+    checked, functions = check_messages(messages), check_tools(tools)
+    traced = template.trace_checked(checked, functions, **options)
+    return _guarded(tokenizer, template, traced, checked, functions, options)
+
+
+def _plain_ids(tokenizer: Tokenizer, traced: Written) -> list[int] | None:
+    """Ids of a prompt in which every control token is the template's own, without the guard, which takes time
+    to make; None where one may be another's: spelled in a message, or found by the tokenizer's normaliser."""
+    own = tokenizer.spellings.count_written(traced)
+    if own is None:
+        return None
+    ids = tokenizer.encode(str.__str__(traced), add_special_tokens=False)
+    control = frozenset(tokenizer.control_tokens.values())
+    return ids if sum(1 for i in ids if i in control) == own else None
 
 
 def _guarded(
     tokenizer: Tokenizer,
     template: ChatTemplate,
+    traced: Written,
     messages: list[dict[str, Any]],
     tools: list[dict[str, Any]] | None,
     options: dict[str, Any],
 ) -> str:
-    # Spellings in the content become marks, the template is rendered, its own spellings become
-    # aliases, and the marks become the spellings again: now they are ordinary text.
+    """``traced``, which the template made of the rest, with aliases for its control tokens."""
+    tokenizer.check_text(traced)
     guard = tokenizer.guard
-    marks = {name: f"\ue0f3{guard.nonce}{i:x}\ue0f4" for i, name in enumerate(guard.aliases)}
-    spelled, marked = alternatives(marks), alternatives(marks.values())
-    assert spelled is not None and marked is not None
-    names = {mark: name for name, mark in marks.items()}
+    text, others = guard.own_to_aliases(traced)
+    if not others:
+        return text
+    # Either a message's, and text, or the template's, which has altered them so that nobody can tell.
+    spelled = _spells(tokenizer, messages, tools, options)
+    altered: int | None = None
+    for mask in (tokenizer.spellings.mask, _blanked) if spelled else (_blanked,):
+        altered = _untold(tokenizer, template, messages, tools, options, mask)
+        if altered == 0:
+            return text
+    if altered == others and not spelled:
+        return guard.to_aliases(str.__str__(traced))  # no message has part in them: all are the template's
+    raise TextError(
+        "a message spells a control token, which cannot be told from those that the chat template alters",
+        "remove the spelling from the message",
+    )
 
-    def hide(text: str) -> str:
-        return spelled.sub(lambda m: marks[m[0]], text)
 
-    options = {name: _map_strings(hide, value) for name, value in options.items()}
-    text = template.render_checked(_map_strings(hide, messages), _map_strings(hide, tools), **options)
-    tokenizer.check_text(text)
-    text = marked.sub(lambda m: names[m[0]], guard.to_aliases(text))
-    if "\ue0f3" + guard.nonce in text:
-        raise TextError(
-            "the chat template alters a control token that a message spells",
-            "remove the spelling from the message, or pass trust_content=True",
-        )
-    return text
+def _untold(
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    messages: list[dict[str, Any]],
+    tools: list[dict[str, Any]] | None,
+    options: dict[str, Any],
+    mask: Callable[[str], str],
+) -> int | None:
+    """How many control tokens are not known as the template's when no message spells one, since all of
+    them are seen through ``mask``; None: it refuses such messages."""
+    masked = [
+        _map_strings(mask, message) | ({"role": message["role"]} if is_word(message["role"]) else {})
+        for message in messages
+    ]
+    options = {name: _map_strings(mask, value) for name, value in options.items()}
+    try:
+        traced = template.trace_checked(masked, _map_strings(mask, tools), **options)
+    except TextError:
+        return None
+    return tokenizer.guard.own_to_aliases(traced)[1]
+
+
+def _blanked(text: str) -> str:
+    """Text as long, of which no template makes a control token."""
+    return "".join(char if char.isspace() else MASK for char in text)
+
+
+def _spells(
+    tokenizer: Tokenizer, messages: list[dict[str, Any]], tools: Any, options: Mapping[str, Any]
+) -> bool:
+    """Whether what the caller says may spell a control token, alone or with what stands beside it."""
+    # A role that is a word is what the template makes of it.
+    said = [[{**m, "role": ""} if is_word(m["role"]) else m for m in messages], tools, options]
+    return any(tokenizer.spellings.touch(text) for text in _strings(said))
 
 
 def _map_strings(change: Callable[[str], str], value: Any) -> Any:
@@ -104,11 +153,12 @@ def _map_strings(change: Callable[[str], str], value: Any) -> Any:
     return value
 
 
-def _any_string(test: Callable[[str], Any], value: Any) -> bool:
+def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
-        return bool(test(value))
-    if isinstance(value, Mapping):
-        return any(_any_string(test, item) for pair in value.items() for item in pair)
-    if isinstance(value, list | tuple):
-        return any(_any_string(test, item) for item in value)
-    return False
+        yield value
+    elif isinstance(value, Mapping):
+        for pair in value.items():
+            yield from _strings(pair)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _strings(item)

@@ -7,55 +7,17 @@ import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
-from tokenizers import Tokenizer as Backend
+from tokenizers import AddedToken
 
 from minicpm4.config.strict import suggest
 from minicpm4.errors import TextError
+from minicpm4.text.byte_level import WORDS, byte_level_backend
 from minicpm4.text.pieces import PieceCodec
 from minicpm4.text.sp_build import SpecialTokens, build_sentencepiece
 from minicpm4.text.sp_model import MAX_PIECE_CHARS, MAX_PIECES, PieceType, SentencePieceModel
-from minicpm4.text.tokenizer import Tokenizer
+from minicpm4.text.tokenizer import END_SPELLINGS, Tokenizer
 
 __all__ = ["tokenizer_from_gguf"]
-
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_CASED = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|"
-_CASED_TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_QWEN2 = (_CASED + r"\p{N}" + _CASED_TAIL,)
-_LLAMA3 = (_CASED + r"\p{N}{1,3}" + _CASED_TAIL,)
-_DIGITS = (r"\p{N}", _GPT2)
-_DEFAULT = (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")
-
-# tokenizer.ggml.pre -> the patterns that cut text into words, applied one after the other.
-_PRE_TOKENIZERS: dict[str, tuple[str, ...]] = {
-    "default": _DEFAULT,
-    "gpt-2": (_GPT2,),
-    "smollm": _DIGITS,
-    "starcoder": _DIGITS,
-    "refact": _DIGITS,
-    "command-r": _DIGITS,
-    "qwen2": _QWEN2,
-    "deepseek-r1-qwen": _QWEN2,
-    "llama-bpe": _LLAMA3,
-    "llama3": _LLAMA3,
-    "llama-v3": _LLAMA3,
-    "minicpm5": (r"\p{N}{1,3}", _CASED + r"\p{N}+" + _CASED_TAIL),
-}
-_WHOLE_WORDS = {"llama-bpe", "llama3", "llama-v3", "minicpm5"}  # a word in the vocabulary is not split
-_ADDS_BOS = {"llama-bpe", "llama3", "llama-v3"}
-
-# Many files name only one end token. These spellings end a turn or a text wherever they exist.
-_END_SPELLINGS = (
-    "<|im_end|>",
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|end|>",
-    "<|end_of_text|>",
-    "<|endoftext|>",
-    "<end_of_turn>",
-    "</s>",
-)
 
 
 def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
@@ -77,27 +39,16 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
 
 def _byte_level(metadata: Mapping[str, Any], tokens: list[str], types: list[int]) -> Tokenizer:
     pre = metadata.get("tokenizer.ggml.pre", "default")
-    if pre not in _PRE_TOKENIZERS:
+    if pre not in WORDS:
         raise TextError(
-            f"GGUF tokenizer.ggml.pre is {pre!r}, an unknown pre-tokenizer",
-            suggest(str(pre), list(_PRE_TOKENIZERS)),
+            f"GGUF tokenizer.ggml.pre is {pre!r}, an unknown pre-tokenizer", suggest(str(pre), list(WORDS))
         )
     vocab = dict(zip(tokens, range(len(tokens)), strict=True))
     try:
-        model = models.BPE(vocab, _merges(metadata), ignore_merges=pre in _WHOLE_WORDS)
-    except Exception as error:
-        raise TextError(
-            f"GGUF tokenizer.ggml.merges and tokens do not fit together: {error}",
-            "fetch the file again: it may be damaged",
-        ) from error
-    backend = Backend(model)
-    steps: list[pre_tokenizers.PreTokenizer] = [
-        pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in _PRE_TOKENIZERS[pre]
-    ]
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([*steps, byte_level])
-    backend.decoder = decoders.ByteLevel()
-    special = _special(metadata, tokens, types, add_bos=pre in _ADDS_BOS)
+        backend = byte_level_backend(vocab, _merges(metadata), pre)
+    except TextError as error:
+        raise TextError(f"GGUF tokenizer.ggml.{error.condition}", error.remedy) from error
+    special = _special(metadata, tokens, types, add_bos=WORDS[pre].bos)
     control = {PieceType.CONTROL, PieceType.UNKNOWN}
     backend.add_tokens(
         [
@@ -143,7 +94,7 @@ def _special(
     bos = _token_id(metadata, "bos", len(tokens), bos)
     ends = [_token_id(metadata, "eos", len(tokens), eos)]
     ends += [_token_id(metadata, name, len(tokens), None) for name in ("eot", "eom")]
-    spelled = set(_END_SPELLINGS)
+    spelled = set(END_SPELLINGS)
     ends += [
         i
         for i, (t, kind) in enumerate(zip(tokens, types, strict=True))

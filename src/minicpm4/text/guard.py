@@ -17,13 +17,51 @@ from typing import Any
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
-__all__ = ["ControlGuard", "alternatives"]
+from minicpm4.text.written import Written
+
+__all__ = ["ControlGuard", "Spellings", "alternatives"]
+
+MASK = "\ue0f3"  # no control token has it
 
 
 def alternatives(spellings: Collection[str]) -> re.Pattern[str] | None:
     """A pattern of any of ``spellings``, longest first; None if there are none."""
     ordered = sorted((s for s in spellings if s), key=len, reverse=True)
     return re.compile("(" + "|".join(map(re.escape, ordered)) + ")") if ordered else None
+
+
+class Spellings:
+    """Tells strings in which a control token is spelled, or that become one with what stands beside them."""
+
+    def __init__(self, control: Collection[str]) -> None:
+        self._whole = alternatives(control)
+        self._starts = {name[:i] for name in control for i in range(1, len(name))}
+        self._ends = {name[i:] for name in control for i in range(1, len(name))}
+        self._longest = max(map(len, control), default=0)
+        # What a template sets in brackets of its own: <{{ key }}>, <|{{ name }}|>.
+        self._inner = {name[i : len(name) - j] for name in control for i in range(3) for j in range(3)} - {""}
+
+    def touch(self, text: str) -> bool:
+        """Whether ``text`` may have part in the spelling of a control token."""
+        if self._whole is None or not text:
+            return False
+        if self._whole.search(text) or text in self._inner:
+            return True
+        sizes = range(1, min(self._longest, len(text) + 1))
+        return any(text[-i:] in self._starts or text[:i] in self._ends for i in sizes)
+
+    def count_written(self, text: Written) -> int | None:
+        """How many control spellings ``text`` holds, if the template wrote all of them; else None."""
+        found = self._whole.finditer(text) if self._whole else ()
+        spans = [match.span() for match in found]
+        return len(spans) if all(text.covers(*span) for span in spans) else None
+
+    def mask(self, text: str) -> str:
+        """Text as long, other than ``text`` where that may have part in a spelling."""
+        if not self.touch(text):
+            return text
+        masked = self._whole.sub(lambda m: MASK * len(m[0]), text) if self._whole else text
+        return MASK * len(text) if self.touch(masked) else masked
 
 
 class ControlGuard:
@@ -65,6 +103,19 @@ class ControlGuard:
     def to_aliases(self, text: str) -> str:
         """``text`` with every control spelling replaced by its alias."""
         return self._spelling.sub(lambda m: self.aliases[m[0]], text) if self._spelling else text
+
+    def own_to_aliases(self, text: Written) -> tuple[str, int]:
+        """``text`` with the aliases of those control spellings that the template wrote, and how many others
+        it holds, which stay as they are."""
+        parts, at, look, others = [], 0, 0, 0
+        while self._spelling and (found := self._spelling.search(text, look)):
+            if text.covers(*found.span()):
+                parts += [str.__getitem__(text, slice(at, found.start())), self.aliases[found[0]]]
+                at = look = found.end()
+            else:
+                # The template's own may begin within it.
+                look, others = found.start() + 1, others + 1
+        return "".join([*parts, str.__getitem__(text, slice(at, None))]), others
 
     def encode(self, text: str) -> list[int]:
         """Token ids of ``text``: only aliases become control tokens."""

@@ -1,168 +1,193 @@
-"""A tokenizer from a checkpoint folder: tokenizer.json, or else tokenizer.model."""
+"""A tokenizer from a folder: tokenizer.json, else tokenizer.model, else vocab.json with merges.txt.
+
+Where transformers' versions differ, a tokenizer.json is read as it stands, as the tokenizers library and
+transformers 4 do: version 5 makes the splitting of words anew from the name of a class, and loses, say, that
+SmolLM2's digits stand alone.
+"""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
+from tokenizers import pre_tokenizers
 
-from minicpm4.config.model import read_generation_config, read_hf_config
-from minicpm4.errors import ConfigError, TextError
-from minicpm4.text.files import read_bytes, read_json
+from minicpm4.errors import TextError
+from minicpm4.files import parse_json, read_bytes, read_text
+from minicpm4.text.added import add_tokens, added_tokens, beside_pieces, special_tokens
+from minicpm4.text.around import around
+from minicpm4.text.byte_level import byte_level_backend
+from minicpm4.text.files import has_tokenizer, model_settings, spelling, text_settings, tokenizer_class
 from minicpm4.text.sp_build import SpecialTokens, build_sentencepiece
 from minicpm4.text.sp_model import parse_sentencepiece
 from minicpm4.text.tokenizer import Tokenizer
 
-__all__ = ["load_tokenizer"]
+__all__ = ["load_tokenizer", "of_training", "read_backend"]
 
 MAX_FILE_BYTES = 256 << 20
-_CONTROL_LIKE = re.compile(r"<\|.*\|>|</?s>")
+_AGAIN = "fetch the file again: it may be damaged"
+# Classes whose add_bos_token and add_eos_token count whatever a tokenizer.json's post-processor says, in
+# transformers 4, which wrote such files; version 5 looks at them nowhere beside a tokenizer.json.
+_OBEYING = ("LlamaTokenizer", "CodeLlamaTokenizer")
+# Classes that a vocab.json with merges.txt is read for -> how words are split (byte_level.WORDS).
+_WORDS_OF_CLASS = {"Qwen2Tokenizer": "qwen2", "GPT2Tokenizer": "gpt-2"}
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
     """Read the tokenizer of a checkpoint folder.
 
-    tokenizer.json is preferred to tokenizer.model. BOS and EOS follow tokenizer_config.json's
-    add_bos_token and add_eos_token where it has them, else the file's own rule. End tokens: its
-    eos_token and the eos_token_id of config.json and generation_config.json. Raises TextError.
+    tokenizer.json is preferred to tokenizer.model, and this to vocab.json with merges.txt. What stands around
+    a text is the file's own rule; beside a tokenizer.json, add_bos_token and add_eos_token count for Llama's
+    classes alone. End tokens: the eos_token of tokenizer_config.json or
+    special_tokens_map.json and the eos_token_id of config.json and generation_config.json. Raises TextError.
     """
     folder = Path(folder)
-    settings = read_json(folder / "tokenizer_config.json")
+    settings = text_settings(folder)
+    if settings.get("split_special_tokens"):
+        raise TextError(
+            f"tokenizer_config.json of {folder} has split_special_tokens, which is not supported",
+            "set it to false: chats are encoded so that typed control tokens stay text",
+        )
     if (folder / "tokenizer.json").is_file():
         return _from_json(folder, settings)
     if (folder / "tokenizer.model").is_file():
         return _from_model(folder, settings)
+    if has_tokenizer(folder):
+        return _from_vocabulary(folder, settings)
+    other = " (tekken.json is a format of Mistral's own)" if (folder / "tekken.json").is_file() else ""
     raise TextError(
-        f"{folder} holds no tokenizer", "it needs tokenizer.json or tokenizer.model of the checkpoint"
+        f"{folder} holds no tokenizer{other}", "it needs tokenizer.json or tokenizer.model of the checkpoint"
     )
 
 
 def _from_json(folder: Path, settings: Mapping[str, Any]) -> Tokenizer:
-    backend = _read_backend(folder / "tokenizer.json")
-    named = {role: _content(settings, f"{role}_token") for role in ("bos", "eos")}
-    _mark_special(backend, settings)
-    bos = backend.token_to_id(named["bos"]) if named["bos"] else None
-    eos = backend.token_to_id(named["eos"]) if named["eos"] else None
-    before, after = _post_processed(backend)
-    if bos is None and len(before) == 1:
-        bos = before[0]
-    add_bos, add_eos = settings.get("add_bos_token"), settings.get("add_eos_token")
-    if add_bos is not None and bos is not None:
-        before = [i for i in before if i != bos]
-        before = [bos, *before] if add_bos else before
-    if add_eos is not None and eos is not None:
-        after = [i for i in after if i != eos]
-        after = [*after, eos] if add_eos else after
-    ends = [*([] if eos is None else [eos]), *_config_ends(folder)]
-    return Tokenizer(backend, bos_token_id=bos, eos_token_ids=ends, prefix_ids=before, suffix_ids=after)
+    named = settings.get("fast_tokenizer_files")
+    if named not in (None, [], ["tokenizer.json"]):
+        raise TextError(
+            f"tokenizer_config.json of {folder} has fast_tokenizer_files, tokenizers for several versions",
+            "save the checkpoint's tokenizer anew with transformers",
+        )
+    backend = read_backend(folder / "tokenizer.json")
+    kind = tokenizer_class(folder, settings)
+    if kind in _WORDS_OF_CLASS and isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel):
+        # Its own setting, which is false where it is absent, in both versions of transformers.
+        backend.pre_tokenizer.add_prefix_space = bool(settings.get("add_prefix_space"))
+    return _dressed(folder, settings, backend, obeying=kind in _OBEYING)
 
 
-def _read_backend(file: Path) -> Backend:
-    data = read_bytes(file, MAX_FILE_BYTES)
+def _from_vocabulary(folder: Path, settings: Mapping[str, Any]) -> Tokenizer:
+    kind = tokenizer_class(folder, settings)
+    if kind not in _WORDS_OF_CLASS:
+        raise TextError(
+            f"{folder} holds vocab.json and merges.txt of a {kind or 'tokenizer without a class'}",
+            f"without tokenizer.json, {' and '.join(_WORDS_OF_CLASS)} are read: fetch tokenizer.json",
+        )
+    content = read_bytes(folder / "vocab.json", MAX_FILE_BYTES, TextError)
+    vocab = parse_json(content, str(folder / "vocab.json"), TextError)
+    if not isinstance(vocab, dict) or not all(type(i) is int and 0 <= i < 1 << 31 for i in vocab.values()):
+        raise TextError(f"{folder / 'vocab.json'} is no table of ids", _AGAIN)
+    pairs: list[tuple[str, str]] = []
+    for line in read_text(folder / "merges.txt", MAX_FILE_BYTES, TextError).split("\n"):
+        if not line.strip() or line.startswith("#version"):
+            continue
+        left, space, right = line.rstrip("\r").partition(" ")
+        if not space or " " in right:
+            raise TextError(f"{folder / 'merges.txt'} holds {line!r:.80}, which is not a pair", _AGAIN)
+        pairs.append((left, right))
+    words = _WORDS_OF_CLASS[kind]
+    backend = byte_level_backend(vocab, pairs, words, add_prefix_space=bool(settings.get("add_prefix_space")))
+    return _dressed(folder, settings, backend, obeying=True)
+
+
+def _dressed(folder: Path, settings: Mapping[str, Any], backend: Backend, *, obeying: bool) -> Tokenizer:
+    """``backend`` with all that the other files say."""
+    config = model_settings(folder)
+    add_tokens(
+        backend,
+        added_tokens(folder, settings, backend.get_added_tokens_decoder()),
+        special_tokens(settings),
+        rows=_rows(config),
+        lists=tokenizer_class(folder, settings) == "Qwen2Tokenizer",  # which adds them anew
+    )
+    ids = {role: backend.token_to_id(spelling(settings, f"{role}_token") or "") for role in ("bos", "eos")}
+    before, after = around(backend)
+    if ids["bos"] is None and len(before) == 1:
+        ids["bos"] = before[0]
+    if obeying:
+        before = _with(before, ids["bos"], settings.get("add_bos_token"))
+        after = _with(after, ids["eos"], settings.get("add_eos_token"))
+    ends = [*([] if ids["eos"] is None else [ids["eos"]]), *_config_ends(config)]
+    return Tokenizer(
+        backend, bos_token_id=ids["bos"], eos_token_ids=ends, prefix_ids=before, suffix_ids=after
+    )
+
+
+def _with(around_text: list[int], token: int | None, wanted: Any) -> list[int]:
+    """What stands at one end of a text: the token alone, whatever a post-processor has, where it is wanted;
+    nothing where it is not."""
+    if token is None or wanted is None:
+        return around_text
+    return [token] if wanted else []
+
+
+def read_backend(source: Path | bytes, where: str = "tokenizer.json", *, as_is: bool = False) -> Backend:
+    """The tokenizer in a tokenizer.json, without settings of training runs (``as_is``: with them, see
+    ``of_training``). Raises TextError."""
+    data = source if isinstance(source, bytes) else read_bytes(source, MAX_FILE_BYTES, TextError)
+    where = where if isinstance(source, bytes) else str(source)
     try:
         backend = Backend.from_buffer(data)
     except BaseException as error:
         # A panic inside the Rust library reaches Python as a BaseException of its own.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise TextError(
-            f"{file} is not a tokenizer file: {error}", "fetch the file again: it may be damaged"
-        ) from error
-    # Settings of training runs that some files keep: here they would cut or pad every prompt.
-    backend.no_truncation()
-    backend.no_padding()
+        raise TextError(f"{where} is not a tokenizer file: {error}", _AGAIN) from error
+    if not as_is and of_training(backend):
+        backend.no_truncation()
+        backend.no_padding()
+        if getattr(backend.model, "dropout", None) is not None:
+            backend.model.dropout = None
     return backend
 
 
-def _post_processed(backend: Backend) -> tuple[list[int], list[int]]:
-    """The ids that the file's own post-processor puts before and after a text."""
-    probe = backend.encode("a", add_special_tokens=False).ids
-    whole = backend.encode("a", add_special_tokens=True).ids
-    for start in range(len(whole) - len(probe) + 1):
-        if whole[start : start + len(probe)] == probe:
-            return whole[:start], whole[start + len(probe) :]
-    return [], []
-
-
-def _mark_special(backend: Backend, settings: Mapping[str, Any]) -> None:
-    """Mark as special what tokenizer_config.json calls so; never adds to the vocabulary."""
-    known = backend.get_added_tokens_decoder()
-    names = {_content(settings, f"{role}_token") for role in ("bos", "eos", "unk", "pad")}
-    names |= {token.content for token in _added_tokens(settings).values() if token.special}
-    special = {token.content for token in known.values() if token.special}
-    flags = {token.content: token for token in known.values()}
-    for name in sorted(n for n in names - special if n and backend.token_to_id(n) is not None):
-        old = flags.get(name) or AddedToken(name, normalized=False)
-        backend.add_special_tokens(
-            [AddedToken(name, special=True, normalized=False, lstrip=old.lstrip, rstrip=old.rstrip)]
-        )
+def of_training(backend: Backend) -> bool:
+    """Whether it has settings of a training run, which cut or pad every prompt, or encode it by chance."""
+    dropout = getattr(backend.model, "dropout", None)
+    return backend.truncation is not None or backend.padding is not None or dropout is not None
 
 
 def _from_model(folder: Path, settings: Mapping[str, Any]) -> Tokenizer:
     file = folder / "tokenizer.model"
-    model = parse_sentencepiece(read_bytes(file, MAX_FILE_BYTES), str(file))
-    added = _added_tokens(settings) or _added_tokens_file(folder)
+    model = parse_sentencepiece(read_bytes(file, MAX_FILE_BYTES, TextError), str(file))
+    if settings.get("add_prefix_space") is False:
+        model = replace(model, add_dummy_prefix=False)
+    config = model_settings(folder)
+    added = added_tokens(folder, settings)
+    added = beside_pieces(model.pieces, added, special_tokens(settings), rows=_rows(config))
     ids = {piece: i for i, piece in enumerate(model.pieces)} | {t.content: i for i, t in added.items()}
-    bos = ids.get(_content(settings, "bos_token") or "", model.bos_id)
-    eos = ids.get(_content(settings, "eos_token") or "", model.eos_id)
+    bos = ids.get(spelling(settings, "bos_token") or "", model.bos_id)
+    eos = ids.get(spelling(settings, "eos_token") or "", model.eos_id)
     bos_id = bos if 0 <= bos < len(ids) else None
-    ends = [*([eos] if 0 <= eos < len(ids) else []), *_config_ends(folder)]
+    ends = [*([eos] if 0 <= eos < len(ids) else []), *_config_ends(config)]
     special = SpecialTokens(
         bos_id=bos_id,
         eos_ids=tuple(ends),
         add_bos=bool(settings.get("add_bos_token", True)),
         add_eos=bool(settings.get("add_eos_token", False)),
     )
-    return build_sentencepiece(model, special, added=added)
+    return build_sentencepiece(model, special, added=added, prefix_once=settings.get("legacy") is False)
 
 
-def _content(settings: Mapping[str, Any], name: str) -> str | None:
-    value = settings.get(name)
-    if isinstance(value, Mapping):
-        value = value.get("content")
-    if value is not None and not isinstance(value, str):
-        raise TextError(f"tokenizer_config.json {name} = {value!r} is not a string")
-    return value
+def _rows(config: Mapping[str, Any]) -> int | None:
+    """How many tokens the model knows; None: not told."""
+    rows = config.get("vocab_size")
+    return rows if type(rows) is int else None
 
 
-def _added_tokens(settings: Mapping[str, Any]) -> dict[int, AddedToken]:
-    table = settings.get("added_tokens_decoder") or {}
-    tokens: dict[int, AddedToken] = {}
-    try:
-        for key, entry in table.items():
-            flags = {name: bool(entry.get(name)) for name in ("lstrip", "rstrip", "single_word", "special")}
-            tokens[_checked_id(int(key))] = AddedToken(entry["content"], normalized=False, **flags)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise TextError(f"tokenizer_config.json added_tokens_decoder is malformed: {error!r}") from error
-    return tokens
-
-
-def _added_tokens_file(folder: Path) -> dict[int, AddedToken]:
-    """added_tokens.json of older checkpoints: spelling to id, without flags."""
-    tokens: dict[int, AddedToken] = {}
-    for content, token_id in read_json(folder / "added_tokens.json").items():
-        if type(token_id) is not int:
-            raise TextError(f"{folder / 'added_tokens.json'} gives {content!r} the id {token_id!r}")
-        special = _CONTROL_LIKE.fullmatch(content) is not None
-        tokens[_checked_id(token_id)] = AddedToken(content, special=special, normalized=False)
-    return tokens
-
-
-def _checked_id(token_id: int) -> int:
-    if not 0 <= token_id < 1 << 31:
-        raise TextError(f"an added token has the id {token_id}, which is out of range")
-    return token_id
-
-
-def _config_ends(folder: Path) -> list[int]:
-    whole = (folder / "config.json").is_file()
-    try:
-        ends = (read_hf_config if whole else read_generation_config)(folder).get("eos_token_id")
-    except ConfigError as error:
-        raise TextError(f"the end tokens of {folder} cannot be read: {error}") from error
+def _config_ends(config: Mapping[str, Any]) -> list[int]:
+    ends = config.get("eos_token_id")
     items = ends if isinstance(ends, list) else [ends]
     return [i for i in items if type(i) is int and i >= 0]

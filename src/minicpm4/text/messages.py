@@ -1,4 +1,4 @@
-"""Chat messages from outside: checked, bounded, in the one shape that templates expect."""
+"""Chat messages from outside: checked, bounded, as the caller said them."""
 
 from __future__ import annotations
 
@@ -8,21 +8,26 @@ from typing import Any
 
 from minicpm4.errors import RequestError
 
-__all__ = ["MAX_CHAT_CHARS", "check_messages", "check_tools"]
+__all__ = ["MAX_CHAT_CHARS", "check_messages", "check_tools", "check_variables", "parsed_arguments"]
 
 MAX_MESSAGES = 16384
 MAX_TOOLS = 1024
 MAX_CHAT_CHARS = 64 << 20
 MAX_DEPTH = 64
 MAX_ROLE_CHARS = 64
+REASONING = ("reasoning_content", "thinking", "reasoning")  # one meaning; the first that is given counts
+# What a chat's prompt is made of beside the template's own variables; ``trust_content`` above all.
+_RESERVED = ("messages", "tools", "enable_thinking", "add_generation_prompt", "trust_content")
+_SPEAKS = ("system", "developer", "user")  # whose messages are their content
 
 
 def check_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Copies of ``messages`` with ``content`` as one string; other keys pass through.
+    """Copies of ``messages`` as the caller said them, but for what has several spellings and one meaning.
 
-    Each needs a ``role`` (str) and ``content``: a str, a list of text parts, which are joined, or
-    None (then empty) beside tool_calls. Arguments of tool calls given as JSON text are parsed.
-    Raises RequestError.
+    Each needs a ``role`` (str) and, of a user or system, ``content``: a str or a list of text parts. Others
+    may have none, or None: what a template takes for that, and for parts and arguments of calls, is found by
+    rendering (``shapes``). Fields that are None, and an empty ``tool_calls``, are absent. Reasoning under any
+    of its names has the names that transformers gives it. Raises RequestError.
     """
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
         raise RequestError(
@@ -51,6 +56,18 @@ def check_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any
     return [dict(tool) for tool in tools] or None
 
 
+def check_variables(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of ``variables`` that a template is to see by name. Raises RequestError."""
+    for name in variables:
+        if not isinstance(name, str) or not name.isidentifier() or name in _RESERVED:
+            raise RequestError(
+                f"{str(name)!r:.80} cannot be given to the chat template by this name",
+                "use a variable of the template",
+            )
+    _check_size(variables, "the variables of the chat template")
+    return dict(variables)
+
+
 def _check_message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise RequestError(f"{where} is a {type(message).__name__}, not a table with role and content")
@@ -59,35 +76,34 @@ def _check_message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise RequestError(
             f"{where}.role = {role!r:.80} is not a role", "use system, user, assistant or tool"
         )
-    calls = message.get("tool_calls")
-    checked = dict(message)
-    checked["content"] = _content(message.get("content"), bool(calls), f"{where}.content")
-    if calls:
-        if isinstance(calls, str | bytes | Mapping) or not isinstance(calls, Sequence):
-            raise RequestError(f"{where}.tool_calls is a {type(calls).__name__}, not a list")
+    checked = {k: v for k, v in message.items() if v is not None or k == "content"}
+    calls = checked.get("tool_calls")
+    if not calls:
+        checked.pop("tool_calls", None)
+    elif isinstance(calls, str | bytes | Mapping) or not isinstance(calls, Sequence):
+        raise RequestError(f"{where}.tool_calls is a {type(calls).__name__}, not a list")
+    else:
         checked["tool_calls"] = [_check_call(c, f"{where}.tool_calls[{i}]") for i, c in enumerate(calls)]
-    return checked
+    if checked.get("content") is not None:
+        checked["content"] = _content(checked["content"], f"{where}.content")
+    elif role in _SPEAKS and "tool_calls" not in checked:
+        raise RequestError(f"{where}.content is missing", f"a message of role {role} needs one")
+    said = next((checked[name] for name in REASONING if name in checked), None)
+    return checked if said is None else {"thinking": said, **checked, "reasoning_content": said}
 
 
-def _content(content: Any, has_calls: bool, where: str) -> str:
+def _content(content: Any, where: str) -> str | list[dict[str, Any]]:
     if isinstance(content, str):
         return content
-    if content is None:
-        if has_calls:
-            return ""
-        raise RequestError(f"{where} is missing", "only an assistant message with tool_calls may lack it")
     if not isinstance(content, list | tuple):
         raise RequestError(f"{where} is a {type(content).__name__}", "use a string or a list of text parts")
-    texts = []
     for i, part in enumerate(content):
         kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-        text = part.get("text") if kind == "text" else None
-        if not isinstance(text, str):
+        if kind != "text" or not isinstance(part.get("text"), str):
             raise RequestError(
                 f"{where}[{i}] has type {kind!r}", 'only {"type": "text", "text": "..."} is read'
             )
-        texts.append(text)
-    return "".join(texts)
+    return [dict(part) for part in content]
 
 
 def _check_call(call: Any, where: str) -> dict[str, Any]:
@@ -96,16 +112,24 @@ def _check_call(call: Any, where: str) -> dict[str, Any]:
     inner = call.get("function", call)
     if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str):
         raise RequestError(f"{where} has no function name")
-    arguments = inner.get("arguments", {})
+    arguments = inner.get("arguments")
+    if arguments is not None and not isinstance(arguments, str | Mapping):
+        raise RequestError(f"{where}: the arguments are a {type(arguments).__name__}, not a table")
+    fixed = {**inner, "arguments": {} if arguments is None else arguments}
+    return {**call, "function": fixed} if "function" in call else fixed
+
+
+def parsed_arguments(arguments: str | Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Arguments of a call as a table. Raises RequestError for text that holds none."""
+    found: Any = arguments
     if isinstance(arguments, str):
         try:
-            arguments = json.loads(arguments) if arguments.strip() else {}
+            found = json.loads(arguments) if arguments.strip() else {}
         except (ValueError, RecursionError) as error:
             raise RequestError(f"{where}: the arguments are not JSON: {error}") from error
-    if not isinstance(arguments, Mapping):
-        raise RequestError(f"{where}: the arguments are a {type(arguments).__name__}, not a table")
-    fixed = {**inner, "arguments": dict(arguments)}
-    return {**call, "function": fixed} if "function" in call else fixed
+    if not isinstance(found, Mapping):
+        raise RequestError(f"{where}: the arguments are a {type(found).__name__}, not a table")
+    return dict(found)
 
 
 def _check_size(value: Any, what: str) -> None:

@@ -11,8 +11,10 @@ import ast
 import io
 import itertools
 import math
+import re
 import tokenize
 import warnings
+from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 __all__ = ["CallSyntaxError", "parse_calls"]
@@ -26,20 +28,72 @@ Call: TypeAlias = tuple[str, list[Any], dict[str, Any]]
 _SKIPPED = {tokenize.NL, tokenize.COMMENT, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 _WORDS = {"true": True, "false": False, "null": None}  # JSON's spellings, which models mix in
 
+_STRING_OR_COMMENT = re.compile(
+    r"""\#[^\r\n]*|\"{3}.*?\"{3}|'{3}.*?'{3}|"""
+    r"""(?P<prefix>\b[A-Za-z]{1,2}|)(?P<quote>["'])(?:\\.|(?!(?P=quote))[^\\])*+(?P<end>(?P=quote)?)""",
+    re.DOTALL,
+)
+_BREAKS = {"\n": "\\n", "\r": "\\r"}
+_BREAK = re.compile(r"(?P<escape>\\(?:\r\n|.))|[\r\n]", re.DOTALL)
+
 
 class CallSyntaxError(ValueError):
     """The source is not a list of calls with literal arguments."""
 
 
 def parse_calls(source: str) -> list[Call]:
-    """(name, positional values, named values) of every call, in order. Raises CallSyntaxError."""
+    """(name, positional values, named values) of every call, in order. Raises CallSyntaxError.
+
+    Raw line breaks in strings, and a bracket too many at the end, are read as they are meant.
+    """
     if len(source) > MAX_SOURCE_CHARS:
         raise CallSyntaxError(f"{len(source)} characters of calls are over {MAX_SOURCE_CHARS}")
+    try:
+        return _parse(source)
+    except CallSyntaxError as error:
+        for other in _meant(source):
+            try:
+                return _parse(other)
+            except CallSyntaxError:
+                continue
+        raise error
+
+
+def _meant(source: str) -> Iterator[str]:
+    """What else ``source`` may mean, if it is no Python."""
+    escaped = _escape_breaks(source)
+    for text in [source, *([] if escaped in (None, source) else [escaped])]:
+        if text is not source:
+            yield text
+        if text.rstrip().endswith("))"):
+            yield text.rstrip()[:-1]
+
+
+def _escape_breaks(source: str) -> str | None:
+    """``source`` with line breaks in strings as escapes; None where a string does not end, or is a raw one
+    that has some."""
+    parts, at = [], 0
+    while (found := _STRING_OR_COMMENT.search(source, at)) is not None:
+        text = found[0]
+        if found["quote"] is None:  # a comment, or a string between three quotes
+            parts += [source[at : found.start()], text]
+        elif not found["end"]:
+            return None
+        else:
+            written = _BREAK.sub(lambda m: m["escape"] or _BREAKS[m[0]], text)
+            if written != text and "r" in found["prefix"].lower():
+                return None
+            parts += [source[at : found.start()], written]
+        at = found.end()
+    return "".join([*parts, source[at:]])
+
+
+def _parse(source: str) -> list[Call]:
     try:
         tokens = [t for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type not in _SKIPPED]
     except (tokenize.TokenError, SyntaxError, ValueError) as error:
         raise CallSyntaxError(f"not Python: {error.args[0] if error.args else error}") from error
-    lines = source.splitlines(keepends=True)
+    lines = list(io.StringIO(source))  # as the lexer counts them: str.splitlines knows ten more ends of lines
     calls: list[Call] = []
     at = 0
     while at < len(tokens):
@@ -149,7 +203,13 @@ def _literal(node: ast.expr, depth: int) -> Any:
         if None in node.keys:
             raise ValueError("** is not allowed")
         keys = [_literal(key, depth + 1) for key in node.keys if key is not None]
-        return dict(zip(keys, (_literal(value, depth + 1) for value in node.values), strict=True))
+        values = [_literal(value, depth + 1) for value in node.values]
+        table = dict(zip(keys, values, strict=True))
+        if len(table) != len(keys):
+            for key, value in zip(keys, values, strict=True):
+                if repr(value) != repr(table[key]):  # 1 is no True
+                    raise ValueError(f"it gives {key!r:.40} two values")
+        return table
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
         value = _literal(node.operand, depth + 1)
         if type(value) not in (int, float):

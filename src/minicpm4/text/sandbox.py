@@ -9,16 +9,18 @@ is no substitute for running only checkpoints that one trusts.
 from __future__ import annotations
 
 import json
+import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
+from functools import wraps
 from typing import Any, NoReturn
 
 import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension
 from jinja2.ext import loopcontrols as LoopControls
-from jinja2.filters import sync_do_join
+from jinja2.filters import do_format, sync_do_join
 from jinja2.nodes import EvalContext
 from jinja2.parser import Parser
 from jinja2.runtime import Context
@@ -26,21 +28,28 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
 from minicpm4.errors import TextError
+from minicpm4.text.written import Written, joined
 
-__all__ = ["MAX_OUTPUT_CHARS", "TemplateSandbox"]
+__all__ = ["MAX_OUTPUT_CHARS", "AbsentToken", "TemplateSandbox", "TracingSandbox"]
 
 MAX_OUTPUT_CHARS = 64 << 20
-_TICK, _CONCAT = "_minicpm4_tick", "_minicpm4_concat"
+# What takes a width: no other calls make text much longer than what they are given.
+_WIDTH_METHODS = frozenset(("center", "ljust", "rjust", "zfill", "expandtabs"))
+_WIDTH_FILTERS = ("center", "indent")
+_PERCENT = re.compile(r"%(?:\([^)]*\))?([-+ #0]*[0-9*]*(?:\.[0-9*]*)?)")
+_TICK, _CONCAT, _WRITTEN = "_minicpm4_tick", "_minicpm4_concat", "_minicpm4_written"
 
 
 class _GenerationTag(Extension):
-    """``{% generation %}`` marks what the assistant writes; rendering ignores the mark."""
+    """``{% generation %}`` marks what the assistant writes; rendering ignores the mark, but what is set
+    inside holds inside, as in transformers."""
 
     tags = {"generation"}  # noqa: RUF012
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        lineno = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return [nodes.Scope(body, lineno=lineno)]
 
 
 class _Bounds(NodeTransformer):
@@ -64,12 +73,32 @@ class _Bounds(NodeTransformer):
         return call
 
 
+class _Signed(_Bounds):
+    """Every literal of a template is a string that knows that it is the template's."""
+
+    def visit_Const(self, node: nodes.Const) -> nodes.Node:
+        return self._filtered(node, _WRITTEN) if isinstance(node.value, str) else node
+
+    def visit_TemplateData(self, node: nodes.TemplateData) -> nodes.Node:
+        return self._filtered(nodes.Const(node.data, lineno=node.lineno), _WRITTEN)
+
+
+class AbsentToken(jinja2.Undefined):
+    """A special token that a model does not have: not defined, and nothing where a template adds it."""
+
+    def _beside(self, other: Any) -> Any:
+        return other
+
+    __add__ = __radd__ = _beside
+
+
 class TemplateSandbox(ImmutableSandboxedEnvironment):
     """The environment in which chat templates run. ``render`` is not for several threads at once:
     make one sandbox a render, or hold a lock."""
 
     concat = staticmethod(lambda parts: _bounded_join(list(parts)))  # of set blocks and macros
     intercepted_binops = frozenset(("+", "*", "**", "%"))
+    _bounds: type[_Bounds] = _Bounds
 
     def __init__(self, seconds: float = 10.0) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, LoopControls])
@@ -77,6 +106,9 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         self.filters[_TICK] = self._ticked
         self.filters[_CONCAT] = lambda items: _bounded_join([str(item) for item in items])
         self.filters["join"] = _join
+        self.filters["format"] = _format
+        for name in _WIDTH_FILTERS:
+            self.filters[name] = _with_checked_widths(self.filters[name])
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = _strftime_now
         self._seconds = seconds
@@ -92,7 +124,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
                 raise TextError(f"the chat template's output is over {MAX_OUTPUT_CHARS} characters")
             self.check_deadline()
             parts.append(part)
-        return "".join(parts)
+        return self.concat(parts)
 
     def check_deadline(self) -> None:
         """Raise TextError when the render has used up its time."""
@@ -102,7 +134,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
             )
 
     def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:
-        return super()._generate(_Bounds(self).visit(source), *args, **kwargs)
+        return super()._generate(self._bounds(self).visit(source), *args, **kwargs)
 
     def _ticked(self, items: Iterable[Any]) -> Iterator[Any] | Iterable[Any]:
         if isinstance(items, jinja2.Undefined):
@@ -116,10 +148,9 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
 
     def call(self, context: Context, obj: Any, *args: Any, **kwargs: Any) -> Any:
         self.check_deadline()
-        for value in (*args, *kwargs.values()):
-            # Widths such as "x".center(10 ** 9) are the calls that make huge values.
-            if isinstance(value, int) and abs(value) > MAX_OUTPUT_CHARS:
-                raise TextError(f"the chat template calls a function with {value}, which is too large")
+        name = getattr(obj, "__name__", None)
+        if name in _WIDTH_METHODS and isinstance(getattr(obj, "__self__", None), str):
+            _check_widths((*args, *kwargs.values()))
         return super().call(context, obj, *args, **kwargs)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
@@ -131,8 +162,38 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         if operator == "+" and isinstance(left, str | list | tuple) and isinstance(right, str | list | tuple):
             _check_length(len(left) + len(right))
         if operator == "%" and isinstance(left, str):
-            raise TextError("the chat template formats with %", "this is not supported: use ~ to join text")
+            _check_percent(left)
         return super().call_binop(context, operator, left, right)
+
+
+class TracingSandbox(TemplateSandbox):
+    """The same, slower: what it renders are ``Written`` strings."""
+
+    concat = staticmethod(lambda parts: _bounded_written(list(parts)))
+    _bounds = _Signed
+
+    def __init__(self, seconds: float = 10.0) -> None:
+        super().__init__(seconds)
+        self.filters[_WRITTEN] = _written
+        self.filters[_CONCAT] = lambda items: _bounded_written([str(item) for item in items])
+        self.filters["join"] = _written_join
+
+
+@jinja2.pass_context  # or it is done once, when the template is compiled, and its result written down
+def _written(context: Context, text: str) -> str:
+    return Written.whole(text)
+
+
+def _bounded_written(parts: list[str]) -> str:
+    _check_length(sum(map(len, parts)))
+    return joined(parts)
+
+
+@jinja2.pass_eval_context
+def _written_join(
+    context: EvalContext, value: Iterable[Any], d: str = "", attribute: str | None = None
+) -> str:
+    return _join(context, value, d if isinstance(d, Written) else Written(str(d)), attribute)
 
 
 def _small(value: Any) -> bool:
@@ -143,6 +204,35 @@ def _check_product(left: Any, right: Any) -> None:
     for sized, times in ((left, right), (right, left)):
         if isinstance(sized, str | list | tuple) and isinstance(times, int):
             _check_length(len(sized) * times)
+
+
+def _check_widths(values: Iterable[Any]) -> None:
+    for value in values:
+        if isinstance(value, int) and abs(value) > MAX_OUTPUT_CHARS:
+            raise TextError(f"the chat template pads to {value} characters, which is too many")
+
+
+def _with_checked_widths(function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)  # with the mark of those that take the environment
+    def checked(value: Any, *args: Any, **kwargs: Any) -> Any:
+        _check_widths((*args, *kwargs.values()))
+        return function(value, *args, **kwargs)
+
+    return checked
+
+
+def _check_percent(pattern: str) -> None:
+    """Raise TextError where ``pattern`` asks % to pad to a huge width."""
+    widths = _PERCENT.findall(pattern)
+    if any("*" in part for part in widths):
+        raise TextError("the chat template formats with a width of *", "this is not supported")
+    digits = re.findall("[0-9]{1,20}", " ".join(widths))
+    _check_length(len(pattern) + sum(map(int, digits)))
+
+
+def _format(value: str, *args: Any, **kwargs: Any) -> str:
+    _check_percent(str(value))
+    return do_format(value, *args, **kwargs)
 
 
 def _check_length(length: int) -> None:

@@ -41,12 +41,14 @@ def build_sentencepiece(
     *,
     added: Mapping[int, AddedToken] | None = None,
     prefix_after_user_defined: bool = False,
+    prefix_once: bool = False,
 ) -> Tokenizer:
     """A tokenizer that gives the ids that SentencePiece gives.
 
     ``added``: tokens beyond the model's own pieces (a tokenizer_config.json's), by id.
     ``prefix_after_user_defined``: whether the dummy prefix also follows user-defined pieces, as in
-    llama.cpp; SentencePiece itself puts it at the start only. Raises TextError.
+    llama.cpp; SentencePiece itself puts it at the start only. ``prefix_once``: as ``Tokenizer`` has it, for
+    files whose ``legacy`` is false. Raises TextError.
     """
     extra = dict(added or {})
     vocab = _vocabulary(model, extra)
@@ -62,11 +64,10 @@ def build_sentencepiece(
         [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *tail]
     )
     control, user_defined = _own_added_tokens(model)
-    own = {i: extra[i] if i in extra and extra[i].special else token for i, token in control.items()}
-    backend.add_tokens([*own.values(), *user_defined.values()])
-    backend.add_tokens([token for i, token in sorted(extra.items()) if i >= len(model.pieces)])
+    named = {i: token for i, token in extra.items() if token.special or i not in control | user_defined}
+    backend.add_tokens([token for _, token in sorted((control | user_defined | named).items())])
     prefix_after = {t.content for t in (control | extra).values()}
-    if prefix_after_user_defined:
+    if prefix_after_user_defined or prefix_once:
         prefix_after |= {t.content for t in user_defined.values()}
     return Tokenizer(
         backend,
@@ -76,6 +77,7 @@ def build_sentencepiece(
         prefix_ids=special.prefix_ids,
         suffix_ids=special.suffix_ids,
         dummy_prefix=model.add_dummy_prefix,
+        prefix_once=prefix_once,
         trim=model.remove_extra_whitespaces,
         escape=not model.charsmap and not model.remove_extra_whitespaces,
         prefix_after=prefix_after,

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from copy import copy
 from functools import cached_property
 
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from minicpm4.errors import RequestError
-from minicpm4.text.guard import ControlGuard, alternatives
+from minicpm4.text.guard import ControlGuard, Spellings, alternatives
 from minicpm4.text.pieces import SPACE, PieceCodec, codec_of
 
-__all__ = ["MAX_TEXT_BYTES", "Tokenizer"]
+__all__ = ["END_SPELLINGS", "MAX_TEXT_BYTES", "Tokenizer"]
 
 MAX_TEXT_BYTES = 64 << 20
+# Many checkpoints name only one end token. These spellings end a turn or a text wherever they exist.
+END_SPELLINGS = (
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end|>",
+    "<|end_of_text|>",
+    "<|endoftext|>",
+    "<end_of_turn>",
+    "</s>",
+)
 
 
 class Tokenizer:
@@ -25,6 +37,7 @@ class Tokenizer:
     ``prefix_ids``, ``suffix_ids``: what ``encode`` puts around a text (BOS, EOS).
     ``dummy_prefix``: a space is put before a text, and before text that follows one of
     ``prefix_after`` (spellings), as SentencePiece does; False where the backend does it itself.
+    ``prefix_once``: before a text only, and not where it begins with a space.
     ``trim``: spaces at both ends of a text are dropped first (SentencePiece's
     remove_extra_whitespaces). ``escape``: spaces become ▁ before the backend looks for added
     tokens, which may hold ▁.
@@ -42,6 +55,7 @@ class Tokenizer:
         prefix_ids: Iterable[int] = (),
         suffix_ids: Iterable[int] = (),
         dummy_prefix: bool = False,
+        prefix_once: bool = False,
         trim: bool = False,
         escape: bool = False,
         prefix_after: Collection[str] = (),
@@ -53,10 +67,12 @@ class Tokenizer:
         self.prefix_ids = list(prefix_ids)
         self.suffix_ids = list(suffix_ids)
         self._dummy_prefix, self._trim, self._escape = dummy_prefix, trim, escape
+        self._prefix_once = prefix_once
         self._added: dict[int, AddedToken] = backend.get_added_tokens_decoder()
         self.vocab_size = max([backend.get_vocab_size(False), *(i + 1 for i in self._added)])
         self._prefix_after = frozenset(prefix_after)
         self._breaks = alternatives(self._prefix_after)
+        self._blanks = {t.content: (t.lstrip, t.rstrip) for t in self._added.values() if t.lstrip or t.rstrip}
         self._bytes: dict[int, bytes] = {}
         self._lock = threading.Lock()
 
@@ -64,6 +80,21 @@ class Tokenizer:
     def is_plain(self) -> bool:
         """Whether the backend alone encodes as this does: a tokenizer.json holds all of it."""
         return not (self._dummy_prefix or self._trim or self._escape)
+
+    def with_ends(self, ids: Iterable[int]) -> Tokenizer:
+        """This tokenizer with end tokens ``ids`` beside its own, after them."""
+        made = copy(self)  # what was made of the end tokens is made anew
+        for name in (
+            "control_tokens",
+            "spellings",
+            "_guard",
+            "_guard_breaks",
+            "_guard_blanks",
+        ):  # made of the end tokens
+            made.__dict__.pop(name, None)
+        made.eos_token_ids = tuple(dict.fromkeys([*self.eos_token_ids, *ids]))
+        made._lock = threading.Lock()
+        return made
 
     # -- encoding ---------------------------------------------------------------------------------
 
@@ -76,7 +107,7 @@ class Tokenizer:
         """
         self.check_text(text)
         if parse_special:
-            prepared = self._prepare(text, self._breaks)
+            prepared = self._prepare(text, self._breaks, self._blanks)
             ids = self.backend.encode(prepared, add_special_tokens=False).ids
         else:
             ids = self.encode_guarded(text)
@@ -88,7 +119,7 @@ class Tokenizer:
         plain = [i for i, text in enumerate(texts) if spelled is None or not spelled.search(text)]
         for i in plain:
             self.check_text(texts[i])
-        prepared = [self._prepare(texts[i], self._breaks) for i in plain]
+        prepared = [self._prepare(texts[i], self._breaks, self._blanks) for i in plain]
         encoded = self.backend.encode_batch_fast(prepared, add_special_tokens=False)
         found = dict(zip(plain, (one.ids for one in encoded), strict=True))
         return [
@@ -98,7 +129,7 @@ class Tokenizer:
 
     def encode_guarded(self, text: str) -> list[int]:
         """Token ids of ``text`` in which only the aliases of ``guard`` become control tokens."""
-        return self.guard.encode(self._prepare(text, self._guard_breaks))
+        return self.guard.encode(self._prepare(text, self._guard_breaks, self._guard_blanks))
 
     def encode_after(self, text: str) -> list[int]:
         """``encode_guarded`` of text that goes on after other text: without the space that some tokenizers
@@ -109,14 +140,21 @@ class Tokenizer:
                 return both[len(alone) :]
         return self.encode_guarded(text)
 
+    def missing_prefix(self, ids: list[int]) -> list[int]:
+        """What is to be put before ``ids`` so that they begin with ``prefix_ids`` once: those, or nothing."""
+        before = self.prefix_ids
+        return [] if ids[: len(before)] == before else list(before)
+
+    def with_prefix(self, ids: list[int]) -> list[int]:
+        """``ids`` with the begin token, where the checkpoint has one, exactly once; never an end token."""
+        return [*self.missing_prefix(ids), *ids]
+
     def with_special_tokens(self, ids: list[int]) -> list[int]:
         """``ids`` between BOS and EOS as the checkpoint says; those already there are not doubled."""
-        before, after = self.prefix_ids, self.suffix_ids
-        if before and ids[: len(before)] == before:
-            before = []
+        after = self.suffix_ids
         if after and ids[-len(after) :] == after:
             after = []
-        return [*before, *ids, *after]
+        return [*self.with_prefix(ids), *after]
 
     @staticmethod
     def check_text(text: str) -> None:
@@ -132,14 +170,20 @@ class Tokenizer:
         if size > MAX_TEXT_BYTES:
             raise RequestError(f"the text has {size} bytes, the limit is {MAX_TEXT_BYTES}", "split it")
 
-    def _prepare(self, text: str, breaks: object) -> str:
+    def _prepare(self, text: str, breaks: object, blanks: Mapping[str, tuple[bool, bool]]) -> str:
+        """``text`` as the backend takes it. ``breaks`` finds tokens; ``blanks``: which of them take along the
+        blanks before them, and after."""
         if not (self._dummy_prefix or self._trim or self._escape):
             return text
         pieces = breaks.split(text) if breaks is not None else [text]  # type: ignore[attr-defined]
         # split() with one group: texts at even places, the spellings between them at odd ones.
-        return "".join(piece if i % 2 else self._prepare_run(piece) for i, piece in enumerate(pieces))
+        for i in range(1, len(pieces), 2) if blanks else ():
+            before, after = blanks.get(pieces[i], (False, False))
+            pieces[i - 1] = pieces[i - 1].rstrip() if before else pieces[i - 1]
+            pieces[i + 1] = pieces[i + 1].lstrip() if after else pieces[i + 1]
+        return "".join(piece if i % 2 else self._prepare_run(piece, i == 0) for i, piece in enumerate(pieces))
 
-    def _prepare_run(self, run: str) -> str:
+    def _prepare_run(self, run: str, first: bool) -> str:
         if self._trim:
             start, end = 0, len(run)
             while start < end and self._is_blank(run[start]):
@@ -147,7 +191,7 @@ class Tokenizer:
             while end > start and self._is_blank(run[end - 1]):
                 end -= 1
             run = run[start:end]
-        if run and self._dummy_prefix:
+        if run and self._dummy_prefix and not (self._prefix_once and (not first or run[0] in " " + SPACE)):
             run = " " + run
         return run.replace(" ", SPACE) if self._escape else run
 
@@ -161,6 +205,11 @@ class Tokenizer:
         """Spelling to id of every token that text from outside must not name."""
         ends = {*self.eos_token_ids, self.bos_token_id}
         return {t.content: i for i, t in self._added.items() if t.special or i in ends}
+
+    @cached_property
+    def spellings(self) -> Spellings:
+        """Tells text that spells one of ``control_tokens``."""
+        return Spellings(self.control_tokens)
 
     @property
     def guard(self) -> ControlGuard:
@@ -176,6 +225,11 @@ class Tokenizer:
     def _guard_breaks(self) -> object:
         aliases = self.guard.aliases
         return alternatives([aliases.get(s, s) for s in self._prefix_after])
+
+    @cached_property
+    def _guard_blanks(self) -> dict[str, tuple[bool, bool]]:
+        aliases = self.guard.aliases
+        return {aliases.get(name, name): flags for name, flags in self._blanks.items()}
 
     # -- decoding ---------------------------------------------------------------------------------
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 
-from minicpm4.config.strict import require
 from minicpm4.errors import UnsupportedError
 
 __all__ = ["need_torch"]
@@ -15,11 +14,12 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def need_torch(threads: int | None = None) -> None:
-    """Raise UnsupportedError without torch, ConfigError for an odd number of ``threads``; else set it."""
-    require(threads is None or 1 <= threads <= 1024, f"--threads {threads} is not from 1 to 1024")
+    """Raise UnsupportedError without torch; give it so many ``threads``."""
     try:
         import torch
     except ImportError as error:
-        raise UnsupportedError(f"training needs torch ({error})", "pip install 'minicpm4[train]'") from error
+        raise UnsupportedError(
+            f"training needs torch ({error})", "in the checkout: pip install '.[train]'"
+        ) from error
     if threads is not None:
         torch.set_num_threads(threads)

@@ -12,26 +12,27 @@ from math import prod
 
 from minicpm4.config import ModelConfig, SparseConfig
 from minicpm4.config.strict import require
-from minicpm4.formats.names import expected_tensors
+from minicpm4.formats.names import expected_tensors, layer_tensors
 from minicpm4.train.footprint import F32, Memory, matrices, memory, parameters, trained
-from minicpm4.train.layout import (
-    accumulation,
-    extra_shapes,
-    layer_shapes,
+from minicpm4.train.head_plan import heads_of
+from minicpm4.train.recipe import Recipe, Stage
+from minicpm4.train.settings import Adapter
+from minicpm4.train.stages import (
     lengths,
     pair_shapes,
+    passes,
     rule_of,
+    sparse_of,
     stage_config,
 )
-from minicpm4.train.recipe import Adapter, Recipe, Stage
 
-__all__ = ["DAY", "Flops", "Machine", "Plan", "attended", "flops_per_token", "plan", "traffic"]
+__all__ = ["DAY", "Cluster", "Flops", "StageEstimate", "attended", "estimate", "flops_per_token", "traffic"]
 
 DAY = 86400.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Machine:
+class Cluster:
     """``gpus`` processes of ``gpu_bytes`` and ``peak`` operations a second each, of which training reaches
     the share ``mfu`` (of the model's operations, not counting what is computed again); ``link``: bytes a
     second that each sends, and receives, at a time. Raises ConfigError."""
@@ -55,7 +56,7 @@ class Machine:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Flops:
     """Operations for a token, forward and backward: ``products`` with matrices, ``attention`` (scores and
-    values), ``selection`` of blocks (forward alone), ``extra``: all of multi-token prediction, ``again``:
+    values), ``selection`` of blocks (forward alone), ``extra``: of extra heads, ``again``:
     what checkpointing of activations computes a second time."""
 
     products: float
@@ -75,7 +76,7 @@ def flops_per_token(config: ModelConfig, stage: Stage, recompute: bool = False) 
     allow."""
     read, scored = attended(config, stage)
     width = config.num_attention_heads * config.head_dim
-    layer = matrices(dict(layer_shapes(config)))
+    layer = matrices(layer_tensors(config))
     head = config.vocab_size * config.hidden_size  # looking a row of embeddings up is no product
     attention, selection = 12.0 * width * read, 2.0 * width * scored
     count = config.num_hidden_layers
@@ -83,22 +84,23 @@ def flops_per_token(config: ModelConfig, stage: Stage, recompute: bool = False) 
     if stage.lora is not None:  # no gradients of what stays as it is, and those of the pairs
         pairs = pair_shapes(expected_tensors(config), stage.lora)
         products = 4.0 * (count * layer + head) + 6.0 * matrices(pairs)
-    extra = 0.0
-    if stage.mtp:
-        extra = 6.0 * (matrices(extra_shapes(config)) + head) + attention + selection
+    heads, extra = heads_of([stage]), 0.0
+    for one in heads:
+        extra += 6.0 * (matrices(one.shapes(config)) + head) + one.layers * (attention + selection)
+    layers = count + sum(one.layers for one in heads)
     again = 2.0 * layer + attention / 3
     return Flops(
         products=products,
         attention=count * attention,
         selection=count * selection,
         extra=extra,
-        again=(count + bool(stage.mtp)) * again if recompute else 0.0,
+        again=layers * again if recompute else 0.0,
     )
 
 
 def attended(config: ModelConfig, stage: Stage) -> tuple[float, float]:
     """Means over a stage's tokens: tokens that a query reads, and compressed keys that it scores."""
-    sparse = config.sparse_config if stage.attention == "sparse" else None
+    sparse = sparse_of(config, stage)
     read = scored = 0.0
     for share, length in lengths(stage):
         if sparse is None:
@@ -140,63 +142,54 @@ def traffic(
     """Bytes that each process receives in a step of ``passes`` micro-batches: layers gathered for forward
     and backward and their gradients dealt out, the root gathered once; under Muon the layers' gradients
     gathered as well. With an ``adapter`` (LoRA) the gradients of pairs are summed up, and no others."""
-    mtp = any(stage.mtp for stage in recipe.stages)
-    counts = parameters(config, mtp)
+    heads = heads_of(recipe.stages)
+    counts = parameters(config, heads)
     root = counts.total - counts.layers
     if adapter is not None:
         pairs = sum(prod(shape) for shape in pair_shapes(expected_tensors(config), adapter).values())
         return F32 * (passes * (2 * counts.layers + root) + 2 * pairs) * (processes - 1) / processes
     moved: float = passes * (3 * counts.layers + 2 * root)
     if recipe.optimiser.kind == "muon":
-        shapes = trained(config, mtp)
+        shapes = trained(config, heads)
         moved += sum(prod(s) for name, s in shapes.items() if rule_of(name, s, "muon") == "muon")
     return F32 * moved * (processes - 1) / processes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
-    """One stage on a machine. ``rows``: tokens of a forward pass in each process; ``passes``: of them in a
-    step; ``bytes_moved``: received by each process in a step; ``note``: what is odd, or empty."""
+class StageEstimate:
+    """One stage on a cluster. ``pass_tokens``: tokens of a forward pass in each process; ``passes``: how many
+    make a step; ``bytes_moved``: received by each process in a step."""
 
     stage: Stage
-    rows: int
+    pass_tokens: int
     passes: int
     flops: Flops
     memory: Memory
     bytes_moved: float
     seconds: float
-    note: str = ""
 
     @property
     def tokens(self) -> int:
         return self.stage.steps * self.stage.batch_tokens
 
 
-def plan(recipe: Recipe, config: ModelConfig, machine: Machine) -> list[Plan]:
+def estimate(recipe: Recipe, config: ModelConfig, machine: Cluster) -> list[StageEstimate]:
     """Every stage of ``recipe`` on ``machine``, the model being of ``config`` at the start. Raises
     ConfigError."""
     found = []
     for stage in recipe.stages:
         config = stage_config(config, stage)
-        require(
-            stage.attention == "dense" or config.sparse_config is not None,
-            f"stage {stage.name!r}: attention = 'sparse', yet the model has no sparse_config",
-            "add [model.shape.sparse_config]",
-        )
-        passes = accumulation(stage, machine.gpus)
-        rows = stage.batch_tokens // (machine.gpus * passes)
-        cut = f"a forward pass of {rows:,} tokens cuts documents of {stage.context:,}"
+        step = passes(stage, machine.gpus)
         flops = flops_per_token(config, stage, recipe.checkpoint_activations)
         found.append(
-            Plan(
+            StageEstimate(
                 stage=stage,
-                rows=rows,
-                passes=passes,
+                pass_tokens=step.tokens,
+                passes=step.count,
                 flops=flops,
-                memory=memory(recipe, config, stage, machine.gpus, rows),
-                bytes_moved=traffic(recipe, config, passes, machine.gpus, stage.lora),
+                memory=memory(recipe, config, stage, machine.gpus, step.tokens),
+                bytes_moved=traffic(recipe, config, step.count, machine.gpus, stage.lora),
                 seconds=flops.model * stage.batch_tokens / (machine.gpus * machine.peak * machine.mfu),
-                note=cut if rows < stage.context else "",
             )
         )
     return found

@@ -10,24 +10,24 @@ and reports it. LoRA pairs are merged.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, distributed
 
+from minicpm4.formats.hf_write import fold_scales, stored, with_end_ids, write_folder
+from minicpm4.formats.tensor_source import TensorSource, array_source
 from minicpm4.kernels.autograd import TorchMatrix
 from minicpm4.kernels.straight_through import rounded
-from minicpm4.model.weights import ModelWeights
-from minicpm4.train.hf_folder import fold_scales, stored, write_folder
+from minicpm4.text.model_text import tokenizer_files
 from minicpm4.train.model import TrainableModel
 
-__all__ = ["export", "final_tensors", "matrices"]
-
-_PROJECTIONS = (
-    *(f"self_attn.{name}_proj" for name in "qkvo"),
-    *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
-)
+__all__ = ["export", "final_tensors"]
 
 
 def export(
@@ -41,46 +41,53 @@ def export(
     """Write ``model`` into ``folder``, with the files of the tokenizer in the folder ``tokenizer``.
 
     ``dtype``: of the matrices that were not rounded. ``llama``: fold the scales (``fold_scales``). All
-    processes of a run call it, the first one writes. Raises CheckpointError, ConfigError.
+    processes of a run call it, the first one writes; a process alone holds one tensor more than the model.
+    Raises CheckpointError, ConfigError.
     """
-    tensors, kinds = final_tensors(model)  # by all processes: it gathers what is sharded
-    if distributed.is_available() and distributed.is_initialized() and distributed.get_rank() != 0:
-        return
+    tensors, kinds = final_tensors(model)
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+        # Gathering what is sharded takes all processes, in one order.
+        first, whole = distributed.get_rank() == 0, {}
+        for name, source in tensors.items():
+            values = source.read()
+            if first:
+                whole[name] = array_source(values)
+        if not first:
+            return
+        tensors = whole
     config = model.config
     if llama:
         config, tensors = fold_scales(config, tensors)
-    written = {name: stored(tensor, kinds.get(name), dtype) for name, tensor in tensors.items()}
-    write_folder(folder, config, written, dtype=dtype, tokenizer=tokenizer)
+    written = {name: stored(source, kinds.get(name), dtype) for name, source in tensors.items()}
+    beside, ends = tokenizer_files(tokenizer)
+    write_folder(folder, with_end_ids(config, ends), written, dtype=dtype, beside=beside)
 
 
-@torch.no_grad()
-def final_tensors(model: TrainableModel) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The weights that the forward multiplies by, float32 on the CPU, under their checkpoint's names; and
-    for those that are rounded, to what kind."""
-    tensors = {name: _whole(tensor) for name, tensor in model.state_dict().items()}
+def final_tensors(model: TrainableModel) -> tuple[dict[str, TensorSource], dict[str, str]]:
+    """The weights that the forward multiplies by, float32, under their checkpoint's names, made one at a
+    time (of a sharded model by all processes together); and for those that are rounded, to what kind."""
+    found = {name: _source(tensor, partial(_whole, tensor)) for name, tensor in model.state_dict().items()}
     kinds: dict[str, str] = {}
-    for name, matrix in matrices(model.weights()):
-        if name not in tensors:
+    for name, one in model.weights().named_matrices():
+        matrix = cast(TorchMatrix, one)
+        if name not in found:
             continue  # a head that is tied
-        tensors[name] = _final(matrix)
+        found[name] = _source(matrix.tensor, partial(_final, matrix))
         # What a pair was added to is on no grid any more.
         if matrix.fake is not None and matrix.low_rank is None:
             kinds[name] = matrix.fake.kind
-    return tensors, kinds
+    return found, kinds
 
 
-def matrices(weights: ModelWeights) -> Iterator[tuple[str, TorchMatrix]]:
-    """Every matrix of a tree by its name in a checkpoint."""
-    found: dict[str, object] = {"model.embed_tokens.weight": weights.embed}
-    for index, layer in enumerate(weights.layers):
-        for name, linear in zip(_PROJECTIONS, layer.linears(), strict=True):
-            found[f"model.layers.{index}.{name}.weight"] = linear.weight
-    found["lm_head.weight"] = weights.head
-    for name, matrix in found.items():
-        assert isinstance(matrix, TorchMatrix), name
-        yield name, matrix
+def _source(tensor: Tensor, make: Callable[[], Tensor]) -> TensorSource:
+    def values() -> NDArray[np.float32]:
+        found: NDArray[np.float32] = make().numpy()
+        return found
+
+    return TensorSource(shape=tuple(tensor.shape), dtype="F32", make=values)
 
 
+@torch.no_grad()
 def _final(matrix: TorchMatrix) -> Tensor:
     value = _whole(matrix.tensor)
     if matrix.fake is not None:

@@ -7,23 +7,24 @@ gathered when they are needed, the root (embeddings, final norm, head) for the w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 
 from minicpm4.config import ModelConfig
-from minicpm4.formats.names import expected_tensors
-from minicpm4.train.layout import (
+from minicpm4.formats.names import expected_tensors, layer_tensors
+from minicpm4.train.head_plan import HeadPlan, heads_of
+from minicpm4.train.recipe import Recipe, Stage
+from minicpm4.train.settings import STATES
+from minicpm4.train.stages import (
     CHUNK,
-    STATES,
-    extra_shapes,
     fitting,
-    layer_shapes,
     lengths,
     pair_shapes,
     rule_of,
+    sparse_of,
+    spec_of,
 )
-from minicpm4.train.recipe import Recipe, Stage
 
 __all__ = [
     "BF16",
@@ -47,8 +48,8 @@ _SHARED = {"q_proj": "in", "k_proj": "in", "v_proj": "in", "gate_proj": "in", "u
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parameters:
-    """Numbers of weights. ``layer``: of one; ``head`` 0: it is the embeddings; ``extra``: the layer of
-    multi-token prediction."""
+    """Numbers of weights. ``layer``: of one; ``head`` 0: it is the embeddings; ``extra``: all extra heads
+    (train/head_plan.py)."""
 
     embeddings: int
     head: int
@@ -58,25 +59,25 @@ class Parameters:
     total: int
 
 
-def parameters(config: ModelConfig, mtp: bool = False) -> Parameters:
-    """Count the weights of a model of ``config``, with the extra layer if ``mtp``."""
-    layer = _count(dict(layer_shapes(config)))
+def parameters(config: ModelConfig, heads: Sequence[HeadPlan] = ()) -> Parameters:
+    """Count the weights of a model of ``config`` with extra ``heads``."""
+    layer = _count(layer_tensors(config))
     embeddings = config.vocab_size * config.hidden_size
     return Parameters(
         embeddings=embeddings,
         head=0 if config.tie_word_embeddings else embeddings,
         layer=layer,
         layers=layer * config.num_hidden_layers,
-        extra=_count(extra_shapes(config)) if mtp else 0,
-        total=_count(trained(config, mtp)),
+        extra=sum(_count(head.shapes(config)) for head in heads),
+        total=_count(trained(config, heads)),
     )
 
 
-def trained(config: ModelConfig, mtp: bool = False) -> dict[str, tuple[int, ...]]:
+def trained(config: ModelConfig, heads: Sequence[HeadPlan] = ()) -> dict[str, tuple[int, ...]]:
     """Name -> shape of all that is trained, by the names that the optimiser knows."""
     found = dict(expected_tensors(config))
-    if mtp:
-        found |= {f"mtp.{name}": shape for name, shape in extra_shapes(config).items()}
+    for head in heads:
+        found |= head.trained(config)
     return found
 
 
@@ -121,22 +122,22 @@ class Memory:
 
 def memory(recipe: Recipe, config: ModelConfig, stage: Stage, processes: int, rows: int) -> Memory:
     """What ``stage`` takes in each of ``processes`` at ``rows`` tokens a forward pass."""
-    mtp = any(one.mtp for one in recipe.stages)
-    shapes = trained(config, mtp)
+    heads = heads_of(recipe.stages)
+    shapes = trained(config, heads)
     weights = F32 * sum(_shard(shape, processes) for shape in shapes.values())
     gradients, state = weights, moments(shapes, recipe.optimiser.kind, processes)
     if stage.lora is not None:  # pairs are whole in every process, what they stand beside has no gradient
         pairs = pair_shapes(expected_tensors(config), stage.lora)
-        gradients, state = F32 * _count(pairs), moments(pairs, "adamw")
+        gradients, state = F32 * _count(pairs), moments(pairs, stage.lora.optimiser)
         weights += gradients
     frozen = stage.lora is not None
     return Memory(
         weights=weights,
         gradients=gradients,
         moments=state,
-        gathered=_gathered(config, mtp, frozen) if processes > 1 else 0,
+        gathered=_gathered(config, heads, frozen) if processes > 1 else 0,
         activations=activations(recipe, config, stage, rows),
-        loss=_loss(config, rows, recipe.precision == "bf16", bool(stage.mtp), frozen),
+        loss=_loss(config, rows, recipe.precision == "bf16", len(heads_of([stage])), frozen),
     )
 
 
@@ -154,8 +155,8 @@ def _shard(shape: tuple[int, ...], processes: int) -> int:
     return -(-shape[0] // processes) * prod(shape[1:])
 
 
-def _gathered(config: ModelConfig, mtp: bool, frozen: bool) -> int:
-    counts = parameters(config, mtp)
+def _gathered(config: ModelConfig, heads: Sequence[HeadPlan], frozen: bool) -> int:
+    counts = parameters(config, heads)
     root = counts.embeddings + counts.head + config.hidden_size + counts.extra
     return F32 * (1 if frozen else 2) * (root + 2 * counts.layer)
 
@@ -169,16 +170,28 @@ def activations(
     wide = F32 * config.hidden_size
     whole = rows * layer_row_bytes(config, stage, recipe.precision == "bf16", fused_norms)
     whole += _weight_copies(config, stage, recipe.precision == "bf16")
-    count = config.num_hidden_layers + bool(stage.mtp)
+    heads = heads_of([stage])
+    count = config.num_hidden_layers + sum(head.layers for head in heads)
     rest = rows * (wide * (1 if fused_norms else 2) + 2 * F32)  # the final norm, tokens
-    if stage.mtp:
-        rest += rows * 6 * wide  # two norms, their concatenation, what fc makes of it
+    rest += sum(_around(head, config, stage, rows, recipe.precision == "bf16", fused_norms) for head in heads)
     if not recipe.checkpoint_activations:
         return int(count * whole + rest)
     kept = wide
-    if stage.attention == "sparse" and config.sparse_config is not None:
-        kept += 4 * config.num_key_value_heads * (config.sparse_config.budget + 1)
+    sparse = sparse_of(config, stage)
+    if sparse is not None:
+        kept += 4 * config.num_key_value_heads * (sparse.budget + 1)
     return int(count * rows * kept + whole + rest)
+
+
+def _around(
+    head: HeadPlan, config: ModelConfig, stage: Stage, rows: int, bf16: bool, fused_norms: bool
+) -> int:
+    """Bytes that an extra head keeps beside its layers: its norms, what its other matrices read, tokens."""
+    shapes = {n: shape for n, shape in head.shapes(config).items() if len(shape) == 2 and "layers." not in n}
+    norms = head.norms * F32 * (config.hidden_size * (1 if fused_norms else 2) + 1)
+    read = (BF16 if bf16 or stage.fp8 else F32) * sum(shape[1] for shape in shapes.values())
+    own = {n: s for n, s in shapes.items() if bf16 or stage.fp8 or spec_of(n, stage.specs) is not None}
+    return rows * (norms + read + F32) + _copies(own.values(), stage, bf16)
 
 
 def layer_row_bytes(config: ModelConfig, stage: Stage, bf16: bool, fused_norms: bool = True) -> float:
@@ -194,7 +207,7 @@ def layer_row_bytes(config: ModelConfig, stage: Stage, bf16: bool, fused_norms: 
     inputs = _inputs(config, stage, read)
     rotary = 4 * F32 * d // 2
     attention: float = size * (2 * q + 2 * k) + F32 * config.num_attention_heads
-    sparse = config.sparse_config if stage.attention == "sparse" else None
+    sparse = sparse_of(config, stage)
     if sparse is not None:
         chooses = sum(share * max(0, n - sparse.first_choosing) / n for share, n in lengths(stage))
         pairs = config.num_key_value_heads * sparse.budget
@@ -228,17 +241,22 @@ def _source(name: str) -> str:
 
 def _weight_copies(config: ModelConfig, stage: Stage, bf16: bool) -> int:
     """Bytes of the weights as one layer's products see them, where that is not the parameter itself."""
-    shapes = [shape for _, shape in layer_shapes(config) if len(shape) == 2]
+    shapes = [shape for shape in layer_tensors(config).values() if len(shape) == 2]
     pairs = 0
     if bf16 and stage.lora is not None:
         pairs = BF16 * _count(pair_shapes(expected_tensors(config), stage.lora)) // config.num_hidden_layers
+    return pairs + _copies(shapes, stage, bf16)
+
+
+def _copies(shapes: Iterable[tuple[int, ...]], stage: Stage, bf16: bool) -> int:
+    """Bytes of matrices of ``shapes`` as products see them."""
     if stage.fp8:  # whole blocks of codes
-        return pairs + sum((m + -m % FP8_BLOCK) * (k + -k % FP8_BLOCK) for m, k in shapes)
-    return pairs + (BF16 if bf16 else F32 if stage.rounding else 0) * sum(m * k for m, k in shapes)
+        return sum(prod(size + -size % FP8_BLOCK for size in shape) for shape in shapes)
+    return (BF16 if bf16 else F32 if stage.rounding else 0) * sum(map(prod, shapes))
 
 
-def _loss(config: ModelConfig, rows: int, bf16: bool, mtp: bool, frozen: bool) -> int:
+def _loss(config: ModelConfig, rows: int, bf16: bool, heads: int, frozen: bool) -> int:
     head = 0 if frozen else config.vocab_size * config.hidden_size
     logits = min(CHUNK["cuda"], rows * config.vocab_size) * (F32 + (BF16 if bf16 else 0))
-    # The head's gradient, once as it is summed up and once scaled; two losses under multi-token prediction.
-    return logits + F32 * ((2 + mtp) * head + (2 + mtp) * rows * config.hidden_size)
+    # The head's gradient, once as it is summed up and once scaled; a loss more for each extra head.
+    return logits + F32 * ((2 + heads) * head + (2 + heads) * rows * config.hidden_size)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 __all__ = ["Guard", "Verdict"]
 
@@ -47,3 +49,19 @@ class Guard:
                 )
         self.recent.append(loss)
         return Verdict(text=text)
+
+    def table(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
+        return {"recent": list(self.recent), "bad": self.bad}
+
+    @classmethod
+    def restored(cls, table: Any) -> Guard:
+        """The guard that gave ``table``. Raises ValueError for what none gives."""
+        kept: Mapping[str, Any] = table if isinstance(table, Mapping) else {"recent": None}
+        recent, bad = kept.get("recent", []), kept.get("bad", 0)
+        numbers = isinstance(recent, list) and all(type(x) in (int, float) for x in recent)
+        if not numbers or not all(map(math.isfinite, recent)) or type(bad) is not int or bad < 0:
+            raise ValueError("its guard holds no losses and no count of skipped steps")
+        found = cls(bad=bad)
+        found.recent.extend(map(float, recent))
+        return found

@@ -7,52 +7,40 @@ machine a resumed run takes the very steps that an unbroken one would.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from minicpm4.data.batch import Batch
-from minicpm4.errors import CheckpointError, ConfigError, TrainingError
+from minicpm4.errors import TrainingError
+from minicpm4.files import finite
 from minicpm4.train import checkpoint
+from minicpm4.train.check import Given, Start, check
 from minicpm4.train.estimate import flops_per_token
+from minicpm4.train.going_on import going_on, recipe_table, way_of
 from minicpm4.train.guard import Guard
-from minicpm4.train.layout import accumulation
-from minicpm4.train.metrics import Metrics
+from minicpm4.train.lengthening import decay_starts, put_aside
+from minicpm4.train.metrics import MetricsLog
 from minicpm4.train.recipe import Recipe, Stage
-from minicpm4.train.schedule import Chain, Wsd
-from minicpm4.train.session import Done, Session
+from minicpm4.train.saved import saved as all_saved
+from minicpm4.train.schedule import rate_at
+from minicpm4.train.session import Done, TrainingSession
+from minicpm4.train.sources import Source
+from minicpm4.train.stages import passes
 from minicpm4.train.versions import versions
 
-__all__ = ["Batches", "Outcome", "Runner", "schedule"]
+__all__ = ["Outcome", "TrainingRun"]
 
 SKIPS = 10  # steps in a row without a finite loss: something is broken, not unlucky
 
 
-class Batches(Protocol):
-    """Where a stage's batches come from: a pure function of the step (of all micro-batches, of this
-    process)."""
-
-    def batch(self, step: int) -> Batch: ...
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Source:
-    """Of one stage: training and held-out batches."""
-
-    training: Batches
-    held_out: Sequence[Batch] = ()
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """How a call of ``Runner.run`` ended, after ``step`` steps of all; ``finished``: the recipe's last."""
+    """How ``TrainingRun.run`` ended, after ``step`` steps of all; ``finished``: the recipe's last."""
 
     step: int
     finished: bool
@@ -62,7 +50,7 @@ class Outcome:
 Report = Callable[[Mapping[str, Any]], None]  # of each step's figures
 
 
-class Runner:
+class TrainingRun:
     """Takes the steps of ``recipe`` in ``run``, a folder; ``sources``: by the stage's name.
 
     ``data``: what the data is (hashes), which a checkpoint is held to; ``peak``: operations a second that
@@ -73,7 +61,7 @@ class Runner:
         self,
         recipe: Recipe,
         run: Path,
-        session: Session,
+        session: TrainingSession,
         sources: Mapping[str, Source],
         *,
         tokenizer: Path | None = None,
@@ -84,9 +72,11 @@ class Runner:
         self.recipe, self.run_folder, self.session, self.sources = recipe, run, session, sources
         self._tokenizer, self._data, self._report = tokenizer, dict(data or {}), report or (lambda line: None)
         self._peak = peak
-        self._chain = schedule(recipe)
         self._guard = Guard()
+        self._lengthened: list[Any] = []  # how stages were lengthened: state.json keeps it
         self._stop = False
+        start = Start(config=session.base)
+        check(recipe, Given(start=start, run=run, processes=session.world.size))
         self.step = self._resume()
 
     def run(self, until: int | None = None) -> Outcome:
@@ -97,10 +87,11 @@ class Runner:
         entered, saved = "", True
         with (
             _interrupts(self._interrupt),
-            Metrics(self.run_folder, self.step, tensorboard=main) if main else _nothing() as log,
+            MetricsLog(self.run_folder, self.step, tensorboard=main) if main else _nothing() as log,
         ):
             while self.step < last and not self._stopping():
-                stage, within = self._position(self.step)
+                number, within = self.recipe.at(self.step)
+                stage = self.recipe.stages[number]
                 if stage.name != entered:
                     self.session.enter(stage, fresh=within == 0)
                     entered = stage.name
@@ -113,12 +104,14 @@ class Runner:
                 if ends:
                     self.session.leave()
                 saved = ends or self.step % self.recipe.checkpoints.every == 0
+                # From here the stage can be lengthened.
+                saved = saved or (0 < stage.decay.steps == stage.steps - within - 1)
                 if saved:
                     self._save(stage)
                     if log is not None:
                         log.draw(self.recipe.name)
             if not saved:  # stopped, or at ``until``
-                self._save(self._position(self.step - 1)[0])
+                self._save(self._stage_of(self.step - 1))
             if log is not None:
                 log.draw(self.recipe.name)
         return Outcome(step=self.step, finished=self.step >= self.recipe.steps, loss=loss)
@@ -126,11 +119,11 @@ class Runner:
     def _one(self, stage: Stage, within: int) -> dict[str, Any]:
         began = time.perf_counter()
         source = self.sources[stage.name]
-        parts = accumulation(stage, self.session.world.size)
+        parts = passes(stage, self.session.world.size).count
         batches = [source.training.batch(within * parts + i) for i in range(parts)]
         done = self.session.gradients(batches)
         verdict = self._guard.judge(self.step + 1, done.loss, done.gradient_norm)
-        rate = self._chain.at(self.step)
+        rate = rate_at(self.recipe, self.step)
         if not verdict.skip:
             self.session.step(rate)
         elif self._guard.bad >= SKIPS:
@@ -151,15 +144,16 @@ class Runner:
             and (self.step % self.recipe.validate == 0 or within + 1 == stage.steps)
         ):
             line["validation"] = self.session.evaluate(source.held_out)
-        return line
+        found: dict[str, Any] = finite(line)
+        return found
 
     def _line(self, stage: Stage, done: Done, rate: float, seconds: float) -> dict[str, Any]:
         line: dict[str, Any] = {
             "step": self.step,
             "stage": stage.name,
-            "loss": done.loss if done.loss == done.loss else None,  # NaN is no JSON
+            "loss": done.loss,
             "rate": rate,
-            "gradient_norm": done.gradient_norm if done.gradient_norm == done.gradient_norm else None,
+            "gradient_norm": done.gradient_norm,
             "tokens": done.tokens,
             "seconds": round(seconds, 4),
             "tokens_per_s": round(done.tokens / seconds, 1),
@@ -167,17 +161,11 @@ class Runner:
         }
         if self._peak:
             line["mfu"] = round(line["flops_per_s"] / (self._peak * self.session.world.size), 4)
-        if done.mtp_loss is not None:
-            line["mtp_loss"] = done.mtp_loss
+        line |= {f"{name}_loss": loss for name, loss in done.head_losses.items()}
         return line
 
-    def _position(self, step: int) -> tuple[Stage, int]:
-        """The stage that step ``step`` (from 0) is in, and which of its steps it is."""
-        for stage in self.recipe.stages:
-            if step < stage.steps:
-                return stage, step
-            step -= stage.steps
-        return self.recipe.stages[-1], self.recipe.stages[-1].steps - 1
+    def _stage_of(self, step: int) -> Stage:
+        return self.recipe.stages[self.recipe.at(step)[0]]
 
     def _save(self, stage: Stage) -> None:
         state = {
@@ -185,37 +173,35 @@ class Runner:
             "recipe": recipe_table(self.recipe),
             "data": self._data,
             "made_by": versions(),
-            "guard": {"recent": list(self._guard.recent), "bad": self._guard.bad},
+            "guard": self._guard.table(),
+            **({"lengthened": self._lengthened} if self._lengthened else {}),
         }
         world = self.session.world
         write = partial(self.session.save, tokenizer=self._tokenizer)
         checkpoint.save(self.run_folder, self.step, state, write, world)
         if world.rank == 0:
-            ends = set(stage_ends(self.recipe))
-            checkpoint.keep(self.run_folder, self.recipe.checkpoints.last, lambda one: one.step in ends)
+            steps = [one.step for one in all_saved(self.run_folder)]
+            stay = {*self.recipe.ends, *decay_starts(self.recipe, steps)}
+            stay |= {one["after"] for one in self._lengthened}
+            checkpoint.keep(self.run_folder, self.recipe.checkpoints.last, lambda one: one.step in stay)
         world.wait()
 
     def _resume(self) -> int:
-        found = checkpoint.latest(self.run_folder)
+        found = going_on(self.recipe, self.run_folder, self._data)
         if found is None:
             return 0
-        state = checkpoint.read_state(found)
-        wanted = recipe_table(self.recipe)
-        if state.get("recipe") != wanted:
-            raise ConfigError(
-                f"{self.run_folder} holds a run of another recipe "
-                f"({_difference(state.get('recipe'), wanted)})",
-                "give another output folder, or the recipe that it was started with",
-            )
-        if state.get("data") != self._data:
-            raise CheckpointError(
-                f"{self.run_folder} was trained on other data ({_difference(state.get('data'), self._data)})",
-                "give another output folder, or the data that it was started with",
-            )
-        self.session.load(found.folder, self._position(found.step - 1)[0])
-        guard = state.get("guard", {})
-        self._guard.recent.extend(float(x) for x in guard.get("recent", ()))
-        self._guard.bad = int(guard.get("bad", 0))
+        state = found.state()
+        self._lengthened = list(state.get("lengthened", []))
+        way = way_of(self.recipe, self.run_folder)
+        assert way is not None
+        if way.record is not None:
+            self._lengthened.append(dict(way.record))
+        self.session.world.wait()  # all have looked
+        if self.session.world.rank == 0:
+            put_aside(way, self.run_folder)
+        self.session.world.wait()
+        self.session.load(found.folder, self._stage_of(found.step - 1))
+        self._guard = Guard.restored(state.get("guard", {}))
         return found.step
 
     def _interrupt(self) -> None:
@@ -224,54 +210,6 @@ class Runner:
     def _stopping(self) -> bool:
         # All processes must stop at the same step: one that was told is enough.
         return bool(self.session.world.sum([float(self._stop)], self.session.model.device)[0])
-
-
-def schedule(recipe: Recipe) -> Chain:
-    """The learning rate of every step."""
-    return Chain(
-        [
-            Wsd(
-                rate=stage.rate,
-                steps=stage.steps,
-                warmup=stage.warmup,
-                decay=stage.decay.kind,
-                decay_steps=stage.decay.steps,
-                final=stage.decay.final,
-                start=None if stage.warmup_from < 0 else stage.warmup_from * stage.rate,
-            )
-            for stage in recipe.stages
-        ]
-    )
-
-
-def stage_ends(recipe: Recipe) -> Iterator[int]:
-    """Numbers of the steps after which a stage is done."""
-    total = 0
-    for stage in recipe.stages:
-        total += stage.steps
-        yield total
-
-
-def recipe_table(recipe: Recipe) -> dict[str, Any]:
-    """What of a recipe a checkpoint is held to: all but where and how often it saves, as JSON has it."""
-    table: dict[str, Any] = json.loads(json.dumps(asdict(recipe)))
-    for name in ("output", "checkpoints", "name", "validate", "checkpoint_activations"):
-        del table[name]
-    return table
-
-
-def fingerprint(table: Any) -> str:
-    """A short hash of a JSON value."""
-    return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _difference(one: Any, other: Any, where: str = "") -> str:
-    """The first place where two JSON values differ."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        for key in sorted({*one, *other}):
-            if one.get(key) != other.get(key):
-                return _difference(one.get(key), other.get(key), f"{where}.{key}" if where else key)
-    return f"{where}: {str(one)[:60]} there, {str(other)[:60]} here"
 
 
 @contextmanager

@@ -8,40 +8,17 @@ zero, so that training starts from the model as it was. Where w is rounded or in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 
-from minicpm4.config.strict import require
 from minicpm4.errors import ConfigError
 from minicpm4.kernels.autograd import LowRank
-from minicpm4.train.layout import fitting, pair_names
-from minicpm4.train.model import TrainableModel, new_tensor, plant, spec_of
+from minicpm4.train.model import TrainableModel, new_tensor, plant
+from minicpm4.train.settings import Adapter
+from minicpm4.train.stages import fitting, pair_names, spec_of
 from minicpm4.train.tensor_files import add
 
-__all__ = ["Lora", "LoraConfig"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LoraConfig:
-    """``targets``: patterns of matrix names, as in ``Mode.rounding``; ``alpha`` 0: as large as the rank,
-    that is scale 1. Raises ConfigError."""
-
-    rank: int = 16
-    alpha: float = 0.0
-    targets: Sequence[str] = ("self_attn.*", "mlp.*")
-
-    def __post_init__(self) -> None:
-        require(0 < self.rank <= 4096, f"lora rank = {self.rank} is outside 1 to 4096")
-        require(self.alpha >= 0, f"lora alpha = {self.alpha} is negative")
-        require(len(self.targets) > 0, "lora has no targets", 'name some, such as "self_attn.*"')
-
-    @property
-    def scale(self) -> float:
-        """What b @ a is multiplied by."""
-        return (self.alpha or self.rank) / self.rank
+__all__ = ["Lora"]
 
 
 class Lora(nn.Module):
@@ -52,22 +29,21 @@ class Lora(nn.Module):
     matrix, and where there are pairs already.
     """
 
-    def __init__(self, model: TrainableModel, config: LoraConfig, seed: int = 0) -> None:
+    def __init__(self, model: TrainableModel, adapter: Adapter, seed: int = 0) -> None:
         super().__init__()
         if model.low_rank:
             raise ConfigError("the model has low-rank pairs already", "merge them first")
-        self.config = config
         matrices = {name: p for name, p in model.named_parameters() if p.ndim == 2}
-        self.targets = fitting(list(matrices), config.targets, "lora target")
+        self.targets = fitting(list(matrices), adapter.targets, "lora target")
         for name in self.targets:
             rows, columns = matrices[name].shape
             first, second = pair_names(name)
             like = matrices[name]
-            a = new_tensor(first, (config.rank, columns), seed, columns**-0.5)
+            a = new_tensor(first, (adapter.rank, columns), seed, columns**-0.5)
             plant(self, first, a.to(like.device))
-            plant(self, second, torch.zeros(rows, config.rank, device=like.device))
+            plant(self, second, torch.zeros(rows, adapter.rank, device=like.device))
             pair = self.get_parameter(first), self.get_parameter(second)
-            model.low_rank[name] = LowRank(a=pair[0], b=pair[1], scale=config.scale)
+            model.low_rank[name] = LowRank(a=pair[0], b=pair[1], scale=adapter.scale)
         model.requires_grad_(False)
 
     @torch.no_grad()

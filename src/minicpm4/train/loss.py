@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from minicpm4.errors import ConfigError
-from minicpm4.train.layout import CHUNK
+from minicpm4.train.stages import CHUNK
 
 __all__ = ["LossSum", "next_token_loss"]
 

@@ -6,36 +6,38 @@ their share of what all processes could do at the peak that peak.json tells (tra
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from minicpm4.errors import TrainingError
+from minicpm4.files import finite, json_text, parse_json, write_file
 from minicpm4.plot import Curve, chart
+from minicpm4.train.saved import LOG, PICTURE
 
-__all__ = ["Metrics", "read_metrics"]
+__all__ = ["MetricsLog", "read_metrics"]
 
-FILE, PICTURE = "metrics.jsonl", "loss.svg"
 POINTS = 400  # of a curve in the picture
 
 
-class Metrics:
+class MetricsLog:
     """The log of a run's folder, opened after ``step`` steps: later lines, of a run that was cut off, go."""
 
     def __init__(self, run: Path, step: int, tensorboard: bool = True) -> None:
         run.mkdir(parents=True, exist_ok=True)
         self._run = run
         self._lines = [line for line in read_metrics(run) if line["step"] <= step]
-        write_text(run / FILE, "".join(json.dumps(line) + "\n" for line in self._lines))
-        self._file = (run / FILE).open("a", encoding="utf-8")
+        write_file(run / LOG, "".join(json_text(line) + "\n" for line in self._lines))
+        self._file = (run / LOG).open("a", encoding="utf-8")
         self._board = _board(run) if tensorboard else None
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """Write a step's figures; ``line["step"]`` is the step's number, from 1."""
+        """Write a step's figures; ``line["step"]`` is the step's number, from 1. What is not finite is
+        written as null."""
+        line = finite(dict(line))
         self._lines.append(dict(line))
-        self._file.write(json.dumps(line) + "\n")
+        self._file.write(json_text(line) + "\n")
         self._file.flush()
         if self._board is not None:
             for name, value in line.items():
@@ -57,7 +59,7 @@ class Metrics:
         shown = {name: curve for name, curve in curves.items() if curve}
         if shown:
             picture = chart(title, shown, "optimiser step", "loss, nats a token", log_x=False, log_y=False)
-            write_text(self._run / PICTURE, picture)
+            write_file(self._run / PICTURE, picture)
 
     def close(self) -> None:
         """Close the files."""
@@ -65,7 +67,7 @@ class Metrics:
         if self._board is not None:
             self._board.close()
 
-    def __enter__(self) -> Metrics:
+    def __enter__(self) -> MetricsLog:
         return self
 
     def __exit__(
@@ -75,19 +77,25 @@ class Metrics:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """All whole lines of a run's log; a last line that was cut off is left out."""
-    file = run / FILE
+    """All whole lines of a run's log; what is none (a last line that was cut off, another's) is left out."""
+    file = run / LOG
     if not file.is_file():
         return []
     lines = []
-    for text in file.read_text(encoding="utf-8").splitlines():
+    for text in file.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            line = json.loads(text)
-        except ValueError:
+            line = finite(parse_json(text, LOG, TrainingError, constants=True))
+        except TrainingError:
             continue
-        if isinstance(line, dict) and isinstance(line.get("step"), int):
+        if isinstance(line, dict) and _is_line(line):
             lines.append(line)
     return lines
+
+
+def _is_line(line: Mapping[str, Any]) -> bool:
+    """Whether a run wrote it: a step, and losses that are numbers where there are any."""
+    losses = (line.get(name) for name in ("loss", "validation"))
+    return type(line.get("step")) is int and all(x is None or type(x) in (int, float) for x in losses)
 
 
 def thinned(curve: Curve, points: int = POINTS) -> list[tuple[float, float]]:
@@ -95,13 +103,6 @@ def thinned(curve: Curve, points: int = POINTS) -> list[tuple[float, float]]:
     size = -(-len(curve) // points) if curve else 1
     parts = [curve[i : i + size] for i in range(0, len(curve), size)]
     return [(part[-1][0], sum(y for _, y in part) / len(part)) for part in parts]
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    part = file.with_name(f".{file.name}.{os.getpid()}")
-    part.write_text(text, encoding="utf-8")
-    part.replace(file)
 
 
 def _board(run: Path) -> Any | None:

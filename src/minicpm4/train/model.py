@@ -12,7 +12,7 @@ embeddings and head belong to the root.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
@@ -23,19 +23,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from minicpm4 import zoo
 from minicpm4.config import ModelConfig, SparseConfig
 from minicpm4.errors import ConfigError
-from minicpm4.formats import QuantSpec, check_tensors, open_checkpoint
+from minicpm4.formats import QuantSpec
 from minicpm4.formats.names import EMBED, HEAD, expected_tensors
 from minicpm4.formats.packing import unpack
 from minicpm4.kernels.autograd import LowRank, TorchCache, TorchMatrix, TorchOps
 from minicpm4.kernels.contract import Linear, Step
 from minicpm4.model import forward as decoder
-from minicpm4.model.loader import read_config
 from minicpm4.model.rotary import RotaryTable
+from minicpm4.model.source import open_model
 from minicpm4.model.weights import LayerWeights, ModelWeights, build_layer
-from minicpm4.train.layout import fits, fitting
+from minicpm4.train.loss import LossSum, next_token_loss
+from minicpm4.train.stages import check_rounding, spec_of
 
 __all__ = [
     "DecoderLayer",
@@ -46,7 +46,6 @@ __all__ = [
     "meta_tensors",
     "new_tensor",
     "plant",
-    "spec_of",
     "stored_tensors",
 ]
 
@@ -81,11 +80,6 @@ class Mode:
     fp8: bool = False
     sparse: SparseConfig | None = None
     recompute: bool = False
-
-
-def spec_of(name: str, rounding: Mapping[str, QuantSpec]) -> QuantSpec | None:
-    """The format that ``rounding`` (see Mode) gives to matrix ``name``; None: it stays as it is."""
-    return next((spec for pattern, spec in rounding.items() if fits(name, pattern)), None)
 
 
 class DecoderLayer(nn.Module):
@@ -192,8 +186,7 @@ class TrainableModel(nn.Module):
 
     @mode.setter
     def mode(self, mode: Mode) -> None:
-        matrices = [name for name, shape in expected_tensors(self._config).items() if len(shape) == 2]
-        fitting(matrices, mode.rounding, "rounding pattern")
+        check_rounding(expected_tensors(self._config), mode.rounding)
         self._mode = mode
 
     @property
@@ -246,7 +239,8 @@ class TrainableModel(nn.Module):
 
     def cache(self) -> TorchCache:
         """Keys and values of one step."""
-        return TorchCache(self._config.num_key_value_heads, self._config.head_dim)
+        config = self._config
+        return TorchCache(config.num_key_value_heads, config.head_dim, config.windows)
 
     def forward(self, batch: Packed) -> Tensor:
         """Return the final hidden states (n, hidden) of a batch."""
@@ -257,6 +251,19 @@ class TrainableModel(nn.Module):
         """Logits (rows, vocab) of final hidden states (rows, hidden)."""
         given: Any = hidden
         return torch.as_tensor(decoder.logits(self.ops, self.weights(), given))
+
+    def loss(self, hidden: Tensor, targets: Any, weight: Any, z_loss: float) -> LossSum:
+        """Loss of ``hidden`` (n, hidden), its own or an extra head's, against ``targets`` (n,), rows weighed
+        by ``weight`` (n,) (None: alike)."""
+        place = hidden.device
+        return next_token_loss(
+            hidden,
+            self.head(),
+            as_tensor(targets, place),
+            scale=self._config.logit_scale,
+            weight=None if weight is None else as_tensor(weight, place),
+            z_loss=z_loss,
+        )
 
     def _run(self, index: int, compute: decoder.Compute, layer: LayerWeights, x: Any) -> Any:
         # The module reads its parameters itself: under FSDP2 they are not there before it is called.
@@ -290,11 +297,13 @@ def fresh_tensors(config: ModelConfig, seed: int, init: Init | None = None) -> I
         yield name, new_tensor(name, shape, seed, std(name, config))
 
 
-def stored_tensors(path: str | Path) -> tuple[ModelConfig, Iterator[tuple[str, Tensor]]]:
-    """The configuration and, one after another, the parameters of ``TrainableModel.load``."""
-    source = open_checkpoint(Path(zoo.resolve(str(path))))
-    config = read_config(source)
-    check_tensors(source, config)
+def stored_tensors(
+    path: str | Path, ignore_fields: Collection[str] = ()
+) -> tuple[ModelConfig, Iterator[tuple[str, Tensor]]]:
+    """The configuration and, one after another, the parameters of ``TrainableModel.load``; ``ignore_fields``
+    as for ``open_model``."""
+    found = open_model(path, ignore_fields)
+    source, config = found.checkpoint, found.config
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
         for name, shape in expected_tensors(config).items():

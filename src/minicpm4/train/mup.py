@@ -33,7 +33,7 @@ from minicpm4.config.strict import require
 from minicpm4.train.model import Packed, TrainableModel
 from minicpm4.train.optim import rule_of
 
-__all__ = ["CoordinateCheck", "MuP", "Point", "activations", "measure", "scaled"]
+__all__ = ["CoordinateCheck", "CoordinatePoint", "MuP", "activations", "measure", "scaled"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,7 +92,7 @@ def scaled(config: ModelConfig, width: int) -> ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Point:
+class CoordinatePoint:
     """Root mean square of the activations at ``place`` after ``step`` steps: their ``size``, and their
     ``change`` from what they were at the start, on the same input."""
 
@@ -107,7 +107,7 @@ class Point:
 class CoordinateCheck:
     """What ``measure`` found; ready for a picture."""
 
-    points: Sequence[Point]
+    points: Sequence[CoordinatePoint]
 
     def curves(self, step: int, what: str = "change") -> dict[str, list[tuple[float, float]]]:
         """By place, (width, ``what``) after ``step`` steps: curves for a plot with logarithmic axes.
@@ -125,10 +125,6 @@ class CoordinateCheck:
     def slopes(self, step: int, what: str = "change") -> dict[str, float]:
         """By place, the slope of log(``what``) over log(width): 0 is flat, 1 grows with the width."""
         return {place: _slope(curve) for place, curve in self.curves(step, what).items()}
-
-    def steepest(self, step: int, what: str = "change") -> float:
-        """The slope furthest from 0."""
-        return max(self.slopes(step, what).values(), key=abs)
 
 
 @torch.no_grad()
@@ -185,7 +181,7 @@ def measure(
                 if number:
                     step()
                 points += [
-                    Point(
+                    CoordinatePoint(
                         width=width,
                         step=number,
                         place=place,

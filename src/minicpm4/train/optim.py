@@ -23,47 +23,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from minicpm4.config.strict import require, suggest
+from minicpm4.config.strict import require
 from minicpm4.errors import CheckpointError
-from minicpm4.train.layout import STATES, rule_of
+from minicpm4.train.settings import STATES, OptimConfig
+from minicpm4.train.stages import rule_of
 from minicpm4.train.tensor_files import Lazy, fill
 
-__all__ = ["OptimConfig", "Optimiser", "clip_gradients", "orthogonal", "rule_of"]
+__all__ = ["Optimiser", "clip_gradients", "orthogonal", "rule_of"]
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OptimConfig:
-    """``kind``: adamw, or muon for the layers' matrices. ``adamw_rate``: beside Muon, the factor of what is
-    left to AdamW. ``decay_embeddings``: whether weight decay is for embeddings and head, too (never for
-    norms and biases). Raises ConfigError."""
-
-    kind: str = "adamw"
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    momentum: float = 0.95
-    adamw_rate: float = 1.0
-    decay_embeddings: bool = False
-
-    def __post_init__(self) -> None:
-        require(self.kind in STATES, f"optimiser {self.kind!r} is unknown", suggest(self.kind, list(STATES)))
-        for name in ("beta1", "beta2", "momentum"):
-            value = getattr(self, name)
-            require(0 <= value < 1, f"optimiser {name} = {value} is not from 0 to below 1")
-        for name in ("eps", "adamw_rate"):
-            require(getattr(self, name) > 0, f"optimiser {name} = {getattr(self, name)} is not positive")
-        require(self.weight_decay >= 0, f"optimiser weight_decay = {self.weight_decay} is negative")
 
 
 class Optimiser(torch.optim.Optimizer):
@@ -178,8 +153,7 @@ class Optimiser(torch.optim.Optimizer):
 
 def _group(name: str, parameter: Tensor, config: OptimConfig, factor: float) -> dict[str, Any]:
     rule = rule_of(name, parameter.shape, config.kind)
-    inner = ".layers." in f".{name}"
-    decays = parameter.ndim == 2 and (inner or config.decay_embeddings)
+    decays = parameter.ndim == 2 and ".layers." in f".{name}"
     if config.kind == "muon" and rule == "adamw":
         factor *= config.adamw_rate
     return {

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from minicpm4.config import ModelConfig
 from minicpm4.config.strict import require
-from minicpm4.train.estimate import Machine, flops_per_token, traffic
+from minicpm4.train.estimate import Cluster, flops_per_token, traffic
 from minicpm4.train.footprint import BF16, F32, memory
 from minicpm4.train.recipe import Recipe, Stage
 
@@ -32,13 +32,9 @@ class Split:
     tensor: float
     seconds: float
 
-    def link_seconds(self, link: float) -> float:
-        """What the traffic takes at ``link`` bytes a second."""
-        return (self.fsdp + self.context + self.tensor) / link
-
 
 def split(
-    recipe: Recipe, config: ModelConfig, stage: Stage, machine: Machine, *, context: int = 1, tensor: int = 1
+    recipe: Recipe, config: ModelConfig, stage: Stage, machine: Cluster, *, context: int = 1, tensor: int = 1
 ) -> Split:
     """Documents of ``stage.context`` tokens on ``machine``, each on ``context * tensor`` GPUs; products in
     bf16. Raises ConfigError where the numbers do not divide, or key/value heads would be replicated."""

@@ -8,7 +8,6 @@ one peak.
 
 from __future__ import annotations
 
-import json
 import platform
 import time
 from dataclasses import asdict, dataclass
@@ -17,11 +16,12 @@ from typing import Any
 
 import torch
 
-from minicpm4.train.metrics import write_text
+from minicpm4.errors import TrainingError
+from minicpm4.files import read_json, write_json
+from minicpm4.train.saved import PEAK
 
 __all__ = ["Peak", "peak_of"]
 
-FILE = "peak.json"
 MAX_FILE = 1 << 16
 SIZES = {"cpu": 1024, "cuda": 8192}  # rows and columns of the matrices, by device
 SECONDS, LEAST = 0.3, 5  # as many products as fit in, and no fewer
@@ -57,24 +57,23 @@ def peak_of(run: Path, device: torch.device, precision: str) -> Peak:
         "threads": torch.get_num_threads() if cpu else 0,
         "size": SIZES["cpu" if cpu else "cuda"],
     }
-    known = _read(run / FILE)
+    known = _read(run / PEAK)
     value = known.get("flops_per_s")
     same = all(known.get(name) == wanted for name, wanted in about.items())
     if same and isinstance(value, float) and 0 < value < 1e24:
         return Peak(**about, flops_per_s=value)
     found = Peak(**about, flops_per_s=_measure(device, TYPES[precision], about["size"]))
     run.mkdir(parents=True, exist_ok=True)
-    write_text(run / FILE, json.dumps(asdict(found), indent=1) + "\n")
+    write_json(run / PEAK, asdict(found))
     return found
 
 
 def _read(file: Path) -> dict[str, Any]:
     """The table in ``file``; empty where it cannot be read: then it is measured again."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8")) if file.stat().st_size < MAX_FILE else {}
-    except (OSError, ValueError, RecursionError):
+        return read_json(file, MAX_FILE, TrainingError)
+    except TrainingError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 @torch.no_grad()

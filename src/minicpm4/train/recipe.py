@@ -6,50 +6,53 @@ docs/training.md has the keys; ``recipes/`` has whole ones.
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from minicpm4.config import ModelConfig
+from minicpm4.config.fields import KEYS, READ
 from minicpm4.config.strict import from_table, require, suggest
+from minicpm4.data.corpora import PLAIN, Corpus
 from minicpm4.errors import ConfigError, ModelNotFoundError
-from minicpm4.formats.quant import QuantSpec
-from minicpm4.formats.rounding import BlockSpec
-from minicpm4.train.corpora import PLAIN, Corpus
+from minicpm4.files import read_text
+from minicpm4.formats.kinds import grouped_kinds
+from minicpm4.formats.quant import BlockSpec, QuantSpec
+from minicpm4.train.settings import MAX_RATE, Adapter, Decay, OptimConfig, check_factor
 from minicpm4.zoo import resolve
 
 __all__ = [
-    "Adapter",
     "Corpus",
-    "Decay",
     "Keep",
     "Model",
-    "Optimiser",
     "Recipe",
     "Stage",
-    "Tokenizer",
+    "TokenizerSettings",
     "read_recipe",
 ]
 
 MAX_FILE = 1 << 20
 MAX_STAGES = 32
-DECAYS = ("none", "linear", "cosine", "exponential", "sqrt")
 PRECISIONS = ("float32", "bf16")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Model:
-    """``start``: a checkpoint to go on from (a folder, a .gguf file, a zoo name), else ``shape``: fields of
-    config.json.
+    """``start``: a checkpoint to go on from (a folder, a .gguf file, a zoo name), of whose configuration
+    ``ignore_fields`` are taken for null; else ``shape``: fields of config.json.
 
     ``mup_width``: the width at which the learning rate was found; 0: no muP scaling of rates and
     initialisation.
     """
 
     start: str = ""
+    ignore_fields: tuple[str, ...] = ()
     shape: Mapping[str, Any] = field(default_factory=dict)
     mup_width: int = 0
 
@@ -59,11 +62,13 @@ class Model:
             "[model] needs exactly one of start and shape",
             "start = a checkpoint, or [model.shape] with the fields of a config.json",
         )
+        for key in self.shape:  # a key that is not read would change nothing, in silence
+            require(key in KEYS, f"[model.shape] has an unknown key {key!r}", suggest(key, list(KEYS)))
         require(0 <= self.mup_width < 1 << 20, f"model.mup_width = {self.mup_width} is out of range")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Tokenizer:
+class TokenizerSettings:
     """``path``: a checkpoint (a folder, a .gguf file, a zoo name), or a folder with a tokenizer alone; or
     train one of ``vocab_size`` tokens on ``corpora``. Neither: that of the model to start from."""
 
@@ -91,76 +96,13 @@ class Tokenizer:
             require(bool(self.corpora), "tokenizer.corpora is empty", "name the corpora to train it on")
 
     def source(self) -> Path:
-        """Where ``path`` leads. Raises ConfigError."""
+        """Where ``path`` leads. Raises ModelNotFoundError."""
         try:
             return resolve(str(Path(self.path).expanduser()))
         except ModelNotFoundError as error:
-            raise ConfigError(
+            raise ModelNotFoundError(
                 f"tokenizer.path = {self.path!r} leads nowhere: {error.condition}", error.remedy
             ) from error
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Optimiser:
-    """``kind``: adamw, or muon (of the layers' matrices; AdamW of the rest, at ``adamw_rate`` times the
-    rate)."""
-
-    kind: str = "adamw"
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    clip_norm: float = 1.0
-    momentum: float = 0.95
-    adamw_rate: float = 1.0
-
-    def __post_init__(self) -> None:
-        require(
-            self.kind in ("adamw", "muon"),
-            f"optimiser kind {self.kind!r} is unknown",
-            suggest(self.kind, ["adamw", "muon"]),
-        )
-        for name in ("beta1", "beta2", "momentum"):
-            require(
-                0 <= getattr(self, name) < 1,
-                f"optimiser.{name} = {getattr(self, name)} is not from 0 to below 1",
-            )
-        for name in ("eps", "adamw_rate"):
-            require(getattr(self, name) > 0, f"optimiser.{name} = {getattr(self, name)} is not positive")
-        require(self.weight_decay >= 0, f"optimiser.weight_decay = {self.weight_decay} is negative")
-        require(self.clip_norm >= 0, f"optimiser.clip_norm = {self.clip_norm} is negative", "0: no clipping")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Decay:
-    """The last ``steps`` of a stage, in which the rate falls to ``final`` times the stage's."""
-
-    kind: str = "none"
-    steps: int = 0
-    final: float = 0.0
-
-    def __post_init__(self) -> None:
-        require(self.kind in DECAYS, f"decay kind {self.kind!r} is unknown", suggest(self.kind, list(DECAYS)))
-        require(
-            self.steps >= 0 and (self.kind == "none") == (self.steps == 0),
-            f"decay.steps = {self.steps} does not fit decay kind {self.kind!r}",
-        )
-        require(0 <= self.final <= 1, f"decay.final = {self.final} is not from 0 to 1")
-        require(
-            self.kind != "exponential" or self.final > 0,
-            "an exponential decay never reaches decay.final = 0",
-            "MiniCPM's is final = 0.1",
-        )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Adapter:
-    """LoRA: pairs of ``rank`` beside the matrices that ``targets`` fit are trained, by AdamW, and nothing
-    else; they are merged at the stage's end. ``alpha`` 0: as large as the rank."""
-
-    rank: int = 16
-    alpha: float = 0.0
-    targets: tuple[str, ...] = ("self_attn.*", "mlp.*")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,7 +111,7 @@ class Stage:
 
     ``batch_tokens``: tokens of an optimiser step, over all processes; ``micro_tokens``: of one forward pass
     (0: all); ``context``: the longest document piece. ``data``: corpora and their shares of tokens.
-    ``buckets``: bounds in tokens of lengths that get equal shares (infllm_v2.md, Training). ``rate``:
+    ``buckets``: bounds in tokens of lengths that get equal shares (docs/training.md). ``rate``:
     learning rate after ``warmup`` steps, which begin at ``warmup_from`` times it (-1: where the stage before
     ended). ``attention`` sparse: with the model's sparse_config.
     ``rounding``: weight formats by name pattern, as in {"mlp.*" = "ternary-g64"}: quantisation-aware
@@ -188,7 +130,7 @@ class Stage:
     buckets: tuple[int, ...] = ()
     warmup: int = 0
     warmup_from: float = -1.0
-    decay: Decay = Decay()
+    decay: Decay = field(default_factory=Decay)
     attention: str = "dense"
     rounding: Mapping[str, str] = field(default_factory=dict)
     fp8: bool = False
@@ -200,16 +142,19 @@ class Stage:
     lora: Adapter | None = None
 
     def __post_init__(self) -> None:
+        require(bool(self.name.strip()), "a stage has an empty name", "name it after what it does")
         where = f"stage {self.name!r}:"
         for name in ("steps", "batch_tokens", "context"):
             require(
                 0 < getattr(self, name) < 1 << 40, f"{where} {name} = {getattr(self, name)} is out of range"
             )
+        require(self.context > 1, f"{where} context = 1: one token has no next one to learn")
         require(
             0 <= self.micro_tokens <= self.batch_tokens,
             f"{where} micro_tokens = {self.micro_tokens} exceeds batch_tokens",
         )
-        require(self.rate > 0, f"{where} rate = {self.rate} is not positive")
+        require(0 < self.rate < math.inf, f"{where} rate = {self.rate} is not positive")
+        require(self.rate <= MAX_RATE, f"{where} rate = {self.rate} is above {MAX_RATE:g}")
         require(
             self.warmup >= 0 and self.warmup + self.decay.steps <= self.steps,
             f"{where} warmup = {self.warmup} and decay of {self.decay.steps} steps exceed "
@@ -224,11 +169,11 @@ class Stage:
             bool(self.data) and all(share > 0 for share in self.data.values()),
             f"{where} data needs corpora with shares above 0",
         )
-        require(
-            list(self.buckets) == sorted(set(self.buckets)), f"{where} buckets = {self.buckets} do not rise"
-        )
+        rising = list(self.buckets) == sorted(set(self.buckets)) and min(self.buckets, default=1) > 0
+        require(rising, f"{where} buckets = {list(self.buckets)} do not rise from above 0")
         for name in ("mtp", "z_loss"):
             require(getattr(self, name) >= 0, f"{where} {name} = {getattr(self, name)} is negative")
+            check_factor(f"{where} {name}", getattr(self, name))
         require(
             self.warmup_from == -1 or 0 <= self.warmup_from <= 1,
             f"{where} warmup_from = {self.warmup_from} is neither -1 nor from 0 to 1",
@@ -269,10 +214,10 @@ class Recipe:
     name: str
     output: str
     model: Model
-    tokenizer: Tokenizer = Tokenizer()
+    tokenizer: TokenizerSettings = TokenizerSettings()
     corpora: Mapping[str, Corpus]
     stages: tuple[Stage, ...]
-    optimiser: Optimiser = Optimiser()
+    optimiser: OptimConfig = field(default_factory=OptimConfig)
     checkpoints: Keep = Keep()
     seed: int = 0
     precision: str = "float32"
@@ -284,6 +229,10 @@ class Recipe:
             0 < len(self.stages) <= MAX_STAGES,
             f"a recipe has 1 to {MAX_STAGES} stages, this one {len(self.stages)}",
         )
+        require(bool(self.output), "output is empty", "name the folder that the run is kept in")
+        for name in self.corpora:
+            plain = re.fullmatch(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]{0,99}", name)
+            require(plain is not None, f"corpus {name!r} cannot be a folder's name", "use letters and digits")
         names = [stage.name for stage in self.stages]
         require(len(set(names)) == len(names), f"two stages share a name: {', '.join(names)}")
         require(
@@ -291,14 +240,23 @@ class Recipe:
             f"precision = {self.precision!r} is unknown",
             suggest(self.precision, list(PRECISIONS)),
         )
+        for stage in self.stages:
+            decay = stage.rate * self.optimiser.weight_decay
+            require(
+                decay <= 1,
+                f"stage {stage.name!r}: its rate times optimiser.weight_decay is {decay:g}: above 1 a step "
+                "turns the sign of every weight",
+                "0.1 is a usual weight_decay",
+            )
         require(0 <= self.seed < 1 << 63, f"seed = {self.seed} is out of range")
+        require(self.validate >= 0, f"validate = {self.validate} is negative", "0: never")
         if not (self.tokenizer.path or self.tokenizer.vocab_size):
             require(
                 bool(self.model.start),
                 "[tokenizer] needs exactly one of path and vocab_size",
                 "path = a folder with tokenizer.json, or vocab_size and corpora to train one",
             )
-            object.__setattr__(self, "tokenizer", Tokenizer(path=self.model.start))
+            object.__setattr__(self, "tokenizer", TokenizerSettings(path=self.model.start))
         known = list(self.corpora)
         asked = [(name, f"stage {stage.name!r}") for stage in self.stages for name in stage.data]
         asked += [(name, "tokenizer.corpora") for name in self.tokenizer.corpora]
@@ -323,32 +281,44 @@ class Recipe:
         """Optimiser steps of all stages."""
         return sum(stage.steps for stage in self.stages)
 
+    @property
+    def ends(self) -> list[int]:
+        """Of each stage the number of steps after which it is done."""
+        return list(accumulate(stage.steps for stage in self.stages))
+
+    def at(self, step: int) -> tuple[int, int]:
+        """The number of the stage that step ``step`` (from 0, of all) is in, and which of its steps it is;
+        past the end: the last."""
+        number = min(bisect_right(self.ends, step), len(self.stages) - 1)
+        last = self.stages[number].steps - 1
+        return number, min(step - (self.ends[number] - last - 1), last)
+
 
 def parse_spec(text: str, where: str) -> QuantSpec:
     """Read a weight format such as ternary-g64, int4-g32, ternary-b128x128. Raises ConfigError."""
-    block = re.fullmatch(r"ternary-b(\d{1,6})x(\d{1,6})", text)
-    if block is not None:
-        return BlockSpec(kind="ternary", rows=int(block[1]), group_size=int(block[2]))
+    rows = {name: row for name, row in grouped_kinds().items() if row.round is not None}
+    block = re.fullmatch(r"([a-z0-9]+)-b(\d{1,6})x(\d{1,6})", text)
+    if block is not None and block[1] in rows and rows[block[1]].blocks:
+        return BlockSpec(kind=block[1], rows=int(block[2]), group_size=int(block[3]))
     kind, _, group = text.partition("-g")
-    if kind not in ("ternary", "int4", "int8") or not group.isdecimal() or len(group) > 6:
-        raise ConfigError(
-            f"{where} weight format {text!r} is not known",
-            "as in ternary-g64, ternary-b128x128, int4-g32, int8-g64",
-        )
-    return QuantSpec(kind=kind, group_size=int(group))  # type: ignore[arg-type]
+    if kind not in rows or not group.isdecimal() or len(group) > 6:
+        known = [f"{name}-g{row.groups[0]}" for name, row in rows.items()]
+        known += [f"{name}-b128x128" for name, row in rows.items() if row.blocks]
+        raise ConfigError(f"{where} weight format {text!r} is not known", "as in " + ", ".join(known))
+    return QuantSpec(kind=kind, group_size=int(group))
 
 
 def read_recipe(path: Path) -> Recipe:
     """Read a recipe. Raises ConfigError: what is wrong, where, and what would be right."""
+    text = read_text(path, MAX_FILE, ConfigError)
     try:
-        size = path.stat().st_size
-        if size > MAX_FILE:
-            raise ConfigError(f"recipe {path} has {size:,} bytes", f"at most {MAX_FILE:,} are read")
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read recipe {path}: {error}") from error
-    except tomllib.TOMLDecodeError as error:
+        table = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"recipe {path} is not TOML: {error}") from error
+    except ValueError as error:  # Python's own bound
+        raise ConfigError(
+            f"recipe {path} holds a number of too many digits", "no setting has 4,300"
+        ) from error
     return parse_recipe(table)
 
 
@@ -366,4 +336,13 @@ def model_config(recipe: Recipe, vocab_size: int, special: Mapping[str, int]) ->
     raw.setdefault("vocab_size", vocab_size)
     for name, token in special.items():
         raw.setdefault(name, token)
-    return ModelConfig.from_hf(raw)
+    typed = ("scale_emb", "scale_depth", "dim_model_base", "attention_bias", "mlp_bias")
+    kind = raw["model_type"]
+    found = ModelConfig.from_hf({k: v for k, v in raw.items() if k not in typed or kind in READ[k]})
+    for name in typed:
+        require(
+            raw.get(name, getattr(found, name)) == getattr(found, name),
+            f"[model.shape] {name} = {raw.get(name)} means nothing to model type {found.model_type!r}",
+            "leave it out, or use a model type that has it",
+        )
+    return found

@@ -1,14 +1,15 @@
 """One process of a run: the model, its optimiser, and what a step does; sharded by FSDP2 under torchrun.
 
-The loss of a step is the sum over all its tokens on all processes, divided by their number (multi-token
-prediction likewise), so neither micro-batches nor the number of processes change what is computed.
+The loss of a step is the sum over all its tokens on all processes, divided by their number (that of extra
+heads likewise), so neither micro-batches nor the number of processes change what is computed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,35 +21,39 @@ from torch.distributed.fsdp import fully_shard
 
 from minicpm4.config import ModelConfig
 from minicpm4.data.batch import Batch
-from minicpm4.errors import CheckpointError, ConfigError
+from minicpm4.errors import CheckpointError
+from minicpm4.train.extra_head import ExtraHead
+from minicpm4.train.head_plan import heads_of
 from minicpm4.train.hf_folder import write_folder
-from minicpm4.train.layout import stage_config
-from minicpm4.train.lora import Lora, LoraConfig
-from minicpm4.train.loss import next_token_loss
-from minicpm4.train.model import Mode, TrainableModel, as_tensor, fresh_tensors, stored_tensors
-from minicpm4.train.mtp import MultiToken, fresh_extra, second_targets
+from minicpm4.train.lora import Lora
+from minicpm4.train.model import Mode, TrainableModel, fresh_tensors, stored_tensors
+from minicpm4.train.mtp import MultiToken
 from minicpm4.train.mup import MuP
-from minicpm4.train.optim import OptimConfig, Optimiser, clip_gradients
+from minicpm4.train.optim import Optimiser, clip_gradients
 from minicpm4.train.recipe import Recipe, Stage
+from minicpm4.train.saved import MOMENTS, PAIRS
+from minicpm4.train.settings import Adapter
+from minicpm4.train.stages import sparse_of, stage_config
 from minicpm4.train.tensor_files import Stored, fill, gathered, write_tensors
 from minicpm4.train.world import World
 
-__all__ = ["Done", "Session", "World"]
+__all__ = ["Done", "TrainingSession", "World"]
 
-MOMENTS, PAIRS = "optimiser", "lora"  # files begin with it
+HEAD_KINDS: tuple[type[ExtraHead], ...] = (MultiToken,)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Done:
-    """What a step's gradients came from: means over all tokens that count."""
+    """What a step's gradients came from: means over all tokens that count. ``head_losses``: of the extra
+    heads that the stage trains, by name."""
 
     loss: float
-    mtp_loss: float | None
+    head_losses: Mapping[str, float]
     gradient_norm: float
     tokens: int
 
 
-class Session:
+class TrainingSession:
     """The model of ``recipe`` on its device. ``config``: of a new model. Raises ConfigError,
     CheckpointError."""
 
@@ -57,19 +62,19 @@ class Session:
         self._mup = MuP(base_width=recipe.model.mup_width) if recipe.model.mup_width else None
         init = self._mup.init_std if self._mup else None
         if recipe.model.start:
-            self.base, values = stored_tensors(recipe.model.start)
+            self.base, values = stored_tensors(recipe.model.start, recipe.model.ignore_fields)
         else:
             assert config is not None
             self.base, values = config, fresh_tensors(config, recipe.seed, init)
         self.model = TrainableModel.without_values(self.base)
-        wants_mtp = any(stage.mtp for stage in recipe.stages)
-        self.extra = MultiToken.without_values(self.base) if wants_mtp else None
+        wanted = heads_of(recipe.stages)
+        self.heads = [kind.without_values(self.base) for kind in HEAD_KINDS if kind.plan in wanted]
         if world.size > 1:
             self._shard()
         # Only now, so that no process ever holds more than its part and one tensor.
         _give(self.model, values, world.device)
-        if self.extra is not None:
-            _give(self.extra, fresh_extra(self.base, recipe.seed, init), world.device)
+        for head in self.heads:
+            _give(head, head.fresh(self.base, recipe.seed, init), world.device)
         self.lora: Lora | None = None
         self.optimiser = self._new_optimiser()
         self._stage: Stage | None = None
@@ -79,14 +84,11 @@ class Session:
         it. Low-rank pairs begin here; their moments are dropped with them (``leave``)."""
         self.model.config = stage_config(self.base, stage)
         self.base = self.model.config  # a changed context stays for the stages that follow
-        sparse = self.model.config.sparse_config if stage.attention == "sparse" else None
-        if stage.attention == "sparse" and sparse is None:
-            raise ConfigError(
-                f"stage {stage.name!r}: attention = 'sparse', yet the model has no sparse_config",
-                "add [model.shape.sparse_config]",
-            )
         self.model.mode = Mode(
-            rounding=stage.specs, fp8=stage.fp8, sparse=sparse, recompute=self.recipe.checkpoint_activations
+            rounding=stage.specs,
+            fp8=stage.fp8,
+            sparse=sparse_of(self.base, stage),
+            recompute=self.recipe.checkpoint_activations,
         )
         if fresh and stage.lora is not None:
             self._add_pairs(stage)
@@ -105,27 +107,28 @@ class Session:
         """Compute the gradients of a step, over this process's micro-batches and all others'."""
         stage, device = self._stage, self.model.device
         assert stage is not None
-        seconds = [second_targets(b.targets, b.cu_rows, b.weight) for b in batches] if stage.mtp else []
+        heads = [head for head in self.heads if head.plan.factor(stage)]
+        targets = [[head.targets(batch) for batch in batches] for head in heads]
         counts = self.world.sum(
             [
                 sum(_count(b.targets, b.weight) for b in batches),
-                sum(_count(t, w) for t, w in seconds),
+                *(sum(_count(t, w) for t, w in own) for own in targets),
                 sum(len(b.ids) for b in batches),
             ],
             device,
         )
         self.optimiser.zero_grad(set_to_none=True)
-        sums = [0.0, 0.0]
+        sums = [0.0] * (1 + len(heads))
         for index, batch in enumerate(batches):
             with self._autocast():
                 hidden = self.model(batch)
-                loss = self._loss(hidden, batch.targets, batch.weight, stage)
+                loss = self.model.loss(hidden, batch.targets, batch.weight, stage.z_loss)
                 total = loss.total / max(counts[0], 1.0)
                 sums[0] += float(loss.nll)
-                if stage.mtp and self.extra is not None:
-                    ahead = self._loss(self.extra(self.model, batch, hidden), *seconds[index], stage)
-                    total = total + stage.mtp * ahead.total / max(counts[1], 1.0)
-                    sums[1] += float(ahead.nll)
+                for n, head in enumerate(heads):
+                    more = head.loss(self.model, batch, hidden, targets[n][index], stage.z_loss)
+                    total = total + head.plan.factor(stage) * more.total / max(counts[1 + n], 1.0)
+                    sums[1 + n] += float(more.nll)
             # FSDP2 takes the mean over processes; what is wanted is the sum.
             (total * self.world.size).backward()
         if self.lora is not None and self.world.size > 1:
@@ -137,9 +140,9 @@ class Session:
         norm = clip_gradients(self.parameters(), self.recipe.optimiser.clip_norm)
         return Done(
             loss=sums[0] / max(counts[0], 1.0),
-            mtp_loss=sums[1] / max(counts[1], 1.0) if stage.mtp else None,
+            head_losses={h.plan.name: sums[n] / max(counts[n], 1.0) for n, h in enumerate(heads, 1)},
             gradient_norm=norm,
-            tokens=int(counts[2]),
+            tokens=int(counts[-1]),
         )
 
     def step(self, rate: float) -> None:
@@ -155,7 +158,7 @@ class Session:
         nll = count = 0.0
         for batch in batches:
             with self._autocast():
-                loss = self._loss(self.model(batch), batch.targets, batch.weight, replace(stage, z_loss=0.0))
+                loss = self.model.loss(self.model(batch), batch.targets, batch.weight, z_loss=0.0)
             nll, count = nll + float(loss.nll), count + float(loss.count)
         nll, count = self.world.sum([nll, count], self.model.device)
         return nll / max(count, 1.0)
@@ -166,7 +169,7 @@ class Session:
             yield from module.parameters()
 
     def save(self, folder: Path, tokenizer: Path | None) -> None:
-        """Write model, extra layer and moments into a checkpoint's folder; every process calls it, each
+        """Write model, extra heads and moments into a checkpoint's folder; every process calls it, each
         writes its part. Raises, in all of them, CheckpointError or OSError."""
         write_folder(
             folder / "model",
@@ -178,9 +181,10 @@ class Session:
         write_tensors(folder, MOMENTS, self.optimiser.tensors(), self.world)
         if self.lora is not None:
             write_tensors(folder, PAIRS, self.lora.state_dict(), self.world)
-        if self.extra is not None:
-            extra = {name: gathered(tensor).cpu() for name, tensor in self.extra.state_dict().items()}
-            self.world.first(lambda: MultiToken(self.base, extra).save(folder / "mtp"))
+        for head in self.heads:
+            tensors = {name: gathered(tensor).cpu() for name, tensor in head.state_dict().items()}
+            write = partial(head.write, folder / head.plan.name, self.base, tensors)
+            self.world.first(write)
 
     def load(self, folder: Path, stage: Stage) -> None:
         """Take back what ``save`` wrote in ``stage``, on any number of processes, each reading its part.
@@ -188,8 +192,10 @@ class Session:
         config = ModelConfig.from_hf(folder / "model")
         _take(self.model, Stored(folder / "model", "model"), folder)
         self.base = self.model.config = config
-        if self.extra is not None:
-            _take(self.extra, Stored(folder / "mtp", "model"), folder)
+        begun = heads_of(self.recipe.stages[: self.recipe.stages.index(stage) + 1])
+        for head in self.heads:
+            if head.plan in begun:  # else it is as it was made
+                _take(head, Stored(folder / head.plan.name, "model"), folder)
         if stage.lora is not None and any(folder.glob(f"{PAIRS}*.safetensors")):  # cut off within the stage
             self._add_pairs(stage)
             assert self.lora is not None
@@ -198,44 +204,23 @@ class Session:
 
     def _add_pairs(self, stage: Stage) -> None:
         assert stage.lora is not None
-        wanted = LoraConfig(rank=stage.lora.rank, alpha=stage.lora.alpha, targets=stage.lora.targets)
-        self.lora = Lora(self.model, wanted, self.recipe.seed)
+        self.lora = Lora(self.model, stage.lora, self.recipe.seed)
         self.optimiser = self._new_optimiser()
 
     def _modules(self) -> list[nn.Module]:
-        return [self.model] + ([self.extra] if self.extra is not None else [])
+        return [self.model, *self.heads]
 
     def _new_optimiser(self) -> Optimiser:
-        given = self.recipe.optimiser
-        config = OptimConfig(
-            kind=given.kind,
-            beta1=given.beta1,
-            beta2=given.beta2,
-            eps=given.eps,
-            weight_decay=given.weight_decay,
-            momentum=given.momentum,
-            adamw_rate=given.adamw_rate,
-        )
+        config = self.recipe.optimiser
         if self.lora is not None:
-            return Optimiser(self.lora.named_parameters(), replace(config, kind="adamw"))
+            return Optimiser(self.lora.named_parameters(), replace(config, kind=Adapter.optimiser))
         named = list(self.model.named_parameters())
-        if self.extra is not None:
-            named += [(f"mtp.{name}", parameter) for name, parameter in self.extra.named_parameters()]
+        for head in self.heads:
+            named += [(f"{head.plan.name}.{name}", parameter) for name, parameter in head.named_parameters()]
         factors = None
         if self._mup is not None:
-            factors = self._mup.factors([(name, tuple(p.shape)) for name, p in named], self.base, given.kind)
+            factors = self._mup.factors([(name, tuple(p.shape)) for name, p in named], self.base, config.kind)
         return Optimiser(named, config, factors)
-
-    def _loss(self, hidden: Tensor, targets: Any, weight: Any, stage: Stage) -> Any:
-        device = hidden.device
-        return next_token_loss(
-            hidden,
-            self.model.head(),
-            as_tensor(targets, device),
-            scale=self.model.config.logit_scale,
-            weight=None if weight is None else as_tensor(weight, device),
-            z_loss=stage.z_loss,
-        )
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.recipe.precision == "float32":
@@ -247,8 +232,8 @@ class Session:
         for layer in self.model.layers:
             fully_shard(layer)
         fully_shard(self.model)
-        if self.extra is not None:
-            fully_shard(self.extra)
+        for head in self.heads:
+            fully_shard(head)
 
 
 def _give(module: nn.Module, values: Iterable[tuple[str, Tensor]], device: torch.device) -> None:

@@ -11,71 +11,34 @@ Reading: ``Stored`` opens files and reads nothing; ``fill`` reads the rows that 
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from minicpm4.errors import CheckpointError
-from minicpm4.formats.safetensors import read_index
+from minicpm4.formats import safetensors_write
+from minicpm4.formats.safetensors import StoredTensor
+from minicpm4.formats.safetensors_header import described
+from minicpm4.formats.safetensors_write import Check, File, planned, write_index, write_safetensors
+from minicpm4.formats.tensor_source import TensorSource
+from minicpm4.train.saved import stored
 from minicpm4.train.world import World
 
 __all__ = [
-    "File",
     "Lazy",
     "Stored",
     "add",
     "fill",
     "gathered",
-    "planned",
-    "sync",
+    "torch_source",
     "write_file",
     "write_tensors",
 ]
-
-MAX_FILE = 4 << 30
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class File:
-    """One file of a set, the names in it, and the process that writes it."""
-
-    name: str
-    owner: int
-    tensors: tuple[str, ...]
-
-
-def planned(stem: str, sizes: Mapping[str, int], processes: int, limit: int) -> list[File]:
-    """Which files hold tensors of ``sizes`` bytes: neighbours together, each of ``processes`` as many bytes
-    as another, a tensor's middle deciding. A file has more than ``limit`` bytes only if one tensor has."""
-    total, before = max(1, sum(sizes.values())), 0
-    groups: list[tuple[int, list[str]]] = []
-    filled = 0
-    for name, size in sizes.items():
-        owner = (2 * before + size) * processes // (2 * total)
-        if not groups or groups[-1][0] != owner or filled + size > limit:
-            groups.append((owner, []))
-            filled = 0
-        groups[-1][1].append(name)
-        before, filled = before + size, filled + size
-    groups = groups or [(0, [])]  # a set without tensors is a file, too
-    count = len(groups)
-    return [
-        File(
-            name=f"{stem}.safetensors" if count == 1 else f"{stem}-{n:05d}-of-{count:05d}.safetensors",
-            owner=min(owner, processes - 1),
-            tensors=tuple(names),
-        )
-        for n, (owner, names) in enumerate(groups, 1)
-    ]
 
 
 def write_tensors(
@@ -83,12 +46,13 @@ def write_tensors(
     stem: str,
     tensors: Mapping[str, Tensor],
     world: World | None = None,
-    check: Callable[[str, Tensor], None] | None = None,
+    check: Check | None = None,
 ) -> None:
     """Write ``tensors`` into ``folder``, which is there; all processes call it. ``check`` sees each tensor
     whole, in its owner. Raises, in all processes, OSError or CheckpointError."""
     world = world or World()
-    files = planned(stem, {name: _nbytes(t) for name, t in tensors.items()}, world.size, MAX_FILE)
+    sizes = {name: _nbytes(tensor) for name, tensor in tensors.items()}
+    files = planned(stem, sizes, world.size, safetensors_write.MAX_FILE)
     error: Exception | None = None
     for together in _rounds(files):
         own: dict[str, Tensor] = {}
@@ -101,19 +65,12 @@ def write_tensors(
         mine = [file for file in together if file.owner == world.rank]
         if mine and error is None:
             try:
-                for name, tensor in own.items():
-                    if check is not None:
-                        check(name, tensor)
-                write_file(folder / mine[0].name, own)
-            except (OSError, SafetensorError, CheckpointError) as found:
-                error = OSError(str(found)) if isinstance(found, SafetensorError) else found
+                write_file(folder / mine[0].name, own, check)
+            except (OSError, CheckpointError) as found:
+                error = found
     world.agree(error)
     if len(files) > 1:
-        size = sum(_nbytes(tensor) for tensor in tensors.values())
-        places = {name: file.name for file in files for name in file.tensors}
-        index = {"metadata": {"total_size": size}, "weight_map": places}
-        text = json.dumps(index, indent=2)
-        world.first(lambda: (folder / f"{stem}.safetensors.index.json").write_text(text, encoding="utf-8"))
+        world.first(lambda: write_index(folder, stem, files, sizes))
 
 
 def _nbytes(tensor: Tensor) -> int:
@@ -129,25 +86,19 @@ def _rounds(files: list[File]) -> Iterator[list[File]]:
         waiting = [file for file in waiting if first[file.owner] is not file]
 
 
-def write_file(file: Path, tensors: dict[str, Tensor]) -> None:
-    """Write one file of ``tensors``, on CPUs, under a temporary name first. Raises OSError,
-    SafetensorError."""
-    part = file.with_name(f"{file.name}.part")
-    part.touch()
-    usual = part.stat().st_mode
-    save_file(tensors, part, {"format": "pt"})
-    part.chmod(usual)  # safetensors makes it the user's alone
-    sync(part)
-    os.replace(part, file)
+def write_file(file: Path, tensors: Mapping[str, Tensor], check: Check | None = None) -> None:
+    """Write one whole file of ``tensors``, on CPUs; see ``write_safetensors``. Raises OSError,
+    CheckpointError."""
+    write_safetensors(file, {name: torch_source(tensor) for name, tensor in tensors.items()}, check)
 
 
-def sync(path: Path) -> None:
-    """Have what is written reach the disk. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def torch_source(tensor: Tensor) -> TensorSource:
+    """A tensor in memory, on the CPU, as what writers read."""
+    if tensor.dtype == torch.bfloat16:
+        raw: NDArray = tensor.contiguous().view(torch.int16).numpy().view(np.uint16)
+        return TensorSource(shape=raw.shape, dtype="BF16", make=lambda: raw)
+    array: NDArray = tensor.numpy()
+    return TensorSource(shape=array.shape, dtype=described(array).dtype, make=lambda: array)
 
 
 def gathered(tensor: Tensor) -> Tensor:
@@ -158,32 +109,22 @@ def gathered(tensor: Tensor) -> Tensor:
 class Lazy:
     """A tensor in a file, not read yet."""
 
-    def __init__(self, source: Any, name: str) -> None:
-        self._source, self._name = source, name
-        self.shape = torch.Size(source.get_slice(name).get_shape())
+    def __init__(self, stored: StoredTensor) -> None:
+        self._stored = stored
+        self.shape = torch.Size(stored.shape)
 
     def read(self, rows: slice = slice(None)) -> Tensor:
         """The tensor, or some of its rows."""
-        if not self.shape:
-            return torch.as_tensor(self._source.get_tensor(self._name))
-        return torch.as_tensor(self._source.get_slice(self._name)[rows])
+        view = self._stored.view()
+        found = torch.from_numpy(np.array(view[rows] if self.shape else view))
+        return found.view(torch.bfloat16) if self._stored.entry.dtype == "BF16" else found
 
 
 class Stored(Mapping[str, Lazy]):
     """The tensors that ``write_tensors`` left in ``folder`` under ``stem``. Raises CheckpointError."""
 
     def __init__(self, folder: Path, stem: str) -> None:
-        one, index = folder / f"{stem}.safetensors", f"{stem}.safetensors.index.json"
-        files = [one] if one.is_file() or not (folder / index).is_file() else read_index(folder, index)
-        self._found: dict[str, Lazy] = {}
-        for file in files:
-            try:
-                source: Any = safe_open(file, framework="pt")
-                self._found |= {name: Lazy(source, name) for name in source.keys()}  # noqa: SIM118
-            except (OSError, SafetensorError) as error:
-                raise CheckpointError(
-                    f"cannot read {file}: {error}", "go on from an earlier checkpoint"
-                ) from error
+        self._found = {name: Lazy(one) for name, one in stored(folder, stem).items()}
 
     def __getitem__(self, name: str) -> Lazy:
         return self._found[name]

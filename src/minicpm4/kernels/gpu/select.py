@@ -1,12 +1,12 @@
-"""The choice of blocks (InfLLM v2, steps 1 to 3; docs/architecture.md, "Sparse attention").
+"""The choice of blocks (InfLLM v2, steps 2 to 4; docs/architecture.md, "Sparse attention").
 
 Three kernels, none of which writes a score of a compressed key to memory:
 
-1. ``_denominator``: log-sum-exp of each query head's scores, over coarse kernels (the LSE approximation)
-   where a row sees any, over fine ones elsewhere; the kernels of a long context are split among programs.
-2. ``_block_scores``: weights, summed over the heads of a group; their largest over the kernels that overlap a
-   block. Of blocks there are ``block_size / kernel_stride`` times fewer than of kernels: (n, hkv, blocks)
-   float32 for the rows of one step.
+1. ``_denominator``: log-sum-exp of each query head's scores, over coarse keys (the LSE approximation)
+   where a row sees any, over fine ones elsewhere; the keys of a long context are split among programs.
+2. ``_block_scores``: weights, summed over the heads of a group; their largest over the compressed keys that
+   overlap a block. Of blocks there are ``block_size / kernel_stride`` times fewer than of compressed keys:
+   (n, hkv, blocks) float32 for the rows of one step.
 3. ``_choose``: the best of a row by a search for the score of the last that fits, bit by bit; nothing is
    sorted.
 
@@ -25,27 +25,19 @@ from torch import Tensor
 
 from minicpm4.config import SparseConfig
 from minicpm4.config.sparse import COARSE
+from minicpm4.kernels.gpu.append import MOST, compress_paths
 from minicpm4.kernels.gpu.tiles import splits_for, tile_rows
 
 __all__ = ["select"]
 
-KERNELS = 64  # compressed keys, and blocks, of a tile
+TILE = 64  # compressed keys, and blocks, of a tile
 NEVER = tl.constexpr(float("-inf"))
 
 
 @triton.jit
 def _visible(position, SIZE: tl.constexpr, STRIDE: tl.constexpr):
-    """How many kernels a query at ``position`` sees."""
+    """How many compressed keys a query at ``position`` sees."""
     return tl.where(position + 1 >= SIZE, (position + 1 - SIZE) // STRIDE + 1, 0)
-
-
-@triton.jit
-def _sees(position, bases, first):
-    """The last token of whose compressed keys rows at ``position`` know: of a tree's rows, the last before
-    it."""
-    if bases is not None:
-        position = tl.minimum(position, tl.load(bases + first) - 1)
-    return position
 
 
 @triton.jit
@@ -70,17 +62,28 @@ def _queries(
 
 @triton.jit
 def _scores(
-    x, unit, store, scales, table, j, seen, head, hkv, SIZE: tl.constexpr, STRIDE: tl.constexpr,
-    SLOTS: tl.constexpr, PAGE: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, CODES: tl.constexpr,
+    x, unit, store, scales, own, own_scales, nodes, edge, table, j, seen, head, hkv,
+    SIZE: tl.constexpr, STRIDE: tl.constexpr, SLOTS: tl.constexpr, PAGE: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, CODES: tl.constexpr,
 ):  # fmt: skip
-    """Scores (rows, kernels) of the kernels j; ``seen``: which of these to read."""
+    """Scores (rows, keys) of the compressed keys j; ``seen``: which of these to read. Those of one row of a
+    tree that end at ``edge`` or after it are its path's (``nodes``), in ``own``."""
     end = j * STRIDE + SIZE - 1
-    page = tl.load(table + end // PAGE, mask=seen, other=0).to(tl.int64)
-    place = (page * hkv + head) * SLOTS + (end % PAGE) // STRIDE
     i = tl.arange(0, BD)
-    k = tl.load(store + place[None, :] * D + i[:, None], mask=seen[None, :] & (i < D)[:, None], other=0)
+    paged = seen
+    if nodes is not None:
+        paged = seen & (end < edge)
+        ours = seen & (end >= edge)
+    page = tl.load(table + end // PAGE, mask=paged, other=0).to(tl.int64)
+    place = (page * hkv + head) * SLOTS + (end % PAGE) // STRIDE
+    k = tl.load(store + place[None, :] * D + i[:, None], mask=paged[None, :] & (i < D)[:, None], other=0)
+    if nodes is not None:
+        node = tl.load(nodes + end - edge, mask=ours, other=0).to(tl.int64) * hkv + head
+        k += tl.load(own + node[None, :] * D + i[:, None], mask=ours[None, :] & (i < D)[:, None], other=0)
     if CODES:
-        scale = tl.load(scales + place, mask=seen, other=0.0)
+        scale = tl.load(scales + place, mask=paged, other=0.0)
+        if nodes is not None:
+            scale += tl.load(own_scales + node, mask=ours, other=0.0)
         s = tl.dot(x, k.to(tl.float16)) * unit[:, None] * scale[None, :]
     else:
         s = tl.dot(x, k.to(tl.float32), input_precision="ieee") * unit[:, None]
@@ -89,16 +92,17 @@ def _scores(
 
 @triton.jit
 def _running(
-    top, total, x, unit, store, scales, table, limit, low, high, head, hkv,
+    top, total, x, unit, store, scales, own, own_scales, nodes, edge, table, limit, low, high, head, hkv,
     SIZE: tl.constexpr, STRIDE: tl.constexpr, SLOTS: tl.constexpr, PAGE: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, CODES: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Largest score and sum of exponentials over kernels low to high - 1, below each row's ``limit``."""
+    """Largest score and sum of exponentials over keys low to high - 1, below each row's ``limit``."""
     for start in range(low, high, BK):
         j = start + tl.arange(0, BK)
         s = _scores(
-            x, unit, store, scales, table, j, j < high, head, hkv, SIZE, STRIDE, SLOTS, PAGE, D, BD, CODES
-        )
+            x, unit, store, scales, own, own_scales, nodes, edge, table, j, j < high, head, hkv,
+            SIZE, STRIDE, SLOTS, PAGE, D, BD, CODES,
+        )  # fmt: skip
         s = tl.where(j[None, :] < limit[:, None], s, NEVER)
         above = tl.maximum(top, tl.max(s, axis=1))
         base = tl.where(above == NEVER, 0.0, above)
@@ -109,7 +113,8 @@ def _running(
 
 @triton.jit
 def _denominator(
-    q, fine, fine_scales, coarse, coarse_scales, tiles, positions, bases, sequences, table, tops, totals,
+    q, fine, fine_scales, coarse, coarse_scales, own_fine, own_fine_scales, own_coarse, own_coarse_scales,
+    tiles, positions, bases, nodes, sequences, table, tops, totals,
     n, hq, hkv, max_pages,
     SIZE: tl.constexpr, STRIDE: tl.constexpr, SLOTS: tl.constexpr, COARSE_SLOTS: tl.constexpr,
     TIMES: tl.constexpr, PAGE: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, R: tl.constexpr,
@@ -121,9 +126,11 @@ def _denominator(
         x, unit, real = _queries(q, first, count, head, hq, D, BD, R, G, GROUP, CODES)
         own = table + tl.load(sequences + first).to(tl.int64) * max_pages
         start = tl.load(positions + first)
-        position = _sees(start + tl.arange(0, R * G) // G, bases, first)
-        last = _sees(start + count - 1, bases, first)
-        start = _sees(start, bases, first)
+        position = start + tl.arange(0, R * G) // G
+        last = start + count - 1
+        path, edge = nodes, bases
+        if nodes is not None:
+            path, edge = nodes + first * MOST, tl.load(bases + first)
         top = tl.full([R * G], NEVER, tl.float32)
         total = tl.zeros([R * G], tl.float32)
         limit = _visible(position, SIZE, STRIDE)
@@ -135,14 +142,15 @@ def _denominator(
             all_coarse = _visible(last, SIZE * TIMES, STRIDE * TIMES)
             part = tl.cdiv(tl.cdiv(all_coarse, splits), BK) * BK
             top, total = _running(
-                top, total, x, unit, coarse, coarse_scales, own, seen, split * part,
-                min(all_coarse, (split + 1) * part), head, hkv,
+                top, total, x, unit, coarse, coarse_scales, own_coarse, own_coarse_scales, path, edge, own,
+                seen, split * part, min(all_coarse, (split + 1) * part), head, hkv,
                 SIZE * TIMES, STRIDE * TIMES, COARSE_SLOTS, PAGE, D, BD, CODES, BK,
             )  # fmt: skip
         part = tl.cdiv(tl.cdiv(most, splits), BK) * BK
         top, total = _running(
-            top, total, x, unit, fine, fine_scales, own, limit, split * part, min(most, (split + 1) * part),
-            head, hkv, SIZE, STRIDE, SLOTS, PAGE, D, BD, CODES, BK,
+            top, total, x, unit, fine, fine_scales, own_fine, own_fine_scales, path, edge, own, limit,
+            split * part, min(most, (split + 1) * part), head, hkv,
+            SIZE, STRIDE, SLOTS, PAGE, D, BD, CODES, BK,
         )  # fmt: skip
         m = tl.arange(0, R * G)
         to = split * n * hq + (first + m // G) * hq + head * GROUP + m % G
@@ -152,7 +160,8 @@ def _denominator(
 
 @triton.jit
 def _block_scores(
-    q, fine, fine_scales, tiles, positions, bases, sequences, table, tops, totals, out,
+    q, fine, fine_scales, own_fine, own_fine_scales, tiles, positions, bases, nodes, sequences, table,
+    tops, totals, out,
     n, hq, hkv, max_pages, splits, out_blocks,
     SIZE: tl.constexpr, STRIDE: tl.constexpr, SLOTS: tl.constexpr, PAGE: tl.constexpr, RATIO: tl.constexpr,
     OVERLAP: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, R: tl.constexpr, G: tl.constexpr,
@@ -179,14 +188,18 @@ def _block_scores(
             total += part * tl.exp(tl.load(tops + from_, mask=real, other=NEVER) - base)
         inverse = tl.where(real & (total > 0), 1.0 / tl.where(total > 0, total, 1.0), 0.0)
         row = tl.arange(0, R)
-        limit = _visible(_sees(start + row, bases, first), SIZE, STRIDE)
-        most = _visible(_sees(last, bases, first), SIZE, STRIDE)
+        limit = _visible(start + row, SIZE, STRIDE)
+        most = _visible(last, SIZE, STRIDE)
+        path, edge = nodes, bases
+        if nodes is not None:
+            path, edge = nodes + first * MOST, tl.load(bases + first)
         b = low + tl.arange(0, NB)
         best = tl.full([R, NB], -1.0, tl.float32)
         for t in range(RATIO + OVERLAP - 1):
             j = b * RATIO + t - (OVERLAP - 1)
             s = _scores(
-                x, unit, fine, fine_scales, own, j, (j >= 0) & (j < most), head, hkv,
+                x, unit, fine, fine_scales, own_fine, own_fine_scales, path, edge, own, j,
+                (j >= 0) & (j < most), head, hkv,
                 SIZE, STRIDE, SLOTS, PAGE, D, BD, CODES,
             )  # fmt: skip
             # What a row does not see is hidden below; far above the sum it must not become infinite here.
@@ -236,7 +249,16 @@ def _choose(
         tl.store(counts + n * hkv + head, count)
 
 
-def select(q: Tensor, kv: Any, rows: Any, config: SparseConfig, blocks: Tensor, counts: Tensor) -> None:
+def select(
+    q: Tensor,
+    kv: Any,
+    rows: Any,
+    cos: Tensor,
+    sin: Tensor,
+    config: SparseConfig,
+    blocks: Tensor,
+    counts: Tensor,
+) -> None:
     """Write the blocks (n, hkv, budget) that q (n, hq, d) chooses, and how many (n, hkv).
 
     With ``use_nope`` q must have been rotated back. ``rows``: see tiles.DeviceRows.
@@ -248,32 +270,40 @@ def select(q: Tensor, kv: Any, rows: Any, config: SparseConfig, blocks: Tensor, 
     group = hq // hkv
     heads = triton.next_power_of_2(group)
     tile = tile_rows(heads, rows.longest, wide=64)
+    if rows.nodes is not None:  # each row of a tree has compressed keys of its own
+        tile, heads = 1, max(16, heads)
     tiles = rows.tiles(tile)
     count = tiles.shape[0]
     width = rows.max_blocks
-    splits = splits_for(count * hkv, width * config.kernels_per_block // (4 * KERNELS), device)
+    splits = splits_for(count * hkv, width * config.compressed_per_block // (4 * TILE), device)
     tops, totals = (torch.empty((splits, n, hq), dtype=torch.float32, device=device) for _ in range(2))
     scores = torch.empty((n, hkv, width), dtype=torch.float32, device=device)
     approx = config.lse_approx and kv.coarse is not None
     shape: dict[str, Any] = {
-        "SIZE": config.kernel_size, "STRIDE": config.kernel_stride, "SLOTS": kv.kernels.shape[2],
+        "SIZE": config.kernel_size, "STRIDE": config.kernel_stride, "SLOTS": kv.compressed.shape[2],
         "PAGE": page, "D": d, "BD": max(16, triton.next_power_of_2(d)), "R": tile, "G": heads,
-        "GROUP": group, "CODES": kv.kernel_scales is not None,
+        "GROUP": group, "CODES": kv.compressed_scales is not None,
     }  # fmt: skip
-    place = (tiles, rows.positions, rows.bases, rows.sequences, rows.page_table)
+    fine: tuple[Tensor | None, Tensor | None] = (None, None)
+    coarse = fine
+    if rows.nodes is not None:
+        fine = compress_paths(kv, rows, cos, sin, config, coarse=False)
+        coarse = compress_paths(kv, rows, cos, sin, config, coarse=True) if approx else coarse
+    place = (tiles, rows.angles, rows.bases, rows.nodes, rows.sequences, rows.page_table)
     max_pages = rows.page_table.shape[1]
     _denominator[(count, hkv, splits)](
-        q, kv.kernels, kv.kernel_scales, kv.coarse, kv.coarse_scales, *place, tops, totals, n, hq, hkv,
-        max_pages, **shape, COARSE_SLOTS=kv.coarse.shape[2] if approx else 1, TIMES=COARSE, APPROX=approx,
-        BK=KERNELS, num_warps=4, num_stages=3,
+        q, kv.compressed, kv.compressed_scales, kv.coarse, kv.coarse_scales, *fine, *coarse, *place, tops,
+        totals, n, hq, hkv, max_pages, **shape, COARSE_SLOTS=kv.coarse.shape[2] if approx else 1,
+        TIMES=COARSE, APPROX=approx, BK=TILE, num_warps=4, num_stages=3,
     )  # fmt: skip
-    _block_scores[(count, hkv, triton.cdiv(width, KERNELS))](
-        q, kv.kernels, kv.kernel_scales, *place, tops, totals, scores, n, hq, hkv, max_pages, splits, width,
-        **shape, RATIO=config.kernels_per_block, OVERLAP=config.kernel_size // config.kernel_stride,
-        NB=KERNELS, num_warps=4, num_stages=3,
+    _block_scores[(count, hkv, triton.cdiv(width, TILE))](
+        q, kv.compressed, kv.compressed_scales, *fine, *place, tops, totals, scores, n, hq, hkv, max_pages,
+        splits, width,
+        **shape, RATIO=config.compressed_per_block, OVERLAP=config.kernel_size // config.kernel_stride,
+        NB=TILE, num_warps=4, num_stages=3,
     )  # fmt: skip
     _choose[(n, hkv)](
-        scores, rows.positions, blocks, counts, hkv, width, config.dense_len,
+        scores, rows.angles, blocks, counts, hkv, width, config.dense_below,
         PAGE=page, INIT=config.init_blocks, LOCAL=config.local_blocks, TOP=config.topk - config.init_blocks,
         BUDGET=config.budget, LIST=triton.next_power_of_2(config.budget), B=triton.next_power_of_2(width),
         num_warps=4,

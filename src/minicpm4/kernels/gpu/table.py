@@ -19,6 +19,7 @@ from torch import Tensor
 from minicpm4.errors import UnsupportedError
 from minicpm4.formats.quant import PackedTensor
 from minicpm4.kernels.contract import (
+    Accepted,
     AttentionWeights,
     FeedForwardWeights,
     Ints,
@@ -29,12 +30,13 @@ from minicpm4.kernels.contract import (
     Step,
 )
 from minicpm4.kernels.gpu import elementwise
-from minicpm4.kernels.gpu.append import append, rotate_and_append
+from minicpm4.kernels.gpu.append import append, compress, rotate_and_append
 from minicpm4.kernels.gpu.attend import attend
 from minicpm4.kernels.gpu.linear import linear
 from minicpm4.kernels.gpu.select import select
+from minicpm4.kernels.gpu.settle import move
 from minicpm4.kernels.gpu.tiles import DeviceRows
-from minicpm4.kernels.gpu.weights import DeviceMatrix, device_matrix, to_device
+from minicpm4.kernels.gpu.weights import TYPES, DeviceMatrix, device_matrix, fill, to_device, weight_kinds
 
 __all__ = ["GpuOps"]
 
@@ -57,16 +59,49 @@ class GpuOps(OpTable):
     """
 
     name = "gpu"
+    on_host = False
+    kv_formats = ("bf16", "float32")
+    reads_windows = False
 
     def __init__(self, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> None:
         self.device, self.dtype = device, dtype
         where = torch.cuda.get_device_name(device) if device.type == "cuda" else "the interpreter"
         kind = str(dtype).removeprefix("torch.")
+        self.weight_kinds = weight_kinds()
         self.description = f"gpu: Triton {triton.__version__} on {where}, activations {kind}"
 
     def available_memory(self) -> int | None:
-        """Bytes that the GPU has left; None where kernels are interpreted."""
-        return torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else None
+        if self.device.type != "cuda":  # interpreted: tensors are the host's
+            return super().available_memory()
+        return torch.cuda.mem_get_info(self.device)[0]
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        return torch.zeros(shape, dtype=TYPES[dtype], device=self.device)
+
+    def put(self, array: Any) -> Any:
+        return to_device(array, self.device)
+
+    def get(self, array: Any) -> Any:
+        return (array.float() if array.dtype == torch.bfloat16 else array).cpu().numpy()
+
+    @staticmethod
+    def refresh(part: Linear | AttentionWeights | FeedForwardWeights) -> None:
+        found = (part.weight if isinstance(part, Linear) else part).native.get(GpuOps.name)
+        if found is None:
+            return
+        if isinstance(part, Linear):
+            fill(found, (part,))
+            return
+        linears: tuple[Linear, ...]
+        if isinstance(part, AttentionWeights):
+            linears, heads = (part.q, part.k, part.v), (part.q_norm, part.k_norm)
+        else:
+            linears, heads = (part.gate, part.up), (None, None)
+        if found.joined is not None:
+            fill(found.joined, linears)
+        for tensor, array in zip((found.norm, *(found.heads or ())), (part.norm, *heads), strict=False):
+            if array is not None:
+                tensor.copy_(to_device(array, tensor.device))
 
     # Primitives. Arguments that the contract calls arrays are tensors.
 
@@ -88,6 +123,14 @@ class GpuOps(OpTable):
     def append(self, k: Any, v: Any, kv: KVLayer, step: Step) -> None:
         append(k, v, _pages(kv), self.rows(step), *self._angles(step), step.sparse)
 
+    def settle(self, kv: KVLayer, step: Step, accepted: Accepted) -> None:
+        sources, plain = accepted.moves(step)
+        found = accepted.native.get(self.name)
+        if found is None:
+            found = accepted.native[self.name] = self.ints(sources), self.ints(plain.cu_rows)
+        move(_pages(kv), self.rows(plain), *found)
+        compress(kv, self.rows(plain), *self._angles(plain), step.sparse)
+
     def select(self, q: Any, kv: KVLayer, step: Step) -> Selection:
         config = step.sparse
         assert config is not None
@@ -97,13 +140,16 @@ class GpuOps(OpTable):
         shape = (step.num_rows, kv.num_kv_heads)
         blocks: Any = torch.empty((*shape, config.budget), dtype=torch.int32, device=self.device)
         counts: Any = torch.empty(shape, dtype=torch.int32, device=self.device)
-        select(q.contiguous(), _pages(kv), rows, config, blocks, counts)
+        select(q.contiguous(), _pages(kv), rows, *self._angles(step), config, blocks, counts)
         return Selection(blocks=blocks, counts=counts)
 
     def attend(self, q: Any, kv: KVLayer, step: Step, selection: Selection | None, out: Any = None) -> Any:
         shape = (q.shape[0], q.shape[1] * q.shape[2])
         out = self._result(out, shape, self._between(kv))
         return attend(q.contiguous(), _pages(kv), self.rows(step), selection, out)
+
+    def join(self, parts: Any) -> Any:
+        return torch.cat(list(parts), dim=-1)
 
     def silu_mul(self, gate: Any, up: Any, out: Any = None) -> Any:
         return elementwise.silu_mul(gate, up, self._result(out, gate.shape))

@@ -10,7 +10,7 @@ import torch
 import triton
 from torch import Tensor
 
-from minicpm4.kernels.contract import Ints, Step
+from minicpm4.kernels.contract import Ints, Step, Tree
 
 __all__ = ["DeviceRows", "splits_for", "tile_rows"]
 
@@ -23,8 +23,9 @@ class DeviceRows:
     """A step on the device: ``positions`` and ``sequences`` (n,) int32, each row's position and the row of
     ``page_table`` (s, max pages) that is its sequence's; ``max_blocks``: pages of the longest context;
     ``longest``: rows of the longest sequence in the step; ``dense``: whether a sparse step may have rows that
-    read everything. Of a tree also ``ancestors`` (n,) int64, its bits, and ``bases`` (n,), the position of
-    each row's sequence's first row; else both are None."""
+    read everything. Of a tree also ``ancestors`` (n,) int64, its bits, ``bases`` (n,), the position of each
+    row's sequence's first row, and ``nodes`` (n, 64) int32, of each row the rows on its path, in order and
+    then 0; else all three are None."""
 
     def __init__(self, step: Step, device: torch.device) -> None:
         cu_rows = np.asarray(step.cu_rows)
@@ -37,20 +38,22 @@ class DeviceRows:
         self._angles: Tensor | None = None
         self.bases: Tensor | None = None
         self.ancestors: Tensor | None = None
+        self.nodes: Tensor | None = None
         if step.tree is not None:
             self._angles = _tensor(step.tree.positions, device)
             firsts = np.asarray(step.positions)[np.minimum(cu_rows[:-1], max(0, step.num_rows - 1))]
             self.bases = _tensor(np.repeat(firsts, counts), device)
             bits = np.array(step.tree.ancestors, np.uint64).view(np.int64)
             self.ancestors = torch.from_numpy(bits).to(device, non_blocking=True)
+            self.nodes = _tensor(_nodes(step.tree, np.repeat(cu_rows[:-1], counts)), device)
         self.max_blocks = int(step.page_table.shape[1])
-        self.dense = step.sparse is not None and step.sparse.dense_len > 0
+        self.dense = step.sparse is not None and step.sparse.dense_below > 0
         self._cu_rows = cu_rows
         self._tiles: dict[int, Tensor] = {}
 
     @property
     def angles(self) -> Tensor:
-        """Positions in the rotary table, (n,) int32."""
+        """Places in the text, (n,) int32: positions in the rotary table."""
         return self.positions if self._angles is None else self._angles
 
     def tiles(self, size: int) -> Tensor:
@@ -59,6 +62,15 @@ class DeviceRows:
         if found is None:
             found = self._tiles[size] = _tensor(cut(self._cu_rows, size), self.device)
         return found
+
+
+def _nodes(tree: Tree, firsts: Ints) -> Ints:
+    """Of each row the rows on its path; ``firsts`` (n,): the first row of its tree."""
+    nodes = np.zeros((len(firsts), Tree.MOST), np.int32)
+    for row, (bits, first) in enumerate(zip(tree.ancestors.tolist(), firsts.tolist(), strict=True)):
+        path = [first + b for b in range(row + 1 - first) if bits >> b & 1]
+        nodes[row, : len(path)] = path
+    return nodes
 
 
 def cut(cu_rows: Ints, size: int) -> Ints:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,13 +17,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from minicpm4.errors import UnsupportedError
-from minicpm4.formats.quant import PackedTensor, QuantSpec
+from minicpm4.formats.codes import UNIT_BITS
+from minicpm4.formats.kinds import KINDS
+from minicpm4.formats.quant import PARTS, PackedTensor, QuantSpec
 from minicpm4.kernels.contract import Linear
 
-__all__ = ["BITS", "DeviceMatrix", "device_matrix", "to_device"]
+__all__ = ["TYPES", "DeviceMatrix", "device_matrix", "fill", "to_device", "weight_kinds"]
 
-BITS = {"int8": 8, "int4": 4, "ternary": 2}
-_FLOATS = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+TYPES: dict[Any, torch.dtype] = {
+    np.float32: torch.float32,
+    np.uint16: torch.bfloat16,
+    np.int16: torch.int16,
+    np.int32: torch.int32,
+}
+"""What stands for NumPy's types on the device."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -40,14 +48,23 @@ class DeviceMatrix:
     @property
     def bits(self) -> int:
         """Bits of a grouped code; 0 where codes are the weights."""
-        return BITS.get(self.spec.kind, 0)
+        return self.spec.row.bits if self.spec.group_size else 0
 
     @property
     def zero(self) -> int:
         """The unsigned code that stands for 0, where there are no offsets."""
         if self.bits == 8:
             return 128  # the kernels flip the sign bit
-        return 0 if self.offsets is not None else {4: 8, 2: 1}.get(self.bits, 0)
+        return 0 if self.offsets is not None else self.spec.row.zero
+
+
+def weight_kinds() -> frozenset[str]:
+    """Kinds that the kernels read: floats, and codes in units of 16 bytes that are evenly spaced."""
+    return frozenset(
+        name
+        for name, row in KINDS.items()
+        if not row.group or (not row.levels and UNIT_BITS.get(row.unpack) == row.bits)
+    )
 
 
 def to_device(array: NDArray, device: torch.device) -> Tensor:
@@ -79,21 +96,34 @@ def device_matrix(linears: Sequence[Linear], device: torch.device) -> DeviceMatr
         biases = np.concatenate(
             [np.zeros(x.weight.shape[0], np.float32) if x.bias is None else x.bias for x in linears]
         )
-    parts = {name: [getattr(weight, name) for weight in weights] for name in ("codes", "scales", "offsets")}
+    parts = {name: [getattr(weight, name) for weight in weights] for name in PARTS}
     codes, scales, offsets = (
         None if arrays[0] is None else torch.cat([to_device(array, device) for array in arrays])
         for arrays in parts.values()
     )
     assert codes is not None
-    grouped = first.spec.kind in BITS
+    row = first.spec.row
     return DeviceMatrix(
         spec=first.spec,
         shape=(sum(weight.shape[0] for weight in weights), first.shape[1]),
-        codes=codes.view(torch.int32) if grouped else codes.to(_FLOATS[first.spec.kind]),
+        codes=codes.view(torch.int32) if row.group else codes.to(getattr(torch, row.dtype)),
         scales=scales,
         offsets=offsets,
         bias=None if biases is None else to_device(biases, device),
     )
+
+
+def fill(matrix: DeviceMatrix, linears: Sequence[Linear]) -> None:
+    """Put the weights of ``linears`` where those are that ``matrix`` was made of: at the same addresses."""
+    start = 0
+    for linear in linears:
+        new, stop = device_matrix([linear], matrix.codes.device), start + linear.weight.shape[0]
+        assert new is not None and new.spec == matrix.spec
+        for part in (*PARTS, "bias"):
+            target, values = getattr(matrix, part), getattr(new, part)
+            if target is not None and values is not None:
+                target[start:stop].copy_(values)
+        start = stop
 
 
 def _kind(weight: PackedTensor) -> tuple[object, ...]:

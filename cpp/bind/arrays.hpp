@@ -1,0 +1,114 @@
+// Checked views of NumPy arrays, for the bindings of every op.
+#pragma once
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+
+#include <initializer_list>
+#include <optional>
+#include <string>
+
+#include "bind/context.hpp"
+
+namespace minicpm4 {
+
+namespace nb = nanobind;
+
+// Read-only arguments also accept arrays mapped from a file; writable ones refuse those.
+using Input = nb::ndarray<nb::ro, nb::device::cpu>;
+using Output = nb::ndarray<nb::device::cpu>;
+using OptionalInput = std::optional<Input>;
+using OptionalOutput = std::optional<Output>;
+
+constexpr i64 kAny = -1;  // in an expected shape: any length
+
+[[noreturn]] inline void fail(const std::string& message) { throw nb::value_error(message.c_str()); }
+
+// nanobind reads uint16 as unsigned 16-bit, which is how bf16 travels; float16 is its own type.
+template <class T>
+bool has_type(nb::dlpack::dtype type) {
+    return type == nb::dtype<T>();
+}
+
+inline bool is_half(nb::dlpack::dtype type) {
+    return type.code == static_cast<u8>(nb::dlpack::dtype_code::Float) && type.bits == 16 && type.lanes == 1;
+}
+
+template <class Array>
+std::string shape_text(const Array& array) {
+    std::string text = "(";
+    for (size_t i = 0; i < array.ndim(); ++i) {
+        text += (i == 0 ? "" : ", ") + std::to_string(array.shape(i));
+    }
+    return text + (array.ndim() == 1 ? ",)" : ")");
+}
+
+inline std::string shape_text(std::initializer_list<i64> shape) {
+    std::string text = "(";
+    for (const i64 size : shape) {
+        text += (text.size() == 1 ? "" : ", ") + (size == kAny ? std::string("any") : std::to_string(size));
+    }
+    return text + (shape.size() == 1 ? ",)" : ")");
+}
+
+// Raises ValueError unless `array` is C-contiguous and of the given shape.
+template <class Array>
+void check_shape(const Array& array, const char* name, std::initializer_list<i64> shape) {
+    bool fits = array.ndim() == shape.size();
+    size_t axis = 0;
+    i64 step = 1;
+    for (const i64 size : shape) {
+        if (fits && size != kAny && static_cast<i64>(array.shape(axis)) != size) fits = false;
+        ++axis;
+    }
+    if (!fits) fail(std::string(name) + " has shape " + shape_text(array) + ", expected " + shape_text(shape));
+    for (size_t i = array.ndim(); i-- > 0;) {
+        if (array.shape(i) != 1 && array.stride(i) != step) {
+            if (array.size() != 0) fail(std::string(name) + " is not C-contiguous");
+        }
+        step *= static_cast<i64>(array.shape(i));
+    }
+}
+
+// Pointer to checked data; ValueError names the argument.
+template <class T>
+const T* input(const Input& array, const char* name, std::initializer_list<i64> shape) {
+    if (!has_type<T>(array.dtype())) fail(std::string(name) + " has the wrong dtype");
+    check_shape(array, name, shape);
+    return static_cast<const T*>(array.data());
+}
+
+template <class T>
+T* output(const Output& array, const char* name, std::initializer_list<i64> shape) {
+    if (!has_type<T>(array.dtype())) fail(std::string(name) + " has the wrong dtype");
+    check_shape(array, name, shape);
+    return static_cast<T*>(array.data());
+}
+
+// Raises ValueError unless every value is in [low, high): kernels index memory with them.
+inline void check_range(const i32* values, i64 count, i64 low, i64 high, const char* name) {
+    for (i64 i = 0; i < count; ++i) {
+        if (values[i] < low || values[i] >= high) {
+            fail(std::string(name) + " holds " + std::to_string(values[i]) + ", outside " +
+                 std::to_string(low) + " to " + std::to_string(high - 1));
+        }
+    }
+}
+
+inline i64 length(const Input& array, size_t axis) {
+    return axis < array.ndim() ? static_cast<i64>(array.shape(axis)) : 0;
+}
+inline i64 length(const Output& array, size_t axis) {
+    return axis < array.ndim() ? static_cast<i64>(array.shape(axis)) : 0;
+}
+
+void bind_ways(nb::module_& module);    // the map of ways to multiply
+void bind_weight(nb::module_& module);  // class Weight
+// Each adds its methods to Context.
+void bind_linear(nb::class_<Context>& context);
+void bind_elementwise(nb::class_<Context>& context);
+void bind_layer(nb::module_& module, nb::class_<Context>& context);  // also weights of a layer
+void bind_attention(nb::module_& module, nb::class_<Context>& context);  // also classes Pages and Rows
+
+}  // namespace minicpm4

@@ -1,4 +1,0 @@
-#define MC_NAMESPACE isa_amx
-#define MC_NAME "amx"
-#include <immintrin.h>
-#include "kernels_tiles.hpp"

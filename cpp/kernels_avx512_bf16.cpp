@@ -1,5 +1,0 @@
-#define MC_ISA_AVX512_BF16
-#define MC_NAMESPACE isa_avx512_bf16
-#define MC_NAME "avx512_bf16"
-#include <immintrin.h>
-#include "kernels_impl.hpp"

@@ -1,5 +1,0 @@
-#define MC_ISA_NEON
-#define MC_NAMESPACE isa_neon
-#define MC_NAME "neon"
-#include <arm_neon.h>
-#include "kernels_impl.hpp"

@@ -1,0 +1,241 @@
+// Many rows of x by dot products of pairs of 16-bit values summed in 32 bits: a kernel for linear/blocks.hpp.
+//
+// Grouped weights: their codes are exact as int16, x becomes int16 with a scale for each row and depth block,
+// and sums are exact until a group's scale multiplies them (vpdpwssd of VNNI; vpmaddwd and an addition in AVX2).
+// bf16 and f16 weights, with MC_HAS_BF16_DOT: both sides are rounded to bf16 and summed in float32 (vdpbf16ps).
+// Either does up to twice the products of a float32 fma. Lanes are weight rows. Included inside the
+// namespace of the instruction set, with MC_HAS_PAIRS only.
+
+constexpr i64 kPairs = kBlockDepth / 2;
+constexpr int kPairTile = 6;         // x rows at once in registers
+constexpr i64 kPairPanel = 2 * W;    // weight rows side by side
+
+// One depth block of kPairTile rows of x: word t of a row holds columns 2t and 2t + 1. Sums are over segments, for
+// offsets.
+struct alignas(64) PairTile {
+    u32 pairs[kPairTile][kPairs];
+    float scale[kPairTile];
+    float sums[kMostSegments][kPairTile];
+};
+
+// One depth block of kPairPanel unpacked weight rows: word t of all rows lie together.
+struct alignas(64) PairPanel {
+    u32 pairs[kPairs][kPairPanel];
+    float scales[kMostSegments][kPairPanel];
+    float offsets[kMostSegments][kPairPanel];
+};
+
+// 16 bytes as 16 words, and codes out of them, without their implied offset where `bias` is kBias.
+MC_INLINE __m256i wide_bytes(const u8* p) {
+    return _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+
+MC_INLINE void store_codes(u16* to, __m256i codes, __m256i bias) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_sub_epi16(codes, bias));
+}
+
+// All weights that 16 bytes of codes hold, as 16-bit integers.
+template <class F>
+struct CodeWords;
+
+template <>
+struct CodeWords<FormatInt8> {
+    static constexpr int kParts = 1;
+    static void store(u16* to, const u8* p, bool) {
+        const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+        store_codes(to, _mm256_cvtepi8_epi16(codes), _mm256_setzero_si256());
+    }
+};
+
+template <>
+struct CodeWords<FormatInt4> {
+    static constexpr int kParts = 2;
+    static void store(u16* to, const u8* p, bool raw) {
+        const __m256i codes = wide_bytes(p), bias = _mm256_set1_epi16(raw ? 0 : 8);
+        store_codes(to, _mm256_and_si256(codes, _mm256_set1_epi16(15)), bias);
+        store_codes(to + 16, _mm256_srli_epi16(codes, 4), bias);
+    }
+};
+
+template <>
+struct CodeWords<FormatTernary> {
+    static constexpr int kParts = 4;
+    static void store(u16* to, const u8* p, bool) {
+        const __m256i codes = wide_bytes(p), mask = _mm256_set1_epi16(3), bias = _mm256_set1_epi16(1);
+        store_codes(to, _mm256_and_si256(codes, mask), bias);
+        store_codes(to + 16, _mm256_and_si256(_mm256_srli_epi16(codes, 2), mask), bias);
+        store_codes(to + 32, _mm256_and_si256(_mm256_srli_epi16(codes, 4), mask), bias);
+        store_codes(to + 48, _mm256_srli_epi16(codes, 6), bias);
+    }
+};
+
+struct PairsOfInt16 {
+    static constexpr bool kScaled = true;
+    using Sum = Ints;
+    static Sum none() { return no_ints(); }
+    static Sum add(Sum sum, Words a, Words b) { return dot_tile(sum, a, b); }
+    static V real(Sum sum) { return to_floats(sum); }
+
+    // Columns [k, end) of a row of x; returns the scale, and with `sums` those over segments.
+    static float pack(const float* x, i64 k, i64 end, const Segments& s, u16* to, float* sums) {
+        return quantise_depth(x, k, end, s, sums, [to](i64 at, const Ints* q) { store_int16(to + at, q); });
+    }
+    // Columns [k, end) of weight row r: codes without their implied offset.
+    template <class F>
+    static void unpack(const Matrix& m, i64 r, i64 k, i64 end, u16* to) {
+        using Codes = CodeWords<F>;
+        const u8* p = F::row(m, r) + k / Codes::kParts;
+        for (i64 at = 0; at < end - k; at += 16 * Codes::kParts, p += 16) Codes::store(to + at, p, m.offsets != nullptr);
+    }
+};
+
+#if defined(MC_HAS_BF16_DOT)
+struct PairsOfBF16 {
+    static constexpr bool kScaled = false;
+    using Sum = V;
+    static Sum none() { return zero(); }
+    static Sum add(Sum sum, Words a, Words b) {
+        return {_mm512_dpbf16_ps(sum.v, reinterpret_cast<__m512bh>(a.v), reinterpret_cast<__m512bh>(b.v))};
+    }
+    static V real(Sum sum) { return sum; }
+
+    static void round(u16* to, V a) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a.v)));
+    }
+    static float pack(const float* x, i64 k, i64 end, const Segments&, u16* to, float*) {
+        for (i64 at = k; at < end; at += W) {
+            round(to + at - k, loadn(x + at, end - at < W ? static_cast<int>(end - at) : W));
+        }
+        return 1.0F;
+    }
+    template <class F>
+    static void unpack(const Matrix& m, i64 r, i64 k, i64 end, u16* to) {
+        for (i64 at = k; at < end; at += W) {
+            round(to + at - k, F::load_some(F::row(m, r), at, end - at < W ? static_cast<int>(end - at) : W));
+        }
+    }
+};
+#endif
+
+// kPairTile rows of x by COLUMNS vectors of weight rows.
+template <class P, int COLUMNS, bool OFFSETS>
+static void tile_pairs(const Segments& s, const PairTile& x, const PairPanel& w, const BlockOutput& out) {
+    V total[kPairTile][COLUMNS];
+    prefetch_output<kPairTile, COLUMNS * W>(out);
+    MC_UNROLL
+    for (int a = 0; a < kPairTile; ++a) {
+        MC_UNROLL
+        for (int b = 0; b < COLUMNS; ++b) total[a][b] = zero();
+    }
+    i64 t = 0;
+    for (int segment = 0; segment < s.count; ++segment) {
+        typename P::Sum sum[kPairTile][COLUMNS];
+        MC_UNROLL
+        for (int a = 0; a < kPairTile; ++a) {
+            MC_UNROLL
+            for (int b = 0; b < COLUMNS; ++b) sum[a][b] = P::none();
+        }
+        for (; 2 * t < s.stop[segment]; ++t) {
+            Words right[COLUMNS];
+            MC_UNROLL
+            for (int b = 0; b < COLUMNS; ++b) right[b] = load_words(w.pairs[t] + W * b);
+            MC_UNROLL
+            for (int a = 0; a < kPairTile; ++a) {
+                const Words left = all_pairs(x.pairs[a][t]);
+                MC_UNROLL
+                for (int b = 0; b < COLUMNS; ++b) sum[a][b] = P::add(sum[a][b], left, right[b]);
+            }
+        }
+        MC_UNROLL
+        for (int b = 0; b < COLUMNS; ++b) {
+            const V scale = P::kScaled ? load(w.scales[segment] + W * b) : set1(1.0F);
+            MC_UNROLL
+            for (int a = 0; a < kPairTile; ++a) total[a][b] = fma(P::real(sum[a][b]), scale, total[a][b]);
+        }
+    }
+    finish_tile<kPairTile, COLUMNS, P::kScaled, OFFSETS>(s, x, w, out, total);
+}
+
+#if defined(MC_HAS_PANELS)
+#include "linear/panel_pairs.hpp"
+#endif
+
+template <class P>
+struct PairKernel {
+    using XTile = PairTile;
+    using Panel = PairPanel;
+    static constexpr i64 kRows = kPairTile;
+    static constexpr i64 kPanelRows = kPairPanel;
+
+    // x rows [row, row + kRows), those from `last` on taken as zeros, at depth k.
+    static void pack(const LinearArgs& args, i64 row, i64 last, i64 k, PairTile* to) {
+        const Matrix& m = args.w;
+        const Segments s = find_segments(m, k);
+        const i64 end = depth_end(m, k);
+        if (row + kRows > last || end - k < kBlockDepth) memset(to->pairs, 0, sizeof to->pairs);
+        pack_scaled(args, row, kRows, last, s, to, [&](i64 j, const float* x, float* sums) {
+            return P::pack(x, k, end, s, reinterpret_cast<u16*>(to->pairs[j]), sums);
+        });
+    }
+
+    // Weight rows [r, r + rows) at depth k, with zeros up to whole vectors.
+    template <class F>
+    static void unpack(const Matrix& m, i64 r, i64 rows, i64 k, const Segments& s, PairPanel* panel) {
+        const i64 end = depth_end(m, k);
+#if defined(MC_HAS_PANELS)
+        if constexpr (F::GROUPED) {
+            if (m.panels) return unpack_panels<F>(m, r, rows, k, s, panel);
+        }
+#endif
+        for (i64 half = 0; half < rows; half += W) {
+            alignas(64) u16 words[W][kBlockDepth];
+            const i64 count = rows - half < W ? rows - half : W;
+            if (count < W || end - k < kBlockDepth) memset(words, 0, sizeof words);
+            for (i64 i = 0; i < count; ++i) P::template unpack<F>(m, r + half + i, k, end, words[i]);
+            if constexpr (F::GROUPED) {
+                copy_groups(m, r + half, count, s, panel->scales[0] + half, panel->offsets[0] + half, kPairPanel);
+            }
+            for (i64 t = 0; 2 * t < end - k; t += W) {
+                Words v[W];
+                for (int i = 0; i < W; ++i) v[i] = load_words(words[i] + 2 * t);
+                transpose_pairs(v);
+                for (int i = 0; i < W; ++i) store_words(panel->pairs[t + i] + half, v[i]);
+            }
+        }
+    }
+
+    template <int COLUMNS>
+    static void choose(const Segments& s, const PairTile& x, const PairPanel& w, const BlockOutput& out) {
+        if (P::kScaled && out.args->w.offsets != nullptr) {
+            tile_pairs<P, COLUMNS, P::kScaled>(s, x, w, out);
+        } else {
+            tile_pairs<P, COLUMNS, false>(s, x, w, out);
+        }
+    }
+
+    static void multiply(const Segments& s, const PairTile& x, const PairPanel& w, const BlockOutput& out) {
+        if (out.columns > W) {
+            choose<2>(s, x, w, out);
+        } else {
+            choose<1>(s, x, w, out);
+        }
+    }
+};
+
+template <>
+struct Multiply<Method::pairs> {
+    template <class F>
+    static void run(Pool& pool, const SharedProducts& all) {
+        linear_blocks<F, PairKernel<PairsOfInt16>>(pool, all);
+    }
+};
+
+#if defined(MC_HAS_BF16_DOT)
+template <>
+struct Multiply<Method::bf16_pairs> {
+    template <class F>
+    static void run(Pool& pool, const SharedProducts& all) {
+        linear_blocks<F, PairKernel<PairsOfBF16>>(pool, all);
+    }
+};
+#endif

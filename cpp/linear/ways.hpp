@@ -1,0 +1,205 @@
+// How each instruction set multiplies x by a weight matrix: format and layout of the weights x rows of x -> method.
+//
+// linear/linear.hpp takes the first way of its level that fits, and compiles a method for a format only where a way leads to
+// it. So what is printed from these tables (minicpm4 doctor --ways, docs/architecture.md) is what runs. Every build
+// has the tables of all levels, of other processors too.
+#pragma once
+
+#include "linear/matrix.hpp"
+
+namespace minicpm4 {
+
+enum class Method : int {
+    few_floats, many_floats, words, bytes, panels, narrow_panels, pairs, bf16_pairs, halves, bf16_matrices, tiles,
+};
+enum : int { kMethods = 11 };
+
+struct MethodInfo {
+    const char* name;
+    const char* file;  // in cpp/linear/
+    const char* meaning;
+};
+
+// In the order of Method.
+constexpr MethodInfo kMethodInfos[] = {
+    {"few floats", "floats.hpp", "weights become float32 in registers, and meet all rows of x at once"},
+    {"many floats", "floats.hpp", "blocks of weights become float32 in the cache, and meet packed rows of x"},
+    {"words", "words.hpp", "x becomes 16-bit integers, which meet codes in registers: in pairs, or as two bytes in fours"},
+    {"bytes", "bytes.hpp", "x becomes two bytes, which meet codes in registers in fours"},
+    {"panels", "panels.hpp", "x becomes two bytes, which are broadcast to panels of codes; lanes are weight rows"},
+    {"narrow panels", "int8.hpp", "the same with x in one byte: only where activations may be rounded to 8 bits"},
+    {"pairs", "pairs.hpp", "x and codes become blocks of 16-bit integers, multiplied in pairs"},
+    {"bf16 pairs", "pairs.hpp", "x and weights become blocks of bf16, multiplied in pairs"},
+    {"halves", "halves.hpp", "x becomes blocks of two bytes, codes of one, multiplied in fours or as matrices"},
+    {"bf16 matrices", "halves.hpp", "x and weights become blocks of bf16, multiplied as matrices"},
+    {"tiles", "amx.hpp", "x and weights become tiles of bf16"},
+};
+
+enum class Layout : int { rows, panels, any };
+
+// Weights of a unit, the codes in 16 bytes.
+MC_INLINE constexpr i64 unit_of(Kind kind) { return 16 * kKinds[static_cast<int>(kind)].weights_per_code; }
+
+struct Way {
+    u32 kinds;  // a bit for each Kind
+    Layout layout;
+    i64 first, last;  // rows of x
+    i64 units;        // groups are this many units, or a divisor or a multiple of it; 0: any groups
+    i64 group;        // weights of a group at least
+    bool narrow;      // only where x may be rounded to 8 bits
+    Method method;
+};
+
+constexpr u32 kFloat32 = 1U << static_cast<int>(Kind::f32);
+constexpr u32 kHalves = 1U << static_cast<int>(Kind::f16) | 1U << static_cast<int>(Kind::bf16);
+constexpr u32 kInt8 = 1U << static_cast<int>(Kind::int8);
+constexpr u32 kSmall = 1U << static_cast<int>(Kind::int4) | 1U << static_cast<int>(Kind::ternary);
+constexpr u32 kGrouped = kInt8 | kSmall;
+constexpr u32 kAllKinds = kFloat32 | kHalves | kGrouped;
+constexpr i64 kMany = i64(1) << 40;  // any number of rows of x
+
+// Up to how many rows of x are few is measured (docs/log.md). Scaling the sums of short groups costs what integers
+// gain: the more rows, the better are methods that unpack weights once for all.
+constexpr Way kScalarWays[] = {
+    {kAllKinds, Layout::rows, 1, 8, 0, 0, false, Method::few_floats},
+    {kAllKinds, Layout::rows, 9, kMany, 0, 0, false, Method::many_floats},
+};
+constexpr Way kAvx2Ways[] = {
+    {kSmall, Layout::panels, 1, 16, 0, 0, false, Method::panels},
+    {kSmall, Layout::panels, 17, kMany, 0, 0, false, Method::pairs},
+    {kGrouped, Layout::rows, 1, 8, 2, 0, false, Method::words},
+    {kGrouped, Layout::rows, 9, 16, 2, 128, false, Method::words},
+    {kGrouped, Layout::rows, 9, kMany, 0, 0, false, Method::pairs},
+};
+constexpr Way kAvx512DotWays[] = {
+    {kGrouped, Layout::panels, 1, kMany, 0, 0, true, Method::narrow_panels},
+    {kGrouped, Layout::panels, 1, 16, 0, 0, false, Method::panels},
+    {kGrouped, Layout::panels, 17, kMany, 0, 0, false, Method::pairs},
+    {kGrouped, Layout::rows, 1, 16, 4, 0, false, Method::bytes},
+    {kGrouped, Layout::rows, 9, kMany, 0, 0, false, Method::pairs},
+    {kHalves, Layout::rows, 9, kMany, 0, 0, false, Method::bf16_pairs},
+};
+constexpr Way kAmxWays[] = {
+    {kGrouped, Layout::any, 17, kMany, 0, 0, false, Method::tiles},
+    {kHalves, Layout::rows, 9, kMany, 0, 0, false, Method::tiles},
+};
+constexpr Way kNeonWays[] = {
+    {kGrouped, Layout::rows, 1, 8, 1, 0, false, Method::words},
+    {kGrouped, Layout::rows, 9, 16, 1, 64, false, Method::words},
+};
+constexpr Way kNeonDotWays[] = {
+    {kGrouped, Layout::rows, 1, 8, 1, 0, false, Method::words},
+    {kGrouped, Layout::rows, 9, 16, 1, 128, false, Method::words},
+    {kGrouped, Layout::rows, 9, kMany, 0, 0, false, Method::halves},
+};
+constexpr Way kNeonMatrixWays[] = {
+    {kHalves, Layout::rows, 9, kMany, 0, 0, false, Method::bf16_matrices},
+};
+
+// A level's own ways, and the one (number in kLevels) whose ways follow them.
+struct Level {
+    const char* name;
+    const Way* ways;
+    int count;
+    int rest;  // -1: none
+};
+
+enum : int { kScalarLevel, kAvx2Level, kAvx512Level, kAvx512DotLevel, kAmxLevel, kEmulatedLevel, kNeonLevel, kNeonDotLevel, kNumLevels = 9 };
+
+constexpr Level kLevels[] = {
+    {"scalar", kScalarWays, 2, -1},
+    {"avx2", kAvx2Ways, 5, kScalarLevel},
+    {"avx512", nullptr, 0, kScalarLevel},
+    {"avx512_bf16", kAvx512DotWays, 6, kScalarLevel},
+    {"amx", kAmxWays, 2, kAvx512DotLevel},
+    {"amx_emulated", kAmxWays, 2, kAvx512DotLevel},
+    {"neon", kNeonWays, 2, kScalarLevel},
+    {"neon_dotprod", kNeonDotWays, 3, kScalarLevel},
+    {"neon_i8mm", kNeonMatrixWays, 1, kNeonDotLevel},
+};
+
+MC_INLINE constexpr bool same_text(const char* a, const char* b) {
+    for (; *a != 0 && *a == *b; ++a) ++b;
+    return *a == *b;
+}
+
+// Number of a level in kLevels, or kNumLevels.
+MC_INLINE constexpr int find_level(const char* name) {
+    int i = 0;
+    while (i < kNumLevels && !same_text(kLevels[i].name, name)) ++i;
+    return i;
+}
+
+// What a choice hangs on. `group` is 0 where there are none.
+struct Product {
+    Kind kind;
+    bool panels;
+    i64 group;
+    i64 n;  // rows of x
+    bool narrow;
+};
+
+MC_INLINE constexpr bool fits(const Way& way, const Product& p) {
+    if ((way.kinds >> static_cast<int>(p.kind) & 1U) == 0 || p.n < way.first || p.n > way.last) return false;
+    if (way.layout != Layout::any && (way.layout == Layout::panels) != p.panels) return false;
+    if (p.group < way.group || (way.narrow && !p.narrow)) return false;
+    const i64 units = p.group / unit_of(p.kind);
+    return way.units == 0 ||
+           (units > 0 && p.group % unit_of(p.kind) == 0 && (units % way.units == 0 || way.units % units == 0));
+}
+
+// The first way that fits, or null. Own: of those that are the level's own.
+MC_INLINE constexpr const Way* find_own_way(int level, const Product& p) {
+    for (int i = 0; i < kLevels[level].count; ++i) {
+        if (fits(kLevels[level].ways[i], p)) return kLevels[level].ways + i;
+    }
+    return nullptr;
+}
+
+MC_INLINE constexpr const Way* find_way(int level, const Product& p) {
+    const Way* way = nullptr;
+    for (; level >= 0 && way == nullptr; level = kLevels[level].rest) way = find_own_way(level, p);
+    return way;
+}
+
+// Numbers of rows of x at which a choice may change.
+constexpr i64 kProbedRows[] = {1, 8, 9, 16, 17, 512};
+
+// Calls see(product, way or null) for products with every number of rows at which a choice may change and groups of all sorts;
+// OWN: ways of the level alone.
+template <bool OWN, class See>
+static constexpr void each_product(int level, Kind kind, See&& see) {
+    constexpr i64 kGroups[] = {16, 32, 48, 64, 96, 128, 192, 256, 384, 512};
+    for (const i64 group : kGroups) {
+        const i64 multiple = kKinds[static_cast<int>(kind)].group_multiple;
+        if (multiple > 0 && group % multiple != 0) continue;
+        for (const i64 n : kProbedRows) {
+            for (int i = 0; i < 4; ++i) {
+                const Product p = {kind, i % 2 == 1, multiple > 0 ? group : 0, n, i / 2 == 1};
+                if (p.panels && (multiple == 0 || group % 32 != 0)) continue;
+                see(p, OWN ? find_own_way(level, p) : find_way(level, p));
+            }
+        }
+    }
+}
+
+// The methods, as bits, that ways of a level lead to for a format.
+template <bool OWN>
+static constexpr u32 methods_for(int level, Kind kind) {
+    u32 found = 0;
+    each_product<OWN>(level, kind, [&found](const Product&, const Way* way) {
+        if (way != nullptr) found |= 1U << static_cast<int>(way->method);
+    });
+    return found;
+}
+
+// Whether a level takes weights of a format in panels, and whether it may round x to 8 bits.
+MC_INLINE bool takes_panels(int level, Kind kind) {
+    return kKinds[static_cast<int>(kind)].group_multiple > 0 && find_way(level, {kind, true, 32 * unit_of(kind), 1, false}) != nullptr;
+}
+MC_INLINE bool narrows(int level) {
+    const Way* way = find_way(level, {Kind::int4, true, 128, 1, true});
+    return way != nullptr && way->narrow;
+}
+
+}  // namespace minicpm4

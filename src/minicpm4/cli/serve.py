@@ -1,0 +1,138 @@
+"""``minicpm4 serve``: a model over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, expand
+from minicpm4.cli.terminal import one_line, progress_bar
+from minicpm4.errors import ConfigError, UnsupportedError
+from minicpm4.files import read_text
+
+KEY_VARIABLE = "MINICPM4_API_KEY"
+MAX_KEY_BYTES = 1 << 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerFlags:
+    """Who may ask, and how much."""
+
+    host: Annotated[
+        str, typer.Option(help="Interface to listen on. Others than this machine's own need an API key.")
+    ] = "127.0.0.1"
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000
+    name: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="What clients call the model; may be given several times."),
+    ] = None
+    max_batch: Annotated[int, typer.Option(help="Answers written at a time.")] = 8
+    max_waiting: Annotated[
+        int | None, typer.Option(help="Requests that may wait beyond these (64); more get a 429.")
+    ] = None
+    timeout: Annotated[float | None, typer.Option(help="Seconds that a request may take (3600).")] = None
+    drain: Annotated[
+        float | None,
+        typer.Option(help="Seconds that answers under way get when the server is told to end (30)."),
+    ] = None
+    max_body: Annotated[int | None, typer.Option(help="Most bytes of a request's body (33554432).")] = None
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help=f"File of API keys, one a line. One key may stand in {KEY_VARIABLE} instead."
+        ),
+    ] = None
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="A name of this server beside localhost and addresses; repeatable."
+        ),
+    ] = None
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URL", help="Pages elsewhere that may ask, as https://host:port; repeatable."),
+    ] = None
+    tls_cert: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Certificate chain (PEM) for TLS.")
+    ] = None
+    tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Its private key (PEM).")] = None
+    log_prompts: Annotated[
+        bool, typer.Option("--log-prompts", help="Write prompts to the log. Without it, it has none of them.")
+    ] = False
+    quiet: Annotated[bool, typer.Option("--quiet", help="No line for each request.")] = False
+
+    def settings(self) -> Any:
+        """Raises ConfigError."""
+        from minicpm4.serve.settings import ServeSettings
+
+        given = {name: getattr(self, name) for name in ("max_waiting", "timeout", "drain", "max_body")}
+        return ServeSettings(
+            **{name: value for name, value in given.items() if value is not None},
+            names=tuple(self.name or ()),
+            hosts=tuple(self.allow_host or ()),
+            origins=tuple(self.allow_origin or ()),
+            api_keys=self._keys(),
+            log_prompts=self.log_prompts,
+        )
+
+    def _keys(self) -> tuple[str, ...]:
+        keys = [os.environ.get(KEY_VARIABLE, "")]
+        if self.api_key_file is not None:
+            try:
+                keys += read_text(self.api_key_file, MAX_KEY_BYTES, ConfigError).split()
+            except OSError as error:
+                raise ConfigError(
+                    f"cannot read --api-key-file {self.api_key_file}: {error.strerror}"
+                ) from error
+            if len(keys) == 1:
+                raise ConfigError(f"--api-key-file {self.api_key_file} holds no key", "write one a line")
+        return tuple(key for key in keys if key)
+
+
+@expand
+def command(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="[MODEL]", help="A known name, a folder, a .gguf file, or a hub repository."),
+    ] = DEFAULT_MODEL,
+    *,
+    server: ServerFlags,
+    engine: EngineFlags,
+) -> None:
+    """Answer over HTTP: by the APIs of OpenAI and Anthropic, and a page at the server's address.
+
+    Ctrl-C or SIGTERM lets nobody in any more and ends when the answers under way are written.
+    """
+    try:
+        from minicpm4.serve.run import Socket, serve
+    except ImportError as error:
+        raise UnsupportedError(
+            f"minicpm4 serve needs {error.name}, which is not installed",
+            "in the checkout: pip install '.[serve]'",
+        ) from error
+    from minicpm4 import AsyncLLM
+
+    settings = server.settings()
+    where = Socket(host=server.host, port=server.port, certificate=server.tls_cert, key=server.tls_key)
+    options = {**engine.settings(), "max_batch": server.max_batch, "fair": True}
+    level = logging.WARNING if server.quiet else logging.INFO
+    logging.basicConfig(level=level, format="%(asctime)s %(message)s", stream=sys.stderr)
+
+    def started(address: str) -> None:
+        print(f"{one_line(model)} at {address}", flush=True)
+
+    with closing(where.open(settings)) as door:
+        with progress_bar("loading", "layers") as progress:
+            llm = AsyncLLM(model, progress=progress, **options)
+        try:
+            asyncio.run(serve(llm, settings, where, door, started))
+        finally:
+            llm.llm.close()

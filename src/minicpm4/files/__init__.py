@@ -1,0 +1,50 @@
+"""Files and folders written whole or not at all, locks between processes, small files read within bounds.
+
+No other part of this package renames or locks a file.
+"""
+
+from minicpm4.files.encodings import UndecodableError, decode_page, decode_text, line_ends
+from minicpm4.files.locks import lock
+from minicpm4.files.reading import LFS_REMEDY, is_lfs_pointer, parse_json, read_bytes, read_json, read_text
+from minicpm4.files.whole import (
+    Part,
+    check_writing,
+    finite,
+    json_text,
+    publish,
+    remove_folder,
+    sweep,
+    sync,
+    write_file,
+    write_json,
+    writing,
+    writing_folder,
+    writing_path,
+)
+
+__all__ = [
+    "LFS_REMEDY",
+    "Part",
+    "UndecodableError",
+    "check_writing",
+    "decode_page",
+    "decode_text",
+    "finite",
+    "is_lfs_pointer",
+    "json_text",
+    "line_ends",
+    "lock",
+    "parse_json",
+    "publish",
+    "read_bytes",
+    "read_json",
+    "read_text",
+    "remove_folder",
+    "sweep",
+    "sync",
+    "write_file",
+    "write_json",
+    "writing",
+    "writing_folder",
+    "writing_path",
+]

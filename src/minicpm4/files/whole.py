@@ -1,0 +1,342 @@
+"""Files and folders written whole or not at all.
+
+What is written goes to a private part beside its target, ``.NAME.<8 hex digits>.part``: a folder that holds
+``lock``, locked while its process lives, and ``new``, which is renamed to the target when it is whole. So two
+writers never meet, readers see the old or the new, and what a dead process left is known by its free lock,
+in another container too: the next one to write beside it removes it, or ends what it had begun to rename.
+
+``durable``: what is written has reached the disk before it gets its name. It is for what took long to make;
+a cache needs it not if its readers check what they read.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import re
+import shutil
+import stat
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from minicpm4.files.locks import suppress_no_locks, try_lock
+
+__all__ = [
+    "Part",
+    "check_writing",
+    "finite",
+    "json_text",
+    "publish",
+    "remove_folder",
+    "sweep",
+    "sync",
+    "write_file",
+    "write_json",
+    "writing",
+    "writing_folder",
+    "writing_path",
+]
+
+_PART = re.compile(r"\.(.+)\.[0-9a-f]{8}\.part")
+_DEAD_AFTER = 24 * 3600.0  # seconds, where files cannot be locked
+_LOCK, _NEW, _OLD, _GONE = "lock", "new", "old", "gone"
+_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # by the disk, of what is written
+_WINDOWS = os.name == "nt"  # which removes nothing that is open, and syncs no folder
+
+
+class Part:
+    """What will be ``target`` once it is whole: ``begin``, fill ``new`` (a file, or the folder that ``begin``
+    has made), ``commit``; ``discard`` at the end in any case.
+
+    ``token``: 8 hex digits that several processes of one run agree on, which see to it that no other run is
+    there; None: random ones. ``private``: a new file is the user's alone, else it has what the umask gives.
+    """
+
+    def __init__(self, target: Path, token: str | None = None, *, private: bool = False) -> None:
+        self.target, self._token, self._private = target, token, private
+        self._held: int | None = None
+        self._made = False
+        self._name(token or "")
+
+    def _name(self, token: str) -> None:
+        self.folder = self.target.with_name(f".{self.target.name}.{token}.part")
+        self.new = self.folder / _NEW
+
+    def begin(self, *, folder: bool = False) -> None:
+        """Make the part, in a folder that is there, and remove what dead writers have left in it. ``folder``:
+        make ``new`` as well. Raises OSError."""
+        sweep(self.target.parent)
+        while self._held is None:
+            self._name(self._token or os.urandom(4).hex())
+            self.folder.mkdir(0o700 if self._private else 0o777)
+            self._made = True
+            with suppress(FileNotFoundError):  # swept before it was locked: once more
+                self._held = _hold(self.folder / _LOCK, 0o600 if self._private else 0o666)
+        if folder:
+            self.new.mkdir()
+
+    def commit(self, *, durable: bool = False) -> None:
+        """Give ``new`` the name of the target, in place of what has it now. Raises OSError."""
+        if self.new.is_dir():
+            if durable:
+                for path in sorted(self.new.rglob("*")):
+                    sync(path)
+                sync(self.new)
+            _rename_folder(self.new, self.target, self.folder / _OLD)
+        else:
+            _set_mode(self.new, self.target if self.target.exists() else self.folder / _LOCK)
+            if durable:
+                sync(self.new)
+            os.replace(self.new, self.target)
+        if durable:
+            sync(self.target.parent)
+
+    def discard(self) -> None:
+        """Remove what is left of the part; never an error."""
+        held, self._held = self._held, None
+        if held is not None and _WINDOWS:
+            os.close(held)
+        if self._made:
+            with suppress(OSError):
+                _remove(self.folder, self.target)
+        if held is not None and not _WINDOWS:
+            os.close(held)
+
+
+def sweep(folder: Path) -> None:
+    """Remove this user's parts in ``folder`` whose writers are dead; where one died between two renames, end
+    what it began. Never an error. Where files cannot be locked, what is a day old is taken for dead."""
+    with suppress(OSError):
+        for part in folder.iterdir():
+            if (named := _PART.fullmatch(part.name)) is not None:
+                with suppress(OSError):
+                    _sweep(part, folder / named[1])
+
+
+def _sweep(folder: Path, target: Path) -> None:
+    # In a folder that all may write to, others may have put a link there to a folder of this user's.
+    found = os.lstat(folder)
+    if not stat.S_ISDIR(found.st_mode) or (not _WINDOWS and found.st_uid != os.geteuid()):
+        return
+    file = folder / _LOCK
+    try:
+        held = os.open(file, os.O_RDWR)
+    except FileNotFoundError:
+        folder.rmdir()  # an empty one: whoever is about to lock it makes another
+        return
+    try:
+        try:
+            dead = try_lock(held, wait=False)
+        except OSError:
+            dead = time.time() - os.fstat(held).st_mtime > _DEAD_AFTER
+        if dead and not _WINDOWS:
+            _remove(folder, target)
+    finally:
+        os.close(held)
+    if dead and _WINDOWS:
+        _remove(folder, target)
+
+
+def _remove(folder: Path, target: Path) -> None:
+    """Remove a part, after it has given ``target`` back what was taken from there. Raises OSError."""
+    new, old = folder / _NEW, folder / _OLD
+    if old.exists() and not target.exists():
+        with suppress(OSError):
+            os.rename(new if new.exists() else old, target)
+        if not target.exists():
+            return
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != _LOCK:
+            path.unlink()
+    # Last: whoever is killed before leaves a part that is known to be dead.
+    (folder / _LOCK).unlink(missing_ok=True)
+    folder.rmdir()
+
+
+def _hold(file: Path, mode: int) -> int:
+    """Make ``file`` and lock it. Raises FileNotFoundError where ``sweep`` was quicker."""
+    held = os.open(file, os.O_RDWR | os.O_CREAT, mode)
+    try:
+        with suppress_no_locks():
+            try_lock(held, wait=True)
+        if not os.path.samestat(os.fstat(held), os.stat(file)):
+            raise FileNotFoundError(file)
+    except BaseException:
+        os.close(held)
+        raise
+    return held
+
+
+def _set_mode(file: Path, like: Path) -> None:
+    mode, wanted = stat.S_IMODE(file.stat().st_mode), stat.S_IMODE(like.stat().st_mode)
+    if mode != wanted:  # some writers give their files to the user alone
+        file.chmod(wanted)
+
+
+def _rename_folder(new: Path, target: Path, old: Path) -> None:
+    """Put ``new`` in the place of ``target``: at once where the system can; else in two renames, of which
+    ``sweep`` makes up for a missing second one."""
+    if not target.is_dir():
+        os.replace(new, target)
+    elif not _swapped(new, target):
+        os.rename(target, old)
+        os.rename(new, target)
+
+
+def _swapped(one: Path, other: Path) -> bool:
+    """Exchange two names at once; False where the system cannot."""
+    import ctypes
+
+    try:
+        library = ctypes.CDLL(None, use_errno=True)
+        first, second = os.fsencode(one), os.fsencode(other)
+        if sys.platform == "darwin":
+            return bool(library.renamex_np(first, second, 2) == 0)  # RENAME_SWAP
+        here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+        return bool(library.renameat2(here, first, here, second, exchange) == 0)
+    except (OSError, AttributeError, TypeError):
+        return False
+
+
+@contextmanager
+def writing_path(path: Path, *, durable: bool = False, private: bool = False) -> Iterator[Path]:
+    """A name in a part, not there yet, for what writes files by their names: at the end it becomes ``path``,
+    whose folder is there; it is removed where anything is raised. Raises OSError."""
+    part = Part(path, private=private)
+    try:
+        part.begin()
+        yield part.new
+        part.commit(durable=durable)
+    finally:
+        part.discard()
+
+
+@contextmanager
+def writing_folder(target: Path, *, durable: bool = False) -> Iterator[Path]:
+    """A new folder, which at the end takes the place of ``target`` whole, and is removed where anything is
+    raised. What else is put beside it goes away with it. Raises OSError."""
+    part = Part(target)
+    try:
+        part.begin(folder=True)
+        yield part.new
+        part.commit(durable=durable)
+    finally:
+        part.discard()
+
+
+@contextmanager
+def writing(path: Path, *, durable: bool = False, private: bool = False) -> Iterator[BinaryIO]:
+    """A new file, which at the end takes the name ``path``, and is removed where anything is raised. A link
+    is followed; what is no file (a terminal, a pipe) is written to as it is. Raises OSError."""
+    if _is_stream(path):
+        with _naming(path), path.open("wb") as out:
+            yield out
+        return
+    # The file is closed before it is renamed: what a full disk refuses shows before.
+    with (
+        _naming(path),
+        writing_path(Path(os.path.realpath(path)), durable=durable, private=private) as part,
+        part.open("xb") as out,
+    ):
+        yield out
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors of writing, which have no name, get that of the file."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in _REFUSED:
+            error.filename = str(path)
+        raise
+
+
+def check_writing(path: Path) -> None:
+    """Raise OSError where ``writing`` would be refused; leaves nothing behind. For what is written after
+    long work."""
+    if _is_stream(path):
+        with path.open("ab"):
+            return
+    part = Part(Path(os.path.realpath(path)))
+    try:
+        part.begin()
+    finally:
+        part.discard()
+
+
+def _is_stream(path: Path) -> bool:
+    folder = os.path.realpath(path.parent)
+    if folder == "/dev" or folder.startswith(("/proc/", "/dev/fd")):
+        return True  # standard output may be a file, too: its name is not ours to take
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return False
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder: its name goes first, so that nobody takes what is left of it for a whole one. Raises
+    OSError."""
+    part = Part(folder)
+    try:
+        part.begin()
+        os.rename(folder, part.folder / _GONE)
+    finally:
+        part.discard()
+
+
+def write_file(path: Path, data: bytes | str, *, durable: bool = False) -> None:
+    """Write a whole file (text as UTF-8), or none. Raises OSError."""
+    with writing(path, durable=durable) as out:
+        out.write(data.encode() if isinstance(data, str) else data)
+
+
+def write_json(path: Path, value: Any, *, indent: int = 1, durable: bool = False) -> None:
+    """Write a value as JSON and a line end. Raises OSError, ValueError for numbers that are not finite."""
+    write_file(path, json_text(value, indent=indent) + "\n", durable=durable)
+
+
+def json_text(
+    value: Any, *, indent: int | None = None, sort_keys: bool = False, ascii_only: bool = True
+) -> str:
+    """A value as JSON that every reader takes. Raises ValueError for numbers that are not finite: ``finite``
+    makes null of them."""
+    return json.dumps(value, indent=indent, sort_keys=sort_keys, ensure_ascii=ascii_only, allow_nan=False)
+
+
+def finite(value: Any) -> Any:
+    """A value with null in place of numbers that are not finite, for which JSON has no word."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def publish(part: Path, target: Path, *, durable: bool = False) -> None:
+    """Give a whole file its name: one that grew over several calls, under a lock. Raises OSError."""
+    if durable:
+        sync(part)
+    os.replace(part, target)
+    if durable:
+        sync(target.parent)
+
+
+def sync(path: Path) -> None:
+    """Have what is written to a file, or the names in a folder, reach the disk. Raises OSError."""
+    if _WINDOWS and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if _WINDOWS else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,42 @@
+"""Where a model may be written: known before one is made."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from pathlib import Path
+
+from minicpm4.errors import CheckpointError
+
+__all__ = ["obstacle", "require_free"]
+
+
+def require_free(folder: Path) -> None:
+    """Raise CheckpointError unless a model can be written to ``folder``: no weights are there, and the place
+    can be written to. Nothing stays that was made to see that."""
+    remedy = "export to another folder"
+    if any(folder.glob("*.safetensors")):
+        raise CheckpointError(f"{folder} holds weights already", remedy)
+    found = obstacle(folder)
+    if found:
+        raise CheckpointError(f"cannot write to {folder}: {found}", remedy)
+
+
+def obstacle(folder: Path) -> str:
+    """What keeps files from being written to ``folder``, or it from being made; empty: nothing that can be
+    seen beforehand. A folder is made where it would be, and removed: there are places (/proc) whose
+    permissions say that anything may be."""
+    try:
+        there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    except OSError as error:
+        return error.strerror or str(error)
+    if not there.is_dir():
+        return os.strerror(errno.EEXIST if there == folder else errno.ENOTDIR)
+    if not os.access(there, os.W_OK | os.X_OK):
+        return os.strerror(errno.EACCES)
+    try:
+        Path(tempfile.mkdtemp(prefix=".minicpm4-", dir=there)).rmdir()
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""

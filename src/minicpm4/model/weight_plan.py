@@ -1,0 +1,111 @@
+"""What each matrix of a checkpoint becomes: worked out once a load, before any of them is read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from minicpm4.config import ModelConfig
+from minicpm4.config.strict import shown, suggest
+from minicpm4.errors import ConfigError
+from minicpm4.formats import Checkpoint
+from minicpm4.formats.kinds import grouped_kinds, kind_of, weight_choices
+from minicpm4.formats.names import EMBED, HEAD, expected_tensors
+from minicpm4.formats.packing import default_spec
+from minicpm4.formats.quant import QuantSpec, packed_nbytes
+
+__all__ = ["MatrixPlan", "WeightPlan", "check_weights_choice", "plan_weights", "target_spec"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MatrixPlan:
+    """One matrix (out, in): ``stored`` is the file's name for its type, ``read`` the format that the
+    checkpoint's reader gives, ``target`` the one that it is held in. ``packs``: where its floats prove to be
+    on the grid of a grouped kind, it is held in that instead, which takes less.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    stored: str
+    read: QuantSpec
+    target: QuantSpec
+    nbytes: int
+    packs: bool
+
+    def may_be(self, spec: QuantSpec) -> bool:
+        """Whether ``spec`` can be the format that it is held in."""
+        return spec == self.target or (self.packs and bool(spec.row.group))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightPlan:
+    """Every matrix of a model, a tied head left out, under the users' choice ``weights``."""
+
+    weights: str
+    matrices: tuple[MatrixPlan, ...]
+
+    def __iter__(self) -> Iterator[MatrixPlan]:
+        return iter(self.matrices)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that all will take; what packs takes less."""
+        return sum(matrix.nbytes for matrix in self)
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """Kinds of weights that kernels will meet for certain."""
+        return frozenset(matrix.target.kind for matrix in self)
+
+    @property
+    def possible_kinds(self) -> frozenset[str]:
+        """These, and what matrices that pack may prove to be."""
+        return self.kinds.union(grouped_kinds() if any(matrix.packs for matrix in self) else ())
+
+    def formats(self) -> dict[str, int]:
+        """How many matrices are held in each format."""
+        return dict(sorted(Counter(str(matrix.target) for matrix in self).items()))
+
+
+def plan_weights(checkpoint: Checkpoint, config: ModelConfig, weights: str = "auto") -> WeightPlan:
+    """The plan of an opened and checked checkpoint. Raises ConfigError."""
+    check_weights_choice(weights)
+    matrices = []
+    for name, shape in expected_tensors(config).items():
+        if len(shape) != 2:
+            continue
+        info, both = checkpoint.tensors[name], (shape[0], shape[1])
+        target = target_spec(name, info.spec, both, weights)
+        matrices.append(
+            MatrixPlan(
+                name=name,
+                shape=both,
+                stored=info.dtype,
+                read=info.spec,
+                target=target,
+                nbytes=info.loaded_nbytes if target == info.spec else packed_nbytes(both, target),
+                packs=weights == "auto" and not target.row.group,
+            )
+        )
+    return WeightPlan(weights=weights, matrices=tuple(matrices))
+
+
+def check_weights_choice(weights: str) -> None:
+    """Raise ConfigError unless ``weights`` is one of ``weight_choices()``."""
+    known = list(weight_choices())
+    if weights not in known:
+        raise ConfigError(f"weights = {shown(weights)} is not a weight format", suggest(str(weights), known))
+
+
+def target_spec(name: str, stored: QuantSpec, shape: tuple[int, int], weights: str) -> QuantSpec:
+    """The format in which a matrix will be held.
+
+    Embeddings and head keep 8 bits when less is asked for: their rows meet every token, and rounding
+    them costs far more accuracy than it saves memory.
+    """
+    if weights in ("auto", stored.kind):
+        return stored
+    if name in (EMBED, HEAD) and kind_of(weights).bits < 8:
+        return stored if stored.row.group else default_spec("int8", shape[1]) or stored
+    return default_spec(weights, shape[1]) or stored

@@ -1,0 +1,120 @@
+"""The way of a request: read, checked, let in, answered; errors in the form of the API that was asked."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from minicpm4.serve.bodies import ClientGoneError, Receive, Shape, read_body, read_table, validated
+from minicpm4.serve.errors import ApiError, api_error
+from minicpm4.serve.gate import Ticket
+from minicpm4.serve.responses import EventReply, Events, Reply, Scope, Send, until_gone
+from minicpm4.serve.service import Service
+
+Answer = Reply | Events
+MAX_NAMED = 1000  # characters of a header
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Endpoint:
+    """``handle(service, body)``; ``body`` is None where there is no shape. ``generates``: it uses the engine,
+    so the gate lets it in or not."""
+
+    method: str
+    path: str
+    handle: Callable[[Service, Any], Awaitable[Answer]]
+    summary: str
+    shape: type[Shape] | None = None
+    generates: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Api:
+    """Endpoints that say in one form what is wrong: ``error_body``, and ``error_event`` in a stream.
+
+    ``header``: a request that has it means this API, where others have the same path, or none has.
+    """
+
+    endpoints: Sequence[Endpoint]
+    error_body: Callable[[ApiError], Any]
+    error_event: Callable[[ApiError], str]
+    header: bytes | None = None
+
+    def is_meant(self, scope: Scope) -> bool:
+        """Whether a request says by its header that it means this API."""
+        return self.header is not None and any(name == self.header for name, _ in scope["headers"])
+
+    def refuse(self, error: ApiError) -> Reply:
+        return Reply.of(self.error_body(error), error.status, error.headers)
+
+
+@dataclass(slots=True)
+class Route:
+    """An endpoint as an ASGI application."""
+
+    api: Api
+    endpoint: Endpoint
+    service: Service = field(repr=False)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        ticket: Ticket | None = None
+        headers: dict[str, str] = {}
+        reply: Reply | EventReply
+        try:
+            body = await self._body(scope, receive, headers)
+            if self.endpoint.generates:
+                ticket = self.service.gate.enter()
+            answer = await until_gone(receive, self._answer(body, ticket))
+            if isinstance(answer, Events):
+                assert ticket is not None, "only what generates streams"
+                on_error = answer.on_error or self.api.error_event
+                reply = EventReply(answer, ticket, headers, on_error, self.service.metrics.gone)
+                ticket = None  # it leaves when the stream ends
+            else:
+                answer.headers = {**headers, **answer.headers}
+                reply = answer
+        except ClientGoneError:
+            self.service.metrics.gone()
+            return
+        except Exception as error:
+            told = api_error(error)
+            told.headers.update(headers)
+            reply = self.api.refuse(told)
+        finally:
+            if ticket is not None:
+                ticket.leave()
+        await reply(scope, receive, send)
+
+    async def _body(self, scope: Scope, receive: Receive, headers: dict[str, str]) -> Shape | None:
+        shape = self.endpoint.shape
+        if shape is None:
+            return None
+        given = {
+            name: value for name, value in scope["headers"] if name in (b"content-length", b"content-type")
+        }
+        kind = given.get(b"content-type", b"application/json").partition(b";")[0].strip().lower()
+        if kind != b"application/json":
+            raise ApiError(415, f"the body is {kind.decode('latin-1')[:80]}, send application/json")
+        length = given.get(b"content-length", b"").decode("latin-1")
+        settings = self.service.settings
+        raw = await read_body(receive, length, settings.max_body, settings.read)
+        body, unknown = validated(shape, await read_table(raw))
+        if unknown:
+            headers["X-Unknown-Fields"] = _named(unknown)
+        if without := body.without_effect():
+            headers["X-Ignored-Fields"] = _named(without)
+        return body
+
+    async def _answer(self, body: Shape | None, ticket: Ticket | None) -> Answer:
+        if ticket is None:
+            return await self.endpoint.handle(self.service, body)
+        async with ticket.timed():
+            return await self.endpoint.handle(self.service, body)
+
+
+def _named(unknown: Sequence[str]) -> str:
+    """Names of fields for a header: ASCII in one line, of bounded length."""
+    names = ", ".join(name.encode("ascii", "backslashreplace").decode() for name in unknown)
+    names = "".join(char if char.isprintable() else "?" for char in names)
+    return names if len(names) <= MAX_NAMED else names[: MAX_NAMED - 3] + "..."

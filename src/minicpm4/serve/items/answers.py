@@ -1,0 +1,207 @@
+"""``/v1/responses``: an answer as items, whole or in events."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from minicpm4.engine.metrics import Metrics
+from minicpm4.serve.calls import arguments_text
+from minicpm4.serve.chats import Chat, Delta, open_chat
+from minicpm4.serve.errors import ApiError
+from minicpm4.serve.items.body import Known, ResponseBody, Wanted, wanted
+from minicpm4.serve.responses import Events, Reply, event_text
+from minicpm4.serve.service import Service
+from minicpm4.text.toolcalls import ToolCall
+
+
+async def respond(service: Service, body: ResponseBody) -> Reply | Events:
+    """Answer items, at once or in events."""
+    service.check_model(body.model)
+    asked = wanted(body)
+    answer = _Answer(await open_chat(service, asked.chat), body, asked)
+    return Events(answer.events(), answer.failed) if body.stream else Reply.of(await answer.whole())
+
+
+@dataclass(slots=True)
+class _Answer:
+    """One answer, in either form. ``output``: its items as they are by now, the last of which may be open."""
+
+    chat: Chat
+    body: ResponseBody
+    asked: Wanted
+    output: list[dict[str, Any]] = field(default_factory=list)
+    id: str = field(default_factory=lambda: f"resp_{uuid.uuid4().hex[:24]}")
+    created: int = field(default_factory=lambda: int(time.time()))
+    _sent: int = 0
+
+    async def whole(self) -> dict[str, Any]:
+        last: Delta | None = None
+        async with aclosing(self.chat.deltas()) as deltas:
+            async for last in deltas:
+                for _ in self._item_events(last):
+                    pass  # the items are what is wanted
+        assert last is not None and last.metrics is not None, "an answer ends with its figures"
+        return self._response(_status(last), last.metrics)
+
+    async def events(self) -> AsyncGenerator[str]:
+        """The response without its output, each item from its beginning to its end, and the whole."""
+        for kind in ("created", "in_progress"):
+            yield self._event(f"response.{kind}", response=self._response("in_progress"))
+        async with aclosing(self.chat.deltas()) as deltas:
+            async for delta in deltas:
+                for event in self._item_events(delta):
+                    yield event
+                if delta.metrics is not None:
+                    status = _status(delta)
+                    yield self._event(f"response.{status}", response=self._response(status, delta.metrics))
+
+    def failed(self, error: ApiError) -> str:
+        """The last event of a stream that cannot go on."""
+        code = "server_error" if error.status >= 500 else error.code or "invalid_prompt"
+        told = {**self._response("failed"), "error": {"code": code, "message": error.message}}
+        return self._event("response.failed", response=told)
+
+    def _item_events(self, delta: Delta) -> Iterator[str]:
+        """Events of the items that a delta goes on with, begins or ends."""
+        if delta.reasoning:
+            yield from self._begin("reasoning", summary=[], content=[])
+            yield from self._say("reasoning_text", delta.reasoning)
+        if delta.content:
+            yield from self._begin("message", role="assistant", content=[])
+            yield from self._say("output_text", delta.content)
+        if delta.call is not None:
+            yield from self._end("completed")
+            yield from self._call(delta.call)
+        if delta.finish is not None:
+            yield from self._end("incomplete" if delta.finish == "length" else "completed")
+
+    def _begin(self, kind: str, **more: Any) -> Iterator[str]:
+        """Go on with an item of this kind, or begin one."""
+        if self._open is not None and self._open["type"] == kind:
+            return
+        yield from self._end("completed")
+        prefix = {"reasoning": "rs", "message": "msg", "function_call": "fc", "custom_tool_call": "ctc"}[kind]
+        item = {"type": kind, "id": f"{prefix}_{uuid.uuid4().hex[:24]}", "status": "in_progress", **more}
+        self.output.append(item)
+        yield self._event("response.output_item.added", output_index=len(self.output) - 1, item=item)
+
+    def _say(self, kind: str, text: str) -> Iterator[str]:
+        """More text of the open item, whose only part it is."""
+        item, more = self.output[-1], _no_logprobs(kind)
+        if not item["content"]:
+            item["content"].append(_part(kind))
+            yield self._part_event("response.content_part.added", part=_part(kind))
+        item["content"][0]["text"] += text
+        yield self._part_event(f"response.{kind}.delta", delta=text, **more)
+
+    def _call(self, call: ToolCall) -> Iterator[str]:
+        """An item that is a call, which is known all at once."""
+        known = self.asked.known.get(call.name, Known(call.name))
+        space = {} if known.namespace is None else {"namespace": known.namespace}
+        named = {"call_id": f"call_{uuid.uuid4().hex[:24]}", "name": known.name, **space}
+        text = call.arguments.get("input")
+        if known.takes_text:
+            kind, key, events = "custom_tool_call", "input", "custom_tool_call_input"
+            value = text if isinstance(text, str) else arguments_text(call)
+        else:
+            kind, key, events, value = (
+                "function_call",
+                "arguments",
+                "function_call_arguments",
+                arguments_text(call),
+            )
+        yield from self._begin(kind, **named, **{key: ""})
+        item = self.output[-1]
+        item[key] = value
+        place = {"item_id": item["id"], "output_index": len(self.output) - 1}
+        yield self._event(f"response.{events}.delta", **place, delta=value)
+        yield self._event(f"response.{events}.done", **place, **{key: value, "name": known.name})
+        yield from self._end("completed")
+
+    def _end(self, status: str) -> Iterator[str]:
+        item = self._open
+        if item is None:
+            return
+        if item.get("content"):
+            (part,) = item["content"]
+            more = _no_logprobs(part["type"])
+            yield self._part_event(f"response.{part['type']}.done", text=part["text"], **more)
+            yield self._part_event("response.content_part.done", part=part)
+        item["status"] = status
+        yield self._event("response.output_item.done", output_index=len(self.output) - 1, item=item)
+
+    @property
+    def _open(self) -> dict[str, Any] | None:
+        """The item that may go on."""
+        return self.output[-1] if self.output and self.output[-1]["status"] == "in_progress" else None
+
+    def _part_event(self, kind: str, **more: Any) -> str:
+        place = {"item_id": self.output[-1]["id"], "output_index": len(self.output) - 1, "content_index": 0}
+        return self._event(kind, **place, **more)
+
+    def _event(self, kind: str, **more: Any) -> str:
+        text = event_text({"type": kind, "sequence_number": self._sent, **more}, kind)
+        self._sent += 1
+        return text
+
+    def _response(self, status: str, figures: Metrics | None = None) -> dict[str, Any]:
+        body, params = self.body, self.chat.params
+        form = body.text.format if body.text is not None and body.text.format is not None else None
+        told = {"type": "text"} if form is None else form.model_dump(by_alias=True, exclude_none=True)
+        reasoning = body.reasoning
+        incomplete = {"reason": "max_output_tokens"} if status == "incomplete" else None
+        return {
+            "id": self.id,
+            "object": "response",
+            "created_at": self.created,
+            "status": status,
+            "background": False,
+            "error": None,
+            "incomplete_details": incomplete,
+            "instructions": body.instructions,
+            "max_output_tokens": body.max_output_tokens,
+            "metadata": body.metadata or {},
+            "model": self.chat.service.name,
+            "output": self.output,
+            "parallel_tool_calls": body.parallel_tool_calls is not False,
+            "previous_response_id": None,
+            "reasoning": {"effort": None if reasoning is None else reasoning.effort, "summary": None},
+            "store": False,
+            "temperature": params.temperature,
+            "text": {"format": told},
+            "tool_choice": body.tool_choice or "auto",
+            "tools": body.tools or [],
+            "top_p": params.top_p,
+            "truncation": "disabled",
+            "usage": None if figures is None else _usage(figures),
+        }
+
+
+def _status(last: Delta) -> str:
+    return "incomplete" if last.finish == "length" else "completed"
+
+
+def _part(kind: str) -> dict[str, Any]:
+    notes: dict[str, Any] = {"annotations": []} if kind == "output_text" else {}
+    return {"type": kind, "text": "", **notes, **_no_logprobs(kind)}
+
+
+def _no_logprobs(kind: str) -> dict[str, Any]:
+    """Clients want the list, which this API fills nowhere here."""
+    return {"logprobs": []} if kind == "output_text" else {}
+
+
+def _usage(figures: Metrics) -> dict[str, Any]:
+    """How much of an answer was thought is not counted."""
+    return {
+        "input_tokens": figures.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": figures.cached_tokens},
+        "output_tokens": figures.new_tokens,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": figures.prompt_tokens + figures.new_tokens,
+    }

@@ -1,0 +1,68 @@
+"""How tokens are drawn, as requests say it: the fields that every API of this server shares."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from minicpm4.engine.params import MAX_BIAS, MAX_PENALTY, MAX_SAMPLES, MIN_PENALTY, SamplingParams
+from minicpm4.errors import ConfigError
+from minicpm4.serve.bodies import Shape
+from minicpm4.serve.errors import field_of, invalid
+from minicpm4.text.stream import MAX_STOP_CHARS, MAX_STOPS
+
+MAX_INTEGER = (1 << 31) - 1
+TOP_LOGPROBS = 20
+
+Count = Annotated[int, Field(ge=1, le=MAX_INTEGER)]
+Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
+TokenId = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
+
+
+class Sampling(Shape):
+    """Bounds are those of SamplingParams, so that the description of the API shows them."""
+
+    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=MAX_INTEGER)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=MIN_PENALTY, le=MAX_PENALTY)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=1024)] | None = None
+    ignore_eos: bool | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=MAX_INTEGER)] | None = None
+    skip_special_tokens: bool | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_SAMPLES)] | None = None
+    json_schema: dict[str, Any] | bool | None = None
+    regex: str | None = None
+    grammar: str | None = None
+    choice: list[str] | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-MAX_BIAS, le=MAX_BIAS)]] | None = None
+
+    def params(self, **more: Any) -> SamplingParams:
+        """These with ``more``; what is None is left to the model. Raises ApiError."""
+        given = {name: getattr(self, name) for name in Sampling.model_fields if name != "logit_bias"}
+        given = {name: value for name, value in given.items() if value is not None} | more
+        if self.logit_bias:
+            given["logit_bias"] = _bias(self.logit_bias)
+        try:
+            return SamplingParams(**given)
+        except ConfigError as error:
+            raise invalid(field_of(str(error)), str(error), "invalid_value") from error
+
+
+def _bias(given: Mapping[str, float]) -> dict[int, float]:
+    bias = {}
+    for key, value in given.items():
+        if not (key.isascii() and key.isdigit() and len(key) <= 10):
+            raise invalid(
+                "logit_bias", f"logit_bias has the key {key[:80]!r}, not a token id", "invalid_value"
+            )
+        bias[int(key)] = -math.inf if value <= -100 else value
+    return bias

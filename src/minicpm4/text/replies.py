@@ -1,0 +1,115 @@
+"""Whole replies taken apart as their model marks them: thought, calls, and the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from minicpm4.text.reasoning import MARKS, marks_of, prompt_opens_reasoning, unasked_reasoning
+from minicpm4.text.reply_stream import ReplyStream
+from minicpm4.text.template import ChatTemplate
+from minicpm4.text.tokenizer import Tokenizer
+from minicpm4.text.toolcalls import CALL_MARKS, ParsedReply, parse_tool_calls
+
+__all__ = ["Reasoning", "ReplyReader"]
+
+TAIL = 64  # tokens of a prompt that tell whether it opens a block of reasoning
+
+
+class Reasoning(NamedTuple):
+    """The block of reasoning with which an answer begins: the marks of which one ends it (none: there is no
+    such block), and the token that opens it where the answer may do so or not (None: the prompt has)."""
+
+    closing: tuple[str, ...] = ()
+    opening_id: int | None = None
+
+
+class ReplyReader:
+    """Reads the replies of a model. ``template``: its own, which says how it marks thoughts; None: as usual.
+
+    Marks may be special tokens, which decoded text leaves out: they are read all the same.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None) -> None:
+        self._tokenizer, self._template = tokenizer, template
+        self.marks = MARKS if template is None else marks_of(template)
+        marks = [mark for pair in (*self.marks, *CALL_MARKS) for mark in pair]
+        self._shown = {
+            token
+            for name, token in tokenizer.control_tokens.items()
+            if tokenizer.is_special(token) and any(name in mark for mark in marks)
+        }
+
+    def parse(
+        self,
+        text: str,
+        ids: Sequence[int] = (),
+        *,
+        prompt: Sequence[int] = (),
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> ParsedReply:
+        """``text``, the reply of tokens ``ids`` to ``prompt``, taken apart: ``parse_tool_calls``."""
+        own = self._tokenizer
+        if not self._shown.isdisjoint(ids):
+            kept = [token for token in ids if token in self._shown or not own.is_special(token)]
+            text = own.decode(kept, skip_special_tokens=False, continuation=True)
+        inside = self._opens_reasoning(prompt) or None
+        return parse_tool_calls(text, tools, marks=self.marks, starts_inside=inside)
+
+    @property
+    def marks_are_hidden(self) -> bool:
+        """Whether decoded text leaves marks out: a reply that is to be streamed needs the special tokens in
+        its text, and ``stream`` leaves out the others."""
+        return bool(self._shown)
+
+    def stream(
+        self,
+        prompt: Sequence[int],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        enable_thinking: bool | None = None,
+        with_specials: bool = False,
+    ) -> ReplyStream:
+        """Takes the reply to ``prompt`` apart while it is written. ``tools`` None: calls are not looked for.
+        ``with_specials``: its text has the spellings of special tokens, of which only marks are meant."""
+        own = self._tokenizer
+        hidden = (
+            [name for name, token in own.control_tokens.items() if token not in self._shown]
+            if with_specials
+            else []
+        )
+        return ReplyStream(
+            marks=self.marks,
+            tools=tools,
+            enable_thinking=enable_thinking,
+            starts_inside=self._opens_reasoning(prompt),
+            hidden=hidden,
+        )
+
+    def _opens_reasoning(self, prompt: Sequence[int]) -> bool:
+        return prompt_opens_reasoning(self._tail(prompt), self.marks)
+
+    def reasoning(self, prompt: Sequence[int]) -> Reasoning:
+        """The reasoning with which the answer to ``prompt`` begins, as far as the prompt tells: it ends in an
+        opening mark, or as the model's template ends a prompt whose answer may open with one."""
+        tail = self._tail(prompt)
+        closing = tuple(end for start, end in self.marks if prompt_opens_reasoning(tail, [(start, end)]))
+        if closing:
+            return Reasoning(closing)
+        if self._unasked is not None and tail.endswith(self._unasked[0]):
+            return self._unasked[1]
+        return Reasoning()
+
+    def _tail(self, prompt: Sequence[int]) -> str:
+        return self._tokenizer.decode(list(prompt)[-TAIL:], skip_special_tokens=False, continuation=True)
+
+    @cached_property
+    def _unasked(self) -> tuple[str, Reasoning] | None:
+        """How prompts end whose answers may open a block of reasoning; and that block."""
+        found = None if self._template is None else unasked_reasoning(self._template, self.marks)
+        if found is None:
+            return None
+        end, (opening, closing) = found
+        token = self._tokenizer.token_to_id(opening)
+        return None if token is None else (end, Reasoning((closing,), token))

@@ -1,0 +1,68 @@
+"""Every way to multiply that the levels of this machine have, at its first and last rows, against float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from minicpm4 import _cpu
+from minicpm4.formats.quant import PackedTensor
+from minicpm4.kernels.contract import Linear
+from minicpm4.kernels.cpu import CpuOps, emulated_levels, isa_levels
+from minicpm4.kernels.ways import Way, levels, markdown, ways
+from tests.contract.packed import random_weight
+
+GROUPS = [16, 32, 48, 64, 96, 128, 256, 512]
+ROUNDED = {"tiles": 8e-3, "bf16 pairs": 5e-3, "bf16 matrices": 5e-3, "narrow panels": 2e-2}
+CASES = [
+    (level, way, format)
+    for level in (*isa_levels(), *emulated_levels())
+    for way in ways(level)
+    for format in way.formats
+]
+
+
+def matrix(level: str, way: Way, format: str, n: int) -> tuple[PackedTensor, np.ndarray] | None:
+    """Weights that go this way by n rows of x: of the longest groups that do, in an odd number of rows. None
+    where an earlier way takes them all."""
+    layout = "rows" if way.layout == "any" else way.layout
+    groups = [0] if format in ("f32", "f16", "bf16") else GROUPS[::-1]
+    taken = [g for g in groups if _cpu.method(level, format, layout, g, n, way.narrow) == way.method]
+    fitting = [g for g in taken if not g or g % {"int8": 16, "int4": 32, "ternary": 32}[format] == 0]
+    if not fitting:
+        return None
+    group = fitting[0]
+    cols = 3 * group if group else 131
+    cols += group if format == "ternary" and cols % 64 else 0
+    return random_weight(np.random.default_rng(n), 53, (format, group, cols, format in ("int4", "int8")))
+
+
+@pytest.mark.parametrize(
+    ("level", "way", "format"), CASES, ids=[f"{c[0]}-{c[2]}-{c[1].method}-{c[1].first}" for c in CASES]
+)
+def test_every_way_multiplies(level: str, way: Way, format: str) -> None:
+    ops = CpuOps(2, level, narrow=way.narrow)
+    counts = (way.first, way.last or way.first + 30, way.last or 515)
+    found = {n: weights for n in counts if (weights := matrix(level, way, format, n))}
+    assert found
+    for n, (weight, values) in found.items():
+        if way.layout == "panels":
+            weight = ops.prepare(weight)
+            assert weight.layout == "panels"
+        x = np.random.default_rng(n).standard_normal((n, weight.shape[1]), np.float32)
+        expected = x.astype(np.float64) @ values.T
+        error = np.abs(ops.linear(x, Linear(weight=weight)) - expected).max(axis=1)
+        assert (error <= ROUNDED.get(way.method, 1e-4) * np.linalg.norm(expected, axis=1)).all(), n
+
+
+def test_the_map_knows_what_this_machine_has() -> None:
+    known = {name for alike in levels() for name in alike}
+    assert {*isa_levels(), *emulated_levels()} <= known
+    assert {"avx2", "avx512_bf16", "amx", "neon", "neon_i8mm"} <= known, "also of other processors"
+    assert {name for name, *_ in _cpu.methods()} == {way.method for level in known for way in ways(level)}
+    assert all(f"`{name}`" in markdown() for name in known)
+
+
+def test_levels_that_are_unknown_are_refused() -> None:
+    with pytest.raises(ValueError, match="level 'abacus' is unknown"):
+        ways("abacus")

@@ -1,0 +1,504 @@
+"""Constrained answers: valid whatever is drawn, or refused or ended by name; never anything else."""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as Backend
+
+from minicpm4 import LLM, SamplingParams
+from minicpm4.engine.grammar import SQL, Grammar, Grammars
+from minicpm4.errors import ConfigError, RequestError, UnsupportedError
+from minicpm4.testing import EOS, VOCAB_SIZE, ScriptedEngine, byte_text
+from minicpm4.text.model_text import ModelText
+from minicpm4.text.pieces import byte_of_char
+from minicpm4.text.template import ChatTemplate
+from minicpm4.text.tokenizer import Tokenizer
+from tests.engine.schemas import COUNT, SCHEMAS, TEXT, table
+from tests.text.vocabularies import train_sentencepiece
+
+MAIL = {"type": "string", "format": "email"}
+NOISE = "\0" * 4000
+"""What no grammar here allows: a scripted model that says it draws evenly among all that is allowed."""
+PERSON = table(full_name=TEXT, age_in_years=COUNT, favourite_animal={"enum": ["cat", "dog"]})
+PET = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 8}, "kind": {"enum": ["cat", "dog"]}},
+    "required": ["name", "kind"],
+    "additionalProperties": False,
+}
+
+
+def scripted(*answers: Any, **sizes: Any) -> LLM:
+    engine = ScriptedEngine(answers or (NOISE,), **sizes)
+    return LLM.over(engine, engine.text, name="scripted")
+
+
+@pytest.fixture(scope="module")
+def noisy() -> Iterator[LLM]:
+    with scripted() as llm:
+        yield llm
+
+
+def steps_of(llm: LLM) -> list[int]:
+    """How many rows each step runs from now on."""
+    rows: list[int] = []
+    runner = llm.engine._runner  # type: ignore[attr-defined]
+    execute = runner.execute
+    runner.execute = lambda plan: (rows.append(plan.num_rows), execute(plan))[1]
+    return rows
+
+
+def drawn(**given: Any) -> SamplingParams:
+    return SamplingParams(**{"temperature": 1.0, "seed": 1, "max_tokens": 1500, **given})
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"json_schema": False}, "json_schema = False is not a JSON schema"),
+        ({"json_schema": "{}"}, "json_schema = '{}' is not a JSON schema"),
+        ({"json_schema": {"enum": [{1, 2}]}}, "json_schema.enum holds a set"),
+        ({"json_schema": {"const": float("nan")}}, "json_schema is not JSON"),
+        ({"json_schema": {1: "x"}}, "json_schema has the key 1"),
+        ({"regex": ""}, "regex = '' is not a text"),
+        ({"regex": "a" * 200_000}, "regex has 200,000 characters, the limit is"),
+        ({"grammar": 5}, "grammar = 5 is not a text"),
+        ({"grammar": 'start: "\ud800"'}, "grammar holds a lone surrogate"),
+        ({"choice": "yes"}, "choice = 'yes' is not a list of strings"),
+        ({"choice": []}, "choice = [] is not a list"),
+        ({"choice": ["a", 1]}, "choice[1] = 1 is not a text"),
+        ({"choice": ["a"], "regex": "b"}, "regex and choice are given together"),
+        ({"choice": ["a"], "min_tokens": 2}, "min_tokens = 2 is given together with choice"),
+        ({"json_schema": True, "ignore_eos": True}, "ignore_eos = True is given together with json_schema"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        SamplingParams(**given)
+
+
+def nested(depth: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "null"}
+    for _ in range(depth):
+        schema = {"items": schema}
+    return schema
+
+
+def test_schemas_are_bounded_and_copied() -> None:
+    with pytest.raises(ConfigError, match="json_schema is more than 64 levels deep"):
+        SamplingParams(json_schema=nested(100))
+    circle: dict[str, Any] = {}
+    circle["items"] = circle
+    with pytest.raises(ConfigError, match="levels deep"):
+        SamplingParams(json_schema=circle)
+    with pytest.raises(ConfigError, match=r"json_schema has \d+,\d+ characters"):
+        SamplingParams(json_schema={"enum": ["x" * 1000] * 200})
+    own = {"type": "object", "properties": {"a": {"type": "null"}}}
+    params = SamplingParams(json_schema=own)
+    own["properties"]["a"]["type"] = "string"  # type: ignore[index]
+    assert params.json_schema["properties"]["a"] == {"type": "null"}  # type: ignore[index]
+    assert SamplingParams(json_schema=True).json_schema == SamplingParams(json_schema={}).json_schema
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"json_schema": {"properties": {"a/b": {"not": {}}}}}, "json_schema at #/properties/a~1b/not"),
+        ({"json_schema": {"items": {"anyOf": [{}, {"format": "x-y"}]}}}, "at #/items/anyOf/1/format"),
+        ({"json_schema": {"pattern": "(?=a)b"}}, "json_schema at #/pattern"),
+        ({"json_schema": {"$ref": "http://x/y"}}, "json_schema at #/$ref"),
+        ({"json_schema": {"type": "text"}}, "json_schema at #/type cannot be followed: Invalid type: text"),
+        ({"json_schema": {"type": "string", "minLength": 3, "maxLength": 2}}, "minLength (3) is greater"),
+        ({"json_schema": {"not": {}, "x-guidance": {"lenient": True}}}, "json_schema at #/not"),
+        ({"json_schema": {"const": "\ud800"}}, "json_schema cannot be followed"),
+        ({"regex": "(a"}, "regex cannot be followed: at 1(8)"),
+        ({"regex": r"\bword"}, "regex cannot be followed"),
+        ({"grammar": "start: foo"}, "grammar cannot be followed: at 1(8): unknown name"),
+        ({"grammar": 'root ::= "a" ('}, "grammar cannot be followed: Expected"),
+        ({"grammar": 'root ::= "a" | b'}, "grammar cannot be followed: Rule 'b' not found"),
+        ({"grammar": "root ::= " + "(" * 99 + '"a"' + ")" * 99}, "99 brackets inside one another"),
+        ({"grammar": "sqlite"}, "grammar cannot be followed"),
+    ],
+)
+def test_what_does_not_compile_is_refused_before_any_work(given: dict[str, Any], message: str) -> None:
+    llm = scripted()
+    with pytest.raises(RequestError, match=re.escape(message)):
+        llm.stream("x", SamplingParams(**given))
+    assert not llm.engine.has_work and not llm.engine.events
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_answer_is_held_to_its_grammar_whatever_the_model_says(temperature: float) -> None:
+    llm = scripted("Sure! Here is no JSON.")
+
+    def ask(**given: Any) -> Any:
+        return llm.generate("x", SamplingParams(temperature=temperature, seed=1, **given))
+
+    pet = ask(json_schema=PET)
+    assert set(json.loads(pet.text)) == {"name", "kind"} and pet.finish_reason == "stop"
+    assert re.fullmatch("[a-c]{2,4}-[0-9]", ask(regex="[a-c]{2,4}-[0-9]").text)
+    assert ask(choice=["yes", "no"]).text in ("yes", "no")
+    assert ask(grammar='start: "a" | "b" start').text.strip("b") == "a"
+    assert re.fullmatch("[xy]é{2}", ask(grammar='root ::= [xy] "\\u00e9"{2}').text)
+    cut = ask(json_schema=PET, max_tokens=5)
+    assert cut.finish_reason == "length" and '{"name": "'.startswith(cut.text)
+
+
+def test_without_the_package_a_request_is_refused_with_the_way_to_it(monkeypatch: Any) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "llguidance", None)
+    with pytest.raises(
+        UnsupportedError, match=r"regex needs the package llguidance .*pip install '\.\[grammar\]'"
+    ):
+        scripted().generate("x", SamplingParams(regex="a"))
+    assert scripted("ok").generate("x").text == "ok"
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_json_fits_its_schema_whatever_is_drawn(noisy: LLM, name: str) -> None:
+    schema = SCHEMAS[name]
+    check = jsonschema.Draft202012Validator(schema, format_checker=jsonschema.FormatChecker())
+    samples = noisy.generate("x", drawn(json_schema=schema, n=6)).outputs
+    whole = [one.text for one in samples if one.finish_reason == "stop"]
+    assert len(whole) >= 5, "cut by length"
+    for text in whole:
+        check.validate(json.loads(text))
+        assert text == text.strip()
+
+
+def test_any_json_object(noisy: LLM) -> None:
+    for any_object in (True, {}):
+        samples = noisy.generate("x", drawn(json_schema=any_object, n=8, max_tokens=4000)).outputs
+        whole = [json.loads(one.text) for one in samples if one.finish_reason == "stop"]
+        assert len(whole) > 3 and all(isinstance(value, dict) for value in whole)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["[a-z]{3,6}", "a/b|a\\\\b", "^(yes|no)[!?]*$", r"\d+\.\d{2}", "(ab|cd){2}", '"[^"\\n]{0,5}"', "é+"],
+)
+def test_a_regular_expression_matches_all_of_the_answer(noisy: LLM, pattern: str) -> None:
+    samples = noisy.generate("x", drawn(regex=pattern, n=8, max_tokens=300)).outputs
+    whole = [one.text for one in samples if one.finish_reason == "stop"]
+    assert len(whole) > 3 and all(re.fullmatch(pattern, text) for text in whole)
+
+
+def test_a_choice_is_one_of_its_texts(noisy: LLM) -> None:
+    texts = [
+        "yes",
+        "yes, but",
+        'a "quote"',
+        "C:\\dir",
+        "{}[](|)*",
+        "line\nbreak",
+        "日本",
+        "é",
+        "🎉",
+        "e\u0301",
+    ]
+    answers = {one.text for one in noisy.generate("x", drawn(choice=texts, n=80)).outputs}
+    assert answers <= set(texts) and len(answers) > 7
+
+
+@pytest.mark.parametrize(
+    ("grammar", "pattern"),
+    [
+        ('start: "f(" NAME ("," NAME)* ")"\nNAME: /[a-c]{1,2}/', r"f\([a-c]{1,2}(,[a-c]{1,2})*\)"),
+        ('start: %json {"enum": ["a", 1]}', r'"a"|1'),
+        (
+            'root ::= item (", " item)* # comment\nitem ::= [0-9]{2} | "x" [^a-z"\\\\]',
+            r"(\d\d|x[^a-z\"\\]).*",
+        ),
+        (
+            'root ::= foo-bar "\\\\u003d\\\\x41"\nfoo-bar ::= "caf\\u00e9" | foo-bar "!"',
+            r"café!*\\u003d\\x41",
+        ),
+        ('root ::= "caf\\u00e9\\u003d\\u0022" [\\u00e0-\\u00e9]', '(?s)café="[à-é]'),
+    ],
+)
+def test_lark_and_gbnf(noisy: LLM, grammar: str, pattern: str) -> None:
+    samples = noisy.generate("x", drawn(grammar=grammar, n=8, max_tokens=200)).outputs
+    whole = [one.text for one in samples if one.finish_reason == "stop"]
+    assert len(whole) > 3 and all(re.fullmatch(pattern, text) for text in whole), whole
+
+
+def test_sql_is_sql(noisy: LLM) -> None:
+    assert noisy.generate("x", drawn(grammar="sql")).text == noisy.generate("x", drawn(grammar=SQL)).text
+    base, read = sqlite3.connect(":memory:"), 0
+    for one in noisy.generate("x", drawn(grammar="sql", n=40, max_tokens=600)).outputs:
+        if one.finish_reason == "stop":
+            read += 1
+            with pytest.raises(sqlite3.OperationalError, match="no such table"):
+                base.execute(one.text)
+    base.close()
+    assert read > 20
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(
+    "given", [{"json_schema": PERSON}, {"grammar": "sql"}, {"choice": ["left", "right", "lift"]}]
+)
+def test_forced_tokens_change_nothing_and_cost_no_pass(temperature: float, given: dict[str, Any]) -> None:
+    for seed in range(5):
+        llm, params = scripted(), drawn(temperature=temperature, seed=seed, max_tokens=60, **given)
+        rows = steps_of(llm)
+        fast = llm.generate("x", params)
+        taken = len(rows)
+        slow = llm.generate("x", replace(params, logprobs=0))  # each token by itself
+        assert (fast.text, fast.token_ids) == (slow.text, slow.token_ids)
+        assert fast.finish_reason == slow.finish_reason
+        assert len(rows) - taken == len(slow.token_ids) and taken <= len(fast.token_ids)
+        if "json_schema" in given:
+            assert taken < len(fast.token_ids) / 2 and max(rows) > 10
+        assert all(entry.sampling_logprob <= 0 for entry in slow.logprobs or [])
+
+
+def test_a_batch_in_little_room_answers_as_each_request_alone() -> None:
+    kinds: list[dict[str, Any]] = [{"json_schema": PERSON}, {"regex": "(ab|cd){40}"}, {"grammar": "sql"}, {}]
+    each = [drawn(seed=i, max_tokens=150, n=1 + i % 2, **kinds[i % 4]) for i in range(8)]
+    prompts = ["word " * (4 * i) for i in range(1, 9)]
+    alone = [scripted("plain text").generate(prompt, one) for prompt, one in zip(prompts, each, strict=True)]
+    llm = scripted("plain text", max_sequences=4, max_rows=24)
+    llm.engine.limits = replace(llm.engine.limits, num_pages=6)  # type: ignore[misc, type-var]
+    llm.engine.start_over()  # type: ignore[attr-defined]
+    together = llm.generate(prompts, each)
+    assert [[s.text for s in out.outputs] for out in together] == [
+        [s.text for s in out.outputs] for out in alone
+    ]
+    assert llm.engine.scheduler.num_preemptions > 0  # type: ignore[attr-defined]
+    again = llm.generate(prompts, each)
+    assert [out.text for out in again] == [out.text for out in alone]
+
+
+def test_streams_are_the_same_text(noisy: LLM) -> None:
+    params = drawn(json_schema=PERSON)
+    pieces = list(noisy.stream("x", params))
+    whole = noisy.generate("x", params)
+    assert "".join(map(str, pieces)) == whole.text
+    assert [token for piece in pieces for token in piece.token_ids] == whole.token_ids
+    assert pieces[-1].finish_reason == "stop" and pieces[-1].metrics is not None
+
+
+def test_other_settings_stay_within_the_grammar(noisy: LLM) -> None:
+    wild: dict[str, Any] = {"repetition_penalty": 1.5, "frequency_penalty": 2.0, "top_p": 0.4, "top_k": 3}
+    out = noisy.generate("x", drawn(json_schema=PERSON, logit_bias={0: 1e4, ord("z"): 5.0}, **wild))
+    jsonschema.validate(json.loads(out.text), PERSON)
+    assert noisy.generate("x", drawn(regex="abcd", stop="c")).text == "ab"
+    cut = noisy.generate("x", drawn(regex="(ab)+", max_tokens=5))
+    assert (cut.text, cut.finish_reason) == ("ababa", "length")
+    for forbidden in ("a", "c"):  # before a choice, and where the next token is forced
+        with pytest.raises(RequestError, match="logit_bias forbids every token that regex allows here"):
+            noisy.generate("x", drawn(regex="a[b]c", logit_bias={ord(forbidden): float("-inf")}))
+
+
+def test_numbers_end() -> None:
+    llm = scripted('{"a": ' + "1" * 300, '{"a": 0.' + "3" * 300, '{"a": "' + "1" * 40 + '"}', "9" * 40)
+    number, text = table(a={"type": "number"}), table(a={"type": "string"})
+    assert llm.generate("x", drawn(json_schema=number)).text.startswith('{"a": ' + "1" * 20)
+    out = llm.generate("x", drawn(json_schema=number, temperature=0.0))
+    assert out.text == '{"a": 0.' + "3" * 19 + "E33}" and out.finish_reason == "stop"
+    assert llm.generate("x", drawn(json_schema=text)).text == '{"a": "' + "1" * 40 + '"}'
+    assert llm.generate("x", drawn(json_schema={"const": 10**29})).text == "1" + "0" * 29
+    assert len(json.loads(scripted('"' + "a" * 400).generate("x", drawn(json_schema=MAIL)).text)) <= 254
+
+
+def test_end_tokens_come_only_where_the_answer_is_whole() -> None:
+    grammars = Grammars(byte_text(), [EOS], VOCAB_SIZE)
+    grammar = grammars.start(SamplingParams(regex="ab?"), [1])
+    assert grammar is not None and allowed(grammar) == [ord("a")]
+    grammar.accept(ord("a"))
+    assert allowed(grammar) == [ord("b"), EOS] and not grammar.complete
+    grammar.accept(EOS)
+    grammar.undo(1)
+    grammar.accept(ord("b"))
+    assert grammar.complete and grammar.forced() is None
+
+
+def allowed(grammar: Grammar, size: int = VOCAB_SIZE) -> list[int]:
+    logits = np.zeros(size, np.float32)
+    grammar.adjust(logits)
+    return [int(i) for i in np.flatnonzero(np.isfinite(logits))]
+
+
+def walk(grammar: Grammar, choices: list[int]) -> list[list[int]]:
+    """What is allowed on the way: of the allowed tokens, that of each number is accepted."""
+    seen = []
+    for number in choices:
+        if grammar.complete:
+            break
+        seen.append(allowed(grammar))
+        grammar.accept(seen[-1][number % len(seen[-1])])
+    return seen
+
+
+numbers = st.lists(st.integers(0, 999), max_size=12)
+THINKING = byte_text()  # its prompts may open a block of reasoning
+
+
+@settings(max_examples=60)
+@given(numbers, numbers, numbers, st.sampled_from(["x", "Q <think>\n"]))
+def test_what_is_undone_was_never_accepted(
+    kept: list[int], undone: list[int], later: list[int], prompt: str
+) -> None:
+    grammars = Grammars(THINKING, [EOS], VOCAB_SIZE)
+    params = SamplingParams(json_schema=PERSON)
+    grammar, straight = (grammars.start(params, THINKING.encode(prompt)) for _ in range(2))
+    assert grammar is not None and straight is not None
+    if "think" in prompt:
+        undone = [*b"</think>", *undone]  # of all allowed bytes those numbers are the bytes
+    walk(grammar, kept)
+    walk(straight, kept)
+    grammar.undo(len(walk(grammar, undone)))
+    assert walk(grammar, later) == walk(straight, later)
+
+
+@pytest.mark.parametrize("closing", ["</think>", "</think>\n\n", "</th</think>"])
+def test_the_grammar_begins_after_the_reasoning_that_the_prompt_opens(closing: str) -> None:
+    llm = scripted("hmm, {" + closing + NOISE)
+    out = llm.generate("Question <think>\n", drawn(json_schema=PERSON))
+    thought, mark, answer = out.text.partition("</think>")
+    assert mark and thought.startswith("hmm, {") and out.finish_reason == "stop"
+    jsonschema.validate(json.loads(answer), PERSON)
+    reply = llm.parse_reply(out)
+    assert reply.thought == thought and json.loads(reply.content) == json.loads(answer)
+
+
+def test_reasoning_does_not_end_the_answer() -> None:
+    llm = scripted("hmm")  # then it would say nothing but end tokens
+    out = llm.generate("Question <think>", drawn(choice=["yes", "no"], max_tokens=50))
+    assert out.finish_reason == "length" and out.text.startswith("hmm") and EOS not in out.token_ids
+
+
+def thinker() -> ModelText:
+    """ChatML of bytes, whose answers open a block of reasoning by themselves, with tokens for its marks."""
+    backend = Backend(models.BPE({**byte_of_char(), "ĠĠ": 256, ">{": 257}, [("Ġ", "Ġ"), (">", "{")]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken("<|im_end|>", special=True)])
+    backend.add_tokens([AddedToken("<think>"), AddedToken("</think>")])
+    template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}assistant:"
+        "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
+    )
+    return ModelText.of(Tokenizer(backend, eos_token_ids=[258]), ChatTemplate(template))
+
+
+def test_the_grammar_waits_where_the_answer_opens_its_reasoning() -> None:
+    text = thinker()
+    grammars, params = Grammars(text, [258], 261), SamplingParams(regex="[xy]")
+    question = [{"role": "user", "content": "q"}]
+    for thinks in (None, True):
+        grammar = grammars.start(params, text.encode_chat(question, enable_thinking=thinks))
+        assert grammar is not None
+        assert allowed(grammar, 261) == [ord("x"), ord("y"), 259] and grammar.forced() is None
+        grammar.accept(259)  # <think>
+        everything = allowed(grammar, 261)
+        assert 258 not in everything and {257, 260} <= {*everything}
+        for token in b"</think":
+            grammar.accept(token)
+        assert 257 not in allowed(grammar, 261)  # ">{" would close it and say more
+        grammar.accept(ord(">"))
+        assert allowed(grammar, 261) == [ord("x"), ord("y")]
+        grammar.undo(9)
+        assert allowed(grammar, 261) == [ord("x"), ord("y"), 259]
+    for ids in (text.encode_chat(question, enable_thinking=False), text.encode("no chat")):
+        grammar = grammars.start(params, ids)
+        assert grammar is not None and allowed(grammar, 261) == [ord("x"), ord("y")]
+
+
+@pytest.mark.parametrize("name", ["qwen3", "smollm2"])
+def test_templates_tell_whether_answers_open_reasoning(name: str) -> None:
+    from minicpm4.text.reasoning import unasked_reasoning
+
+    source = Path(__file__).parents[1] / "text" / "templates" / f"{name}.jinja"
+    found = unasked_reasoning(ChatTemplate(source.read_text(encoding="utf-8")))
+    if name == "smollm2":
+        assert found is None
+    else:
+        assert found is not None and found[1] == ("<think>", "</think>") and "assistant\n" in found[0]
+
+
+def letters(ends: list[int]) -> Grammars:
+    """Of a model that has tokens for the letters a to z, and no others."""
+    of_byte = {byte: char for char, byte in byte_of_char().items()}
+    backend = Backend(models.BPE({of_byte[ord("a") + i]: i for i in range(26)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    return Grammars(ModelText.of(Tokenizer(backend, eos_token_ids=ends)), ends, 30)
+
+
+@pytest.mark.parametrize("ends", [[], [25]])
+def test_what_a_vocabulary_cannot_write_ends_by_name(ends: list[int]) -> None:
+    grammars = letters(ends)
+    with pytest.raises(RequestError, match="choice cannot be followed: no token of the model's would follow"):
+        grammars.check(SamplingParams(choice=["é"]))
+    grammar = grammars.start(SamplingParams(regex="aé"), [0])
+    assert grammar is not None and allowed(grammar, 30) == [0]
+    grammar.accept(0)
+    with pytest.raises(RequestError, match="regex: the answer cannot go on: no token of the model's"):
+        allowed(grammar, 30)
+    whole = grammars.start(SamplingParams(regex="ab|ab?é?"), [0])
+    assert whole is not None
+    for token in (0, 1):
+        assert not whole.complete
+        whole.accept(token)
+    assert whole.complete if not ends else allowed(whole, 30) == ends
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_sentencepiece_vocabularies(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(train_sentencepiece(kind))
+    text = ModelText(tmp_path)
+    size = text.tokenizer.vocab_size
+    grammars, rng = Grammars(text, text.end_ids, size), np.random.default_rng(0)
+    for wanted in ({"json_schema": PERSON}, {"choice": [" 今天", "日本語😀", "def f(x):\n  return"]}):
+        grammar = grammars.start(SamplingParams(**wanted), text.encode("x"))
+        ids: list[int] = []
+        while grammar is not None and not grammar.complete:
+            token = grammar.forced()
+            known = allowed(grammar, size)
+            assert token is None or known == [token]
+            ids.append(int(rng.choice(known)) if token is None else token)
+            grammar.accept(ids[-1])
+        answer = text.tokenizer.decode(ids, continuation=True)
+        if "choice" in wanted:
+            assert answer in wanted["choice"]
+        else:
+            jsonschema.validate(json.loads(answer), PERSON)
+
+
+def test_an_engine_without_grammars_refuses_them() -> None:
+    from tests.engine.scripted import make_engine
+
+    engine, _ = make_engine()
+    with pytest.raises(RequestError, match="this engine cannot hold an answer to regex"):
+        engine.ask([1, 2], SamplingParams(regex="a"))
+
+
+def test_a_random_model_and_a_real_one_answer_in_json(make_llm: Any, smollm: LLM) -> None:
+    for llm in (make_llm(), smollm):
+        prompts = ["A person: ", "Somebody else: "]
+        params = drawn(json_schema=PERSON, n=2, max_tokens=120)
+        together = llm.generate(prompts, params)
+        for out in together:
+            for one in out.outputs:
+                assert one.finish_reason == "stop"
+                jsonschema.validate(json.loads(one.text), PERSON)
+    greedy = SamplingParams(json_schema=PERSON, temperature=0.0)
+    rows = steps_of(smollm)
+    fast = smollm.chat([{"role": "user", "content": "Describe a person."}], greedy)
+    taken = len(rows)
+    slow = smollm.chat([{"role": "user", "content": "Describe a person."}], replace(greedy, logprobs=0))
+    assert fast.text == slow.text and taken < len(fast.token_ids) / 2

@@ -1,0 +1,35 @@
+"""The answer of a chat comes taken apart."""
+
+from __future__ import annotations
+
+import asyncio
+
+from minicpm4 import LLM, AsyncLLM, SamplingParams
+from minicpm4.testing import ScriptedEngine
+from minicpm4.text.toolcalls import ToolCall
+
+ANSWER = '<think>Rain?</think>See.<tool_call>{"name": "weather", "arguments": {"city": "Oslo"}}</tool_call>'
+MESSAGES = [{"role": "user", "content": "Will it rain in Oslo?"}]
+CALLS = (ToolCall(name="weather", arguments={"city": "Oslo"}),)
+
+
+def test_calls_and_reasoning_stand_beside_the_text() -> None:
+    engine = ScriptedEngine([ANSWER, ANSWER, "plain"])
+    llm = LLM.over(engine, engine.text, name="scripted")
+    out = llm.chat(MESSAGES, SamplingParams(max_tokens=200, temperature=0))
+    assert out.tool_calls == CALLS and out.reasoning == "Rain?" and out.text == ANSWER
+    several = llm.chat(MESSAGES, SamplingParams(max_tokens=200, n=2, seed=1))
+    assert [one.reply is not None and one.reply.calls for one in several.outputs] == [CALLS, CALLS]
+    plain = llm.chat(MESSAGES, SamplingParams(max_tokens=20))
+    assert plain.tool_calls == () and plain.reasoning == "" and plain.text == "plain"
+    assert llm.generate("text", SamplingParams(max_tokens=5)).tool_calls == ()
+
+
+def test_of_a_task_s_chat_too() -> None:
+    async def ask() -> None:
+        engine = ScriptedEngine([ANSWER])
+        async with AsyncLLM.over(engine, engine.text, name="scripted") as llm:
+            out = await llm.chat(MESSAGES, SamplingParams(max_tokens=200, temperature=0))
+            assert out.tool_calls == CALLS and out.reasoning == "Rain?"
+
+    asyncio.run(ask())

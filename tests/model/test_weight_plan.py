@@ -1,0 +1,45 @@
+"""What each matrix becomes is known before it is read, and is what loading makes of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from minicpm4.errors import ConfigError
+from minicpm4.formats.names import EMBED
+from minicpm4.formats.quant import QuantSpec
+from minicpm4.model.source import open_model
+from minicpm4.model.weight_plan import WeightPlan, plan_weights
+from tests.fixtures.loading import load_model
+from tests.fixtures.random_checkpoint import make_checkpoint
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("model"), num_hidden_layers=2)
+
+
+def plan(folder: Path, weights: str = "auto") -> WeightPlan:
+    found = open_model(folder)
+    return plan_weights(found.checkpoint, found.config, weights)
+
+
+@pytest.mark.parametrize("weights", ["auto", "bf16", "int8", "int4", "ternary"])
+def test_loading_makes_what_was_planned(folder: Path, weights: str) -> None:
+    planned, loaded = plan(folder, weights), load_model(folder, weights).weights
+    assert planned.nbytes == loaded.nbytes
+    assert sum(planned.formats().values()) == len(list(loaded.matrices())) == len(planned.matrices)
+    assert planned.kinds == {matrix.spec.kind for matrix in loaded.matrices()}
+    assert next(iter(planned)).name == EMBED and next(iter(planned)).target == loaded.embed.spec
+
+
+def test_floats_as_stored_may_prove_to_be_rounded(folder: Path) -> None:
+    int4, stored = QuantSpec(kind="int4", group_size=64), next(iter(plan(folder))).read
+    assert all(one.packs and one.may_be(int4) and one.may_be(stored) for one in plan(folder))
+    assert not any(one.packs or one.may_be(int4) for one in plan(folder, "int8"))
+
+
+def test_unknown_choices_are_refused(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="weights = 'int5' is not a weight format"):
+        plan(folder, "int5")

@@ -1,0 +1,73 @@
+"""A server over a scripted engine, asked in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+
+from minicpm4 import AsyncLLM
+from minicpm4.serve.app import Server, create_app
+from minicpm4.serve.settings import ServeSettings
+from minicpm4.testing import ScriptedEngine
+
+HELLO = [{"role": "user", "content": "hello"}]
+CHAT = "/v1/chat/completions"
+
+
+@dataclass
+class Scripted:
+    """A server and the engine beneath."""
+
+    app: Server
+    engine: ScriptedEngine
+    llm: AsyncLLM
+
+    def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """One request, of a client of its own."""
+
+        async def run() -> httpx.Response:
+            async with self.client() as client:
+                return await client.request(method, path, **options)
+
+        return asyncio.run(run())
+
+    def post(self, path: str, /, **body: Any) -> httpx.Response:
+        return self.ask("POST", path, json=body)
+
+    def chat(self, **body: Any) -> httpx.Response:
+        """A chat of one message unless ``body`` has others."""
+        return self.post(CHAT, **{"messages": HELLO, **body})
+
+    def client(self) -> httpx.AsyncClient:
+        transport = httpx.ASGITransport(app=self.app)
+        return httpx.AsyncClient(transport=transport, base_url="http://localhost:8000", timeout=30)
+
+
+def events(response: httpx.Response) -> list[Any]:
+    """What a stream held, its end mark left out, which must be there."""
+    data = [line.removeprefix("data: ") for line in response.text.splitlines() if line.startswith("data: ")]
+    assert data[-1] == "[DONE]"
+    return [json.loads(one) for one in data[:-1]]
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Scripted]]:
+    """``serve(*answers, engine={...}, **settings)``."""
+    made: list[AsyncLLM] = []
+
+    def start(*answers: Any, engine: dict[str, Any] | None = None, **settings: Any) -> Scripted:
+        only = answers[0] if len(answers) == 1 and callable(answers[0]) else answers or ("ok",)
+        below = ScriptedEngine(only, **(engine or {}))
+        llm = AsyncLLM.over(below, below.text, name="scripted")
+        made.append(llm)
+        return Scripted(create_app(llm, ServeSettings(**{"page": None, **settings})), below, llm)
+
+    yield start
+    for llm in made:
+        llm.llm.close()

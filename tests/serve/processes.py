@@ -1,0 +1,69 @@
+"""Servers in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Running:
+    """A server that listens."""
+
+    process: subprocess.Popen[str]
+    address: str
+    http: httpx.Client = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.http = httpx.Client(base_url=self.address, timeout=60)
+
+    def metric(self, name: str) -> float:
+        for line in self.http.get("/metrics").text.splitlines():
+            if line.startswith(f"{name} "):
+                return float(line.split()[1])
+        raise AssertionError(f"no metric {name}")
+
+
+@contextmanager
+def started(*command: str) -> Iterator[Running]:
+    """A server whose first line ends in its address; it is told to end, and must end well."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        assert " at http" in line, f"it did not start: {line}"
+        running = Running(process, line.split()[-1])
+        with running.http:
+            yield running
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def scripted(**settings: Any) -> Any:
+    """A server over a scripted engine (``scripted_server``)."""
+    return started("tests.serve.scripted_server", json.dumps(settings))
+
+
+def small(*options: str) -> Any:
+    """A server of SmolLM2."""
+    return started("minicpm4", "serve", "--port", "0", "--threads", "2", "--context", "2048", *options)

@@ -1,0 +1,11 @@
+import { render } from "preact";
+import { App } from "./app";
+import { connect } from "./server";
+import { start, toast } from "./store";
+import { applyTheme } from "./theme";
+
+applyTheme();
+render(<App />, document.getElementById("app")!);
+start()
+  .catch((error: unknown) => toast(`The conversations cannot be read: ${String(error)}`))
+  .finally(() => void connect());

@@ -1,0 +1,129 @@
+// Asking for answers: send, edit, regenerate, stop.
+import * as api from "./api";
+import * as database from "./database";
+import { newMessage, type Attachment, type Failure, type Message, type Stats } from "./model";
+import { connect, model } from "./server";
+import { changed, choose, put, say, state, update, type Run } from "./store";
+
+const SAVE_EVERY = 2000; // milliseconds, while an answer is written
+
+export async function send(content: string, attachments: Attachment[]): Promise<void> {
+  const last = state.thread.path(state.current.chosen).at(-1);
+  await ask(newMessage({ conversation: state.current.id, parent: last?.id ?? "", role: "user", content, attachments }));
+}
+
+/** Another wording beside the first one, and an answer to it. */
+export async function edit(message: Message, content: string): Promise<void> {
+  const { conversation, parent, role, attachments } = message;
+  if (role === "user") return ask(newMessage({ conversation, parent, role, content, attachments }));
+  const other = newMessage({ conversation, parent, role, content, model: message.model, finish: "edited" });
+  put(other);
+  choose(message, other.id);
+  await database.put(null, [other]);
+}
+
+async function ask(question: Message): Promise<void> {
+  put(question);
+  choose(question, question.id);
+  await database.put(state.current, [question]);
+  await answer(question);
+}
+
+/** Another answer beside this one; in the place of one that failed before its first word. */
+export async function regenerate(message: Message): Promise<void> {
+  const question = state.thread.byId.get(message.parent);
+  const empty = message.state === "failed" && !message.content && !message.reasoning;
+  if (question) await answer(question, empty ? message.id : undefined);
+}
+
+export function stop(): void {
+  state.runs.get(state.current.id)?.controller.abort();
+}
+
+async function answer(question: Message, id?: string): Promise<void> {
+  const { conversation } = question;
+  if (state.runs.has(conversation)) return;
+  const name = model();
+  const path = state.thread.above(question.id);
+  const message = newMessage({ conversation, parent: question.id, role: "assistant", model: name, state: "writing" });
+  const run: Run = {
+    message: id ? { ...message, id } : message,
+    controller: new AbortController(),
+    started: performance.now(),
+    first: null,
+    pieces: 0,
+    progress: null,
+  };
+  state.runs.set(conversation, run);
+  put(run.message);
+  choose(run.message, run.message.id);
+  void update(conversation, { updated: Date.now() });
+  say("The answer is being written.");
+  const request = api.requestOf(path, state.current.settings, name, state.props);
+  try {
+    await follow(run, api.chat(request, run.controller.signal));
+    finish(run, { state: "done" });
+    say("The answer is complete.");
+  } catch (error) {
+    if (run.controller.signal.aborted) {
+      finish(run, { state: "stopped" });
+      say("Stopped.");
+    } else {
+      finish(run, { state: "failed", failure: failureOf(error) });
+      say("The answer failed.");
+      if (error instanceof api.ServerError && (error.status === 0 || error.status === 401)) void connect();
+    }
+  } finally {
+    state.runs.delete(conversation);
+    changed();
+  }
+}
+
+function failureOf(error: unknown): Failure {
+  if (error instanceof api.ServerError) return error.failure;
+  return { title: "The answer cannot be read", message: String(error), facts: [], raw: "" };
+}
+
+async function follow(run: Run, deltas: AsyncIterable<api.Delta>): Promise<void> {
+  let saved = 0;
+  for await (const delta of deltas) {
+    if (delta.progress) run.progress = delta.progress;
+    if (delta.content || delta.reasoning || delta.toolCalls) {
+      run.first ??= performance.now();
+      run.pieces += 1;
+    }
+    run.message = grown(run.message, delta);
+    put(run.message);
+    if (performance.now() - saved > SAVE_EVERY) {
+      saved = performance.now();
+      void database.put(null, [run.message]);
+    }
+  }
+}
+
+function grown(message: Message, delta: api.Delta): Message {
+  const next = { ...message };
+  if (delta.content) next.content += delta.content;
+  if (delta.reasoning) next.reasoning += delta.reasoning;
+  if (delta.finish) next.finish = delta.finish;
+  if (delta.stats) next.stats = { ...next.stats, ...delta.stats };
+  for (const { index, id, name, arguments: text } of delta.toolCalls ?? []) {
+    const calls = [...next.toolCalls];
+    const call = calls[index] ?? { id: "", name: "", arguments: "" };
+    calls[index] = { id: id ?? call.id, name: call.name + (name ?? ""), arguments: call.arguments + (text ?? "") };
+    next.toolCalls = calls;
+  }
+  return next;
+}
+
+function finish(run: Run, fields: Partial<Message>): void {
+  const stats: Stats = { ...run.message.stats };
+  if (run.first !== null) {
+    stats.firstToken ??= (run.first - run.started) / 1000;
+    const seconds = (performance.now() - run.first) / 1000;
+    if (stats.newTokens && stats.newTokens > 1 && seconds > 0) stats.speed ??= (stats.newTokens - 1) / seconds;
+  }
+  run.message = { ...run.message, ...fields, stats };
+  put(run.message);
+  void database.put(null, [run.message]);
+}
