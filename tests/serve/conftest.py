@@ -9,15 +9,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
+import openai
 import pytest
 
 from minicpm4 import AsyncLLM
 from minicpm4.serve.app import Server, create_app
 from minicpm4.serve.settings import ServeSettings
 from minicpm4.testing import ScriptedEngine
+from tests.serve.processes import scripted
 
 HELLO = [{"role": "user", "content": "hello"}]
 CHAT = "/v1/chat/completions"
+CALL = '<tool_call>{"name": "weather", "arguments": {"city": "Paris"}}</tool_call>'
 
 
 @dataclass
@@ -71,3 +74,13 @@ def serve() -> Iterator[Callable[..., Scripted]]:
     yield start
     for llm in made:
         llm.llm.close()
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[openai.OpenAI]:
+    """OpenAI's client of a scripted server in a process of its own (``scripted_server``)."""
+    with (
+        scripted() as server,
+        openai.OpenAI(base_url=f"{server.address}/v1", api_key="none", max_retries=0) as made,
+    ):
+        yield made

@@ -9,9 +9,9 @@ from typing import Any
 import anthropic
 import pytest
 
+from tests.serve.conftest import CALL
 from tests.serve.processes import scripted, small
 
-CALL = '<tool_call>{"name": "weather", "arguments": {"city": "Paris"}}</tool_call>'
 TOOLS: Any = [
     {
         "name": "weather",

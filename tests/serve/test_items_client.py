@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
 
-from tests.serve.processes import scripted, small
+from tests.serve.conftest import CALL
+from tests.serve.processes import small
 
-CALL = '<tool_call>{"name": "weather", "arguments": {"city": "Paris"}}</tool_call>'
 TOOLS: Any = [
     {
         "type": "function",
@@ -20,15 +19,6 @@ TOOLS: Any = [
         "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
     }
 ]
-
-
-@pytest.fixture(scope="module")
-def client() -> Iterator[openai.OpenAI]:
-    with (
-        scripted() as server,
-        openai.OpenAI(base_url=f"{server.address}/v1", api_key="none", max_retries=0) as made,
-    ):
-        yield made
 
 
 def say(text: str) -> str:

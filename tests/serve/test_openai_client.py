@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
 
+from tests.serve.conftest import CALL
 from tests.serve.processes import scripted
 
 TOOLS: Any = [
@@ -20,16 +20,6 @@ TOOLS: Any = [
         },
     }
 ]
-CALL = '<tool_call>{"name": "weather", "arguments": {"city": "Paris"}}</tool_call>'
-
-
-@pytest.fixture(scope="module")
-def client() -> Iterator[openai.OpenAI]:
-    with (
-        scripted() as server,
-        openai.OpenAI(base_url=f"{server.address}/v1", api_key="none", max_retries=0) as made,
-    ):
-        yield made
 
 
 def say(text: str) -> Any:
