@@ -22,6 +22,9 @@ TORCH   := torch==2.13.0
 PEER    := transformers==5.23.0
 # Drives the browser in which the page is tested; the browser itself is the system's, or `playwright install chromium`.
 DRIVER  := playwright==1.65.2
+# Programs that people plug into a server. They have an environment of their own: what they need must not change ours.
+CLIENTS := 'lm-eval[api]==0.4.13' llm==0.36 langchain-openai==1.7.4 schemathesis==4.32.5 httpx pytest pytest-timeout
+PLUGGED := .venv-clients
 # The GPU's kernels run in its interpreter, and compile, without a GPU; 3.6 does neither with this NumPy.
 TRITON  := triton==3.9.0
 SLIM    := .venv-slim
@@ -29,7 +32,7 @@ PAGE    := src/minicpm4/serve/page
 TEXT    := examples/how_sqlite_is_tested.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow models test-models test-transformers test-isa test-interpreted test-page test-gpu gpu-check test-arm lint format types docs page page-check page-compare slim sanitize clean
+.PHONY: help setup run test test-slow models test-models test-transformers test-isa test-interpreted test-page test-clients test-gpu gpu-check test-arm lint format types docs page page-check page-compare slim sanitize clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
@@ -91,6 +94,11 @@ test-page: $(READY)  ## the page of `minicpm4 serve` in headless Chromium (insta
 	$(PIP) $(DRIVER)
 	$(BIN)/python -m pytest -m browser tests/serve
 
+test-clients: $(READY)  ## what people plug into `minicpm4 serve`: lm-evaluation-harness, llm, LangChain (installs them beside the package)
+	@$(PLUGGED)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(PLUGGED)
+	$(PLUGGED)/bin/python -m pip --disable-pip-version-check install --quiet $(CLIENTS)
+	MINICPM4_PYTHON=$(abspath $(BIN))/python $(PLUGGED)/bin/python -m pytest tests/clients
+
 test-gpu:  ## the same tests on this machine's GPU, with the Python that has torch and Triton (GPU_PYTHON=)
 	PYTHONPATH=src:. $(GPU_PYTHON) -m pytest tests/gpu
 
@@ -143,5 +151,5 @@ sanitize:  ## kernel and file-format tests under AddressSanitizer and UBSan (Lin
 	PYTHON=$(PYTHON) scripts/sanitize.sh
 
 clean:  ## remove environments and build outputs
-	rm -rf $(VENV) $(SLIM) .venv-sanitize build dist web/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(SLIM) $(PLUGGED) .venv-sanitize build dist web/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 
 ROOT = Path(__file__).parents[2]
+PYTHON = os.environ.get("MINICPM4_PYTHON", sys.executable)  # that has the package: tests/clients has not
 
 
 @dataclass
@@ -41,7 +42,7 @@ def started(*command: str) -> Iterator[Running]:
     """A server whose first line ends in its address; it is told to end, and must end well."""
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
-        [sys.executable, "-m", *command], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+        [PYTHON, "-m", *command], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     try:

@@ -43,10 +43,12 @@ class Socket:
         self.check(settings)
         made: socket.socket | None = None
         try:
-            (family, kind, _, _, address), *_ = socket.getaddrinfo(
+            (family, kind, protocol, _, address), *_ = socket.getaddrinfo(
                 self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
             )
-            made = socket.socket(family, kind)
+            # The protocol is named, as asyncio sends small pieces at once only where it sees that it is TCP:
+            # else every second piece waits 40 ms for the client's acknowledgement of the first.
+            made = socket.socket(family, kind, protocol)
             if os.name == "posix":  # elsewhere it would let two servers share a port
                 made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             made.bind(address)

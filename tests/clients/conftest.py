@@ -1,0 +1,34 @@
+"""Programs that people plug into a server. `make test-clients` installs them into an environment of their own, from
+which these tests run; the server runs in that of the package, whose Python MINICPM4_PYTHON names."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.serve.processes import Running, scripted, small
+
+
+def needed(module: str) -> Any:
+    """A module of such a program; where it is missing the tests that need it are skipped, not by make test-clients."""
+    if "MINICPM4_PYTHON" in os.environ:
+        return importlib.import_module(module)
+    return pytest.importorskip(module, reason=f"{module} is not installed here: make test-clients")
+
+
+@pytest.fixture(scope="session")
+def scripted_server() -> Iterator[Running]:
+    """It answers ``say: "text"`` by that text."""
+    with scripted() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def small_server() -> Iterator[Running]:
+    """The embedded model, called small."""
+    with small("--name", "small") as running:
+        yield running
