@@ -1,5 +1,5 @@
-"""Programs that people plug into a server. `make test-clients` installs them into an environment of their own, from
-which these tests run; the server runs in that of the package, whose Python MINICPM4_PYTHON names."""
+"""Programs that people plug into a server. `make test-clients` installs them into an environment of their
+own, from which these tests run; the server runs in the package's, whose Python MINICPM4_PYTHON names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.serve.processes import Running, scripted, small
 
 
 def needed(module: str) -> Any:
-    """A module of such a program; where it is missing the tests that need it are skipped, not by make test-clients."""
+    """A module of such a program; where it is missing its tests are skipped, but not by make test-clients."""
     if "MINICPM4_PYTHON" in os.environ:
         return importlib.import_module(module)
     return pytest.importorskip(module, reason=f"{module} is not installed here: make test-clients")

@@ -51,7 +51,7 @@ DOCUMENTS: dict[str, list[Any]] = {
     "questions": [{"text": text} for text in QUESTIONS],
 }
 
-# What the package itself says of the same texts: pairs of a beginning and its end, and how the harness cuts them.
+# What the package itself says of the same texts: pairs of a beginning and an end, cut as the harness does.
 SCORES = """
 import json, sys
 from minicpm4 import LLM, SamplingParams
