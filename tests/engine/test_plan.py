@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from minicpm4.config import ModelConfig, SparseConfig
+from minicpm4.engine.load import inspect
+from minicpm4.engine.options import EngineOptions
 from minicpm4.engine.plan import Demand, check_score, human, make_plan
 from minicpm4.errors import MemoryPlanError
 from minicpm4.kernels.pages import KVFormat
@@ -110,6 +112,14 @@ def test_the_context_it_names_does_fit() -> None:
         make_plan(demand(context=8192, available=4_500_000))
     named = int(str(caught.value).split("at most ")[1].split()[0].replace(",", ""))
     assert make_plan(demand(context=named, available=4_500_000)).context == named
+
+
+def test_memory_bounds_a_plan_however_much_there_is() -> None:
+    name, memory = "smollm2-135m-instruct", 200_000_000
+    plan = inspect(name, EngineOptions(memory=memory)).plan
+    assert plan.needed <= memory == plan.available and plan.context < 8192
+    with pytest.raises(MemoryPlanError, match="200 MB are available"):
+        inspect(name, EngineOptions(memory=memory, context=8192))
 
 
 def test_weights_alone_too_large_are_refused() -> None:

@@ -31,10 +31,11 @@ class Running:
         self.http = httpx.Client(base_url=self.address, timeout=60)
 
     def metric(self, name: str) -> float:
-        for line in self.http.get("/metrics").text.splitlines():
-            if line.startswith(f"{name} "):
-                return float(line.split()[1])
-        raise AssertionError(f"no metric {name}")
+        """Of all models together."""
+        lines = self.http.get("/metrics").text.splitlines()
+        found = [float(line.split()[-1]) for line in lines if line.partition("{")[0].split(" ")[0] == name]
+        assert found, f"no metric {name}"
+        return sum(found)
 
 
 @contextmanager
@@ -65,6 +66,6 @@ def scripted(**settings: Any) -> Any:
     return started("tests.serve.scripted_server", json.dumps(settings))
 
 
-def small(*options: str) -> Any:
-    """A server of SmolLM2."""
-    return started("minicpm4", "serve", "--port", "0", "--threads", "2", "--context", "2048", *options)
+def small(*arguments: str) -> Any:
+    """A server of SmolLM2, or of the models that are named."""
+    return started("minicpm4", "serve", "--port", "0", "--threads", "2", "--context", "2048", *arguments)

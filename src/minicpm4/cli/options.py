@@ -17,7 +17,7 @@ from typer import Option
 
 from minicpm4.cli.terminal import progress_bar
 from minicpm4.config import SparseConfig
-from minicpm4.config.strict import suggest
+from minicpm4.config.strict import require, suggest
 from minicpm4.errors import ConfigError
 from minicpm4.files import check_writing, finite, json_text, parse_json, read_text, write_json
 from minicpm4.formats.kinds import weight_choices
@@ -47,6 +47,12 @@ def weight_words(auto: str) -> str:
     """What weights may be held in, for help: ``auto`` says what "auto" means."""
     first, *others = weight_choices()
     return f"{first} ({auto}), {words(others)}"
+
+
+def bytes_of(option: str, gigabytes: float) -> int:
+    """Bytes, of an option in GB. Raises ConfigError."""
+    require(0 < gigabytes < 1e6, f"{option} {gigabytes:g} is not a number of GB", "give one, such as 8")
+    return max(1, int(gigabytes * 1e9))
 
 
 def words(choices: Sequence[str]) -> str:
@@ -119,11 +125,20 @@ class EngineFlags:
     threads: Annotated[
         int | None, Option(help="Threads of the CPU kernels. Default: as calibrated, else the cores.")
     ] = None
+    memory: Annotated[
+        float | None,
+        Option(
+            metavar="GB",
+            help="What weights, cache and buffers may take together. Default: what is available.",
+        ),
+    ] = None
     ignore_field: IgnoreOption = None
 
     def settings(self) -> dict[str, Any]:
         """Keyword arguments of ``LLM`` for what was given. Raises ConfigError."""
-        settings: dict[str, Any] = {"max_batch": 1, **_given(self, "sparse", "ignore_field")}
+        settings: dict[str, Any] = {"max_batch": 1, **_given(self, "sparse", "ignore_field", "memory")}
+        if self.memory is not None:
+            settings["memory"] = bytes_of("--memory", self.memory)
         if self.ignore_field:
             settings["ignore_fields"] = tuple(self.ignore_field)
         if self.sparse is not None:

@@ -99,17 +99,23 @@ class ServerFlags:
 
 @expand
 def command(
-    model: Annotated[
-        str,
-        typer.Argument(metavar="[MODEL]", help="A known name, a folder, a .gguf file, or a hub repository."),
-    ] = DEFAULT_MODEL,
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL]...",
+            help="Known names, folders, .gguf files, or hub repositories; the first is "
+            "what requests get that name none.",
+        ),
+    ] = None,
     *,
     server: ServerFlags,
     engine: EngineFlags,
 ) -> None:
     """Answer over HTTP: by the APIs of OpenAI and Anthropic, and a page at the server's address.
 
-    Ctrl-C or SIGTERM lets nobody in any more and ends when the answers under way are written.
+    Of several models the first is loaded at once, the others when they are asked for, all within
+    --memory: where there is no room, the one that was unused longest is unloaded. Ctrl-C or SIGTERM
+    lets nobody in any more and ends when the answers under way are written.
     """
     try:
         from minicpm4.serve.run import Socket, serve
@@ -118,21 +124,20 @@ def command(
             f"minicpm4 serve needs {error.name}, which is not installed",
             "in the checkout: pip install '.[serve]'",
         ) from error
-    from minicpm4 import AsyncLLM
+    from minicpm4.engine.options import EngineOptions
+    from minicpm4.serve.shelf import Shelf
 
     settings = server.settings()
     where = Socket(host=server.host, port=server.port, certificate=server.tls_cert, key=server.tls_key)
-    options = {**engine.settings(), "max_batch": server.max_batch, "fair": True}
+    options = EngineOptions(**{**engine.settings(), "max_batch": server.max_batch, "fair": True})
+    asked = models or [DEFAULT_MODEL]
     level = logging.WARNING if server.quiet else logging.INFO
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", stream=sys.stderr)
 
     def started(address: str) -> None:
-        print(f"{one_line(model)} at {address}", flush=True)
+        print(f"{one_line(', '.join(asked))} at {address}", flush=True)
 
-    with closing(where.open(settings)) as door:
+    with closing(where.open(settings)) as door, closing(Shelf.planned(asked, options, settings)) as shelf:
         with progress_bar("loading", "layers") as progress:
-            llm = AsyncLLM(model, progress=progress, **options)
-        try:
-            asyncio.run(serve(llm, settings, where, door, started))
-        finally:
-            llm.llm.close()
+            shelf.load_first(progress)
+        asyncio.run(serve(shelf, settings, where, door, started))

@@ -15,6 +15,7 @@ from minicpm4.engine.api import EngineAPI, Text
 from minicpm4.engine.collect import Collector, piece_of
 from minicpm4.engine.driver import Mailbox
 from minicpm4.engine.llm import ThreadedLLM
+from minicpm4.engine.load import Inspection
 from minicpm4.engine.outputs import Event, Piece, RequestOutput
 from minicpm4.engine.params import SamplingParams
 from minicpm4.engine.prompts import Messages, Params, Prompt, Prompts, split_prompts
@@ -67,6 +68,13 @@ class AsyncLLM:
             close_unwanted()
             raise
         return made.pop()
+
+    @classmethod
+    def from_inspection(cls, found: Inspection, progress: Progress | None = None) -> Self:
+        """As ``LLM.from_inspection``."""
+        made = cls.__new__(cls)
+        made.llm = ThreadedLLM.from_inspection(found, progress)
+        return made
 
     @classmethod
     def over(cls, engine: EngineAPI, text: Text, *, name: str, description: str = "") -> Self:

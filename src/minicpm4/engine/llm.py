@@ -54,7 +54,8 @@ class LLM:
     or "float32", the precision of cached keys and values. ``activations``: "auto" (at least 16 bits where
     they meet weights in 8 bits or fewer), or "int8", which is faster on long prompts and loses more
     (docs/guide.md has figures). ``max_batch``: sequences at a time; ``chunk``: prompt tokens a step (None: as
-    calibrated, else 512); ``prefix_cache``: keep what was read for later prompts that begin alike;
+    calibrated, else 512); ``memory``: bytes that weights, cache and buffers may take together (None: what is
+    available); ``prefix_cache``: keep what was read for later prompts that begin alike;
     ``fair``: prompts are read beside running answers in pieces so small that those keep half their speed (for
     servers: measured times cut the work, so two runs cut it differently). ``seed``: of requests without one,
     None: random. ``ignore_fields``: fields of config.json, or keys of GGUF metadata,
@@ -84,6 +85,7 @@ class LLM:
         activations: str = "auto",
         max_batch: int = 8,
         chunk: int | None = None,
+        memory: int | None = None,
         prefix_cache: bool = True,
         fair: bool = False,
         isa: str | None = None,
@@ -102,6 +104,7 @@ class LLM:
             activations=activations,
             max_batch=max_batch,
             chunk=chunk,
+            memory=memory,
             prefix_cache=prefix_cache,
             fair=fair,
             isa=isa,

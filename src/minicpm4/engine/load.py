@@ -20,9 +20,9 @@ from minicpm4.engine.grammar import Grammars
 from minicpm4.engine.options import CHUNK, EngineOptions, resolve_sparse
 from minicpm4.engine.pace import Pace
 from minicpm4.engine.params import suggested_by_gguf, suggested_sampling
-from minicpm4.engine.plan import Demand, MemoryPlan, describe, make_plan
+from minicpm4.engine.plan import Demand, MemoryPlan, describe, human, make_plan
 from minicpm4.engine.runner import StepRunner
-from minicpm4.errors import ConfigError
+from minicpm4.errors import ConfigError, MemoryPlanError
 from minicpm4.formats import Checkpoint
 from minicpm4.kernels.contract import OpTable
 from minicpm4.kernels.pages import KVFormat
@@ -101,6 +101,15 @@ class Inspection:
         )
         return engine, loaded, describe(self.ops, plan, self.sparse, f"{loaded.notes}; {self.tuned}")
 
+    def check_room(self) -> None:
+        """Raise MemoryPlanError unless there still is room for the plan: for one made a while ago."""
+        room = self.ops.available_memory()
+        if room is not None and room < self.plan.needed:
+            raise MemoryPlanError(
+                f"{self.source.name} needs {human(self.plan.needed)}, by now {human(room)} are available",
+                "end what else takes memory, or ask again later",
+            )
+
     @property
     def host_ops(self) -> OpTable:
         """The table for what is done to logits, which are the host's."""
@@ -142,6 +151,7 @@ def plan_model(source: OpenModel, text: ModelText, asked: EngineOptions) -> Insp
     options, sparse, tuned = tune(asked, config, weights)
     ops = resolve(options.backend, threads=options.threads, isa=options.isa, activations=options.activations)
     sizes: Any = {"context": options.context, "max_batch": options.max_batch, "max_rows": options.max_rows}
+    sizes["memory"] = options.memory
     plan = plan_memory(ops, config, weights, sparse, options.kv, **sizes)
     return Inspection(
         source=source,
@@ -167,12 +177,15 @@ def plan_memory(
     context: int | None,
     max_batch: int,
     max_rows: int,
+    memory: int | None = None,
 ) -> MemoryPlan:
     """Plan what weights, pages and steps take beside what this process holds now; arguments as in Demand.
+    ``memory``: bytes that they may take, however much is available.
 
     Raises UnsupportedError for what ``ops`` has no kernels for, MemoryPlanError.
     """
     ops.check_supports(kv=kv, weights=weights.kinds, windows=bool(config.windows))
+    available = ops.available_memory()
     return make_plan(
         Demand(
             ops=ops,
@@ -186,7 +199,7 @@ def plan_memory(
             max_batch=max_batch,
             max_rows=max_rows,
             process=resident_memory(),
-            available=ops.available_memory(),
+            available=available if memory is None else min(memory, available or memory),
         )
     )
 

@@ -19,6 +19,7 @@ ATTENTION_CHOICES = ("auto", "dense", "sparse")
 KV_CHOICES = KV_FORMATS
 CHUNK = 512  # tokens of a prefill step, where neither caller nor calibration says otherwise
 MAX_CONTEXT = 1 << 24
+MAX_MEMORY = 1 << 50  # bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +36,7 @@ class EngineOptions:
     activations: str = "auto"
     max_batch: int = 8
     chunk: int | None = None
+    memory: int | None = None
     prefix_cache: bool = True
     fair: bool = False
     isa: str | None = None
@@ -51,6 +53,7 @@ class EngineOptions:
         check_optional_integer("threads", self.threads, 1, MAX_THREADS)
         check_integer("max_batch", self.max_batch, 1, 4096)
         check_optional_integer("chunk", self.chunk, 1, 1 << 16)
+        check_optional_integer("memory", self.memory, 1, MAX_MEMORY)
         for name in ("prefix_cache", "fair"):
             value = getattr(self, name)
             require(type(value) is bool, f"{name} = {shown(value)} is not true or false")

@@ -21,6 +21,7 @@ from minicpm4.serve.page_files import page_routes
 from minicpm4.serve.responses import Reply, Scope, Send
 from minicpm4.serve.service import Service
 from minicpm4.serve.settings import ServeSettings
+from minicpm4.serve.shelf import Shelf
 
 __all__ = ["APIS", "Server", "create_app"]
 
@@ -30,33 +31,41 @@ APIS: tuple[Api, ...] = (openai.API, items.API, anthropic.API, tools.API)
 
 @dataclass(slots=True)
 class Server:
-    """An ASGI application; ``service.gate`` lets requests in and ends them."""
+    """An ASGI application; ``shelf`` has its models, and ends them."""
 
-    service: Service
+    shelf: Shelf
     guard: Guard
+
+    @property
+    def service(self) -> Service:
+        """The first model."""
+        return self.shelf.services[0]
 
     async def __call__(self, scope: Scope, receive: Any, send: Send) -> None:
         await self.guard(scope, receive, send)
 
 
-def create_app(llm: AsyncLLM, settings: ServeSettings | None = None, apis: Sequence[Api] = APIS) -> Server:
-    """A server over ``llm``, which stays the caller's to close."""
-    service = Service(llm, settings or ServeSettings())
+def create_app(
+    models: AsyncLLM | Shelf, settings: ServeSettings | None = None, apis: Sequence[Api] = APIS
+) -> Server:
+    """A server over a model, or over a shelf of them, which has its settings; both stay the caller's to
+    close."""
+    shelf = models if isinstance(models, Shelf) else Shelf.over(models, settings or ServeSettings())
 
-    async def describe(service: Service, body: None) -> Reply:
+    async def describe(shelf: Shelf, body: None) -> Reply:
         return Reply.of(description)
 
     path = "/openapi.json"
-    own = Endpoint(method="GET", path=path, handle=describe, summary="This description.")
+    own = Endpoint(method="GET", path=path, handle=describe, summary="This description.", needs="server")
     apis = [*apis, Api(endpoints=(own,), error_body=openai_error, error_event=openai.error_event)]
     description = openapi(apis)
     homes = _Homes(apis)
     ways: dict[tuple[str, str], list[Route]] = {}
     for api in apis:
         for endpoint in api.endpoints:
-            ways.setdefault((endpoint.path, endpoint.method), []).append(Route(api, endpoint, service))
+            ways.setdefault((endpoint.path, endpoint.method), []).append(Route(api, endpoint, shelf))
     routes = [Path(path, _Shared(some), methods=[method]) for (path, method), some in ways.items()]
-    page = page_routes(service.settings.page)
+    page = page_routes(shelf.settings.page)
     router = Router([*routes, *page], redirect_slashes=False)
 
     async def app(scope: Scope, receive: Any, send: Send) -> None:
@@ -71,10 +80,10 @@ def create_app(llm: AsyncLLM, settings: ServeSettings | None = None, apis: Seque
             raise ApiError(error.status_code, message, code=code, headers=error.headers) from error
 
     return Server(
-        service,
+        shelf,
         Guard(
             app=app,
-            service=service,
+            shelf=shelf,
             api_of=homes.of,
             paths=frozenset(homes.by_path),
             open_paths=frozenset({"/health", *(route.path for route in page)}),

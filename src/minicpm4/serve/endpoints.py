@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from minicpm4.serve.bodies import ClientGoneError, Receive, Shape, read_body, read_table, validated
 from minicpm4.serve.errors import ApiError, api_error
 from minicpm4.serve.gate import Ticket
 from minicpm4.serve.responses import EventReply, Events, Reply, Scope, Send, until_gone
 from minicpm4.serve.service import Service
+from minicpm4.serve.shelf import Shelf
 
 Answer = Reply | Events
 MAX_NAMED = 1000  # characters of a header
@@ -19,14 +21,17 @@ MAX_NAMED = 1000  # characters of a header
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Endpoint:
     """``handle(service, body)``; ``body`` is None where there is no shape. ``generates``: it uses the engine,
-    so the gate lets it in or not."""
+    so the gate lets it in or not. ``needs``: a loaded "model", that of the field ``model``, or of the query
+    where there is no body; what is "known" of it, loaded or not; or the "server": then ``handle`` gets its
+    shelf in place of a service."""
 
     method: str
     path: str
-    handle: Callable[[Service, Any], Awaitable[Answer]]
+    handle: Callable[[Any, Any], Awaitable[Answer]]
     summary: str
     shape: type[Shape] | None = None
     generates: bool = False
+    needs: Literal["model", "known", "server"] = "model"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,36 +60,43 @@ class Route:
 
     api: Api
     endpoint: Endpoint
-    service: Service = field(repr=False)
+    shelf: Shelf = field(repr=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        ticket: Ticket | None = None
+        held = ExitStack()  # what the answer holds, until it has ended
         headers: dict[str, str] = {}
-        reply: Reply | EventReply
+        reply: Reply | EventReply | None = None
         try:
             body = await self._body(scope, receive, headers)
+            service = None if self.endpoint.needs == "server" else self._service(scope, body)
+            ticket = None
             if self.endpoint.generates:
-                ticket = self.service.gate.enter()
-            answer = await until_gone(receive, self._answer(body, ticket))
+                assert service is not None
+                ticket = service.gate.enter()
+                held.callback(ticket.leave)
+            answer = await until_gone(receive, self._answer(service, body, ticket, held))
             if isinstance(answer, Events):
                 assert ticket is not None, "only what generates streams"
                 on_error = answer.on_error or self.api.error_event
-                reply = EventReply(answer, ticket, headers, on_error, self.service.metrics.gone)
-                ticket = None  # it leaves when the stream ends
+                reply = EventReply(answer, ticket, headers, on_error, self.shelf.metrics.gone, held.close)
             else:
                 answer.headers = {**headers, **answer.headers}
                 reply = answer
         except ClientGoneError:
-            self.service.metrics.gone()
+            self.shelf.metrics.gone()
             return
         except Exception as error:
             told = api_error(error)
             told.headers.update(headers)
             reply = self.api.refuse(told)
         finally:
-            if ticket is not None:
-                ticket.leave()
+            if not isinstance(reply, EventReply):
+                held.close()
         await reply(scope, receive, send)
+
+    def _service(self, scope: Scope, body: Any) -> Service:
+        """The model that is asked for. Raises ApiError."""
+        return self.shelf.named_in(scope) if body is None else self.shelf.find(body.model)
 
     async def _body(self, scope: Scope, receive: Receive, headers: dict[str, str]) -> Shape | None:
         shape = self.endpoint.shape
@@ -97,7 +109,7 @@ class Route:
         if kind != b"application/json":
             raise ApiError(415, f"the body is {kind.decode('latin-1')[:80]}, send application/json")
         length = given.get(b"content-length", b"").decode("latin-1")
-        settings = self.service.settings
+        settings = self.shelf.settings
         raw = await read_body(receive, length, settings.max_body, settings.read)
         body, unknown = validated(shape, await read_table(raw))
         if unknown:
@@ -106,11 +118,16 @@ class Route:
             headers["X-Ignored-Fields"] = _named(without)
         return body
 
-    async def _answer(self, body: Shape | None, ticket: Ticket | None) -> Answer:
-        if ticket is None:
-            return await self.endpoint.handle(self.service, body)
-        async with ticket.timed():
-            return await self.endpoint.handle(self.service, body)
+    async def _answer(
+        self, service: Service | None, body: Shape | None, ticket: Ticket | None, held: ExitStack
+    ) -> Answer:
+        async with nullcontext() if ticket is None else ticket.timed():
+            if service is None:
+                return await self.endpoint.handle(self.shelf, body)
+            if self.endpoint.needs == "model":
+                await self.shelf.borrow(service)
+                held.callback(self.shelf.give_back, service)
+            return await self.endpoint.handle(service, body)
 
 
 def _named(unknown: Sequence[str]) -> str:

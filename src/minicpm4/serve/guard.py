@@ -17,7 +17,7 @@ from minicpm4.serve.endpoints import Api
 from minicpm4.serve.errors import ApiError, api_error
 from minicpm4.serve.gate import ending
 from minicpm4.serve.responses import Scope, Send
-from minicpm4.serve.service import Service
+from minicpm4.serve.shelf import Shelf
 
 logger = logging.getLogger("minicpm4.serve")
 
@@ -32,7 +32,7 @@ class Guard:
     counted; ``open_paths`` are answered without a key: they tell nothing of the model or of other people."""
 
     app: App
-    service: Service
+    shelf: Shelf
     api_of: Callable[[Scope], Api]
     paths: frozenset[str]
     open_paths: frozenset[str]
@@ -40,7 +40,7 @@ class Guard:
 
     def __post_init__(self) -> None:
         own = {"localhost", socket.gethostname().lower()}
-        self._hosts = frozenset(own | {name.lower() for name in self.service.settings.hosts})
+        self._hosts = frozenset(own | {name.lower() for name in self.shelf.settings.hosts})
 
     async def __call__(self, scope: Scope, receive: Any, send: Send) -> None:
         if scope["type"] != "http":
@@ -72,7 +72,7 @@ class Guard:
         finally:
             seconds = time.monotonic() - started
             known = path if path in self.paths else "other"
-            self.service.metrics.answered(known, status, seconds)
+            self.shelf.metrics.answered(known, status, seconds)
             logger.info("%s %s %s %.3f s %s", scope["method"], known, status, seconds, request_id)
 
     def _check(self, scope: Scope, path: str) -> None:
@@ -82,7 +82,7 @@ class Guard:
         if path in self.open_paths:
             return
         self._check_key(headers)
-        if self.service.gate.closed and path != "/metrics":
+        if self.shelf.closed and path != "/metrics":
             raise ending()
 
     def _check_host(self, headers: Mapping[bytes, str]) -> None:
@@ -94,14 +94,14 @@ class Guard:
             message = f"this server is not called {name[:100]!r}. If it is, start it with --allow-host"
             raise ApiError(403, message, kind="permission_error", code="host_refused")
         origin = headers.get(b"origin")
-        if origin is None or origin in self.service.settings.origins:
+        if origin is None or origin in self.shelf.settings.origins:
             return
         if origin.partition("://")[2] != host:
             message = f"pages of {origin[:100]!r} may not ask. If they may, start with --allow-origin"
             raise ApiError(403, message, kind="permission_error", code="origin_refused")
 
     def _check_key(self, headers: Mapping[bytes, str]) -> None:
-        keys = self.service.settings.api_keys
+        keys = self.shelf.settings.api_keys
         if not keys:
             return
         scheme, _, given = headers.get(b"authorization", "").partition(" ")

@@ -68,13 +68,14 @@ def event_text(data: Any, event: str | None = None) -> str:
 @dataclass(frozen=True, slots=True)
 class EventReply:
     """Sends events until they end, the client goes or time is over; ``on_error`` words what went
-    wrong, ``on_gone`` is told that nobody listens any more."""
+    wrong, ``on_gone`` is told that nobody listens any more, ``on_end`` that it has ended."""
 
     events: Events
     ticket: Ticket
     headers: Mapping[str, str]
     on_error: Callable[[ApiError], str]
     on_gone: Callable[[], None]
+    on_end: Callable[[], None]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -82,7 +83,7 @@ class EventReply:
         except ClientGoneError:
             self.on_gone()
         finally:
-            self.ticket.leave()
+            self.on_end()
 
     async def _send_all(self, send: Send) -> None:
         async def put(text: str, more: bool = True) -> None:

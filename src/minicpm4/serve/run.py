@@ -21,6 +21,7 @@ from minicpm4.errors import ConfigError
 from minicpm4.serve.app import Server, create_app
 from minicpm4.serve.guard import is_loopback
 from minicpm4.serve.settings import ServeSettings
+from minicpm4.serve.shelf import Shelf
 
 logger = logging.getLogger("minicpm4.serve")
 
@@ -82,7 +83,7 @@ class Socket:
 
 
 async def serve(
-    llm: AsyncLLM,
+    models: AsyncLLM | Shelf,
     settings: ServeSettings,
     where: Socket,
     door: socket.socket,
@@ -91,7 +92,7 @@ async def serve(
     """Serve at ``door``, which ``where`` has opened, until SIGTERM or SIGINT; then let nobody in, and end
     when those under way have (``drain`` seconds at most). A second signal ends at once. ``started`` is told
     the server's address."""
-    app = create_app(llm, settings)
+    app = create_app(models, settings)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)  # ours says where, and when it ends
     server = uvicorn.Server(
         uvicorn.Config(
@@ -130,14 +131,13 @@ def _obey_signals(app: Server, server: uvicorn.Server, drain: float) -> None:
     endings: list[asyncio.Task[None]] = []
 
     async def end() -> None:
-        gate = app.service.gate
-        logger.info("ending: %d requests under way have %g s", gate.count, drain)
-        await gate.drain(drain)
+        logger.info("ending: %d requests under way have %g s", app.shelf.count, drain)
+        await app.shelf.drain(drain)
         server.should_exit = True
 
     def told(*_: Any) -> None:
         if endings:
-            app.service.gate.hurry()
+            app.shelf.hurry()
             server.should_exit = True
         else:
             endings.append(loop.create_task(end()))

@@ -1,4 +1,4 @@
-"""What a server answers with: a model, its settings, and who is let in."""
+"""What a server answers with: a model, its settings, and who is let in to it."""
 
 from __future__ import annotations
 
@@ -12,48 +12,91 @@ from contextlib import aclosing, contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-from minicpm4.engine.api import check_ids
+from minicpm4.engine.api import Load, check_ids
 from minicpm4.engine.async_llm import AsyncLLM
 from minicpm4.engine.llm import LLM
 from minicpm4.engine.outputs import Piece, TokenLogprobs
 from minicpm4.engine.params import SamplingParams
 from minicpm4.errors import RequestError
 from minicpm4.progress import Progress
-from minicpm4.serve.errors import ApiError, api_error, invalid
+from minicpm4.serve.errors import api_error, invalid
 from minicpm4.serve.gate import Gate
 from minicpm4.serve.metrics import Metrics
+from minicpm4.serve.offers import Offer
 from minicpm4.serve.settings import ServeSettings
 
 logger = logging.getLogger("minicpm4.serve")
 
+NOTHING = Load(running=0, waiting=0, pages_held=0, pages=0)  # in hand, of a model that is not loaded
+
 
 class Service:
-    """``owned``: the model is closed when the server ends."""
+    """One model of a server, loaded or not, and who waits for it. What it says of itself without being
+    loaded is in ``offer``; all that answers needs it loaded, and borrowed (``Shelf.borrow``).
 
-    def __init__(self, llm: AsyncLLM, settings: ServeSettings) -> None:
-        self.settings = settings
-        self._llm = llm
-        self.names = settings.names or (llm.llm.name,)
+    For the shelf: ``users`` who have borrowed it, ``waiting`` those who would; ``used``: when it was last
+    given back; ``comes``: it is being loaded, or about to be; ``leaving``: nobody borrows it any more.
+    """
+
+    def __init__(self, offer: Offer, settings: ServeSettings, metrics: Metrics) -> None:
+        self.offer, self.settings, self.metrics = offer, settings, metrics
         self.created = int(time.time())
-        self.gate = Gate(
-            room=llm.llm.limits.max_sequences, waiting=settings.max_waiting, timeout=settings.timeout
-        )
-        self.metrics = Metrics(lambda: llm.llm.load, lambda: self.gate.count)
+        self.gate = Gate(room=offer.max_sequences, waiting=settings.max_waiting, timeout=settings.timeout)
+        self.users = 0
+        self.waiting: list[asyncio.Future[None]] = []
+        self.used = 0.0
+        self.comes = self.leaving = False
+        self._llm: AsyncLLM | None = None
+        metrics.watch(self.name, self._figures, lambda: self.gate.count, lambda: self.is_loaded)
 
     @property
-    def llm(self) -> LLM:
-        """What is known of the model, and its text."""
-        return self._llm.llm
+    def names(self) -> tuple[str, ...]:
+        return self.offer.names
 
     @property
     def name(self) -> str:
         return self.names[0]
 
-    def check_model(self, name: str | None) -> None:
-        """Raise ApiError unless ``name`` is that of the model; None is."""
-        if name is not None and name not in self.names:
-            message = f"there is no model {name[:100]!r} here, there is {', '.join(self.names)}"
-            raise ApiError(404, message, param="model", code="model_not_found")
+    @property
+    def is_loaded(self) -> bool:
+        return self._llm is not None
+
+    @property
+    def stays(self) -> bool:
+        """Whether it is loaded and may be borrowed."""
+        return self.is_loaded and not self.leaving
+
+    @property
+    def status(self) -> str:
+        """As llama.cpp's router calls it."""
+        return "loaded" if self.is_loaded else "loading" if self.comes else "unloaded"
+
+    def put(self, llm: AsyncLLM) -> None:
+        """It is loaded."""
+        self._llm = llm
+
+    def take(self) -> AsyncLLM | None:
+        """It is not loaded any more: what was loaded is the caller's to close."""
+        llm, self._llm = self._llm, None
+        return llm
+
+    @property
+    def _loaded(self) -> AsyncLLM:
+        assert self._llm is not None, "asked of a model that was not borrowed"
+        return self._llm
+
+    @property
+    def llm(self) -> LLM:
+        """What is known of the loaded model, and its text."""
+        return self._loaded.llm
+
+    @property
+    def description(self) -> str:
+        return self.offer.description if self._llm is None else self._llm.llm.description
+
+    def _figures(self) -> Load:
+        llm = self._llm
+        return NOTHING if llm is None else llm.llm.load
 
     async def checked(self, ids: Sequence[int], params: SamplingParams, field: str) -> SamplingParams:
         """The parameters that hold for a prompt, which can be served. ``field``: where the prompt came from.
@@ -97,10 +140,10 @@ class Service:
         """An answer, piece by piece; closing it ends the request."""
         if self.settings.log_prompts:
             logger.info("prompt: %r", self.llm.tokenizer.decode(ids, skip_special_tokens=False))
-        async with aclosing(self._llm.stream(ids, params, progress=progress)) as pieces:
+        async with aclosing(self._loaded.stream(ids, params, progress=progress)) as pieces:
             async for piece in pieces:
                 if piece.metrics is not None:
-                    self.metrics.generated(piece.metrics)
+                    self.metrics.generated(self.name, piece.metrics)
                 yield piece
 
 

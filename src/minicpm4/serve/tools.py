@@ -17,6 +17,7 @@ from minicpm4.serve.openai import error_event
 from minicpm4.serve.responses import Reply
 from minicpm4.serve.sampling import TokenId
 from minicpm4.serve.service import Service
+from minicpm4.serve.shelf import Shelf
 
 
 class TokenizeBody(Shape):
@@ -40,41 +41,41 @@ class DetokenizeBody(Shape):
     tokens: list[TokenId]
 
 
-async def health(service: Service, body: None) -> Reply:
+async def health(shelf: Shelf, body: None) -> Reply:
     """200 while requests are let in, 503 when the server is ending."""
-    if service.gate.closed:
+    if shelf.closed:
         return Reply.of({"status": "ending"}, 503)
     return Reply.of({"status": "ok"})
 
 
-async def metrics(service: Service, body: None) -> Reply:
+async def metrics(shelf: Shelf, body: None) -> Reply:
     """Figures for Prometheus."""
-    return Reply(service.metrics.text(), media_type=CONTENT_TYPE)
+    return Reply(shelf.metrics.text(), media_type=CONTENT_TYPE)
 
 
 async def props(service: Service, body: None) -> Reply:
-    """What the server is, under the names that llama.cpp's clients know."""
-    llm = service.llm
-    settings = {"n_ctx": llm.limits.context, **llm.sampling_defaults}
+    """What a model is, loaded or not, under the names that llama.cpp's clients know."""
+    offer = service.offer
+    settings = {"n_ctx": offer.context, **offer.sampling}
     return Reply.of(
         {
             "model": service.name,
             "model_alias": service.name,
-            "description": llm.description,
+            "description": service.description,
             "build_info": f"minicpm4 {__version__}",
-            "n_ctx": llm.limits.context,
-            "total_slots": llm.limits.max_sequences,
+            "n_ctx": offer.context,
+            "total_slots": offer.max_sequences,
             "max_waiting": service.settings.max_waiting,
             "default_generation_settings": settings,
-            "chat_template": llm.chat_template,
-            "capabilities": {"chat": llm.has_chat_template, "return_progress": True},
+            "chat_template": offer.chat_template,
+            "capabilities": {"chat": offer.chat_template is not None, "return_progress": True},
+            "status": {"value": service.status},
         }
     )
 
 
 async def tokenize(service: Service, body: TokenizeBody) -> Reply:
     """Token ids of a text or a chat."""
-    service.check_model(body.model)
     given = [name for name in ("prompt", "content", "messages") if getattr(body, name) is not None]
     if len(given) != 1:
         raise invalid(given[1] if given else "prompt", "give one of prompt, content and messages")
@@ -102,7 +103,6 @@ def _encode(service: Service, body: TokenizeBody) -> list[int]:
 
 async def detokenize(service: Service, body: DetokenizeBody) -> Reply:
     """The text of token ids, control tokens spelled out; under the two names that clients know."""
-    service.check_model(body.model)
     text = await asyncio.to_thread(
         service.llm.tokenizer.decode, body.tokens, skip_special_tokens=False, continuation=True
     )
@@ -127,9 +127,19 @@ async def tokenizer_info(service: Service, body: None) -> Reply:
 
 API = Api(
     endpoints=(
-        Endpoint(method="GET", path="/health", handle=health, summary="Whether requests are let in."),
-        Endpoint(method="GET", path="/metrics", handle=metrics, summary="Figures for Prometheus."),
-        Endpoint(method="GET", path="/props", handle=props, summary="What the server is."),
+        Endpoint(
+            method="GET",
+            path="/health",
+            handle=health,
+            summary="Whether requests are let in.",
+            needs="server",
+        ),
+        Endpoint(
+            method="GET", path="/metrics", handle=metrics, summary="Figures for Prometheus.", needs="server"
+        ),
+        Endpoint(
+            method="GET", path="/props", handle=props, summary="What a model is (?model=).", needs="known"
+        ),
         Endpoint(
             method="POST", path="/tokenize", handle=tokenize, summary="Text to token ids.", shape=TokenizeBody
         ),

@@ -10,7 +10,7 @@ from minicpm4.serve.anthropic.messages import count_tokens, messages
 from minicpm4.serve.endpoints import Api, Endpoint
 from minicpm4.serve.errors import ApiError
 from minicpm4.serve.responses import Reply, event_text
-from minicpm4.serve.service import Service
+from minicpm4.serve.shelf import Shelf
 
 _KINDS = {
     400: "invalid_request_error",
@@ -37,25 +37,23 @@ def error_event(error: ApiError) -> str:
     return event_text(error_body(error), "error")
 
 
-async def list_models(service: Service, body: None) -> Reply:
-    """Every name of the model."""
-    limit = service.llm.limits.context
-    shared = {
-        "type": "model",
-        "created_at": datetime.fromtimestamp(service.created, UTC).isoformat().replace("+00:00", "Z"),
-        "max_input_tokens": limit,
-        "max_tokens": limit,
-        "lifecycle": "active",
-    }
-    names = service.names
-    return Reply.of(
+async def list_models(shelf: Shelf, body: None) -> Reply:
+    """Every name of every model."""
+    listed = [
         {
-            "data": [{"id": name, "display_name": name, **shared} for name in names],
-            "has_more": False,
-            "first_id": names[0],
-            "last_id": names[-1],
+            "type": "model",
+            "id": name,
+            "display_name": name,
+            "created_at": datetime.fromtimestamp(one.created, UTC).isoformat().replace("+00:00", "Z"),
+            "max_input_tokens": one.offer.context,
+            "max_tokens": one.offer.context,
+            "lifecycle": "active",
         }
-    )
+        for one in shelf.services
+        for name in one.names
+    ]
+    ends = {"first_id": listed[0]["id"], "last_id": listed[-1]["id"]}
+    return Reply.of({"data": listed, "has_more": False, **ends})
 
 
 API = Api(
@@ -80,6 +78,7 @@ API = Api(
             path="/v1/models",
             handle=list_models,
             summary="Name the models, by Anthropic's form.",
+            needs="server",
         ),
     ),
     error_body=error_body,

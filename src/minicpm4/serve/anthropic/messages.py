@@ -18,14 +18,12 @@ from minicpm4.serve.service import Service
 
 async def messages(service: Service, body: MessagesBody) -> Reply | Events:
     """Answer a conversation, at once or in events."""
-    service.check_model(body.model)
     answer = _Answer(await open_chat(service, chat_of(body)), body.max_tokens)
     return Events(answer.events()) if body.stream else Reply.of(await answer.whole())
 
 
 async def count_tokens(service: Service, body: PromptBody) -> Reply:
     """The tokens of a prompt, also of one that is too long."""
-    service.check_model(body.model)
     asked = chat_of(body)
     ids = await read_chat(service, asked.messages, asked.tools, asked.enable_thinking, asked.variables)
     return Reply.of({"input_tokens": len(ids)})

@@ -21,7 +21,6 @@ from minicpm4.text.toolcalls import ToolCall
 
 async def respond(service: Service, body: ResponseBody) -> Reply | Events:
     """Answer items, at once or in events."""
-    service.check_model(body.model)
     asked = wanted(body)
     answer = _Answer(await open_chat(service, asked.chat), body, asked)
     return Events(answer.events(), answer.failed) if body.stream else Reply.of(await answer.whole())

@@ -44,7 +44,9 @@ API = Api(
             shape=EmbeddingBody,
             generates=True,
         ),
-        Endpoint(method="GET", path="/v1/models", handle=list_models, summary="Name the models."),
+        Endpoint(
+            method="GET", path="/v1/models", handle=list_models, summary="Name the models.", needs="server"
+        ),
     ),
     error_body=openai_error,
     error_event=error_event,

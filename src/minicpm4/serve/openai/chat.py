@@ -88,7 +88,6 @@ _NOT_BUILT = {
 
 async def chat(service: Service, body: ChatBody) -> Reply | Events:
     """Answer a conversation, at once or in events."""
-    service.check_model(body.model)
     _refuse_not_built(body)
     answer = _Answer(await open_chat(service, _asked(body)), body)
     return Events(answer.events()) if body.stream else Reply.of(await answer.whole())

@@ -69,7 +69,6 @@ class _Prompt:
 
 async def completions(service: Service, body: CompletionBody) -> Reply | Events:
     """Continue each prompt, at once or in events."""
-    service.check_model(body.model)
     if body.suffix:
         raise not_built(
             "suffix", "suffix is not built here: put all that the model is to see into the prompt"

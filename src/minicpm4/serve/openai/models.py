@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from minicpm4.serve.responses import Reply
-from minicpm4.serve.service import Service
+from minicpm4.serve.shelf import Shelf
 
 
-async def list_models(service: Service, body: None) -> Reply:
-    """Every name of the model."""
-    shared = {
-        "object": "model",
-        "created": service.created,
-        "owned_by": "minicpm4",
-        "max_model_len": service.llm.limits.context,
-    }
-    return Reply.of({"object": "list", "data": [{"id": name, **shared} for name in service.names]})
+async def list_models(shelf: Shelf, body: None) -> Reply:
+    """Every name of every model, and whether it is loaded."""
+    listed = [
+        {
+            "id": name,
+            "object": "model",
+            "created": one.created,
+            "owned_by": "minicpm4",
+            "max_model_len": one.offer.context,
+            "status": {"value": one.status},
+        }
+        for one in shelf.services
+        for name in one.names
+    ]
+    return Reply.of({"object": "list", "data": listed})

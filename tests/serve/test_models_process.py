@@ -1,0 +1,97 @@
+"""``minicpm4 serve A B`` with real models, of which one at a time fits, and what it refuses at once."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minicpm4 import zoo
+from minicpm4.engine.load import inspect
+from minicpm4.engine.options import EngineOptions
+from minicpm4.machine import system
+from tests.cli.conftest import Result, minicpm
+from tests.serve.processes import Running, small
+
+__all__ = ["minicpm"]
+NAME = "smollm2-135m-instruct"
+CHAT = "/v1/chat/completions"
+FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A second model, of its own file."""
+    file = tmp_path_factory.mktemp("model") / "second.gguf"
+    shutil.copy(zoo.resolve(NAME), file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def needed() -> int:
+    """Bytes that either takes."""
+    return inspect(NAME, EngineOptions(context=2048, threads=2, max_batch=4)).plan.needed
+
+
+@pytest.fixture(scope="module")
+def server(copy: Path, needed: int) -> Iterator[Running]:
+    memory = f"{1.5 * needed / 1e9:.3f}"
+    options = ("--max-batch", "4", "--memory", memory, "--name", "one", "--name", "two")
+    with small(NAME, str(copy), *options) as running:
+        yield running
+
+
+def resident(running: Running) -> int:
+    """Bytes of its own memory, mapped files apart."""
+    text = system.read_text(system.PROC / str(running.process.pid) / "status")
+    (kilobytes,) = (line.split()[1] for line in text.splitlines() if line.startswith("RssAnon"))
+    return int(kilobytes) * 1024
+
+
+def loaded(running: Running) -> list[str]:
+    listed = running.http.get("/v1/models").json()["data"]
+    return [one["id"] for one in listed if one["status"]["value"] == "loaded"]
+
+
+def answer(running: Running, model: str) -> Any:
+    body = {"model": model, "messages": FRANCE, "max_tokens": 12, "temperature": 0}
+    return running.http.post(CHAT, json=body, timeout=120).json()
+
+
+def test_each_is_loaded_when_asked_for_within_one_budget(server: Running, needed: int) -> None:
+    assert loaded(server) == ["one"]
+    held = []
+    for model in ("one", "two", "one", "two", "one"):
+        told = answer(server, model)
+        assert told["model"] == model and "Paris" in told["choices"][0]["message"]["content"]
+        assert loaded(server) == [model]
+        held.append(resident(server))
+    assert max(held) < held[0] + needed / 4, "what was unloaded was not given back"
+    assert server.metric("minicpm4_model_loads_total") == 4 and server.metric("minicpm4_requests") == 0
+
+
+def test_who_asks_for_both_at_once_is_answered(server: Running) -> None:
+    with ThreadPoolExecutor(6) as pool:
+        told = list(pool.map(lambda model: answer(server, model), ["one", "two"] * 3))
+    assert [one["model"] for one in told] == ["one", "two"] * 3
+    assert all("Paris" in one["choices"][0]["message"]["content"] for one in told)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--memory", "0.05"], f"{NAME}: a context of"),
+        (["--memory", "0"], "--memory 0"),
+        (["--name", "one"], "2 models"),
+        (["--name", "one", "--name", "one"], "called 'one'"),
+    ],
+)
+def test_what_can_never_be_served_is_refused(
+    minicpm: Callable[..., Result], copy: Path, options: list[str], said: str
+) -> None:
+    result = minicpm("serve", NAME, str(copy), "--context", "2048", "--port", "0", *options)
+    assert result.code == 2 and said in result.err and result.err.count("\n") == 1
