@@ -1,8 +1,8 @@
 """An exception at every line of the engine in turn: the next request is served, and nobody else pays.
 
-A caller asks for two samples, then leaves a stream early; another caller's stream is open meanwhile. At the
-k-th line that engine/*.py runs for the first caller an exception is raised, for every k until none is left
-(every eleventh where time is short).
+A caller asks for two samples, has a text read, then leaves a stream early; another caller's stream is open
+meanwhile. At the k-th line that engine/*.py runs for the first caller an exception is raised, for every k
+until none is left (every eleventh where time is short).
 """
 
 from __future__ import annotations
@@ -80,6 +80,7 @@ def rest(pieces: Iterator[Any]) -> list[int] | None:
 
 def call(llm: LLM) -> None:
     llm.generate([1, 2, 3, 1, 4, 5], greedy(2, n=2))
+    llm.nll([1, 2, 3, 1, 4, 5])
     stream = llm.stream([5, 6], greedy(20))
     next(stream)
     stream.close()  # type: ignore[attr-defined]

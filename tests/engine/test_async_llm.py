@@ -9,6 +9,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from minicpm4 import LLM, AsyncLLM, SamplingParams
@@ -97,6 +98,32 @@ def test_a_cancelled_task_ends_its_request_and_no_other() -> None:
             assert await idle(llm)
 
     run(main())
+
+
+def test_whole_texts_are_read_beside_answers_and_given_up_with_their_task(checkpoint: Path) -> None:
+    """One call of the engine read a text from end to end, and nobody could stop it."""
+
+    async def main() -> None:
+        async with AsyncLLM(checkpoint, chunk=8, max_batch=4, threads=1) as llm:
+            ids = [i % 250 for i in range(500)]
+            alone = llm.llm.prompt_logprobs(ids, 1)
+            long = asyncio.create_task(llm.prompt_logprobs(ids, 1))
+            pieces = [piece async for piece in llm.stream("a", SamplingParams(max_tokens=5, ignore_eos=True))]
+            assert len(pieces) == 5 and not long.done()
+            np.testing.assert_allclose(logprobs_of(await long), logprobs_of(alone), atol=1e-4)
+            vectors = await llm.embed(["one", "two"])
+            np.testing.assert_allclose(vectors, llm.llm.embed(["one", "two"]), atol=1e-6)
+            unwanted = asyncio.create_task(llm.prompt_logprobs(ids))
+            while not llm.llm.load.running:
+                await asyncio.sleep(0.001)
+            unwanted.cancel()
+            assert await idle(llm) and not llm.llm.load.running
+
+    run(main())
+
+
+def logprobs_of(entries: Any) -> list[float]:
+    return [entry.logprob for entry in entries[1:]]
 
 
 def test_a_stream_that_is_left_early_ends_its_request() -> None:

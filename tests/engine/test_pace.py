@@ -99,6 +99,14 @@ def test_of_several_the_one_with_least_left_goes_first() -> None:
     assert step(scheduler) == {0: 1, 1: 2, 2: 6, 3: 1}
 
 
+def test_a_text_that_is_read_goes_beside_answers_as_a_prompt_does() -> None:
+    scheduler = prompts(8, 100)
+    scheduler.add(Sequence(2, [5] * 30, limit=30, wanted="all"))
+    assert step(scheduler) == {0: 1, 1: 2, 2: 6}
+    plan = scheduler.schedule()
+    assert [(span.sequence.request_id, span.num_logits) for span in plan.spans] == [(0, 1), (1, 0), (2, 6)]
+
+
 def test_nobody_takes_the_pages_that_the_oldest_waits_for() -> None:
     scheduler = Scheduler(PageAllocator(10, 4), max_rows=64, max_sequences=5, pace=Fixed(8))
     scheduler.add(Sequence(0, [1] * 20, limit=24))

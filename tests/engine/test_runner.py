@@ -59,7 +59,7 @@ def sequence(number: int, length: int) -> Sequence:
 def test_logits_are_those_of_the_rows_that_want_them(runner: Runner) -> None:
     a, b, c = sequence(0, 9), sequence(1, 70), sequence(2, 5)
     every = runner.execute(StepPlan([Span(b, 0, 70, "all")]))
-    blocks = [(first, block.copy()) for first, block in every.logit_blocks()]
+    blocks = [(first, block.copy()) for first, block in every.logit_blocks(0, 70)]
     assert [(first, len(block)) for first, block in blocks] == [(0, 64), (64, 6)]
     whole = np.concatenate([block for _, block in blocks])
     mixed = runner.execute(StepPlan([Span(a, 0, 9, "last"), Span(b, 0, 70), Span(c, 0, 5, "all")])).logits

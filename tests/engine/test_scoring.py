@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from minicpm4 import LLM
+from minicpm4.engine.scoring import Direction
 from minicpm4.errors import ConfigError, RequestError, UnsupportedError
 from minicpm4.kernels.ref import RefOps
 from minicpm4.model.forward import logits as head
@@ -59,3 +60,15 @@ def test_log_probabilities_of_a_text_are_those_of_its_logits(make_llm: Make) -> 
     assert [next(iter(one.top)) for one in others if one] == llm.logits(ids)[:-1].argmax(1).tolist()
     with pytest.raises(ConfigError, match="top"):
         llm.prompt_logprobs(ids, -1)
+
+
+def test_how_a_text_is_cut_changes_no_bit_of_its_sum() -> None:
+    rows = np.random.default_rng(2).standard_normal((300, 48)).astype(np.float32)
+    found = []
+    for cut in (1, 7, 64, 300):
+        score = Direction([1] * 300)
+        score.visit(0, rows[:90])  # begun, and begun anew
+        for start in range(0, 300, cut):
+            score.visit(start, rows[start : start + cut])
+        found.append(score.result())
+    assert all((one == found[0]).all() for one in found)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minicpm4 import LLM
+from minicpm4 import AsyncLLM
 
 PATH = "/v1/embeddings"
 
@@ -18,11 +18,11 @@ def embedded(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """What was embedded: a scripted engine has no states, so each text's vector is (its length, 0.5)."""
     asked: list[list[int]] = []
 
-    def embed(self: LLM, ids: list[int], *, progress: Any = None) -> Any:
+    async def embed(self: AsyncLLM, ids: list[int]) -> Any:
         asked.append(ids)
         return np.array([len(ids), 0.5], np.float32)
 
-    monkeypatch.setattr(LLM, "embed", embed)
+    monkeypatch.setattr(AsyncLLM, "embed", embed)
     return asked
 
 

@@ -97,6 +97,46 @@ def test_a_full_queue_is_a_429(serve: Any) -> None:
     asyncio.run(run())
 
 
+COUNTED = [
+    ("/v1/completions", {"prompt": ["a", "b", "c", "d"]}, 4),
+    ("/v1/completions", {"prompt": [1, 2], "n": 3}, 3),
+    ("/v1/completions", {"prompt": [[1], [2]], "n": 2, "echo": True, "max_tokens": 0}, 4),
+    ("/v1/embeddings", {"input": ["a"] * 1024}, 1024),
+    (CHAT, {"messages": HELLO, "n": 4}, 4),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "size"), COUNTED, ids=str)
+def test_a_body_counts_as_what_it_asks_for(serve: Any, path: str, body: Any, size: int) -> None:
+    """1,024 prompts in one body were one request: 64 such bodies were let wait."""
+    response = serve(engine={"max_sequences": 1}, max_waiting=size - 2).post(path, **body)
+    error = response.json()["error"]
+    assert response.status_code == 429 and error["code"] == "queue_full"
+    assert f"asks for {size:,}" in error["message"] and f"at most {size - 1:,} at once" in error["message"]
+    taken = serve(engine={"max_sequences": 1}, max_waiting=size - 1).post(path, **body)
+    assert taken.status_code in (200, 501), taken.text  # a scripted engine has no vectors
+
+
+def test_a_text_that_is_scored_ends_when_its_client_goes(serve: Any) -> None:
+    release = threading.Event()
+    server = serve(["a", release, "b"])
+
+    async def run() -> None:
+        async with server.client() as client:
+            chat = asyncio.ensure_future(client.post(CHAT, json={"messages": HELLO}))
+            await until(lambda: server.engine.load.running == 1)
+            body = {"prompt": "x" * 4000, "echo": True, "logprobs": 1, "max_tokens": 0}
+            scored = asyncio.ensure_future(client.post("/v1/completions", json=body))
+            await until(lambda: server.app.service.gate.count == 2)
+            scored.cancel()
+            await until(lambda: server.app.service.gate.count == 1)
+            release.set()
+            assert (await chat).status_code == 200
+            await until(lambda: server.engine.load.pages_held == 0 and not server.engine.has_work)
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_answer_that_takes_too_long_ends(serve: Any, stream: bool) -> None:
     release = threading.Event()

@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from minicpm4.config.strict import shown
 from minicpm4.engine.outputs import Event
 from minicpm4.engine.params import SamplingParams
 from minicpm4.errors import RequestError
 from minicpm4.kernels.contract import Array
-from minicpm4.progress import Progress
 from minicpm4.text.replies import ReplyReader
 from minicpm4.text.tokenizer import Tokenizer
 
+Shown = Literal["logits", "states"]
 Visit = Callable[[int, Array], None]
 """``visit(position of the first, array (m, ...))``."""
 
@@ -93,14 +93,19 @@ class EngineAPI(Protocol):
         """Do some work, if there is any, and append to ``events`` what came of it."""
         ...
 
-    def score(self, ids: Sequence[int], visit: Visit, progress: Progress | None = None) -> None:
-        """Run ``ids`` through the model and show every position's logits, in order, some at a time, each
-        valid until the next. ``progress`` counts tokens. Raises RequestError, or UnsupportedError."""
+    def check_read(self, ids: Sequence[int], shown: Shown) -> None:
+        """Raise RequestError or UnsupportedError unless a text can be read."""
         ...
 
-    def states(self, ids: Sequence[int], visit: Visit, progress: Progress | None = None) -> None:
-        """As ``score``, of the states (m, hidden), float32, that the head would read: after all layers and
-        the last norm. Raises UnsupportedError where they cannot be had."""
+    def read(self, request_id: int, ids: Sequence[int], shown: Shown, visit: Visit) -> None:
+        """Queue a text, under a number as in ``add``, that is run through the model in steps, beside others'
+        prompts and answers; nothing is sampled. ``visit`` is shown every position's logits (m, vocab), or
+        states (m, hidden), float32, that the head would read: after all layers and the last norm. In order,
+        some at a time, each valid until the next; from position 0 again where the text had to be begun anew.
+
+        It is called within ``step``, may not call the engine, and what it raises ends its request alone if
+        it is a Minicpm4Error. The last event is ``Read`` or ``Failed``. Raises as ``check_read`` does.
+        """
         ...
 
     def close(self) -> None:

@@ -9,20 +9,25 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, overload
+from typing import Any, Self, TypeVar, overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 from minicpm4.engine.api import EngineAPI, Text
 from minicpm4.engine.collect import Collector, piece_of
 from minicpm4.engine.driver import Mailbox
 from minicpm4.engine.llm import ThreadedLLM
 from minicpm4.engine.load import Inspection
-from minicpm4.engine.outputs import Event, Piece, RequestOutput
+from minicpm4.engine.outputs import Event, Piece, RequestOutput, TokenLogprobs
 from minicpm4.engine.params import SamplingParams
 from minicpm4.engine.prompts import Messages, Params, Prompt, Prompts, split_prompts
+from minicpm4.engine.scoring import Direction, Readings, Score
 from minicpm4.formats import Checkpoint
 from minicpm4.progress import Progress, check_progress
 
 Ids = Callable[[], list[list[int]]]
+T = TypeVar("T")
 
 
 class AsyncLLM:
@@ -133,6 +138,16 @@ class AsyncLLM:
         """``chat``, piece by piece as ``stream``."""
         return self._pieces(self._chat(messages, tools, enable_thinking), params, progress)
 
+    async def embed(self, prompts: Prompt | Prompts) -> NDArray[np.float32]:
+        """As ``LLM.embed``; a task that is cancelled ends it."""
+        each, is_batch = split_prompts(prompts)
+        found = await self._scored(lambda: [Direction(self.llm.prompt_ids(one)) for one in each])
+        return np.array(found, np.float32) if is_batch else found[0]
+
+    async def prompt_logprobs(self, ids: Sequence[int], top: int = 0) -> list[TokenLogprobs | None]:
+        """As ``LLM.prompt_logprobs``; a task that is cancelled ends it."""
+        return (await self._scored(lambda: [self.llm.likelihoods(ids, top)]))[0]
+
     async def refill(self, model: str | Path | Checkpoint) -> None:
         """As ``LLM.refill``; the loop goes on meanwhile, answers wait."""
         await asyncio.to_thread(self.llm.refill, model)
@@ -182,6 +197,18 @@ class AsyncLLM:
                     yield piece
         finally:
             self.llm.driver.drop(box)
+
+    async def _scored(self, scores_of: Callable[[], list[Score[T]]]) -> list[T]:
+        box = _Box()
+        readings = Readings(self.llm.driver, box, None)
+        try:
+            scores = await asyncio.to_thread(scores_of)
+            readings.ask(scores)
+            while not readings.complete:
+                readings.take(await self._receive(box))
+        finally:
+            self.llm.driver.drop(box)
+        return [one.result() for one in scores]
 
     async def _checked(self, ids_of: Ids, params: Params) -> list[tuple[list[int], SamplingParams]]:
         # Long prompts take their time to encode: the loop goes on meanwhile.

@@ -10,6 +10,7 @@ from minicpm4.engine.outputs import (
     Failed,
     Piece,
     Prefilled,
+    Read,
     RequestOutput,
     SampleOutput,
     TokenLogprobs,
@@ -72,6 +73,7 @@ def piece_of(event: Event, progress: Progress | None) -> Piece | None:
         if progress is not None:
             progress(event.done, event.total)
         return None
+    assert not isinstance(event, Read), "an answer was asked for"
     return event.piece
 
 

@@ -22,7 +22,7 @@ from threading import Lock, Thread, get_ident
 from typing import Any, TypeVar
 from weakref import WeakSet, ref
 
-from minicpm4.engine.api import EngineAPI
+from minicpm4.engine.api import EngineAPI, Shown, Visit
 from minicpm4.engine.outputs import Event, Failed
 from minicpm4.engine.params import SamplingParams
 from minicpm4.errors import EngineError, Minicpm4Error, RequestError
@@ -69,8 +69,8 @@ class Mailbox:
 class _Wanted:
     """A request that a caller wants served, for as long as its mailbox is open and not forgotten."""
 
-    ids: Sequence[int]
-    params: SamplingParams
+    give: Callable[[EngineAPI, int], None] = field(repr=False)
+    """Puts it into the engine, under its number."""
     box: ref[Mailbox] = field(repr=False)
 
     @property
@@ -122,9 +122,21 @@ class Driver:
 
     def add(self, box: Mailbox, ids: Sequence[int], params: SamplingParams) -> int:
         """Ask for an answer to be sent to ``box``; return the number that its events carry."""
+        return self._want(box, lambda engine, number: engine.add(number, ids, params))
+
+    def check_read(self, ids: Sequence[int], shown: Shown) -> None:
+        """Raise RequestError or UnsupportedError unless a text can be read."""
+        self.engine.check_read(ids, shown)
+
+    def read(self, box: Mailbox, ids: Sequence[int], shown: Shown, visit: Visit) -> int:
+        """Ask for a text to be read (``EngineAPI.read``), its events for ``box``; return their number.
+        ``visit`` is called by whoever runs the engine."""
+        return self._want(box, lambda engine, number: engine.read(number, ids, shown, visit))
+
+    def _want(self, box: Mailbox, give: Callable[[EngineAPI, int], None]) -> int:
         self._refuse_nested()
         number = next(self._numbers)
-        self._wanted[number] = _Wanted(ids, params, ref(box))
+        self._wanted[number] = _Wanted(give, ref(box))
         return number
 
     def receive(self, box: Mailbox) -> Event:
@@ -212,7 +224,7 @@ class Driver:
                 self._forget(number)
             elif number not in self._given:
                 try:
-                    engine.add(number, wanted.ids, wanted.params)
+                    wanted.give(engine, number)
                     self._given.add(number)
                 except Exception as error:
                     engine.abort(number)
@@ -253,9 +265,7 @@ class Driver:
 
     def _refuse_nested(self) -> None:
         if self._pumping == get_ident() and self._pump.locked():
-            raise RequestError(
-                "an LLM was used from within its own work (a progress function)", "wait until that has ended"
-            )
+            raise RequestError("an LLM was used from within its own work", "wait until that has ended")
 
 
 def _failure(cause: BaseException) -> EngineError:
@@ -300,10 +310,9 @@ class ThreadedDriver(Driver):
             raise self._gone() from self._cause
         return super().engine
 
-    def add(self, box: Mailbox, ids: Sequence[int], params: SamplingParams) -> int:
-        """As ``Driver.add``. Raises EngineError when the thread has died."""
-        self.engine  # noqa: B018  (raises)
-        number = super().add(box, ids, params)
+    def _want(self, box: Mailbox, give: Callable[[EngineAPI, int], None]) -> int:
+        self.engine  # noqa: B018  (raises: closed, or the thread has died)
+        number = super()._want(box, give)
         self._bell.put(None)
         if self._ended:  # meanwhile; nobody will look at the table again
             self._fail(number, self._cause or RuntimeError("closed"))

@@ -12,22 +12,21 @@ from time import perf_counter
 import numpy as np
 
 from minicpm4.config import SparseConfig
-from minicpm4.engine.api import Limits, Load, Visit, check_ids, check_request
+from minicpm4.engine.api import Limits, Load, Shown, Visit, check_ids, check_request
 from minicpm4.engine.grammar import Grammars
-from minicpm4.engine.outputs import Event, Failed, Piece, Prefilled, Sampled
+from minicpm4.engine.outputs import Event, Failed, Piece, Prefilled, Read, Sampled
 from minicpm4.engine.pace import Pace
 from minicpm4.engine.pages import PageAllocator
 from minicpm4.engine.params import SamplingParams
 from minicpm4.engine.processors import make_processors
-from minicpm4.engine.request import Request, Sample
+from minicpm4.engine.request import Reading, Request, Sample
 from minicpm4.engine.runner import StepResult, StepRunner
 from minicpm4.engine.sampler import SampleState, log_probabilities, sample
 from minicpm4.engine.scheduler import Scheduler
 from minicpm4.engine.sequence import Sequence
-from minicpm4.engine.steps import Span, StepPlan
+from minicpm4.engine.steps import StepPlan
 from minicpm4.errors import EngineError, Minicpm4Error, RequestError, UnsupportedError
 from minicpm4.kernels.contract import Array, OpTable
-from minicpm4.progress import Progress
 from minicpm4.text.stream import TextStream
 
 TextStreams = Callable[[Items[str], Collection[int], bool], TextStream]
@@ -85,7 +84,7 @@ class Engine:
         self._text_streams, self._end_ids = text_streams, tuple(end_ids)
         self._grammars = grammars
         self._entropy = np.random.SeedSequence(None if seed is None else _unsigned(seed)).entropy
-        self._requests: dict[int, Request] = {}
+        self._requests: dict[int, Request | Reading] = {}
         self._pace = pace
         self._version = runner.version
         self.start_over()
@@ -106,10 +105,10 @@ class Engine:
             pace=self._pace,
         )
         for request in self._requests.values():
-            for one in request.unfinished:
-                one.sequence.unload()
-                one.sequence.digests.clear()
-                scheduler.add(one.sequence)
+            for sequence in request.sequences:
+                sequence.unload()
+                sequence.digests.clear()
+                scheduler.add(sequence)
         self.scheduler, self._state = scheduler, State.WHOLE
 
     @property
@@ -147,9 +146,36 @@ class Engine:
         request = Request(request_id, params, self._sparse)
         sequence = Sequence(request_id, list(ids), self._length_limit(ids, params))
         request.samples.append(self._sample(request, sequence))
+        self._queue(request)
+
+    def check_read(self, ids: Items[int], shown: Shown) -> None:
+        """See EngineAPI."""
+        if shown == "states" and not self.limits.num_layers:
+            raise UnsupportedError("this engine shows no states", "load a model")
+        check_ids(ids, self.limits.vocab_size)
+        if len(ids) > self.limits.context:
+            raise RequestError(
+                f"the text has {len(ids):,} tokens, the context is {self.limits.context:,}",
+                "split it, or load the model with a larger context",
+            )
+        self.scheduler.check(len(ids), len(ids))
+
+    def read(self, request_id: int, ids: Items[int], shown: Shown, visit: Visit) -> None:
+        """See EngineAPI; logits of at most 64 positions at a time. The text is found by later prompts."""
+        self.check_read(ids, shown)
+        self._mend()
+        if request_id in self._requests:
+            return
+        sequence = Sequence(request_id, list(ids), len(ids), wanted="all" if shown == "logits" else "none")
+        if shown == "states":
+            sequence.hidden = (self.limits.num_layers,)
+        self._queue(Reading(request_id, sequence, visit))
+
+    def _queue(self, request: Request | Reading) -> None:
         self._state = State.CHANGING
-        self._requests[request_id] = request
-        self.scheduler.add(sequence)
+        self._requests[request.request_id] = request
+        for sequence in request.sequences:
+            self.scheduler.add(sequence)
         self._state = State.WHOLE
 
     def step(self) -> None:
@@ -166,9 +192,12 @@ class Engine:
         self._note_start(plan)
         try:
             self._state = State.RUNNING
-            logits = self._runner.execute(plan).logits
+            result = self._runner.execute(plan)
+            logits = result.first_logits(sum(s.num_logits for s in plan.spans if not s.sequence.is_read))
             self._state = State.CHANGING
+            self.scheduler.commit(plan)
             self._advance(plan, logits)
+            self._show(plan, result)
             self._state = State.WHOLE
             if self._pace is not None:
                 self._pace.note(plan.decoding, plan.prompt_rows, perf_counter() - start)
@@ -185,78 +214,28 @@ class Engine:
         if request is None:
             return
         self._state, request.torn = State.CHANGING, True
+        if isinstance(request, Reading):
+            self._end(request, Read(request_id, whole=False))
+        else:
+            self._abort(request)
+        self._state = State.WHOLE
+
+    def _abort(self, request: Request) -> None:
         pieces = []
         for one in request.unfinished:
             text, index = one.text.finish(), one.sequence.index
             self.scheduler.finish(one.sequence, "abort")
             pieces.append(Piece(text=text, token_ids=[], index=index, finish_reason="abort"))
         pieces[-1] = replace(pieces[-1], metrics=request.metrics())
-        self.events.extend(Sampled(request_id, piece) for piece in pieces)
-        del self._requests[request_id]
-        self._state = State.WHOLE
+        self.events.extend(Sampled(request.request_id, piece) for piece in pieces)
+        del self._requests[request.request_id]
 
-    def score(self, ids: Items[int], visit: Visit, progress: Progress | None = None) -> None:
-        """See EngineAPI; at most 64 positions at a time. The text is found by later prompts. ``visit`` and
-        ``progress`` may raise, but not call the engine."""
-
-        def show(span: Span, result: StepResult) -> None:
-            for first, logits in result.logit_blocks():
-                visit(span.start + first, logits)
-
-        self._read(ids, Span(Sequence(-1, list(ids), limit=len(ids)), 0, 0, "all"), show, progress)
-
-    def states(self, ids: Items[int], visit: Visit, progress: Progress | None = None) -> None:
-        """See EngineAPI; as ``score``."""
-        layers = self.limits.num_layers
-        if not layers:
-            raise UnsupportedError("this engine shows no states", "load a model")
-
-        def show(span: Span, result: StepResult) -> None:
-            visit(span.start, result.hidden[layers])
-
-        sequence = Sequence(-1, list(ids), limit=len(ids))
-        self._read(ids, Span(sequence, 0, 0, "none", (layers,)), show, progress)
-
-    def _read(
-        self,
-        ids: Items[int],
-        asked: Span,
-        show: Callable[[Span, StepResult], None],
-        progress: Progress | None,
-    ) -> None:
-        """Run a whole text in spans like ``asked``, of its sequence, and show what came of each."""
-        self._mend()
-        self._follow_weights()
-        check_ids(ids, self.limits.vocab_size)
-        n, pages = len(ids), self.scheduler.pages
-        if n > self.limits.context:
-            raise RequestError(
-                f"the text has {n:,} tokens, the context is {self.limits.context:,}",
-                "split it, or load the model with a larger context",
-            )
-        if pages.pages_for(n) > pages.num_available:
-            raise RequestError(
-                f"the text needs {pages.pages_for(n)} pages, {pages.num_available} are free",
-                "wait for running requests to end, or load the model with a larger context",
-            )
-        sequence = asked.sequence
-        self._state = State.CHANGING
-        pages.ensure(sequence, n)
-        try:
-            for start in range(0, n, self.limits.max_rows):
-                self._state = State.RUNNING
-                span = replace(asked, start=start, count=min(self.limits.max_rows, n - start))
-                show(span, self._runner.execute(StepPlan([span])))
-                self._state = State.CHANGING
-                sequence.computed = span.stop
-                pages.seal(sequence)
-                self._state = State.RUNNING
-                if progress is not None:
-                    progress(span.stop, n)
-        finally:
-            if self._state is State.RUNNING:
-                pages.release(sequence)
-                self._state = State.WHOLE
+    def _end(self, request: Request | Reading, event: Event) -> None:
+        """Drop what is left of a request."""
+        for sequence in request.sequences:
+            self.scheduler.finish(sequence, "abort")
+        self.events.append(event)
+        del self._requests[request.request_id]
 
     def close(self) -> None:
         """See EngineAPI."""
@@ -301,17 +280,19 @@ class Engine:
         now = perf_counter()
         for span in plan.spans:
             request = self._requests[span.sequence.request_id]
-            request.started = request.started or now
+            if isinstance(request, Request):
+                request.started = request.started or now
 
     def _advance(self, plan: StepPlan, logits: Array) -> None:
         assert not any(span.drafts for span in plan.spans), "nothing here checks drafts yet"
-        self.scheduler.commit(plan)
         sampled = iter(logits)
         for span in plan.spans:
             sequence = span.sequence
+            if sequence.is_read:
+                continue
             row = next(sampled) if span.num_logits else None
             request = self._requests.get(sequence.request_id)
-            if request is None:  # another of its samples has failed just now
+            if not isinstance(request, Request):  # another of its samples has failed just now
                 continue
             request.ran(span.start, span.stop)
             if not sequence.num_sampled:
@@ -320,6 +301,27 @@ class Engine:
                 request.torn = True
                 self._next_tokens(request, sequence, row)
                 request.torn = False
+
+    def _show(self, plan: StepPlan, result: StepResult) -> None:
+        """Of texts that are read, show what came of their rows; it lies behind the others' in the result."""
+        logits = states = 0
+        for span in plan.spans:
+            at = logits, states
+            logits += span.num_logits
+            states += span.count if self.limits.num_layers in span.hidden else 0
+            reading = self._requests.get(span.sequence.request_id)
+            if not isinstance(reading, Reading):
+                continue
+            reading.torn = True
+            try:
+                reading.show(span.start, result, *at, span.count)
+            except Minicpm4Error as error:
+                self._end(reading, Failed(reading.request_id, error))
+                continue
+            self.events.append(Prefilled(reading.request_id, span.stop, len(span.sequence.tokens)))
+            if not span.sequence.pending:
+                self._end(reading, Read(reading.request_id))
+            reading.torn = False
 
     def _next_tokens(self, request: Request, sequence: Sequence, logits: Array) -> None:
         """Sample the next token of a sequence; right after the prompt, of every sample."""
@@ -332,10 +334,7 @@ class Engine:
             try:
                 piece = self._next_token(request, member, logits)
             except Minicpm4Error as error:
-                for one in request.unfinished:
-                    self.scheduler.finish(one.sequence, "abort")
-                self.events.append(Failed(request.request_id, error))
-                del self._requests[request.request_id]
+                self._end(request, Failed(request.request_id, error))
                 return
             self.events.append(Sampled(request.request_id, piece))
         if request.finished:

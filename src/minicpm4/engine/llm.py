@@ -9,21 +9,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self, overload
 
-import numpy as np
-from numpy.typing import NDArray
-
 from minicpm4.config import ModelConfig, SparseConfig
-from minicpm4.config.strict import check_integer
 from minicpm4.engine.api import EngineAPI, Limits, Load, Text
 from minicpm4.engine.collect import Collector, piece_of
 from minicpm4.engine.driver import Driver, Mailbox, ThreadedDriver
 from minicpm4.engine.load import Inspection, inspect
 from minicpm4.engine.options import EngineOptions
-from minicpm4.engine.outputs import Piece, RequestOutput, TokenLogprobs
-from minicpm4.engine.params import FALLBACK, MAX_LOGPROBS, SamplingParams
+from minicpm4.engine.outputs import Piece, RequestOutput
+from minicpm4.engine.params import FALLBACK, SamplingParams
 from minicpm4.engine.plan import MemoryPlan
 from minicpm4.engine.prompts import Messages, Params, Prompt, Prompts, one_each, plain_ids, split_prompts
-from minicpm4.engine.scoring import direction_of, logits_of, logprobs_of, nll_of
+from minicpm4.engine.scoring import Scores
 from minicpm4.errors import ConfigError, RequestError, UnsupportedError
 from minicpm4.formats import Checkpoint
 from minicpm4.kernels.contract import OpTable
@@ -40,7 +36,7 @@ from minicpm4.text.toolcalls import ParsedReply
 logger = logging.getLogger("minicpm4")
 
 
-class LLM:
+class LLM(Scores):
     """A model, loaded and planned, ready to answer. Any number of threads may use it: what they ask at the
     same time is answered together. (AsyncLLM is for asyncio.)
 
@@ -333,36 +329,6 @@ class LLM:
         call. Raises TextError."""
         prompt = output.prompt_token_ids
         return self._text.replies.parse(output.text, output.token_ids, prompt=prompt, tools=tools)
-
-    def logits(self, ids: Sequence[int], *, progress: Progress | None = None) -> NDArray[np.float32]:
-        """Return the logits (n, vocab) of n token ids in one full pass. Raises RequestError,
-        MemoryPlanError."""
-        check_progress(progress)
-        return logits_of(self.driver, plain_ids(ids), progress)
-
-    def nll(self, ids: Sequence[int], *, progress: Progress | None = None) -> NDArray[np.float32]:
-        """Return -log p of each next token, (n - 1,), in nats. Holds 64 rows of logits at a time.
-        Raises RequestError."""
-        check_progress(progress)
-        return nll_of(self.driver, self._host_ops, plain_ids(ids), progress)
-
-    def embed(self, prompts: Prompt | Prompts, *, progress: Progress | None = None) -> NDArray[np.float32]:
-        """Return the direction (hidden,) of a text, of a list (m, hidden): the mean over its tokens of the
-        states that the head would read, of length 1. ``progress`` counts tokens of one text after another.
-        Raises RequestError, and UnsupportedError where states cannot be had (on a GPU)."""
-        check_progress(progress)
-        each, is_batch = split_prompts(prompts)
-        found = [direction_of(self.driver, self.prompt_ids(one), progress) for one in each]
-        return np.array(found, np.float32) if is_batch else found[0]
-
-    def prompt_logprobs(
-        self, ids: Sequence[int], top: int = 0, *, progress: Progress | None = None
-    ) -> list[TokenLogprobs | None]:
-        """Log probabilities of each of n token ids after those before it, and of the ``top`` best there; None
-        for the first. ``sampling_logprob`` is 0: nothing was drawn. Raises RequestError."""
-        check_progress(progress)
-        check_integer("top", top, 0, MAX_LOGPROBS)
-        return logprobs_of(self.driver, self._host_ops, plain_ids(ids), top, progress)
 
     @property
     def _host_ops(self) -> OpTable:

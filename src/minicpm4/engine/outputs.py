@@ -120,6 +120,18 @@ class Sampled:
 
 
 @dataclass(frozen=True, slots=True)
+class Read:
+    """Event: a text that was only to be read has been, or is given up (not ``whole``)."""
+
+    request_id: int
+    whole: bool = True
+
+    @property
+    def last(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """Event: a request was ended by an error of its own; the others go on."""
 
@@ -131,4 +143,4 @@ class Failed:
         return True
 
 
-Event = Prefilled | Sampled | Failed
+Event = Prefilled | Sampled | Read | Failed

@@ -55,8 +55,8 @@ class PageAllocator:
     def admit(self, sequence: Sequence, reserve: int = 0) -> bool:
         """Give a sequence without pages the cached pages of its prefix, and fresh ones for the rest.
 
-        At least its last token is left to run, since its logits are wanted. ``reserve`` pages must
-        stay available.
+        At least its last token is left to run, since its logits are wanted; of a sequence that is only read,
+        all. ``reserve`` pages must stay available.
         """
         assert not sequence.pages and sequence.computed == 0
         found = self._lookup(sequence)
@@ -145,7 +145,7 @@ class PageAllocator:
 
     def _lookup(self, sequence: Sequence) -> list[int]:
         found: list[int] = []
-        if not self._prefix_cache:
+        if not self._prefix_cache or sequence.is_read:
             return found
         for index in range((len(sequence.tokens) - 1) // self.page_size):
             page = self._page_of.get(self._digest(sequence, index))

@@ -1,4 +1,5 @@
-"""What the engine remembers of one request: its samples, their text so far, and its figures."""
+"""What the engine remembers of one request: its samples, their text so far, and its figures; or the text that
+it reads."""
 
 from __future__ import annotations
 
@@ -6,9 +7,11 @@ from dataclasses import dataclass, field, replace
 from time import perf_counter
 
 from minicpm4.config import SparseConfig
+from minicpm4.engine.api import Visit
 from minicpm4.engine.metrics import BlockCount, Metrics
 from minicpm4.engine.outputs import Piece, TokenLogprobs
 from minicpm4.engine.params import SamplingParams
+from minicpm4.engine.runner import StepResult
 from minicpm4.engine.sampler import SampleState
 from minicpm4.engine.sequence import FinishReason, Sequence
 from minicpm4.machine import peak_memory
@@ -81,6 +84,11 @@ class Request:
         return [sample for sample in self.samples if sample.sequence.finish_reason is None]
 
     @property
+    def sequences(self) -> list[Sequence]:
+        """Those that have not ended."""
+        return [sample.sequence for sample in self.unfinished]
+
+    @property
     def finished(self) -> bool:
         return not self.unfinished
 
@@ -107,3 +115,27 @@ class Request:
             blocks_read_share=self.blocks.share,
             peak_memory=peak_memory(),
         )
+
+
+@dataclass(slots=True, eq=False)
+class Reading:
+    """A text that is only read: what its steps compute is shown to ``visit`` (``EngineAPI.read``). ``torn``
+    as in Request."""
+
+    request_id: int
+    sequence: Sequence
+    visit: Visit
+    torn: bool = False
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        return [self.sequence]
+
+    def show(self, start: int, result: StepResult, first_logits: int, first_state: int, count: int) -> None:
+        """``count`` rows from position ``start`` on have run; their logits or states are the result's from
+        these on."""
+        if self.sequence.wanted == "all":
+            for at, logits in result.logit_blocks(first_logits, count):
+                self.visit(start + at, logits)
+        for layers in self.sequence.hidden:
+            self.visit(start, result.hidden[layers][first_state : first_state + count])

@@ -38,11 +38,15 @@ class StepResult:
         many rows as the runner holds at once."""
         return self._head(self._rows)
 
-    def logit_blocks(self) -> Iterator[tuple[int, Array]]:
-        """The same for any number of rows: (number of the first row, logits (m, vocab)), m at most
-        LOGIT_ROWS, each valid until the next."""
-        for first in range(0, len(self._rows), LOGIT_ROWS):
-            yield first, self._head(self._rows[first : first + LOGIT_ROWS])
+    def first_logits(self, count: int) -> Array:
+        """The same of the first ``count`` of these rows."""
+        return self._head(self._rows[:count])
+
+    def logit_blocks(self, first: int, count: int) -> Iterator[tuple[int, Array]]:
+        """The same of any ``count`` of these rows from ``first`` on: (which of them is a block's first,
+        logits (m, vocab)), m at most LOGIT_ROWS, each valid until the next."""
+        for at in range(0, count, LOGIT_ROWS):
+            yield at, self._head(self._rows[first + at : first + min(at + LOGIT_ROWS, count)])
 
 
 class StepRunner(Protocol):

@@ -2,9 +2,9 @@
 
 Every step has room for ``max_rows`` tokens. Sequences that wait for one token (decoding) go first,
 so nobody's stream stalls, with the tokens that a grammar has added to their answers; what is left goes
-to prompts, oldest first, in chunks; then waiting requests are let in, in order of arrival, while there
-are pages for them. When pages run out the youngest sequence gives its pages back and is run again later
-(most of it from the prefix cache).
+to prompts, and texts that are only read, oldest first, in chunks; then waiting requests are let in, in
+order of arrival, while there are pages for them. When pages run out the youngest sequence gives its pages
+back and is run again later (most of it from the prefix cache; a text that is read, from its beginning).
 The oldest always makes progress, so every request ends.
 
 With a ``pace`` (engine/pace.py) prompts take less room beside decoding, and share it: the oldest has a
@@ -80,6 +80,7 @@ class Scheduler:
             paced = self.pace.room(plan.decoding)
             self._shares(plan, room if paced is None else min(room, paced), admit=not preempted)
         assert plan.spans or not self.has_work, "no sequence can make progress"
+        plan.spans.sort(key=lambda span: span.sequence.is_read)
         return plan
 
     def commit(self, plan: StepPlan, accepted: Items[Items[int]] = ()) -> None:

@@ -8,6 +8,7 @@ from enum import Enum
 from typing import Literal
 
 FinishReason = Literal["stop", "length", "abort"]
+Wanted = Literal["none", "last", "all"]
 
 MAX_DRAFTS = 63  # with the token that they follow, what the kernels read as one tree
 
@@ -77,6 +78,8 @@ class Sequence:
     ``drafts`` are to be checked in its next step, if that runs the token that was sampled last and no other;
     what has no room there is left out, the last ones first, and after any step they are gone.
     ``hidden``: after how many layers the hidden states of all its rows are wanted, as in ``Span``.
+    ``wanted``: "last", to sample from; else its text is only read, for the logits of all of its rows, or of
+    none.
     """
 
     request_id: int
@@ -91,6 +94,7 @@ class Sequence:
     sealed: int = 0
     drafts: Drafts | None = None
     hidden: tuple[int, ...] = ()
+    wanted: Wanted = "last"
     status: Status = Status.WAITING
     finish_reason: FinishReason | None = None
 
@@ -103,6 +107,11 @@ class Sequence:
         return self.request_id, self.index
 
     @property
+    def is_read(self) -> bool:
+        """Whether all of its rows are to be seen, and nothing sampled: pages that hold some are of no use."""
+        return self.wanted != "last"
+
+    @property
     def pending(self) -> int:
         """Tokens that have not run yet."""
         return len(self.tokens) - self.computed
@@ -110,6 +119,8 @@ class Sequence:
     @property
     def decodes(self) -> bool:
         """Whether its answer goes on in the next step: by one token, or by those that a grammar has added."""
+        if self.is_read:
+            return False
         return self.pending == 1 or (self.pending > 1 and self.computed >= self.num_prompt)
 
     @property

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 from minicpm4.engine.pages import Copy
-from minicpm4.engine.sequence import MAX_DRAFTS, Drafts, Sequence
-
-Wanted = Literal["none", "last", "all"]
+from minicpm4.engine.sequence import MAX_DRAFTS, Drafts, Sequence, Wanted
 
 
 def logit_rows(max_sequences: int) -> int:
@@ -57,9 +54,12 @@ class Span:
 
     @classmethod
     def next(cls, sequence: Sequence, room: int) -> Span:
-        """The next tokens of a sequence, at most ``room``; with its last token, the last row's logits."""
+        """The next tokens of a sequence, at most ``room``; with its last token, the last row's logits, unless
+        it is only read."""
         count = min(sequence.pending, room)
-        logits: Wanted = "last" if count == sequence.pending else "none"
+        logits = sequence.wanted
+        if logits == "last" and count < sequence.pending:
+            logits = "none"
         return cls(sequence, sequence.computed, count, logits, sequence.hidden)
 
     def with_drafts(self, drafts: Drafts) -> Span:
@@ -73,6 +73,7 @@ class StepPlan:
     """What one step does: first the page copies, in this order, then the rows of all spans.
 
     ``decoding``: how many of the spans, the first ones, run the token that was sampled last (and its drafts).
+    Those of sequences that are only read come last.
     """
 
     spans: list[Span] = field(default_factory=list)

@@ -29,6 +29,11 @@ class Shape(BaseModel):
         """Fields of a body that are known and change nothing here, though whoever sends them may think so."""
         return []
 
+    @property
+    def sequences(self) -> int:
+        """How many the engine has to run for it; the gate counts them."""
+        return 1
+
 
 class ClientGoneError(Exception):
     """Nobody waits for the answer any more."""

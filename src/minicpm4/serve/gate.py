@@ -13,8 +13,9 @@ _SMOOTH = 0.2  # of the running mean of how long answers take
 
 
 class Gate:
-    """Counts requests; refuses what is too much. ``room``: how many the engine answers at a time,
-    ``waiting``: how many more may be in hand, ``timeout``: seconds for each."""
+    """Counts requests, each as the sequences that it asks for: a prompt or text, times the samples of it.
+    Refuses what is too much. ``room``: how many the engine runs at a time, ``waiting``: how many more may be
+    in hand, ``timeout``: seconds for each request."""
 
     def __init__(self, *, room: int, waiting: int, timeout: float) -> None:
         self._room, self._waiting, self._timeout = room, waiting, timeout
@@ -28,19 +29,29 @@ class Gate:
     def count(self) -> int:
         return len(self._tickets)
 
-    def enter(self) -> Ticket:
-        """Let a request in. Raises ApiError: 429 when the queue is full, 503 when the server is ending."""
+    @property
+    def load(self) -> int:
+        """Sequences of all requests in hand."""
+        return sum(ticket.size for ticket in self._tickets)
+
+    def enter(self, size: int = 1) -> Ticket:
+        """Let a request for ``size`` sequences in. Raises ApiError: 429 when that is too much, just now or
+        ever, 503 when the server is ending."""
         if self.closed:
             raise ending()
-        most = self._room + self._waiting
-        if self.count >= most:
+        load, most = self.load, self._room + self._waiting
+        if load + size > most:
+            asked = "" if size == 1 else f", and this request asks for {size:,}"
+            remedy = (
+                "ask again later" if size <= most else f"ask for at most {most:,} at once (--max-waiting)"
+            )
             message = (
-                f"{self.count} requests are in hand, this server takes {self._room} at a time and lets "
-                f"{self._waiting} wait. ask again later"
+                f"{load} prompts are in hand{asked}: this server takes {self._room} at a time and lets "
+                f"{self._waiting} wait. {remedy}"
             )
             seconds = min(60.0, self._seconds * max(self._waiting, 1) / self._room)
             raise busy(429, message, seconds, "queue_full")
-        ticket = Ticket(self, self._timeout)
+        ticket = Ticket(self, self._timeout, size)
         self._tickets.add(ticket)
         self._empty.clear()
         return ticket
@@ -79,8 +90,8 @@ class Gate:
 class Ticket:
     """One request that was let in; it must leave."""
 
-    def __init__(self, gate: Gate, timeout: float) -> None:
-        self.entered = monotonic()
+    def __init__(self, gate: Gate, timeout: float, size: int) -> None:
+        self.entered, self.size = monotonic(), size
         self._gate, self._timeout = gate, timeout
         self._scope: asyncio.Timeout | None = None
         self._ended = False

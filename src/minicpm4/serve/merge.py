@@ -10,16 +10,17 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-async def merged(sources: Sequence[AsyncGenerator[T]]) -> AsyncGenerator[tuple[int, T]]:
-    """What several sources give, each with the number of its source, as it comes. The first error of any is
-    raised; closing this closes all."""
+async def merged(sources: Sequence[AsyncGenerator[T]], most: int) -> AsyncGenerator[tuple[int, T]]:
+    """What several sources give, ``most`` of them at a time, each with the number of its source, as it comes.
+    The first error of any is raised; closing this closes all."""
+    room = asyncio.Semaphore(most)
     queue: asyncio.Queue[tuple[int, Any, BaseException | None]] = asyncio.Queue()
     ended = object()
 
     async def fill(number: int, source: AsyncGenerator[T]) -> None:
         error: BaseException | None = None
         try:
-            async with aclosing(source) as items:
+            async with room, aclosing(source) as items:
                 async for item in items:
                     queue.put_nowait((number, item, None))
         except Exception as raised:

@@ -45,6 +45,11 @@ class Sampling(Shape):
     choice: list[str] | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-MAX_BIAS, le=MAX_BIAS)]] | None = None
 
+    @property
+    def sequences(self) -> int:
+        """See Shape."""
+        return self.n or 1
+
     def params(self, **more: Any) -> SamplingParams:
         """These with ``more``; what is None is left to the model. Raises ApiError."""
         given = {name: getattr(self, name) for name in Sampling.model_fields if name != "logit_bias"}

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,6 +97,11 @@ class Service:
         llm = self._llm
         return NOTHING if llm is None else llm.llm.load
 
+    @property
+    def share(self) -> int:
+        """How many prompts of one request run at a time: half of the places, so that others find some."""
+        return max(1, self.offer.max_sequences // 2)
+
     async def checked(self, ids: Sequence[int], params: SamplingParams, field: str) -> SamplingParams:
         """The parameters that hold for a prompt, which can be served. ``field``: where the prompt came from.
 
@@ -126,13 +130,11 @@ class Service:
 
     async def prompt_logprobs(self, ids: Sequence[int], top: int) -> list[TokenLogprobs | None]:
         """As ``LLM.prompt_logprobs``; given up when the task is cancelled."""
-        with _wanted() as progress:
-            return await asyncio.to_thread(self.llm.prompt_logprobs, ids, top, progress=progress)
+        return await self._loaded.prompt_logprobs(ids, top)
 
     async def embed(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """As ``LLM.embed`` of one text; given up when the task is cancelled."""
-        with _wanted() as progress:
-            return await asyncio.to_thread(self.llm.embed, ids, progress=progress)
+        return await self._loaded.embed(ids)
 
     async def pieces(
         self, ids: Sequence[int], params: SamplingParams, progress: Progress | None = None
@@ -145,21 +147,6 @@ class Service:
                 if piece.metrics is not None:
                     self.metrics.generated(self.name, piece.metrics)
                 yield piece
-
-
-@contextmanager
-def _wanted() -> Iterator[Progress]:
-    """A progress function that ends its work once this context is left."""
-    left = threading.Event()
-
-    def progress(done: int, total: int) -> None:
-        if left.is_set():
-            raise RequestError("nobody waits for this any more")
-
-    try:
-        yield progress
-    finally:
-        left.set()
 
 
 def _too_long(tokens: int, context: int) -> tuple[str, str]:

@@ -30,6 +30,16 @@ DEFAULT_TOKENS = 16  # OpenAI's
 Ids = Annotated[list[TokenId], Field(min_length=1)]
 
 
+def holds_several(given: str | list[Any]) -> bool:
+    """Whether a field holds a list of texts, rather than a text or its token ids."""
+    return isinstance(given, list) and not isinstance(given[0], int)
+
+
+def number_of(given: str | list[Any]) -> int:
+    """The texts of a field that holds one or several."""
+    return len(given) if holds_several(given) else 1
+
+
 class UsageOptions(Shape):
     """What a stream has beside its text."""
 
@@ -54,6 +64,11 @@ class CompletionBody(Sampling):
     best_of: Annotated[int, Field(ge=1)] | None = None
     suffix: str | None = None
     user: Any = None  # of no consequence here
+
+    @property
+    def sequences(self) -> int:
+        """See Shape."""
+        return number_of(self.prompt) * super().sequences
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +98,7 @@ async def completions(service: Service, body: CompletionBody) -> Reply | Events:
 
 async def _prompts(service: Service, body: CompletionBody) -> list[_Prompt]:
     """What is asked, each fit to be served. Raises ApiError."""
-    many = isinstance(body.prompt, list) and not isinstance(body.prompt[0], int)
+    many = holds_several(body.prompt)
     each: list[Any] = body.prompt if many else [body.prompt]  # type: ignore[assignment]
     params = _params(body)
     found = []
@@ -167,7 +182,8 @@ class _Answer:
 
     async def _parts(self) -> AsyncGenerator[tuple[int, dict[str, Any], Metrics | None]]:
         """Parts of choices, by their index, with the figures of each prompt at its end."""
-        async with aclosing(merged([self._continued(prompt) for prompt in self.prompts])) as items:
+        parts = [self._continued(prompt) for prompt in self.prompts]
+        async with aclosing(merged(parts, self.service.share)) as items:
             async for number, (index, part, metrics) in items:
                 yield number * self.samples + index, part, metrics
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from minicpm4.serve.bodies import Shape
 from minicpm4.serve.errors import not_built
-from minicpm4.serve.openai.completions import MAX_PROMPTS, Ids
+from minicpm4.serve.merge import merged
+from minicpm4.serve.openai.completions import MAX_PROMPTS, Ids, holds_several, number_of
 from minicpm4.serve.responses import Reply
 from minicpm4.serve.service import Service
 
@@ -31,23 +34,35 @@ class EmbeddingBody(Shape):
     dimensions: Annotated[int, Field(ge=1)] | None = None
     user: Any = None  # of no consequence here
 
+    @property
+    def sequences(self) -> int:
+        """See Shape."""
+        return number_of(self.input)
+
 
 async def embeddings(service: Service, body: EmbeddingBody) -> Reply:
     """A vector of length 1 for each text: the mean of what the model thinks at its tokens."""
     if body.dimensions is not None:
         raise not_built("dimensions", "dimensions is not built here: vectors have the model's own size")
     given: Any = body.input
-    many = isinstance(given, list) and not isinstance(given[0], int)
-    found, total = [], 0
+    many = holds_several(given)
+    texts = []
     for i, one in enumerate(given if many else [given]):
-        ids = await asyncio.to_thread(service.llm.prompt_ids, one)
-        service.check_scored(ids, f"input[{i}]" if many else "input")
-        total += len(ids)
-        vector = await service.embed(ids)
-        if body.encoding_format == "base64":
-            told: Any = base64.b64encode(vector.astype("<f4").tobytes()).decode()
-        else:
-            told = vector.tolist()
-        found.append({"object": "embedding", "index": i, "embedding": told})
+        texts.append(await asyncio.to_thread(service.llm.prompt_ids, one))
+        service.check_scored(texts[-1], f"input[{i}]" if many else "input")
+    vectors: dict[int, Any] = {}
+    async with aclosing(merged([_vector(service, body, ids) for ids in texts], service.share)) as items:
+        async for i, vector in items:
+            vectors[i] = vector
+    found = [{"object": "embedding", "index": i, "embedding": vectors[i]} for i in range(len(texts))]
+    total = sum(map(len, texts))
     usage = {"prompt_tokens": total, "total_tokens": total}
     return Reply.of({"object": "list", "data": found, "model": service.name, "usage": usage})
+
+
+async def _vector(service: Service, body: EmbeddingBody, ids: list[int]) -> AsyncGenerator[str | list[float]]:
+    vector = await service.embed(ids)
+    if body.encoding_format == "base64":
+        yield base64.b64encode(vector.astype("<f4").tobytes()).decode()
+    else:
+        yield vector.tolist()
