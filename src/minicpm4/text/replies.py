@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from minicpm4.text.call_formats import HERMES, PLAIN, CallFormat, call_format_of
 from minicpm4.text.reasoning import MARKS, marks_of, prompt_opens_reasoning, unasked_reasoning
 from minicpm4.text.reply_stream import ReplyStream
 from minicpm4.text.template import ChatTemplate
@@ -26,7 +27,8 @@ class Reasoning(NamedTuple):
 
 
 class ReplyReader:
-    """Reads the replies of a model. ``template``: its own, which says how it marks thoughts; None: as usual.
+    """Reads the replies of a model. ``template``: its own, which says how it marks thoughts and writes calls
+    (``form``, None where it writes none that are known); None: as usual.
 
     Marks may be special tokens, which decoded text leaves out: they are read all the same.
     """
@@ -34,7 +36,12 @@ class ReplyReader:
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None) -> None:
         self._tokenizer, self._template = tokenizer, template
         self.marks = MARKS if template is None else marks_of(template)
+        self.form: CallFormat | None = None
+        if template is not None:
+            ends = [str(tokenizer.id_to_token(token)) for token in tokenizer.eos_token_ids]
+            self.form = call_format_of(template, ends, self.marks)
         marks = [mark for pair in (*self.marks, *CALL_MARKS) for mark in pair]
+        marks += () if self.form is None else self.form.marks
         self._shown = {
             token
             for name, token in tokenizer.control_tokens.items()
@@ -55,7 +62,7 @@ class ReplyReader:
             kept = [token for token in ids if token in self._shown or not own.is_special(token)]
             text = own.decode(kept, skip_special_tokens=False, continuation=True)
         inside = self._opens_reasoning(prompt) or None
-        return parse_tool_calls(text, tools, marks=self.marks, starts_inside=inside)
+        return parse_tool_calls(text, tools, marks=self.marks, starts_inside=inside, form=self.form)
 
     @property
     def marks_are_hidden(self) -> bool:
@@ -68,10 +75,12 @@ class ReplyReader:
         prompt: Sequence[int],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        held_to: CallFormat | None = None,
         enable_thinking: bool | None = None,
         with_specials: bool = False,
     ) -> ReplyStream:
         """Takes the reply to ``prompt`` apart while it is written. ``tools`` None: calls are not looked for.
+        ``held_to``: the format in which a grammar sees to it that calls are written (``written_form``).
         ``with_specials``: its text has the spellings of special tokens, of which only marks are meant."""
         own = self._tokenizer
         hidden = (
@@ -82,10 +91,17 @@ class ReplyReader:
         return ReplyStream(
             marks=self.marks,
             tools=tools,
+            form=held_to or self.form,
+            held=held_to is not None,
             enable_thinking=enable_thinking,
             starts_inside=self._opens_reasoning(prompt),
             hidden=hidden,
         )
+
+    def written_form(self, forced: bool) -> CallFormat:
+        """The format that calls can be held to: the model's own; where nobody knows it, what many models
+        know, or plain JSON for answers that must be calls."""
+        return self.form or (PLAIN if forced else HERMES)
 
     def _opens_reasoning(self, prompt: Sequence[int]) -> bool:
         return prompt_opens_reasoning(self._tail(prompt), self.marks)

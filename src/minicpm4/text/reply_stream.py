@@ -1,4 +1,8 @@
-"""A reply taken apart while it is written: thought, text, and calls of tools as soon as each block ends."""
+"""A reply taken apart while it is written: thought, text, and calls of tools.
+
+A call is told piece by piece where a grammar holds the model to its format, else as soon as its block ends:
+what looks like a call may still turn out to be none.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from minicpm4.text.call_formats import CallFormat
+from minicpm4.text.call_stream import CallPart, CallStream, joined
 from minicpm4.text.reasoning import Marks, ReasoningSplitter, overlap
-from minicpm4.text.toolcalls import CALL_MARKS, ToolCall, parse_tool_calls
+from minicpm4.text.toolcalls import ToolCall, call_marks, parse_tool_calls, schemas_of
 
 __all__ = ["ReplyPart", "ReplyStream"]
 
@@ -16,18 +22,25 @@ MAX_ENDS = 8  # closing marks that may stand inside arguments before a block is 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReplyPart:
-    """What has become certain: some of the thought, some of the text, or a call."""
+    """What has become certain: some of the thought, some of the text, or of a call.
+
+    A call begins with its ``name``; its ``arguments``, pieces of one JSON text, are those of the call that
+    began last; ``call`` is all of it, at its end. They may come in one part or in many. A call that is cut
+    off has no end."""
 
     reasoning: str = ""
     content: str = ""
+    name: str = ""
+    arguments: str = ""
     call: ToolCall | None = None
 
 
 class ReplyStream:
-    """Takes the text of one reply, in pieces, and gives its parts; the result does not depend on the pieces.
+    """Takes the text of one reply, in pieces, and gives its parts; joined, they do not depend on the pieces.
 
-    ``tools``: those that were offered; None: blocks of calls are text. ``hidden``: spellings that are left
-    out. The rest is as in ``ReasoningSplitter``.
+    ``tools``: those that were offered; None: blocks of calls are text. ``form``: how the model writes calls;
+    ``held``: a grammar sees to it that it does. ``hidden``: spellings that are left out. The rest is as in
+    ``ReasoningSplitter``.
     """
 
     def __init__(
@@ -35,6 +48,8 @@ class ReplyStream:
         *,
         marks: Sequence[Marks],
         tools: Sequence[Mapping[str, Any]] | None = None,
+        form: CallFormat | None = None,
+        held: bool = False,
         enable_thinking: bool | None = None,
         starts_inside: bool = False,
         hidden: Sequence[str] = (),
@@ -42,7 +57,7 @@ class ReplyStream:
         self._splitter = ReasoningSplitter(
             enable_thinking=enable_thinking, starts_inside=starts_inside, marks=marks
         )
-        self._blocks = None if tools is None else _CallBlocks(tools)
+        self._blocks = None if tools is None else _CallBlocks(tools, form, held)
         self._hidden = tuple(hidden)
 
     def push(self, text: str) -> list[ReplyPart]:
@@ -72,26 +87,38 @@ class _CallBlocks:
     """Finds blocks of calls in text. Held back are white space, which may stand before a block, the beginning
     of an opening mark, and a block until it can be read."""
 
-    def __init__(self, tools: Sequence[Mapping[str, Any]]) -> None:
-        self._tools = tools
+    def __init__(self, tools: Sequence[Mapping[str, Any]], form: CallFormat | None, held: bool) -> None:
+        self._tools, self._form, self._is_held = tools, form, held and form is not None
+        self._schemas = schemas_of(tools)
+        self._openings = call_marks(form)
         self._held = ""
-        self._closing = ""  # the mark that ends the block which ``_held`` begins with
-        self._looked = 0  # how far it was looked for
+        self._block_of: str | None = None  # the opening mark of the block which ``_held`` begins with
+        self._looked = 0  # how far its end was looked for
         self._ends = 0
         self._called = False
+        self._stream: CallStream | None = None  # reads a block that is held
+        self._opened, self._raw = "", ""  # its mark, and the text behind it
+        self._begun = False  # whether it has told of a call
+        # Whether the text may turn out to be a bare call: it has not begun, or begins like one.
+        self._may_be_bare = form is not None and form.is_bare
 
     def push(self, text: str) -> list[ReplyPart]:
         self._held += text
         parts: list[ReplyPart] = []
-        while (found := self._block() if self._closing else self._text()) is not None:
+        while (found := self._advance()) is not None:
             parts += found
         return parts
 
     def finish(self) -> list[ReplyPart]:
-        parts = []
-        while self._closing:  # cut off, or without its closing mark
+        parts: list[ReplyPart] = []
+        if self._stream is not None:  # cut off
+            text, self._stream = self._opened + self._raw, None
+            return [] if self._begun else self._say(text)
+        if self._may_be_bare and self._held.strip():
+            return self._read(self._held) or self._say(self._held)
+        while self._block_of is not None:  # cut off, or without its closing mark
             calls = self._read(self._held)
-            text, self._held, self._closing = self._held, "", ""
+            text, self._held, self._block_of = self._held, "", None
             if calls:
                 return calls
             parts += self._say(text)
@@ -100,41 +127,103 @@ class _CallBlocks:
         self._held = ""
         return parts
 
+    def _advance(self) -> list[ReplyPart] | None:
+        """Parts that are certain; None: more has to come."""
+        if self._stream is not None:
+            return self._go_on(self._stream)
+        if self._may_be_bare:
+            return self._bare()
+        return self._text() if self._block_of is None else self._block()
+
+    def _bare(self) -> list[ReplyPart] | None:
+        """Whether the text is a call, which nothing but its form tells."""
+        form, text = self._form, self._held.lstrip()
+        assert form is not None
+        if form.tag and text and form.tag.startswith(text[: len(form.tag)]):
+            if len(text) < len(form.tag):
+                return None
+            text = text.removeprefix(form.tag).lstrip()
+        if not self._is_held:
+            self._may_be_bare = text[:1] in ("", "{", "[")
+            return None if self._may_be_bare else []
+        heads = [form.before + name + form.middle[:1] for name in self._schemas]
+        if any(text.startswith(head) for head in heads):
+            self._start("", text)
+            self._may_be_bare = False
+            return []
+        self._may_be_bare = any(head.startswith(text) for head in heads)
+        return None if self._may_be_bare else []
+
     def _text(self) -> list[ReplyPart] | None:
-        found = [(at, pair) for pair in CALL_MARKS if (at := self._held.find(pair[0])) >= 0]
+        found = [(at, opening) for opening in self._openings if (at := self._held.find(opening)) >= 0]
         if found:
-            at, (_, self._closing) = min(found)
-            before, self._held = self._held[:at].rstrip(), self._held[at:]
-            self._looked = self._ends = 0
+            at, opening = min(found)
+            before, block = self._held[:at].rstrip(), self._held[at:]
+            form = self._form
+            if self._is_held and form is not None and opening == form.opening:
+                self._start(opening, block)
+            else:
+                self._held, self._block_of = block, opening
+                self._looked = self._ends = 0
             return self._say(before)
-        keep = max(overlap(self._held, opening) for opening, _ in CALL_MARKS)
+        keep = max(overlap(self._held, opening) for opening in self._openings)
         certain = self._held[: len(self._held) - keep].rstrip()
         if not certain:
             return None
         self._held = self._held[len(certain) :]
         return self._say(certain) or None
 
+    def _start(self, opening: str, block: str) -> None:
+        """A block begins that is read while it is written."""
+        assert self._form is not None
+        self._stream = CallStream(self._form, self._schemas, opening)
+        self._raw, self._begun = "", False
+        self._held = block.removeprefix(opening)
+        self._opened = opening
+
+    def _go_on(self, stream: CallStream) -> list[ReplyPart] | None:
+        text, self._held = self._held, ""
+        if not text:
+            return None
+        if not self._begun:
+            self._raw += text
+        parts = [_part(one) for one in joined(stream.push(text))]
+        self._begun = self._begun or bool(parts)
+        if stream.done:
+            self._stream = None
+            if self._begun:
+                self._held, self._called = stream.rest, True
+            else:  # no call after all
+                return self._say(self._opened + self._raw)
+        return parts
+
     def _block(self) -> list[ReplyPart] | None:
         """The calls of a block that ends, or its text where it is none; None: more has to come."""
-        at = self._held.find(self._closing, self._looked)
+        assert self._block_of is not None
+        closing = self._openings[self._block_of]
+        at = self._held.find(closing, self._looked) if closing else -1
         if at < 0:
-            self._looked = max(len(self._held) - len(self._closing) + 1, 0)
+            self._looked = max(len(self._held) - len(closing) + 1, 0)
             return None
-        stop = self._looked = at + len(self._closing)
+        stop = self._looked = at + len(closing)
         self._ends += 1
         calls = self._read(self._held[:stop])
         if not calls and self._ends < MAX_ENDS:
             return []
-        block, self._held, self._closing = self._held[:stop], self._held[stop:], ""
+        block, self._held, self._block_of = self._held[:stop], self._held[stop:], None
         return calls or self._say(block)
 
     def _read(self, block: str) -> list[ReplyPart]:
-        calls = parse_tool_calls(block, self._tools, marks=(), starts_inside=False).calls
+        calls = parse_tool_calls(block, self._tools, marks=(), starts_inside=False, form=self._form).calls
         self._called = self._called or bool(calls)
-        return [ReplyPart(call=call) for call in calls]
+        return [ReplyPart(name=one.name, arguments=one.arguments_text, call=one) for one in calls]
 
     def _say(self, text: str) -> list[ReplyPart]:
         if self._called:
             text = text.lstrip()
             self._called = not text
         return [ReplyPart(content=text)] if text else []
+
+
+def _part(part: CallPart) -> ReplyPart:
+    return ReplyPart(name=part.name, arguments=part.arguments, call=part.call)

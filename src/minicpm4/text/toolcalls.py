@@ -1,22 +1,27 @@
 """Tool calls in a model's reply.
 
-MiniCPM4 writes ``<|tool_call_start|>``, a fenced Python block of calls with literal arguments, and
-``<|tool_call_end|>``; Qwen and Hermes write ``<tool_call>`` JSON ``</tool_call>``. Both are read as
-data: nothing is evaluated. What is drafted in a block of reasoning is no call.
+MiniCPM4 writes ``<|tool_call_start|>``, a fenced Python block of calls with literal arguments (or JSON), and
+``<|tool_call_end|>``; Qwen and Hermes write ``<tool_call>`` JSON ``</tool_call>``. Other ways are read where
+the model's template shows them (``call_formats``). All are data: nothing is evaluated. What is drafted in a
+block of reasoning is no call.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from minicpm4.files import finite, json_text
+from minicpm4.text.call_formats import CallFormat
 from minicpm4.text.loose_json import LooseJsonError, read_values
 from minicpm4.text.pycalls import CallSyntaxError, parse_calls
 from minicpm4.text.reasoning import MARKS, Marks
+from minicpm4.text.xml_calls import read_xml
 
-__all__ = ["CALL_MARKS", "ParsedReply", "ToolCall", "parse_tool_calls"]
+__all__ = ["CALL_MARKS", "ParsedReply", "ToolCall", "call_marks", "parse_tool_calls", "schemas_of"]
 
 MAX_REPLY_CHARS = 1 << 20
 MAX_BLOCKS = 64
@@ -24,7 +29,8 @@ _MAX_ENDS = 8  # an end marker may stand inside a string argument: that many are
 _PYTHON = ("<|tool_call_start|>", "<|tool_call_end|>")
 _JSON = ("<tool_call>", "</tool_call>")
 CALL_MARKS: tuple[Marks, ...] = (_PYTHON, _JSON)
-_OPENINGS = dict(CALL_MARKS)
+Schemas = Mapping[str, Mapping[str, Any]]
+_Reader = Callable[[str, Schemas, CallFormat | None], "list[ToolCall]"]
 _GIVEN = ("arguments", "parameters")
 _BESIDE = {"name", *_GIVEN, "id", "type", "index"}
 
@@ -35,6 +41,14 @@ class ToolCall:
 
     name: str
     arguments: dict[str, Any]
+
+    @property
+    def arguments_text(self) -> str:
+        """The arguments as JSON."""
+        try:
+            return json_text(self.arguments, ascii_only=False)
+        except (TypeError, ValueError):  # a literal of Python for which JSON has no word
+            return json.dumps(finite(self.arguments), ensure_ascii=False, default=str)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,26 +68,52 @@ def parse_tool_calls(
     *,
     marks: Sequence[Marks] = MARKS,
     starts_inside: bool | None = None,
+    form: CallFormat | None = None,
 ) -> ParsedReply:
     """Take a reply apart. Never raises: what cannot be read stays text, with a note.
 
-    ``tools``: the functions offered (JSON schema); only needed to name positional arguments. ``marks``: what
-    opens and closes reasoning, as ``marks_of`` a template finds them. ``starts_inside``: whether the prompt
-    has opened a block of it; None: it has where the reply closes one that it did not open.
+    ``tools``: the functions offered (JSON schema): they name positional arguments, tell text from JSON in
+    tags, and a call from other JSON where no mark does. ``marks``: what opens and closes reasoning, as
+    ``marks_of`` a template finds them. ``starts_inside``: whether the prompt has opened a block of it; None:
+    it has where the reply closes one that it did not open. ``form``: how the model writes calls, as
+    ``call_format_of`` its template finds it; MiniCPM's and Hermes' marks are read whatever it is.
     """
     if len(text) > MAX_REPLY_CHARS:
         note = f"a reply of {len(text)} characters is over {MAX_REPLY_CHARS}: not searched for tool calls"
         return ParsedReply(content=text, notes=(note,))
-    return _Parts(text, _parameter_names(tools or ()), dict(marks), starts_inside).reply()
+    return _Parts(text, schemas_of(tools or ()), dict(marks), starts_inside, form).reply()
+
+
+def call_marks(form: CallFormat | None) -> dict[str, str]:
+    """What opens and what closes a block of calls, of a model that writes them in this format."""
+    own = {form.opening: form.closing} if form is not None and form.opening else {}
+    return {**dict(CALL_MARKS), **own}
+
+
+def schemas_of(tools: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """The schemas of tools' arguments, by name."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for tool in tools:
+        function = tool.get("function", tool) if isinstance(tool, Mapping) else {}
+        schema = function.get("parameters") if isinstance(function, Mapping) else None
+        if isinstance(function, Mapping) and isinstance(function.get("name"), str):
+            found[function["name"]] = schema if isinstance(schema, Mapping) else {}
+    return found
 
 
 class _Parts:
     """A reply, from its beginning to its end: blocks of reasoning, blocks of calls, and the text between."""
 
     def __init__(
-        self, text: str, parameters: Mapping[str, list[str]], marks: Mapping[str, str], inside: bool | None
+        self,
+        text: str,
+        schemas: Schemas,
+        marks: Mapping[str, str],
+        inside: bool | None,
+        form: CallFormat | None,
     ) -> None:
-        self._text, self._parameters, self._marks = text, parameters, marks
+        self._text, self._schemas, self._marks, self._form = text, schemas, marks, form
+        self._openings = call_marks(form)
         self._inside = inside  # None: a closing mark may still tell
         self._missing: set[str] = set()  # closing marks that do not come any more
         self._from = 0  # where the text begins that is in no part yet
@@ -86,15 +126,13 @@ class _Parts:
     def reply(self) -> ParsedReply:
         if self._inside:
             self._end_thought(min(self._closings(0), default=(len(self._text), "")))
-        words = [opening for opening, _ in CALL_MARKS] + [
-            mark for pair in self._marks.items() for mark in pair
-        ]
+        words = [*self._openings, *(mark for pair in self._marks.items() for mark in pair)]
         pattern = re.compile("|".join(re.escape(word) for word in sorted(words, key=len, reverse=True)))
         at, blocks = self._from, 0
         while (found := pattern.search(self._text, at)) is not None:
             if found[0] in self._marks:
                 at = self._thought(found.start(), found[0])
-            elif found[0] not in _OPENINGS:
+            elif found[0] not in self._openings:
                 at = self._closing(found.start(), found[0])
             elif blocks == MAX_BLOCKS:
                 self._notes.append(f"only the first {MAX_BLOCKS} blocks of calls were read")
@@ -102,8 +140,11 @@ class _Parts:
             else:
                 at, blocks = self._block(found.start(), found[0]), blocks + 1
         self._content.append(self._text[self._from :])
+        content = "".join(self._content).strip()
+        if self._form is not None and self._form.is_bare and not self._calls:
+            self._calls, content = _read_bare(content, self._form, self._schemas)
         return ParsedReply(
-            content="".join(self._content).strip(),
+            content=content,
             calls=tuple(self._calls),
             thought="\n\n".join(thought for part in self._thoughts if (thought := part.strip())),
             notes=tuple(self._notes),
@@ -153,8 +194,8 @@ class _Parts:
 
     def _block(self, at: int, opening: str) -> int:
         """A block of calls is opened; where to go on."""
-        pair = (opening, _OPENINGS[opening])
-        calls, used, note = _read_block(self._text[at:], pair, self._parameters)
+        pair = (opening, self._openings[opening])
+        calls, used, note = _read_block(self._text[at:], pair, self._schemas, self._form)
         stop = at + used
         if note:
             # It may have been spoken of while thinking.
@@ -170,21 +211,22 @@ class _Parts:
 
 
 def _read_block(
-    text: str, pair: tuple[str, str], parameters: Mapping[str, list[str]]
+    text: str, pair: Marks, schemas: Schemas, form: CallFormat | None
 ) -> tuple[list[ToolCall], int, str]:
     """Calls of the block that ``text`` begins with, the characters it takes, and why it failed."""
     opening, closing = pair
-    read = _read_python if pair == _PYTHON else _read_json
+    readers = _readers(opening, form)
     first, reason = 0, ""
-    end = text.find(closing)
+    end = text.find(closing) if closing else -1
     for _ in range(_MAX_ENDS):
-        inner = text[len(opening) : end if end >= 0 else len(text)]
         used = end + len(closing) if end >= 0 else len(text)
         first = first or used
-        try:
-            return read(inner, parameters), used, ""
-        except CallSyntaxError as error:
-            reason = reason or str(error)
+        inner = text[len(opening) : end if end >= 0 else len(text)]
+        for read in readers:
+            try:
+                return read(text[:used] if read is _read_tags else inner, schemas, form), used, ""
+            except CallSyntaxError as error:
+                reason = reason or str(error)
         if end < 0:
             break
         end = text.find(closing, used)
@@ -193,10 +235,40 @@ def _read_block(
     return [], first, f"a tool call could not be read: {reason}"
 
 
-def _read_python(source: str, parameters: Mapping[str, list[str]]) -> list[ToolCall]:
+def _readers(opening: str, form: CallFormat | None) -> list[_Reader]:
+    """How a block behind this mark may be read, the model's own way first."""
+    kind = form.kind if form is not None and form.opening == opening else ""
+    if kind == "xml":
+        return [_read_tags, _read_json]
+    if kind == "json":
+        return [_read_json, _read_python] if opening == _PYTHON[0] else [_read_json]
+    return [_read_python, _read_json] if kind or opening == _PYTHON[0] else [_read_json]
+
+
+def _read_tags(block: str, schemas: Schemas, form: CallFormat | None) -> list[ToolCall]:
+    """The calls of a block with its marks, which may be those of a call themselves."""
+    assert form is not None
+    return [ToolCall(name=name, arguments=given) for name, given in read_xml(block, form, schemas)]
+
+
+def _read_bare(text: str, form: CallFormat, schemas: Schemas) -> tuple[list[ToolCall], str]:
+    """The calls that ``text`` is, and what is left of it: calls of tools that were offered, or JSON that is
+    none."""
+    plain = text.removeprefix(form.tag).strip() if form.tag else text
+    if plain[:1] not in ("{", "["):
+        return [], text
+    try:
+        calls = _read_json(plain, schemas, form)
+    except CallSyntaxError:
+        return [], text
+    return ([], text) if any(call.name not in schemas for call in calls) else (calls, "")
+
+
+def _read_python(source: str, schemas: Schemas, form: CallFormat | None) -> list[ToolCall]:
     calls = []
     for name, positional, named in parse_calls(_unfence(source)):
-        names = parameters.get(name, [])
+        properties = schemas.get(name, {}).get("properties")
+        names = list(properties) if isinstance(properties, Mapping) else []
         if len(positional) > len(names):
             raise CallSyntaxError(f"{name} has {len(positional)} arguments without names")
         arguments = dict(zip(names, positional, strict=False))
@@ -218,9 +290,10 @@ def _unfence(source: str) -> str:
     return source
 
 
-def _read_json(source: str, parameters: Mapping[str, list[str]]) -> list[ToolCall]:
+def _read_json(source: str, schemas: Schemas, form: CallFormat | None) -> list[ToolCall]:
+    between = _JSON[0] if form is None else form.opening or ";"
     try:
-        values = read_values(_unfence(source), [_JSON[0]])
+        values = read_values(_unfence(source), [_JSON[0], between])
         items = [item for value in values for item in (value if isinstance(value, list) else [value])]
         if not items:
             raise CallSyntaxError("the block holds no call")
@@ -251,14 +324,3 @@ def _json_call(item: Any) -> ToolCall:
     if not isinstance(arguments, dict):
         raise CallSyntaxError(f"the arguments of {name} are a {type(arguments).__name__}, not a table")
     return ToolCall(name=name, arguments=arguments)
-
-
-def _parameter_names(tools: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    names: dict[str, list[str]] = {}
-    for tool in tools:
-        function = tool.get("function", tool) if isinstance(tool, Mapping) else {}
-        schema = function.get("parameters") if isinstance(function, Mapping) else None
-        properties = schema.get("properties") if isinstance(schema, Mapping) else None
-        if isinstance(properties, Mapping) and isinstance(function.get("name"), str):
-            names[function["name"]] = list(properties)
-    return names

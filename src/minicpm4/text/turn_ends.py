@@ -12,31 +12,12 @@ from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
-from minicpm4.errors import Minicpm4Error
 from minicpm4.text.guard import alternatives
+from minicpm4.text.probes import ASKED, CALLS, RESULTS, SAID, TOOL, USER, VALUE, rendered
 from minicpm4.text.template import ChatTemplate
 from minicpm4.text.tokenizer import END_SPELLINGS, Tokenizer
 
 __all__ = ["turn_ends", "with_turn_ends"]
-
-# Words that no template writes by itself.
-_ASKED, _SAID, _NAME, _VALUE, _RESULT = "Qzask", "Qzsay", "qzname", "Qzvalue", "Qzresult"
-_USER = {"role": "user", "content": _ASKED}
-_CALL = {
-    "id": "qzcall123",  # nine letters or digits, as Mistral's templates ask
-    "type": "function",
-    "function": {"name": _NAME, "arguments": {"key": _VALUE}},
-}
-_TOOL = {
-    "type": "function",
-    "function": {
-        "name": _NAME,
-        "description": "d",
-        "parameters": {"type": "object", "properties": {"key": {"type": "string", "description": "d"}}},
-    },
-}
-_CALLS = {"role": "assistant", "content": "", "tool_calls": [_CALL]}
-_RESULTS = {"role": "tool", "content": _RESULT, "name": _NAME, "tool_call_id": _CALL["id"]}
 
 
 def with_turn_ends(tokenizer: Tokenizer, template: ChatTemplate | None) -> Tokenizer:
@@ -57,14 +38,14 @@ def turn_ends(tokenizer: Tokenizer, template: ChatTemplate) -> tuple[int, ...]:
     added = tokenizer.backend.get_added_tokens_decoder()
     special = {t.content: i for i, t in added.items() if t.special or i in tokenizer.eos_token_ids}
     plain = {t.content: i for i, t in added.items() if t.content not in special}
-    answer = {"role": "assistant", "content": _SAID}
-    shared, whole = _after(template, _SAID, [_USER, answer], [_USER, answer, _USER])
+    answer = {"role": "assistant", "content": SAID}
+    shared, whole = _after(template, SAID, [USER, answer], [USER, answer, USER])
     spoken = _tokens(shared, special) or _tokens(whole, special)
     spoken = spoken or _tokens(_between_turns(template), special)
     start = alternatives(plain)
     first = start.match(whole.lstrip()) if start is not None and not spoken else None
     found = [*spoken[:1], *([plain[first[0]]] if first is not None else [])]
-    shared, whole = _after(template, _VALUE, [_USER, _CALLS], [_USER, _CALLS, _RESULTS], tools=[_TOOL])
+    shared, whole = _after(template, VALUE, [USER, CALLS], [USER, CALLS, RESULTS], tools=[TOOL])
     found += (_tokens(shared, special) or _tokens(whole, special))[-1:]
     # What it writes only in chats that are not tried here, such as <|eom_id|>.
     sources = "\0".join(template.sources.values())
@@ -94,10 +75,10 @@ def _after(
 
 def _between_turns(template: ChatTemplate) -> str:
     """What stands between an answer and the opening of the user's turn after it."""
-    before, asked, _ = _rendered(template, [_USER]).partition(_ASKED)
-    between, again, _ = _rest(
-        template, _SAID, [_USER, {"role": "assistant", "content": _SAID}, _USER]
-    ).partition(_ASKED)
+    before, asked, _ = rendered(template, [USER]).partition(ASKED)
+    between, again, _ = _rest(template, SAID, [USER, {"role": "assistant", "content": SAID}, USER]).partition(
+        ASKED
+    )
     if not (asked and again):
         return ""
     pairs = zip(reversed(between), reversed(before), strict=False)
@@ -106,13 +87,5 @@ def _between_turns(template: ChatTemplate) -> str:
 
 
 def _rest(template: ChatTemplate, word: str, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
-    text = _rendered(template, messages, **options)
+    text = rendered(template, messages, **options)
     return text.rpartition(word)[2] if word in text else ""
-
-
-def _rendered(template: ChatTemplate, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
-    """Empty where the template refuses."""
-    try:
-        return template.render(messages, add_generation_prompt=False, **options)
-    except Minicpm4Error:
-        return ""

@@ -10,7 +10,6 @@ from typing import Any
 
 from minicpm4.engine.metrics import Metrics
 from minicpm4.serve.anthropic.body import MessagesBody, PromptBody, chat_of
-from minicpm4.serve.calls import arguments_text
 from minicpm4.serve.chats import Chat, Delta, open_chat, read_chat
 from minicpm4.serve.responses import Events, Reply, event_text
 from minicpm4.serve.service import Service
@@ -76,7 +75,7 @@ class _Answer:
             number = f"toolu_{uuid.uuid4().hex[:24]}"
             yield from self._begin({"type": "tool_use", "id": number, "name": delta.call.name, "input": {}})
             self.blocks[-1]["input"] = delta.call.arguments
-            yield self._block_delta("input_json_delta", partial_json=arguments_text(delta.call))
+            yield self._block_delta("input_json_delta", partial_json=delta.call.arguments_text)
             yield from self._end()
         if delta.finish is not None:
             yield from self._end()

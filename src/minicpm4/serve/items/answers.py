@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from minicpm4.engine.metrics import Metrics
-from minicpm4.serve.calls import arguments_text
 from minicpm4.serve.chats import Chat, Delta, open_chat
 from minicpm4.serve.errors import ApiError
 from minicpm4.serve.items.body import Known, ResponseBody, Wanted, wanted
@@ -106,13 +105,13 @@ class _Answer:
         text = call.arguments.get("input")
         if known.takes_text:
             kind, key, events = "custom_tool_call", "input", "custom_tool_call_input"
-            value = text if isinstance(text, str) else arguments_text(call)
+            value = text if isinstance(text, str) else call.arguments_text
         else:
             kind, key, events, value = (
                 "function_call",
                 "arguments",
                 "function_call_arguments",
-                arguments_text(call),
+                call.arguments_text,
             )
         yield from self._begin(kind, **named, **{key: ""})
         item = self.output[-1]

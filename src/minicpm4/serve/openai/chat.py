@@ -14,7 +14,6 @@ from pydantic import Field
 
 from minicpm4.engine.metrics import Metrics
 from minicpm4.serve.bodies import Shape
-from minicpm4.serve.calls import arguments_text
 from minicpm4.serve.chats import Chat, ChatAsked, Delta, open_chat
 from minicpm4.serve.errors import invalid, not_built
 from minicpm4.serve.forced import call_schema, told_of
@@ -349,5 +348,5 @@ class _Choice:
 
 
 def _call(call: ToolCall) -> dict[str, Any]:
-    function = {"name": call.name, "arguments": arguments_text(call)}
+    function = {"name": call.name, "arguments": call.arguments_text}
     return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}

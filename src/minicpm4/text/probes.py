@@ -1,0 +1,56 @@
+"""Chats of words that no template writes by itself: rendered, they show what a template does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from minicpm4.errors import Minicpm4Error
+from minicpm4.text.template import ChatTemplate
+
+__all__ = [
+    "ASKED",
+    "CALLS",
+    "KEY",
+    "NAME",
+    "RESULTS",
+    "SAID",
+    "TOOL",
+    "USER",
+    "VALUE",
+    "calls_of",
+    "rendered",
+]
+
+ASKED, SAID, NAME, KEY, VALUE, RESULT = "Qzask", "Qzsay", "qzname", "qzkey", "Qzvalue", "Qzresult"
+_ID = "qzcall123"  # nine letters or digits, as Mistral's templates ask
+USER = {"role": "user", "content": ASKED}
+
+
+def calls_of(*given: tuple[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """An answer that calls tools: of names and arguments."""
+    calls = [
+        {"id": _ID, "type": "function", "function": {"name": name, "arguments": dict(arguments)}}
+        for name, arguments in given
+    ]
+    return {"role": "assistant", "content": "", "tool_calls": calls}
+
+
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": NAME,
+        "description": "d",
+        "parameters": {"type": "object", "properties": {KEY: {"type": "string", "description": "d"}}},
+    },
+}
+CALLS = calls_of((NAME, {KEY: VALUE}))
+RESULTS = {"role": "tool", "content": RESULT, "name": NAME, "tool_call_id": _ID}
+
+
+def rendered(template: ChatTemplate, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
+    """Empty where the template refuses."""
+    try:
+        return template.render(messages, add_generation_prompt=False, **options)
+    except Minicpm4Error:
+        return ""
