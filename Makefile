@@ -94,7 +94,7 @@ test-page: $(READY)  ## the page of `minicpm4 serve` in headless Chromium (insta
 	$(PIP) $(DRIVER)
 	$(BIN)/python -m pytest -m browser tests/serve
 
-test-clients: $(READY)  ## what people plug into `minicpm4 serve`: lm-evaluation-harness, llm, LangChain (installs them beside the package)
+test-clients: $(READY)  ## what people plug into `minicpm4 serve`: lm-evaluation-harness, llm, LangChain, Schemathesis (installs them beside the package)
 	@$(PLUGGED)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(PLUGGED)
 	$(PLUGGED)/bin/python -m pip --disable-pip-version-check install --quiet $(CLIENTS)
 	MINICPM4_PYTHON=$(abspath $(BIN))/python $(PLUGGED)/bin/python -m pytest tests/clients

@@ -91,7 +91,7 @@ WRONG = [
     ({"prompt": ["a", 5]}, "prompt[1]"),
     ({"prompt": [["a"]]}, "prompt[0][0]"),
     ({"prompt": [-1]}, "prompt[0]"),
-    ({"prompt": [1e3]}, "prompt[0]"),
+    ({"prompt": [0.5]}, "prompt[0]"),
     ({"prompt": [9999]}, "prompt"),
     ({"prompt": [[1], [9999]]}, "prompt[1]"),
     ({"prompt": ["x", "y" * 5000]}, "prompt[1]"),

@@ -58,7 +58,7 @@ def create_app(
     path = "/openapi.json"
     own = Endpoint(method="GET", path=path, handle=describe, summary="This description.", needs="server")
     apis = [*apis, Api(endpoints=(own,), error_body=openai_error, error_event=openai.error_event)]
-    description = openapi(apis)
+    description = openapi(apis, [one.offer for one in shelf.services])
     homes = _Homes(apis)
     ways: dict[tuple[str, str], list[Route]] = {}
     for api in apis:

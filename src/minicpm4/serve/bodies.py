@@ -7,7 +7,7 @@ import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NoReturn, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from minicpm4.config.strict import shown
 from minicpm4.serve.errors import ApiError, invalid
@@ -15,6 +15,14 @@ from minicpm4.serve.errors import ApiError, invalid
 MAX_DEPTH = 100
 MAX_DIGITS = 400  # of a number
 _BIG = 1 << 18  # bytes from which on a body is read beside the loop
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if type(value) is float and value.is_integer() else value
+
+
+WHOLE = BeforeValidator(_whole)
+"""Of an int, after its bounds: for JSON, and for languages that have one kind of numbers, 5.0 is one too."""
 
 Receive = Callable[[], Awaitable[Any]]
 S = TypeVar("S", bound="Shape")

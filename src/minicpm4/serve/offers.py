@@ -25,6 +25,7 @@ class Offer:
     names: tuple[str, ...]
     context: int
     max_sequences: int
+    vocab_size: int
     description: str
     sampling: Mapping[str, Any]
     chat_template: str | None
@@ -39,6 +40,7 @@ class Offer:
             names=names or (own.name,),
             context=own.limits.context,
             max_sequences=own.limits.max_sequences,
+            vocab_size=own.limits.vocab_size,
             description=own.description,
             sampling=own.sampling_defaults,
             chat_template=own.chat_template,
@@ -53,6 +55,7 @@ class Offer:
             names=names or (found.source.name,),
             context=plan.context,
             max_sequences=found.options.max_batch,
+            vocab_size=found.config.vocab_size,
             description=f"not loaded; context {plan.context:,} tokens; memory planned: {human(plan.needed)}",
             sampling=dict(found.sampling or FALLBACK),
             chat_template=found.text.chat_template,

@@ -8,18 +8,29 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from minicpm4.engine.params import MAX_BIAS, MAX_PENALTY, MAX_SAMPLES, MIN_PENALTY, SamplingParams
+from minicpm4.engine.params import (
+    MAX_BIAS,
+    MAX_CHOICES,
+    MAX_PENALTY,
+    MAX_SAMPLES,
+    MIN_PENALTY,
+    SamplingParams,
+)
 from minicpm4.errors import ConfigError
-from minicpm4.serve.bodies import Shape
+from minicpm4.serve.bodies import WHOLE, Shape
 from minicpm4.serve.errors import field_of, invalid
 from minicpm4.text.stream import MAX_STOP_CHARS, MAX_STOPS
 
 MAX_INTEGER = (1 << 31) - 1
 TOP_LOGPROBS = 20
 
-Count = Annotated[int, Field(ge=1, le=MAX_INTEGER)]
+Count = Annotated[int, Field(ge=1, le=MAX_INTEGER), WHOLE]
+CountOrZero = Annotated[int, Field(ge=0, le=MAX_INTEGER), WHOLE]
+TopK = Annotated[int, Field(ge=-1, le=MAX_INTEGER), WHOLE]
+Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 64), WHOLE]
+Text = Annotated[str, Field(min_length=1)]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
-TokenId = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
+TokenId = Annotated[int, Field(ge=0, le=MAX_INTEGER), WHOLE]
 
 
 class Sampling(Shape):
@@ -27,22 +38,22 @@ class Sampling(Shape):
 
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1, le=MAX_INTEGER)] | None = None
+    top_k: TopK | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(ge=MIN_PENALTY, le=MAX_PENALTY)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)] | None = None
+    seed: Seed | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=1024)] | None = None
     ignore_eos: bool | None = None
-    min_tokens: Annotated[int, Field(ge=0, le=MAX_INTEGER)] | None = None
+    min_tokens: CountOrZero | None = None
     skip_special_tokens: bool | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_SAMPLES)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_SAMPLES), WHOLE] | None = None
     json_schema: dict[str, Any] | bool | None = None
-    regex: str | None = None
-    grammar: str | None = None
-    choice: list[str] | None = None
+    regex: Text | None = None
+    grammar: Text | None = None
+    choice: Annotated[list[Text], Field(min_length=1, max_length=MAX_CHOICES)] | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-MAX_BIAS, le=MAX_BIAS)]] | None = None
 
     @property

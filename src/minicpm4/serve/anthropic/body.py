@@ -12,7 +12,7 @@ from minicpm4.serve.bodies import Shape
 from minicpm4.serve.chats import ChatAsked, effort_variables
 from minicpm4.serve.errors import invalid, not_built
 from minicpm4.serve.forced import call_schema, told_of
-from minicpm4.serve.sampling import MAX_INTEGER, Count, Sampling, Stop
+from minicpm4.serve.sampling import Count, CountOrZero, Sampling, Stop, TopK
 from minicpm4.serve.turns import APART, Turns, field, function_of, schema_of
 from minicpm4.text.messages import MAX_MESSAGES, MAX_TOOLS
 from minicpm4.text.stream import MAX_STOPS
@@ -56,7 +56,7 @@ class Thinking(Shape):
     """Whether the model thinks first."""
 
     type: Literal["enabled", "disabled", "adaptive"]
-    budget_tokens: Annotated[int, Field(ge=0, le=MAX_INTEGER)] | None = None
+    budget_tokens: CountOrZero | None = None
     display: Any = None
 
 
@@ -109,7 +109,7 @@ class MessagesBody(PromptBody):
     stop_sequences: Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1, le=MAX_INTEGER)] | None = None
+    top_k: TopK | None = None
     # Of no consequence here, whatever they hold.
     metadata: Any = None
     service_tier: Any = None

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from minicpm4.engine.metrics import Metrics
-from minicpm4.serve.bodies import Shape
+from minicpm4.serve.bodies import WHOLE, Shape
 from minicpm4.serve.chats import Chat, ChatAsked, Delta, open_chat
 from minicpm4.serve.errors import invalid, not_built
 from minicpm4.serve.forced import call_schema, told_of
@@ -51,7 +51,7 @@ class ChatBody(Sampling):
     stream_options: StreamOptions | None = None
     return_progress: bool | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=TOP_LOGPROBS)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=TOP_LOGPROBS), WHOLE] | None = None
     tools: Annotated[list[dict[str, Any]], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None

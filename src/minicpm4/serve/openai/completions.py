@@ -15,13 +15,13 @@ from pydantic import Field
 from minicpm4.engine.metrics import Metrics
 from minicpm4.engine.outputs import Piece, TokenLogprobs
 from minicpm4.engine.params import SamplingParams
-from minicpm4.serve.bodies import Shape
+from minicpm4.serve.bodies import WHOLE, Shape
 from minicpm4.serve.errors import invalid, not_built
 from minicpm4.serve.merge import merged
 from minicpm4.serve.openai.figures import timings_of, usage_of
 from minicpm4.serve.openai.texts import TokenLists
 from minicpm4.serve.responses import Events, Reply, event_text
-from minicpm4.serve.sampling import MAX_INTEGER, TOP_LOGPROBS, Sampling, TokenId
+from minicpm4.serve.sampling import TOP_LOGPROBS, CountOrZero, Sampling, Text, TokenId
 from minicpm4.serve.service import Service
 
 MAX_PROMPTS = 1024
@@ -51,17 +51,17 @@ class CompletionBody(Sampling):
 
     model: str | None = None
     prompt: (
-        Annotated[str, Field(min_length=1)]
-        | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=MAX_PROMPTS)]
+        Text
+        | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
         | Ids
         | Annotated[list[Ids], Field(min_length=1, max_length=MAX_PROMPTS)]
     )
-    max_tokens: Annotated[int, Field(ge=0, le=MAX_INTEGER)] | None = None
+    max_tokens: CountOrZero | None = None
     echo: bool | None = None
-    logprobs: Annotated[int, Field(ge=0, le=TOP_LOGPROBS)] | bool | None = None
+    logprobs: Annotated[int, Field(ge=0, le=TOP_LOGPROBS), WHOLE] | bool | None = None
     stream: bool | None = None
     stream_options: UsageOptions | None = None
-    best_of: Annotated[int, Field(ge=1)] | None = None
+    best_of: Annotated[int, Field(ge=1), WHOLE] | None = None
     suffix: str | None = None
     user: Any = None  # of no consequence here
 

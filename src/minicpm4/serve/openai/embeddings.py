@@ -10,14 +10,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from minicpm4.serve.bodies import Shape
+from minicpm4.serve.bodies import WHOLE, Shape
 from minicpm4.serve.errors import not_built
 from minicpm4.serve.merge import merged
 from minicpm4.serve.openai.completions import MAX_PROMPTS, Ids, holds_several, number_of
 from minicpm4.serve.responses import Reply
+from minicpm4.serve.sampling import Text
 from minicpm4.serve.service import Service
-
-Text = Annotated[str, Field(min_length=1)]
 
 
 class EmbeddingBody(Shape):
@@ -31,7 +30,7 @@ class EmbeddingBody(Shape):
         | Annotated[list[Ids], Field(min_length=1, max_length=MAX_PROMPTS)]
     )
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: Annotated[int, Field(ge=1)] | None = None
+    dimensions: Annotated[int, Field(ge=1), WHOLE] | None = None
     user: Any = None  # of no consequence here
 
     @property
