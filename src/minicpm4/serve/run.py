@@ -75,10 +75,13 @@ class Socket:
             raise ConfigError("TLS needs both --tls-cert and --tls-key", "give the other one too")
         if self.certificate is not None:
             try:
-                ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.certificate, self.key)
+                # Without a password OpenSSL would ask the terminal for that of an encrypted key, and wait.
+                context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+                context.load_cert_chain(self.certificate, self.key, password="")
             except (OSError, ssl.SSLError) as error:
                 raise ConfigError(
-                    f"--tls-cert {self.certificate} and --tls-key {self.key} are no PEM pair: {error}"
+                    f"--tls-cert {self.certificate} and --tls-key {self.key} are no PEM pair: {error}",
+                    "give a certificate and its own key, which has no password",
                 ) from error
 
 
