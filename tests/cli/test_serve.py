@@ -26,6 +26,8 @@ KEY = "a-key-of-some-length"
         (["--max-waiting", "-1"], "max_waiting"),
         (["--max-body", "1"], "max_body"),
         (["--api-key-file", "no-such-file"], "no-such-file"),
+        (["--cache-size", "1"], "--cache-dir"),
+        (["--cache-dir", "a", "--cache-size", "0"], "--cache-size 0"),
     ],
 )
 def test_what_cannot_be_served_is_refused(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from minicpm4.engine.engine import Engine, EngineLimits
+from minicpm4.engine.kept_pages import KeptPages
 from minicpm4.engine.outputs import Event, Prefilled, Sampled
 from minicpm4.engine.params import SamplingParams
 from minicpm4.engine.runner import StepResult
@@ -65,7 +66,7 @@ class NumberedEngine(Engine):
 
 
 def make_engine(
-    *, ends: tuple[int, ...] = (), seed: int | None = 0, **sizes: Any
+    *, ends: tuple[int, ...] = (), seed: int | None = 0, kept: KeptPages | None = None, **sizes: Any
 ) -> tuple[NumberedEngine, ScriptedRunner]:
     """An engine of 4-token pages over a ScriptedRunner."""
     limits = {"context": 40, "num_pages": 40, "max_rows": 8, "max_sequences": 4} | sizes
@@ -77,6 +78,7 @@ def make_engine(
         text_streams=lambda stop, ids, skip: NoText(ids),
         end_ids=ends,
         seed=seed,
+        kept=kept,
     )
     runner.cache = ModelCache(engine.scheduler.pages)
     return engine, runner

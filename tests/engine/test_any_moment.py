@@ -25,6 +25,7 @@ from minicpm4.engine.llm import ThreadedLLM
 from minicpm4.errors import EngineError, Minicpm4Error
 from minicpm4.testing import byte_text
 from tests.engine.scripted import make_engine
+from tests.engine.stock import engine_over, filled_stock
 from tests.engine.test_engine import greedy, plain_greedy
 
 FOLDER = str(Path(minicpm4.engine.engine.__file__).parent)
@@ -88,16 +89,28 @@ def call(llm: LLM) -> None:
 
 ROOMY, SCARCE = 40, 7  # pages; with few of them sequences are sent away and come back
 KINDS = (KeyboardInterrupt, MemoryError)
-EVERY = [pytest.param(k, pages, 1, marks=pytest.mark.slow) for k in KINDS for pages in (ROOMY, SCARCE)]
+EVERY = [pytest.param(k, pages, 1, False, marks=pytest.mark.slow) for k in KINDS for pages in (ROOMY, SCARCE)]
 
 
-@pytest.mark.parametrize(("kind", "num_pages", "stride"), [(KeyboardInterrupt, ROOMY, 11), *EVERY])
+KEPT = [
+    pytest.param(KeyboardInterrupt, ROOMY, 13, True),
+    pytest.param(MemoryError, ROOMY, 1, True, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "num_pages", "stride", "kept"), [(KeyboardInterrupt, ROOMY, 11, False), *EVERY, *KEPT]
+)
 def test_the_engine_survives_an_exception_at_any_moment(
-    kind: type[BaseException], num_pages: int, stride: int
+    kind: type[BaseException], num_pages: int, stride: int, kept: bool
 ) -> None:
     spared = 0
     for at in count(1, stride):
-        engine, _ = make_engine(num_pages=num_pages, context=28)
+        if kept:  # pages go to a store, and come from one that another engine has filled
+            stock = filled_stock([1, 2, 3, 1, 4, 5])
+            engine = engine_over(stock, num_pages=num_pages, context=28)
+        else:
+            engine, _ = make_engine(num_pages=num_pages, context=28)
         llm = LLM.over(engine, byte_text(), name="scripted")
         other = llm.stream(OTHER, greedy(LENGTH))
         first = [token for _ in range(2) for token in next(other).token_ids]

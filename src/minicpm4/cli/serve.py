@@ -13,8 +13,9 @@ from typing import Annotated, Any
 
 import typer
 
-from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, expand
+from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, bytes_of, expand
 from minicpm4.cli.terminal import one_line, progress_bar
+from minicpm4.config.strict import require
 from minicpm4.errors import ConfigError, UnsupportedError
 from minicpm4.files import read_text
 
@@ -39,6 +40,18 @@ class ServerFlags:
         int | None, typer.Option(help="Requests that may wait beyond these (64); more get a 429.")
     ] = None
     timeout: Annotated[float | None, typer.Option(help="Seconds that a request may take (3600).")] = None
+    cache_dir: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Keep what was read of prompts in this folder, and find it there after a restart. It holds "
+            "what was asked.",
+        ),
+    ] = None
+    cache_size: Annotated[
+        float | None,
+        typer.Option(metavar="GB", help="What it may take (10); what was used longest ago is removed first."),
+    ] = None
     drain: Annotated[
         float | None,
         typer.Option(help="Seconds that answers under way get when the server is told to end (30)."),
@@ -82,6 +95,13 @@ class ServerFlags:
             api_keys=self._keys(),
             log_prompts=self.log_prompts,
         )
+
+    def kept(self) -> dict[str, Any]:
+        """Keyword arguments of ``LLM`` for what is kept of prompts. Raises ConfigError."""
+        if self.cache_size is None:
+            return {} if self.cache_dir is None else {"cache_dir": self.cache_dir}
+        require(self.cache_dir is not None, "--cache-size bounds a --cache-dir", "give that too")
+        return {"cache_dir": self.cache_dir, "cache_size": bytes_of("--cache-size", self.cache_size)}
 
     def _keys(self) -> tuple[str, ...]:
         keys = [os.environ.get(KEY_VARIABLE, "")]
@@ -129,7 +149,8 @@ def command(
 
     settings = server.settings()
     where = Socket(host=server.host, port=server.port, certificate=server.tls_cert, key=server.tls_key)
-    options = EngineOptions(**{**engine.settings(), "max_batch": server.max_batch, "fair": True})
+    more = {"max_batch": server.max_batch, "fair": True, **server.kept()}
+    options = EngineOptions(**{**engine.settings(), **more})
     asked = models or [DEFAULT_MODEL]
     level = logging.WARNING if server.quiet else logging.INFO
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", stream=sys.stderr)

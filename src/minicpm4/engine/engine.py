@@ -14,6 +14,7 @@ import numpy as np
 from minicpm4.config import SparseConfig
 from minicpm4.engine.api import Limits, Load, Shown, Visit, check_ids, check_request
 from minicpm4.engine.grammar import Grammars
+from minicpm4.engine.kept_pages import KeptPages
 from minicpm4.engine.outputs import Event, Failed, Piece, Prefilled, Read, Sampled
 from minicpm4.engine.pace import Pace
 from minicpm4.engine.pages import PageAllocator
@@ -58,7 +59,7 @@ class Engine:
     ``text_streams(stop, stop_token_ids, skip_special_tokens)`` makes the decoder of one sample; ``end_ids``
     are the tokens at which the model ends a turn. ``grammars`` compiles what answers are held to; None: such
     requests are refused. Requests without a seed draw theirs from ``seed``. With a ``pace`` prompts leave
-    running answers their speed.
+    running answers their speed. ``kept``: pages that are saved elsewhere, and come from there.
 
     The truth is the requests' tokens. Whatever an exception has torn is thrown away by the next call
     (``_mend``): scheduler and pages are made anew and what is unfinished runs again, to the same tokens.
@@ -77,6 +78,7 @@ class Engine:
         sparse: SparseConfig | None = None,
         seed: int | None = None,
         pace: Pace | None = None,
+        kept: KeptPages | None = None,
     ) -> None:
         self.limits = limits
         self.events: deque[Event] = deque()
@@ -85,7 +87,7 @@ class Engine:
         self._grammars = grammars
         self._entropy = np.random.SeedSequence(None if seed is None else _unsigned(seed)).entropy
         self._requests: dict[int, Request | Reading] = {}
-        self._pace = pace
+        self._pace, self._kept = pace, kept
         self._version = runner.version
         self.start_over()
 
@@ -109,11 +111,14 @@ class Engine:
                 sequence.unload()
                 sequence.digests.clear()
                 scheduler.add(sequence)
+        if self._kept is not None:
+            self._kept.start_over(pages, self._version)
         self.scheduler, self._state = scheduler, State.WHOLE
 
     @property
     def has_work(self) -> bool:
-        return self.scheduler.has_work or self._state is not State.WHOLE
+        kept = self._kept is not None and self._kept.has_work
+        return self.scheduler.has_work or self._state is not State.WHOLE or kept
 
     @property
     def load(self) -> Load:
@@ -121,7 +126,7 @@ class Engine:
         scheduler, pages = self.scheduler, self.scheduler.pages
         return Load(
             running=len(scheduler.running),
-            waiting=len(scheduler.waiting),
+            waiting=len(scheduler.waiting) + (0 if self._kept is None else len(self._kept.coming)),
             pages_held=pages.num_pages - pages.num_available,
             pages=pages.num_pages,
         )
@@ -175,7 +180,8 @@ class Engine:
         self._state = State.CHANGING
         self._requests[request.request_id] = request
         for sequence in request.sequences:
-            self.scheduler.add(sequence)
+            if self._kept is None or not self._kept.takes(sequence, self.scheduler.pages):
+                self.scheduler.add(sequence)
         self._state = State.WHOLE
 
     def step(self) -> None:
@@ -184,6 +190,19 @@ class Engine:
         replaced."""
         self._mend()
         self._follow_weights()
+        if self._kept is None:
+            self._run()
+            return
+        self._state = State.CHANGING
+        self._kept.bring(self.scheduler)
+        self._state = State.WHOLE
+        self._run()
+        self._state = State.CHANGING
+        self._kept.save(self.scheduler)
+        self._state = State.WHOLE
+
+    def _run(self) -> None:
+        """One forward pass, if the scheduler has work."""
         if not self.scheduler.has_work:
             return
         self._state = State.CHANGING
@@ -214,6 +233,8 @@ class Engine:
         if request is None:
             return
         self._state, request.torn = State.CHANGING, True
+        if self._kept is not None:
+            self._kept.let_go(request.sequences, self.scheduler)
         if isinstance(request, Reading):
             self._end(request, Read(request_id, whole=False))
         else:
@@ -238,7 +259,9 @@ class Engine:
         del self._requests[request.request_id]
 
     def close(self) -> None:
-        """See EngineAPI."""
+        """See EngineAPI. What is to be kept of pages is written first."""
+        if self._kept is not None:
+            self._kept.close(self.scheduler.pages if self._state is State.WHOLE else None)
         del self._runner
 
     def _mend(self) -> None:

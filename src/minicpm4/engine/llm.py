@@ -14,7 +14,7 @@ from minicpm4.engine.api import EngineAPI, Limits, Load, Text
 from minicpm4.engine.collect import Collector, piece_of
 from minicpm4.engine.driver import Driver, Mailbox, ThreadedDriver
 from minicpm4.engine.load import Inspection, inspect
-from minicpm4.engine.options import EngineOptions
+from minicpm4.engine.options import CACHE_SIZE, EngineOptions
 from minicpm4.engine.outputs import Piece, RequestOutput
 from minicpm4.engine.params import FALLBACK, SamplingParams
 from minicpm4.engine.plan import MemoryPlan
@@ -52,6 +52,8 @@ class LLM(Scores):
     (docs/guide.md has figures). ``max_batch``: sequences at a time; ``chunk``: prompt tokens a step (None: as
     calibrated, else 512); ``memory``: bytes that weights, cache and buffers may take together (None: what is
     available); ``prefix_cache``: keep what was read for later prompts that begin alike;
+    ``cache_dir``: a folder for what was read, from which it is found again after a restart too (on the CPU;
+    prompts are in it), ``cache_size``: bytes that it may take; what was used longest ago is removed first.
     ``fair``: prompts are read beside running answers in pieces so small that those keep half their speed (for
     servers: measured times cut the work, so two runs cut it differently). ``seed``: of requests without one,
     None: random. ``ignore_fields``: fields of config.json, or keys of GGUF metadata,
@@ -84,6 +86,8 @@ class LLM(Scores):
         memory: int | None = None,
         prefix_cache: bool = True,
         fair: bool = False,
+        cache_dir: str | Path | None = None,
+        cache_size: int = CACHE_SIZE,
         isa: str | None = None,
         seed: int | None = None,
         ignore_fields: Sequence[str] = (),
@@ -103,6 +107,8 @@ class LLM(Scores):
             memory=memory,
             prefix_cache=prefix_cache,
             fair=fair,
+            cache_dir=cache_dir,
+            cache_size=cache_size,
             isa=isa,
             seed=seed,
             ignore_fields=tuple(ignore_fields),

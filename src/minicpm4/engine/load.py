@@ -17,12 +17,14 @@ from minicpm4.engine import calibration
 from minicpm4.engine.engine import Engine, EngineLimits
 from minicpm4.engine.executors import Executor
 from minicpm4.engine.grammar import Grammars
+from minicpm4.engine.kept_pages import KeptPages
 from minicpm4.engine.options import CHUNK, EngineOptions, resolve_sparse
 from minicpm4.engine.pace import Pace
+from minicpm4.engine.page_files import BUFFERS, PageFiles, check_folder
 from minicpm4.engine.params import suggested_by_gguf, suggested_sampling
 from minicpm4.engine.plan import Demand, MemoryPlan, describe, human, make_plan
-from minicpm4.engine.runner import StepRunner
-from minicpm4.errors import ConfigError, MemoryPlanError
+from minicpm4.errors import CheckpointError, ConfigError, MemoryPlanError, UnsupportedError
+from minicpm4.files import json_text
 from minicpm4.formats import Checkpoint
 from minicpm4.kernels.contract import OpTable
 from minicpm4.kernels.pages import KVFormat
@@ -30,11 +32,10 @@ from minicpm4.kernels.registry import host_table, resolve, speed_key
 from minicpm4.machine import resident_memory
 from minicpm4.model.cache import page_size_for
 from minicpm4.model.loader import load_weights
-from minicpm4.model.packed_cache import weight_cache
+from minicpm4.model.packed_cache import file_identity, weight_cache
 from minicpm4.model.source import OpenModel, open_model
 from minicpm4.model.weight_plan import WeightPlan, plan_weights
 from minicpm4.model.weight_set import WeightSet
-from minicpm4.model.weights import ModelWeights
 from minicpm4.progress import Progress
 from minicpm4.text.model_text import ModelText
 
@@ -75,7 +76,9 @@ class Inspection:
         ops = self.ops
         loaded = load_planned(self.checkpoint, self.config, self.weights, ops, progress)
         plan, options = self.plan, self.options
-        runner = self._runner(loaded.weights)
+        executor = self._executor()
+        sizes = {"max_rows": options.max_rows, "max_sequences": options.max_batch}
+        runner = executor.runner(loaded.weights, self.sparse, **sizes)
         limits = EngineLimits(
             vocab_size=self.config.vocab_size,
             context=plan.context,
@@ -98,6 +101,7 @@ class Inspection:
             sparse=self.sparse,
             seed=options.seed,
             pace=Pace() if options.fair else None,
+            kept=self._kept(executor, runner.version),
         )
         return engine, loaded, describe(self.ops, plan, self.sparse, f"{loaded.notes}; {self.tuned}")
 
@@ -115,20 +119,48 @@ class Inspection:
         """The table for what is done to logits, which are the host's."""
         return self.ops if self.ops.on_host else host_table()
 
-    def _runner(self, weights: ModelWeights) -> StepRunner:
-        """A runner with its cache, for the device of ``ops``."""
-        plan, options = self.plan, self.options
-        executor = Executor(
+    def _executor(self) -> Executor:
+        """The cache, for the device of ``ops``."""
+        plan = self.plan
+        return Executor(
             self.ops,
             self.config,
             context=plan.context,
             num_pages=plan.num_pages,
             page_size=plan.page_size,
-            kv=options.kv,
+            kv=self.options.kv,
             sparse=self.sparse,
         )
-        sizes = {"max_rows": options.max_rows, "max_sequences": options.max_batch}
-        return executor.runner(weights, self.sparse, **sizes)
+
+    def _kept(self, executor: Executor, version: int) -> KeptPages | None:
+        """What is kept of pages in files, if they are to be. Raises ConfigError, CheckpointError."""
+        place = self.options.cache_dir
+        if place is None:
+            return None
+        key = self._pages_key(executor).encode()
+        return KeptPages(PageFiles(Path(place), key, executor.pool, self.options.cache_size), version)
+
+    def _pages_key(self, executor: Executor) -> str:
+        """All that the numbers of a page hang on beside its tokens. Raises CheckpointError."""
+        options, rotary = self.options, executor.rotary
+        try:
+            files = [{**file_identity(file), "path": file.name} for file in self.checkpoint.files]
+        except OSError as error:
+            raise CheckpointError(f"cannot read {error.filename}: {error.strerror}") from error
+        there = speed_key(options.backend, options.isa, options.activations) or {"kernels": self.ops.name}
+        parts = {
+            "version": 1,
+            "files": files,
+            "config": repr(self.config),
+            "sparse": repr(self.sparse),
+            "weights": options.weights,
+            "layout": self.ops.layout,
+            "kernels": {name: there[name] for name in ("kernels", "build") if name in there},
+            "kv": options.kv,
+            "page_size": self.plan.page_size,
+            "rotary": [rotary.inverse.tobytes().hex(), rotary.attention_factor],
+        }
+        return json_text(parts, sort_keys=True)
 
 
 def inspect(model: str | Path, options: EngineOptions) -> Inspection:
@@ -147,11 +179,13 @@ def plan_model(source: OpenModel, text: ModelText, asked: EngineOptions) -> Insp
     Raises ConfigError, UnsupportedError, MemoryPlanError.
     """
     config = source.config
+    if asked.cache_dir is not None:
+        check_folder(Path(asked.cache_dir))
     weights = plan_weights(source.checkpoint, config, asked.weights)
     options, sparse, tuned = tune(asked, config, weights)
     ops = resolve(options.backend, threads=options.threads, isa=options.isa, activations=options.activations)
     sizes: Any = {"context": options.context, "max_batch": options.max_batch, "max_rows": options.max_rows}
-    sizes["memory"] = options.memory
+    sizes |= {"memory": options.memory, "kept_pages": BUFFERS + 1 if options.cache_dir is not None else 0}
     plan = plan_memory(ops, config, weights, sparse, options.kv, **sizes)
     return Inspection(
         source=source,
@@ -178,6 +212,7 @@ def plan_memory(
     max_batch: int,
     max_rows: int,
     memory: int | None = None,
+    kept_pages: int = 0,
 ) -> MemoryPlan:
     """Plan what weights, pages and steps take beside what this process holds now; arguments as in Demand.
     ``memory``: bytes that they may take, however much is available.
@@ -185,6 +220,8 @@ def plan_memory(
     Raises UnsupportedError for what ``ops`` has no kernels for, MemoryPlanError.
     """
     ops.check_supports(kv=kv, weights=weights.kinds, windows=bool(config.windows))
+    if kept_pages and not ops.on_host:
+        raise UnsupportedError("cache_dir is built for the CPU only", "leave it out, or use backend='cpu'")
     available = ops.available_memory()
     return make_plan(
         Demand(
@@ -198,6 +235,7 @@ def plan_memory(
             context=context,
             max_batch=max_batch,
             max_rows=max_rows,
+            kept_pages=kept_pages,
             process=resident_memory(),
             available=available if memory is None else min(memory, available or memory),
         )

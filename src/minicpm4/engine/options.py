@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from minicpm4.config import ModelConfig, SparseConfig
@@ -19,6 +20,7 @@ ATTENTION_CHOICES = ("auto", "dense", "sparse")
 KV_CHOICES = KV_FORMATS
 CHUNK = 512  # tokens of a prefill step, where neither caller nor calibration says otherwise
 MAX_CONTEXT = 1 << 24
+CACHE_SIZE = 10_000_000_000  # bytes of kept pages
 MAX_MEMORY = 1 << 50  # bytes
 
 
@@ -40,6 +42,8 @@ class EngineOptions:
     prefix_cache: bool = True
     fair: bool = False
     isa: str | None = None
+    cache_dir: str | Path | None = None
+    cache_size: int = CACHE_SIZE
     seed: int | None = None
     ignore_fields: tuple[str, ...] = ()
 
@@ -54,6 +58,16 @@ class EngineOptions:
         check_integer("max_batch", self.max_batch, 1, 4096)
         check_optional_integer("chunk", self.chunk, 1, 1 << 16)
         check_optional_integer("memory", self.memory, 1, MAX_MEMORY)
+        check_integer("cache_size", self.cache_size, 1, MAX_MEMORY)
+        require(
+            self.cache_dir is None or (isinstance(self.cache_dir, str | Path) and str(self.cache_dir) != ""),
+            f"cache_dir = {shown(self.cache_dir)} is not a folder's name",
+        )
+        require(
+            self.cache_dir is None or self.prefix_cache,
+            "cache_dir keeps the pages of the prefix cache, which prefix_cache = False switches off",
+            "leave one of them out",
+        )
         for name in ("prefix_cache", "fair"):
             value = getattr(self, name)
             require(type(value) is bool, f"{name} = {shown(value)} is not true or false")

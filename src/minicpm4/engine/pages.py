@@ -13,13 +13,23 @@ returns the copies that must be done first (copy on write).
 from __future__ import annotations
 
 from array import array
-from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterable
 from hashlib import blake2b
+from typing import NamedTuple
 
 from minicpm4.engine.sequence import Sequence
 
 Copy = tuple[int, int]  # (source page, target page)
+
+
+class PageKey(NamedTuple):
+    """What a full page is known by: the hash of all tokens up to its end, that of the page before (for the
+    first the root), and its own tokens, four bytes each."""
+
+    digest: bytes
+    parent: bytes
+    tokens: bytes
 
 
 class PageAllocator:
@@ -42,6 +52,8 @@ class PageAllocator:
         self._cached: OrderedDict[int, None] = OrderedDict()  # least recently used first
         self._page_of: dict[bytes, int] = {}
         self._hash_of: dict[int, bytes] = {}
+        self.sealed: deque[tuple[int, PageKey]] | None = None
+        """Where ``seal`` notes the pages that have become findable; None: nowhere."""
 
     @property
     def num_available(self) -> int:
@@ -102,7 +114,42 @@ class PageAllocator:
             page, digest = sequence.pages[index], self._digest(sequence, index)
             if digest not in self._page_of and page not in self._hash_of:
                 self._page_of[digest], self._hash_of[page] = page, digest
+                if self.sealed is not None:
+                    self.sealed.append((page, self._key(sequence, index)))
         sequence.sealed = max(sequence.sealed, full)
+
+    def holds(self, page: int, digest: bytes) -> bool:
+        """Whether a page still is what was sealed under that hash."""
+        return self._hash_of.get(page) == digest
+
+    def missing(self, sequence: Sequence) -> PageKey | None:
+        """The first full page of a waiting sequence's prefix that is not here; None where all are, or where
+        nothing is looked for."""
+        index = len(self._lookup(sequence))
+        if not self._prefix_cache or sequence.is_read or index >= self._last_full(sequence):
+            return None
+        return self._key(sequence, index)
+
+    def bring(self, sequence: Sequence, fill: Callable[[int, PageKey], bool], most: int) -> tuple[int, bool]:
+        """Have ``fill(page, key)`` put what is kept elsewhere into pages that follow those of a waiting
+        sequence's prefix that are here, ``most`` at a time, until it says False. They are cached then, as if
+        computed and released. Returns how many have come, and whether more may."""
+        found = self._lookup(sequence)
+        self._refresh(found)
+        begin, last = len(found), self._last_full(sequence)
+        for index in range(begin, min(last, begin + most)):
+            idle = sum(1 for page in found if not self._owners[page])
+            if self.num_available <= idle:  # its own prefix would go
+                return index - begin, False
+            page, key = self._take(), self._key(sequence, index)
+            if not fill(page, key):
+                self._disown(page)
+                return index - begin, False
+            self._page_of[key.digest], self._hash_of[page] = page, key.digest
+            self._disown(page)
+            found.append(page)
+        self._refresh(found)
+        return len(found) - begin, len(found) < last
 
     def fork(self, parent: Sequence, child: Sequence) -> None:
         """Share the computed tokens of ``parent`` with ``child``, which has the same tokens.
@@ -147,12 +194,27 @@ class PageAllocator:
         found: list[int] = []
         if not self._prefix_cache or sequence.is_read:
             return found
-        for index in range((len(sequence.tokens) - 1) // self.page_size):
+        for index in range(self._last_full(sequence)):
             page = self._page_of.get(self._digest(sequence, index))
             if page is None:
                 break
             found.append(page)
         return found
+
+    def _last_full(self, sequence: Sequence) -> int:
+        """Pages of its prefix that may be found: one token at least is left to run."""
+        return (len(sequence.tokens) - 1) // self.page_size
+
+    def _refresh(self, pages: list[int]) -> None:
+        """Cached ones of a prefix are the last to be given up, its last pages before its first."""
+        for page in reversed(pages):
+            if page in self._cached:
+                self._cached.move_to_end(page)
+
+    def _key(self, sequence: Sequence, index: int) -> PageKey:
+        digest = self._digest(sequence, index)
+        tokens = array("I", sequence.tokens[index * self.page_size : (index + 1) * self.page_size])
+        return PageKey(digest, sequence.digests[index - 1] if index else self._root, tokens.tobytes())
 
     def _digest(self, sequence: Sequence, index: int) -> bytes:
         for i in range(len(sequence.digests), index + 1):

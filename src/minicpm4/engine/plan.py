@@ -36,13 +36,16 @@ class MemoryPlan:
     scratch: int
     logits: int
     rotary: int
+    kept: int
     process: int
     available: int | None
 
     @property
     def needed(self) -> int:
         """Bytes to come: all but what the process already holds."""
-        return self.weights + self.kv + self.activations + self.scratch + self.logits + self.rotary
+        return (
+            self.weights + self.kv + self.activations + self.scratch + self.logits + self.rotary + self.kept
+        )
 
     @property
     def total(self) -> int:
@@ -51,6 +54,7 @@ class MemoryPlan:
     def rows(self) -> list[tuple[str, int]]:
         """(purpose, bytes) of every part, largest concerns first, as ``info`` prints them."""
         tokens = self.num_pages * self.page_size
+        kept = [("pages on their way to and from files", self.kept)] if self.kept else []
         return [
             ("weights", self.weights),
             (f"cache of {tokens:,} tokens ({self.num_pages:,} pages of {self.page_size})", self.kv),
@@ -58,6 +62,7 @@ class MemoryPlan:
             ("kernels' scratch", self.scratch),
             ("logits", self.logits),
             (f"rotary table of {self.context:,} positions", self.rotary),
+            *kept,
             ("process before loading", self.process),
         ]
 
@@ -83,7 +88,8 @@ def human(size: int) -> str:
 class Demand:
     """What is to be planned, for the kernels of ``ops``. ``weights`` and ``process`` in bytes; ``context``
     None: the most that fits, up to the model's own; ``max_rows`` tokens a step; ``max_batch`` sequences at a
-    time; ``kinds`` of weights that kernels may meet."""
+    time; ``kinds`` of weights that kernels may meet; ``kept_pages`` that are on their way to files or
+    from there."""
 
     ops: OpTable
     config: ModelConfig
@@ -95,6 +101,7 @@ class Demand:
     context: int | None
     max_batch: int
     max_rows: int
+    kept_pages: int = 0
     process: int = 0
     available: int | None = None
 
@@ -130,6 +137,7 @@ class Demand:
             # Sampling looks at one row in float64, with two temporaries of that size.
             logits=config.vocab_size * (logit_rows(self.max_batch) * 4 + 3 * 8),
             rotary=RotaryTable.nbytes(config, context),
+            kept=self.kept_pages * self.page,
             process=self.process,
             available=self.available,
         )

@@ -9,10 +9,11 @@ copied when a fork writes to it. Which page belongs to whom is integers only: en
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from minicpm4.config import ModelConfig, SparseConfig
 from minicpm4.kernels.contract import Array, KVLayer
@@ -68,9 +69,32 @@ class KVPool:
         for array in self._arrays.values():
             array[:, target] = array[:, source]
 
+    def read_page(self, page: int, out: NDArray[np.uint8]) -> None:
+        """Copy what a page holds in all layers into ``out``, (page_nbytes,); of a pool on the host."""
+        for array, part in self._parts(out):
+            part[...] = array[:, page]
+
+    def write_page(self, page: int, data: NDArray[np.uint8]) -> None:
+        """Put into a page what ``read_page`` has given of one, of a pool of the same layout."""
+        for array, part in self._parts(data):
+            array[:, page] = part
+
+    def _parts(self, data: NDArray[np.uint8]) -> Iterator[tuple[Array, Array]]:
+        """Each array of the pool, and the bytes of its page in ``data`` as numbers (layers, ...)."""
+        start = 0
+        for array in self._arrays.values():
+            page = array[:, 0]
+            yield array, data[start : start + page.nbytes].view(array.dtype).reshape(page.shape)
+            start += page.nbytes
+
     @property
     def nbytes(self) -> int:
         return sum(int(array.nbytes) for array in self._arrays.values())
+
+    @property
+    def page_nbytes(self) -> int:
+        """Bytes of one page in all layers."""
+        return self.nbytes // (self.num_pages + (self.spare is not None))
 
 
 def page_nbytes(config: ModelConfig, *, page_size: int, kv: KVFormat, sparse: SparseConfig | None) -> int:

@@ -28,7 +28,16 @@ from minicpm4.model.arena import Arena
 from minicpm4.model.packed_file import Expected, PackedFile, ShareRead, nbytes, write
 from minicpm4.places import cache_folder
 
-__all__ = ["KeptFile", "WeightCache", "clear", "folder", "kept_files", "limit", "weight_cache"]
+__all__ = [
+    "KeptFile",
+    "WeightCache",
+    "clear",
+    "file_identity",
+    "folder",
+    "kept_files",
+    "limit",
+    "weight_cache",
+]
 
 VARIABLE = "MINICPM4_KEPT_WEIGHTS"  # a folder for these files; "off": keep and use none
 LIMIT_VARIABLE = "MINICPM4_KEPT_WEIGHTS_LIMIT"  # GB of all files together
@@ -61,7 +70,7 @@ def weight_cache(checkpoint: Checkpoint, weights: str, layout: str) -> WeightCac
     if place is None or not most or not checkpoint.files:
         return None
     try:
-        files = [_identity(file) for file in checkpoint.files]
+        files = [file_identity(file) for file in checkpoint.files]
     except OSError:
         return None  # the checkpoint's own reader says what is wrong
     # Path, choice and layout name the file; what else makes it valid is inside. So a changed
@@ -213,7 +222,7 @@ def _stats(place: Path) -> Iterator[tuple[Path, os.stat_result]]:
             yield file, file.stat()
 
 
-def _identity(file: Path) -> dict[str, Any]:
+def file_identity(file: Path) -> dict[str, Any]:
     """What tells one version of a file from another. Raises OSError."""
     with file.open("rb") as data:
         stat = os.fstat(data.fileno())
