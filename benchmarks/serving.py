@@ -3,8 +3,8 @@
     .venv/bin/python benchmarks/serving.py PART... [--model NAME] [--llama-server PATH --gguf FILE]
 
 race     1, 4, 16 and 32 clients, each a chat of its own: tokens a second, first token, time between tokens
-fair     8 chats are written, then a long prompt is read beside them: time between their tokens, and the first
-         token of a new short chat, without and with it
+fair     8 chats are written alone, then beside new short chats, then a long prompt is read beside both: time
+         between their tokens, and the newcomers' first token
 cached   a long prompt, another chat, the long prompt again: how much of it came from the cache
 soak     32 clients for --minutes, a third of which go away at a random moment: errors, memory, pages held
 
@@ -155,9 +155,12 @@ async def fair(client: httpx.AsyncClient, args: argparse.Namespace, server: Serv
     stop, never, seen = asyncio.Event(), asyncio.Event(), []
     chats = [asyncio.create_task(running(stop, seen)) for _ in range(8)]
     await asyncio.sleep(8)
+    first = time.perf_counter()
+    await asyncio.sleep(args.idle)
     since = time.perf_counter()
     idle_first = await newcomers(args.idle, never)
     began = time.perf_counter()
+    undisturbed = [gap for at, gap in seen if first <= at < since]
     idle = [gap for at, gap in seen if since <= at < began]
     read = asyncio.Event()
 
@@ -177,9 +180,10 @@ async def fair(client: httpx.AsyncClient, args: argparse.Namespace, server: Serv
         "prompt_tokens": answer.usage.get("prompt_tokens"),
         "prompt_seconds": answer.times[:1],
         "error": answer.error,
-        "between": {"idle": millis(idle), "busy": millis(busy)},
+        "between": {"undisturbed": millis(undisturbed), "idle": millis(idle), "busy": millis(busy)},
         "first": {"nobody": millis(alone), "idle": millis(idle_first), "busy": millis(busy_first)},
         "p99_ratio": float(np.percentile(busy, 99) / np.percentile(idle, 99)),
+        "p99_ratio_undisturbed": float(np.percentile(busy, 99) / np.percentile(undisturbed, 99)),
         "first_ratio": float(np.median(busy_first) / np.median(idle_first)),
     }
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minicpm4.engine.pace import Pace
+from minicpm4.engine.pace import Pace, Room
 from minicpm4.engine.pages import PageAllocator
 from minicpm4.engine.scheduler import Scheduler
 from minicpm4.engine.sequence import Drafts, Sequence, Status
@@ -38,8 +38,8 @@ class AnyPace(Pace):
         super().__init__()
         self._rooms = rooms
 
-    def room(self, decoding: int) -> int | None:
-        return self._rooms.choice([0, 1, 2, 5, 100]) if decoding else None
+    def room(self, decoding: int, rows: int) -> Room:
+        return Room(min(rows, self._rooms.choice([0, 1, 2, 5, 100])) if decoding else rows)
 
 
 def request(number: int, length: int, new: int = 4) -> Sequence:

@@ -219,7 +219,7 @@ class Engine:
             self._show(plan, result)
             self._state = State.WHOLE
             if self._pace is not None:
-                self._pace.note(plan.decoding, plan.prompt_rows, perf_counter() - start)
+                self._pace.note(plan.decoding, plan.prompts, perf_counter() - start)
         except BaseException:
             if self._state is State.RUNNING:
                 self.scheduler.rollback(plan)

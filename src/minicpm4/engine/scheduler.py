@@ -8,7 +8,7 @@ back and is run again later (most of it from the prefix cache; a text that is re
 The oldest always makes progress, so every request ends.
 
 With a ``pace`` (engine/pace.py) prompts take less room beside decoding, and share it: the oldest has a
-quarter and what is left over, the others go by how little they have left, so that a short chat does not
+third and what is left over, the others go by how little they have left, so that a short chat does not
 wait for a long text.
 
 Drafts come after all decoding and before prompts. They take rows and pages that are free and send
@@ -20,7 +20,7 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Sequence as Items
 
-from minicpm4.engine.pace import Pace
+from minicpm4.engine.pace import Pace, Room
 from minicpm4.engine.pages import PageAllocator
 from minicpm4.engine.sequence import FinishReason, Sequence, Status
 from minicpm4.engine.steps import Span, StepPlan, logit_rows
@@ -77,8 +77,7 @@ class Scheduler:
             if not preempted:
                 self._admissions(plan, room)
         else:
-            paced = self.pace.room(plan.decoding)
-            self._shares(plan, room if paced is None else min(room, paced), admit=not preempted)
+            self._shares(plan, self.pace.room(plan.decoding, room), admit=not preempted)
         assert plan.spans or not self.has_work, "no sequence can make progress"
         plan.spans.sort(key=lambda span: span.sequence.is_read)
         return plan
@@ -171,25 +170,27 @@ class Scheduler:
                 break
             room -= _add_span(plan, sequence, room)
 
-    def _shares(self, plan: StepPlan, room: int, *, admit: bool) -> None:
+    def _shares(self, plan: StepPlan, room: Room, *, admit: bool) -> None:
         planned = {id(span.sequence) for span in plan.spans}
         prompts = [one for one in self.running if id(one) not in planned]
         prompts += self.waiting if admit else []
-        if not prompts or not room:
+        if not prompts or not room.fits(0):
             return
-        oldest = min(prompts, key=lambda one: one.order)
+        oldest: Sequence | None = min(prompts, key=lambda one: one.order)
+        assert oldest is not None
         if oldest.status is Status.WAITING and not self._admit(oldest):
             # Nobody may take the pages that it waits for.
+            oldest = None
             prompts = [one for one in prompts if one.status is Status.RUNNING]
-            kept = 0
         else:
             prompts.remove(oldest)
-            kept = min(-(-room // 4), oldest.pending)
+            room.share(oldest.computed, oldest.pending)
         for sequence in sorted(prompts, key=lambda one: (one.pending, one.order)):
-            if room > kept and (sequence.status is Status.RUNNING or self._admit(sequence)):
-                room -= _add_span(plan, sequence, room - kept)
-        if kept:
-            _add_span(plan, oldest, room)
+            if room.fits(sequence.computed) and (sequence.status is Status.RUNNING or self._admit(sequence)):
+                _fill(plan, sequence, room)
+        room.release()
+        if oldest is not None:
+            _fill(plan, oldest, room)
 
     def _admit(self, sequence: Sequence) -> bool:
         """Whether a waiting sequence was let in."""
@@ -214,6 +215,13 @@ class Scheduler:
 def _add_span(plan: StepPlan, sequence: Sequence, room: int) -> int:
     plan.spans.append(Span.next(sequence, room))
     return plan.spans[-1].count
+
+
+def _fill(plan: StepPlan, sequence: Sequence, room: Room) -> None:
+    """As much of a prompt as there is room for."""
+    count = room.fits(sequence.computed)
+    if count:
+        room.take(sequence.computed, _add_span(plan, sequence, count))
 
 
 def _insert(queue: list[Sequence], sequence: Sequence, status: Status) -> None:

@@ -85,6 +85,6 @@ class StepPlan:
         return sum(span.count for span in self.spans)
 
     @property
-    def prompt_rows(self) -> int:
-        """Rows of the spans that do not decode."""
-        return sum(span.count for span in self.spans[self.decoding :])
+    def prompts(self) -> list[tuple[int, int]]:
+        """Of the spans that do not decode: first position, number of rows."""
+        return [(span.start, span.count) for span in self.spans[self.decoding :]]
