@@ -32,7 +32,8 @@ import jsonschema
 import numpy as np
 
 from minicpm4 import LLM, SamplingParams
-from minicpm4.engine.grammar import Grammar, Grammars
+from minicpm4.engine.grammar import Grammars
+from minicpm4.engine.held import Grammar
 from minicpm4.errors import RequestError
 from minicpm4.files import json_text, write_file
 from minicpm4.machine import cpu_name, watch_others

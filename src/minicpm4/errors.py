@@ -5,6 +5,7 @@
     ├── CheckpointError    a model file is missing a part, corrupt, truncated or hostile
     ├── TextError          a tokenizer or chat template cannot be read or refuses its input
     ├── RequestError       one request cannot be served (too long, empty, out of range)
+    │   └── ToolSchemaError    calls of a tool cannot be held to its schema
     ├── EngineError        the engine failed beneath a request that was right; asked again, it may be served
     ├── MemoryPlanError    what was asked for does not fit in memory
     ├── UnsupportedError   this machine or installation lacks something that was asked for
@@ -17,6 +18,8 @@ exits with code 2; a server answers 4xx with the same text, EngineError with 5xx
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 __all__ = [
     "CheckpointError",
     "ConfigError",
@@ -26,6 +29,7 @@ __all__ = [
     "ModelNotFoundError",
     "RequestError",
     "TextError",
+    "ToolSchemaError",
     "TrainingError",
     "UnsupportedError",
 ]
@@ -54,6 +58,14 @@ class TextError(Minicpm4Error):
 
 class RequestError(Minicpm4Error, ValueError):
     """One request cannot be served: too long, empty, out of range."""
+
+
+class ToolSchemaError(RequestError):
+    """Calls of some tools cannot be held to their schemas: ``tools``, their names."""
+
+    def __init__(self, condition: str, remedy: str = "", *, tools: Sequence[str] = ()) -> None:
+        super().__init__(condition, remedy)
+        self.tools = tuple(tools)
 
 
 class EngineError(Minicpm4Error):

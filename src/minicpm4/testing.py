@@ -14,6 +14,7 @@ sampled, streamed, aborted and counted as ever. A token is a byte.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -57,19 +58,22 @@ CHAT_TEMPLATE = (
 )
 
 
-def byte_text() -> ModelText:
-    """A tokenizer whose tokens are bytes, with ChatML's control tokens and template."""
+def byte_text(chat_template: str = CHAT_TEMPLATE, tokens: Sequence[str] = ()) -> ModelText:
+    """A tokenizer whose tokens are bytes, with ChatML's control tokens and template, or another template and
+    more control ``tokens`` that it writes."""
     backend = Backend(models.BPE(byte_of_char(), []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in SPECIALS])
+    backend.add_special_tokens(
+        [AddedToken(name, special=True, normalized=False) for name in (*SPECIALS, *tokens)]
+    )
     tokenizer = Tokenizer(backend, bos_token_id=BOS, eos_token_ids=[EOS, VOCAB_SIZE - 1], prefix_ids=[BOS])
-    return ModelText.of(tokenizer, ChatTemplate(CHAT_TEMPLATE, bos_token="<s>", eos_token="</s>"))
+    return ModelText.of(tokenizer, ChatTemplate(chat_template, bos_token="<s>", eos_token="</s>"))
 
 
 class ScriptedEngine(Engine):
     """Answers requests in the order in which they are added, from ``answers``: a list whose last one goes
-    on for ever, or a function of the prompt's text.
+    on for ever, or a function of the prompt's text. What an answer holds of ``tokens`` are these tokens.
 
     ``prompts`` and ``params``: what it was asked. ``text``: the Text that belongs to it.
     """
@@ -82,17 +86,21 @@ class ScriptedEngine(Engine):
         max_sequences: int = 8,
         max_rows: int = 256,
         seed: int | None = 0,
+        chat_template: str = CHAT_TEMPLATE,
+        tokens: Sequence[str] = (),
     ) -> None:
-        self.text = byte_text()
+        self.text = byte_text(chat_template, tokens)
+        self._tokens = tuple(tokens)
+        size = VOCAB_SIZE + len(tokens)
         self.prompts: list[str] = []
         self.params: list[SamplingParams] = []
         self._answers = answers if callable(answers) else _in_order(answers)
         self._scripts: dict[int, _Script] = {}
         super().__init__(
-            _Runner(self._scripts),
+            _Runner(self._scripts, size),
             RefOps(),
             EngineLimits(
-                vocab_size=VOCAB_SIZE,
+                vocab_size=size,
                 context=context,
                 max_sequences=max_sequences,
                 num_pages=max_sequences * -(-context // PAGE_SIZE),
@@ -101,7 +109,7 @@ class ScriptedEngine(Engine):
             ),
             text_streams=self.text.stream,
             end_ids=self.text.end_ids,
-            grammars=Grammars(self.text, self.text.end_ids, VOCAB_SIZE),
+            grammars=Grammars(self.text, self.text.end_ids, size),
             seed=seed,
         )
 
@@ -110,7 +118,7 @@ class ScriptedEngine(Engine):
         super().add(request_id, ids, params)
         if request_id not in self._scripts:
             prompt = self.text.tokenizer.decode([token for token in ids if token != BOS])
-            self._scripts[request_id] = _Script(self._answers(prompt))
+            self._scripts[request_id] = _Script(self._answers(prompt), self._tokens)
             self.prompts.append(prompt)
             self.params.append(params)
 
@@ -122,12 +130,15 @@ class ScriptedEngine(Engine):
 class _Script:
     """An answer as tokens, and what is to happen before which of them."""
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: Answer, special: Sequence[str] = ()) -> None:
+        numbers = {name: VOCAB_SIZE + i for i, name in enumerate(special)}
+        spelled = re.compile("(" + "|".join(map(re.escape, special)) + ")") if special else None
         self.tokens: list[int] = []
         self._actions: dict[int, list[BaseException | threading.Event]] = {}
         for part in [answer] if isinstance(answer, str) else answer:
             if isinstance(part, str):
-                self.tokens += part.encode()
+                for piece in [part] if spelled is None else spelled.split(part):
+                    self.tokens += [numbers[piece]] if piece in numbers else piece.encode()
             else:
                 self._actions.setdefault(len(self.tokens), []).append(part)
 
@@ -147,8 +158,8 @@ class _Runner:
 
     version = 0
 
-    def __init__(self, scripts: dict[int, _Script]) -> None:
-        self._scripts = scripts
+    def __init__(self, scripts: dict[int, _Script], size: int) -> None:
+        self._scripts, self._size = scripts, size
 
     def execute(self, plan: StepPlan) -> StepResult:
         """See StepRunner."""
@@ -157,7 +168,7 @@ class _Runner:
             for span in plan.spans
             for end in range(span.stop - span.num_logits, span.stop)
         ]
-        rows = np.zeros((len(wanted), VOCAB_SIZE), np.float32)
+        rows = np.zeros((len(wanted), self._size), np.float32)
         rows[np.arange(len(wanted)), wanted] = CERTAIN
         return StepResult(rows, lambda some: some, {})
 

@@ -19,7 +19,8 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from minicpm4 import LLM, SamplingParams
-from minicpm4.engine.grammar import SQL, Grammar, Grammars
+from minicpm4.engine.grammar import SQL, Grammars
+from minicpm4.engine.held import Grammar
 from minicpm4.errors import ConfigError, RequestError, UnsupportedError
 from minicpm4.testing import EOS, VOCAB_SIZE, ScriptedEngine, byte_text
 from minicpm4.text.model_text import ModelText

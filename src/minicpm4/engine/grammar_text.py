@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from minicpm4.config.strict import shown
 from minicpm4.errors import RequestError
 
-__all__ = ["READY", "SQL", "compile_grammar", "line"]
+__all__ = ["JSON_STYLE", "READY", "SQL", "compile_grammar", "line", "plain_schema"]
 
 MAX_RULES = 2000  # of a GBNF grammar, whose converter compares each with each
 MAX_BRACKETS = 64  # of a GBNF grammar, inside one another
@@ -97,7 +97,9 @@ def _written(name: str, value: Any) -> str:
     from llguidance import LLMatcher
 
     if name == "json_schema":
-        return LLMatcher.grammar_from_json_schema(_plain(value), overrides=JSON_STYLE)
+        return LLMatcher.grammar_from_json_schema(json.dumps(plain_schema(value)), overrides=JSON_STYLE)
+    if name == "calls":
+        return LLMatcher.grammar_from_lark(value)
     if name == "regex":
         # Digits are 0 to 9, as in schemas: the newest of Unicode's are none to whoever reads the answer.
         return LLMatcher.grammar_from_regex(re.sub(r"(?<!\\)((?:\\\\)*)\\d", r"\1[0-9]", value))
@@ -136,9 +138,9 @@ def _character(found: re.Match[str]) -> str:
     return found[1] + (char if char.isalnum() else f"\\x{ord(char):02x}" if char.isascii() else char)
 
 
-def _plain(schema: dict[str, Any]) -> str:
-    """A schema as JSON, without what llguidance refuses and what says nothing: uniqueItems: false, which
-    programs write. Addresses end where mail ends them."""
+def plain_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """A schema without what llguidance refuses and what says nothing: uniqueItems: false, which programs
+    write. Addresses end where mail ends them."""
     copy = json.loads(json.dumps(schema))
     for _, one in _schemas(copy, "#"):
         if one.get("uniqueItems") is False:
@@ -146,7 +148,7 @@ def _plain(schema: dict[str, Any]) -> str:
         longest = LONGEST.get(str(one.get("format")))
         if longest is not None and one.get("type") == "string":
             one.setdefault("maxLength", longest)
-    return json.dumps(copy)
+    return dict(copy)
 
 
 def _refusal(name: str, value: Any, why: str) -> RequestError:

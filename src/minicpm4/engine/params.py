@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from minicpm4.config.strict import check_integer, require, shown, suggest
+from minicpm4.engine.calls import Calls
+from minicpm4.engine.schemas import checked_schema
 from minicpm4.errors import ConfigError
 from minicpm4.text.stream import check_stops
 
@@ -16,10 +17,9 @@ MAX_SAMPLES = 256
 MAX_LOGPROBS = 1000
 MAX_BIAS = 1e4
 MIN_PENALTY, MAX_PENALTY = 0.01, 100.0
-MAX_GRAMMAR_CHARS = 1 << 17  # of a grammar, a regular expression, all choices, or a schema as JSON
-MAX_SCHEMA_DEPTH = 64
+MAX_GRAMMAR_CHARS = 1 << 17  # of a grammar, a regular expression, or all choices
 MAX_CHOICES = 10_000
-CONSTRAINTS = ("json_schema", "regex", "grammar", "choice")
+CONSTRAINTS = ("json_schema", "regex", "grammar", "choice", "calls")
 """Parameters that say what an answer may be: at most one of them."""
 # What decides how a token is drawn, and where each is off.
 OFF: dict[str, Any] = {
@@ -65,13 +65,14 @@ class SamplingParams:
     of the best, under the model's own distribution, before everything above; and the chosen token's
     under the distribution that it was drawn from, after everything above (TokenLogprobs).
 
-    One of four may say what the whole answer is, after reasoning if the model thinks first:
-    ``json_schema`` (True or {}: any JSON object), ``regex`` (matches all of it; Rust's syntax, without
+    One of five may say what the answer is; four of them the whole of it, after reasoning if the model thinks
+    first: ``json_schema`` (True or {}: any JSON object), ``regex`` (matches all of it; Rust's syntax, without
     look-around), ``grammar`` (text in Lark's or GBNF's notation, or "sql") or ``choice`` (one of these
-    strings). No other token is drawn, whatever the settings above say, and end tokens only where the
-    answer is whole; ``max_tokens`` and ``stop`` cut it all the same. ``min_tokens`` and ``ignore_eos`` are
-    refused beside them. Tokens about which there is no choice take no pass, except with ``logprobs``. It
-    needs the package llguidance (engine/grammar.py).
+    strings); ``calls`` the calls of tools in it (engine/calls.py). No other token is drawn, whatever the
+    settings above say, and end tokens only where the answer is whole; ``max_tokens`` and ``stop`` cut it all
+    the same. ``min_tokens`` and ``ignore_eos`` are refused beside them, but for calls that are not forced.
+    Tokens about which there is no choice take no pass, except with ``logprobs``. It needs the package
+    llguidance (engine/grammar.py).
 
     Of ``temperature``, ``top_k``, ``top_p``, ``min_p`` and ``repetition_penalty`` name none, and the model's
     own suggestion is taken (generation_config.json; ``general.sampling`` of a .gguf file), else temperature
@@ -101,6 +102,7 @@ class SamplingParams:
     regex: str | None = None
     grammar: str | None = None
     choice: Sequence[str] | None = None
+    calls: Calls | None = None
     is_open: bool = field(default=False, init=False, repr=False, compare=False)
     """Whether the caller left to the model how tokens are drawn."""
 
@@ -202,12 +204,18 @@ class SamplingParams:
 
     def _check_constraint(self) -> None:
         if self.json_schema is not None:
-            _set(self, "json_schema", _schema(self.json_schema))
+            _set(self, "json_schema", checked_schema("json_schema", self.json_schema))
         for name in ("regex", "grammar"):
             if getattr(self, name) is not None:
                 _check_grammar(name, getattr(self, name))
         if self.choice is not None:
             _set(self, "choice", _choices(self.choice))
+        calls = self.calls
+        require(
+            calls is None or isinstance(calls, Calls),
+            f"calls = {shown(calls)} is not Calls",
+            "give minicpm4.engine.calls.Calls(tools)",
+        )
         given = [name for name in CONSTRAINTS if getattr(self, name) is not None]
         require(
             len(given) < 2, f"{' and '.join(given)} are given together", "an answer has one of them at most"
@@ -215,7 +223,7 @@ class SamplingParams:
         for name in ("min_tokens", "ignore_eos"):
             value = getattr(self, name)
             require(
-                not (given and value),
+                not (given and value) or (calls is not None and not calls.forced),
                 f"{name} = {value} is given together with {', '.join(given)}",
                 f"leave out {name}: the answer ends where it is whole",
             )
@@ -276,51 +284,6 @@ def _choices(value: Any) -> tuple[str, ...]:
         require(isinstance(one, str) and bool(one), f"choice[{i}] = {shown(one)} is not a text")
     _check_grammar("choice", "".join(value))
     return tuple(dict.fromkeys(value))
-
-
-def _schema(value: Any) -> dict[str, Any]:
-    """A copy of a JSON schema, which is nobody else's; of True and {}: of any object."""
-    require(
-        value is True or isinstance(value, Mapping),
-        f"json_schema = {shown(value)} is not a JSON schema",
-        "give a table, or True for any JSON object",
-    )
-    if value is True or not value:
-        return {"type": "object"}
-    _check_tree(value)
-    try:
-        text = json.dumps(value, allow_nan=False, default=dict)  # what is no dict is a Mapping: _check_tree
-        text.encode()
-        copy = json.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"json_schema is not JSON: {error}") from None
-    require(
-        len(text) <= MAX_GRAMMAR_CHARS,
-        f"json_schema has {len(text):,} characters, the limit is {MAX_GRAMMAR_CHARS:,}",
-    )
-    return copy
-
-
-def _check_tree(schema: Mapping[str, Any]) -> None:
-    """Raise ConfigError unless a schema is made of JSON's kinds of values, not too deep and not too large."""
-    left: list[tuple[str, Any, int]] = [("json_schema", schema, 1)]
-    seen = 0
-    while left:
-        where, value, depth = left.pop()
-        seen += 1
-        require(depth <= MAX_SCHEMA_DEPTH, f"json_schema is more than {MAX_SCHEMA_DEPTH} levels deep")
-        require(seen <= MAX_GRAMMAR_CHARS, f"json_schema has over {MAX_GRAMMAR_CHARS:,} values")
-        if isinstance(value, Mapping):
-            for key, item in value.items():
-                require(isinstance(key, str), f"{where} has the key {shown(key)}, which is no text")
-                left.append((f"{where}.{key}" if depth < 4 else where, item, depth + 1))
-        elif isinstance(value, list | tuple):
-            left += [(where, item, depth + 1) for item in value]
-        else:
-            require(
-                value is None or isinstance(value, str | int | float),
-                f"{where} holds a {type(value).__name__}, which JSON has not",
-            )
 
 
 def suggested_by_gguf(metadata: Mapping[str, Any]) -> dict[str, Any]:

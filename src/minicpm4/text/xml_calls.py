@@ -15,7 +15,7 @@ from minicpm4.text.call_formats import CallFormat, Tag
 from minicpm4.text.loose_json import LooseJsonError, read_values
 from minicpm4.text.pycalls import CallSyntaxError
 
-__all__ = ["CDATA", "CDATA_END", "argument_types", "read_xml", "types_of", "value_of"]
+__all__ = ["CDATA", "CDATA_END", "argument_types", "read_xml", "resolved", "types_of", "value_of"]
 
 CDATA, CDATA_END = "<![CDATA[", "]]>"
 MAX_ARGUMENTS = 1024
@@ -38,8 +38,7 @@ def types_of(schema: Any, root: Any = None, depth: int = 0) -> frozenset[str]:
     if not isinstance(schema, Mapping) or depth > _DEEP:
         return frozenset()
     root = schema if root is None else root
-    if isinstance(reference := schema.get("$ref"), str):
-        return types_of(_at(root, reference), root, depth + 1)
+    schema = resolved(schema, root)
     named = schema.get("type")
     if isinstance(named, str):
         return frozenset([named])
@@ -56,6 +55,17 @@ def types_of(schema: Any, root: Any = None, depth: int = 0) -> frozenset[str]:
     if isinstance(every := schema.get("allOf"), list) and every:
         return types_of(every[0], root, depth + 1)
     return frozenset()
+
+
+def resolved(schema: Any, root: Any) -> dict[str, Any]:
+    """What a schema's reference leads to, if it is one; nothing where it leads nowhere here."""
+    for _ in range(_DEEP):
+        if not isinstance(schema, Mapping):
+            return {}
+        if not isinstance(reference := schema.get("$ref"), str):
+            return dict(schema)
+        schema = _at(root, reference)
+    return {}
 
 
 def value_of(text: str, types: frozenset[str]) -> Any:

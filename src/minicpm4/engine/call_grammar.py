@@ -1,0 +1,225 @@
+"""Grammars of calls: a format of calls and the tools' schemas as text that llguidance reads (Lark).
+
+A schema is followed whole where arguments are one JSON object. Where each stands for itself (Python's keyword
+arguments, tags), the schema must be an object with properties: those that it declares are written in its
+order, each once, each valid by its own schema; others never. Keywords that say more of the whole object are
+refused by name.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from minicpm4.engine.calls import Calls
+from minicpm4.engine.grammar_text import JSON_STYLE, plain_schema
+from minicpm4.engine.tag_grammar import tagged_value
+from minicpm4.errors import RequestError
+from minicpm4.text.call_formats import CallFormat
+from minicpm4.text.guard import alternatives
+from minicpm4.text.xml_calls import resolved, types_of
+
+__all__ = ["Opening", "forced_grammar", "openings", "schemas_under"]
+
+# What else may stand beside the properties of an object whose arguments are written one by one.
+_BESIDE = {
+    *("type", "properties", "required", "additionalProperties", "$defs", "definitions", "$ref"),
+    *("title", "description", "default", "examples", "example", "$schema", "$id", "$comment", "deprecated"),
+    *("strict", "nullable", "readOnly", "writeOnly"),
+}
+_PYTHON_NAME = re.compile(r"[A-Za-z_][\w.-]*", re.ASCII)
+_PLAIN_NAME = re.compile(r"[^\"'<>&=\\\s\x00-\x1f][^\"'<>&=\\\x00-\x1f]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What a model writes to begin a call, and the grammar of what follows. ``first``: it counts only where
+    the answer begins with it, and only if that grammar can go on."""
+
+    text: str
+    grammar: str
+    first: bool = False
+
+
+def forced_grammar(form: CallFormat, calls: Calls, control: Mapping[str, int]) -> str:
+    """An answer that is calls. ``control``: spellings that are tokens of their own. Raises RequestError."""
+    writer = _Writer(form, calls, control)
+    return writer.grammar(writer.literal(form.before), several=calls.several)
+
+
+def openings(form: CallFormat, calls: Calls, control: Mapping[str, int]) -> list[Opening]:
+    """How an answer may come to a call; each block of calls is held from there. Raises RequestError."""
+    writer = _Writer(form, calls, control)
+    if not form.is_bare:
+        rest = writer.literal(form.before.removeprefix(form.opening))
+        return [Opening(form.opening, writer.grammar(rest, several=calls.several and not form.blocks))]
+    found = [
+        Opening(
+            form.before + name + form.middle[:1],
+            _Writer(form, calls, control).rest(name),
+            first=True,
+        )
+        for name in calls.schemas
+    ]
+    if form.tag and form.tag in control:
+        found.append(Opening(form.tag, writer.grammar(writer.literal(form.before), several=calls.several)))
+    return found
+
+
+class _Writer:
+    """Writes the rules of one grammar."""
+
+    def __init__(self, form: CallFormat, calls: Calls, control: Mapping[str, int]) -> None:
+        self._form, self._calls, self._control = form, calls, control
+        self._spelled = alternatives(control)
+        self._rules: list[str] = []
+        self._added: dict[str, str] = {}  # their names
+
+    def grammar(self, before: str, *, several: bool) -> str:
+        """``before`` and calls of any tool, the last with its end."""
+        return self._text(f"start: {before} tool {self._end(several)}", self._tool())
+
+    def rest(self, name: str) -> str:
+        """What follows the name of a tool, but for the first character."""
+        first = f"{self.literal(self._form.middle[1:])} {self._arguments(name, len(self._calls.schemas))}"
+        end = self._end(self._calls.several)
+        return self._text(f"start: {first} {end}", *([self._tool()] if " tool" in end else []))
+
+    def _tool(self) -> str:
+        tools = [
+            f"{self.literal(self._name(name) + self._form.middle)} {self._arguments(name, i)}"
+            for i, name in enumerate(self._calls.schemas)
+        ]
+        return "tool: " + " | ".join(tools)
+
+    def _end(self, several: bool) -> str:
+        """More calls, and the end of the last."""
+        form = self._form
+        more = ""
+        if several and form.between is not None:
+            more = f"({self.literal(form.between)} tool)*"
+        return f"{more} {self.literal(form.after)}"
+
+    def _text(self, *rules: str) -> str:
+        return "\n".join([*rules, *self._rules])
+
+    def add(self, body: str, *, terminal: bool = False, suffix: str | None = None) -> str:
+        """See Rules."""
+        head = "" if suffix is None else f"[suffix={quoted(suffix)}]"
+        key = f"{head}: {body}"
+        name = self._added.get(key)
+        if name is None:
+            name = self._added[key] = f"{'T' if terminal else 't'}{len(self._added)}"
+            self._rules.append(name + key)
+        return name
+
+    def json(self, schema: Mapping[str, Any]) -> str:
+        """A value of a schema, as JSON."""
+        return "%json " + json.dumps({**plain_schema(schema), "x-guidance": JSON_STYLE})
+
+    def literal(self, text: str) -> str:
+        """``text``, in which spellings of control tokens are those tokens."""
+        parts = [text] if self._spelled is None else self._spelled.split(text)
+        written = [
+            f"<[{self._control[part]}]>" if i % 2 else quoted(part) for i, part in enumerate(parts) if part
+        ]
+        return " ".join(written) or '""'
+
+    def _name(self, name: str) -> str:
+        fits = (_PYTHON_NAME if self._form.kind == "python" else _PLAIN_NAME).fullmatch(name)
+        if fits is None:
+            raise RequestError(
+                f"tools: the name {name!r:.80} cannot be written in this model's format of calls"
+            )
+        return name
+
+    def _arguments(self, name: str, number: int) -> str:
+        """A rule for the arguments of a tool."""
+        self._name(name)
+        rule, schema = f"a{number}", self._calls.schema(name)
+        if self._form.kind == "json":
+            self._rules.append(f"{rule}: {self.json(schema)}")
+        else:
+            self._each(rule, schema, name)
+        return rule
+
+    def _each(self, rule: str, schema: Mapping[str, Any], tool: str) -> None:
+        """Rules for arguments that are written one by one: the rest from each on, where some were written
+        before and where none was."""
+        given = resolved(schema, schema)
+        beside = sorted(given.keys() - _BESIDE)
+        if beside or types_of(given) - {"object"}:
+            place = beside[0] if beside else "type"
+            raise RequestError(f"at #/{place}: this is not followed where arguments stand one by one")
+        properties = given.get("properties") or {}
+        if tool in self._calls.loose:  # whoever reads them knows no more than their types
+            own = self._calls.schemas[tool]
+            known = {key: sorted(types_of(one, own)) for key, one in (own.get("properties") or {}).items()}
+            properties = {key: {"type": types} if types else {} for key, types in known.items()}
+        required = [key for key in given.get("required") or () if isinstance(key, str)]
+        every = {**properties, **{key: {} for key in required if key not in properties}}
+        under = schemas_under(schema)
+        comma = '", " ' if self._form.kind == "python" else ""
+        for i, (key, value) in enumerate(every.items()):
+            one = f"{rule}v{i}"
+            self._rules.append(f"{one}: {self._argument(key, value, under)}")
+            left_out = key not in required
+            for kind, mark in (("f", ""), ("x", comma)):
+                rest = f"{mark}{one} {rule}x{i + 1}"
+                self._rules.append(
+                    f"{rule}{kind}{i}: {rest}" + (f" | {rule}{kind}{i + 1}" if left_out else "")
+                )
+        self._rules += [f'{rule}f{len(every)}: ""', f'{rule}x{len(every)}: ""', f"{rule}: {rule}f0"]
+
+    def _argument(self, key: str, schema: Any, under: Callable[[Any], dict[str, Any]]) -> str:
+        form = self._form
+        fits = (_PYTHON_NAME if form.kind == "python" else _PLAIN_NAME).fullmatch(key)
+        if fits is None:
+            raise RequestError(f"at #/properties: the name {key!r:.80} cannot be written as an argument's")
+        if form.argument is not None:
+            value = tagged_value(under(schema), form, self)
+            return f"{self.literal(form.argument.before + key + form.argument.middle)} {value}"
+        types = types_of(under(schema))
+        value = self.json(under(schema))
+        if form.python_words and types in ({"boolean"}, {"null"}) and not {"enum", "const"} & {*schema}:
+            value = '"True" | "False"' if types == {"boolean"} else '"None"'
+        return f"{quoted(key + '=')} ({value})"
+
+
+def quoted(text: str) -> str:
+    """A text as Lark's literal."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def schemas_under(root: Mapping[str, Any]) -> Callable[[Any], dict[str, Any]]:
+    """What makes a schema of its own of a part of ``root``, whose references lead from the root on."""
+    if not _refers(root):
+        return lambda part: dict(part) if isinstance(part, Mapping) else {}
+    moved = _moved(root, "#/$defs/root")
+
+    def under(part: Any) -> dict[str, Any]:
+        part = _moved(part, "#/$defs/root") if isinstance(part, Mapping) else {}
+        return {**part, "$defs": {"root": moved}}
+
+    return under
+
+
+def _refers(schema: Any) -> bool:
+    if isinstance(schema, Mapping):
+        return "$ref" in schema or any(map(_refers, schema.values()))
+    return isinstance(schema, list) and any(map(_refers, schema))
+
+
+def _moved(schema: Any, root: str) -> Any:
+    """``schema`` with the paths in it from ``root`` on, where it now stands."""
+    if isinstance(schema, Mapping):
+        return {
+            key: root + value[1:]
+            if key == "$ref" and isinstance(value, str) and value.startswith("#")
+            else _moved(value, root)
+            for key, value in schema.items()
+        }
+    return [_moved(item, root) for item in schema] if isinstance(schema, list) else schema

@@ -1,0 +1,313 @@
+"""Calls held to their tools' schemas, in each model's own format, whatever is drawn."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+
+from minicpm4 import LLM, SamplingParams
+from minicpm4.engine.calls import Calls
+from minicpm4.engine.grammar import Grammars
+from minicpm4.engine.held import Grammar
+from minicpm4.errors import ConfigError, RequestError, ToolSchemaError
+from minicpm4.testing import EOS, ScriptedEngine, byte_text
+from tests.text.call_templates import KINDS, MINICPM5, MINICPM5_TOKENS
+from tests.text.chats import sources, tool
+
+ASK = [{"role": "user", "content": "Do."}]
+BOOK = tool(
+    "book",
+    "Book.",
+    ["city", "nights", "kind"],
+    city={"type": "string", "maxLength": 9},
+    nights={"type": "integer", "minimum": 1, "maximum": 9},
+    kind={"enum": ["a <b>", 'it\'s "c"']},
+    late={"type": "boolean"},
+    note={"anyOf": [{"type": "string"}, {"type": "null"}]},
+    guests={"type": "array", "items": {"$ref": "#/$defs/guest"}, "maxItems": 2},
+    day={"type": "string", "pattern": "^[0-9]{2}$"},
+    code={"type": "string", "format": "date"},
+)
+BOOK["function"]["parameters"] |= {
+    "additionalProperties": False,
+    "$defs": {
+        "guest": {"type": "object", "properties": {"age": {"type": "integer"}}, "additionalProperties": False}
+    },
+}
+NOW = tool("now", "The time.", [])
+NOW["function"]["parameters"]["additionalProperties"] = False
+TOOLS = [BOOK, NOW]
+NOISE = "\0" * 3000
+"""What no call holds: the model draws evenly among all that is allowed."""
+
+
+def engine_of(name: str, *answers: str, **options: Any) -> ScriptedEngine:
+    tokens = {
+        "minicpm5": MINICPM5_TOKENS,
+        "llama3_1": ("<|eot_id|>", "<|python_tag|>"),
+        "xlam": ("<|end|>",),
+    }
+    if name != "none":
+        options["chat_template"] = MINICPM5 if name == "minicpm5" else sources()[name]
+    return ScriptedEngine(answers or ("ok",), tokens=tokens.get(name, ()), **options)
+
+
+def llm_of(name: str, *answers: str) -> LLM:
+    engine = engine_of(name, *answers)
+    return LLM.over(engine, engine.text, name=name)
+
+
+def params(calls: Calls | None, **given: Any) -> SamplingParams:
+    return SamplingParams(**{"temperature": 1.0, "max_tokens": 2900, "calls": calls, **given})
+
+
+def check(name: str, arguments: dict[str, Any]) -> None:
+    (schema,) = [one["function"]["parameters"] for one in TOOLS if one["function"]["name"] == name]
+    jsonschema.validate(arguments, schema)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_forced_calls_are_valid_whatever_is_drawn(name: str) -> None:
+    names = set()
+    with llm_of(name, NOISE) as llm:
+        for seed in range(12):
+            out = llm.chat(ASK, params(Calls(tools=TOOLS, forced=True), seed=seed), tools=TOOLS)
+            if out.finish_reason == "length":  # in a long text
+                continue
+            assert out.finish_reason == "stop" and out.tool_calls and not out.outputs[0].reply.content
+            for call in out.tool_calls:
+                check(call.name, call.arguments)
+                names.add(call.name)
+    assert names == {"book", "now"}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_named_tool_alone_is_called_once(name: str) -> None:
+    calls = Calls(tools=TOOLS, forced=True, several=False, names=["now"])
+    with llm_of(name, NOISE) as llm:
+        out = llm.chat(ASK, params(calls), tools=TOOLS)
+        (call,) = out.tool_calls
+        assert (call.name, call.arguments, out.finish_reason) == ("now", {}, "stop")
+        assert llm.engine.limits and out.metrics.new_tokens > 10
+
+
+def opening(name: str) -> str:
+    form = engine_of(name).text.replies.form
+    assert form is not None
+    return form.before + "now" + form.middle[:1] if form.is_bare else form.opening
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_call_that_the_model_opens_is_held(name: str) -> None:
+    bare = opening(name).startswith(("{", "["))
+    script = ("" if bare else "Well: ") + opening(name) + NOISE[:600]
+    found = 0
+    with llm_of(name, script) as llm:
+        for seed in range(12):
+            out = llm.chat(ASK, params(Calls(tools=TOOLS), seed=seed), tools=TOOLS)
+            for call in out.tool_calls[:1]:
+                check(call.name, call.arguments)
+                found += 1
+            if out.finish_reason == "stop" and not bare:
+                assert out.outputs[0].reply.content.startswith("Well:")
+    assert found == 12 if bare else found > 6
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_behind_a_call_the_answer_is_free(name: str) -> None:
+    with llm_of(name) as llm:
+        form = llm._text.replies.form  # type: ignore[attr-defined]
+    if form.is_bare:
+        pytest.skip("the answer ends with it")
+    call = form.before + "now" + form.middle + ("{}" if form.kind == "json" else "") + form.after
+    for several, expected in ((True, f"a {call} b \0"), (False, f"a {call}")):
+        with llm_of(name, f"a {call} b \0") as llm:
+            out = llm.chat(ASK, params(Calls(tools=TOOLS, several=several), skip_special_tokens=False))
+            assert out.text == expected and out.finish_reason == "stop"
+
+
+@pytest.mark.parametrize(
+    "text", ['{"name": "Bob"}', '{"name": "now\\u0021"}', "now", '{"name": "now", "age": 5}', "{"]
+)
+def test_free_json_is_not_held_where_it_is_no_call(text: str) -> None:
+    with llm_of("llama3_1", text) as llm:
+        out = llm.chat(ASK, params(Calls(tools=TOOLS), temperature=0.0), tools=TOOLS)
+        held = text.startswith('{"name": "now"')
+        assert (out.text == text) != held  # a tool's whole name opens its call
+
+
+def test_a_call_behind_the_python_tag_is_held() -> None:
+    with llm_of("llama3_1", "<|python_tag|>" + NOISE[:900]) as llm:
+        for seed in range(5):
+            out = llm.chat(ASK, params(Calls(tools=TOOLS), seed=seed), tools=TOOLS)
+            check(out.tool_calls[0].name, out.tool_calls[0].arguments)
+
+
+def test_what_is_drafted_while_thinking_is_free() -> None:
+    script = "<think>maybe <tool_call>nothing</tool_call></think>So no."
+    with llm_of("qwen3", script) as llm:
+        out = llm.chat(ASK, params(Calls(tools=TOOLS), temperature=0.0), tools=TOOLS)
+        assert out.text == script and out.tool_calls == ()
+
+
+def test_a_forced_call_waits_for_the_thought() -> None:
+    with llm_of("qwq", "hm, so</think>" + NOISE) as llm:
+        out = llm.chat(ASK, params(Calls(tools=TOOLS, forced=True), seed=1), tools=TOOLS)
+        assert out.reasoning == "hm, so" and out.tool_calls
+
+
+def test_tokens_without_a_choice_take_no_step() -> None:
+    engine = engine_of("qwen2_5", "<tool_call>")
+    rows: list[int] = []
+    execute = engine._runner.execute
+    engine._runner.execute = lambda plan: (rows.append(plan.num_rows), execute(plan))[1]  # type: ignore[method-assign]
+    with LLM.over(engine, engine.text, name="x") as llm:
+        out = llm.chat(ASK, params(Calls(tools=[NOW], several=False), temperature=0.0), tools=[NOW])
+    assert out.text == '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
+    assert out.metrics.new_tokens == len(out.text) and len(rows) - 1 <= len("<tool_call>") + 1
+
+
+@pytest.mark.parametrize("name", ["none", "qwen2_5"])
+def test_models_of_no_format_know_hermes_or_plain_json(name: str) -> None:
+    form = engine_of(name).text.replies.written_form(forced=True)
+    assert form.is_bare == (name == "none")
+    with llm_of(name, "x <tool_call>" + NOISE[:900]) as llm:
+        out = llm.chat(ASK, params(Calls(tools=[NOW], several=False), seed=3), tools=[NOW])
+        assert out.text == 'x <tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
+
+
+UNFOLLOWED = tool("odd", "", [], a={"not": {}})
+ONE_BY_ONE = {
+    "type": "function",
+    "function": {"name": "either", "parameters": {"anyOf": [{"type": "object"}]}},
+}
+LONG_TEXT = tool("long", "", [], a={"type": "string", "maxLength": 100_000})
+FORMATTED = tool("formatted", "", [], a={"type": "string", "format": "hostname"})
+
+
+@pytest.mark.parametrize(
+    ("name", "refused", "why"),
+    [
+        ("qwen2_5", UNFOLLOWED, "Unimplemented keys"),
+        ("minicpm3", ONE_BY_ONE, "#/anyOf"),
+        ("minicpm5", ONE_BY_ONE, "#/anyOf"),
+        ("minicpm5", LONG_TEXT, "maxLength"),
+        ("minicpm5", FORMATTED, "hostname"),
+    ],
+)
+@pytest.mark.parametrize("forced", [True, False])
+def test_schemas_that_cannot_be_followed_are_refused_by_name(
+    name: str, refused: dict[str, Any], why: str, forced: bool
+) -> None:
+    calls = Calls(tools=[NOW, refused, BOOK], forced=forced)
+    with llm_of(name) as llm, pytest.raises(ToolSchemaError, match=re.escape(why)) as caught:
+        llm.generate("x", params(calls))
+    assert caught.value.tools == (refused["function"]["name"],)
+    assert repr(refused["function"]["name"]) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_loose_tool_is_held_to_its_name_and_form(name: str) -> None:
+    calls = Calls(tools=[UNFOLLOWED, LONG_TEXT, ONE_BY_ONE], forced=True, loose=["odd", "long", "either"])
+    with llm_of(name, NOISE) as llm:
+        for seed in range(6):
+            out = llm.generate("x", params(calls, seed=seed))
+            if out.finish_reason == "stop":
+                found = llm.parse_reply(out, calls.tools).calls
+                assert found and {one.name for one in found} <= {"odd", "long", "either"}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"tools": []}, "not a list of 1 to"),
+        ({"tools": TOOLS, "names": ["other"]}, "other"),
+        ({"tools": [{"type": "function"}]}, "name no function"),
+    ],
+)
+def test_what_is_no_calls_is_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Calls(**given)
+
+
+def test_calls_beside_other_settings() -> None:
+    calls = Calls(tools=TOOLS)
+    assert SamplingParams(calls=calls, min_tokens=3, ignore_eos=True).constraint == "calls"
+    with pytest.raises(ConfigError, match="min_tokens"):
+        SamplingParams(calls=Calls(tools=TOOLS, forced=True), min_tokens=3)
+    with pytest.raises(ConfigError, match="together"):
+        SamplingParams(calls=calls, regex="a")
+    with pytest.raises(ConfigError, match="is not Calls"):
+        SamplingParams(calls=TOOLS)  # type: ignore[arg-type]
+
+
+def masks(grammar: Grammar, size: int) -> np.ndarray:
+    logits = np.zeros(size, np.float32)
+    if grammar.active:
+        grammar.adjust(logits)
+    return logits
+
+
+@pytest.mark.parametrize("forced", [True, False])
+@pytest.mark.parametrize("name", ["qwen3", "llama3_1", "minicpm5", "qwq"])
+def test_what_is_taken_back_was_never_there(name: str, forced: bool) -> None:
+    text = engine_of(name).text
+    size = text.tokenizer.vocab_size
+    grammars = Grammars(text, text.end_ids, size)
+    asked = params(Calls(tools=TOOLS, forced=forced))
+    prompt = text.encode_chat(ASK)
+    script = [*f"a</think>{opening(name) if not forced else ''}".encode()]
+    grammar, rng = grammars.start(asked, prompt), np.random.default_rng(5)
+    assert grammar is not None
+    tokens: list[int] = []
+    longest = 0
+    for _ in range(200):
+        allowed = np.setdiff1d(np.flatnonzero(masks(grammar, size) == 0), text.end_ids)
+        wish = script[len(tokens)] if len(tokens) < len(script) else -1
+        if len(allowed):
+            token = wish if wish in allowed else int(rng.choice(allowed))
+            grammar.accept(token)
+            tokens.append(token)
+        longest = max(longest, len(tokens))
+        if not len(allowed) or rng.random() < 0.3:
+            back = int(rng.integers(1, len(tokens) + 1)) if rng.random() < 0.03 else 1
+            grammar.undo(back)
+            del tokens[-back:]
+        other = grammars.start(asked, prompt)
+        assert other is not None
+        for one in tokens:
+            other.accept(one)
+        assert (masks(grammar, size) == masks(other, size)).all() and grammar.complete == other.complete
+    assert longest > 25
+
+
+def test_tokens_that_run_past_a_mark_are_held_to_what_follows() -> None:
+    text = byte_text(sources()["qwen2_5"], ("l>\n", "l>{"))
+    grammars = Grammars(text, text.end_ids, 262)
+    grammar = grammars.start(params(Calls(tools=TOOLS)), text.encode_chat(ASK))
+    assert grammar is not None
+    for byte in b"<tool_cal":
+        grammar.accept(byte)
+    allowed = masks(grammar, 262) == 0
+    assert allowed[260] and not allowed[261] and allowed[ord("l")] and allowed[EOS]
+    grammar.accept(260)
+    assert np.flatnonzero(masks(grammar, 262) == 0).tolist() == [ord("{")]
+    grammar.undo(1)
+    assert masks(grammar, 262)[ord("z")] == 0
+
+
+def test_it_says_which_calls_it_has_compiled() -> None:
+    text = byte_text(sources()["qwen2_5"])
+    grammars = Grammars(text, text.end_ids, 260)
+    first = params(Calls(tools=TOOLS))
+    grammars.check(first)
+    kept = len(grammars._kept)
+    grammars.check(params(Calls(tools=json.loads(json.dumps(TOOLS)))))
+    assert len(grammars._kept) == kept
+    with pytest.raises(RequestError):
+        grammars.check(params(Calls(tools=[UNFOLLOWED])))
