@@ -221,6 +221,6 @@ def test_progress_is_told_in_the_loop() -> None:
         seen: list[tuple[int, int]] = []
         async with llm:
             await llm.generate("p" * 39, progress=lambda *done: seen.append(done))
-        assert seen == [(16, 40), (32, 40), (40, 40)]
+        assert seen == [(0, 40), (16, 40), (32, 40), (40, 40)]
 
     run(main())

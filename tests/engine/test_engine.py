@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minicpm4.engine.outputs import Failed, Read, Sampled
+from minicpm4.engine.outputs import Failed, Prefilled, Read, Sampled
 from minicpm4.engine.params import SamplingParams
 from minicpm4.errors import CheckpointError, EngineError, RequestError
 from tests.engine.scripted import VOCAB, NumberedEngine, logits_of, make_engine, read_of, run, tokens_of
@@ -65,7 +65,7 @@ def run_one(engine: Any, prompt: list[int], params: SamplingParams) -> list[Any]
 def test_the_prompt_is_reported_as_it_is_read() -> None:
     engine, _ = make_engine()
     number = engine.ask([1] * 20, greedy(2))
-    assert read_of(run(engine), number) == [8, 16, 20]
+    assert read_of(run(engine), number) == [0, 8, 16, 20]
 
 
 def test_a_cached_prompt_is_reported_from_there_on() -> None:
@@ -73,7 +73,10 @@ def test_a_cached_prompt_is_reported_from_there_on() -> None:
     run_one(engine, [1] * 20, greedy(2))
     number = engine.ask([1] * 20, greedy(2))
     events = run(engine)
-    assert read_of(events, number) == [20]
+    assert [e for e in events if isinstance(e, Prefilled)] == [
+        Prefilled(number, 16, 20, 16),  # at once, before any is read
+        Prefilled(number, 20, 20, 16),
+    ]
     assert last_metrics(events).cached_tokens == 16
 
 

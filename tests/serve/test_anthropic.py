@@ -81,6 +81,7 @@ def test_a_message_has_the_form_that_clients_read(serve: Any) -> None:
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": 0,
             "output_tokens": 7,
+            "output_tokens_details": {"thinking_tokens": 0},
         },
     }
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
+from contextlib import aclosing
 from typing import Any
 
 import pytest
 
+from minicpm4.engine.outputs import Prefilled
 from tests.serve.conftest import events
 
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>'
@@ -35,6 +39,7 @@ def test_an_answer_has_the_form_that_clients_read(serve: Any) -> None:
         "completion_tokens": 7,  # the token that ends it counts
         "total_tokens": prompt + 7,
         "prompt_tokens_details": {"cached_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": 0},
     }
     assert answer["timings"]["prompt_n"] == prompt and answer["timings"]["predicted_n"] == 7
     assert "user\nhello\nassistant" in server.engine.prompts[0]
@@ -136,8 +141,36 @@ def test_progress_of_reading(serve: Any) -> None:
     long = [{"role": "user", "content": "x" * 200}]
     chunks = events(server.chat(messages=long, stream=True, return_progress=True))
     read = [chunk["prompt_progress"] for chunk in chunks if "prompt_progress" in chunk]
-    assert [one["processed"] for one in read][:3] == [64, 128, 192]
+    assert [one["processed"] for one in read][:4] == [0, 64, 128, 192]
     assert read[-1]["processed"] == read[-1]["total"] and joined(chunks, "content") == "a"
+    again = events(server.chat(messages=long, stream=True, return_progress=True))
+    read = [chunk["prompt_progress"] for chunk in again if "prompt_progress" in chunk]
+    assert [(one["cache"], one["processed"]) for one in read] == [(192, 192), (192, read[0]["total"])]
+
+
+def test_the_first_progress_does_not_wait_for_the_first_chunk(serve: Any) -> None:
+    """It came after 512 tokens had been read; to a browser nothing seemed to happen."""
+    release = threading.Event()
+    server = serve(lambda prompt: ["a"])
+    execute = server.engine._runner.execute
+
+    def slow(plan: Any) -> Any:
+        assert release.wait(10)
+        return execute(plan)
+
+    server.engine._runner.execute = slow
+
+    async def run() -> None:
+        told: list[Prefilled] = []
+        async with aclosing(server.llm.stream([1] * 9, read=told.append)) as pieces:
+            first = asyncio.ensure_future(anext(pieces))
+            while not told:
+                await asyncio.sleep(0.005)
+            release.set()
+            await first
+        assert told[0].done == 0 and told[0].total == 9
+
+    asyncio.run(run())
 
 
 def test_models_and_health(serve: Any) -> None:

@@ -19,7 +19,7 @@ from minicpm4.engine.collect import Collector, piece_of
 from minicpm4.engine.driver import Mailbox
 from minicpm4.engine.llm import ThreadedLLM
 from minicpm4.engine.load import Inspection
-from minicpm4.engine.outputs import Event, Piece, RequestOutput, TokenLogprobs
+from minicpm4.engine.outputs import Event, Piece, Prefilled, RequestOutput, TokenLogprobs
 from minicpm4.engine.params import SamplingParams
 from minicpm4.engine.prompts import Messages, Params, Prompt, Prompts, split_prompts
 from minicpm4.engine.scoring import Direction, Readings, Score
@@ -120,11 +120,17 @@ class AsyncLLM:
         return self.llm.with_replies(outputs[0], tools)
 
     def stream(
-        self, prompt: Prompt, params: SamplingParams | None = None, *, progress: Progress | None = None
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        progress: Progress | None = None,
+        read: Callable[[Prefilled], None] | None = None,
     ) -> AsyncGenerator[Piece]:
-        """As ``LLM.stream``, for ``async for``; what is wrong is raised by the first piece. A loop that is
-        left early should close it: ``async with contextlib.aclosing(llm.stream(...)) as pieces``."""
-        return self._pieces(lambda: [self.llm.prompt_ids(prompt)], params, progress)
+        """As ``LLM.stream``, for ``async for``; what is wrong is raised by the first piece. ``read`` is told
+        as ``progress`` is, and what the cache had of the prompt. A loop that is left early should close it:
+        ``async with contextlib.aclosing(llm.stream(...)) as pieces``."""
+        return self._pieces(lambda: [self.llm.prompt_ids(prompt)], params, progress, read)
 
     def stream_chat(
         self,
@@ -182,7 +188,11 @@ class AsyncLLM:
         return collector.outputs()
 
     async def _pieces(
-        self, ids_of: Ids, params: SamplingParams | None, progress: Progress | None
+        self,
+        ids_of: Ids,
+        params: SamplingParams | None,
+        progress: Progress | None,
+        read: Callable[[Prefilled], None] | None = None,
     ) -> AsyncGenerator[Piece]:
         check_progress(progress)
         box = _Box()
@@ -193,6 +203,8 @@ class AsyncLLM:
             while not last:
                 event = await self._receive(box)
                 last = event.last
+                if read is not None and isinstance(event, Prefilled):
+                    read(event)
                 if (piece := piece_of(event, progress)) is not None:
                     yield piece
         finally:

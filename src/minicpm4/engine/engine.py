@@ -152,6 +152,8 @@ class Engine:
         sequence = Sequence(request_id, list(ids), self._length_limit(ids, params))
         request.samples.append(self._sample(request, sequence))
         self._queue(request)
+        found = self.scheduler.pages.cached(sequence)
+        self.events.append(Prefilled(request_id, found, len(ids), found))
 
     def check_read(self, ids: Items[int], shown: Shown) -> None:
         """See EngineAPI."""
@@ -319,7 +321,9 @@ class Engine:
                 continue
             request.ran(span.start, span.stop)
             if not sequence.num_sampled:
-                self.events.append(Prefilled(request.request_id, span.stop, sequence.num_prompt))
+                self.events.append(
+                    Prefilled(request.request_id, span.stop, sequence.num_prompt, sequence.cached)
+                )
             if row is not None:
                 request.torn = True
                 self._next_tokens(request, sequence, row)

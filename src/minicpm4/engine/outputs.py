@@ -95,11 +95,13 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Prefilled:
-    """Event: ``done`` of the ``total`` prompt tokens of a request are in the cache."""
+    """Event: ``done`` of the ``total`` prompt tokens of a request are in the cache, ``cached`` of them from
+    earlier requests. The first comes before any is read."""
 
     request_id: int
     done: int
     total: int
+    cached: int = 0
 
     @property
     def last(self) -> bool:

@@ -83,6 +83,10 @@ class PageAllocator:
         sequence.sealed = len(found)
         return True
 
+    def cached(self, sequence: Sequence) -> int:
+        """How many of a sequence's tokens would now be found."""
+        return len(self._lookup(sequence)) * self.page_size
+
     def ensure(self, sequence: Sequence, length: int) -> list[Copy] | None:
         """Make positions computed to ``length`` - 1 writable; return the copies that it takes."""
         first = sequence.computed // self.page_size

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from minicpm4.engine.metrics import Metrics
-from minicpm4.engine.outputs import Piece, TokenLogprobs
+from minicpm4.engine.outputs import Piece, Prefilled, TokenLogprobs
 from minicpm4.engine.params import SamplingParams
-from minicpm4.progress import Progress
 from minicpm4.serve.errors import api_error
 from minicpm4.serve.forced import read_call, told_of
 from minicpm4.serve.service import Service
@@ -46,7 +45,8 @@ class ChatAsked:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Delta:
     """What has become certain of sample ``index``. The last of a sample has ``finish``, and ``stop`` where a
-    stop string ended it; the last of all has ``metrics``."""
+    stop string ended it; the last of all has ``metrics``, and ``thought``, the tokens of the reasoning of all
+    samples, its marks included."""
 
     index: int
     reasoning: str = ""
@@ -56,6 +56,7 @@ class Delta:
     finish: Finish | None = None
     stop: str | None = None
     metrics: Metrics | None = None
+    thought: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +69,10 @@ class Chat:
     params: SamplingParams
     with_specials: bool
 
-    async def deltas(self, progress: Progress | None = None) -> AsyncGenerator[Delta]:
-        """The answer; closing it ends the request."""
+    async def deltas(self, read: Callable[[Prefilled], None] | None = None) -> AsyncGenerator[Delta]:
+        """The answer; closing it ends the request. ``read`` is told how far the prompt is read."""
         samples: dict[int, _Sample] = {}
-        async with aclosing(self.service.pieces(self.ids, self.params, progress)) as pieces:
+        async with aclosing(self.service.pieces(self.ids, self.params, read)) as pieces:
             async for piece in pieces:
                 sample = samples.get(piece.index)
                 if sample is None:
@@ -81,9 +82,11 @@ class Chat:
                 deltas = sample.read(piece)
                 if piece.finish_reason is not None:
                     finish: Finish = "tool_calls" if sample.calls else piece.finish_reason
-                    deltas.append(
-                        replace(sample.rest(), finish=finish, stop=piece.stop, metrics=piece.metrics)
-                    )
+                    last = replace(sample.rest(), finish=finish, stop=piece.stop)
+                    if piece.metrics is not None:
+                        thought = sum(one.thought for one in samples.values())
+                        last = replace(last, metrics=piece.metrics, thought=thought)
+                    deltas.append(last)
                 for delta in deltas:
                     yield delta
 
@@ -103,6 +106,8 @@ class _Sample:
     one_call: bool
     forced: bool
     calls: int = 0
+    thought: int = 0  # tokens
+    unsure: int = 0  # tokens that may yet belong to it
     text: str = ""  # of a call that is forced
     logprobs: list[TokenLogprobs] = field(default_factory=list)
 
@@ -113,7 +118,7 @@ class _Sample:
     def read(self, piece: Piece) -> list[Delta]:
         """What a piece makes certain."""
         ends = piece.finish_reason is not None
-        parts = [] if self.done else self.reader.push(piece.text)
+        parts = [] if self.done else self._push(piece)
         if ends and not self.done:
             parts += self.reader.finish()
         if self.forced:
@@ -123,6 +128,18 @@ class _Sample:
                 call = read_call(self.text)
                 parts.append(ReplyPart(content=self.text) if call is None else ReplyPart(call=call))
         return self.take(parts, piece.logprobs or ())
+
+    def _push(self, piece: Piece) -> list[ReplyPart]:
+        """Take a piece's text, and count its first token if it belongs to the thought: what a grammar has
+        added to that comes behind a thought."""
+        before = self.reader.thinks
+        parts = self.reader.push(piece.text)
+        self.unsure += min(len(piece.token_ids), 1)
+        if self.reader.thinks is not None:
+            if before or self.reader.thinks:
+                self.thought += self.unsure
+            self.unsure = 0
+        return parts
 
     def take(self, parts: Sequence[ReplyPart], logprobs: Sequence[TokenLogprobs]) -> list[Delta]:
         self.logprobs += logprobs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 
 import numpy as np
@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 from minicpm4.engine.api import Load, check_ids
 from minicpm4.engine.async_llm import AsyncLLM
 from minicpm4.engine.llm import LLM
-from minicpm4.engine.outputs import Piece, TokenLogprobs
+from minicpm4.engine.outputs import Piece, Prefilled, TokenLogprobs
 from minicpm4.engine.params import SamplingParams
 from minicpm4.errors import RequestError
-from minicpm4.progress import Progress
 from minicpm4.serve.errors import api_error, invalid
 from minicpm4.serve.gate import Gate
 from minicpm4.serve.metrics import Metrics
@@ -137,12 +136,13 @@ class Service:
         return await self._loaded.embed(ids)
 
     async def pieces(
-        self, ids: Sequence[int], params: SamplingParams, progress: Progress | None = None
+        self, ids: Sequence[int], params: SamplingParams, read: Callable[[Prefilled], None] | None = None
     ) -> AsyncGenerator[Piece]:
-        """An answer, piece by piece; closing it ends the request."""
+        """An answer, piece by piece; closing it ends the request. ``read`` is told how far the prompt is
+        read."""
         if self.settings.log_prompts:
             logger.info("prompt: %r", self.llm.tokenizer.decode(ids, skip_special_tokens=False))
-        async with aclosing(self._loaded.stream(ids, params, progress=progress)) as pieces:
+        async with aclosing(self._loaded.stream(ids, params, read=read)) as pieces:
             async for piece in pieces:
                 if piece.metrics is not None:
                     self.metrics.generated(self.name, piece.metrics)

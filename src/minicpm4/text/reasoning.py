@@ -71,6 +71,11 @@ class ReasoningSplitter:
         self._said = False  # whether any reasoning was emitted
         self._held = ""
 
+    @property
+    def thinks(self) -> bool | None:
+        """Whether the text so far ends within the block; None: it is not certain yet."""
+        return None if self._state == "start" else self._state == "inside"
+
     def push(self, text: str) -> list[Piece]:
         """Take more text; return the pieces that are certain, none empty."""
         self._held += text

@@ -60,6 +60,11 @@ class ReplyStream:
         self._blocks = None if tools is None else _CallBlocks(tools, form, held)
         self._hidden = tuple(hidden)
 
+    @property
+    def thinks(self) -> bool | None:
+        """Whether the text so far ends within the thought; None: it is not certain yet."""
+        return self._splitter.thinks
+
     def push(self, text: str) -> list[ReplyPart]:
         """Take more text; return what is certain by now."""
         for spelling in self._hidden:

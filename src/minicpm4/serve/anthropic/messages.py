@@ -45,7 +45,7 @@ class _Answer:
                 for _ in self._block_events(last):
                     pass  # the blocks are what is wanted
         assert last is not None and last.metrics is not None, "an answer ends with its figures"
-        return {**self._message(), **self._ending(last), "usage": _usage(last.metrics)}
+        return {**self._message(), **self._ending(last), "usage": _usage(last.metrics, last.thought)}
 
     async def events(self) -> AsyncGenerator[str]:
         """The message without its content, each block from its start to its stop, and how it ended."""
@@ -57,7 +57,9 @@ class _Answer:
                 for event in self._block_events(delta):
                     yield event
                 if delta.metrics is not None:
-                    yield _event("message_delta", delta=self._ending(delta), usage=_usage(delta.metrics))
+                    yield _event(
+                        "message_delta", delta=self._ending(delta), usage=_usage(delta.metrics, delta.thought)
+                    )
         yield _event("message_stop")
 
     def _block_events(self, delta: Delta) -> Iterator[str]:
@@ -116,13 +118,14 @@ class _Answer:
         return {"stop_reason": reason, "stop_sequence": last.stop if reason == "stop_sequence" else None}
 
 
-def _usage(figures: Metrics) -> dict[str, int]:
+def _usage(figures: Metrics, thought: int) -> dict[str, Any]:
     """What came from the cache is no input here: the two together are the prompt."""
     return {
         "input_tokens": figures.prompt_tokens - figures.cached_tokens,
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": figures.cached_tokens,
         "output_tokens": figures.new_tokens,
+        "output_tokens_details": {"thinking_tokens": thought},
     }
 
 

@@ -44,7 +44,7 @@ class _Answer:
                 for _ in self._item_events(last):
                     pass  # the items are what is wanted
         assert last is not None and last.metrics is not None, "an answer ends with its figures"
-        return self._response(_status(last), last.metrics)
+        return self._response(_status(last), last)
 
     async def events(self) -> AsyncGenerator[str]:
         """The response without its output, each item from its beginning to its end, and the whole."""
@@ -56,7 +56,7 @@ class _Answer:
                     yield event
                 if delta.metrics is not None:
                     status = _status(delta)
-                    yield self._event(f"response.{status}", response=self._response(status, delta.metrics))
+                    yield self._event(f"response.{status}", response=self._response(status, delta))
 
     def failed(self, error: ApiError) -> str:
         """The last event of a stream that cannot go on."""
@@ -147,7 +147,7 @@ class _Answer:
         self._sent += 1
         return text
 
-    def _response(self, status: str, figures: Metrics | None = None) -> dict[str, Any]:
+    def _response(self, status: str, last: Delta | None = None) -> dict[str, Any]:
         body, params = self.body, self.chat.params
         form = body.text.format if body.text is not None and body.text.format is not None else None
         told = {"type": "text"} if form is None else form.model_dump(by_alias=True, exclude_none=True)
@@ -176,7 +176,7 @@ class _Answer:
             "tools": body.tools or [],
             "top_p": params.top_p,
             "truncation": "disabled",
-            "usage": None if figures is None else _usage(figures),
+            "usage": None if last is None or last.metrics is None else _usage(last.metrics, last.thought),
         }
 
 
@@ -194,12 +194,11 @@ def _no_logprobs(kind: str) -> dict[str, Any]:
     return {"logprobs": []} if kind == "output_text" else {}
 
 
-def _usage(figures: Metrics) -> dict[str, Any]:
-    """How much of an answer was thought is not counted."""
+def _usage(figures: Metrics, thought: int) -> dict[str, Any]:
     return {
         "input_tokens": figures.prompt_tokens,
         "input_tokens_details": {"cached_tokens": figures.cached_tokens},
         "output_tokens": figures.new_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": thought},
         "total_tokens": figures.prompt_tokens + figures.new_tokens,
     }

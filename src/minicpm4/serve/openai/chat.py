@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from minicpm4.engine.metrics import Metrics
+from minicpm4.engine.outputs import Prefilled
 from minicpm4.serve.bodies import WHOLE, Shape
 from minicpm4.serve.chats import Chat, ChatAsked, Delta, open_chat
 from minicpm4.serve.errors import invalid, not_built
@@ -200,17 +200,16 @@ class _Answer:
 
     async def whole(self) -> dict[str, Any]:
         choices: dict[int, _Choice] = {}
-        figures: Metrics | None = None
+        last: Delta | None = None
         async with aclosing(self.chat.deltas()) as deltas:
-            async for delta in deltas:
-                choices.setdefault(delta.index, _Choice(delta.index)).add(delta)
-                figures = delta.metrics or figures
-        assert figures is not None, "an answer ends with its figures"
+            async for last in deltas:
+                choices.setdefault(last.index, _Choice(last.index)).add(last)
+        assert last is not None and last.metrics is not None, "an answer ends with its figures"
         return {
             **self._head("chat.completion"),
             "choices": [self._choice(choices[index]) for index in sorted(choices)],
-            "usage": usage_of([figures]),
-            "timings": timings_of(figures),
+            "usage": usage_of([last.metrics], last.thought),
+            "timings": timings_of(last.metrics),
         }
 
     async def events(self) -> AsyncGenerator[str]:
@@ -249,21 +248,23 @@ class _Answer:
         yield self._chunk(delta.index, {}, finish=delta.finish, **timings)
         options = self.body.stream_options
         if figures is not None and options is not None and options.include_usage:
-            head = self._head("chat.completion.chunk")
-            yield event_text({**head, "choices": [], "usage": usage_of([figures]), **timings})
+            head, usage = self._head("chat.completion.chunk"), usage_of([figures], delta.thought)
+            yield event_text({**head, "choices": [], "usage": usage, **timings})
 
     async def _with_progress(self) -> AsyncGenerator[Delta | dict[str, Any]]:
         """Deltas, and before them how far the prompt was read."""
         queue: asyncio.Queue[Delta | dict[str, Any] | BaseException | None] = asyncio.Queue()
         started = time.monotonic()
 
-        def progress(done: int, total: int) -> None:
+        def read(event: Prefilled) -> None:
             ms = round((time.monotonic() - started) * 1e3)
-            queue.put_nowait({"total": total, "processed": done, "time_ms": ms})
+            queue.put_nowait(
+                {"total": event.total, "cache": event.cached, "processed": event.done, "time_ms": ms}
+            )
 
         async def fill() -> None:
             try:
-                async with aclosing(self.chat.deltas(progress)) as deltas:
+                async with aclosing(self.chat.deltas(read)) as deltas:
                     async for delta in deltas:
                         queue.put_nowait(delta)
                 queue.put_nowait(None)

@@ -10,16 +10,20 @@ from minicpm4.engine.outputs import TokenLogprobs
 from minicpm4.text.tokenizer import Tokenizer
 
 
-def usage_of(every: Sequence[Metrics]) -> dict[str, Any]:
-    """Tokens of a request's prompts and answers together."""
+def usage_of(every: Sequence[Metrics], thought: int | None = None) -> dict[str, Any]:
+    """Tokens of a request's prompts and answers together; ``thought``: of the reasoning in these, if there
+    may be any."""
     prompt = sum(one.prompt_tokens for one in every)
     new = sum(one.new_tokens for one in every)
-    return {
+    usage: dict[str, Any] = {
         "prompt_tokens": prompt,
         "completion_tokens": new,
         "total_tokens": prompt + new,
         "prompt_tokens_details": {"cached_tokens": sum(one.cached_tokens for one in every)},
     }
+    if thought is not None:
+        usage["completion_tokens_details"] = {"reasoning_tokens": thought}
+    return usage
 
 
 def timings_of(figures: Metrics) -> dict[str, Any]:
