@@ -19,6 +19,7 @@ import uvicorn
 from minicpm4.engine.async_llm import AsyncLLM
 from minicpm4.errors import ConfigError
 from minicpm4.serve.app import Server, create_app
+from minicpm4.serve.connections import patient
 from minicpm4.serve.guard import is_loopback
 from minicpm4.serve.settings import ServeSettings
 from minicpm4.serve.shelf import Shelf
@@ -96,12 +97,13 @@ async def serve(
     when those under way have (``drain`` seconds at most). A second signal ends at once. ``started`` is told
     the server's address."""
     app = create_app(models, settings)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # ours says where, and when it ends
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # not a line for every scan of our port
     server = uvicorn.Server(
         uvicorn.Config(
             _Asgi(app),
             ssl_certfile=where.certificate,
             ssl_keyfile=where.key,
+            http=patient(settings.read),
             lifespan="off",
             log_config=None,
             access_log=False,

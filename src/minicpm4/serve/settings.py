@@ -16,7 +16,8 @@ class ServeSettings:
     ``api_keys``: one of them is needed where there are any. ``hosts``: names in a Host header beside those of
     this machine; ``origins``: pages elsewhere that may ask (``https://host:port``). ``max_waiting``: requests
     beyond those that the engine answers at a time. Seconds: ``timeout`` for an answer, ``drain`` for those
-    under way at the end, ``read`` for a body to arrive. ``page``: a folder with what is shown at ``/``.
+    under way at the end, ``read`` for a request's head, and for its body, to arrive. ``page``: a folder with
+    what is shown at ``/``.
 
     Raises ConfigError.
     """
