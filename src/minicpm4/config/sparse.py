@@ -103,6 +103,11 @@ class SparseConfig:
         """Coarse compressed keys that end in one block (at most)."""
         return max(1, self.block_size // (COARSE * self.kernel_stride))
 
+    @property
+    def at_once(self) -> SparseConfig:
+        """The same, of which no query is dense for the number of tokens that it sees."""
+        return replace(self, dense_len=-1)
+
     def within(self, blocks: int) -> SparseConfig:
         """The settings that choose the same among the first ``blocks`` blocks, and read no more than those:
         what has room for a choice needs no more than there is to choose from."""

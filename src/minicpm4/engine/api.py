@@ -27,11 +27,12 @@ Visit = Callable[[int, Array], None]
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
     """What an engine takes at most. ``context``: tokens of prompt and answer together; ``max_sequences``:
-    how many are answered at a time (more may wait)."""
+    how many are answered at a time (more may wait). ``attentions``: what a request may ask for."""
 
     vocab_size: int
     context: int
     max_sequences: int
+    attentions: tuple[str, ...] = ("auto", "dense")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,6 +161,11 @@ def check_request(limits: Limits, ids: Sequence[int], params: SamplingParams) ->
             f"the prompt has {len(ids):,} tokens, prompt and answer together may have "
             f"{limits.context:,} (context)",
             "shorten it, or load the model with a larger context",
+        )
+    if params.attention is not None and params.attention not in limits.attentions:
+        raise RequestError(
+            f"attention = {params.attention!r} cannot be had: the model was loaded with dense attention",
+            "leave it out, or load the model with attention='sparse'",
         )
     named = {"stop_token_ids": params.stop_token_ids, "logit_bias": params.logit_bias}
     for name, tokens in named.items():

@@ -24,7 +24,7 @@ from minicpm4.engine.request import Reading, Request, Sample
 from minicpm4.engine.runner import StepResult, StepRunner
 from minicpm4.engine.sampler import SampleState, log_probabilities, sample
 from minicpm4.engine.scheduler import Scheduler
-from minicpm4.engine.sequence import Sequence
+from minicpm4.engine.sequence import Attention, Sequence
 from minicpm4.engine.steps import StepPlan
 from minicpm4.errors import EngineError, Minicpm4Error, RequestError, UnsupportedError
 from minicpm4.kernels.contract import Array, OpTable
@@ -148,8 +148,10 @@ class Engine:
         self._mend()
         if request_id in self._requests:
             return
-        request = Request(request_id, params, self._sparse)
-        sequence = Sequence(request_id, list(ids), self._length_limit(ids, params))
+        attention, sparse = self._attention(params.attention)
+        request = Request(request_id, params, sparse)
+        limit = self._length_limit(ids, params)
+        sequence = Sequence(request_id, list(ids), limit, attention=attention)
         request.samples.append(self._sample(request, sequence))
         self._queue(request)
         found = self.scheduler.pages.cached(sequence)
@@ -287,6 +289,15 @@ class Engine:
     def _length_limit(self, ids: Items[int], params: SamplingParams) -> int:
         room = self.limits.context - len(ids)
         return len(ids) + min(room, params.max_tokens or room)
+
+    def _attention(self, wanted: str | None) -> tuple[Attention, SparseConfig | None]:
+        """How a request attends: its name, empty where that is as all do, and its settings."""
+        own = self._sparse
+        if wanted == "dense" and own is not None:
+            return "dense", None
+        if wanted == "sparse" and own is not None and own != own.at_once:
+            return "sparse", own.at_once
+        return "", own
 
     def _sample(self, request: Request, sequence: Sequence) -> Sample:
         params = request.params

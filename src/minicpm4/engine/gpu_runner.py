@@ -54,7 +54,8 @@ class GpuRunner(Runner):
         return super().execute(plan)
 
     def _run(self, spans: list[Span]) -> StepResult:
-        if all(span.count == span.num_logits == 1 and not span.hidden for span in spans):
+        captured = not any(span.hidden or span.sequence.attention for span in spans)
+        if captured and all(span.count == span.num_logits == 1 for span in spans):
             return StepResult(self._decode(spans).run(spans), self._to_host, {})
         return super()._run(spans)
 

@@ -87,6 +87,7 @@ class Inspection:
             max_rows=options.max_rows,
             max_sequences=options.max_batch,
             prefix_cache=options.prefix_cache,
+            attentions=attentions_of(self.sparse),
             num_layers=self.config.num_hidden_layers if self.ops.on_host else 0,
         )
         ends = dict.fromkeys([*self.config.eos_token_ids, *self.text.end_ids])
@@ -161,6 +162,11 @@ class Inspection:
             "rotary": [rotary.inverse.tobytes().hex(), rotary.attention_factor],
         }
         return json_text(parts, sort_keys=True)
+
+
+def attentions_of(sparse: SparseConfig | None) -> tuple[str, ...]:
+    """What a request may ask for of an engine that attends like this."""
+    return ("auto", "dense") if sparse is None else ("auto", "dense", "sparse")
 
 
 def inspect(model: str | Path, options: EngineOptions) -> Inspection:

@@ -113,7 +113,7 @@ def resolve_sparse(
         sparse = SparseConfig.from_mapping(known | dict(given or {}), "sparse")
         chosen = (given or {}).get("dense_len") is not None
     if options.attention == "sparse":
-        return sparse if chosen else dataclasses.replace(sparse, dense_len=-1)
+        return sparse if chosen else sparse.at_once
     pays = crossover(sparse) if crossover is not None and not chosen else None
     since = sparse.dense_below if pays is None else max(pays, sparse.dense_below)
     sparse = dataclasses.replace(sparse, dense_len=since)

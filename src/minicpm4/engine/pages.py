@@ -218,11 +218,18 @@ class PageAllocator:
     def _key(self, sequence: Sequence, index: int) -> PageKey:
         digest = self._digest(sequence, index)
         tokens = array("I", sequence.tokens[index * self.page_size : (index + 1) * self.page_size])
-        return PageKey(digest, sequence.digests[index - 1] if index else self._root, tokens.tobytes())
+        before = sequence.digests[index - 1] if index else self._root_of(sequence)
+        return PageKey(digest, before, tokens.tobytes())
+
+    def _root_of(self, sequence: Sequence) -> bytes:
+        """What equal tokens make equal begins here: those that attend otherwise have other numbers."""
+        if not sequence.attention:
+            return self._root
+        return blake2b(self._root + sequence.attention.encode(), digest_size=16).digest()
 
     def _digest(self, sequence: Sequence, index: int) -> bytes:
         for i in range(len(sequence.digests), index + 1):
-            before = sequence.digests[i - 1] if i else self._root
+            before = sequence.digests[i - 1] if i else self._root_of(sequence)
             tokens = array("I", sequence.tokens[i * self.page_size : (i + 1) * self.page_size])
             sequence.digests.append(blake2b(before + tokens.tobytes(), digest_size=16).digest())
         return sequence.digests[index]

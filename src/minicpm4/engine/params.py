@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from minicpm4.config.strict import check_integer, require, shown, suggest
+from minicpm4.config.strict import check_choice, check_integer, require, shown, suggest
 from minicpm4.engine.calls import Calls
 from minicpm4.engine.schemas import checked_schema
 from minicpm4.errors import ConfigError
@@ -74,6 +74,9 @@ class SamplingParams:
     Tokens about which there is no choice take no pass, except with ``logprobs``. It needs the package
     llguidance (engine/grammar.py).
 
+    ``attention``, where the model was loaded with sparse attention: "dense", "sparse" (from the first token
+    on), or "auto", as it was loaded. What was read one way is not found in the cache by what reads another.
+
     Of ``temperature``, ``top_k``, ``top_p``, ``min_p`` and ``repetition_penalty`` name none, and the model's
     own suggestion is taken (generation_config.json; ``general.sampling`` of a .gguf file), else temperature
     0.7 with top_p 0.7. Name any, and those that are left out are off: temperature 1, no filter, no penalty.
@@ -103,6 +106,7 @@ class SamplingParams:
     grammar: str | None = None
     choice: Sequence[str] | None = None
     calls: Calls | None = None
+    attention: str | None = None
     is_open: bool = field(default=False, init=False, repr=False, compare=False)
     """Whether the caller left to the model how tokens are drawn."""
 
@@ -114,6 +118,8 @@ class SamplingParams:
             _set(self, name, base[name])
         for name in _FLOATS:
             _set(self, name, _number(name, getattr(self, name)))
+        if self.attention is not None:
+            check_choice("attention", self.attention, ("auto", "dense", "sparse"))
         self._check_lengths()
         self._check_filters()
         self._check_ends()

@@ -10,6 +10,7 @@ import numpy as np
 
 from minicpm4.config import SparseConfig
 from minicpm4.engine.plan import LOGIT_ROWS
+from minicpm4.engine.sequence import Attention
 from minicpm4.engine.steps import Span, StepPlan, logit_rows
 from minicpm4.kernels.contract import Accepted, Array, OpTable, Step, Tree
 from minicpm4.model.cache import KVPool
@@ -93,7 +94,7 @@ class Runner:
         self._max_sequences, self._max_pages = max_sequences, max_pages
         self._logits = ops.zeros((logit_rows(max_sequences), weights.config.vocab_size), np.float32)
         self._buffers = Buffers(weights.config, max_rows) if ops.on_host else None
-        self._trees: Step | None = None
+        self._trees: list[tuple[list[Span], Step]] = []
 
     @property
     def version(self) -> int:
@@ -109,35 +110,42 @@ class Runner:
 
     def settle(self, plan: StepPlan, accepted: Sequence[Sequence[int]]) -> None:
         """See StepRunner."""
-        rows, counts, first = [], [0], 0
-        for span, path in zip(plan.spans, accepted, strict=True):
-            if span.is_tree:
-                rows += [first, *(first + 1 + draft for draft in path)]
+        paths = {id(span): path for span, path in zip(plan.spans, accepted, strict=True)}
+        for spans, step in self._trees:
+            rows, counts, first = [], [0], 0
+            for span in spans:
+                rows += [first, *(first + 1 + draft for draft in paths[id(span)])]
                 counts.append(len(rows))
                 first += span.count
-        if rows:
-            assert self._trees is not None
             chosen = Accepted(rows=np.array(rows, np.int32), cu_rows=np.array(counts, np.int32))
-            settle(self._ops, self._weights, self._trees, chosen, self._pool)
+            settle(self._ops, self._weights, step, chosen, self._pool)
 
     def _run(self, spans: list[Span]) -> StepResult:
-        """Rows of trees in one pass, the others in one before it: a pass is of trees or none is, and what is
-        computed of a row does not depend on what runs beside it."""
-        trees, others = [s for s in spans if s.is_tree], [s for s in spans if not s.is_tree]
-        if not trees and all(s.num_logits == s.count and not s.hidden for s in spans):  # decoding, scoring
+        """Rows of trees in passes of their own, and a pass for each way to attend: what is computed of a row
+        does not depend on what runs beside it."""
+        passes: dict[tuple[bool, Attention], list[Span]] = {}
+        for span in spans:
+            passes.setdefault((span.is_tree, span.sequence.attention), []).append(span)
+        self._trees = []
+        plain = len(passes) == 1 and not any(span.is_tree or span.hidden for span in spans)
+        if plain and all(span.num_logits == span.count for span in spans):  # decoding, scoring
             rows = forward(self._ops, self._weights, self._step(spans), self._pool, self._buffers)
             return StepResult(rows, self._head, {})
         kept = _Kept(self._ops, spans, self._weights.config.hidden_size)
-        if others:
-            self._forward(self._step(others), kept.keep(others))
-        if trees:
-            self._trees = self._step(trees, _tree(trees))
-            self._forward(self._trees, kept.keep(trees))
+        for (is_tree, _), some in sorted(passes.items()):
+            step = self._step(some, _tree(some) if is_tree else None)
+            if is_tree:
+                self._trees.append((some, step))
+            self._forward(step, kept.keep(some))
         return StepResult(kept.arrays.pop(_FINAL), self._head, kept.arrays)
 
     def _step(self, spans: list[Span], tree: Tree | None = None) -> Step:
         cos, sin = self._angles(max(span.stop for span in spans))
-        return Step(**integers(spans), cos=cos, sin=sin, sparse=self._sparse, tree=tree)
+        sparse = self._sparse
+        if sparse is not None:
+            own = {"": sparse, "dense": None, "sparse": sparse.at_once}
+            sparse = own[spans[0].sequence.attention]
+        return Step(**integers(spans), cos=cos, sin=sin, sparse=sparse, tree=tree)
 
     def _forward(self, step: Step, keep: Keep) -> None:
         keep(_FINAL, forward(self._ops, self._weights, step, self._pool, self._buffers, keep=keep))

@@ -9,6 +9,7 @@ from typing import Literal
 
 FinishReason = Literal["stop", "length", "abort"]
 Wanted = Literal["none", "last", "all"]
+Attention = Literal["", "dense", "sparse"]
 
 MAX_DRAFTS = 63  # with the token that they follow, what the kernels read as one tree
 
@@ -79,7 +80,8 @@ class Sequence:
     what has no room there is left out, the last ones first, and after any step they are gone.
     ``hidden``: after how many layers the hidden states of all its rows are wanted, as in ``Span``.
     ``wanted``: "last", to sample from; else its text is only read, for the logits of all of its rows, or of
-    none.
+    none. ``attention``: how its rows attend, where that is not as the engine does: to everything, or to
+    chosen blocks from the first token on. Its pages are found by those alone that attend alike.
     """
 
     request_id: int
@@ -95,6 +97,7 @@ class Sequence:
     drafts: Drafts | None = None
     hidden: tuple[int, ...] = ()
     wanted: Wanted = "last"
+    attention: Attention = ""
     status: Status = Status.WAITING
     finish_reason: FinishReason | None = None
 
@@ -142,4 +145,5 @@ class Sequence:
             num_prompt=self.num_prompt,
             cached=self.cached,
             hidden=self.hidden,
+            attention=self.attention,
         )

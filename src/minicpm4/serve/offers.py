@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minicpm4.config import SparseConfig
 from minicpm4.engine.async_llm import AsyncLLM
-from minicpm4.engine.load import Inspection, inspect
+from minicpm4.engine.load import Inspection, attentions_of, inspect
 from minicpm4.engine.options import EngineOptions
 from minicpm4.engine.params import FALLBACK
 from minicpm4.engine.plan import human
@@ -31,6 +32,16 @@ class Offer:
     chat_template: str | None
     load: Callable[[Progress | None], AsyncLLM]
     nbytes: int = 0
+    sparse: SparseConfig | None = None
+    """How it attends; None: to everything, always."""
+
+    @property
+    def attention(self) -> dict[str, Any]:
+        """What requests get, and what they may ask for: nothing where there is no choice."""
+        if self.sparse is None:
+            return {"default": "dense", "options": []}
+        always = self.sparse == self.sparse.at_once
+        return {"default": "sparse" if always else "auto", "options": list(attentions_of(self.sparse))}
 
     @classmethod
     def loaded(cls, llm: AsyncLLM, names: tuple[str, ...] = ()) -> Offer:
@@ -45,6 +56,7 @@ class Offer:
             sampling=own.sampling_defaults,
             chat_template=own.chat_template,
             load=lambda progress: llm,
+            sparse=own.sparse if "sparse" in own.limits.attentions else None,
         )
 
     @classmethod
@@ -61,6 +73,7 @@ class Offer:
             chat_template=found.text.chat_template,
             load=lambda progress: _load(found, progress),
             nbytes=plan.needed,
+            sparse=found.sparse,
         )
 
 

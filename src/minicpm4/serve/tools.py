@@ -68,6 +68,7 @@ async def props(service: Service, body: None) -> Reply:
             "max_waiting": service.settings.max_waiting,
             "default_generation_settings": settings,
             "chat_template": offer.chat_template,
+            "attention": offer.attention,
             "capabilities": {"chat": offer.chat_template is not None, "return_progress": True},
             "status": {"value": service.status},
         }

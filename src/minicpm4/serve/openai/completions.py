@@ -92,6 +92,11 @@ async def completions(service: Service, body: CompletionBody) -> Reply | Events:
         raise not_built(
             "best_of", f"best_of = {body.best_of} is not built here: ask for n answers and choose"
         )
+    if body.echo and _wanted(body) is not None and body.attention not in (None, "auto"):
+        message = (
+            f"attention = {body.attention!r} is not built for log probabilities of prompts: leave it out"
+        )
+        raise not_built("attention", message)
     answer = _Answer(service, body, await _prompts(service, body))
     return Events(answer.events()) if body.stream else Reply.of(await answer.whole())
 
