@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from minicpm4.kernels.contract import AttentionWeights, FeedForwardWeights, KVLayer, Linear, OpTable
+from minicpm4.kernels.contract import KVLayer, OpTable
 from minicpm4.kernels.cpu import CpuOps
+from minicpm4.kernels.layer_weights import AttentionWeights, FeedForwardWeights, Linear
 from tests.contract.packed import random_weight
 from tests.contract.paged import SMALL, Paged, config
 

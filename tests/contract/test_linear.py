@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from minicpm4 import _cpu
 from minicpm4.formats.quant import PackedTensor, QuantSpec
-from minicpm4.kernels.contract import Linear
 from minicpm4.kernels.cpu import CpuOps, emulated_levels, isa_levels
+from minicpm4.kernels.layer_weights import Linear
 from minicpm4.kernels.ref import RefOps
 from tests.contract.packed import FORMATS, format_id, random_weight
 from tests.levels import HALVES, TILES

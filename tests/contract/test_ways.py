@@ -7,8 +7,8 @@ import pytest
 
 from minicpm4 import _cpu
 from minicpm4.formats.quant import PackedTensor
-from minicpm4.kernels.contract import Linear
 from minicpm4.kernels.cpu import CpuOps, emulated_levels, isa_levels
+from minicpm4.kernels.layer_weights import Linear
 from minicpm4.kernels.ways import Way, levels, markdown, ways
 from tests.contract.packed import random_weight
 

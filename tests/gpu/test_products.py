@@ -9,7 +9,7 @@ import pytest
 
 from minicpm4.errors import UnsupportedError
 from minicpm4.formats.quant import PackedTensor
-from minicpm4.kernels.contract import FeedForwardWeights, Linear
+from minicpm4.kernels.layer_weights import FeedForwardWeights, Linear
 from minicpm4.kernels.ref import RefOps
 from tests.contract.packed import FORMATS, format_id, random_weight
 from tests.gpu.arrays import OnArrays

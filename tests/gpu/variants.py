@@ -48,7 +48,7 @@ def run_variants(*, quick: bool = False) -> None:
 
 
 def _products(ops: GpuOps, rng: Any, case: tuple[str, int, int, bool]) -> None:
-    from minicpm4.kernels.contract import FeedForwardWeights, Linear
+    from minicpm4.kernels.layer_weights import FeedForwardWeights, Linear
 
     columns = case[2]
     gate, up, down = (Linear(weight=random_weight(rng, 64, case)[0]) for _ in range(3))

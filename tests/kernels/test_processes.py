@@ -13,7 +13,7 @@ import os, sys, threading
 import numpy as np
 from minicpm4.errors import UnsupportedError
 from minicpm4.formats.quant import PackedTensor, QuantSpec
-from minicpm4.kernels.contract import Linear
+from minicpm4.kernels.layer_weights import Linear
 from minicpm4.kernels.cpu import CpuOps
 
 random = np.random.default_rng(0)

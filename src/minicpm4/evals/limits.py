@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from minicpm4.formats.quant import PackedTensor, QuantSpec
-from minicpm4.kernels.contract import Linear, OpTable
+from minicpm4.kernels.contract import OpTable
+from minicpm4.kernels.layer_weights import Linear
 from minicpm4.machine.bandwidth import fastest, read_speed
 
 __all__ = ["DeviceLimits", "measure_limits"]

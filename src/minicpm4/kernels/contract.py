@@ -24,48 +24,13 @@ from numpy.typing import NDArray
 from minicpm4.config import ModelConfig, SparseConfig
 from minicpm4.errors import UnsupportedError
 from minicpm4.formats.quant import PackedTensor
+from minicpm4.kernels.layer_weights import AttentionWeights, FeedForwardWeights, Linear
 from minicpm4.kernels.pages import KV_FORMATS
 from minicpm4.machine import available_memory
 
 Array = NDArray[Any]
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Linear:
-    """``y = x @ weight.T + bias``; weight (out, in), bias float32 (out,) or None."""
-
-    weight: PackedTensor
-    bias: Floats | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class AttentionWeights:
-    """Attention of one layer; ``q_norm`` and ``k_norm`` (d,) are Qwen3's, applied to each head.
-    ``native``: see PackedTensor."""
-
-    norm: Floats
-    q: Linear
-    k: Linear
-    v: Linear
-    o: Linear
-    eps: float
-    q_norm: Floats | None = None
-    k_norm: Floats | None = None
-    native: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class FeedForwardWeights:
-    """Gated feed-forward of one layer: down(silu(gate(x)) * up(x)). ``native``: see PackedTensor."""
-
-    norm: Floats
-    gate: Linear
-    up: Linear
-    down: Linear
-    eps: float
-    native: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

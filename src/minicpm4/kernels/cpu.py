@@ -16,19 +16,8 @@ from minicpm4 import _cpu
 from minicpm4.config import ModelConfig, SparseConfig
 from minicpm4.errors import UnsupportedError
 from minicpm4.formats.quant import PANEL_GROUP, PackedTensor, packed_shapes
-from minicpm4.kernels.contract import (
-    Accepted,
-    Array,
-    AttentionWeights,
-    FeedForwardWeights,
-    Floats,
-    Ints,
-    KVLayer,
-    Linear,
-    OpTable,
-    Selection,
-    Step,
-)
+from minicpm4.kernels.contract import Accepted, Array, Floats, Ints, KVLayer, OpTable, Selection, Step
+from minicpm4.kernels.layer_weights import AttentionWeights, FeedForwardWeights, Linear
 from minicpm4.kernels.scratch import call_every_op, untouched
 
 isa_levels = _cpu.isa_levels

@@ -12,16 +12,8 @@ import numpy as np
 
 from minicpm4.config import ModelConfig, SparseConfig
 from minicpm4.formats.quant import PackedTensor, QuantSpec, packed_shapes
-from minicpm4.kernels.contract import (
-    Array,
-    AttentionWeights,
-    FeedForwardWeights,
-    KVLayer,
-    Linear,
-    OpTable,
-    Step,
-    Tree,
-)
+from minicpm4.kernels.contract import Array, KVLayer, OpTable, Step, Tree
+from minicpm4.kernels.layer_weights import AttentionWeights, FeedForwardWeights, Linear
 from minicpm4.kernels.pages import page_arrays
 
 # A group size for each kind: the smallest, of which most is kept beside x.

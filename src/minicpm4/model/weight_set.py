@@ -14,7 +14,8 @@ from minicpm4.errors import CheckpointError
 from minicpm4.formats import Checkpoint, check_tensors
 from minicpm4.formats.packing import exact_spec, packed_if_exact, repack
 from minicpm4.formats.quant import PackedTensor
-from minicpm4.kernels.contract import AttentionWeights, FeedForwardWeights, Linear, OpTable
+from minicpm4.kernels.contract import OpTable
+from minicpm4.kernels.layer_weights import AttentionWeights, FeedForwardWeights, Linear
 from minicpm4.model.arena import Arena
 from minicpm4.model.weight_plan import MatrixPlan, WeightPlan, plan_weights
 from minicpm4.model.weights import ModelWeights

@@ -10,7 +10,8 @@ from minicpm4.config import ModelConfig
 from minicpm4.errors import CheckpointError
 from minicpm4.formats.names import EMBED, HEAD
 from minicpm4.formats.quant import PackedTensor
-from minicpm4.kernels.contract import AttentionWeights, FeedForwardWeights, Floats, Linear
+from minicpm4.kernels.contract import Floats
+from minicpm4.kernels.layer_weights import AttentionWeights, FeedForwardWeights, Linear
 
 PROJECTIONS = (
     *(f"self_attn.{name}_proj" for name in "qkvo"),

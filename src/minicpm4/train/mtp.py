@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from minicpm4.config import ModelConfig
 from minicpm4.data.batch import Batch
-from minicpm4.kernels.contract import Linear
+from minicpm4.kernels.layer_weights import Linear
 from minicpm4.model.draft import LAYER, build_draft, draft
 from minicpm4.model.forward import Compute
 from minicpm4.train.extra_head import ExtraHead

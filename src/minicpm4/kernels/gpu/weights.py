@@ -20,7 +20,7 @@ from minicpm4.errors import UnsupportedError
 from minicpm4.formats.codes import UNIT_BITS
 from minicpm4.formats.kinds import KINDS
 from minicpm4.formats.quant import PARTS, PackedTensor, QuantSpec
-from minicpm4.kernels.contract import Linear
+from minicpm4.kernels.layer_weights import Linear
 
 __all__ = ["TYPES", "DeviceMatrix", "device_matrix", "fill", "to_device", "weight_kinds"]
 
