@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self, overload
@@ -18,9 +17,10 @@ from minicpm4.engine.options import CACHE_SIZE, EngineOptions
 from minicpm4.engine.outputs import Piece, RequestOutput
 from minicpm4.engine.params import FALLBACK, SamplingParams
 from minicpm4.engine.plan import MemoryPlan
-from minicpm4.engine.prompts import Messages, Params, Prompt, Prompts, one_each, plain_ids, split_prompts
+from minicpm4.engine.prompts import Messages, Params, Prompt, Prompts, one_each, split_prompts
 from minicpm4.engine.scoring import Scores
-from minicpm4.errors import ConfigError, RequestError, UnsupportedError
+from minicpm4.engine.texts import Texts
+from minicpm4.errors import ConfigError, UnsupportedError
 from minicpm4.formats import Checkpoint
 from minicpm4.kernels.contract import OpTable
 from minicpm4.kernels.pages import KVFormat
@@ -28,15 +28,11 @@ from minicpm4.kernels.ref import RefOps
 from minicpm4.model.source import open_model
 from minicpm4.model.weight_set import WeightSet
 from minicpm4.progress import Progress, check_progress
-from minicpm4.text.messages import check_variables
-from minicpm4.text.replies import ReplyReader
-from minicpm4.text.tokenizer import Tokenizer
-from minicpm4.text.toolcalls import ParsedReply
 
 logger = logging.getLogger("minicpm4")
 
 
-class LLM(Scores):
+class LLM(Texts, Scores):
     """A model, loaded and planned, ready to answer. Any number of threads may use it: what they ask at the
     same time is answered together. (AsyncLLM is for asyncio.)
 
@@ -204,25 +200,6 @@ class LLM(Scores):
         return dict(self._suggestion or FALLBACK)
 
     @property
-    def tokenizer(self) -> Tokenizer:
-        """Raises TextError when the checkpoint has none."""
-        return self._text.tokenizer
-
-    @property
-    def has_chat_template(self) -> bool:
-        return self._text.has_chat_template
-
-    @property
-    def chat_template(self) -> str | None:
-        """The source of the checkpoint's chat template, None where it has none."""
-        return self._text.chat_template
-
-    @property
-    def replies(self) -> ReplyReader:
-        """What takes this model's replies apart. Raises TextError: it needs a tokenizer."""
-        return self._text.replies
-
-    @property
     def load(self) -> Load:
         """What the engine has in hand just now. Raises RequestError when closed."""
         return self.driver.engine.load
@@ -273,17 +250,6 @@ class LLM(Scores):
         ids = self.chat_ids(messages, tools=tools, enable_thinking=enable_thinking)
         return self.with_replies(self._complete([ids], params, progress)[0], tools)
 
-    def with_replies(
-        self, output: RequestOutput, tools: Sequence[Mapping[str, Any]] | None = None
-    ) -> RequestOutput:
-        """The output of a chat with each sample's text taken apart. Raises TextError."""
-        prompt, read = output.prompt_token_ids, self._text.replies.parse
-        samples = [
-            replace(one, reply=read(one.text, one.token_ids, prompt=prompt, tools=tools))
-            for one in output.outputs
-        ]
-        return replace(output, outputs=samples)
-
     def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, *, progress: Progress | None = None
     ) -> Iterator[Piece]:
@@ -306,35 +272,6 @@ class LLM(Scores):
         """``chat``, piece by piece as ``stream``."""
         ids = self.chat_ids(messages, tools=tools, enable_thinking=enable_thinking)
         return self._start_stream(ids, params, progress)
-
-    def prompt_ids(self, prompt: Prompt) -> list[int]:
-        """The token ids that ``generate`` reads for a prompt. Raises RequestError, TextError."""
-        if isinstance(prompt, str):
-            if not prompt:
-                raise RequestError("the prompt is empty", "give some text")
-            return self._text.encode(prompt)
-        return plain_ids(prompt)
-
-    def chat_ids(
-        self,
-        messages: Messages,
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        enable_thinking: bool | None = None,
-        variables: Mapping[str, Any] | None = None,
-    ) -> list[int]:
-        """The token ids that ``chat`` reads for a conversation. ``variables``: more that the template sees,
-        by name. Raises RequestError, TextError."""
-        more = check_variables(variables or {})
-        return self._text.encode_chat(messages, tools=tools, enable_thinking=enable_thinking, **more)
-
-    def parse_reply(
-        self, output: RequestOutput, tools: Sequence[Mapping[str, Any]] | None = None
-    ) -> ParsedReply:
-        """Take an answer apart: thought, calls of ``tools``, and the rest. What is drafted in a thought is no
-        call. Raises TextError."""
-        prompt = output.prompt_token_ids
-        return self._text.replies.parse(output.text, output.token_ids, prompt=prompt, tools=tools)
 
     @property
     def _host_ops(self) -> OpTable:

@@ -1,0 +1,81 @@
+"""Between text and token ids, for whoever asks an LLM in words: prompts and chats in, replies taken apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from minicpm4.engine.api import Text
+from minicpm4.engine.outputs import RequestOutput
+from minicpm4.engine.prompts import Messages, Prompt, plain_ids
+from minicpm4.errors import RequestError
+from minicpm4.text.messages import check_variables
+from minicpm4.text.replies import ReplyReader
+from minicpm4.text.tokenizer import Tokenizer
+from minicpm4.text.toolcalls import ParsedReply
+
+
+class Texts:
+    """What an LLM knows of its model's text."""
+
+    _text: Text
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Raises TextError when the checkpoint has none."""
+        return self._text.tokenizer
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self._text.has_chat_template
+
+    @property
+    def chat_template(self) -> str | None:
+        """The source of the checkpoint's chat template, None where it has none."""
+        return self._text.chat_template
+
+    @property
+    def replies(self) -> ReplyReader:
+        """What takes this model's replies apart. Raises TextError: it needs a tokenizer."""
+        return self._text.replies
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """The token ids that ``generate`` reads for a prompt. Raises RequestError, TextError."""
+        if isinstance(prompt, str):
+            if not prompt:
+                raise RequestError("the prompt is empty", "give some text")
+            return self._text.encode(prompt)
+        return plain_ids(prompt)
+
+    def chat_ids(
+        self,
+        messages: Messages,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        enable_thinking: bool | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """The token ids that ``chat`` reads for a conversation. ``variables``: more that the template sees,
+        by name. Raises RequestError, TextError."""
+        more = check_variables(variables or {})
+        return self._text.encode_chat(messages, tools=tools, enable_thinking=enable_thinking, **more)
+
+    def parse_reply(
+        self, output: RequestOutput, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> ParsedReply:
+        """Take an answer apart: thought, calls of ``tools``, and the rest. What is drafted in a thought is no
+        call. Raises TextError."""
+        prompt = output.prompt_token_ids
+        return self._text.replies.parse(output.text, output.token_ids, prompt=prompt, tools=tools)
+
+    def with_replies(
+        self, output: RequestOutput, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> RequestOutput:
+        """The output of a chat with each sample's text taken apart. Raises TextError."""
+        prompt, read = output.prompt_token_ids, self._text.replies.parse
+        samples = [
+            replace(one, reply=read(one.text, one.token_ids, prompt=prompt, tools=tools))
+            for one in output.outputs
+        ]
+        return replace(output, outputs=samples)
