@@ -27,6 +27,7 @@ DRIVER  := playwright==1.65.2
 # Programs that people plug into a server. They have an environment of their own: what they need must not change ours.
 CLIENTS := 'lm-eval[api]==0.4.13' llm==0.36 langchain-openai==1.7.4 schemathesis==4.32.5 httpx pytest pytest-timeout
 PLUGGED := .venv-clients
+RAY     := 'ray[serve]==2.60.0'
 # The GPU's kernels run in its interpreter, and compile, without a GPU; 3.6 does neither with this NumPy.
 TRITON  := triton==3.9.0
 SLIM    := .venv-slim
@@ -34,7 +35,7 @@ PAGE    := src/minicpm4/serve/page
 TEXT    := examples/how_sqlite_is_tested.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow models test-models test-transformers test-isa test-interpreted test-page test-clients test-gpu gpu-check test-arm lint format types docs page page-check page-compare slim sanitize clean
+.PHONY: help setup run test test-slow models test-models test-transformers test-isa test-interpreted test-page test-clients test-ray test-gpu gpu-check test-arm lint format types docs page page-check page-compare slim sanitize clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
@@ -100,6 +101,10 @@ test-clients: $(READY)  ## what people plug into `minicpm4 serve`: lm-evaluation
 	@$(PLUGGED)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(PLUGGED)
 	$(PLUGGED)/bin/python -m pip --disable-pip-version-check install --quiet $(CLIENTS)
 	MINICPM4_PYTHON=$(abspath $(BIN))/python $(PLUGGED)/bin/python -m pytest tests/clients
+
+test-ray: $(READY)  ## two replicas on Ray Serve (installs it into .venv/)
+	$(PIP) $(RAY)
+	$(BIN)/python -m pytest -m slow tests/serve/test_replicas.py
 
 test-gpu:  ## the same tests on this machine's GPU, with the Python that has torch and Triton (GPU_PYTHON=)
 	PYTHONPATH=src:. $(GPU_PYTHON) -m pytest tests/gpu

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,3 +54,13 @@ def test_keys_come_from_a_file_and_the_environment(tmp_path: Path, monkeypatch: 
     file.write_text("\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="holds no key"):
         ServerFlags(api_key_file=file).settings()
+
+
+def test_replicas_without_the_extra_name_it(
+    minicpm: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "minicpm4.serve.replicas", raising=False)
+    result = minicpm("serve", "no-such-model", "--replicas", "2")
+    assert result.code == 2 and result.err.count("\n") == 1
+    assert "--replicas needs ray" in result.err and "pip install minicpm4[serve-ray]" in result.err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import pytest
 from minicpm4 import zoo
 from minicpm4.engine.load import inspect
 from minicpm4.engine.options import EngineOptions
-from minicpm4.machine import system
+from minicpm4.errors import MemoryPlanError
+from minicpm4.machine import default_threads, system
+from minicpm4.serve.offers import shared
 from tests.cli.conftest import Result, minicpm
 from tests.serve.processes import Running, small
 
@@ -95,3 +98,12 @@ def test_what_can_never_be_served_is_refused(
 ) -> None:
     result = minicpm("serve", NAME, str(copy), "--context", "2048", "--port", "0", *options)
     assert result.code == 2 and said in result.err and result.err.count("\n") == 1
+
+
+def test_several_processes_share_what_the_machine_has(needed: int) -> None:
+    asked = EngineOptions(context=2048, max_batch=4, memory=3 * needed)
+    each = shared([NAME], asked, (), 3)
+    assert each.memory == needed and each.threads == max(1, default_threads() // 3)
+    assert shared([NAME], replace(asked, threads=2), (), 3).threads == 2
+    with pytest.raises(MemoryPlanError):
+        shared([NAME], replace(asked, memory=2 * needed), (), 30)

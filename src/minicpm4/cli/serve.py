@@ -80,6 +80,13 @@ class ServerFlags:
     log_prompts: Annotated[
         bool, typer.Option("--log-prompts", help="Write prompts to the log. Without it, it has none of them.")
     ] = False
+    replicas: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Processes that each have the models, on Ray Serve; they share memory and cores evenly.",
+        ),
+    ] = None
     quiet: Annotated[bool, typer.Option("--quiet", help="No line for each request.")] = False
 
     def settings(self) -> Any:
@@ -158,7 +165,20 @@ def command(
     def started(address: str) -> None:
         print(f"{one_line(', '.join(asked))} at {address}", flush=True)
 
+    if server.replicas is not None:
+        _serve_replicas(asked, options, settings, where, server.replicas, started)
+        return
     with closing(where.open(settings)) as door, closing(Shelf.planned(asked, options, settings)) as shelf:
         with progress_bar("loading", "layers") as progress:
             shelf.load_first(progress)
         asyncio.run(serve(shelf, settings, where, door, started))
+
+
+def _serve_replicas(*arguments: Any) -> None:
+    try:
+        from minicpm4.serve.replicas import serve_replicas
+    except ImportError as error:
+        raise UnsupportedError(
+            f"--replicas needs {error.name}, which is not installed", "pip install minicpm4[serve-ray]"
+        ) from error
+    serve_replicas(*arguments)

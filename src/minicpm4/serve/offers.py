@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from minicpm4.engine.options import EngineOptions
 from minicpm4.engine.params import FALLBACK
 from minicpm4.engine.plan import human
 from minicpm4.errors import ConfigError, Minicpm4Error
+from minicpm4.machine import default_threads
 from minicpm4.progress import Progress
 
 
@@ -99,6 +100,18 @@ def offers_of(
     found = [_inspect(model, options, several) for model in models]
     budget = found[0].plan.available  # that of the first: the texts of the others take some of it since
     return [Offer.planned(one, name) for one, name in zip(found, called, strict=True)], budget
+
+
+def shared(
+    models: Sequence[str | Path], options: EngineOptions, names: Sequence[str], count: int
+) -> EngineOptions:
+    """The options of each of ``count`` processes that serve models on this machine: its memory and cores, or
+    what ``options`` leave them, evenly. Raises as ``offers_of`` does, for one of them."""
+    _, budget = offers_of(models, options, names)
+    threads = options.threads or max(1, default_threads() // count)
+    each = replace(options, threads=threads, memory=None if budget is None else budget // count)
+    offers_of(models, each, names)
+    return each
 
 
 def _inspect(model: str | Path, options: EngineOptions, several: bool) -> Inspection:

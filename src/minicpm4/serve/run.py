@@ -63,6 +63,12 @@ class Socket:
                 "is another server there? --port chooses another",
             ) from error
 
+    def address(self, port: int) -> str:
+        """What clients are told."""
+        scheme = "http" if self.certificate is None else "https"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{scheme}://{host}:{port}"
+
     def check(self, settings: ServeSettings) -> None:
         """Raise ConfigError unless a server with these settings may listen there."""
         if not 0 <= self.port <= 65535:
@@ -119,10 +125,7 @@ async def serve(
             await asyncio.sleep(0.01)
         if server.started:
             _obey_signals(app, server, settings.drain)
-            port = door.getsockname()[1]
-            scheme = "http" if where.certificate is None else "https"
-            host = f"[{where.host}]" if ":" in where.host else where.host
-            started(f"{scheme}://{host}:{port}")
+            started(where.address(door.getsockname()[1]))
         await running
     finally:
         running.cancel()

@@ -1,0 +1,137 @@
+"""Two replicas of a real model on Ray Serve (`make test-ray`)."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.serve.processes import PYTHON, ROOT, Running, small
+
+pytest.importorskip("ray", reason="ray is not installed here: make test-ray")
+pytestmark = pytest.mark.slow
+CHAT = "/v1/chat/completions"
+FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Running]:
+    with small("--replicas", "2", "--threads", "1") as running:
+        yield running
+
+
+def ask(running: Running, stream: bool) -> str:
+    """The text of an answer."""
+    body = {"messages": FRANCE, "max_tokens": 12, "temperature": 0, "stream": stream}
+    response = httpx.post(f"{running.address}{CHAT}", json=body, timeout=120)
+    response.raise_for_status()
+    if not stream:
+        return str(response.json()["choices"][0]["message"]["content"])
+    assert response.text.rstrip().endswith("data: [DONE]")
+    chunks = [json.loads(line[6:]) for line in response.text.splitlines() if line.startswith("data: {")]
+    return "".join(c["delta"].get("content") or "" for chunk in chunks for c in chunk["choices"])
+
+
+def eight(running: Running) -> list[str]:
+    """Eight chats together, every second one streamed."""
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(lambda i: ask(running, i % 2 == 1), range(8)))
+
+
+def replicas(running: Running) -> set[int]:
+    """Processes of replicas, those alone that this server has started."""
+    parents, names = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            status = (folder / "status").read_text(encoding="utf-8")
+            names[int(folder.name)] = (folder / "cmdline").read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        parents[int(folder.name)] = int(status.partition("\nPPid:")[2].split()[0])
+    found = set()
+    for one, name in names.items():
+        above = one
+        while above in parents and above != running.process.pid:
+            above = parents[above]
+        if above == running.process.pid and name.startswith("ray::ServeReplica"):
+            found.add(one)
+    return found
+
+
+def test_parallel_chats_are_answered_by_two_processes(server: Running) -> None:
+    assert len(replicas(server)) == 2
+    answers = eight(server)
+    assert len(set(answers)) == 1 and "Paris" in answers[0]
+    figures = [server.metric("minicpm4_generated_tokens_total") for _ in range(4)]
+    assert all(figures) and sum(figures[:2]) == sum(figures[2:])  # requests go round, these too
+
+
+def test_pieces_come_one_by_one(server: Running) -> None:
+    body = {"messages": FRANCE, "max_tokens": 60, "ignore_eos": True, "stream": True}
+    times = []
+    with httpx.stream("POST", f"{server.address}{CHAT}", json=body, timeout=60) as response:
+        for line in response.iter_lines():
+            if line:
+                times.append(time.monotonic())
+    assert len(times) > 40 and times[-1] - times[0] > 0.1
+    assert len({round(one, 2) for one in times}) > 10
+
+
+def test_a_client_that_goes_frees_its_pages(server: Running) -> None:
+    body = {"messages": FRANCE, "max_tokens": 1500, "ignore_eos": True, "stream": True}
+    with httpx.stream("POST", f"{server.address}{CHAT}", json=body, timeout=60) as response:
+        next(response.iter_lines())
+    end = time.monotonic() + 20
+    while any(server.metric("minicpm4_pages_held") for _ in range(2)):
+        assert time.monotonic() < end, "pages are held for nobody"
+        time.sleep(0.2)
+
+
+def test_errors_are_the_servers_own(server: Running) -> None:
+    refused = server.http.post(CHAT, json={"messages": FRANCE, "top_p": 7})
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == "top_p"
+    elsewhere = server.http.get("/v1/models", headers={"Host": "evil.example"})
+    assert elsewhere.status_code == 403
+
+
+def test_a_replica_that_is_killed_is_replaced(server: Running) -> None:
+    before = replicas(server)
+    victim = min(before)
+    os.kill(victim, signal.SIGKILL)
+    answered, end = 0, time.monotonic() + 90
+    while replicas(server) & {victim} or len(replicas(server)) < 2 or answered < 8:
+        assert time.monotonic() < end, f"{replicas(server)} of {before}"
+        try:
+            answered += "Paris" in ask(server, answered % 2 == 1)
+        except httpx.HTTPError:  # what the dead one had been given
+            time.sleep(0.2)
+    assert all("Paris" in answer for answer in eight(server))
+    assert len(replicas(server)) == 2 and before - replicas(server) == {victim}
+
+
+def test_answers_under_way_end_before_the_server_does() -> None:
+    body = {"messages": FRANCE, "max_tokens": 300, "ignore_eos": True, "stream": True}
+    with small("--replicas", "2", "--threads", "1") as running:
+        with httpx.stream("POST", f"{running.address}{CHAT}", json=body, timeout=60) as response:
+            lines = response.iter_lines()
+            got = [next(lines) for _ in range(20)]
+            running.process.send_signal(signal.SIGTERM)
+            got += lines
+        assert [line for line in got if line][-1] == "data: [DONE]"
+        assert running.process.wait(60) == 0
+
+
+def test_the_example_runs() -> None:
+    example = ROOT / "examples" / "two_replicas.py"
+    done: Any = subprocess.run([PYTHON, str(example)], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Paris") == 8
