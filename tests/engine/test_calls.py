@@ -46,6 +46,9 @@ NOISE = "\0" * 3000
 """What no call holds: the model draws evenly among all that is allowed."""
 
 
+HELD = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
+
+
 def engine_of(name: str, *answers: str, **options: Any) -> ScriptedEngine:
     tokens = {
         "minicpm5": MINICPM5_TOKENS,
@@ -178,7 +181,9 @@ def test_models_of_no_format_know_hermes_or_plain_json(name: str) -> None:
     assert form.is_bare == (name == "none")
     with llm_of(name, "x <tool_call>" + NOISE[:900]) as llm:
         out = llm.chat(ASK, params(Calls(tools=[NOW], several=False), seed=3), tools=[NOW])
-        assert out.text == 'x <tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
+        lines = out.text.replace("\n", "") if name == "none" else out.text
+        call = HELD.replace("\n", "") if name == "none" else HELD
+        assert lines == f"x {call}"
 
 
 UNFOLLOWED = tool("odd", "", [], a={"not": {}})

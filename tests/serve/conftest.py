@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +57,20 @@ def events(response: httpx.Response) -> list[Any]:
     data = [line.removeprefix("data: ") for line in response.text.splitlines() if line.startswith("data: ")]
     assert data[-1] == "[DONE]"
     return [json.loads(one) for one in data[:-1]]
+
+
+def joined_calls(chunks: Sequence[Any]) -> list[dict[str, Any]]:
+    """The calls of a stream's only sample, put together as clients do: each piece says which it belongs to,
+    and the first its name and id."""
+    calls: list[dict[str, Any]] = []
+    for piece in (c for chunk in chunks for x in chunk["choices"] for c in x["delta"].get("tool_calls", ())):
+        if piece["index"] == len(calls):
+            assert piece["id"] and piece["type"] == "function" and piece["function"]["name"]
+            calls.append(piece)
+        else:
+            assert piece["index"] == len(calls) - 1 and set(piece["function"]) == {"arguments"}
+            calls[-1]["function"]["arguments"] += piece["function"]["arguments"]
+    return calls
 
 
 @pytest.fixture

@@ -48,9 +48,12 @@ def put_together(stream: list[dict[str, Any]]) -> dict[str, Any]:
             (name,) = one["delta"]
             own = {"text_delta": "text", "thinking_delta": "thinking", "input_json_delta": "input"}[kind]
             parts += one["delta"][name]
-            open_block[own] = json.loads(parts) if own == "input" else parts  # type: ignore[index]
+            if own != "input":
+                open_block[own] = parts  # type: ignore[index]
         else:
             assert one["type"] == "content_block_stop" and open_block is not None
+            if open_block["type"] == "tool_use":
+                open_block["input"] = json.loads(parts)
             message["content"].append(open_block)
             open_block = None
     assert open_block is None

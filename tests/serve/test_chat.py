@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from minicpm4.engine.outputs import Prefilled
-from tests.serve.conftest import events
+from tests.serve.conftest import events, joined_calls
 
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>'
 TOOLS = [
@@ -72,8 +72,7 @@ def test_calls_of_tools(serve: Any, stream: bool) -> None:
     response = serve(f"Let me look.\n{CALL}\n{CALL}").chat(tools=TOOLS, stream=stream)
     if stream:
         chunks = events(response)
-        calls = [c for chunk in chunks for x in chunk["choices"] for c in x["delta"].get("tool_calls", ())]
-        assert [call["index"] for call in calls] == [0, 1]
+        calls = joined_calls(chunks)
         content, reason = joined(chunks, "content"), chunks[-1]["choices"][0]["finish_reason"]
     else:
         choice = response.json()["choices"][0]

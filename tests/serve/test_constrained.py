@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from minicpm4.serve.forced import call_schema, read_call
-from tests.serve.conftest import events
+from tests.serve.conftest import events, joined_calls
 
 PERSON = {
     "type": "object",
@@ -80,7 +79,7 @@ def test_a_call_is_forced(serve: Any, stream: bool, choice: Any) -> None:
     response = serve(json.dumps(CALL)).chat(tools=TOOLS, tool_choice=choice, stream=stream, temperature=0)
     if stream:
         chunks = [c for chunk in events(response) for c in chunk["choices"]]
-        calls = [call for c in chunks for call in c["delta"].get("tool_calls", ())]
+        calls = joined_calls([{"choices": chunks}])
         assert (
             not any(c["delta"].get("content") for c in chunks) and chunks[-1]["finish_reason"] == "tool_calls"
         )
@@ -94,10 +93,17 @@ def test_a_call_is_forced(serve: Any, stream: bool, choice: Any) -> None:
     }
 
 
-def test_a_forced_call_that_is_cut_off_is_text(serve: Any) -> None:
-    body = {"tools": TOOLS, "tool_choice": "required", "max_tokens": 5, "temperature": 0}
+@pytest.mark.parametrize(("tokens", "said"), [(5, None), (46, '{"city": "Par')])
+def test_a_forced_call_that_is_cut_off_says_so(serve: Any, tokens: int, said: str | None) -> None:
+    body = {"tools": TOOLS, "tool_choice": NAMED, "max_tokens": tokens, "temperature": 0, "logprobs": True}
     choice = serve(json.dumps(CALL)).chat(**body).json()["choices"][0]
-    assert choice["finish_reason"] == "length" and choice["message"]["content"] == '{"nam'
+    message = choice["message"]
+    assert choice["finish_reason"] == "length"
+    if said is None:
+        assert message["content"] == '{"nam' and "tool_calls" not in message
+    else:
+        (call,) = message["tool_calls"]
+        assert call["function"] == {"name": "weather", "arguments": said}
 
 
 @pytest.mark.parametrize(
@@ -141,19 +147,7 @@ def test_what_cannot_be_followed_is_a_400(serve: Any, body: Any, param: str | No
     assert param is None or error["param"] == param
 
 
-def test_paths_of_a_schema_lead_where_it_now_stands() -> None:
-    parameters = {
-        "$defs": {"c": {"type": "string"}},
-        "type": "object",
-        "properties": {"x": {"$ref": "#/$defs/c"}},
-    }
-    tools = [{"function": {"name": "f", "parameters": parameters}}]
-    schema = call_schema(tools, "f")
-    assert schema["properties"]["arguments"] == {"$ref": "#/$defs/tool0"}
-    assert schema["$defs"]["tool0"]["properties"]["x"] == {"$ref": "#/$defs/tool0/$defs/c"}
-
-
-def test_such_a_schema_is_followed(serve: Any) -> None:
+def test_a_schema_with_references_is_followed(serve: Any) -> None:
     parameters = {
         "$defs": {"c": {"type": "string"}},
         "type": "object",
@@ -165,9 +159,4 @@ def test_such_a_schema_is_followed(serve: Any) -> None:
     message = (
         serve(script).chat(tools=tools, tool_choice="required", max_tokens=99).json()["choices"][0]["message"]
     )
-    assert message["content"] is None or '"x": 5' not in message["content"]
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "5", '{"name": 1}', '{"name": "f", "arguments": 5}'])
-def test_half_a_call_is_none(text: str) -> None:
-    assert read_call(text) is None
+    assert message["tool_calls"][0]["function"]["arguments"].startswith('{"x": "')

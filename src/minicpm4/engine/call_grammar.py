@@ -124,9 +124,15 @@ class _Writer:
         """``text``, in which spellings of control tokens are those tokens."""
         parts = [text] if self._spelled is None else self._spelled.split(text)
         written = [
-            f"<[{self._control[part]}]>" if i % 2 else quoted(part) for i, part in enumerate(parts) if part
+            f"<[{self._control[part]}]>" if i % 2 else self._plain(part)
+            for i, part in enumerate(parts)
+            if part
         ]
         return " ".join(written) or '""'
+
+    def _plain(self, text: str) -> str:
+        lines = text.split("\n") if self._form.open_lines else [text]
+        return " /\\n?/ ".join(quoted(one) for one in lines)
 
     def _name(self, name: str) -> str:
         fits = (_PYTHON_NAME if self._form.kind == "python" else _PLAIN_NAME).fullmatch(name)

@@ -26,7 +26,7 @@ from minicpm4.engine.sampler import SampleState, log_probabilities, sample
 from minicpm4.engine.scheduler import Scheduler
 from minicpm4.engine.sequence import Attention, Sequence
 from minicpm4.engine.steps import StepPlan
-from minicpm4.errors import EngineError, Minicpm4Error, RequestError, UnsupportedError
+from minicpm4.errors import EngineError, Minicpm4Error, RequestError, ToolSchemaError, UnsupportedError
 from minicpm4.kernels.contract import Array, OpTable
 from minicpm4.text.stream import TextStream
 
@@ -139,6 +139,9 @@ class Engine:
             self._text_streams(params.stop, (), params.skip_special_tokens)
         if self._grammars is not None:
             self._grammars.check(params)
+        elif params.calls is not None:
+            names = list(params.calls.schemas)
+            raise ToolSchemaError("tools: this engine cannot hold calls", "leave it out", tools=names)
         elif params.constraint is not None:
             raise RequestError(f"this engine cannot hold an answer to {params.constraint}", "leave it out")
 

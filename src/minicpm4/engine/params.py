@@ -159,6 +159,12 @@ class SamplingParams:
         given = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
         return SamplingParams(**{**given, **OFF, **suggestion})
 
+    def changed(self, **changes: Any) -> SamplingParams:
+        """These with others in their place; what was left open stays so. Raises ConfigError."""
+        left_out = OFF if self.is_open else ()
+        given = {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name not in left_out}
+        return SamplingParams(**{**given, **changes})
+
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> SamplingParams:
         """Make one from options by name; an unknown name is refused. Raises ConfigError."""

@@ -55,10 +55,11 @@ def tagged_value(schema: Mapping[str, Any], form: CallFormat, rules: Rules) -> s
         plain = types == {"boolean"} and not {"enum", "const"} & resolved(schema, schema).keys()
         value = '("True" | "False")' if form.python_words and plain else rules.json(schema)
         return f"{value} {closing}"
-    text = _text(schema, rules)
+    own_line = "\n" in form.argument.middle
+    text = _text(schema, rules, own_line)
     if text is not None:
         return f"({text} | {null}) {closing}" if "null" in types else f"{text} {closing}"
-    if "\n" not in form.argument.middle:
+    if not own_line:
         raw, block = rules.add(f"/{_RAW}/", terminal=True), rules.add(f"/{_BLOCK}/", terminal=True)
         return f"({raw} | {block}) {closing}"  # what is text reads "null" as null where that may be
     if closing.startswith("<["):
@@ -66,8 +67,8 @@ def tagged_value(schema: Mapping[str, Any], form: CallFormat, rules: Rules) -> s
     return rules.add(f"/{_ANY}/", suffix=after)
 
 
-def _text(schema: Mapping[str, Any], rules: Rules) -> str | None:
-    """The strings of a schema; None: any."""
+def _text(schema: Mapping[str, Any], rules: Rules, own_line: bool) -> str | None:
+    """The strings of a schema; None: any. ``own_line``: values stand on lines of their own, as they are."""
     own = resolved(schema, schema)
     if isinstance(choices := own.get("anyOf"), list):  # one of them null
         inner = [one for one in choices if types_of(one, schema) == {"string"}]
@@ -78,7 +79,7 @@ def _text(schema: Mapping[str, Any], rules: Rules) -> str | None:
         raise RequestError(f"at {odd[0]}: this is not followed in a tag")
     values = own.get("enum", [own["const"]] if "const" in own else None)
     if isinstance(values, list):
-        return "(" + " | ".join(_exactly(one) for one in values if isinstance(one, str)) + ")"
+        return "(" + " | ".join(_exactly(one, own_line) for one in values if isinstance(one, str)) + ")"
     if not own.keys() & {*_NARROWER}:
         return None
     regexes = [_lengths(own), *([_searched(own["pattern"])] if "pattern" in own else [])]
@@ -111,8 +112,10 @@ def _slashed(regex: str) -> str:
     return re.sub(r"(?<!\\)((?:\\\\)*)/", r"\1\\/", regex)
 
 
-def _exactly(text: str) -> str:
-    if any(char in text for char in "<&\n"):
+def _exactly(text: str, own_line: bool) -> str:
+    if own_line and "\n</" in text:
+        raise RequestError(f"at enum: no tag can hold {text!r:.40}")
+    if not own_line and any(char in text for char in "<&\n"):
         if CDATA_END in text:
             raise RequestError(f"at enum: no tag can hold {text!r:.40}")
         text = CDATA + text + CDATA_END

@@ -8,15 +8,20 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from minicpm4.engine.calls import Calls
 from minicpm4.engine.metrics import Metrics
 from minicpm4.engine.outputs import Piece, Prefilled, TokenLogprobs
 from minicpm4.engine.params import SamplingParams
-from minicpm4.serve.errors import api_error
-from minicpm4.serve.forced import read_call, told_of
+from minicpm4.errors import ConfigError, ToolSchemaError, UnsupportedError
+from minicpm4.serve.errors import ApiError, api_error, invalid
+from minicpm4.serve.forced import told_of
+from minicpm4.serve.responses import header_list
 from minicpm4.serve.service import Service
 from minicpm4.text.reply_stream import ReplyPart, ReplyStream
-from minicpm4.text.toolcalls import ToolCall
+from minicpm4.text.toolcalls import ToolCall, schemas_of
 
+LOOSE = "X-Loose-Tools"
+_UNHELD = (ToolSchemaError, ConfigError, UnsupportedError)
 Finish = Literal["stop", "length", "tool_calls", "abort"]
 
 
@@ -27,30 +32,41 @@ def effort_variables(effort: str | None) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChatAsked:
-    """What is asked. ``tools``: those that the model may call; None: it may not. ``one_call``: what follows
-    its first call is left out. ``forced``: it may only call (``forced.call_schema``
-    is in ``params``). ``held_by``: the field that a schema in ``params`` is from, if not ``json_schema``.
-    ``variables``: more that the template sees."""
+    """What is asked. ``tools``: those that the model may call; None: it may not. ``forced``: it may only
+    call, one of the tools ``names`` if they are given. ``one_call``: the answer ends with its first call.
+    ``held_by``: the field that a schema in ``params`` is from, if not ``json_schema``. ``variables``: more
+    that the template sees."""
 
     messages: Sequence[Mapping[str, Any]]
     params: SamplingParams
     tools: Sequence[Mapping[str, Any]] | None = None
-    one_call: bool = False
     forced: bool = False
+    names: Sequence[str] | None = None
+    one_call: bool = False
     held_by: str | None = None
     enable_thinking: bool | None = None
     variables: Mapping[str, Any] = field(default_factory=dict)
 
+    def calls(self, loose: Sequence[str] = ()) -> Calls | None:
+        """What calls in the answer are held to, ``loose`` tools to less; None where something else holds the
+        answer, or nothing is called. Raises ConfigError."""
+        if not self.tools or self.params.constraint is not None:
+            return None
+        several = not (self.one_call or self.names)
+        return Calls(tools=self.tools, forced=self.forced, several=several, names=self.names, loose=loose)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Delta:
-    """What has become certain of sample ``index``. The last of a sample has ``finish``, and ``stop`` where a
-    stop string ended it; the last of all has ``metrics``, and ``thought``, the tokens of the reasoning of all
-    samples, its marks included."""
+    """What has become certain of sample ``index``: more of its thought or text, or of a call as in
+    ``ReplyPart``. The last of a sample has ``finish``, and ``stop`` where a stop string ended it; the last of
+    all has ``metrics``, and ``thought``, the tokens of the reasoning of all samples, its marks included."""
 
     index: int
     reasoning: str = ""
     content: str = ""
+    name: str = ""
+    arguments: str = ""
     call: ToolCall | None = None
     logprobs: tuple[TokenLogprobs, ...] = ()
     finish: Finish | None = None
@@ -61,13 +77,23 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """A chat that can be answered: ``ids`` is its prompt."""
+    """A chat that can be answered: ``ids`` is its prompt. ``headers`` are the answer's."""
 
     service: Service
     asked: ChatAsked
     ids: list[int]
     params: SamplingParams
     with_specials: bool
+    headers: Mapping[str, str]
+
+    async def whole(self, take: Callable[[Delta], object]) -> tuple[Delta, Metrics]:
+        """Show ``take`` the whole answer, delta by delta; the last is returned, and the figures in it."""
+        last: Delta | None = None
+        async with aclosing(self.deltas()) as deltas:
+            async for last in deltas:
+                take(last)
+        assert last is not None and last.metrics is not None, "an answer ends with its figures"
+        return last, last.metrics
 
     async def deltas(self, read: Callable[[Prefilled], None] | None = None) -> AsyncGenerator[Delta]:
         """The answer; closing it ends the request. ``read`` is told how far the prompt is read."""
@@ -76,12 +102,11 @@ class Chat:
             async for piece in pieces:
                 sample = samples.get(piece.index)
                 if sample is None:
-                    one_call, forced = self.asked.one_call, self.asked.forced
-                    sample = _Sample(piece.index, self._stream(), one_call, forced)
+                    sample = _Sample(piece.index, self._stream(), self.asked.one_call)
                     samples[piece.index] = sample
                 deltas = sample.read(piece)
                 if piece.finish_reason is not None:
-                    finish: Finish = "tool_calls" if sample.calls else piece.finish_reason
+                    finish: Finish = "tool_calls" if sample.has_called else piece.finish_reason
                     last = replace(sample.rest(), finish=finish, stop=piece.stop)
                     if piece.metrics is not None:
                         thought = sum(one.thought for one in samples.values())
@@ -91,9 +116,11 @@ class Chat:
                     yield delta
 
     def _stream(self) -> ReplyStream:
-        return self.service.llm.replies.stream(
+        replies, calls = self.service.llm.replies, self.params.calls
+        return replies.stream(
             self.ids,
-            tools=None if self.asked.forced else self.asked.tools,
+            tools=self.asked.tools,
+            held_to=None if calls is None else replies.written_form(calls.forced),
             enable_thinking=self.asked.enable_thinking,
             with_specials=self.with_specials,
         )
@@ -101,33 +128,49 @@ class Chat:
 
 @dataclass(slots=True)
 class _Sample:
+    """``begun`` and ``calls``: how many calls have begun, and ended."""
+
     index: int
     reader: ReplyStream
     one_call: bool
-    forced: bool
+    begun: int = 0
     calls: int = 0
     thought: int = 0  # tokens
     unsure: int = 0  # tokens that may yet belong to it
-    text: str = ""  # of a call that is forced
     logprobs: list[TokenLogprobs] = field(default_factory=list)
 
     @property
     def done(self) -> bool:
         return self.one_call and self.calls > 0
 
+    @property
+    def has_called(self) -> bool:
+        """Whether the answer is calls, none of which was cut off."""
+        return 0 < self.begun == self.calls
+
     def read(self, piece: Piece) -> list[Delta]:
         """What a piece makes certain."""
-        ends = piece.finish_reason is not None
         parts = [] if self.done else self._push(piece)
-        if ends and not self.done:
+        if piece.finish_reason is not None and not self.done:
             parts += self.reader.finish()
-        if self.forced:
-            self.text += "".join(part.content for part in parts)
-            parts = [part for part in parts if part.reasoning]
-            if ends:
-                call = read_call(self.text)
-                parts.append(ReplyPart(content=self.text) if call is None else ReplyPart(call=call))
-        return self.take(parts, piece.logprobs or ())
+        self.logprobs += piece.logprobs or ()
+        deltas = []
+        for part in parts:
+            if self.done:
+                break
+            self.begun += bool(part.name)
+            self.calls += part.call is not None
+            deltas.append(
+                replace(
+                    self.rest(),
+                    reasoning=part.reasoning,
+                    content=part.content,
+                    name=part.name,
+                    arguments=part.arguments,
+                    call=part.call,
+                )
+            )
+        return deltas
 
     def _push(self, piece: Piece) -> list[ReplyPart]:
         """Take a piece's text, and count its first token if it belongs to the thought: what a grammar has
@@ -141,18 +184,6 @@ class _Sample:
             self.unsure = 0
         return parts
 
-    def take(self, parts: Sequence[ReplyPart], logprobs: Sequence[TokenLogprobs]) -> list[Delta]:
-        self.logprobs += logprobs
-        deltas = []
-        for part in parts:
-            if self.done:
-                break
-            self.calls += part.call is not None
-            deltas.append(
-                replace(self.rest(), reasoning=part.reasoning, content=part.content, call=part.call)
-            )
-        return deltas
-
     def rest(self) -> Delta:
         """Log probabilities of tokens whose text is not out yet go with what comes next."""
         held, self.logprobs = tuple(self.logprobs), []
@@ -163,11 +194,43 @@ async def open_chat(service: Service, asked: ChatAsked) -> Chat:
     """Render and check a chat. Raises ApiError: a prompt that does not fit is refused, with both numbers."""
     ids = await read_chat(service, asked.messages, asked.tools, asked.enable_thinking, asked.variables)
     with told_of(asked.held_by):
-        params = await service.checked(ids, asked.params, "messages")
+        params, loose = await _checked(service, ids, asked)
     with_specials = service.llm.replies.marks_are_hidden and params.skip_special_tokens
     if with_specials:
         params = replace(params, skip_special_tokens=False)
-    return Chat(service, asked, ids, params, with_specials)
+    headers = {LOOSE: header_list(loose)} if loose else {}
+    return Chat(service, asked, ids, params, with_specials, headers)
+
+
+async def _checked(
+    service: Service, ids: Sequence[int], asked: ChatAsked
+) -> tuple[SamplingParams, Sequence[str]]:
+    """The parameters that hold, and the tools whose arguments nothing holds to their schemas. What is forced
+    is held, or refused. Raises ApiError."""
+
+    async def check(loose: Sequence[str]) -> SamplingParams:
+        try:
+            calls = asked.calls(loose)
+        except ConfigError as error:
+            raise invalid("tools", str(error), "invalid_value") from error
+        given = asked.params if calls is None else asked.params.changed(calls=calls)
+        return await service.checked(ids, given, "messages")
+
+    loose: Sequence[str] = ()
+    for _ in range(2):
+        try:
+            return await check(loose), loose
+        except ApiError as error:
+            if asked.forced or not asked.tools or not isinstance(error.__cause__, _UNHELD):
+                raise
+            # In auto any schema may be offered: less is held then, which a header says.
+            loose = (
+                error.__cause__.tools if isinstance(error.__cause__, ToolSchemaError) and not loose else ()
+            )
+            if not loose:
+                break
+    params = await service.checked(ids, asked.params, "messages")
+    return params, [*schemas_of(asked.tools or ())]
 
 
 async def read_chat(

@@ -10,12 +10,11 @@ from typing import Any, Literal
 from minicpm4.serve.bodies import ClientGoneError, Receive, Shape, read_body, read_table, validated
 from minicpm4.serve.errors import ApiError, api_error
 from minicpm4.serve.gate import Ticket
-from minicpm4.serve.responses import EventReply, Events, Reply, Scope, Send, until_gone
+from minicpm4.serve.responses import EventReply, Events, Reply, Scope, Send, header_list, until_gone
 from minicpm4.serve.service import Service
 from minicpm4.serve.shelf import Shelf
 
 Answer = Reply | Events
-MAX_NAMED = 1000  # characters of a header
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +77,8 @@ class Route:
             if isinstance(answer, Events):
                 assert ticket is not None, "only what generates streams"
                 on_error = answer.on_error or self.api.error_event
-                reply = EventReply(answer, ticket, headers, on_error, self.shelf.metrics.gone, held.close)
+                told_first = {**headers, **answer.headers}
+                reply = EventReply(answer, ticket, told_first, on_error, self.shelf.metrics.gone, held.close)
             else:
                 answer.headers = {**headers, **answer.headers}
                 reply = answer
@@ -113,9 +113,9 @@ class Route:
         raw = await read_body(receive, length, settings.max_body, settings.read)
         body, unknown = validated(shape, await read_table(raw))
         if unknown:
-            headers["X-Unknown-Fields"] = _named(unknown)
+            headers["X-Unknown-Fields"] = header_list(unknown)
         if without := body.without_effect():
-            headers["X-Ignored-Fields"] = _named(without)
+            headers["X-Ignored-Fields"] = header_list(without)
         return body
 
     async def _answer(
@@ -128,10 +128,3 @@ class Route:
                 await self.shelf.borrow(service)
                 held.callback(self.shelf.give_back, service)
             return await self.endpoint.handle(service, body)
-
-
-def _named(unknown: Sequence[str]) -> str:
-    """Names of fields for a header: ASCII in one line, of bounded length."""
-    names = ", ".join(name.encode("ascii", "backslashreplace").decode() for name in unknown)
-    names = "".join(char if char.isprintable() else "?" for char in names)
-    return names if len(names) <= MAX_NAMED else names[: MAX_NAMED - 3] + "..."

@@ -20,7 +20,7 @@ from minicpm4.errors import (
 logger = logging.getLogger("minicpm4.serve")
 
 # A message of ours begins with the field that is wrong: "messages[0].content is …", "top_p = 7 is …".
-_FIELD = re.compile(r"(?:json_schema|regex|grammar|choice|stop)\b|[a-z]\w*(?= = | is missing| names )")
+_FIELD = re.compile(r"(?:json_schema|regex|grammar|choice|stop|tools)\b|[a-z]\w*(?= = | is missing| names )")
 _PATH = re.compile(r"(?:messages|tools)\[\d+\](?:\.\w+|\[\d+\])*")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -29,6 +29,7 @@ def to_json(value: Any) -> bytes:
 
 
 PATIENCE = 5.0  # seconds for a last word
+MAX_HEADER = 1000  # characters
 
 
 @dataclass(slots=True)
@@ -57,6 +58,14 @@ class Events:
 
     source: AsyncGenerator[str]
     on_error: Callable[[ApiError], str] | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def header_list(names: Sequence[str]) -> str:
+    """Names for a header: ASCII in one line, of bounded length."""
+    text = ", ".join(name.encode("ascii", "backslashreplace").decode() for name in names)
+    text = "".join(char if char.isprintable() else "?" for char in text)
+    return text if len(text) <= MAX_HEADER else text[: MAX_HEADER - 3] + "..."
 
 
 def event_text(data: Any, event: str | None = None) -> str:

@@ -43,7 +43,8 @@ class CallFormat:
     """Calls are ``before`` name ``middle`` arguments ``after``; another follows the arguments of the one
     before it by ``between`` (None: an answer has one call). ``opening`` is the mark that only calls begin
     with, ``closing`` the one that they end with; without them (Llama) a call is the whole answer, maybe
-    behind ``tag``. ``argument``: of the kind "xml". ``python_words``: true is written True."""
+    behind ``tag``. ``argument``: of the kind "xml". ``python_words``: true is written True. ``open_lines``:
+    line breaks in it may be left out."""
 
     kind: Literal["json", "python", "xml"]
     before: str
@@ -55,6 +56,7 @@ class CallFormat:
     tag: str = ""
     argument: Tag | None = None
     python_words: bool = False
+    open_lines: bool = False
 
     @property
     def is_bare(self) -> bool:
@@ -81,6 +83,7 @@ HERMES = CallFormat(
     between='}\n</tool_call>\n<tool_call>\n{"name": "',
     opening="<tool_call>",
     closing="</tool_call>",
+    open_lines=True,
 )
 """What a model is taken to write whose template shows nothing."""
 PLAIN = CallFormat(kind="json", before='{"name": "', middle='", "arguments": ', after="}")

@@ -14,7 +14,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from minicpm4.text.call_formats import CallFormat
+from minicpm4.text.call_formats import CallFormat, Tag
 from minicpm4.text.toolcalls import ToolCall
 from minicpm4.text.xml_calls import CDATA, CDATA_END, argument_types
 
@@ -137,18 +137,19 @@ class CallStream:
             if tag is None:
                 yield from self._json()
             else:
-                yield from self._tagged(argument_types(schema, key), tag.after)
+                yield from self._tagged(argument_types(schema, key), tag)
         self._say("}")
 
-    def _tagged(self, types: frozenset[str], closing: str) -> Steps:
+    def _tagged(self, types: frozenset[str], tag: Tag) -> Steps:
         """The value of a tag, and its end."""
+        closing = tag.after
         while not self._may_be_one(CDATA):
             yield
         if "string" not in types or types - {"string", "null"}:
             yield from self._json()
             yield from self._literal(closing)
             return
-        if self._reads(CDATA):
+        if "\n" not in tag.middle and self._reads(CDATA):
             yield from self._quoted(CDATA_END)
             yield from self._literal(closing)
             return
@@ -226,10 +227,15 @@ class CallStream:
             self._parts.append(CallPart(arguments=text))
 
     def _literal(self, text: str) -> Steps:
-        while not self._reads(text):
-            if not self._may_read(text):
-                raise _OddError
-            yield
+        for i, part in enumerate(text.split("\n") if self._form.open_lines else [text]):
+            while i and self._at == len(self._text):
+                yield
+            if i:
+                self._reads("\n")
+            while not self._reads(part):
+                if not self._may_read(part):
+                    raise _OddError
+                yield
 
     def _reads(self, text: str) -> bool:
         """Go past ``text`` where it comes next."""

@@ -1,7 +1,8 @@
 """Calls whose arguments have a tag each: ``<function name="f"><param name="a">text</param></function>``.
 
 A value is text where its schema says so, else JSON. It may stand in a CDATA block; else entities of XML are
-read. Whether quotes are single or double, and what white space stands between tags, makes no difference.
+read, unless values have lines of their own. Whether quotes are single or double, and what white space stands
+between tags, makes no difference.
 """
 
 from __future__ import annotations
@@ -121,7 +122,8 @@ def _arguments(block: str, at: int, tag: Tag, schema: Any) -> tuple[dict[str, An
 
 
 def _text(block: str, at: int, closing: str, blank: str, key: str) -> tuple[str, int]:
-    inside = block.startswith(CDATA, at) or block[at:].lstrip().startswith(CDATA)
+    # Where values stand on lines of their own they stand as they are.
+    inside = not blank and block[at : at + 80].lstrip().startswith(CDATA)
     start = block.index(CDATA, at) + len(CDATA) if inside else at
     stop = block.find(CDATA_END if inside else closing, start)
     if stop < 0:
@@ -131,7 +133,7 @@ def _text(block: str, at: int, closing: str, blank: str, key: str) -> tuple[str,
     if end < 0 or (inside and block[stop + len(CDATA_END) : end].strip()):
         raise CallSyntaxError(f"the argument {key:.80} is not closed")
     if not inside:
-        text = unescape(text.removeprefix(blank).removesuffix(blank), _QUOTES)
+        text = text.removeprefix(blank).removesuffix(blank) if blank else unescape(text, _QUOTES)
     return text, end + len(closing)
 
 

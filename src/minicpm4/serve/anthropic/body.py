@@ -11,7 +11,7 @@ from minicpm4.engine.params import SamplingParams
 from minicpm4.serve.bodies import Shape
 from minicpm4.serve.chats import ChatAsked, effort_variables
 from minicpm4.serve.errors import invalid, not_built
-from minicpm4.serve.forced import call_schema, told_of
+from minicpm4.serve.forced import names_called, told_of
 from minicpm4.serve.sampling import Count, CountOrZero, Sampling, Stop, TopK
 from minicpm4.serve.turns import APART, Turns, field, function_of, schema_of
 from minicpm4.text.messages import MAX_MESSAGES, MAX_TOOLS
@@ -126,7 +126,8 @@ def chat_of(body: PromptBody) -> ChatAsked:
     tools = [_tool(tool, f"tools[{i}]") for i, tool in enumerate(body.tools or ()) if not _is_own(tool)]
     config = body.output_config or OutputConfig()
     thinking = None if body.thinking is None else body.thinking.type
-    held, held_by = _held(body, tools, choice)
+    forced = choice.type in ("any", "tool")
+    held, held_by = (None, None) if forced else _held(body)
     with told_of(held_by):
         params = _params(body, held)
     return ChatAsked(
@@ -134,21 +135,23 @@ def chat_of(body: PromptBody) -> ChatAsked:
         params=params,
         tools=tools if tools and choice.type != "none" else None,
         one_call=choice.disable_parallel_tool_use is True,
-        forced=held_by == "tools",
+        forced=forced,
+        names=_names(choice, tools) if forced else None,
         held_by=held_by,
         enable_thinking={"enabled": True, "disabled": False}.get(thinking or ""),
         variables=effort_variables(config.effort),
     )
 
 
-def _held(
-    body: PromptBody, tools: list[dict[str, Any]], choice: ToolChoice
-) -> tuple[dict[str, Any] | None, str | None]:
+def _names(choice: ToolChoice, tools: list[dict[str, Any]]) -> list[str] | None:
+    """The tools that are to be called; None: any."""
+    if choice.type == "tool" and choice.name is None:
+        raise invalid("tool_choice.name", "tool_choice.name is missing", "missing_field")
+    return names_called(tools, choice.name if choice.type == "tool" else None)
+
+
+def _held(body: PromptBody) -> tuple[dict[str, Any] | None, str | None]:
     """The schema that an answer is held to, if any, and the field that it is from."""
-    if choice.type in ("any", "tool"):
-        if choice.type == "tool" and choice.name is None:
-            raise invalid("tool_choice.name", "tool_choice.name is missing", "missing_field")
-        return call_schema(tools, choice.name if choice.type == "tool" else None), "tools"
     if body.output_config is not None and body.output_config.format is not None:
         return body.output_config.format.schema_, "output_config.format.schema"
     if body.output_format is not None:

@@ -18,7 +18,10 @@ from minicpm4.serve.service import Service
 async def messages(service: Service, body: MessagesBody) -> Reply | Events:
     """Answer a conversation, at once or in events."""
     answer = _Answer(await open_chat(service, chat_of(body)), body.max_tokens)
-    return Events(answer.events()) if body.stream else Reply.of(await answer.whole())
+    headers = answer.chat.headers
+    if body.stream:
+        return Events(answer.events(), headers=headers)
+    return Reply.of(await answer.whole(), headers=headers)
 
 
 async def count_tokens(service: Service, body: PromptBody) -> Reply:
@@ -39,13 +42,14 @@ class _Answer:
     _open: bool = False
 
     async def whole(self) -> dict[str, Any]:
-        last: Delta | None = None
-        async with aclosing(self.chat.deltas()) as deltas:
-            async for last in deltas:
-                for _ in self._block_events(last):
-                    pass  # the blocks are what is wanted
-        assert last is not None and last.metrics is not None, "an answer ends with its figures"
-        return {**self._message(), **self._ending(last), "usage": _usage(last.metrics, last.thought)}
+        last, figures = await self.chat.whole(
+            lambda delta: [*self._block_events(delta)]
+        )  # which makes the blocks
+        return {
+            **self._message(),
+            **self._ending(last),
+            "usage": _usage(figures, last.thought),
+        }
 
     async def events(self) -> AsyncGenerator[str]:
         """The message without its content, each block from its start to its stop, and how it ended."""
@@ -72,12 +76,14 @@ class _Answer:
             yield from self._begin({"type": "text", "text": ""})
             self.blocks[-1]["text"] += delta.content
             yield self._block_delta("text_delta", text=delta.content)
-        if delta.call is not None:
+        if delta.name:
             yield from self._end()
             number = f"toolu_{uuid.uuid4().hex[:24]}"
-            yield from self._begin({"type": "tool_use", "id": number, "name": delta.call.name, "input": {}})
+            yield from self._begin({"type": "tool_use", "id": number, "name": delta.name, "input": {}})
+        if delta.arguments:
+            yield self._block_delta("input_json_delta", partial_json=delta.arguments)
+        if delta.call is not None:
             self.blocks[-1]["input"] = delta.call.arguments
-            yield self._block_delta("input_json_delta", partial_json=delta.call.arguments_text)
             yield from self._end()
         if delta.finish is not None:
             yield from self._end()

@@ -22,7 +22,10 @@ async def respond(service: Service, body: ResponseBody) -> Reply | Events:
     """Answer items, at once or in events."""
     asked = wanted(body)
     answer = _Answer(await open_chat(service, asked.chat), body, asked)
-    return Events(answer.events(), answer.failed) if body.stream else Reply.of(await answer.whole())
+    headers = answer.chat.headers
+    if body.stream:
+        return Events(answer.events(), answer.failed, headers)
+    return Reply.of(await answer.whole(), headers=headers)
 
 
 @dataclass(slots=True)
@@ -38,12 +41,7 @@ class _Answer:
     _sent: int = 0
 
     async def whole(self) -> dict[str, Any]:
-        last: Delta | None = None
-        async with aclosing(self.chat.deltas()) as deltas:
-            async for last in deltas:
-                for _ in self._item_events(last):
-                    pass  # the items are what is wanted
-        assert last is not None and last.metrics is not None, "an answer ends with its figures"
+        last, _ = await self.chat.whole(lambda delta: [*self._item_events(delta)])  # which makes the items
         return self._response(_status(last), last)
 
     async def events(self) -> AsyncGenerator[str]:
@@ -72,11 +70,16 @@ class _Answer:
         if delta.content:
             yield from self._begin("message", role="assistant", content=[])
             yield from self._say("output_text", delta.content)
-        if delta.call is not None:
+        if delta.name:
             yield from self._end("completed")
-            yield from self._call(delta.call)
+            yield from self._begin_call(delta.name)
+        if delta.arguments:
+            yield from self._more_arguments(delta.arguments)
+        if delta.call is not None:
+            yield from self._end_call(delta.call)
         if delta.finish is not None:
-            yield from self._end("incomplete" if delta.finish == "length" else "completed")
+            cut = delta.finish == "length" or (self._open is not None and "call_id" in self._open)
+            yield from self._end("incomplete" if cut else "completed")
 
     def _begin(self, kind: str, **more: Any) -> Iterator[str]:
         """Go on with an item of this kind, or begin one."""
@@ -97,29 +100,33 @@ class _Answer:
         item["content"][0]["text"] += text
         yield self._part_event(f"response.{kind}.delta", delta=text, **more)
 
-    def _call(self, call: ToolCall) -> Iterator[str]:
-        """An item that is a call, which is known all at once."""
-        known = self.asked.known.get(call.name, Known(call.name))
+    def _begin_call(self, name: str) -> Iterator[str]:
+        known = self.asked.known.get(name, Known(name))
+        kind, key = ("custom_tool_call", "input") if known.takes_text else ("function_call", "arguments")
         space = {} if known.namespace is None else {"namespace": known.namespace}
-        named = {"call_id": f"call_{uuid.uuid4().hex[:24]}", "name": known.name, **space}
-        text = call.arguments.get("input")
-        if known.takes_text:
-            kind, key, events = "custom_tool_call", "input", "custom_tool_call_input"
-            value = text if isinstance(text, str) else call.arguments_text
-        else:
-            kind, key, events, value = (
-                "function_call",
-                "arguments",
-                "function_call_arguments",
-                call.arguments_text,
-            )
-        yield from self._begin(kind, **named, **{key: ""})
+        number = f"call_{uuid.uuid4().hex[:24]}"
+        yield from self._begin(kind, call_id=number, name=known.name, **space, **{key: ""})
+
+    def _more_arguments(self, text: str) -> Iterator[str]:
+        """More of the arguments of the call that is open; a text is told at its end, when it is read."""
         item = self.output[-1]
-        item[key] = value
-        place = {"item_id": item["id"], "output_index": len(self.output) - 1}
-        yield self._event(f"response.{events}.delta", **place, delta=value)
-        yield self._event(f"response.{events}.done", **place, **{key: value, "name": known.name})
+        if item["type"] == "function_call":
+            item["arguments"] += text
+            yield self._call_event("function_call_arguments.delta", delta=text)
+
+    def _end_call(self, call: ToolCall) -> Iterator[str]:
+        item = self.output[-1]
+        kind, key = "function_call_arguments", "arguments"
+        if item["type"] == "custom_tool_call":
+            kind, key, text = "custom_tool_call_input", "input", call.arguments.get("input")
+            item[key] = text if isinstance(text, str) else call.arguments_text
+            yield self._call_event(f"{kind}.delta", delta=item[key])
+        yield self._call_event(f"{kind}.done", **{key: item[key], "name": item["name"]})
         yield from self._end("completed")
+
+    def _call_event(self, kind: str, **more: Any) -> str:
+        place = {"item_id": self.output[-1]["id"], "output_index": len(self.output) - 1}
+        return self._event(f"response.{kind}", **place, **more)
 
     def _end(self, status: str) -> Iterator[str]:
         item = self._open

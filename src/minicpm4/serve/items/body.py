@@ -11,7 +11,7 @@ from pydantic import Field
 from minicpm4.serve.bodies import Shape
 from minicpm4.serve.chats import ChatAsked, effort_variables
 from minicpm4.serve.errors import invalid, not_built
-from minicpm4.serve.forced import call_schema, told_of
+from minicpm4.serve.forced import names_called, told_of
 from minicpm4.serve.sampling import Count, Sampling, Seed, TopK
 from minicpm4.serve.turns import APART, Turns, field, function_of, schema_of
 from minicpm4.text.messages import MAX_MESSAGES, MAX_TOOLS
@@ -140,7 +140,9 @@ def wanted(body: ResponseBody) -> Wanted:
     if thinking is None and effort == "none":
         thinking = False
     tools = [*offered.values()]
-    held, held_by = _held(body, tools)
+    forced = body.tool_choice not in (None, "none", "auto")
+    names = _names(body.tool_choice, tools) if forced else None
+    held, held_by = ({}, None) if forced else _held(body)
     drawn = Sampling(temperature=body.temperature, top_p=body.top_p, top_k=body.top_k, seed=body.seed)
     with told_of(held_by):
         params = drawn.params(max_tokens=body.max_output_tokens, **held)
@@ -149,7 +151,8 @@ def wanted(body: ResponseBody) -> Wanted:
         params=params,
         tools=tools if tools and body.tool_choice != "none" else None,
         one_call=body.parallel_tool_calls is False,
-        forced=held_by == "tools",
+        forced=forced,
+        names=names,
         held_by=held_by,
         enable_thinking=thinking,
         variables=variables,
@@ -165,17 +168,19 @@ def _refuse_not_built(body: ResponseBody) -> None:
         raise not_built("truncation", f"truncation = {body.truncation!r:.40}: nothing is cut here")
 
 
-def _held(body: ResponseBody, tools: list[dict[str, Any]]) -> tuple[dict[str, Any], str | None]:
-    """The schema that an answer is held to, if any, and the field that it is from."""
-    choice = body.tool_choice
-    if choice == "required":
-        return {"json_schema": call_schema(tools, None)}, "tools"
+def _names(choice: Any, tools: list[dict[str, Any]]) -> list[str] | None:
+    """The tools that ``tool_choice`` asks for; None: any."""
+    name = None
     if isinstance(choice, dict):
         kind = choice.get("type")
         if kind not in ("function", "custom"):
             raise not_built("tool_choice.type", f"tool_choice.type = {kind!r:.80} is not built here")
         name = _shown(field(choice, "name", str, "tool_choice"), choice.get("namespace"))
-        return {"json_schema": call_schema(tools, name)}, "tools"
+    return names_called(tools, name)
+
+
+def _held(body: ResponseBody) -> tuple[dict[str, Any], str | None]:
+    """The schema that an answer is held to, if any, and the field that it is from."""
     form = None if body.text is None else body.text.format
     if form is None or form.type == "text":
         return {}, None

@@ -16,12 +16,11 @@ from minicpm4.engine.outputs import Prefilled
 from minicpm4.serve.bodies import WHOLE, Shape
 from minicpm4.serve.chats import Chat, ChatAsked, Delta, open_chat
 from minicpm4.serve.errors import invalid, not_built
-from minicpm4.serve.forced import call_schema, told_of
+from minicpm4.serve.forced import names_called, told_of
 from minicpm4.serve.openai.figures import chat_logprobs, timings_of, usage_of
 from minicpm4.serve.responses import Events, Reply, event_text
 from minicpm4.serve.sampling import TOP_LOGPROBS, Count, Sampling
 from minicpm4.serve.service import Service
-from minicpm4.text.toolcalls import ToolCall
 
 MAX_TOOLS = 1024
 MAX_MESSAGES = 16384
@@ -89,7 +88,10 @@ async def chat(service: Service, body: ChatBody) -> Reply | Events:
     """Answer a conversation, at once or in events."""
     _refuse_not_built(body)
     answer = _Answer(await open_chat(service, _asked(body)), body)
-    return Events(answer.events()) if body.stream else Reply.of(await answer.whole())
+    headers = answer.chat.headers
+    if body.stream:
+        return Events(answer.events(), headers=headers)
+    return Reply.of(await answer.whole(), headers=headers)
 
 
 def _refuse_not_built(body: ChatBody) -> None:
@@ -119,22 +121,23 @@ def _asked(body: ChatBody) -> ChatAsked:
     top = body.top_logprobs
     if top is not None and not body.logprobs:
         raise invalid("top_logprobs", "top_logprobs needs logprobs: true", "invalid_value")
-    form, forced = _form(body.response_format), _forced(body)
+    form, forced = _form(body.response_format), body.tool_choice not in (None, "auto", "none")
     if forced and form:
         message = "tool_choice forces a call, response_format another answer: leave one out"
         raise invalid("tool_choice", message, "invalid_value")
-    held_by = "tools" if forced else "response_format.json_schema.schema" if form else None
+    held_by = "response_format.json_schema.schema" if form else None
     with told_of(held_by):
         params = body.params(
             max_tokens=body.max_completion_tokens or body.max_tokens,
             logprobs=(top or 0) if body.logprobs else None,
-            **(forced or form),
+            **form,
         )
     return ChatAsked(
         messages=body.messages,
         params=params,
         tools=body.tools if wants_tools else None,
-        forced=bool(forced),
+        forced=forced,
+        names=_names(body) if forced else None,
         held_by=held_by,
         one_call=body.parallel_tool_calls is False,
         enable_thinking=thinking,
@@ -157,21 +160,16 @@ def _form(wanted: ResponseFormat | None) -> dict[str, Any]:
     return {"json_schema": schema}
 
 
-def _forced(body: ChatBody) -> dict[str, Any]:
-    """Parameters that hold an answer to a call, where tool_choice asks for one."""
-    choice = body.tool_choice
-    if choice is None or choice in ("auto", "none"):
-        return {}
-    if not body.tools:
-        raise invalid("tool_choice", "tool_choice asks for a call, and there are no tools", "invalid_value")
-    name = None
+def _names(body: ChatBody) -> list[str] | None:
+    """The tools that tool_choice asks for; None: any."""
+    choice, name = body.tool_choice, None
     if isinstance(choice, dict):
         function = choice.get("function")
         name = function.get("name") if isinstance(function, dict) else choice.get("name")
         if not isinstance(name, str):
             where = "tool_choice.function.name"
             raise invalid(where, f"{where} is missing", "missing_field")
-    return {"json_schema": call_schema(body.tools, name)}
+    return names_called(body.tools or (), name)
 
 
 def _check_tool(tool: dict[str, Any], where: str) -> None:
@@ -200,16 +198,16 @@ class _Answer:
 
     async def whole(self) -> dict[str, Any]:
         choices: dict[int, _Choice] = {}
-        last: Delta | None = None
-        async with aclosing(self.chat.deltas()) as deltas:
-            async for last in deltas:
-                choices.setdefault(last.index, _Choice(last.index)).add(last)
-        assert last is not None and last.metrics is not None, "an answer ends with its figures"
+
+        def add(delta: Delta) -> None:
+            choices.setdefault(delta.index, _Choice(delta.index)).add(delta)
+
+        last, figures = await self.chat.whole(add)
         return {
             **self._head("chat.completion"),
             "choices": [self._choice(choices[index]) for index in sorted(choices)],
-            "usage": usage_of([last.metrics], last.thought),
-            "timings": timings_of(last.metrics),
+            "usage": usage_of([figures], last.thought),
+            "timings": timings_of(figures),
         }
 
     async def events(self) -> AsyncGenerator[str]:
@@ -229,15 +227,18 @@ class _Answer:
         yield event_text("[DONE]")
 
     def _delta_events(self, delta: Delta, calls: dict[int, int]) -> Iterator[str]:
-        """``calls``: how many each sample has made."""
+        """``calls``: how many each sample has begun."""
         said: dict[str, Any] = {}
         if delta.reasoning:
             said["reasoning_content"] = delta.reasoning
         if delta.content:
             said["content"] = delta.content
-        if delta.call is not None:
-            said["tool_calls"] = [{"index": calls[delta.index], **_call(delta.call)}]
+        if delta.name:
             calls[delta.index] += 1
+            said["tool_calls"] = [{"index": calls[delta.index] - 1, **_call(delta.name, delta.arguments)}]
+        elif delta.arguments:
+            more = {"index": calls[delta.index] - 1, "function": {"arguments": delta.arguments}}
+            said["tool_calls"] = [more]
         logprobs = self._logprobs(delta)
         if said or logprobs:
             yield self._chunk(delta.index, said, logprobs=logprobs)
@@ -316,7 +317,7 @@ class _Answer:
         if made.reasoning:
             message["reasoning_content"] = made.reasoning
         if made.calls:
-            message["tool_calls"] = [_call(call) for call in made.calls]
+            message["tool_calls"] = made.calls
         logprobs = {"content": made.logprobs(self), "refusal": None} if self.body.logprobs else None
         return {"index": made.index, "message": message, "logprobs": logprobs, "finish_reason": made.finish}
 
@@ -328,15 +329,17 @@ class _Choice:
     index: int
     reasoning: str = ""
     content: str = ""
-    calls: list[ToolCall] = field(default_factory=list)
+    calls: list[dict[str, Any]] = field(default_factory=list)
     finish: str | None = None
     _deltas: list[Delta] = field(default_factory=list)
 
     def add(self, delta: Delta) -> None:
         self.reasoning += delta.reasoning
         self.content += delta.content
-        if delta.call is not None:
-            self.calls.append(delta.call)
+        if delta.name:
+            self.calls.append(_call(delta.name, delta.arguments))
+        elif delta.arguments:
+            self.calls[-1]["function"]["arguments"] += delta.arguments
         if delta.logprobs:
             self._deltas.append(delta)
         self.finish = delta.finish or self.finish
@@ -348,6 +351,6 @@ class _Choice:
         return found
 
 
-def _call(call: ToolCall) -> dict[str, Any]:
-    function = {"name": call.name, "arguments": call.arguments_text}
+def _call(name: str, arguments: str) -> dict[str, Any]:
+    function = {"name": name, "arguments": arguments}
     return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}

@@ -1,0 +1,158 @@
+"""Calls over HTTP, in models' own formats: held to schemas, told while written, ended where asked."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jsonschema
+import pytest
+
+from tests.engine.test_calls import BOOK, NOISE, NOW, TOOLS, UNFOLLOWED, opening
+from tests.serve.conftest import events, joined_calls
+from tests.text.call_templates import KINDS, MINICPM5, MINICPM5_TOKENS, answer, template
+from tests.text.chats import sources
+
+GIVEN = {"city": "Rome\n<x>", "nights": 3, "kind": "a <b>", "late": True, "note": "n", "guests": [{"age": 4}]}
+KEPT = {**GIVEN, "city": "Rome"}  # in tags a text that is bounded stands on one line
+ANY_CITY = json.loads(json.dumps(BOOK))
+del ANY_CITY["function"]["parameters"]["properties"]["city"]["maxLength"]
+SCHEMAS = {one["function"]["name"]: one["function"]["parameters"] for one in TOOLS}
+
+
+def engine(name: str) -> dict[str, Any]:
+    tokens = {"minicpm5": MINICPM5_TOKENS, "llama3_1": ("<|eot_id|>",), "xlam": ("<|end|>",)}
+    source = MINICPM5 if name == "minicpm5" else sources()[name]
+    return {"chat_template": source, "tokens": tokens.get(name, ()), "context": 8192}
+
+
+def script(name: str, *calls: tuple[str, dict[str, Any]]) -> str:
+    return answer(template(name), list(calls))
+
+
+def message_of(response: Any) -> dict[str, Any]:
+    assert response.status_code == 200, response.text
+    return response.json()["choices"][0]["message"]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_stream_joined_is_the_whole_answer(serve: Any, name: str) -> None:
+    calls = [("book", GIVEN), ("now", {})][: 1 if name == "llama3_1" else 2]
+    body = {"tools": [ANY_CITY, NOW], "temperature": 0}
+    server = serve(script(name, *calls), engine=engine(name))
+    whole = message_of(server.chat(**body))
+    chunks = events(server.chat(**body, stream=True))
+    told = [one["function"] for one in whole["tool_calls"]]
+    assert [(one["name"], json.loads(one["arguments"])) for one in told] == calls
+    assert [one["function"] for one in joined_calls(chunks)] == told
+    pieces = [c for chunk in chunks for x in chunk["choices"] for c in x["delta"].get("tool_calls", ())]
+    assert len(pieces) > 20 and chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
+    assert whole["content"] is None and not any(
+        x["delta"].get("content") for chunk in chunks for x in chunk["choices"]
+    )
+
+
+@pytest.mark.parametrize("name", ["qwen2_5", "minicpm5", "minicpm3"])
+def test_the_other_interfaces_tell_calls_piece_by_piece(serve: Any, name: str) -> None:
+    server = serve(script(name, ("book", KEPT)), engine=engine(name))
+    functions = [one["function"] for one in TOOLS]
+    tools = [
+        {"name": one["name"], "description": one["description"], "input_schema": one["parameters"]}
+        for one in functions
+    ]
+    body = {"messages": [{"role": "user", "content": "Do."}], "max_tokens": 2000, "tools": tools}
+    told = [json.loads(line[6:]) for line in lines(server.post("/v1/messages", **body, stream=True))]
+    pieces = [one["delta"]["partial_json"] for one in told if one.get("delta", {}).get("partial_json")]
+    (block,) = server.post("/v1/messages", **body).json()["content"]
+    assert json.loads("".join(pieces)) == block["input"] == KEPT and len(pieces) > 10
+    items = {"input": "Do.", "tools": [{"type": "function", **one} for one in functions]}
+    told = [json.loads(line[6:]) for line in lines(server.post("/v1/responses", **items, stream=True))]
+    pieces = [one["delta"] for one in told if one["type"] == "response.function_call_arguments.delta"]
+    (done,) = [one for one in told if one["type"] == "response.function_call_arguments.done"]
+    (item,) = server.post("/v1/responses", **items).json()["output"]
+    assert "".join(pieces) == done["arguments"] == item["arguments"] and len(pieces) > 10
+    assert json.loads(item["arguments"]) == KEPT and item["status"] == "completed"
+
+
+def lines(response: Any) -> list[str]:
+    assert response.status_code == 200, response.text
+    return [line for line in response.text.splitlines() if line.startswith("data: {")]
+
+
+@pytest.mark.parametrize("choice", ["required", "auto"])
+@pytest.mark.parametrize("name", KINDS)
+def test_calls_are_valid_whatever_the_model_would_say(serve: Any, name: str, choice: str) -> None:
+    text = NOISE if choice == "required" else opening(name) + NOISE
+    server, found = serve(text, engine=engine(name)), 0
+    for seed in range(4):
+        body = {"tools": TOOLS, "tool_choice": choice, "temperature": 1, "seed": seed}
+        chosen = server.chat(**body, max_tokens=2500).json()["choices"][0]
+        for call in chosen["message"].get("tool_calls", ())[
+            : None if chosen["finish_reason"] != "length" else -1
+        ]:
+            function = call["function"]
+            jsonschema.validate(json.loads(function["arguments"]), SCHEMAS[function["name"]])
+            found += 1
+    assert found > 2
+
+
+@pytest.mark.parametrize("choice", ["auto", "required"])
+def test_several_calls_or_one(serve: Any, choice: str) -> None:
+    text = script("qwen2_5", ("now", {}), ("now", {}), ("book", KEPT))
+    for parallel, count in ((True, 3), (None, 3), (False, 1)):
+        server = serve(text, engine=engine("qwen2_5"))
+        response = server.chat(
+            tools=TOOLS, tool_choice=choice, parallel_tool_calls=parallel, temperature=0, max_tokens=3000
+        ).json()
+        message = response["choices"][0]["message"]
+        assert len(message["tool_calls"]) == count
+        if count == 1:  # nothing was written behind it
+            first = script("qwen2_5", ("now", {}))
+            assert response["usage"]["completion_tokens"] == len(first)
+
+
+def test_a_name_asks_for_one_call(serve: Any) -> None:
+    server = serve(script("qwen2_5", ("book", KEPT), ("now", {})), engine=engine("qwen2_5"))
+    message = message_of(server.chat(tools=TOOLS, tool_choice={"function": {"name": "book"}}, temperature=0))
+    assert [call["function"]["name"] for call in message["tool_calls"]] == ["book"]
+
+
+def test_a_schema_that_cannot_be_followed(serve: Any) -> None:
+    text = script("qwen2_5", ("odd", {"a": 1}))
+    server = serve(text, engine=engine("qwen2_5"))
+    for stream in (False, True):
+        forced = server.chat(tools=[NOW, UNFOLLOWED], tool_choice="required", stream=stream)
+        assert forced.status_code == 400 and forced.json()["error"]["param"] == "tools"
+        assert "'odd'" in forced.json()["error"]["message"] and not server.engine.prompts
+    response = server.chat(tools=[NOW, UNFOLLOWED], temperature=0)
+    assert response.headers["X-Loose-Tools"] == "odd"
+    assert message_of(response)["tool_calls"][0]["function"] == {"name": "odd", "arguments": '{"a": 1}'}
+    assert server.chat(tools=[NOW, UNFOLLOWED], stream=True).headers["X-Loose-Tools"] == "odd"
+    assert server.engine.params[-1].calls.loose == ("odd",)
+    assert "X-Loose-Tools" not in server.chat(tools=[NOW]).headers
+
+
+def test_tools_that_no_grammar_can_hold_are_told_of(serve: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("minicpm4.engine.schemas.MAX_SCHEMA_CHARS", 100)
+    server = serve(script("qwen2_5", ("now", {})), engine=engine("qwen2_5"))
+    response = server.chat(tools=TOOLS, temperature=0)
+    assert response.headers["X-Loose-Tools"] == "book, now" and server.engine.params[-1].calls is None
+    assert message_of(response)["tool_calls"][0]["function"]["name"] == "now"
+
+
+@pytest.mark.parametrize("tokens", [60, 75])
+def test_a_call_that_is_cut_off(serve: Any, tokens: int) -> None:
+    server = serve(script("qwen2_5", ("book", KEPT)), engine=engine("qwen2_5"))
+    body: dict[str, Any] = {"tools": TOOLS, "temperature": 0, "max_tokens": tokens}
+    choice = server.chat(**body).json()["choices"][0]
+    ((call),) = choice["message"]["tool_calls"]
+    assert choice["finish_reason"] == "length"
+    assert json.dumps(KEPT).startswith(call["function"]["arguments"])
+    functions = [{"type": "function", **one["function"]} for one in TOOLS]
+    told = server.post("/v1/responses", input="Do.", tools=functions, max_output_tokens=tokens).json()
+    assert told["output"][0]["status"] == "incomplete" == told["status"]
+    tools = [{"name": "book", "input_schema": SCHEMAS["book"]}]
+    said = server.post(
+        "/v1/messages", messages=[{"role": "user", "content": "x"}], max_tokens=tokens, tools=tools
+    ).json()
+    assert said["stop_reason"] == "max_tokens" and said["content"][0]["input"] == {}
