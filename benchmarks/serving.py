@@ -6,7 +6,8 @@ race     1, 4, 16 and 32 clients, each a chat of its own: tokens a second, first
 fair     8 chats are written alone, then beside new short chats, then a long prompt is read beside both: time
          between their tokens, and the newcomers' first token
 cached   a long prompt, another chat, the long prompt again: how much of it came from the cache
-soak     32 clients for --minutes, a third of which go away at a random moment: errors, memory, pages held
+soak     32 clients for --minutes, a third of which go away at a random moment: errors, pages held, growth of
+         memory, threads or open files; any of these is a failure
 
 Times are a client's: from its request to what it reads. Prompts are texts of random words, so that nothing is
 found in the cache but where that is the question.
@@ -33,6 +34,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+from endurance import facts, faults, quarters
 from peers.quiet import Watch, is_loud
 
 from minicpm4.files import finite, write_json
@@ -64,12 +66,6 @@ class Server:
     name: str
     url: str
     process: subprocess.Popen[bytes]
-
-    def memory(self) -> float:
-        """MB of it in memory."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii")
-        found = re.search(r"VmRSS:\s+(\d+) kB", status)
-        return int(found[1]) / 1e3 if found else float("nan")
 
 
 async def ask(client: httpx.AsyncClient, text: str, tokens: int, leave: float | None = None) -> Answer:
@@ -205,8 +201,8 @@ async def cached(client: httpx.AsyncClient, args: argparse.Namespace, server: Se
 
 
 async def soak(client: httpx.AsyncClient, args: argparse.Namespace, server: Server) -> dict[str, Any]:
-    """Many clients, some of which go away; pages and memory before and after."""
-    rng, errors, memory, asked, gone = random.Random(args.seed + 3), [], [], 0, 0
+    """Many clients, some of which go away; what is held meanwhile and afterwards."""
+    rng, errors, seen, asked, gone = random.Random(args.seed + 3), [], [], 0, 0
     until = time.perf_counter() + args.minutes * 60
 
     async def one_client() -> None:
@@ -220,24 +216,28 @@ async def soak(client: httpx.AsyncClient, args: argparse.Namespace, server: Serv
 
     async def watch() -> None:
         while time.perf_counter() < until:
-            memory.append(server.memory())
-            await asyncio.sleep(5)
+            seen.append(facts(server.process.pid))
+            await asyncio.sleep(1)
+
+    async def held(name: str) -> float:
+        """Of all models, once it is nothing, or half a minute has passed."""
+        for _ in range(60):
+            found = re.findall(rf"^minicpm4_{name}\S* (\S+)", (await client.get("/metrics")).text, re.M)
+            if sum(map(float, found)) == 0:
+                break
+            await asyncio.sleep(0.5)
+        return sum(map(float, found))
 
     await asyncio.gather(watch(), *(one_client() for _ in range(32)))
-    await asyncio.sleep(2)
-    pages = re.findall(r"^minicpm4_pages_held\S* (\S+)", (await client.get("/metrics")).text, re.M)
-    quarter = max(len(memory) // 4, 1)
     return {
         "minutes": args.minutes,
         "requests": asked,
         "told to leave early": gone,
         "errors": len(errors),
         "first errors": errors[:5],
-        "pages held afterwards": float(pages[0]) if pages else None,
-        "MB in the second and the last quarter": [
-            float(np.median(memory[quarter : 2 * quarter] or memory)),
-            float(np.median(memory[-quarter:])),
-        ],
+        "pages held afterwards": await held("pages_held"),
+        "requests held afterwards": await held("requests(?!_)"),
+        "quarters": quarters(seen),
     }
 
 
@@ -274,9 +274,11 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
-def servers(args: argparse.Namespace) -> dict[str, tuple[list[str], str]]:
+def servers(args: argparse.Namespace, part: str) -> dict[str, tuple[list[str], str]]:
     """Commands without the port, and where to ask whether they are there."""
     slots, context = args.slots, args.context
+    if part == "soak" and not context:  # all pages of the cache are in use soon: later growth is growth
+        context = 1024
     ours = [sys.executable, "-m", "minicpm4", "serve", args.model, "--quiet", "--max-batch", str(slots)]
     if context:
         ours += ["--context", str(context)]
@@ -301,7 +303,7 @@ def main() -> None:
     watch, results = Watch(), {}
     for part in args.parts:
         for repeat in range(args.repeats if part == "race" else 1):
-            for name, (command, health) in servers(args).items():
+            for name, (command, health) in servers(args, part).items():
                 if part == "soak" and name != "minicpm4":
                     continue
                 port = free_port()
@@ -329,6 +331,8 @@ def main() -> None:
     )
     write_json(file, finite(report), indent=1)
     print(f"written: {file}", file=sys.stderr)
+    if wrong := [one for found in results.get("soak", {}).get("minicpm4", ()) for one in faults(found)]:
+        raise SystemExit(f"error: the soak failed: {'; '.join(wrong)}")
 
 
 def table(found: dict[str, list[dict[str, Any]]]) -> str:
@@ -365,7 +369,7 @@ def parse() -> argparse.Namespace:
     add("--llama-server", help="a llama-server to measure beside ours")
     add("--gguf", help="the file of the same weights, for it")
     add("--slots", type=int, default=32, help="chats at a time, of both servers (%(default)s)")
-    add("--context", type=int, help="tokens of a chat; the model's unless said")
+    add("--context", type=int, help="tokens of a chat; the model's unless said, 1024 in the soak")
     add("--clients", type=int, nargs="+", default=list(CLIENTS))
     add("--tokens", type=int, default=64, help="of an answer in the race (%(default)s)")
     add("--long", type=int, default=4500, help="words of the long prompt (%(default)s)")

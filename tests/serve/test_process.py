@@ -31,7 +31,8 @@ def server() -> Iterator[Running]:
         yield running
 
 
-def until(true: Callable[[], bool], seconds: float = 20.0) -> None:
+def until(true: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Generous: other work on this machine is no fault of the server."""
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "it did not come true"
@@ -134,8 +135,8 @@ def test_a_client_that_goes_frees_its_pages(server: Running, stream: bool) -> No
     with socket.create_connection((address.host, address.port)) as raw:
         raw.sendall(head.encode() + body)
         until(lambda: server.metric("minicpm4_pages_held") > 0)
-    until(lambda: server.metric("minicpm4_pages_held") == 0, 10.0)
-    assert server.metric("minicpm4_requests") == 0
+    until(lambda: server.metric("minicpm4_pages_held") == 0)
+    until(lambda: server.metric("minicpm4_requests") == 0)  # it goes after its pages
 
 
 def test_more_than_it_takes_is_refused_and_the_rest_answered(server: Running) -> None:
@@ -176,8 +177,10 @@ def test_hostile_requests_are_never_our_fault(server: Running) -> None:
     codes = set()
     for i, text in enumerate(made):
         path = ("/v1/completions", CHAT, CHAT, "/tokenize", "/detokenize")[i % 5]
-        codes.add(server.http.post(path, content=text.encode(), headers=headers).status_code)
-    assert codes <= {200, 400, 404, 413} and 400 in codes
+        response = server.http.post(path, content=text.encode(), headers=headers)
+        codes.add(response.status_code)
+        assert response.status_code in (200, 400, 404, 413), (path, text[:300], response.text[:300])
+    assert codes >= {200, 400}
     until(lambda: server.metric("minicpm4_pages_held") == 0)
 
 
