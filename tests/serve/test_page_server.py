@@ -13,9 +13,10 @@ import uvicorn
 from minicpm4.serve.settings import PAGE
 from tests.serve.browser import Visit, browser, visit
 from tests.serve.conftest import Scripted
+from tests.serve.test_shelf import stock
 
 pytestmark = pytest.mark.browser
-__all__ = ["browser", "visit"]
+__all__ = ["browser", "stock", "visit"]
 Visits = Callable[..., Visit]
 
 
@@ -107,3 +108,18 @@ def test_key_of_a_server_is_asked_for(serve: Any, listen: Any, visit: Visits) ->
     one.page.wait_for_selector("select.models")
     one.ask("Hello")
     assert "ok" in one.answer()
+
+
+def test_a_conversation_chooses_its_model(stock: Any, listen: Any, visit: Visits) -> None:
+    one = stock(100, page=PAGE, small=60, large=60)
+    page = visit(address=listen(one))
+    page.ask("Who are you?")
+    assert "I am small" in page.answer() and one.loaded == ["small"]
+    page.page.select_option("select.models", "large")
+    page.page.wait_for_selector("select.models option:checked:text('large')", state="attached")
+    assert one.loaded == ["small"]  # to choose loads nothing yet
+    page.ask("And you?")
+    assert "I am large" in page.answer() and one.loaded == ["large"]
+    page.page.reload()
+    page.page.wait_for_selector("select.models")
+    assert page.page.input_value("select.models") == "large"

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -66,7 +67,7 @@ def stock() -> Iterator[Callable[..., Stock]]:
     """``stock(budget, a=60, b=30, …)``: models and what they take."""
     made: list[Stock] = []
 
-    def start(budget: int | None = None, **sizes: int) -> Stock:
+    def start(budget: int | None = None, page: Path | None = None, **sizes: int) -> Stock:
         engine = ScriptedEngine()
         facts = Offer.loaded(AsyncLLM.over(engine, engine.text, name="any"))
 
@@ -74,7 +75,7 @@ def stock() -> Iterator[Callable[..., Stock]]:
             return lambda progress: one.load(name)
 
         offers = [replace(facts, names=(n,), nbytes=size, load=loader(n)) for n, size in sizes.items()]
-        settings = ServeSettings(page=None, timeout=20)
+        settings = ServeSettings(page=page, timeout=20)
         one = Stock(create_app(Shelf(offers, settings, budget)))
         made.append(one)
         return one

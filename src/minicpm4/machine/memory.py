@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from minicpm4.machine import system
 
-__all__ = ["available_memory", "peak_memory", "resident_memory"]
+__all__ = ["available_memory", "give_back_freed", "peak_memory", "resident_memory"]
 
 
 def resident_memory() -> int:
@@ -49,6 +50,14 @@ def available_memory() -> int | None:
     ]
     known = [limit for limit in limits if limit is not None]
     return min(known) if known else _elsewhere()
+
+
+def give_back_freed() -> None:
+    """Have the C library give the system what has been freed and it keeps for later, where it can (glibc)."""
+    import ctypes
+
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _kilobytes(file: Path, name: str) -> int | None:

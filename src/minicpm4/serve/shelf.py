@@ -12,7 +12,8 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import parse_qs
 
@@ -20,6 +21,7 @@ from minicpm4.engine.async_llm import AsyncLLM
 from minicpm4.engine.options import EngineOptions
 from minicpm4.engine.plan import human
 from minicpm4.errors import EngineError, MemoryPlanError
+from minicpm4.machine import give_back_freed
 from minicpm4.progress import Progress
 from minicpm4.serve.errors import ApiError, api_error, busy
 from minicpm4.serve.metrics import Metrics
@@ -41,6 +43,8 @@ class Shelf:
         self.services = [Service(offer, settings, self.metrics) for offer in offers]
         self._by_name: Mapping[str, Service] = {name: one for one in self.services for name in one.names}
         self._moving = asyncio.Lock()
+        # One thread for all: what a thread has freed the C library keeps for that thread.
+        self._mover = ThreadPoolExecutor(1, "minicpm4 models")
         self._changed = asyncio.Event()  # something was given back, or is not wanted any more
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -130,6 +134,7 @@ class Shelf:
 
     def close(self) -> None:
         """Close all models, when no loop runs any more."""
+        self._mover.shutdown()
         for one in self.services:
             if (llm := one.take()) is not None:
                 llm.llm.close()
@@ -159,7 +164,7 @@ class Shelf:
         began = time.monotonic()
         logger.info("loading %s", service.name)
         # In the thread: should the loop end meanwhile, ``close`` still finds it.
-        await asyncio.to_thread(lambda: service.put(service.offer.load(None)))
+        await self._apart(lambda: service.put(service.offer.load(None)))
         service.used = time.monotonic()
         self.metrics.loaded(service.name)
         logger.info("loaded %s in %.1f s; %s", service.name, service.used - began, self._said())
@@ -209,10 +214,14 @@ class Shelf:
         if llm is None:
             return
 
-        await asyncio.to_thread(llm.llm.close)
+        await self._apart(llm.llm.close)
         del llm
         gc.collect()  # arrays that a circle of references would keep
+        give_back_freed()
         logger.info("unloaded %s; %s", service.name, self._said())
+
+    async def _apart(self, work: Callable[[], None]) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._mover, work)
 
     def _taken(self) -> int:
         return sum(one.offer.nbytes for one in self.services if one.is_loaded)
