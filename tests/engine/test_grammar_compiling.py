@@ -1,4 +1,4 @@
-"""What an answer may be held to: what is no grammar, is too large, or a vocabulary lacks is refused by name."""
+"""What an answer may be held to: what is no grammar, too large or beyond a vocabulary is refused by name."""
 
 from __future__ import annotations
 
