@@ -143,6 +143,19 @@ def test_a_step_that_was_held_up_is_not_the_end_of_prompts() -> None:
     assert machine.pace.room(8, 512).fits(0) >= 0.8 * usual
 
 
+@pytest.mark.parametrize("decoding", [8, 9])
+def test_a_step_alone_that_was_held_up_makes_no_room_for_many_tokens(decoding: int) -> None:
+    """Seen: one probe took six times as long as the others, and the next sixteen steps four times."""
+    machine = Machine((0, 2e-3, 0), "even")
+    machine.idle()
+    machine.read(500)
+    usual = machine.pace.room(8, 512).fits(0)
+    machine.pace.note(decoding, [], 6 * ALONE)
+    assert machine.pace.room(8, 512).fits(0) <= 1.6 * usual
+    machine.pace.note(9, [], ALONE)
+    assert machine.pace.room(decoding, 512).fits(0) <= 1.6 * usual
+
+
 def test_what_decoding_takes_alone_is_measured_again_and_again() -> None:
     machine = Machine((0, 1e-4, 0))
     rooms = []

@@ -37,7 +37,8 @@ class ServerFlags:
     ] = None
     max_batch: Annotated[int, typer.Option(help="Answers written at a time.")] = 8
     max_waiting: Annotated[
-        int | None, typer.Option(help="Requests that may wait beyond these (64); more get a 429.")
+        int | None,
+        typer.Option(help="Prompts that may wait beyond these (64), each of a body counted; more get a 429."),
     ] = None
     timeout: Annotated[float | None, typer.Option(help="Seconds that a request may take (3600).")] = None
     cache_dir: Annotated[

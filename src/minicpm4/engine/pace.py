@@ -19,7 +19,9 @@ PROBE_EVERY = 16  # steps with prompts, after which one without tells anew what 
 SLOWEST = 2.33  # deviations above the mean: one step in a hundred
 OLDEST = 3  # the prompt that came first has a third of the time for itself, more where nobody else wants it
 
-_ALONE = 0.1  # weight of the newest measurement, of what decoding takes alone
+_ALONE, _SPREAD = 0.1, 0.02  # weights of the newest measurement of decoding alone, for its mean and deviation
+_HELD_UP = 2  # times the mean: what took longer was held up by something, and is taken for so long
+_MORE = 1.25  # times what is known of about as many sequences: taken for true of a first measurement
 _FORGET = 0.95  # what earlier steps with prompts weigh after each
 _FIRST = 8  # steps with prompts that are taken as they are: nothing says yet what is usual
 _JUMP = 2  # times as many tokens as in the step before, at most
@@ -60,6 +62,9 @@ class Pace:
             rows, depths = rows + count, depths + count * (position + count / 2)
         if not rows:
             if alone is None:
+                near = min(self._alone, key=lambda count: abs(count - decoding), default=None)
+                if near is not None:  # more sequences take more, but no more than in proportion
+                    seconds = min(seconds, self._alone[near].mean * max(decoding / near, _MORE))
                 self._alone[decoding] = _Alone(seconds)
             else:
                 alone.note(seconds)
@@ -81,9 +86,10 @@ class _Alone:
         return sqrt(self._square)
 
     def note(self, seconds: float) -> None:
-        beyond = seconds - self.mean
+        # Measured seldom: one that was held up must not make room for the next PROBE_EVERY steps.
+        beyond = min(seconds, _HELD_UP * self.mean) - self.mean
         self.mean += _ALONE * beyond
-        self._square = (1 - _ALONE) * (self._square + _ALONE * beyond * beyond)
+        self._square += _SPREAD * (beyond * beyond - self._square)
         self.since = 0
 
 
@@ -118,7 +124,7 @@ class _Cost:
         self._steps += 1
         if self._steps > _FIRST:
             # A step that something else held up says little of prompts, and should not be the end of them.
-            seconds = min(seconds, 2 * expected + SLOWEST * self.deviation)
+            seconds = min(seconds, _HELD_UP * expected + SLOWEST * self.deviation)
             self._square += (1 - _FORGET) * ((seconds - expected) ** 2 - self._square)
         rr, rd, dd, rs, ds = (_FORGET * one for one in self._sums)
         rr, rd, dd = rr + rows * rows, rd + rows * depths, dd + depths * depths
