@@ -144,6 +144,18 @@ def test_free_json_is_not_held_where_it_is_no_call(text: str) -> None:
         assert (out.text == text) != held  # a tool's whole name opens its call
 
 
+def test_a_call_whose_marks_are_forgotten_is_held() -> None:
+    with llm_of("qwen2_5", '{"name": "book"' + NOISE[:900]) as llm:
+        for seed in range(5):
+            out = llm.chat(ASK, params(Calls(tools=TOOLS), seed=seed), tools=TOOLS)
+            ((call,), reason) = out.tool_calls, out.finish_reason
+            check(call.name, call.arguments)
+            assert reason == "stop" and out.text.startswith('{"name": "book", "arguments": {')
+    for text in ('{"name": "Bob"}', '{"name": "bookkeeper", "age": 5}', ' {"name": "boo'):
+        with llm_of("qwen2_5", text) as llm:
+            assert llm.chat(ASK, params(Calls(tools=TOOLS)), tools=TOOLS).text == text
+
+
 def test_a_call_behind_the_python_tag_is_held() -> None:
     with llm_of("llama3_1", "<|python_tag|>" + NOISE[:900]) as llm:
         for seed in range(5):

@@ -164,6 +164,32 @@ def test_a_bare_call_may_stand_behind_the_python_tag(held: bool) -> None:
     assert parse_tool_calls(text, TOOLS, form=form_of("llama3_1")).calls == expected("none given")
 
 
+BARE = '{"name": "now", "arguments": {}}'
+
+
+@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.parametrize(
+    ("text", "calls"),
+    [
+        (BARE, 1),
+        (f"\n{BARE}\n", 1),
+        ('{"name": "Bob"}', 0),
+        ('{"name": "nowhere", "arguments": {}}', 0),
+        ('{"name": "no', 0),
+        ('[{"name": "now", "arguments": {}}]', 0),
+    ],
+)
+def test_a_call_whose_marks_are_forgotten(text: str, calls: int, held: bool) -> None:
+    form = form_of("qwen2_5")
+    whole = parse_tool_calls(text, TOOLS, form=form)
+    parts = parts_of(text, 5, form=form, held=held)
+    assert len(whole.calls) == len(told(parts)) == calls
+    content = "".join(part.content for part in parts).strip()
+    assert content == whole.content == ("" if calls else text)
+    assert parse_tool_calls(text, TOOLS).content == text.strip()  # nobody knows how that model calls
+    assert parse_tool_calls(text, TOOLS, form=form_of("minicpm5")).content == text.strip()
+
+
 def test_several_bare_calls_are_read_where_nothing_holds_them() -> None:
     text = '{"name": "now", "parameters": {}}; {"name": "now", "parameters": {}}'
     assert len(parse_tool_calls(text, TOOLS, form=form_of("llama3_1")).calls) == 2

@@ -37,7 +37,7 @@ _PLAIN_NAME = re.compile(r"[^\"'<>&=\\\s\x00-\x1f][^\"'<>&=\\\x00-\x1f]*")
 @dataclass(frozen=True, slots=True)
 class Opening:
     """What a model writes to begin a call, and the grammar of what follows. ``first``: it counts only where
-    the answer begins with it, and only if that grammar can go on."""
+    the answer begins with it, and only if that grammar can go on; then the answer ends with it."""
 
     text: str
     grammar: str
@@ -52,18 +52,14 @@ def forced_grammar(form: CallFormat, calls: Calls, control: Mapping[str, int]) -
 
 def openings(form: CallFormat, calls: Calls, control: Mapping[str, int]) -> list[Opening]:
     """How an answer may come to a call; each block of calls is held from there. Raises RequestError."""
-    writer = _Writer(form, calls, control)
+    writer, bare = _Writer(form, calls, control), form.unmarked
+    found = []
     if not form.is_bare:
         rest = writer.literal(form.before.removeprefix(form.opening))
-        return [Opening(form.opening, writer.grammar(rest, several=calls.several and not form.blocks))]
-    found = [
-        Opening(
-            form.before + name + form.middle[:1],
-            _Writer(form, calls, control).rest(name),
-            first=True,
-        )
-        for name in calls.schemas
-    ]
+        found = [Opening(form.opening, writer.grammar(rest, several=calls.several and not form.blocks))]
+    if bare is not None:
+        heads = zip(bare.beginnings(calls.schemas), calls.schemas, strict=True)
+        found += [Opening(head, _Writer(bare, calls, control).rest(name), first=True) for head, name in heads]
     if form.tag and form.tag in control:
         found.append(Opening(form.tag, writer.grammar(writer.literal(form.before), several=calls.several)))
     return found

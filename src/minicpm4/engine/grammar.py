@@ -13,6 +13,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import cache, partial
 from typing import Any, Protocol
 
 from minicpm4.engine.call_grammar import forced_grammar, openings
@@ -72,7 +73,7 @@ class Grammars:
             counts = params.constraint == "json_schema"
             return Grammar(params, self.vocabulary, reasoning, matcher, counts=counts)
         form = replies.written_form(calls.forced)
-        made, once = self._calls(calls), not calls.several or form.between is None or form.is_bare
+        made, once = self._calls(calls), not calls.several or form.between is None
         matcher, entries = (made, ()) if calls.forced else (None, made)
         counts = form.kind != "xml"
         return Grammar(
@@ -113,10 +114,13 @@ class Grammars:
         control = self._text.tokenizer.control_tokens
         if calls.forced:
             return compile_grammar(llg, "calls", forced_grammar(form, calls, control))
-        entries = [
-            Entry(one.text.encode(), compile_grammar(llg, "calls", one.grammar), one.first)
-            for one in openings(form, calls, control)
-        ]
+        entries = []
+        for one in openings(form, calls, control):
+            # What a model does with its marks forgotten is compiled where one does: the rest holds it, too.
+            make = cache(partial(compile_grammar, llg, "calls", one.grammar))
+            if form.is_bare or not one.first:
+                make()
+            entries.append(Entry(one.text.encode(), make, one.first))
         self.vocabulary.prepare(one.mark for one in entries if not one.first)
         return entries
 

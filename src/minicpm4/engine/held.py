@@ -7,7 +7,7 @@ tokens can be taken back across them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,24 +31,26 @@ _GOING_ON = ("NotStopped", "NoExtension", "NoExtensionBias", "EndOfSentence")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A mark in free text, and the matcher (at its start) of what follows. ``first``: it counts only where
-    the answer begins with it, and only if the matcher can go on."""
+    """A mark in free text, and what makes the matcher (at its start) of what follows. ``first``: it counts
+    only where the answer begins with it, and only if the matcher can go on; then the answer ends with it."""
 
     mark: bytes
-    matcher: Any
+    matcher: Callable[[], Any]
     first: bool = False
 
 
 @dataclass(slots=True)
 class _Phase:
     """``start``: how many tokens were before it, the last ``opened`` of which no matcher took. ``matcher``:
-    what holds it; None: nothing does, until a mark comes. ``closing``: marks, of which one ends reasoning."""
+    what holds it; None: nothing does, until a mark comes. ``closing``: marks, of which one ends reasoning.
+    ``last``: nothing comes behind it."""
 
     start: int
     matcher: Any = None
     numbers: _Numbers | None = None
     closing: tuple[bytes, ...] = ()
     opened: int = 0
+    last: bool = False
 
 
 class Grammar:
@@ -96,7 +98,7 @@ class Grammar:
         if matcher is None or self._may_open or matcher.is_error():
             return False
         if matcher.is_stopped():
-            return self._matcher is not None or self._once
+            return self._matcher is not None or self._phase.last
         if self._vocabulary.end_ids or not matcher.is_accepting():
             return False
         tokens = np.unpackbits(self._mask(), bitorder="little")[: self._vocabulary.size]
@@ -178,18 +180,18 @@ class Grammar:
         """The phase in which the answer begins."""
         if self._matcher is None:
             return _Phase(len(self._tokens))
-        return self._held(self._matcher)
+        return self._held(self._matcher, last=True)
 
-    def _held(self, matcher: Any) -> _Phase:
+    def _held(self, matcher: Any, *, last: bool) -> _Phase:
         numbers = _Numbers() if self._counts else None
-        return _Phase(len(self._tokens), matcher.deep_copy(), numbers)
+        return _Phase(len(self._tokens), matcher.deep_copy(), numbers, last=last)
 
     def _consume(self, phase: _Phase, token: int) -> None:
         phase.matcher.consume_token(token)
         self._check(phase.matcher)
         if phase.numbers is not None:
             phase.numbers.read(self._vocabulary.bytes_of(token))
-        if self._matcher is None and not self._once and phase.matcher.is_stopped():
+        if not phase.last and phase.matcher.is_stopped():
             self._phases.append(_Phase(len(self._tokens)))
 
     def _look_for_entries(self, phase: _Phase) -> None:
@@ -202,7 +204,7 @@ class Grammar:
             rest = self._at_first(entry.mark) if entry.first else self._behind(entry.mark)
             if rest is None:
                 continue
-            held = self._held(entry.matcher)
+            held = self._held(entry.matcher(), last=self._once or entry.first)
             if not rest or self._feed(held.matcher, rest):
                 if held.numbers is not None:
                     held.numbers.read(rest)
@@ -257,7 +259,7 @@ class Grammar:
             for entry in self._entries
             if not entry.first
             for token, rest in vocabulary.across(self._tail(len(entry.mark)), entry.mark)
-            if not self._feed(entry.matcher.deep_copy(), rest)
+            if not self._feed(entry.matcher().deep_copy(), rest)
         ]
 
     @property

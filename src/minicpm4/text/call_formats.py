@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Literal
@@ -62,6 +62,17 @@ class CallFormat:
     def is_bare(self) -> bool:
         """Whether nothing but its own form tells a call from text."""
         return not self.opening
+
+    @property
+    def unmarked(self) -> CallFormat | None:
+        """A call alone, as models write it that forget their marks; None where it could be anything."""
+        if self.is_bare or self.kind != "json":
+            return self if self.is_bare else None
+        return replace(self, before='{"name": "', after="}", between=None, opening="", closing="")
+
+    def beginnings(self, names: Iterable[str]) -> list[str]:
+        """What calls of these tools begin with, of a format without marks."""
+        return [self.before + name + self.middle[:1] for name in names]
 
     @property
     def marks(self) -> tuple[str, ...]:

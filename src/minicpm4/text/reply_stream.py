@@ -105,7 +105,8 @@ class _CallBlocks:
         self._opened, self._raw = "", ""  # its mark, and the text behind it
         self._begun = False  # whether it has told of a call
         # Whether the text may turn out to be a bare call: it has not begun, or begins like one.
-        self._may_be_bare = form is not None and form.is_bare
+        self._unmarked = None if form is None else form.unmarked
+        self._may_be_bare = self._unmarked is not None
 
     def push(self, text: str) -> list[ReplyPart]:
         self._held += text
@@ -142,21 +143,21 @@ class _CallBlocks:
 
     def _bare(self) -> list[ReplyPart] | None:
         """Whether the text is a call, which nothing but its form tells."""
-        form, text = self._form, self._held.lstrip()
-        assert form is not None
+        form, bare, text = self._form, self._unmarked, self._held.lstrip()
+        assert form is not None and bare is not None
         if form.tag and text and form.tag.startswith(text[: len(form.tag)]):
             if len(text) < len(form.tag):
                 return None
             text = text.removeprefix(form.tag).lstrip()
-        if not self._is_held:
-            self._may_be_bare = text[:1] in ("", "{", "[")
-            return None if self._may_be_bare else []
-        heads = [form.before + name + form.middle[:1] for name in self._schemas]
-        if any(text.startswith(head) for head in heads):
-            self._start("", text)
+        heads = bare.beginnings(self._schemas)
+        begins = any(text.startswith(head) for head in heads)
+        if begins and self._is_held:
+            self._start("", text, bare)
             self._may_be_bare = False
             return []
-        self._may_be_bare = any(head.startswith(text) for head in heads)
+        self._may_be_bare = begins or any(head.startswith(text) for head in heads)
+        if form.is_bare and not self._is_held:  # and in any other style
+            self._may_be_bare = text[:1] in ("", "{", "[")
         return None if self._may_be_bare else []
 
     def _text(self) -> list[ReplyPart] | None:
@@ -166,7 +167,7 @@ class _CallBlocks:
             before, block = self._held[:at].rstrip(), self._held[at:]
             form = self._form
             if self._is_held and form is not None and opening == form.opening:
-                self._start(opening, block)
+                self._start(opening, block, form)
             else:
                 self._held, self._block_of = block, opening
                 self._looked = self._ends = 0
@@ -178,10 +179,9 @@ class _CallBlocks:
         self._held = self._held[len(certain) :]
         return self._say(certain) or None
 
-    def _start(self, opening: str, block: str) -> None:
+    def _start(self, opening: str, block: str, form: CallFormat) -> None:
         """A block begins that is read while it is written."""
-        assert self._form is not None
-        self._stream = CallStream(self._form, self._schemas, opening)
+        self._stream = CallStream(form, self._schemas, opening)
         self._raw, self._begun = "", False
         self._held = block.removeprefix(opening)
         self._opened = opening

@@ -141,7 +141,7 @@ class _Parts:
                 at, blocks = self._block(found.start(), found[0]), blocks + 1
         self._content.append(self._text[self._from :])
         content = "".join(self._content).strip()
-        if self._form is not None and self._form.is_bare and not self._calls:
+        if self._form is not None and not self._calls:
             self._calls, content = _read_bare(content, self._form, self._schemas)
         return ParsedReply(
             content=content,
@@ -253,9 +253,12 @@ def _read_tags(block: str, schemas: Schemas, form: CallFormat | None) -> list[To
 
 def _read_bare(text: str, form: CallFormat, schemas: Schemas) -> tuple[list[ToolCall], str]:
     """The calls that ``text`` is, and what is left of it: calls of tools that were offered, or JSON that is
-    none."""
+    none. Of a model that has marks, only what is a call in its own style counts."""
     plain = text.removeprefix(form.tag).strip() if form.tag else text
-    if plain[:1] not in ("{", "["):
+    bare = form.unmarked
+    if bare is None or plain[:1] not in ("{", "["):
+        return [], text
+    if not form.is_bare and not plain.startswith(tuple(bare.beginnings(schemas))):
         return [], text
     try:
         calls = _read_json(plain, schemas, form)
