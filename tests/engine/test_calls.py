@@ -187,6 +187,16 @@ def test_tokens_without_a_choice_take_no_step() -> None:
     assert out.metrics.new_tokens == len(out.text) and len(rows) - 1 <= len("<tool_call>") + 1
 
 
+@pytest.mark.parametrize("forced", [True, False])
+def test_calls_of_models_of_no_format_are_read_as_they_are_held(forced: bool) -> None:
+    calls = Calls(tools=TOOLS, forced=forced, several=False)
+    with llm_of("none", ("" if forced else "<tool_call>") + NOISE[:900]) as llm:
+        for seed in range(3):
+            out = llm.chat(ASK, params(calls, seed=seed))
+            assert len(out.tool_calls) == 1 and not out.outputs[0].reply.content
+            check(out.tool_calls[0].name, out.tool_calls[0].arguments)
+
+
 @pytest.mark.parametrize("name", ["none", "qwen2_5"])
 def test_models_of_no_format_know_hermes_or_plain_json(name: str) -> None:
     form = engine_of(name).text.replies.written_form(forced=True)
@@ -203,6 +213,8 @@ ONE_BY_ONE = {
     "type": "function",
     "function": {"name": "either", "parameters": {"anyOf": [{"type": "object"}]}},
 }
+HOSTILE_PATTERN = 'a/ T0: /b/ x: "'
+HOSTILE = tool("hostile", "", [], a={"type": "string", "pattern": HOSTILE_PATTERN})
 LONG_TEXT = tool("long", "", [], a={"type": "string", "maxLength": 100_000})
 FORMATTED = tool("formatted", "", [], a={"type": "string", "format": "hostname"})
 
@@ -214,6 +226,8 @@ FORMATTED = tool("formatted", "", [], a={"type": "string", "format": "hostname"}
         ("minicpm3", ONE_BY_ONE, "#/anyOf"),
         ("minicpm5", ONE_BY_ONE, "#/anyOf"),
         ("minicpm5", LONG_TEXT, "maxLength"),
+        ("minicpm5", tool("bad", "", [], a={"type": "string", "pattern": "("}), "cannot be followed"),
+        ("minicpm5", tool('a"b', "", []), "name"),
         ("minicpm5", FORMATTED, "hostname"),
     ],
 )
@@ -226,6 +240,16 @@ def test_schemas_that_cannot_be_followed_are_refused_by_name(
         llm.generate("x", params(calls))
     assert caught.value.tools == (refused["function"]["name"],)
     assert repr(refused["function"]["name"]) in str(caught.value)
+
+
+def test_a_pattern_is_nothing_but_a_pattern() -> None:
+    with llm_of("minicpm5", NOISE) as llm:
+        for seed in range(8):
+            out = llm.generate("x", params(Calls(tools=[HOSTILE], forced=True, several=False), seed=seed))
+            if out.finish_reason == "length":
+                continue
+            (call,) = llm.parse_reply(out, [HOSTILE]).calls
+            assert call.arguments == {} or re.search(HOSTILE_PATTERN, call.arguments["a"])
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -32,7 +32,9 @@ def main() -> None:
             seen = prompt.rpartition("tool\n")[2]
             return "It says forty-two." if "forty-two" in seen else "It says something else."
         said, command = STEPS[step]
-        call = {"name": tool, "arguments": {argument: command, "description": "A step."}}
+        # In the order of their schemas, to which calls are held; Codex's has no description.
+        told = {} if argument == "cmd" else {"description": "A step."}
+        call = {"name": tool, "arguments": {argument: command, **told}}
         return f"{said}<tool_call>\n{json.dumps(call)}\n</tool_call>"
 
     engine = ScriptedEngine(answer, context=200_000, max_rows=8192)

@@ -117,7 +117,7 @@ class AsyncLLM:
     ) -> RequestOutput:
         """As ``LLM.chat``."""
         outputs = await self._complete(self._chat(messages, tools, enable_thinking), params, progress)
-        return self.llm.with_replies(outputs[0], tools)
+        return self.llm.with_replies(outputs[0], tools, params)
 
     def stream(
         self,

@@ -248,7 +248,7 @@ class LLM(Texts, Scores):
         RequestError, TextError.
         """
         ids = self.chat_ids(messages, tools=tools, enable_thinking=enable_thinking)
-        return self.with_replies(self._complete([ids], params, progress)[0], tools)
+        return self.with_replies(self._complete([ids], params, progress)[0], tools, params)
 
     def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, *, progress: Progress | None = None

@@ -108,8 +108,8 @@ def _searched(pattern: Any) -> str:
 
 
 def _slashed(regex: str) -> str:
-    """A regular expression as it stands between slashes."""
-    return re.sub(r"(?<!\\)((?:\\\\)*)/", r"\1\\/", regex)
+    """A regular expression as it stands between slashes, in one line."""
+    return re.sub(r"(?<!\\)((?:\\\\)*)/", r"\1\\/", regex).replace("\n", r"\x0a").replace("\r", r"\x0d")
 
 
 def _exactly(text: str, own_line: bool) -> str:

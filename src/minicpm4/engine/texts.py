@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from minicpm4.engine.api import Text
 from minicpm4.engine.outputs import RequestOutput
+from minicpm4.engine.params import SamplingParams
 from minicpm4.engine.prompts import Messages, Prompt, plain_ids
 from minicpm4.errors import RequestError
 from minicpm4.text.messages import check_variables
@@ -70,12 +72,17 @@ class Texts:
         return self._text.replies.parse(output.text, output.token_ids, prompt=prompt, tools=tools)
 
     def with_replies(
-        self, output: RequestOutput, tools: Sequence[Mapping[str, Any]] | None = None
+        self,
+        output: RequestOutput,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        params: SamplingParams | None = None,
     ) -> RequestOutput:
-        """The output of a chat with each sample's text taken apart. Raises TextError."""
-        prompt, read = output.prompt_token_ids, self._text.replies.parse
-        samples = [
-            replace(one, reply=read(one.text, one.token_ids, prompt=prompt, tools=tools))
-            for one in output.outputs
-        ]
+        """The output of a chat with each sample's text taken apart, calls in the form to which ``params``
+        held them. Raises TextError."""
+        prompt, replies = output.prompt_token_ids, self._text.replies
+        calls = None if params is None else params.calls
+        form = None if calls is None else replies.written_form(calls.forced)
+        tools = tools if tools is not None or calls is None else calls.tools
+        read = partial(replies.parse, prompt=prompt, tools=tools, form=form)
+        samples = [replace(one, reply=read(one.text, one.token_ids)) for one in output.outputs]
         return replace(output, outputs=samples)

@@ -55,14 +55,16 @@ class ReplyReader:
         *,
         prompt: Sequence[int] = (),
         tools: Sequence[Mapping[str, Any]] | None = None,
+        form: CallFormat | None = None,
     ) -> ParsedReply:
-        """``text``, the reply of tokens ``ids`` to ``prompt``, taken apart: ``parse_tool_calls``."""
+        """``text``, the reply of tokens ``ids`` to ``prompt``, taken apart: ``parse_tool_calls``. ``form``:
+        in which calls are written, if not the model's own."""
         own = self._tokenizer
         if not self._shown.isdisjoint(ids):
             kept = [token for token in ids if token in self._shown or not own.is_special(token)]
             text = own.decode(kept, skip_special_tokens=False, continuation=True)
         inside = self._opens_reasoning(prompt) or None
-        return parse_tool_calls(text, tools, marks=self.marks, starts_inside=inside, form=self.form)
+        return parse_tool_calls(text, tools, marks=self.marks, starts_inside=inside, form=form or self.form)
 
     @property
     def marks_are_hidden(self) -> bool:
