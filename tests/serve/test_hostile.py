@@ -55,7 +55,9 @@ class Client:
     def _said(self, data: bytes, path: str | None = None, **headers: Any) -> list[int]:
         with Raw(self.address) as raw:
             raw.ask(path or self.path, data, **{"Connection": "close", **headers})
-            return raw.codes()
+            codes = raw.codes()
+            assert codes, (path or self.path, data[:300], headers)  # not dropped: it is a request
+            return codes
 
     def _sent(self, data: bytes) -> list[int]:
         with Raw(self.address) as raw:
@@ -76,7 +78,15 @@ class Client:
 
     def odd_keys(self) -> list[int]:
         keys = re.findall(rb'"\w+"(?=:)', self.text)
-        odd = [b'"\\ud800"', b'""', b'"\\u0000"', b'"' + b"k" * 9999 + b'"', keys[0]]  # one key twice
+        odd = [
+            b'"\\ud800"',
+            b'""',
+            b'" "',
+            b'"\\n"',
+            b'"\\u0000"',
+            b'"' + b"k" * 9999 + b'"',
+            keys[0],
+        ]  # one key twice
         return self._said(self.text.replace(self.rng.choice(keys), self.rng.choice(odd), 1))
 
     def flipped_bytes(self) -> list[int]:

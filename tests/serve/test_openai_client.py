@@ -119,6 +119,15 @@ def test_keys() -> None:
             assert right.models.list().data[0].id == "scripted"
 
 
+@pytest.mark.parametrize("names", [[""], [" "], ["a", ""], [" a "], ["\n", "\t"], ["é" * 9999]])
+def test_fields_of_any_name_are_answered(client: openai.OpenAI, names: list[str]) -> None:
+    """They are named in a header, where not all may stand."""
+    said = client.chat.completions.with_raw_response.create(
+        model="scripted", messages=say("a"), extra_body=dict.fromkeys(names, 1)
+    )
+    assert said.headers["x-unknown-fields"] and said.parse().choices[0].message.content == "a"
+
+
 def test_small_answers_do_not_wait_for_acknowledgements() -> None:
     """On one connection: 40 ms each where the socket gathers small pieces, milliseconds where it does not."""
     seconds = []

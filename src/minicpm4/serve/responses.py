@@ -62,9 +62,9 @@ class Events:
 
 
 def header_list(names: Sequence[str]) -> str:
-    """Names for a header: ASCII in one line, of bounded length."""
-    text = ", ".join(name.encode("ascii", "backslashreplace").decode() for name in names)
-    text = "".join(char if char.isprintable() else "?" for char in text)
+    """Names for a header: ASCII in one line, of bounded length, no spaces around it, which HTTP forbids."""
+    each = (name.encode("ascii", "backslashreplace").decode().strip(" ") or '""' for name in names)
+    text = "".join(char if char.isprintable() else "?" for char in ", ".join(each))
     return text if len(text) <= MAX_HEADER else text[: MAX_HEADER - 3] + "..."
 
 
