@@ -29,6 +29,7 @@ COMMANDS = {
     "serve": "Answer over HTTP, by OpenAI's API.",
     "models": "List the models known by name, and which are present.",
     "pull": "Download a model's files.",
+    "convert": "Make a model small: int4, int8 or ternary weights, in files that others read too.",
     "info": "Show what a model is and how much memory it takes.",
     "data": "Make tokenizers and packed training data, and look into them.",
     "train": "Train a model from a recipe, stage by stage.",

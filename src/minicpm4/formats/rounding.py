@@ -9,7 +9,17 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-__all__ = ["F16_MAX", "INT4_TRIES", "Rounding", "group_sum", "int4", "int8", "ternary"]
+__all__ = [
+    "F16_MAX",
+    "INT4_TRIES",
+    "Rounding",
+    "group_sum",
+    "int4",
+    "int8",
+    "storable",
+    "ternary",
+    "whole_numbers",
+]
 
 F16_MAX = 65504.0
 # Scales tried for int4, as parts of the one that maps the largest magnitude to code -8. Clipping the
@@ -49,8 +59,8 @@ def int8(xp: Any, groups: Any) -> tuple[Any, Any]:
     """Symmetric about the largest magnitude."""
     top = xp.amax(xp.abs(groups), axis=2)
     # An array, not a number, which CUDA would multiply by its rounded inverse.
-    scales = _storable(xp, top / xp.full_like(top, 127.0))
-    return _numbers(xp, groups, scales, -127, 127), scales
+    scales = storable(xp, top / xp.full_like(top, 127.0))
+    return whole_numbers(xp, groups, scales, -127, 127), scales
 
 
 def int4(xp: Any, groups: Any) -> tuple[Any, Any]:
@@ -61,8 +71,8 @@ def int4(xp: Any, groups: Any) -> tuple[Any, Any]:
     base = xp.where(high > -low, high, low) / -8.0 + 0.0
     best, best_scales, best_error = groups, base, base
     for count, part in enumerate(INT4_TRIES):
-        scales = _storable(xp, base * part)
-        numbers = _numbers(xp, groups, scales, -8, 7)
+        scales = storable(xp, base * part)
+        numbers = whole_numbers(xp, groups, scales, -8, 7)
         missed = numbers * scales[..., None]
         missed -= groups
         missed *= missed
@@ -85,11 +95,11 @@ def ternary(xp: Any, groups: Any, count: Any = None) -> tuple[Any, Any]:
     top = xp.amax(size, axis=2)
     already = xp.all((size == 0) | (size == top[..., None]), axis=2)
     number = xp.full_like(top, float(groups.shape[2])) if count is None else count
-    scales = _storable(xp, xp.where(already, top, group_sum(size) / number))
-    return _numbers(xp, groups, scales, -1, 1), scales
+    scales = storable(xp, xp.where(already, top, group_sum(size) / number))
+    return whole_numbers(xp, groups, scales, -1, 1), scales
 
 
-def _storable(xp: Any, scales: Any) -> Any:
+def storable(xp: Any, scales: Any) -> Any:
     """Scales as they will be stored, in float32: as float16 has them, or as they are where too large."""
     stored = xp.asarray(scales, dtype=xp.float16)
     # Near the smallest float16, rounding down could halve a scale and clip its group: round away. One up in
@@ -99,7 +109,7 @@ def _storable(xp: Any, scales: Any) -> Any:
     return xp.where(xp.abs(scales) > F16_MAX, scales, xp.asarray(away, dtype=xp.float32))
 
 
-def _numbers(xp: Any, groups: Any, scales: Any, least: int, most: int) -> Any:
+def whole_numbers(xp: Any, groups: Any, scales: Any, least: int, most: int) -> Any:
     """The whole numbers nearest to ``groups`` / ``scales``."""
     tiny = xp.abs(scales) < 1e-30
     inverse = xp.where(tiny, 0.0, 1.0 / xp.where(tiny, 1.0, scales))

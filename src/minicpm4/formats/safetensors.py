@@ -19,7 +19,8 @@ from minicpm4.formats.kinds import float_kinds
 from minicpm4.formats.mapping import MappedFile
 from minicpm4.formats.names import hf_name, is_ignorable
 from minicpm4.formats.packing import as_codes, unpack
-from minicpm4.formats.quant import PackedTensor, QuantSpec
+from minicpm4.formats.quant import PackedTensor, QuantSpec, packed_nbytes
+from minicpm4.formats.quantised import Layout, QuantisedMatrix, layout_of
 from minicpm4.formats.safetensors_header import REMEDY, Entry, read_header
 
 __all__ = ["SafetensorsCheckpoint", "StoredTensor", "open_tensors", "read_index"]
@@ -72,22 +73,18 @@ class SafetensorsCheckpoint:
         self.path, self._as_stored = path, as_stored
         _refuse_adapter(path)
         self._config = read_hf_config(path)
-        if self._config.get("quantization_config"):
-            method = dict_or_empty(self._config["quantization_config"]).get("quant_method", "unknown")
-            raise CheckpointError(
-                f"{path} holds weights quantised by {method}, which cannot be read yet",
-                "use the original checkpoint, or a GGUF file of the model",
-            )
+        layout = _layout(path, self._config)
         self._stored: dict[str, StoredTensor] = {}
         shards = _shards(path)
         self.files = tuple(shards)
         for file, names in shards.items():
             self._add(file, names)
+        self._quantised = {} if layout is None else self._collect(layout)
         self.tensors = {
             name: _info(name, stored)
             for name, stored in self._stored.items()
             if stored.entry.dtype in _SPECS or not is_ignorable(name)
-        }
+        } | {name: _quantised_info(matrix) for name, matrix in self._quantised.items()}
 
     def hf_config(self) -> dict[str, Any] | None:
         """config.json with generation_config.json's end tokens merged in."""
@@ -98,7 +95,9 @@ class SafetensorsCheckpoint:
         return {}
 
     def load(self, name: str) -> PackedTensor:
-        """Return a matrix as a view into the file."""
+        """Return a matrix as a view into the file, or, where it is quantised, in arrays of its own."""
+        if name in self._quantised:
+            return self._quantised[name].load()
         stored = self._get(name)
         if len(stored.shape) != 2:
             raise CheckpointError(f"{self.path}: tensor {name} has shape {stored.shape}, it is not a matrix")
@@ -116,7 +115,7 @@ class SafetensorsCheckpoint:
 
     def release(self, name: str) -> None:
         """Let the system drop the mapped pages of a tensor."""
-        self._get(name).release()
+        (self._quantised.get(name) or self._get(name)).release()
 
     def _get(self, name: str) -> StoredTensor:
         if name not in self._stored:
@@ -126,6 +125,19 @@ class SafetensorsCheckpoint:
     def _view(self, name: str, stored: StoredTensor, shape: tuple[int, int]) -> PackedTensor:
         spec = self.tensors[name].spec
         return PackedTensor(spec=spec, shape=shape, codes=as_codes(stored.view().reshape(shape), spec))
+
+    def _collect(self, layout: Layout) -> dict[str, QuantisedMatrix]:
+        """Take the tensors of quantised matrices out of the others. Raises CheckpointError."""
+        found = {}
+        for packed in [name for name in self._stored if name.endswith(f".{layout.packed}")]:
+            stem = packed.removesuffix(layout.packed)
+            lasts = [layout.packed, *(last for last in sorted(layout.others) if stem + last in self._stored)]
+            parts = {last: self._stored.pop(stem + last) for last in lasts}
+            try:
+                found[f"{stem}weight"] = layout.matrix(f"{stem}weight", parts)
+            except CheckpointError as error:
+                raise CheckpointError(f"{self.path}: {error.condition}", error.remedy) from error
+        return found
 
     def _add(self, file: Path, names: frozenset[str] | None) -> None:
         """Add the tensors of ``file``; ``names``: those that the index expects in it."""
@@ -158,9 +170,31 @@ def _refuse_adapter(folder: Path) -> None:
     )
 
 
+def _layout(folder: Path, config: dict[str, Any]) -> Layout | None:
+    """How the weights of ``folder`` are quantised; None: they are not. Raises CheckpointError."""
+    found = config.pop("quantization_config", None)
+    if not found:
+        return None
+    try:
+        return layout_of(dict_or_empty(found))
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error.condition}", error.remedy) from error
+
+
 def dict_or_empty(value: Any) -> dict[str, Any]:
     """``value`` if it is a table, else an empty one."""
     return value if isinstance(value, dict) else {}
+
+
+def _quantised_info(matrix: QuantisedMatrix) -> TensorInfo:
+    loaded = packed_nbytes(matrix.shape, matrix.spec, scale_bytes=4, offsets=True)
+    return TensorInfo(
+        shape=matrix.shape,
+        dtype=matrix.entry_type,
+        nbytes=matrix.nbytes,
+        spec=matrix.spec,
+        loaded_nbytes=loaded,
+    )
 
 
 def _info(name: str, stored: StoredTensor) -> TensorInfo:

@@ -1,0 +1,180 @@
+"""``minicpm4 convert``: make a model small, in files that this package and others read."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from minicpm4.cli.options import IgnoreOption, check_output, number, write_figures
+from minicpm4.cli.terminal import print_facts, progress_bar, show, table
+from minicpm4.config.strict import check_choice, require
+from minicpm4.engine.plan import human
+from minicpm4.errors import ConfigError
+
+if TYPE_CHECKING:
+    from minicpm4.evals.conversion import Conversion
+    from minicpm4.evals.fidelity import Fidelity
+
+MAX_SAMPLES = 4096
+MAX_LENGTH = 1 << 16
+WORST = 5  # matrices shown
+
+
+def command(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="Known name, folder, .gguf file or hub repository."),
+    ],
+    target: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the new model is written.")],
+    *,
+    weights: Annotated[str, typer.Option(help="What layers become: int4, int8 or ternary.")] = "int4",
+    method: Annotated[
+        str,
+        typer.Option(
+            help="rtn (to nearest, no calibration), awq, gptq, p-gptq (the first tokens of a text do not "
+            "count), or either after smoothing: s-gptq, s-p-gptq."
+        ),
+    ] = "gptq",
+    group: Annotated[int, typer.Option(help="Weights that share a scale: 32, 64 or 128.")] = 64,
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            help="Layout: compressed-tensors or gptq, which transformers and vLLM read too; hf: floats of "
+            "the same values.",
+        ),
+    ] = "compressed-tensors",
+    head: Annotated[
+        str, typer.Option(metavar="FORMAT", help="Of a head of its own: float, or a format such as int8-g64.")
+    ] = "float",
+    override: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN=FORMAT",
+            help="Format of matrices in whose name the regular expression is found: 'down_proj=int8-g64', or "
+            "=float. May be given several times; the last that fits counts.",
+        ),
+    ] = None,
+    rotate: Annotated[
+        bool, typer.Option(help="Fold a random rotation in first, which spreads outliers.")
+    ] = False,
+    act_order: Annotated[bool, typer.Option(help="GPTQ: columns of large activations first.")] = False,
+    skip_first: Annotated[int, typer.Option(help="Tokens of each text that p-gptq leaves out.")] = 4,
+    calibration: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Text to calibrate on; may be given several times. Without one the model writes its own.",
+        ),
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Calibration texts.")] = 32,
+    length: Annotated[int, typer.Option(help="Tokens of each.")] = 512,
+    test: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Text on which both models are compared afterwards, not one of calibration."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the rotation and of the model's own texts.")] = 0,
+    ignore_field: IgnoreOption = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the whole report to this file.")
+    ] = None,
+) -> None:
+    """Round a model's weights to few bits and write them as a folder.
+
+    Layer by layer: what is done is kept beside FOLDER (FOLDER.part) until all is, and the same command goes
+    on after an interruption. What was written is opened again, and every value compared with what was
+    rounded."""
+    from minicpm4.evals.conversion import Calibration, convert, measure
+    from minicpm4.quantize.export import LAYOUTS
+    from minicpm4.quantize.options import QuantizeOptions
+
+    check_choice("--to", to, list(LAYOUTS))
+    number("--samples", samples, MAX_SAMPLES, least=1)
+    number("--length", length, MAX_LENGTH, least=64)
+    check_output("--json", json_file)
+    for file in (*(calibration or ()), *((test,) if test else ())):
+        require(file.is_file(), f"there is no file {file}")
+    if test is not None and any(test.samefile(file) for file in calibration or ()):
+        raise ConfigError(f"{test} is for calibration already", "test on another text")
+    options = QuantizeOptions(
+        weights=weights,
+        method=method,
+        group=group,
+        head=head,
+        overrides=dict(map(_override, override or ())),
+        rotate=rotate,
+        act_order=act_order,
+        skip_first=skip_first,
+        seed=seed,
+    )
+    require(options.calibrated or not calibration, "--method rtn looks at no text", "leave --calibration out")
+    texts = Calibration(files=tuple(calibration or ()), samples=samples, length=length)
+    done = convert(source, target, options, to, texts, progress_bar, tuple(ignore_field or ()))
+    found = measure(source, target, test, samples, length, progress_bar) if test is not None else None
+    _print(target, done, found)
+    if json_file is not None:
+        report = {
+            "model": source,
+            "options": asdict(options),
+            "to": to,
+            "calibration": "own" if not texts.files else [str(file) for file in texts.files],
+            "tokens": done.tokens,
+            "nbytes": done.written.nbytes,
+            "bits": done.written.bits,
+            "matrices": [asdict(row) for row in done.rows],
+            "fidelity": found.as_dict() if found else None,
+        }
+        write_figures(json_file, report)
+
+
+def _override(text: str) -> tuple[str, str]:
+    pattern, equals, kind = text.rpartition("=")
+    require(
+        bool(equals and pattern), f"--override {text!r} is not PATTERN=FORMAT", "such as 'down_proj=int8-g64'"
+    )
+    return pattern, kind
+
+
+def _print(target: Path, done: Conversion, found: Fidelity | None) -> None:
+    errors = sorted((row for row in done.rows if row.error is not None), key=lambda row: -(row.error or 0.0))
+    if errors:
+        shown = table("worst matrices", "format", "how", "output error", left=3)
+        for row in errors[:WORST]:
+            shown.add_row(row.name, row.format, row.how, f"{math.sqrt(row.error or 0.0):.1%}")
+        show(shown)
+        print()
+    _say_rounded([row.name for row in done.rows if row.how.startswith("too few")])
+    facts = [
+        ("written to", str(target)),
+        ("size", f"{human(done.written.nbytes)}, {done.written.bits:.2f} bits a weight"),
+        ("calibrated on", f"{done.texts} texts, {done.tokens:,} tokens" if done.tokens else "nothing"),
+        ("read again", "every value as it was rounded"),
+    ]
+    if found is not None:
+        change = found.nll_change / found.nll_before if found.nll_before else 0.0
+        interval = found.nll_interval / found.nll_before if found.nll_before else 0.0
+        facts += [
+            ("loss a token", f"{found.nll_before:.4f} -> {found.nll:.4f} ({change:+.2%} +- {interval:.2%})"),
+            ("KL divergence", f"{found.kl_mean:.4f}, 99.9% of tokens below {found.kl_high:.2f}"),
+            (
+                "best token another",
+                f"{found.flips:,.0f} of 10,000, half of them by a margin below {found.flip_margin:.2f}",
+            ),
+        ]
+    print_facts("converted", facts)
+
+
+def _say_rounded(names: Sequence[str]) -> None:
+    if names:
+        print(
+            f"{len(names)} matrices saw too few tokens and were rounded to nearest, the first is {names[0]}",
+            file=sys.stderr,
+        )

@@ -1,0 +1,114 @@
+"""How far a model that was made small is from the one that it was made of: on the same texts, token by
+token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minicpm4 import LLM, SamplingParams
+from minicpm4.progress import Progress
+
+__all__ = ["Fidelity", "compare", "own_texts", "windows"]
+
+Doubles = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fidelity:
+    """Over ``positions``: mean negative log-likelihood of the next token in nats (``nll_before``, ``nll``),
+    their difference with the half width of its 95% interval over windows, mean and 99.9th percentile of the
+    Kullback- Leibler divergence in nats, and at how many of 10,000 positions the likeliest token is another
+    (``flips``); ``flip_margin``: the median of the original's lead in logits at those."""
+
+    positions: int
+    nll_before: float
+    nll: float
+    nll_change: float
+    nll_interval: float
+    kl_mean: float
+    kl_high: float
+    flips: float
+    flip_margin: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def windows(ids: Sequence[int], length: int, most: int) -> list[list[int]]:
+    """``ids`` cut into windows of ``length`` tokens, at most ``most`` of them, evenly spread."""
+    starts = range(0, len(ids) - length + 1, length)
+    picked = (
+        sorted({int(i) for i in np.linspace(0, len(starts) - 1, min(most, len(starts)))}) if starts else []
+    )
+    return [list(ids[starts[i] : starts[i] + length]) for i in picked]
+
+
+def compare(
+    before: LLM, after: LLM, texts: Sequence[Sequence[int]], progress: Progress | None = None
+) -> Fidelity:
+    """Read ``texts`` (token ids) with both."""
+    divergences, flips, margins, changes = [], 0, [], []
+    totals = np.zeros(2)
+    for done, ids in enumerate(texts, 1):
+        old, new = (_log_probabilities(llm.logits(list(ids))[:-1]) for llm in (before, after))
+        targets = np.asarray(ids[1:])
+        rows = np.arange(len(targets))
+        losses = -old[rows, targets], -new[rows, targets]
+        totals += [loss.sum() for loss in losses]
+        changes.append(float((losses[1] - losses[0]).mean()))
+        divergences.append((np.exp(old) * (old - new)).sum(axis=1))
+        best = old.argmax(axis=1)
+        other = best != new.argmax(axis=1)
+        flips += int(other.sum())
+        top = np.partition(old[other], -2, axis=1)[:, -2:] if other.any() else np.zeros((0, 2))
+        margins.append(top[:, 1] - top[:, 0])
+        if progress is not None:
+            progress(done, len(texts))
+    divergence, margin = np.concatenate(divergences), np.concatenate(margins)
+    count = len(divergence)
+    spread = float(np.std(changes, ddof=1) / np.sqrt(len(changes))) if len(changes) > 1 else float("nan")
+    return Fidelity(
+        positions=count,
+        nll_before=float(totals[0] / count),
+        nll=float(totals[1] / count),
+        nll_change=float((totals[1] - totals[0]) / count),
+        nll_interval=1.96 * spread,
+        kl_mean=float(divergence.mean()),
+        kl_high=float(np.quantile(divergence, 0.999)),
+        flips=1e4 * flips / count,
+        flip_margin=float(np.median(margin)) if len(margin) else 0.0,
+    )
+
+
+def own_texts(llm: LLM, count: int, length: int, seed: int) -> list[list[int]]:
+    """Texts that the model writes by itself, from its first token on, at temperature 1: token ids, each of
+    ``length``. They have the words, languages and marks that it knows, and need no corpus."""
+    start = llm.tokenizer.with_prefix([]) or llm.tokenizer.encode("\n", add_special_tokens=False)
+    params = [
+        SamplingParams(
+            temperature=1.0,
+            top_p=1.0,
+            top_k=0,
+            min_p=0.0,
+            repetition_penalty=1.0,
+            ignore_eos=True,
+            max_tokens=length - len(start),
+            seed=seed + i,
+        )
+        for i in range(count)
+    ]
+    outputs = llm.generate([start] * count, params)
+    return [start + list(output.token_ids) for output in outputs]
+
+
+def _log_probabilities(logits: NDArray[np.float32]) -> Doubles:
+    values = logits.astype(np.float64)
+    values -= values.max(axis=1, keepdims=True)
+    values -= np.log(np.exp(values).sum(axis=1, keepdims=True))
+    return values

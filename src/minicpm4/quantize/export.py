@@ -1,0 +1,150 @@
+"""What was made small, written as a Hugging Face folder, read again and compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from minicpm4.errors import CheckpointError, ConfigError
+from minicpm4.formats import open_checkpoint
+from minicpm4.formats.hf_write import begin_folder, check_finite, end_folder, hf_config, with_end_ids
+from minicpm4.formats.kinds import KINDS
+from minicpm4.formats.names import EMBED
+from minicpm4.formats.packing import unpack
+from minicpm4.formats.quant import PackedTensor, QuantSpec
+from minicpm4.formats.quantised_write import QUANTISED, check_writable, quantisation, quantised_sources
+from minicpm4.formats.safetensors_write import write_set
+from minicpm4.formats.tensor_source import TensorSource
+from minicpm4.quantize.pipeline import Rounded
+from minicpm4.text.model_text import ModelText
+
+__all__ = ["LAYOUTS", "Written", "check_again", "check_layout", "write_model"]
+
+LAYOUTS = (*QUANTISED, "hf")
+"""How a folder may hold the weights: hf are floats, as they were rounded."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Written:
+    """What was written: bytes of all tensors, and of matrices the weights in each format."""
+
+    nbytes: int
+    weights: int
+    matrix_nbytes: int
+
+    @property
+    def bits(self) -> float:
+        """Bits a weight of all matrices, scales included."""
+        return 8 * self.matrix_nbytes / max(1, self.weights)
+
+
+@dataclass(slots=True)
+class _Parts:
+    """Tensors by name, a file's in memory at a time."""
+
+    made: Rounded
+    places: dict[str, str] = field(default_factory=dict)
+    _stem: str = ""
+    _held: dict[str, PackedTensor] = field(default_factory=dict)
+
+    def __call__(self, name: str) -> PackedTensor:
+        stem = self.places[name]
+        if stem != self._stem:
+            self._held.clear()
+            self._stem, self._held = stem, self.made.part(stem)
+        return self._held[name]
+
+
+def check_layout(
+    layout: str, specs: Mapping[str, QuantSpec | None], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Raise ConfigError unless ``layout`` has a place for every matrix in its format."""
+    if layout not in QUANTISED:
+        return
+    found = {name: spec for name, spec in specs.items() if spec is not None and name in shapes}
+    for name, spec in found.items():
+        check_writable(layout, name, (shapes[name][0], shapes[name][1]), spec)
+    if not found:
+        raise ConfigError(f"{layout} with no matrix that is quantised", "write it as hf")
+    quantisation(layout, found, ())
+
+
+def write_model(made: Rounded, folder: Path, layout: str, text: ModelText | None) -> Written:
+    """Write ``made`` into ``folder``, with the files of its ``text``. Raises CheckpointError, ConfigError."""
+    parts = _Parts(made)
+    stems = ["ends", *(f"layer-{index:05d}" for index in range(made.config.num_hidden_layers))]
+    sources: dict[str, TensorSource] = {}
+    specs: dict[str, QuantSpec] = {}
+    plain, weights, matrix_nbytes = [], 0, 0
+    for stem in stems:
+        for name, tensor in made.part(stem).items():
+            parts.places[name] = stem
+            load = partial(parts, name)
+            vector = name.endswith(("norm.weight", ".bias"))
+            if not vector:
+                weights += tensor.shape[0] * tensor.shape[1]
+            if layout in QUANTISED and tensor.spec.row.group:
+                specs[name] = tensor.spec
+                half = tensor.scales is not None and tensor.scales.dtype == np.float16
+                found = quantised_sources(layout, name, tensor.shape, tensor.spec, half, load)
+            else:
+                plain += [] if vector else [name]
+                found = {name: _floats(tensor, vector, load)}
+            sources |= found
+            if not vector:
+                matrix_nbytes += sum(source.nbytes for source in found.values())
+    beside, ends = ({}, ()) if text is None else (text.files(), text.end_ids)
+    config = with_end_ids(made.config, ends)
+    content = hf_config(config, KINDS[_kind(made)].dtype)
+    if specs:
+        content["quantization_config"] = quantisation(layout, specs, plain)
+    try:
+        begin_folder(folder, beside)
+        write_set(folder, "model", sources, check_finite)
+        end_folder(folder, content)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write {folder}: {error}", "check the place and its free space"
+        ) from error
+    total = sum(source.nbytes for source in sources.values())
+    return Written(nbytes=total, weights=weights, matrix_nbytes=matrix_nbytes)
+
+
+def check_again(made: Rounded, folder: Path, progress: Callable[[int, int], None] | None = None) -> None:
+    """Open what was written and compare every tensor with what was rounded, value for value. Raises
+    CheckpointError that names the first that differs."""
+    checkpoint = open_checkpoint(folder)
+    layers = made.config.num_hidden_layers
+    for done, stem in enumerate(["ends", *(f"layer-{index:05d}" for index in range(layers))]):
+        for name, tensor in made.part(stem).items():
+            wanted = unpack(tensor)
+            if len(checkpoint.tensors[name].shape) == 1:
+                found = checkpoint.load_vector(name)[None]
+            else:
+                found = unpack(checkpoint.load(name))
+                checkpoint.release(name)
+            if found.shape != wanted.shape or not np.array_equal(found, wanted):
+                raise CheckpointError(f"{name} as written to {folder} is not what it was rounded to")
+        if progress is not None:
+            progress(done, layers)
+
+
+def _kind(made: Rounded) -> str:
+    spec = made.ends()[EMBED].spec
+    return spec.kind if not spec.row.group else "f32"
+
+
+def _floats(tensor: PackedTensor, vector: bool, load: Callable[[], PackedTensor]) -> TensorSource:
+    """Floats as they are, rounded ones in float32, which holds them exactly."""
+    row = KINDS["f32"] if tensor.spec.row.group else tensor.spec.row
+
+    def make() -> np.ndarray:
+        found = load()
+        values = unpack(found) if found.spec.row.group else found.codes
+        return np.ascontiguousarray(values[0] if vector else values)
+
+    return TensorSource(shape=tensor.shape[1:] if vector else tensor.shape, dtype=row.file, make=make)

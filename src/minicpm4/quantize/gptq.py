@@ -1,0 +1,154 @@
+"""GPTQ (arXiv 2210.17323): round a matrix column by column, and let the columns that follow make up for the
+error.
+
+The Hessian of a layer's squared output error is H = X^T X over the rows x that reach the layer. P-GPTQ
+(MiniCPM4, arXiv 2506.07900, section 6) leaves out the first positions of every sequence, whose activations
+are ten times larger and would decide all of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minicpm4.errors import CheckpointError
+from minicpm4.formats import rounding
+from minicpm4.formats.packing import unpack
+from minicpm4.formats.quant import PackedTensor, QuantSpec
+from minicpm4.quantize.grid import limits, pack, search_scales
+
+__all__ = ["BLOCK", "DAMPING", "Hessian", "gptq", "output_error"]
+
+BLOCK = 64  # columns whose errors are handed on together: within it one by one, beyond it as one product
+DAMPING = 0.01  # of the mean of the diagonal, added to it
+_MOST = 256  # of them
+_TRIES = 4  # dampings, each ten times the one before
+
+Doubles = NDArray[np.float64]
+
+
+@dataclass(slots=True, eq=False)
+class Hessian:
+    """X^T X (width, width) of the rows that reach a matrix, and the mean magnitude of each of their
+    columns."""
+
+    width: int
+    skip: int = 0
+    rows: int = 0
+    sum: Doubles = field(init=False)
+    size: Doubles = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sum = np.zeros((self.width, self.width))
+        self.size = np.zeros(self.width)
+
+    def add(self, x: NDArray[np.float32]) -> None:
+        """Add the rows x (n, width) of one sequence from its beginning; the first ``skip`` are left out."""
+        x = np.ascontiguousarray(x[self.skip :])
+        self.sum += x.T @ x
+        self.size += np.abs(x).sum(axis=0, dtype=np.float64)
+        self.rows += len(x)
+
+    @property
+    def mean_size(self) -> Doubles:
+        """Mean magnitude of each column."""
+        return self.size / max(1, self.rows)
+
+
+def output_error(weights: NDArray[np.float32], other: NDArray[np.float32], hessian: Hessian) -> float:
+    """Squared error of the outputs of ``other`` (out, in), as a part of the squared outputs of
+    ``weights``."""
+    h = hessian.sum.astype(np.float32)
+    missed = other - weights
+    wrong, right = (float(np.einsum("oi,oi->", m @ h, m, dtype=np.float64)) for m in (missed, weights))
+    return wrong / right if right > 0 else 0.0
+
+
+def gptq(
+    weights: NDArray[np.float32],
+    hessian: Hessian,
+    spec: QuantSpec,
+    *,
+    damping: float = DAMPING,
+    act_order: bool = False,
+) -> PackedTensor:
+    """Round ``weights`` (out, in) to ``spec``.
+
+    ``damping``: a part of the mean of the Hessian's diagonal, added to it. ``act_order``: columns of large
+    activations first; scales are then chosen before the first is rounded, so that groups stay neighbours.
+    Columns that nothing reached are rounded to nearest. Raises CheckpointError where no damping makes the
+    Hessian one that can be inverted."""
+    kind, group = spec.row, spec.group_size
+    columns = weights.shape[1]
+    diagonal = np.diag(hessian.sum).copy()
+    dead = diagonal <= 0
+    work = np.ascontiguousarray(weights.T, np.float32)  # a column is a row of it
+    order = np.argsort(-diagonal, kind="stable") if act_order else np.arange(columns)
+    importance = np.where(dead, 1.0, diagonal).astype(np.float32)
+    importance /= importance.mean()
+    upper = _inverse_factor(hessian.sum, order, dead, damping)
+    least, most = limits(kind)
+    scales = np.zeros((columns // group, weights.shape[0]), np.float32)
+    if act_order:
+        scales = np.ascontiguousarray(_scales(work, importance, slice(0, columns), spec).T)
+    work = work[order]
+    numbers = np.empty_like(work)
+    block = max(1, BLOCK // group) * group if group <= _MOST else BLOCK
+    for start in range(0, columns, block):
+        stop = min(start + block, columns)
+        errors = np.empty((stop - start, work.shape[1]), np.float32)
+        for i in range(start, stop):
+            place = order[i] // group
+            if not act_order and i % group == 0:
+                # What earlier blocks left to these columns is in them; what this one did, too.
+                scales[place] = _scales(work, importance, slice(i, i + group), spec)[:, 0]
+            column = work[i]
+            numbers[i] = rounding.whole_numbers(np, column[None, :, None], scales[place][None], least, most)[
+                0, :, 0
+            ]
+            error = (column - numbers[i] * scales[place]) / upper[i, i]
+            work[i + 1 : stop] -= upper[i, i + 1 : stop, None] * error
+            errors[i - start] = error
+        work[stop:] -= upper[start:stop, stop:].T @ errors
+    back = np.argsort(order)
+    return pack(np.ascontiguousarray(numbers[back].T), np.ascontiguousarray(scales.T), spec)
+
+
+def _scales(
+    work: NDArray[np.float32], importance: NDArray[np.float32], part: slice, spec: QuantSpec
+) -> NDArray[np.float32]:
+    """Scales (out, groups) of the columns ``part``."""
+    values = np.ascontiguousarray(work[part].T)
+    groups = values.reshape(len(values), -1, spec.group_size)
+    return search_scales(groups, importance[part].reshape(-1, spec.group_size), spec.row)
+
+
+def _inverse_factor(
+    total: Doubles, order: NDArray[np.intp], dead: NDArray[np.bool_], damping: float
+) -> NDArray[np.float32]:
+    """The upper triangular U with H^-1 = U^T U, of H in ``order``: row i says how what is missed in column i
+    moves those that follow."""
+    h = total[np.ix_(order, order)]
+    gone = dead[order]
+    h[gone, :], h[:, gone] = 0.0, 0.0
+    mean = float(np.diag(h)[~gone].mean()) if not gone.all() else 1.0
+    diagonal = np.arange(len(h))
+    h[diagonal[gone], diagonal[gone]] = mean
+    for attempt in range(_TRIES):
+        damped = h.copy()
+        damped[diagonal, diagonal] += mean * damping * 10.0**attempt
+        try:
+            # Of H reversed L L^T; reversed again H = R R^T with R upper, so H^-1 = (R^-1)^T R^-1.
+            lower = np.linalg.cholesky(damped[::-1, ::-1])
+        except np.linalg.LinAlgError:
+            continue
+        found = np.linalg.inv(lower[::-1, ::-1])
+        if np.isfinite(found).all():
+            return np.triu(found).astype(np.float32)
+    raise CheckpointError("the Hessian cannot be inverted", "use more calibration text, or a larger damping")
+
+
+def rounded_error(weights: NDArray[np.float32], packed: PackedTensor, hessian: Hessian) -> float:
+    """``output_error`` of a packed matrix."""
+    return output_error(weights, unpack(packed), hessian)

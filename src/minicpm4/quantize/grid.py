@@ -1,0 +1,73 @@
+"""Scales of groups of weights, and the numbers that they multiply: where rounding knows which columns
+matter."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minicpm4.formats import rounding
+from minicpm4.formats.kinds import WeightKind
+from minicpm4.formats.quant import PackedTensor, QuantSpec
+
+__all__ = ["limits", "pack", "search_scales"]
+
+Floats = NDArray[np.float32]
+
+# Scales tried, as parts of the one that maps the largest magnitude to the lowest code (int4), of that which
+# maps it to the highest (int8), or of the mean magnitude (ternary).
+_TRIES = {
+    "int4": np.linspace(1.16, 0.60, 29, dtype=np.float32),
+    "int8": np.array([1.0], np.float32),
+    "ternary": np.linspace(0.6, 2.0, 29, dtype=np.float32),
+}
+
+
+def limits(kind: WeightKind) -> tuple[int, int]:
+    """The least and the largest number."""
+    return (-8, 7) if kind.name == "int4" else (-int(kind.reach), int(kind.reach))
+
+
+def search_scales(groups: Floats, importance: Floats | None, kind: WeightKind) -> Floats:
+    """Scales (rows, groups) of ``groups`` (rows, groups, size) with the least squared error, columns
+    weighted by ``importance`` (groups, size), None: all alike. float16 holds each unless it is too large
+    for that."""
+    size = np.abs(groups)
+    if kind.name == "int4":
+        high, low = groups.max(axis=2), groups.min(axis=2)
+        base = np.where(high > -low, high, low) / np.float32(-8.0) + np.float32(0)
+    elif kind.name == "int8":
+        base = size.max(axis=2) / np.float32(kind.reach)
+    else:
+        base = size.mean(axis=2, dtype=np.float32)
+    least, most = limits(kind)
+    weight = None if importance is None else np.asarray(importance, np.float32)
+    best = rounding.storable(np, base)
+    best_error = np.full(base.shape, np.inf, np.float32)
+    for part in _TRIES[kind.name]:
+        scales = rounding.storable(np, base * part)
+        missed = rounding.whole_numbers(np, groups, scales, least, most)
+        missed *= scales[..., None]
+        missed -= groups
+        missed *= missed
+        error = missed.sum(axis=2) if weight is None else np.einsum("rgs,gs->rg", missed, weight)
+        better = error < best_error
+        best, best_error = np.where(better, scales, best), np.where(better, error, best_error)
+    return best
+
+
+def pack(numbers: Floats, scales: Floats, spec: QuantSpec) -> PackedTensor:
+    """``numbers`` (out, in), whole, and ``scales`` (out, groups) as a matrix: scale * number, exactly."""
+    row = spec.row
+    small = scales.astype(np.float16)
+    exact = bool((small.astype(np.float32) == scales).all())
+    codes = np.empty((len(numbers), row.width(numbers.shape[1])), row.codes)
+    step = max(1, (1 << 20) // numbers.shape[1])
+    for start in range(0, len(numbers), step):
+        codes[start : start + step] = row.pack(row.codes_of(numbers[start : start + step]))
+    return PackedTensor(
+        spec=spec,
+        shape=(numbers.shape[0], numbers.shape[1]),
+        codes=codes,
+        scales=np.ascontiguousarray(small if exact else scales),
+    )

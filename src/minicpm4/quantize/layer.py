@@ -1,0 +1,74 @@
+"""One layer's weights while they are changed: floats, with what was folded into them, until each is
+rounded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minicpm4.config import ModelConfig
+from minicpm4.formats import Checkpoint
+from minicpm4.formats.names import layer_tensors
+from minicpm4.formats.packing import unpack
+from minicpm4.formats.quant import PackedTensor
+from minicpm4.kernels.contract import Floats
+from minicpm4.kernels.layer_weights import Linear
+from minicpm4.model.weights import LayerWeights, build_layer
+from minicpm4.quantize.walk import as_floats
+
+__all__ = ["Layer", "read_layer"]
+
+
+@dataclass(slots=True, eq=False)
+class Layer:
+    """``floats``: every tensor of the layer, by its name within it; ``packed``: matrices that are rounded, by
+    theirs without ".weight"."""
+
+    config: ModelConfig
+    floats: dict[str, NDArray[np.float32]]
+    packed: dict[str, PackedTensor] = field(default_factory=dict)
+
+    def weight(self, name: str) -> NDArray[np.float32]:
+        """A matrix (out, in) that is not rounded yet; what is changed in it is changed."""
+        return self.floats[f"{name}.weight"]
+
+    def weights(self) -> LayerWeights:
+        """The layer as it is now, for a forward pass."""
+        return build_layer(self.config, "", self._vector, self._linear)
+
+    def _vector(self, name: str) -> Floats:
+        return self.floats[name]
+
+    def _linear(self, name: str) -> Linear:
+        packed = self.packed.get(name)
+        weight = as_floats(self.weight(name)) if packed is None else packed
+        return Linear(weight=weight, bias=self.floats.get(f"{name}.bias"))
+
+
+def read_layer(checkpoint: Checkpoint, config: ModelConfig, index: int) -> Layer:
+    """Layer ``index`` in float32, in arrays of its own. Raises CheckpointError."""
+    prefix = f"model.layers.{index}."
+    return Layer(config, {name: read_tensor(checkpoint, prefix + name) for name in layer_tensors(config)})
+
+
+def read_tensor(checkpoint: Checkpoint, name: str) -> NDArray[np.float32]:
+    """A tensor in float32, an array of its own. Raises CheckpointError."""
+    if len(checkpoint.tensors[name].shape) == 1:
+        return np.array(checkpoint.load_vector(name), np.float32)
+    found = unpack(checkpoint.load(name))
+    checkpoint.release(name)
+    return found
+
+
+def from_packed(config: ModelConfig, tensors: Mapping[str, PackedTensor]) -> Layer:
+    """A layer of which all matrices are rounded, as it was written: vectors are matrices of a row."""
+    floats, packed = {}, {}
+    for name, shape in layer_tensors(config).items():
+        if len(shape) == 1:
+            floats[name] = tensors[name].codes[0]
+        else:
+            packed[name.removesuffix(".weight")] = tensors[name]
+    return Layer(config, floats, packed)

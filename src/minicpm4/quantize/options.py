@@ -1,0 +1,130 @@
+"""What a conversion to few bits is to do, checked before it begins."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from minicpm4.config import ModelConfig
+from minicpm4.config.strict import check_choice, check_integer, require, suggest
+from minicpm4.errors import ConfigError
+from minicpm4.formats.kinds import grouped_kinds
+from minicpm4.formats.names import EMBED, HEAD, layer_tensors
+from minicpm4.formats.quant import QuantSpec
+from minicpm4.quantize.gptq import DAMPING
+
+__all__ = ["METHODS", "QuantizeOptions", "parse_format"]
+
+METHODS = {
+    "rtn": "round to nearest; needs no calibration text",
+    "awq": "smoothing by activations, then rounding with columns weighted by them",
+    "gptq": "column by column, what follows makes up for the error",
+    "p-gptq": "GPTQ whose statistics leave out the first positions of every text (MiniCPM4)",
+    "s-gptq": "smoothing, then GPTQ",
+    "s-p-gptq": "smoothing, then P-GPTQ",
+}
+MAX_SKIP = 64
+FLOATS = "float"
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeOptions:
+    """Settings of a conversion. Raises ConfigError.
+
+    ``weights``: the kind that the layers' matrices become, in groups of ``group``; ``method``: one of
+    METHODS; ``skip_first``: positions of each text that P-GPTQ leaves out; ``embed`` and ``head``: a format
+    of their own ("int8-g32"), or "float": as they are; ``overrides``: formats by a regular expression that
+    is searched for in a matrix's name, the last that fits counts; ``rotate``: fold a rotation in first;
+    ``act_order``, ``damping``: see ``gptq``; ``seed``: of the rotation."""
+
+    weights: str = "int4"
+    method: str = "gptq"
+    group: int = 64
+    embed: str = FLOATS
+    head: str = FLOATS
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    rotate: bool = False
+    skip_first: int = 4
+    act_order: bool = False
+    damping: float = DAMPING
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_choice("weights", self.weights, list(grouped_kinds()))
+        check_choice("method", self.method, list(METHODS))
+        parse_format(f"{self.weights}-g{self.group}")
+        for name in (self.embed, self.head, *self.overrides.values()):
+            parse_format(name)
+        for pattern in self.overrides:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ConfigError(f"{pattern!r} is no regular expression: {error}") from error
+        check_integer("skip_first", self.skip_first, 0, MAX_SKIP)
+        require(0 < self.damping < 1, f"damping = {self.damping!r} is not between 0 and 1")
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether activations are looked at."""
+        return self.method != "rtn"
+
+    @property
+    def smoothed(self) -> bool:
+        return self.method in ("awq", "s-gptq", "s-p-gptq")
+
+    @property
+    def gptq(self) -> bool:
+        return self.method.endswith("gptq")
+
+    @property
+    def skip(self) -> int:
+        """Positions that statistics leave out."""
+        return self.skip_first if "p-" in self.method else 0
+
+    def specs(self, config: ModelConfig) -> dict[str, QuantSpec | None]:
+        """The format of every matrix of the model, None where its floats stay. Raises ConfigError where one
+        does not fit, or a pattern fits nothing."""
+        columns = {EMBED: config.hidden_size, HEAD: config.hidden_size}
+        for index in range(config.num_hidden_layers):
+            for name, shape in layer_tensors(config).items():
+                if len(shape) == 2:
+                    columns[f"model.layers.{index}.{name}"] = shape[1]
+        found, used = {}, set()
+        for name, width in columns.items():
+            said = {EMBED: self.embed, HEAD: self.head}.get(name, f"{self.weights}-g{self.group}")
+            for pattern, one in self.overrides.items():
+                if re.search(pattern, name):
+                    said = one
+                    used.add(pattern)
+            spec = parse_format(said)
+            if spec is not None and not spec.fits(width):
+                raise ConfigError(
+                    f"{name} has rows of {width} weights, which do not fit {spec}", _fitting(spec.kind, width)
+                )
+            found[name] = spec
+        unused = sorted(set(self.overrides) - used)
+        if unused:
+            raise ConfigError(
+                f"no matrix has a name with {unused[0]!r}", "names are those that info --tensors shows"
+            )
+        return found
+
+
+def parse_format(text: str) -> QuantSpec | None:
+    """ "int4-g64" and the like; "float": None. Raises ConfigError."""
+    if text == FLOATS:
+        return None
+    match = re.fullmatch(r"([a-z0-9]+)-g([0-9]{1,5})", text)
+    known = list(grouped_kinds())
+    if match is None or match[1] not in known:
+        raise ConfigError(
+            f"{text!r} is not a format of weights",
+            suggest(text, [f"{kind}-g64" for kind in known] + [FLOATS]),
+        )
+    return QuantSpec(kind=match[1], group_size=int(match[2]))
+
+
+def _fitting(kind: str, width: int) -> str:
+    sizes = [size for size in (32, 64, 96, 128) if QuantSpec(kind=kind, group_size=size).fits(width)]
+    return f"choose a group of {', '.join(map(str, sizes))}" if sizes else "leave it as it is (float)"

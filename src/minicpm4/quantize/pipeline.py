@@ -1,0 +1,254 @@
+"""A model made small layer by layer, each written when it is done: a run that was killed goes on where it
+was.
+
+Memory: the weights of a layer in float32 and rounded, the states of all texts, and the Hessians of one stage.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minicpm4.config import ModelConfig
+from minicpm4.errors import CheckpointError
+from minicpm4.formats import Checkpoint, rounding
+from minicpm4.formats.names import EMBED, HEAD
+from minicpm4.formats.packing import pack_from_float, unpack
+from minicpm4.formats.quant import PackedTensor, QuantSpec
+from minicpm4.kernels.contract import OpTable
+from minicpm4.model.arena import Arena
+from minicpm4.model.packed_file import PackedFile, write
+from minicpm4.progress import Progress
+from minicpm4.quantize.gptq import Hessian, gptq, output_error
+from minicpm4.quantize.grid import limits, pack, search_scales
+from minicpm4.quantize.layer import Layer, from_packed, read_layer, read_tensor
+from minicpm4.quantize.options import QuantizeOptions
+from minicpm4.quantize.rotate import Rotation
+from minicpm4.quantize.smooth import smooth
+from minicpm4.quantize.walk import STAGES, Walk, as_floats
+
+__all__ = ["ENOUGH_ROWS", "LayerReport", "Rounded", "quantize"]
+
+ENOUGH_ROWS = 256  # of calibration: with fewer a matrix is rounded to nearest, and named
+_ENDS = "ends"
+
+
+@dataclass(slots=True)
+class LayerReport:
+    """What became of a matrix: its format, how (a method; "too few rows: rtn"), and its output error (see
+    ``output_error``; None where nothing was calibrated)."""
+
+    name: str
+    format: str
+    how: str
+    error: float | None
+
+
+@dataclass(slots=True, eq=False)
+class Rounded:
+    """A model that was made small, on disk in ``folder``, a file a layer."""
+
+    config: ModelConfig
+    folder: Path
+    key: Mapping[str, Any]
+    rows: list[LayerReport] = field(default_factory=list)
+
+    def part(self, stem: str) -> dict[str, PackedTensor]:
+        """Tensors of one file by their full names, vectors as matrices of a row. Raises CheckpointError."""
+        file = self.folder / f"{stem}.safetensors"
+        try:
+            with file.open("rb") as data:
+                found = PackedFile(data, file)
+                if found.key != dict(self.key):
+                    raise CheckpointError(f"{file} belongs to another conversion", "remove the folder")
+                return found.read(Arena(), lambda name, spec, shape: True)
+        except OSError as error:
+            raise CheckpointError(f"cannot read {file}: {error}") from error
+
+    def layer(self, index: int) -> dict[str, PackedTensor]:
+        """Tensors of a layer, by their full names. Raises CheckpointError."""
+        return self.part(f"layer-{index:05d}")
+
+    def ends(self) -> dict[str, PackedTensor]:
+        """Embeddings, last norm and head. Raises CheckpointError."""
+        return self.part(_ENDS)
+
+    def remove(self) -> None:
+        """Nothing of it is needed any more."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def quantize(
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    options: QuantizeOptions,
+    texts: Sequence[Sequence[int]],
+    ops: OpTable,
+    folder: Path,
+    key: Mapping[str, Any],
+    progress: Progress | None = None,
+) -> Rounded:
+    """Round the weights of an opened checkpoint as ``options`` say, into files of the work folder ``folder``.
+
+    ``texts``: token ids to calibrate on; none for a method that needs none. ``key``: what a file in
+    ``folder`` must have been made for, else it is made again. Raises CheckpointError, ConfigError."""
+    specs = options.specs(config)
+    rotation = Rotation(config, options.seed) if options.rotate else None
+    made = Rounded(Rotation.config(config) if rotation else config, folder, dict(key))
+    folder.mkdir(parents=True, exist_ok=True)
+    embed = read_tensor(checkpoint, EMBED)
+    _ends(checkpoint, config, embed, rotation, specs, made)
+    walk = None
+    if options.calibrated:
+        turned = embed if rotation is None else rotation.embed(embed)
+        # Rows of the texts are looked up in floats: what rounding the embeddings costs is not the layers'
+        # to mend.
+        walk = Walk(ops, made.config, as_floats(turned), texts)
+    del embed
+    for index in range(config.num_hidden_layers):
+        layer = _kept(made, index, config)
+        if layer is None:
+            layer = read_layer(checkpoint, config, index)
+            if rotation is not None:
+                rotation.layer(layer)
+            own = {
+                name.removesuffix(".weight"): specs[f"model.layers.{index}.{name}"]
+                for name in _matrices(layer)
+            }
+            rows = _round(layer, index, own, options, walk)
+            made.rows += rows
+            _write(made, index, layer, rows)
+        elif walk is not None:
+            walk.advance(index, layer.weights())
+        if progress is not None:
+            progress(index + 1, config.num_hidden_layers)
+    return made
+
+
+def _matrices(layer: Layer) -> list[str]:
+    return [name for name, values in layer.floats.items() if values.ndim == 2]
+
+
+def _round(
+    layer: Layer,
+    index: int,
+    specs: Mapping[str, QuantSpec | None],
+    options: QuantizeOptions,
+    walk: Walk | None,
+) -> list[LayerReport]:
+    """Round all matrices of a layer, and take ``walk`` through it."""
+    wanted = {name: spec for name, spec in specs.items() if spec is not None}
+    prefix = f"model.layers.{index}."
+    if walk is None:
+        for name, spec in wanted.items():
+            layer.packed[name] = pack_from_float(layer.weight(name), spec)
+        return [LayerReport(prefix + name, str(spec), "rtn", None) for name, spec in wanted.items()]
+    if options.smoothed:
+        seen = [
+            _seen(stage, layer, names, options.skip)
+            for names, stage in zip(STAGES, walk.stages(index, layer.weights, keep=False), strict=True)
+        ]
+        smooth(layer, STAGES, seen, wanted)
+    rows = []
+    for names, stage in zip(STAGES, walk.stages(index, layer.weights), strict=True):
+        hessian = _seen(stage, layer, names, options.skip)
+        for name in names:
+            if name in wanted:
+                rows.append(_one(layer, prefix, name, wanted[name], hessian, options))
+    return rows
+
+
+def _seen(stage: Any, layer: Layer, names: Sequence[str], skip: int) -> Hessian:
+    hessian = Hessian(layer.floats[f"{names[0]}.weight"].shape[1], skip)
+    stage(hessian.add)
+    return hessian
+
+
+def _one(
+    layer: Layer, prefix: str, name: str, spec: QuantSpec, hessian: Hessian, options: QuantizeOptions
+) -> LayerReport:
+    weights, how = layer.weight(name), options.method
+    if hessian.rows < ENOUGH_ROWS:
+        packed, how = pack_from_float(weights, spec), "too few rows: rtn"
+    elif options.gptq:
+        try:
+            packed = gptq(weights, hessian, spec, damping=options.damping, act_order=options.act_order)
+        except CheckpointError as error:
+            raise CheckpointError(f"{prefix}{name}: {error.condition}", error.remedy) from error
+    else:
+        packed = _weighted(weights, hessian, spec)
+    layer.packed[name] = packed
+    return LayerReport(prefix + name, str(spec), how, output_error(weights, unpack(packed), hessian))
+
+
+def _weighted(weights: NDArray[np.float32], hessian: Hessian, spec: QuantSpec) -> PackedTensor:
+    """Rounded to nearest, scales chosen with columns weighted by what reaches them."""
+    groups = weights.reshape(len(weights), -1, spec.group_size)
+    importance = np.diag(hessian.sum).reshape(-1, spec.group_size).astype(np.float32)
+    scales = search_scales(groups, importance / max(float(importance.mean()), 1e-30), spec.row)
+    numbers = rounding.whole_numbers(np, groups, scales, *limits(spec.row))
+    return pack(numbers.reshape(weights.shape), scales, spec)
+
+
+def _kept(made: Rounded, index: int, config: ModelConfig) -> Layer | None:
+    """A layer that an earlier run has written; None: there is none of this conversion."""
+    try:
+        found = made.layer(index)
+    except CheckpointError:
+        return None
+    prefix = f"model.layers.{index}."
+    made.rows += _reports(found)
+    return from_packed(config, {name.removeprefix(prefix): tensor for name, tensor in found.items()})
+
+
+def _reports(found: Mapping[str, PackedTensor]) -> list[LayerReport]:
+    return [
+        LayerReport(name.removesuffix(".weight"), str(tensor.spec), "as before", None)
+        for name, tensor in found.items()
+        if tensor.spec.row.group
+    ]
+
+
+def _write(made: Rounded, index: int, layer: Layer, rows: Sequence[LayerReport]) -> None:
+    tensors = {}
+    for name, values in layer.floats.items():
+        packed = layer.packed.get(name.removesuffix(".weight")) if values.ndim == 2 else None
+        tensors[f"model.layers.{index}.{name}"] = packed or as_floats(values.reshape(-1, values.shape[-1]))
+    _save(made, f"layer-{index:05d}", tensors)
+
+
+def _save(made: Rounded, stem: str, tensors: Mapping[str, PackedTensor]) -> None:
+    try:
+        write(made.folder / f"{stem}.safetensors", made.key, tensors)
+    except OSError as error:
+        raise CheckpointError(f"cannot write to {made.folder}: {error}", "check its free space") from error
+
+
+def _ends(
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    embed: NDArray[np.float32],
+    rotation: Rotation | None,
+    specs: Mapping[str, QuantSpec | None],
+    made: Rounded,
+) -> None:
+    """Embeddings, last norm and head, rounded to nearest."""
+    norm = read_tensor(checkpoint, "model.norm.weight")
+    found = {EMBED: embed}
+    if not config.tie_word_embeddings:
+        found[HEAD] = read_tensor(checkpoint, HEAD)
+    if rotation is not None:
+        found = {EMBED: rotation.embed(embed), HEAD: rotation.head(found.get(HEAD, embed), norm)}
+        norm = np.ones_like(norm)
+    tensors = {"model.norm.weight": as_floats(norm[None])}
+    for name, values in found.items():
+        stored = checkpoint.tensors[name].spec if name in checkpoint.tensors else None
+        plain = stored.kind if stored is not None and not stored.row.group and rotation is None else "bf16"
+        tensors[name] = pack_from_float(values, specs[name] or QuantSpec(kind=plain))
+    _save(made, _ENDS, tensors)

@@ -1,0 +1,95 @@
+"""Smoothing by activations (AWQ, arXiv 2306.00978): columns that large activations reach are made larger
+before rounding, so that they are rounded more finely, and what comes before is divided by as much. The
+function stays.
+
+    norm -> q, k, v        into the norm's weight          up -> down     into the rows of up
+    v -> o                 into the rows of v              norm -> gate, up
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minicpm4.config import ModelConfig
+from minicpm4.formats.packing import pack_from_float, unpack
+from minicpm4.formats.quant import QuantSpec
+from minicpm4.quantize.gptq import Hessian, output_error
+from minicpm4.quantize.layer import Layer
+
+__all__ = ["smooth"]
+
+POWERS = np.arange(0, 1.01, 0.1)  # of the mean magnitude, tried
+LEAST = 1e-4  # of a factor
+
+Floats = NDArray[np.float32]
+
+
+def smooth(
+    layer: Layer, stages: Sequence[Sequence[str]], hessians: Sequence[Hessian], specs: dict[str, QuantSpec]
+) -> list[float]:
+    """Fold into each of ``stages`` of ``layer`` the factors that make the rounded outputs closest.
+    ``hessians``: of what reaches it; ``specs``: what its matrices will be rounded to. Returns the power
+    chosen for each; 0 leaves a stage as it is."""
+    chosen = []
+    for names, hessian in zip(stages, hessians, strict=True):
+        share = _shared(layer.config, names)
+        size = np.maximum(_alike(hessian.mean_size, share, layer.config.head_dim), 1e-8)
+        tried = [(_error(layer, names, hessian, _factors(size, power), specs), power) for power in POWERS]
+        power = min(tried)[1]
+        if power:
+            _fold(layer, names, _factors(size, power), share)
+        chosen.append(float(power))
+    return chosen
+
+
+def _factors(size: NDArray, power: float) -> Floats:
+    found = size**power
+    found /= np.sqrt(found.max() * found.min())
+    return np.maximum(found, LEAST).astype(np.float32)
+
+
+def _error(
+    layer: Layer, names: Sequence[str], hessian: Hessian, factors: Floats, specs: dict[str, QuantSpec]
+) -> float:
+    """Output error of the matrices rounded to nearest after ``factors``."""
+    total = 0.0
+    for name in names:
+        if name not in specs:
+            continue
+        weight = layer.weight(name)
+        rounded = unpack(pack_from_float(weight * factors, specs[name])) / factors
+        total += output_error(weight, rounded, hessian)
+    return total
+
+
+def _shared(config: ModelConfig, names: Sequence[str]) -> int:
+    """Query heads that read the same values: their columns of o come from one row of v."""
+    return config.num_attention_heads // config.num_key_value_heads if names == ("self_attn.o_proj",) else 1
+
+
+def _alike(size: NDArray, share: int, d: int) -> NDArray:
+    """Magnitudes of columns, those that come from one row their mean."""
+    if share == 1:
+        return size
+    heads = size.reshape(-1, share, d)
+    return np.broadcast_to(heads.mean(axis=1, keepdims=True), heads.shape).reshape(-1)
+
+
+def _fold(layer: Layer, names: Sequence[str], factors: Floats, share: int) -> None:
+    for name in names:
+        layer.weight(name)[...] *= factors
+    before = {
+        "self_attn.q_proj": "input_layernorm.weight",
+        "mlp.gate_proj": "post_attention_layernorm.weight",
+    }
+    if names[0] in before:
+        layer.floats[before[names[0]]] /= factors
+        return
+    source = "self_attn.v_proj" if names[0] == "self_attn.o_proj" else "mlp.up_proj"
+    rows = factors if share == 1 else factors.reshape(-1, share, layer.config.head_dim)[:, 0].reshape(-1)
+    layer.weight(source)[...] /= rows[:, None]
+    if f"{source}.bias" in layer.floats:
+        layer.floats[f"{source}.bias"] /= rows

@@ -1,0 +1,131 @@
+"""`minicpm4 convert`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minicpm4 import LLM
+from minicpm4.cli import run
+from minicpm4.evals import conversion, fidelity
+from tests.fixtures.random_checkpoint import make_checkpoint
+
+QUICK = ["--group", "32", "--samples", "4", "--length", "128"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("convert") / "model", seed=9)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("convert") / "text.txt"
+    file.write_text(Path("examples/how_sqlite_is_tested.txt").read_text()[:3000])
+    return file
+
+
+def test_a_model_is_made_small_and_runs(
+    model: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, report, other = tmp_path / "small", tmp_path / "report.json", tmp_path / "other.txt"
+    other.write_text(Path("examples/how_sqlite_is_tested.txt").read_text()[5000:8000])
+    args = ["convert", str(model), str(out), *QUICK, "--calibration", str(text), "--test", str(other)]
+    assert run([*args, "--override", "down_proj=int8-g64", "--json", str(report)]) == 0
+    printed = capsys.readouterr().out
+    assert "every value as it was rounded" in printed and "KL divergence" in printed
+    found = json.loads(report.read_text())
+    formats = {row["name"].rsplit(".", 1)[1]: row["format"] for row in found["matrices"]}
+    assert formats["down_proj"] == "int8-g64" and formats["q_proj"] == "int4-g32"
+    assert found["tokens"] == 4 * 128 and 0 <= found["fidelity"]["kl_mean"] < 1
+    assert found["nbytes"] < 0.8 * (model / "model.safetensors").stat().st_size
+    assert not (tmp_path / "small.part").exists()
+    assert run(["info", str(out)]) == 0 and "compressed-tensors-int4" in capsys.readouterr().out
+    with LLM(str(out)) as llm:
+        assert llm.generate([5, 9, 40]).token_ids
+
+
+def test_without_text_the_model_writes_its_own(model: Path, tmp_path: Path) -> None:
+    out, report = tmp_path / "small", tmp_path / "report.json"
+    assert run(["convert", str(model), str(out), *QUICK, "--to", "gptq", "--json", str(report)]) == 0
+    found = json.loads(report.read_text())
+    assert found["calibration"] == "own" and found["tokens"] == 4 * 128
+    with LLM(str(model)) as llm:
+        texts = fidelity.own_texts(llm, 2, 40, seed=1)
+        assert texts == fidelity.own_texts(llm, 2, 40, seed=1) and texts[0] != texts[1]
+        assert all(len(one) == 40 for one in texts)
+
+
+def test_nothing_is_kept_of_other_settings(model: Path, text: Path, tmp_path: Path) -> None:
+    """What a run left behind is for the same command alone."""
+    keys = []
+    args = [str(model), tmp_path / "out"]
+
+    def stop(*given: object) -> None:
+        keys.append(given[6])
+        raise KeyboardInterrupt
+
+    patch = pytest.MonkeyPatch()
+    with patch.context() as context:
+        context.setattr(conversion, "quantize", stop)
+        for method, file in (("gptq", text), ("gptq", text), ("p-gptq", text)):
+            settings = conversion.QuantizeOptions(method=method, group=32)
+            with pytest.raises(KeyboardInterrupt):
+                conversion.convert(
+                    args[0],
+                    args[1],
+                    settings,
+                    "gptq",
+                    conversion.Calibration(files=(file,), samples=2, length=64),
+                    lambda *_: __import__("contextlib").nullcontext(),
+                )
+    assert keys[0] == keys[1] != keys[2]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--weights", "int3"], "int3"),
+        (["--method", "gpt"], "gptq"),
+        (["--group", "128"], "do not fit"),
+        (["--to", "ggml"], "gptq"),
+        (["--head", "int8-g32", "--to", "gptq"], "lm_head"),
+        (["--weights", "ternary", "--group", "64"], "ternary"),
+        (["--override", "nothing=float"], "no matrix"),
+        (["--override", "down_proj"], "PATTERN=FORMAT"),
+        (["--calibration", "absent.txt"], "absent.txt"),
+        (["--method", "rtn", "--calibration", "README.md"], "leave --calibration out"),
+        (["--calibration", "README.md", "--test", "README.md"], "another text"),
+        (["--samples", "0"], "--samples"),
+        (["--json", "absent/report.json"], "absent"),
+    ],
+)
+def test_wrong_settings_are_named_before_any_work(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], said: str
+) -> None:
+    assert run(["convert", str(model), str(tmp_path / "out"), *QUICK, *more]) == 2
+    error = capsys.readouterr().err
+    assert said in error and "Traceback" not in error
+    assert not (tmp_path / "out").exists() and not (tmp_path / "out.part").exists()
+
+
+def test_a_folder_with_weights_is_not_written_over(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["convert", str(model), str(model), *QUICK]) == 2
+    assert "holds weights already" in capsys.readouterr().err
+
+
+def test_fidelity_of_a_model_with_itself_is_perfect(model: Path) -> None:
+    texts = np.random.default_rng(1).integers(3, 300, (3, 50)).tolist()
+    with LLM(str(model), max_batch=1) as one, LLM(str(model), max_batch=1) as two:
+        same = fidelity.compare(one, two, texts)
+        assert (same.nll_change, same.kl_mean, same.flips) == (0, 0, 0) and same.positions == 147
+        losses = np.concatenate([one.nll(ids) for ids in texts])
+        assert same.nll == pytest.approx(float(losses.mean()), rel=1e-5)
+
+
+def test_windows_are_spread() -> None:
+    assert fidelity.windows(range(100), 10, 3) == [list(range(i, i + 10)) for i in (0, 40, 90)]
+    assert fidelity.windows(range(9), 10, 3) == []

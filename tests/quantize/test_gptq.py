@@ -1,0 +1,118 @@
+"""GPTQ against its own definition, written without blocks or factors; statistics; scales."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from minicpm4.errors import CheckpointError
+from minicpm4.formats.packing import pack_from_float, unpack
+from minicpm4.formats.quant import QuantSpec
+from minicpm4.quantize.gptq import Hessian, gptq, output_error
+from minicpm4.quantize.grid import search_scales
+
+INT4 = QuantSpec(kind="int4", group_size=32)
+
+
+def rows(n: int, width: int, seed: int) -> np.ndarray:
+    """Correlated, of very different sizes."""
+    rng = np.random.default_rng(seed)
+    mixed = rng.standard_normal((width, width)) * np.exp(rng.standard_normal(width))
+    return (rng.standard_normal((n, width)) @ mixed / np.sqrt(width)).astype(np.float32)
+
+
+def seen(x: np.ndarray, skip: int = 0) -> Hessian:
+    hessian = Hessian(x.shape[1], skip)
+    hessian.add(x)
+    return hessian
+
+
+def by_definition(weights: np.ndarray, h: np.ndarray, spec: QuantSpec, damping: float) -> np.ndarray:
+    """Optimal brain quantisation in column order: after each column the best change of all later ones, by the
+    inverse of what is left of the Hessian."""
+    w = weights.astype(np.float64).copy()
+    h = h + damping * np.diag(h).mean() * np.eye(len(h))
+    importance = (np.diag(h) / np.diag(h).mean()).astype(np.float32)
+    out = np.empty_like(w)
+    for i in range(w.shape[1]):
+        if i % spec.group_size == 0:
+            part = slice(i, i + spec.group_size)
+            scales = search_scales(w[:, None, part].astype(np.float32), importance[None, part], spec.row)[
+                :, 0
+            ]
+        out[:, i] = np.clip(np.round(w[:, i] / scales), -8, 7) * scales
+        inverse = np.linalg.inv(h[i:, i:])
+        w[:, i:] -= np.outer((w[:, i] - out[:, i]) / inverse[0, 0], inverse[0])
+    return out
+
+
+def test_blocks_and_factors_change_nothing() -> None:
+    x, weights = rows(400, 96, 1), rows(24, 96, 2)
+    hessian = seen(x)
+    found = unpack(gptq(weights, hessian, INT4))
+    wanted = by_definition(weights, hessian.sum, INT4, 0.01)
+    # A weight halfway between two codes may fall either way, and moves those after it.
+    assert (np.abs(found - wanted) < 1e-5).mean() > 0.9
+    assert output_error(weights, found, hessian) == pytest.approx(
+        output_error(weights, wanted.astype(np.float32), hessian), rel=0.05
+    )
+
+
+@pytest.mark.parametrize("kind", ["int4", "int8", "ternary"])
+@pytest.mark.parametrize("group", [32, 64, 192])
+@pytest.mark.parametrize("act_order", [False, True])
+def test_outputs_are_closer_than_rounded_to_nearest(kind: str, group: int, act_order: bool) -> None:
+    spec = QuantSpec(kind=kind, group_size=group)
+    x, weights = rows(600, 192, 3), np.random.default_rng(4).standard_normal((40, 192)).astype(np.float32)
+    hessian = seen(x)
+    packed = gptq(weights, hessian, spec, act_order=act_order)
+    nearest = output_error(weights, unpack(pack_from_float(weights, spec)), hessian)
+    error = output_error(weights, unpack(packed), hessian)
+    assert error < 0.75 * nearest
+    direct = ((x @ (unpack(packed) - weights).T) ** 2).sum() / ((x @ weights.T) ** 2).sum()
+    assert error == pytest.approx(direct, rel=1e-3)
+
+
+def test_the_first_positions_are_left_out() -> None:
+    x = rows(50, 64, 5)
+    x[:4] *= 1000
+    np.testing.assert_allclose(seen(x, 4).sum, x[4:].T.astype(np.float64) @ x[4:], rtol=1e-4, atol=1e-3)
+    assert seen(x, 4).rows == 46 and seen(x, 4).mean_size.max() < 1e-2 * seen(x).mean_size.max()
+    assert seen(x[:3], 4).rows == 0
+
+
+def test_columns_that_nothing_reaches_are_rounded_to_nearest() -> None:
+    x, weights = rows(300, 64, 6), rows(8, 64, 7)
+    x[:, 10], x[:, 40] = 0, 0
+    found = gptq(weights, seen(x), INT4)
+    scales = found.scales.astype(np.float32)
+    for column in (10, 40):
+        steps = weights[:, column] / scales[:, column // 32]
+        got = unpack(found)[:, column] / scales[:, column // 32]
+        np.testing.assert_array_equal(np.round(got), np.clip(np.round(steps), -8, 7))
+
+
+def test_fewer_rows_than_columns() -> None:
+    weights = rows(8, 128, 8)
+    found = gptq(weights, seen(rows(20, 128, 9)), INT4)
+    assert np.isfinite(unpack(found)).all()
+
+
+def test_what_is_no_hessian_is_refused() -> None:
+    hessian = seen(rows(30, 32, 10))
+    hessian.sum[3, 4] = np.nan
+    with pytest.raises(CheckpointError, match="inverted"):
+        gptq(rows(4, 32, 11), hessian, INT4)
+
+
+def test_scales_weigh_columns() -> None:
+    groups = np.random.default_rng(12).standard_normal((6, 3, 32)).astype(np.float32)
+    importance = np.ones((3, 32), np.float32)
+    importance[:, :4] = 1000
+    errors = []
+    for weight in (None, importance):
+        scales = search_scales(groups, weight, INT4.row)
+        numbers = np.clip(np.round(groups / scales[..., None]), -8, 7)
+        errors.append((((numbers * scales[..., None] - groups) ** 2) * importance).sum())
+    assert errors[1] < 0.7 * errors[0]
+    assert (search_scales(groups * 0, None, INT4.row) == 0).all()

@@ -1,0 +1,210 @@
+"""Whole models: what is folded in changes nothing, rounding is as its report says, a killed run goes on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from minicpm4 import LLM
+from minicpm4.errors import ConfigError
+from minicpm4.formats.packing import unpack
+from minicpm4.kernels.registry import host_table
+from minicpm4.model.source import OpenModel, open_model
+from minicpm4.quantize import pipeline
+from minicpm4.quantize.export import check_again, write_model
+from minicpm4.quantize.options import QuantizeOptions, parse_format
+from minicpm4.quantize.pipeline import Rounded, quantize
+from minicpm4.quantize.rotate import orthogonal
+from tests.fixtures.random_checkpoint import make_checkpoint
+
+IDS = [5, 9, 40, 41, 200, 7, 7, 90]
+MODELS: dict[str, dict[str, Any]] = {
+    "minicpm-tied": {"tie": True},
+    "minicpm": {},
+    "llama": {"model_type": "llama"},
+    "qwen2-biases": {"model_type": "qwen2"},
+    "qwen3-norms": {"model_type": "qwen3"},
+    "llama-all-biases": {"model_type": "llama", "extra_config": {"attention_bias": True, "mlp_bias": True}},
+}
+
+
+def texts(count: int = 6, length: int = 60) -> list[list[int]]:
+    return np.random.default_rng(3).integers(3, 320, (count, length)).tolist()
+
+
+def rounded(found: OpenModel, folder: Path, **options: Any) -> Rounded:
+    settings = QuantizeOptions(**{"group": 32, **options})
+    return quantize(
+        found.checkpoint, found.config, settings, texts(), host_table(), folder, {"for": "a test"}
+    )
+
+
+def logits(folder: Path) -> np.ndarray:
+    with LLM(str(folder), kv="float32", backend="ref") as llm:
+        return llm.logits(IDS)
+
+
+@pytest.fixture(params=MODELS)
+def model(request: pytest.FixtureRequest, tmp_path: Path) -> OpenModel:
+    shape = {"head_dim": 16, "seed": 1, **MODELS[request.param]}
+    return open_model(make_checkpoint(tmp_path / "model", **shape))
+
+
+def test_what_is_folded_in_changes_nothing(
+    model: OpenModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rotation and smoothing, with every matrix left a float."""
+    monkeypatch.setattr(QuantizeOptions, "specs", lambda self, config: _Floats())
+    monkeypatch.setattr(pipeline, "smooth", _smooth_by_half)
+    made = rounded(model, tmp_path / "work", method="awq", rotate=True)
+    written = write_model(made, tmp_path / "out", "hf", None)
+    assert written.bits > 16
+    wanted = logits(model.path)
+    # The embeddings, and a head, are rounded to bf16 when they are turned.
+    np.testing.assert_allclose(logits(tmp_path / "out"), wanted, atol=2e-2 * np.abs(wanted).max())
+
+
+class _Floats(dict):
+    def __missing__(self, name: str) -> None:
+        return None
+
+
+def _smooth_by_half(layer: Any, stages: Any, hessians: Any, specs: Any) -> list[float]:
+    """As if 0.5 were best in every stage, which rounding nothing cannot tell."""
+    from minicpm4.quantize import smooth as module
+
+    for names, hessian in zip(stages, hessians, strict=True):
+        share = module._shared(layer.config, names)
+        size = np.maximum(module._alike(hessian.mean_size, share, layer.config.head_dim), 1e-8)
+        module._fold(layer, names, module._factors(size, 0.5), share)
+    return []
+
+
+@pytest.mark.parametrize("method", ["rtn", "awq", "gptq", "p-gptq", "s-gptq", "s-p-gptq"])
+def test_every_method_gives_a_model_near_the_first(model: OpenModel, tmp_path: Path, method: str) -> None:
+    made = rounded(model, tmp_path / "work", method=method, weights="int8")
+    write_model(made, tmp_path / "out", "compressed-tensors", None)
+    check_again(made, tmp_path / "out")
+    wanted = logits(model.path)
+    assert np.abs(logits(tmp_path / "out") - wanted).max() < 0.1 * np.abs(wanted).max()
+    assert len(made.rows) == 14 and {row.format for row in made.rows} == {"int8-g32"}
+    assert {row.how for row in made.rows} == {method}
+    if method != "rtn":
+        assert all(0 < row.error < 1e-3 for row in made.rows)
+
+
+def test_gptq_is_nearer_than_rounding_to_nearest(model: OpenModel, tmp_path: Path) -> None:
+    wanted, errors = logits(model.path), {}
+    for method in ("rtn", "gptq"):
+        made = rounded(model, tmp_path / method, method=method)
+        write_model(made, tmp_path / f"{method}-out", "gptq", None)
+        # On the calibration texts, whose statistics it knows.
+        ids = texts()[0]
+        with (
+            LLM(str(tmp_path / f"{method}-out"), kv="float32") as llm,
+            LLM(str(model.path), kv="float32") as old,
+        ):
+            errors[method] = float(((llm.logits(ids) - old.logits(ids)) ** 2).mean())
+    assert errors["gptq"] < errors["rtn"], errors
+    assert wanted.size
+
+
+@pytest.mark.parametrize("layout", ["gptq", "compressed-tensors", "hf"])
+def test_layouts_hold_the_same_model(tmp_path: Path, layout: str) -> None:
+    model = open_model(make_checkpoint(tmp_path / "model", seed=2))
+    made = rounded(model, tmp_path / "work")
+    write_model(made, tmp_path / "out", layout, None)
+    check_again(made, tmp_path / "out")
+    own = {name: unpack(t) for index in range(2) for name, t in made.layer(index).items()}
+    found = open_model(tmp_path / "out").checkpoint
+    for name, values in own.items():
+        if len(found.tensors[name].shape) == 2:
+            np.testing.assert_array_equal(unpack(found.load(name)), values, err_msg=name)
+
+
+def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = open_model(make_checkpoint(tmp_path / "model", seed=4, num_hidden_layers=3))
+    whole = rounded(model, tmp_path / "whole")
+    calls, round_layer = [], pipeline._round
+
+    def once(layer: Any, index: int, *rest: Any) -> Any:
+        if index == 2:
+            raise KeyboardInterrupt
+        return round_layer(layer, index, *rest)
+
+    monkeypatch.setattr(pipeline, "_round", once)
+    with pytest.raises(KeyboardInterrupt):
+        rounded(model, tmp_path / "part")
+
+    def counted(layer: Any, index: int, *rest: Any) -> Any:
+        calls.append(index)
+        return round_layer(layer, index, *rest)
+
+    monkeypatch.setattr(pipeline, "_round", counted)
+    made = rounded(model, tmp_path / "part")
+    assert calls == [2] and len(made.rows) == 21
+    for index in range(3):
+        old, new = whole.layer(index), made.layer(index)
+        assert old.keys() == new.keys()
+        for name in old:
+            np.testing.assert_array_equal(unpack(old[name]), unpack(new[name]), err_msg=name)
+    # Of other settings nothing is taken, nor what is damaged.
+    rounded(model, tmp_path / "part", skip_first=9)
+    assert calls == [2]  # the key, which callers make of the settings, was the same here
+    file = tmp_path / "part" / "layer-00001.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-100] ^= 4
+    file.write_bytes(data)
+    rounded(model, tmp_path / "part")
+    assert calls == [2, 1]
+
+
+def test_too_few_rows_are_rounded_to_nearest_and_named(tmp_path: Path) -> None:
+    model = open_model(make_checkpoint(tmp_path / "model", seed=5))
+    settings = QuantizeOptions(group=32, method="gptq")
+    few = [text[:20] for text in texts(2)]
+    made = quantize(model.checkpoint, model.config, settings, few, host_table(), tmp_path / "work", {})
+    assert {row.how for row in made.rows} == {"too few rows: rtn"}
+
+
+@pytest.mark.parametrize("size", [16, 48, 96, 576])
+def test_rotations_are_orthogonal(size: int) -> None:
+    turned = orthogonal(size, 7)
+    np.testing.assert_allclose(turned @ turned.T, np.eye(size), atol=1e-12)
+    np.testing.assert_array_equal(turned, orthogonal(size, 7))
+    assert np.abs(turned).max() < 0.9  # spreads, and does not only exchange
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"weights": "int5"}, "int5"),
+        ({"weights": "bf16"}, "bf16"),
+        ({"method": "gptqq"}, "gptq"),
+        ({"group": 48}, "group_size"),
+        ({"overrides": {"(": "float"}}, "regular expression"),
+        ({"overrides": {"x": "int4"}}, "int4"),
+        ({"skip_first": -1}, "skip_first"),
+        ({"damping": 0.0}, "damping"),
+    ],
+)
+def test_settings_are_checked(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        QuantizeOptions(**settings)
+
+
+def test_formats_by_pattern(tmp_path: Path) -> None:
+    config = open_model(make_checkpoint(tmp_path / "model")).config
+    options = QuantizeOptions(group=32, overrides={"down_proj": "int8-g64", r"layers\.1\..*_proj": "float"})
+    specs = options.specs(config)
+    assert str(specs["model.layers.0.mlp.down_proj.weight"]) == "int8-g64"
+    assert specs["model.layers.1.mlp.down_proj.weight"] is None and specs["lm_head.weight"] is None
+    with pytest.raises(ConfigError, match="no matrix"):
+        replace(options, overrides={"nothing": "float"}).specs(config)
+    with pytest.raises(ConfigError, match="do not fit"):
+        replace(options, group=128, overrides={}).specs(config)
+    assert parse_format("float") is None
