@@ -41,6 +41,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     },
     "tuple": {"type": "array", "prefixItems": [TEXT, COUNT], "items": False, "minItems": 2},
     "array of tables": {"type": "array", "items": POINT, "minItems": 1, "maxItems": 4},
+    "names are strings": {"type": "object", "propertyNames": {"type": "string"}, "maxProperties": 2},
     "not unique": {"type": "array", "items": COUNT, "maxItems": 3, "uniqueItems": False},
     "ref": {"$defs": {"point": POINT}, **table(a={"$ref": "#/$defs/point"}, b={"$ref": "#/$defs/point"})},
     "old ref": {

@@ -139,12 +139,14 @@ def _character(found: re.Match[str]) -> str:
 
 
 def plain_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """A schema without what llguidance refuses and what says nothing: uniqueItems: false, which programs
-    write. Addresses end where mail ends them."""
+    """A schema without what llguidance refuses and what says nothing, but programs write: uniqueItems: false,
+    and that names are strings. Addresses end where mail ends them."""
     copy = json.loads(json.dumps(schema))
     for _, one in _schemas(copy, "#"):
         if one.get("uniqueItems") is False:
             del one["uniqueItems"]
+        if one.get("propertyNames") in ({}, {"type": "string"}):
+            del one["propertyNames"]
         longest = LONGEST.get(str(one.get("format")))
         if longest is not None and one.get("type") == "string":
             one.setdefault("maxLength", longest)
