@@ -24,8 +24,9 @@ FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Running]:
-    with small("--replicas", "2", "--threads", "1") as running:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    kept = str(tmp_path_factory.mktemp("kept"))
+    with small("--replicas", "2", "--threads", "1", "--cache-dir", kept) as running:
         yield running
 
 
@@ -73,6 +74,16 @@ def test_parallel_chats_are_answered_by_two_processes(server: Running) -> None:
     assert len(set(answers)) == 1 and "Paris" in answers[0]
     figures = [server.metric("minicpm4_generated_tokens_total") for _ in range(4)]
     assert all(figures) and sum(figures[:2]) == sum(figures[2:])  # requests go round, these too
+
+
+def test_what_one_has_read_the_other_finds(server: Running) -> None:
+    text = [{"role": "user", "content": "The river runs to the sea. " * 30 + "Where does it run?"}]
+    cached = []
+    for _ in range(4):
+        told = server.http.post(CHAT, json={"messages": text, "max_tokens": 1}).json()
+        cached.append(told["usage"]["prompt_tokens_details"]["cached_tokens"])
+        time.sleep(0.5)  # for its pages to be written
+    assert cached[0] == 0 and all(one >= 128 for one in cached[1:])
 
 
 def test_pieces_come_one_by_one(server: Running) -> None:
