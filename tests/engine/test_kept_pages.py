@@ -53,7 +53,7 @@ def test_one_that_is_ended_while_its_pages_come() -> None:
     engine.step()
     assert len(stock.filled) == 2
     engine.abort(number)
-    (event,) = engine.events
+    *_, event = engine.events
     assert event.last and not engine.has_work and engine.load.waiting == 0
     engine.scheduler.pages.check([])
 
