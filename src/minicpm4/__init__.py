@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from minicpm4.engine.async_llm import AsyncLLM
+    from minicpm4.engine.calls import Calls
     from minicpm4.engine.llm import LLM
     from minicpm4.engine.outputs import Piece, RequestOutput
     from minicpm4.engine.params import SamplingParams
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
         ModelNotFoundError,
         RequestError,
         TextError,
+        ToolSchemaError,
         UnsupportedError,
     )
 
@@ -28,6 +30,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "LLM": "minicpm4.engine.llm",
     "AsyncLLM": "minicpm4.engine.async_llm",
+    "Calls": "minicpm4.engine.calls",
     "SamplingParams": "minicpm4.engine.params",
     "Piece": "minicpm4.engine.outputs",
     "RequestOutput": "minicpm4.engine.outputs",
@@ -39,12 +42,14 @@ _HOMES = {
     "ModelNotFoundError": "minicpm4.errors",
     "RequestError": "minicpm4.errors",
     "TextError": "minicpm4.errors",
+    "ToolSchemaError": "minicpm4.errors",
     "UnsupportedError": "minicpm4.errors",
 }
 
 __all__ = [
     "LLM",
     "AsyncLLM",
+    "Calls",
     "CheckpointError",
     "ConfigError",
     "EngineError",
@@ -56,6 +61,7 @@ __all__ = [
     "RequestOutput",
     "SamplingParams",
     "TextError",
+    "ToolSchemaError",
     "UnsupportedError",
     "__version__",
 ]

@@ -242,6 +242,19 @@ def test_schemas_that_cannot_be_followed_are_refused_by_name(
     assert repr(refused["function"]["name"]) in str(caught.value)
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_names_and_texts_of_any_script(name: str) -> None:
+    function = tool("天气", "d", ["城市"], 城市={"enum": ["东京", "Zürich"]}, ё={"type": "boolean"})
+    function["function"]["parameters"]["additionalProperties"] = False
+    with llm_of(name, NOISE) as llm:
+        for seed in range(3):
+            calls = Calls(tools=[function], forced=True, several=False)
+            out = llm.generate("x", params(calls, seed=seed))
+            (call,) = llm.parse_reply(out, [function]).calls
+            jsonschema.validate(call.arguments, function["function"]["parameters"])
+            assert call.name == "天气"
+
+
 def test_a_pattern_is_nothing_but_a_pattern() -> None:
     with llm_of("minicpm5", NOISE) as llm:
         for seed in range(8):

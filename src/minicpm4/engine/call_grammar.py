@@ -30,8 +30,12 @@ _BESIDE = {
     *("title", "description", "default", "examples", "example", "$schema", "$id", "$comment", "deprecated"),
     *("strict", "nullable", "readOnly", "writeOnly"),
 }
-_PYTHON_NAME = re.compile(r"[A-Za-z_][\w.-]*", re.ASCII)
-_PLAIN_NAME = re.compile(r"[^\"'<>&=\\\s\x00-\x1f][^\"'<>&=\\\x00-\x1f]*")
+# Names that can be written as they are in each kind of format.
+_NAMES = {
+    "json": re.compile(r"[^\"\\\x00-\x1f]+"),
+    "python": re.compile(r"[^\W\d][\w.-]*"),
+    "xml": re.compile(r"[^\"'<>&=\\\s\x00-\x1f][^\"'<>&=\\\x00-\x1f]*"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +135,7 @@ class _Writer:
         return " /\\n?/ ".join(quoted(one) for one in lines)
 
     def _name(self, name: str) -> str:
-        fits = (_PYTHON_NAME if self._form.kind == "python" else _PLAIN_NAME).fullmatch(name)
-        if fits is None:
+        if _NAMES[self._form.kind].fullmatch(name) is None:
             raise RequestError(
                 f"tools: the name {name!r:.80} cannot be written in this model's format of calls"
             )
@@ -178,8 +181,7 @@ class _Writer:
 
     def _argument(self, key: str, schema: Any, under: Callable[[Any], dict[str, Any]]) -> str:
         form = self._form
-        fits = (_PYTHON_NAME if form.kind == "python" else _PLAIN_NAME).fullmatch(key)
-        if fits is None:
+        if _NAMES[form.kind].fullmatch(key) is None:
             raise RequestError(f"at #/properties: the name {key!r:.80} cannot be written as an argument's")
         if form.argument is not None:
             value = tagged_value(under(schema), form, self)

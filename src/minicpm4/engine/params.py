@@ -226,7 +226,7 @@ class SamplingParams:
         require(
             calls is None or isinstance(calls, Calls),
             f"calls = {shown(calls)} is not Calls",
-            "give minicpm4.engine.calls.Calls(tools)",
+            "give minicpm4.Calls(tools=…)",
         )
         given = [name for name in CONSTRAINTS if getattr(self, name) is not None]
         require(
