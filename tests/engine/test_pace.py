@@ -23,6 +23,7 @@ NOISE: dict[str, Callable[[Random, float], float]] = {
     "even": lambda rng, seconds: seconds * rng.uniform(1, 1.1),
     "normal": lambda rng, seconds: seconds * max(0.7, rng.gauss(1, 0.08)),
     "beside": lambda rng, seconds: seconds + abs(rng.gauss(0, 0.004)),
+    "loud": lambda rng, seconds: seconds * (rng.uniform(1, 1.3) + rng.uniform(0, 2) * (rng.random() < 0.1)),
     "seldom": lambda rng, seconds: seconds * rng.uniform(1, 1.05) + 0.03 * (rng.random() < 0.02),
 }
 # Seconds of a step with prompts, of each of their tokens, of each that these read: alike at any depth, as
@@ -88,11 +89,14 @@ def slowest(steps: list[float]) -> float:
 def test_one_step_in_a_hundred_may_take_twice_as_long(
     costs: tuple[float, float, float], noise: str, newcomers: int
 ) -> None:
-    machine = Machine(costs, noise)
-    alone = slowest(machine.idle())
-    machine.steps.clear()
-    machine.read(4096, newcomers)
-    assert slowest(machine.steps) <= 2.02 * alone
+    alone, beside = [], []
+    for seed in range(6):
+        machine = Machine(costs, noise, rng=Random(seed))
+        alone += machine.idle(500)
+        machine.steps.clear()
+        machine.read(4096, newcomers)
+        beside += machine.steps
+    assert slowest(beside) <= 2.02 * slowest(alone)
 
 
 @pytest.mark.parametrize("noise", NOISE)
@@ -101,14 +105,14 @@ def test_a_long_prompt_is_read_about_as_fast_as_that_allows(
     costs: tuple[float, float, float], noise: str
 ) -> None:
     machine = Machine(costs, noise)
-    machine.idle()
+    noisy = sum(machine.idle()) / 200 / ALONE
     seconds = machine.read(8192)
     start, row, depth = costs
     best, done = 0.0, 0
     while done < 8192:  # every step as long as is aimed at
         done += max(1, round(((MOST - 1) * ALONE - start) / (row + depth * done)))
         best += MOST * ALONE
-    assert seconds <= 1.35 * best
+    assert seconds <= 1.25 * noisy * best
 
 
 @pytest.mark.parametrize("noise", NOISE)

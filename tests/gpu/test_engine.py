@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,22 @@ def test_same_tokens_as_the_truth(tmp_path: Path, kind: str) -> None:
         scored = llm.nll(prompts[1])
     with LLM(path, backend="ref", kv="float32", context=128) as truth:
         np.testing.assert_allclose(scored, truth.nll(prompts[1]), atol=0.05)
+
+
+def test_requests_attend_in_their_own_ways_side_by_side(tmp_path: Path) -> None:
+    """A captured step attends as the engine does; the others run beside it, texts that are scored too."""
+    settings = {**SPARSE, "dense_len": 64}
+    path = make_checkpoint(tmp_path, model_type="minicpm", num_hidden_layers=1, sparse_config=settings)
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(0, 300, 70).tolist() for _ in range(3)]
+    ways = [replace(GREEDY, attention=way) for way in (None, "dense", "sparse")]
+    found = []
+    for backend in ("ref", "gpu"):
+        with LLM(path, backend=backend, kv="float32", context=128, max_batch=4) as llm:
+            outputs = llm.generate(prompts, ways)
+            found.append([out.token_ids for out in outputs])
+            assert [out.metrics.attention for out in outputs] == ["sparse", "dense", "sparse"]
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize(("kind", "weights"), [("minicpm", "auto"), ("qwen3", "int4")])

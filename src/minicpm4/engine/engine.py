@@ -187,7 +187,8 @@ class Engine:
         self._state = State.CHANGING
         self._requests[request.request_id] = request
         for sequence in request.sequences:
-            if self._kept is None or not self._kept.takes(sequence, self.scheduler.pages):
+            pages = self.scheduler.pages
+            if sequence.is_read or self._kept is None or not self._kept.takes(sequence, pages):
                 self.scheduler.add(sequence)
         self._state = State.WHOLE
 

@@ -9,25 +9,23 @@ from __future__ import annotations
 from collections.abc import Iterable
 from math import sqrt
 
-MOST = (
-    1.6  # times as long as decoding alone, of the slowest step in a hundred. Promised is 2, between tokens:
-)
-# the rest is for what a step cannot foresee, for neighbours and for the server's own work between two steps
-UTMOST = 1.9  # where that is less than LEAST tokens of prompts
+# Times as long as decoding alone, of the slowest step in a hundred. Promised is 2, between two tokens:
+# the rest is for what a step cannot foresee, for neighbours and for the server's own work between two steps.
+MOST = 1.6
+UTMOST = 1.75  # where that is less than LEAST tokens of prompts
 LEAST = 4  # beside decoding, as far as UTMOST allows; one, whatever it takes: prompts end
 PROBE_EVERY = 16  # steps with prompts, after which one without tells anew what decoding takes alone
 SLOWEST = 2.33  # deviations above the mean: one step in a hundred
 OLDEST = 3  # the prompt that came first has a third of the time for itself, more where nobody else wants it
 
 _ALONE, _SPREAD = 0.1, 0.02  # weights of the newest measurement of decoding alone, for its mean and deviation
-_HELD_UP = 2  # times the mean: what took longer was held up by something, and is taken for so long
+_HELD_UP = 2  # times what was expected: what took longer was held up by something, and is taken for so long
 _MORE = 1.25  # times what is known of about as many sequences: taken for true of a first measurement
 _FORGET = 0.95  # what earlier steps with prompts weigh after each
 _FIRST = 8  # steps with prompts that are taken as they are: nothing says yet what is usual
 _JUMP = 2  # times as many tokens as in the step before, at most
-_DEPTH = (
-    4096.0  # tokens to read that cost as much as the rest of a token's work, before anything was measured
-)
+# Tokens to read that cost as much as the rest of a token's work, before anything was measured.
+_DEPTH = 4096.0
 
 
 class Pace:
@@ -48,7 +46,9 @@ class Pace:
         if alone is None or alone.since >= PROBE_EVERY:
             return Room(0)
         slow = alone.mean + SLOWEST * alone.deviation
-        taken = alone.mean + SLOWEST * max(self._cost.deviation, alone.deviation)
+        # Steps with prompts vary as much more as they are longer; what is beyond that is not of their making.
+        varies = min(max(self._cost.deviation, alone.deviation), MOST * alone.deviation)
+        taken = alone.mean + SLOWEST * varies
         most = min(rows, int(_JUMP * self._rows))
         return Room(most, MOST * slow - taken, (UTMOST - 1) * slow, self._cost)
 
@@ -71,7 +71,7 @@ class Pace:
         elif alone is not None:
             alone.since += 1
             self._rows = max(rows, LEAST, _FORGET * self._rows)
-            self._cost.note(rows, depths, seconds - alone.mean)
+            self._cost.note(rows, depths, seconds, alone.mean)
 
 
 class _Alone:
@@ -119,12 +119,15 @@ class _Cost:
         # each x n + depth x n² / 2 = seconds, solved so that depth = 0 is no special case
         return int(2 * seconds / (each + sqrt(each * each + 2 * self.depth * seconds)))
 
-    def note(self, rows: int, depths: float, seconds: float) -> None:
+    def note(self, rows: int, depths: float, seconds: float, alone: float) -> None:
+        """A step with so many tokens, which read ``depths``, took ``seconds``, and ``alone`` without them."""
         expected = rows * self.row + depths * self.depth
         self._steps += 1
         if self._steps > _FIRST:
             # A step that something else held up says little of prompts, and should not be the end of them.
-            seconds = min(seconds, _HELD_UP * expected + SLOWEST * self.deviation)
+            seconds = min(seconds, _HELD_UP * (alone + expected))
+        seconds -= alone
+        if self._steps > _FIRST:
             self._square += (1 - _FORGET) * ((seconds - expected) ** 2 - self._square)
         rr, rd, dd, rs, ds = (_FORGET * one for one in self._sums)
         rr, rd, dd = rr + rows * rows, rd + rows * depths, dd + depths * depths
