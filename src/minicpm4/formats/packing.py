@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from minicpm4.errors import CheckpointError, ConfigError
 from minicpm4.formats.kinds import KINDS, WeightKind, grouped_kinds, kind_of
 from minicpm4.formats.quant import PackedTensor, QuantSpec
-from minicpm4.formats.rounding import F16_MAX
+from minicpm4.formats.rounding import F16_MAX, in_half
 
 __all__ = [
     "as_codes",
@@ -243,9 +243,7 @@ def pack_ternary_exact(tensor: PackedTensor, spec: QuantSpec) -> PackedTensor:
         values = unpack_rows(tensor, part)
         scales[part] = np.abs(values).reshape(values.shape[0], -1, group).max(axis=2)
         codes[part] = row.pack(row.codes_of(np.sign(values)))
-    with np.errstate(over="ignore"):
-        small = scales.astype(np.float16)
-    exact = bool((small.astype(np.float32) == scales).all())
+    small, exact = in_half(scales)
     return PackedTensor(
         spec=spec, shape=tensor.shape, codes=codes, scales=small if exact else scales, offsets=None
     )

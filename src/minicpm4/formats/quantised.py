@@ -27,6 +27,7 @@ from minicpm4.errors import CheckpointError, ConfigError
 from minicpm4.formats.bf16 import bf16_to_f32
 from minicpm4.formats.kinds import KINDS
 from minicpm4.formats.quant import PackedTensor, QuantSpec
+from minicpm4.formats.rounding import in_half
 from minicpm4.formats.words import AWQ_ORDER, unpack_words
 
 __all__ = ["Layout", "QuantisedMatrix", "layout_of"]
@@ -43,7 +44,8 @@ class Layout:
     """How one method lays a matrix out. ``packed`` is the last name of the tensor of its codes, ``others``
     are those that may stand beside it; ``bits`` of a code (0: each matrix its own, which its shape tells),
     ``group`` the group size (0: a row is one, or, of compressed-tensors, the shape of the scales tells).
-    ``zero_first`` is what stored zeros lack."""
+    ``zero_first`` is what stored zeros lack. ``needed``: those of ``others`` that must be there, as the
+    configuration says that they count."""
 
     method: str
     bits: int
@@ -51,6 +53,7 @@ class Layout:
     others: frozenset[str]
     group: int = 0
     zero_first: int = 0
+    needed: frozenset[str] = frozenset()
 
     def matrix(self, name: str, parts: Parts) -> QuantisedMatrix:
         """The matrix ``name`` of ``parts``. Raises CheckpointError where they do not fit together."""
@@ -67,18 +70,23 @@ def layout_of(config: Mapping[str, Any]) -> Layout:
 
 
 def _gptq(config: Mapping[str, Any]) -> Layout:
+    version = _version(config, "gptq", "checkpoint_format", "format")
+    if version not in ("gptq", "gptq_v2") or config.get("is_marlin_format"):
+        version = version if version not in ("gptq", "gptq_v2") else "marlin"
+        raise CheckpointError(f"GPTQ weights in format {version:.40} cannot be read", _REMEDY)
     return Layout(
         method="gptq",
         bits=_bits(config.get("bits")),
         group=_group(config.get("group_size")),
         packed="qweight",
         others=frozenset(("qzeros", "scales", "g_idx")),
-        zero_first=1 if config.get("checkpoint_format", "gptq") == "gptq" else 0,
+        zero_first=1 if version == "gptq" else 0,
+        needed=frozenset(("g_idx",) if config.get("desc_act") else ()),
     )
 
 
 def _awq(config: Mapping[str, Any]) -> Layout:
-    version = str(config.get("version", "gemm")).lower()
+    version = _version(config, "gemm", "version", "format")
     if version != "gemm":
         raise CheckpointError(
             f"AWQ weights in version {version:.40} cannot be read", "use one in version gemm"
@@ -100,8 +108,10 @@ def _compressed(config: Mapping[str, Any]) -> Layout:
     if kind != "pack-quantized":
         raise CheckpointError(f"compressed-tensors in format {kind!s:.40} cannot be read yet", _REMEDY)
     groups = config.get("config_groups")
-    schemes = [one for one in groups.values() if isinstance(one, dict)] if isinstance(groups, dict) else []
-    weights = [one["weights"] for one in schemes if isinstance(one.get("weights"), dict)]
+    schemes = list(groups.values()) if isinstance(groups, dict) else []
+    weights = [
+        one["weights"] for one in schemes if isinstance(one, dict) and isinstance(one.get("weights"), dict)
+    ]
     if not schemes or len(weights) != len(schemes):
         raise CheckpointError(
             "compressed-tensors without config_groups that say how weights are held", _REMEDY
@@ -114,11 +124,20 @@ def _compressed(config: Mapping[str, Any]) -> Layout:
     bits = {_bits(one.get("num_bits")) for one in weights}
     if any(one.get("type", "int") != "int" for one in weights):
         raise CheckpointError("compressed-tensors whose weights are no integers cannot be read yet", _REMEDY)
+    if config.get("transform_config"):
+        raise CheckpointError(
+            "compressed-tensors with transform_config (states are turned at run time) cannot be read yet",
+            _REMEDY,
+        )
+    # Of several schemes a matrix does not say which is its own: what counts for all is asked of each.
+    needed = {"weight_zero_point": all(one.get("symmetric") is False for one in weights)}
+    needed["weight_g_idx"] = all(one.get("actorder") in (True, "group") for one in weights)
     return Layout(
         method="compressed-tensors",
         bits=bits.pop() if len(bits) == 1 else 0,
         packed="weight_packed",
         others=frozenset(("weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx")),
+        needed=frozenset(last for last, one in needed.items() if one),
     )
 
 
@@ -127,6 +146,11 @@ _READERS: dict[str, Callable[[Mapping[str, Any]], Layout]] = {
     "awq": _awq,
     "compressed-tensors": _compressed,
 }
+
+
+def _version(config: Mapping[str, Any], usual: str, *names: str) -> str:
+    """The first of the fields ``names`` that is given, lower case."""
+    return str(next((one for name in names if (one := config.get(name)) is not None), usual)).lower()
 
 
 def _strategy(weights: Mapping[str, Any]) -> None:
@@ -138,9 +162,9 @@ def _strategy(weights: Mapping[str, Any]) -> None:
 
 
 def _bits(found: Any) -> int:
-    if found not in _KINDS:
+    if not isinstance(found, int) or found not in _KINDS:
         raise CheckpointError(f"quantised weights of {found!r:.40} bits cannot be read", "use 4 or 8 bits")
-    return int(found)
+    return found
 
 
 def _group(found: Any) -> int:
@@ -192,8 +216,7 @@ class QuantisedMatrix:
             # Numbers of int8 are its codes: 128 less, as offsets must then be more.
             codes, zeros = (codes.astype(np.int16) - zero).astype(np.int8), zeros - zero
         offsets = None if plain else (-zeros.astype(np.float32) * scales)
-        small = scales.astype(np.float16)
-        exact = bool((small.astype(np.float32) == scales).all())
+        small, exact = in_half(scales)
         return PackedTensor(
             spec=self.spec,
             shape=self.shape,
@@ -236,7 +259,8 @@ class QuantisedMatrix:
             for bits in (self.bits,) if self.bits else _KINDS:
                 if -(-int(shape[1]) * bits // 32) == words:
                     return bits, int(shape[1])
-        raise CheckpointError(f"{self.name}: weight_shape {shape.tolist()} does not fit its weight_packed")
+        said = shape[:4].tolist()
+        raise CheckpointError(f"{self.name}: weight_shape {said} does not fit its weight_packed")
 
     def _check(self) -> None:
         """Raise CheckpointError unless scales and zeros have the shapes that codes ask for."""
@@ -252,6 +276,11 @@ class QuantisedMatrix:
             part = self._part(last, 2, _FLOATS if "scale" in last else ("I32",))
             if part.shape != shape:
                 raise CheckpointError(f"{self.name}: {last} has shape {part.shape}, expected {shape}")
+        for last in sorted(self.layout.needed):
+            if last not in self._parts and (last != "g_idx" or groups > 1):
+                raise CheckpointError(
+                    f"{self.name} has no {last}, which its quantization_config asks for", "download it anew"
+                )
         for last in ("g_idx", "weight_g_idx"):
             if last in self._parts and self._part(last, 1, ("I32", "I64")).shape != (columns,):
                 raise CheckpointError(f"{self.name}: {last} has shape {self._parts[last].shape}")
@@ -275,8 +304,9 @@ class QuantisedMatrix:
         part = self._parts["weight_scale" if ours else "scales"]
         found = part.view()
         values = bf16_to_f32(found) if part.entry.dtype == "BF16" else found.astype(np.float32)
-        if not np.isfinite(values).all():
-            raise CheckpointError(f"{self.name}: a scale is not finite")
+        # Times the largest code they are weights, which float32 must hold.
+        if not (np.abs(values) < np.finfo(np.float32).max / (1 << self.bits)).all():
+            raise CheckpointError(f"{self.name}: a scale is not finite, or too large")
         return values if ours else values.T
 
     def _zeros(self) -> NDArray[np.int32]:

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 __all__ = [
     "F16_MAX",
     "INT4_TRIES",
     "Rounding",
     "group_sum",
+    "in_half",
     "int4",
     "int8",
     "storable",
@@ -107,6 +111,13 @@ def storable(xp: Any, scales: Any) -> Any:
     low = xp.abs(xp.asarray(stored, dtype=xp.float32)) < xp.abs(scales) * 0.999
     away = (stored.view(xp.int16) + xp.asarray(low, dtype=xp.int16)).view(xp.float16)
     return xp.where(xp.abs(scales) > F16_MAX, scales, xp.asarray(away, dtype=xp.float32))
+
+
+def in_half(scales: NDArray[np.float32]) -> tuple[NDArray[np.float16], bool]:
+    """NumPy's ``scales`` in float16, and whether that holds them all."""
+    with np.errstate(over="ignore"):
+        small = scales.astype(np.float16)
+    return small, bool((small.astype(np.float32) == scales).all())
 
 
 def whole_numbers(xp: Any, groups: Any, scales: Any, least: int, most: int) -> Any:

@@ -131,6 +131,8 @@ class SafetensorsCheckpoint:
         found = {}
         for packed in [name for name in self._stored if name.endswith(f".{layout.packed}")]:
             stem = packed.removesuffix(layout.packed)
+            if f"{stem}weight" in self._stored:
+                raise CheckpointError(f"{self.path} holds {stem}weight twice: quantised, and as it was")
             lasts = [layout.packed, *(last for last in sorted(layout.others) if stem + last in self._stored)]
             parts = {last: self._stored.pop(stem + last) for last in lasts}
             try:

@@ -59,8 +59,7 @@ def search_scales(groups: Floats, importance: Floats | None, kind: WeightKind) -
 def pack(numbers: Floats, scales: Floats, spec: QuantSpec) -> PackedTensor:
     """``numbers`` (out, in), whole, and ``scales`` (out, groups) as a matrix: scale * number, exactly."""
     row = spec.row
-    small = scales.astype(np.float16)
-    exact = bool((small.astype(np.float32) == scales).all())
+    small, exact = rounding.in_half(scales)
     codes = np.empty((len(numbers), row.width(numbers.shape[1])), row.codes)
     step = max(1, (1 << 20) // numbers.shape[1])
     for start in range(0, len(numbers), step):
