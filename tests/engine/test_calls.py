@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from typing import Any
 
 import jsonschema
@@ -253,6 +254,18 @@ def test_names_and_texts_of_any_script(name: str) -> None:
             (call,) = llm.parse_reply(out, [function]).calls
             jsonschema.validate(call.arguments, function["function"]["parameters"])
             assert call.name == "天气"
+
+
+def test_hostile_schemas_take_no_time() -> None:
+    refs = [{"$ref": f"#/$defs/d{i}"} for i in range(12)]
+    around = {f"d{i}": {"anyOf": refs} for i in range(12)}
+    circle = tool("circle", "", [], **{f"a{i}": {"anyOf": refs} for i in range(40)})
+    circle["function"]["parameters"]["$defs"] = {**around, "long": {"const": "x" * 50_000}}
+    itself = {"type": "function", "function": {"name": "itself", "parameters": {"$ref": "#"}}}
+    for name in ("minicpm5", "minicpm3"):
+        for one in (circle, itself):
+            with llm_of(name) as llm, suppress(RequestError):
+                llm.generate("x", params(Calls(tools=[one], forced=True), max_tokens=2))
 
 
 def test_a_pattern_is_nothing_but_a_pattern() -> None:

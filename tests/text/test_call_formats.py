@@ -253,3 +253,37 @@ def test_xml_that_is_no_call_stays_text(text: str) -> None:
 def test_another_model_reads_no_xml() -> None:
     text = '<function name="f"><param name="a">1</param></function>'
     assert parse_tool_calls(text, TOOLS, form=form_of("qwen2_5")).content == text
+
+
+@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.parametrize("name", KINDS)
+def test_whatever_comes_nothing_is_raised(name: str, held: bool) -> None:
+    form, rng = form_of(name), random.Random(7)
+    text = written(name, "one")
+    bits = [
+        *text[::7],
+        form.before,
+        form.after,
+        form.middle,
+        "<![CDATA[",
+        "]]>",
+        '"',
+        "\\",
+        "}",
+        "\n",
+        "null",
+    ]
+    for seed in range(300):
+        broken = list(text)
+        for _ in range(rng.choice((1, 2, 9, 60))):
+            at = rng.randrange(len(broken))
+            broken[at : at + rng.choice((0, 1, 5))] = [rng.choice(bits)]
+        made = "".join(broken)
+        parse_tool_calls(made, TOOLS, form=form)
+        for call in (part.call for part in parts_of(made, seed, form=form, held=held)):
+            assert call is None or isinstance(call.arguments, dict)
+
+
+def test_long_white_space_takes_no_time() -> None:
+    text = "<function name=" + " " * 500_000 + '<param name="'
+    assert parse_tool_calls(text, TOOLS, form=form_of("minicpm5")).calls == ()

@@ -24,6 +24,7 @@ from minicpm4.text.xml_calls import resolved, types_of
 
 __all__ = ["Opening", "forced_grammar", "openings", "schemas_under"]
 
+MAX_GRAMMAR_CHARS = 8 << 20
 # What else may stand beside the properties of an object whose arguments are written one by one.
 _BESIDE = {
     *("type", "properties", "required", "additionalProperties", "$defs", "definitions", "$ref"),
@@ -76,6 +77,7 @@ class _Writer:
         self._form, self._calls, self._control = form, calls, control
         self._spelled = alternatives(control)
         self._rules: list[str] = []
+        self._size = 0
         self._added: dict[str, str] = {}  # their names
 
     def grammar(self, before: str, *, several: bool) -> str:
@@ -106,6 +108,12 @@ class _Writer:
     def _text(self, *rules: str) -> str:
         return "\n".join([*rules, *self._rules])
 
+    def _rule(self, text: str) -> None:
+        self._rules.append(text)
+        self._size += len(text)
+        if self._size > MAX_GRAMMAR_CHARS:
+            raise RequestError(f"they make a grammar of over {MAX_GRAMMAR_CHARS:,} characters")
+
     def add(self, body: str, *, terminal: bool = False, suffix: str | None = None) -> str:
         """See Rules."""
         head = "" if suffix is None else f"[suffix={quoted(suffix)}]"
@@ -113,7 +121,7 @@ class _Writer:
         name = self._added.get(key)
         if name is None:
             name = self._added[key] = f"{'T' if terminal else 't'}{len(self._added)}"
-            self._rules.append(name + key)
+            self._rule(name + key)
         return name
 
     def json(self, schema: Mapping[str, Any]) -> str:
@@ -146,7 +154,7 @@ class _Writer:
         self._name(name)
         rule, schema = f"a{number}", self._calls.schema(name)
         if self._form.kind == "json":
-            self._rules.append(f"{rule}: {self.json(schema)}")
+            self._rule(f"{rule}: {self.json(schema)}")
         else:
             self._each(rule, schema, name)
         return rule
@@ -170,14 +178,13 @@ class _Writer:
         comma = '", " ' if self._form.kind == "python" else ""
         for i, (key, value) in enumerate(every.items()):
             one = f"{rule}v{i}"
-            self._rules.append(f"{one}: {self._argument(key, value, under)}")
+            self._rule(f"{one}: {self._argument(key, value, under)}")
             left_out = key not in required
             for kind, mark in (("f", ""), ("x", comma)):
                 rest = f"{mark}{one} {rule}x{i + 1}"
-                self._rules.append(
-                    f"{rule}{kind}{i}: {rest}" + (f" | {rule}{kind}{i + 1}" if left_out else "")
-                )
-        self._rules += [f'{rule}f{len(every)}: ""', f'{rule}x{len(every)}: ""', f"{rule}: {rule}f0"]
+                self._rule(f"{rule}{kind}{i}: {rest}" + (f" | {rule}{kind}{i + 1}" if left_out else ""))
+        for last in (f'{rule}f{len(every)}: ""', f'{rule}x{len(every)}: ""', f"{rule}: {rule}f0"):
+            self._rule(last)
 
     def _argument(self, key: str, schema: Any, under: Callable[[Any], dict[str, Any]]) -> str:
         form = self._form

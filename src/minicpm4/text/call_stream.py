@@ -106,6 +106,8 @@ class CallStream:
             given = json.loads("".join(self._arguments), strict=False)
         except ValueError as error:
             raise _OddError from error
+        if not isinstance(given, dict):
+            raise _OddError
         self._parts.append(CallPart(call=ToolCall(name=name, arguments=given)))
 
     def _named(self, schema: Any) -> Steps:

@@ -21,6 +21,8 @@ __all__ = ["CDATA", "CDATA_END", "argument_types", "read_xml", "resolved", "type
 CDATA, CDATA_END = "<![CDATA[", "]]>"
 MAX_ARGUMENTS = 1024
 _QUOTES = {"&quot;": '"', "&apos;": "'"}
+MAX_PARTS = 256  # of a schema that has choices
+_BLANK, _BLANKS = r"\s{1,64}+", r"\s{0,64}+"  # bounded: a reply may be nothing else
 _DEEP = 16  # references inside references
 _KINDS: tuple[tuple[type, str], ...] = (
     (bool, "boolean"),
@@ -33,12 +35,17 @@ _KINDS: tuple[tuple[type, str], ...] = (
 )
 
 
-def types_of(schema: Any, root: Any = None, depth: int = 0) -> frozenset[str]:
-    """The types of JSON that values of a schema may have; none where it does not say. ``root``: what
-    references in it lead into."""
-    if not isinstance(schema, Mapping) or depth > _DEEP:
+def types_of(schema: Any, root: Any = None) -> frozenset[str]:
+    """The types of JSON that values of a schema may have; none where it does not say, or in over MAX_PARTS
+    parts. ``root``: what references in it lead into."""
+    return _types(schema, schema if root is None else root, [MAX_PARTS])
+
+
+def _types(schema: Any, root: Any, left: list[int]) -> frozenset[str]:
+    """``left``: how many parts may still be looked at; references may lead in circles."""
+    left[0] -= 1
+    if left[0] < 0:
         return frozenset()
-    root = schema if root is None else root
     schema = resolved(schema, root)
     named = schema.get("type")
     if isinstance(named, str):
@@ -51,10 +58,10 @@ def types_of(schema: Any, root: Any = None, depth: int = 0) -> frozenset[str]:
         return frozenset(map(_kind, values))
     for key in ("anyOf", "oneOf"):
         if isinstance(choices := schema.get(key), list):
-            found = [types_of(one, root, depth + 1) for one in choices]
-            return frozenset().union(*found) if all(found) else frozenset()
+            found = [_types(one, root, left) for one in choices[: MAX_PARTS + 1]]
+            return frozenset().union(*found) if all(found) and left[0] >= 0 else frozenset()
     if isinstance(every := schema.get("allOf"), list) and every:
-        return types_of(every[0], root, depth + 1)
+        return _types(every[0], root, left)
     return frozenset()
 
 
@@ -90,7 +97,7 @@ def read_xml(block: str, form: CallFormat, schemas: Mapping[str, Any]) -> list[t
     assert form.argument is not None
     start = form.before.rfind("<")
     call = _tag(form.before[start:], form.middle)
-    end = re.compile(r"\s*" + re.escape(re.findall(r"</[^<>]+>", form.after)[0]))
+    end = re.compile(r"\s*+" + re.escape(re.findall(r"</[^<>]+>", form.after)[0]))
     calls, at = [], 0
     while (found := call.search(block, at)) is not None:
         name, schema = found[1], schemas.get(found[1])
@@ -106,7 +113,7 @@ def read_xml(block: str, form: CallFormat, schemas: Mapping[str, Any]) -> list[t
 
 
 def _arguments(block: str, at: int, tag: Tag, schema: Any) -> tuple[dict[str, Any], int]:
-    opening = re.compile(r"\s*" + _tag(tag.before, tag.middle).pattern)
+    opening = re.compile(r"\s*+" + _tag(tag.before, tag.middle).pattern)
     blank = "\n" if "\n" in tag.middle else ""
     closing = tag.after.strip()
     given: dict[str, Any] = {}
@@ -145,13 +152,16 @@ def argument_types(schema: Any, key: str) -> frozenset[str]:
 
 def _tag(before: str, after: str) -> re.Pattern[str]:
     """An opening tag with a name in it, loosely."""
+    kinds = {"'": "[\"']?", '"': "[\"']?"}
 
     def loose(text: str) -> str:
         parts = re.split(r"(\s+|[\"'])", text.strip())
-        kinds = {"'": "[\"']?", '"': "[\"']?"}
-        return "".join(r"\s+" if part.isspace() else kinds.get(part, re.escape(part)) for part in parts)
+        return "".join(_BLANK if part.isspace() else kinds.get(part, re.escape(part)) for part in parts)
 
-    return re.compile(loose(before) + r"[\"']?\s*([^\"'<>]+?)\s*" + loose(after.partition(">")[0]) + r"\s*>")
+    name = r"([^\s\"'<>][^\"'<>]{0,255}?)"
+    return re.compile(
+        f"{loose(before)}[\"']?{_BLANKS}{name}{_BLANKS}{loose(after.partition('>')[0])}{_BLANKS}>"
+    )
 
 
 def _at(root: Any, pointer: str) -> Any:
