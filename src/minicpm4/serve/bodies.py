@@ -37,9 +37,9 @@ class Shape(BaseModel):
         """Fields of a body that are known and change nothing here, though whoever sends them may think so."""
         return []
 
-    @property
-    def sequences(self) -> int:
-        """How many the engine has to run for it; the gate counts them."""
+    def at_once(self, share: int) -> int:
+        """How many sequences the engine runs for it at a time, where it runs ``share`` prompts of one body at
+        most; the gate counts them."""
         return 1
 
 

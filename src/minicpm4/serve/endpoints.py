@@ -71,7 +71,7 @@ class Route:
             ticket = None
             if self.endpoint.generates:
                 assert service is not None
-                ticket = service.gate.enter(1 if body is None else body.sequences)
+                ticket = service.gate.enter(1 if body is None else body.at_once(service.share))
                 held.callback(ticket.leave)
             answer = await until_gone(receive, self._answer(service, body, ticket, held))
             if isinstance(answer, Events):

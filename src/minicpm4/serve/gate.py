@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from time import monotonic
 
-from minicpm4.serve.errors import ApiError, busy
+from minicpm4.serve.errors import ApiError, busy, invalid
 
 _SMOOTH = 0.2  # of the running mean of how long answers take
 
 
 class Gate:
-    """Counts requests, each as the sequences that it asks for: a prompt or text, times the samples of it.
+    """Counts requests, each as the sequences that run for it at a time: prompts or texts, times samples.
     Refuses what is too much. ``room``: how many the engine runs at a time, ``waiting``: how many more may be
     in hand, ``timeout``: seconds for each request."""
 
@@ -35,19 +35,22 @@ class Gate:
         return sum(ticket.size for ticket in self._tickets)
 
     def enter(self, size: int = 1) -> Ticket:
-        """Let a request for ``size`` sequences in. Raises ApiError: 429 when that is too much, just now or
-        ever, 503 when the server is ending."""
+        """Let a request in of which ``size`` sequences run at a time. Raises ApiError: 429 when that is too much
+        just now, 400 when it always is, 503 when the server is ending."""
         if self.closed:
             raise ending()
         load, most = self.load, self._room + self._waiting
+        if size > most:
+            message = (
+                f"n asks for {size:,} answers at a time, this server has room for {most:,} (--max-batch and "
+                "--max-waiting together)"
+            )
+            raise invalid("n", message, "invalid_value")
         if load + size > most:
             asked = "" if size == 1 else f", and this request asks for {size:,}"
-            remedy = (
-                "ask again later" if size <= most else f"ask for at most {most:,} at once (--max-waiting)"
-            )
             message = (
                 f"{load} prompts are in hand{asked}: this server takes {self._room} at a time and lets "
-                f"{self._waiting} wait. {remedy}"
+                f"{self._waiting} wait. ask again later"
             )
             seconds = min(60.0, self._seconds * max(self._waiting, 1) / self._room)
             raise busy(429, message, seconds, "queue_full")

@@ -57,8 +57,7 @@ class Sampling(Shape):
     attention: Literal["auto", "dense", "sparse"] | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-MAX_BIAS, le=MAX_BIAS)]] | None = None
 
-    @property
-    def sequences(self) -> int:
+    def at_once(self, share: int) -> int:
         """See Shape."""
         return self.n or 1
 

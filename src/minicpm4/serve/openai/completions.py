@@ -65,10 +65,9 @@ class CompletionBody(Sampling):
     suffix: str | None = None
     user: Any = None  # of no consequence here
 
-    @property
-    def sequences(self) -> int:
+    def at_once(self, share: int) -> int:
         """See Shape."""
-        return number_of(self.prompt) * super().sequences
+        return min(number_of(self.prompt), share) * super().at_once(share)
 
 
 @dataclass(frozen=True, slots=True)

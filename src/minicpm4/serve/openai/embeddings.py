@@ -33,10 +33,9 @@ class EmbeddingBody(Shape):
     dimensions: Annotated[int, Field(ge=1), WHOLE] | None = None
     user: Any = None  # of no consequence here
 
-    @property
-    def sequences(self) -> int:
+    def at_once(self, share: int) -> int:
         """See Shape."""
-        return number_of(self.input)
+        return min(number_of(self.input), share)
 
 
 async def embeddings(service: Service, body: EmbeddingBody) -> Reply:
