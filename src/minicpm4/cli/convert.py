@@ -109,7 +109,7 @@ def command(
         method=method,
         group=group,
         head=head,
-        overrides=dict(map(_override, override or ())),
+        overrides=_overrides(override or ()),
         rotate=rotate,
         act_order=act_order,
         skip_first=skip_first,
@@ -117,8 +117,9 @@ def command(
     )
     require(options.calibrated or not calibration, "--method rtn looks at no text", "leave --calibration out")
     texts = Calibration(files=tuple(calibration or ()), samples=samples, length=length)
-    done = convert(source, target, options, to, texts, progress_bar, tuple(ignore_field or ()))
-    found = measure(source, target, test, samples, length, progress_bar) if test is not None else None
+    ignored = tuple(ignore_field or ())
+    done = convert(source, target, options, to, texts, progress_bar, ignored, test)
+    found = measure(source, target, done.tests, progress_bar, ignored) if test is not None else None
     _print(target, done, found)
     if json_file is not None:
         report = {
@@ -135,12 +136,19 @@ def command(
         write_figures(json_file, report)
 
 
-def _override(text: str) -> tuple[str, str]:
-    pattern, equals, kind = text.rpartition("=")
-    require(
-        bool(equals and pattern), f"--override {text!r} is not PATTERN=FORMAT", "such as 'down_proj=int8-g64'"
-    )
-    return pattern, kind
+def _overrides(given: Sequence[str]) -> dict[str, str]:
+    """Formats by pattern; of one that is given twice the last, in its place."""
+    found: dict[str, str] = {}
+    for text in given:
+        pattern, equals, kind = text.rpartition("=")
+        require(
+            bool(equals and pattern),
+            f"--override {text!r} is not PATTERN=FORMAT",
+            "such as 'down_proj=int8-g64'",
+        )
+        found.pop(pattern, None)
+        found[pattern] = kind
+    return found
 
 
 def _print(target: Path, done: Conversion, found: Fidelity | None) -> None:

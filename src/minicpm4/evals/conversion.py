@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from minicpm4 import LLM
 from minicpm4.config import ModelConfig
 from minicpm4.errors import CheckpointError, TextError
 from minicpm4.evals.fidelity import Fidelity, compare, own_texts, windows
-from minicpm4.files import read_text
+from minicpm4.files import read_text, writing_folder
 from minicpm4.formats.names import expected_tensors
 from minicpm4.formats.target import require_free
 from minicpm4.kernels.registry import host_table
@@ -22,8 +22,9 @@ from minicpm4.model.source import OpenModel, open_model
 from minicpm4.progress import Progress
 from minicpm4.quantize.export import Written, check_again, check_layout, write_model
 from minicpm4.quantize.options import QuantizeOptions
-from minicpm4.quantize.pipeline import LayerReport, quantize
+from minicpm4.quantize.pipeline import LayerReport, Rounded, quantize
 from minicpm4.quantize.rotate import Rotation
+from minicpm4.quantize.work import place_for, work_folder
 from minicpm4.text.model_text import ModelText
 
 __all__ = ["Calibration", "Conversion", "convert", "measure", "read_windows"]
@@ -43,13 +44,14 @@ class Calibration:
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """What ``convert`` did: ``written`` (see there), a report of each matrix, and how many texts of how
-    many tokens were looked at."""
+    """What ``convert`` did: ``written`` (see there), a report of each matrix, how many texts of how many
+    tokens were looked at, and the texts to test with."""
 
     written: Written
     rows: list[LayerReport]
     texts: int
     tokens: int
+    tests: list[list[int]] = field(default_factory=list)
 
 
 def convert(
@@ -60,34 +62,67 @@ def convert(
     calibration: Calibration,
     bar: Bar,
     ignore_fields: Sequence[str] = (),
+    test: Path | None = None,
 ) -> Conversion:
-    """Make ``source`` small and write it to the folder ``target``. What was done before a run was ended is in
-    ``target`` with ".part" after its name, and is used by the same command. Raises Minicpm4Error."""
+    """Make ``source`` small and write it to the folder ``target``, which is whole or not there. What was done
+    before a run was ended is in ``target`` with ".part" after its name, and is used by the same command.
+    ``test``: a text to be cut as those of calibration are. Raises Minicpm4Error."""
     opened = open_model(source, ignore_fields)
     require_free(target)
+    part = place_for(target)
     config = Rotation.config(opened.config) if options.rotate else opened.config
     check_layout(layout, options.specs(opened.config), _shapes(config))
     text = _text(opened)
-    texts = (
-        _texts(opened, source, text, options, calibration, bar, ignore_fields) if options.calibrated else []
+    if text is None and (options.calibrated or test is not None):
+        raise CheckpointError(
+            f"{source} has no tokenizer to read or write text with", "use --method rtn, without --test"
+        )
+    tests = [] if text is None or test is None else _windows(text, (test,), calibration)
+    texts: list[list[int]] = []
+    with work_folder(part):
+        if text is not None and options.calibrated:
+            texts = (
+                _windows(text, calibration.files, calibration)
+                if calibration.files
+                else _own(source, options, calibration, bar, ignore_fields)
+            )
+        key = _key(opened, options, texts)
+        with bar("rounding", "layers") as progress:
+            made = quantize(
+                opened.checkpoint, opened.config, options, texts, host_table(), part, key, progress
+            )
+        written = _write(made, target, layout, text, bar)
+        made.remove()
+    return Conversion(
+        written=written, rows=made.rows, texts=len(texts), tokens=sum(map(len, texts)), tests=tests
     )
-    key = _key(opened, options, texts)
-    part = target.with_name(f"{target.name}.part")
-    with bar("rounding", "layers") as progress:
-        made = quantize(opened.checkpoint, opened.config, options, texts, host_table(), part, key, progress)
-    written = write_model(made, target, layout, text)
-    with bar("checking", "layers") as progress:
-        check_again(made, target, progress)
-    made.remove()
-    return Conversion(written=written, rows=made.rows, texts=len(texts), tokens=sum(map(len, texts)))
 
 
-def measure(source: str, target: Path, file: Path, count: int, length: int, bar: Bar) -> Fidelity:
-    """Read ``file`` with both models: activations and products in float32 where the machine has such
-    kernels."""
-    before, after = (LLM(name, context=length + 8, max_batch=1) for name in (source, str(target)))
-    texts = read_windows(before.tokenizer, (file,), count, length)
-    with bar("comparing", "windows") as progress:
+def _write(made: Rounded, target: Path, layout: str, text: ModelText | None, bar: Bar) -> Written:
+    """Write and check a new folder, then give it its name."""
+    try:
+        with writing_folder(target.resolve(), durable=True) as new:
+            written = write_model(made, new, layout, text)
+            with bar("checking", "layers") as progress:
+                check_again(made, new, progress)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write {target}: {error}", "check the place and its free space, then do the same again"
+        ) from error
+    return written
+
+
+def measure(
+    source: str, target: Path, texts: list[list[int]], bar: Bar, ignore_fields: Sequence[str] = ()
+) -> Fidelity:
+    """Read ``texts`` with both models: activations and products in float32 where the machine has such
+    kernels. ``ignore_fields``: of the first."""
+    context = max(map(len, texts)) + 8
+    with (
+        LLM(source, context=context, max_batch=1, ignore_fields=tuple(ignore_fields)) as before,
+        LLM(str(target), context=context, max_batch=1) as after,
+        bar("comparing", "windows") as progress,
+    ):
         return compare(before, after, texts, progress)
 
 
@@ -101,24 +136,24 @@ def read_windows(tokenizer: Any, files: Sequence[Path], count: int, length: int)
     found = [prefix + one for one in windows(ids, length - len(prefix), count)]
     if not found:
         raise CheckpointError(
-            f"the text has {len(ids):,} tokens, one window takes {length:,}", "give more text"
+            f"{', '.join(map(str, files))}: the text has {len(ids):,} tokens, one window takes {length:,}",
+            "give more text, or a smaller --length",
         )
     return found
 
 
-def _texts(
-    opened: OpenModel,
+def _windows(text: ModelText, files: Sequence[Path], calibration: Calibration) -> list[list[int]]:
+    return read_windows(text.tokenizer, files, calibration.samples, calibration.length)
+
+
+def _own(
     source: str,
-    text: ModelText | None,
     options: QuantizeOptions,
     calibration: Calibration,
     bar: Bar,
     ignore_fields: Sequence[str],
 ) -> list[list[int]]:
-    if calibration.files:
-        if text is None:
-            raise CheckpointError(f"{source} has no tokenizer to read text with", "use --method rtn")
-        return read_windows(text.tokenizer, calibration.files, calibration.samples, calibration.length)
+    """Texts that the model writes."""
     llm = LLM(source, context=calibration.length + 8, ignore_fields=tuple(ignore_fields))
     found: list[list[int]] = []
     with bar("writing its own text to calibrate on", "texts") as progress, llm:
@@ -149,4 +184,6 @@ def _key(opened: OpenModel, options: QuantizeOptions, texts: Sequence[Sequence[i
     digest = hashlib.sha256(repr([list(text) for text in texts]).encode()).hexdigest()
     settings = asdict(options) | {"overrides": dict(options.overrides)}
     files = [file_identity(file) for file in opened.checkpoint.files]
-    return {"conversion": 1, "files": files, "options": settings, "texts": digest}
+    # Beside the weights: config.json may have been changed, and the order of overrides counts.
+    said = hashlib.sha256(repr((opened.config, list(options.overrides.items()))).encode()).hexdigest()
+    return {"conversion": 2, "files": files, "config": said, "options": settings, "texts": digest}

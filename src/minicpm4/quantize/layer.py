@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minicpm4.config import ModelConfig
+from minicpm4.errors import CheckpointError
 from minicpm4.formats import Checkpoint
 from minicpm4.formats.names import layer_tensors
 from minicpm4.formats.packing import unpack
@@ -55,11 +56,13 @@ def read_layer(checkpoint: Checkpoint, config: ModelConfig, index: int) -> Layer
 
 
 def read_tensor(checkpoint: Checkpoint, name: str) -> NDArray[np.float32]:
-    """A tensor in float32, an array of its own. Raises CheckpointError."""
+    """A tensor in float32, an array of its own. Raises CheckpointError, also where it is not finite."""
     if len(checkpoint.tensors[name].shape) == 1:
         return np.array(checkpoint.load_vector(name), np.float32)
     found = unpack(checkpoint.load(name))
     checkpoint.release(name)
+    if not np.isfinite(found).all():
+        raise CheckpointError(f"{checkpoint.path}: tensor {name} holds a value that is not finite")
     return found
 
 

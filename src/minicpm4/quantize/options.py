@@ -59,9 +59,10 @@ class QuantizeOptions:
         for pattern in self.overrides:
             try:
                 re.compile(pattern)
-            except re.error as error:
-                raise ConfigError(f"{pattern!r} is no regular expression: {error}") from error
+            except (re.error, OverflowError, RecursionError) as error:
+                raise ConfigError(f"{pattern!r:.80} is no regular expression: {error}") from error
         check_integer("skip_first", self.skip_first, 0, MAX_SKIP)
+        require(self.gptq or not self.act_order, f"act_order is GPTQ's, not {self.method}'s", "leave it out")
         require(0 < self.damping < 1, f"damping = {self.damping!r} is not between 0 and 1")
 
     @property
@@ -85,7 +86,11 @@ class QuantizeOptions:
     def specs(self, config: ModelConfig) -> dict[str, QuantSpec | None]:
         """The format of every matrix of the model, None where its floats stay. Raises ConfigError where one
         does not fit, or a pattern fits nothing."""
-        columns = {EMBED: config.hidden_size, HEAD: config.hidden_size}
+        columns = {EMBED: config.hidden_size}
+        if self.rotate or not config.tie_word_embeddings:
+            columns[HEAD] = config.hidden_size
+        else:
+            require(self.head == FLOATS, "the head is tied: it is the embeddings", "leave its format out")
         for index in range(config.num_hidden_layers):
             for name, shape in layer_tensors(config).items():
                 if len(shape) == 2:

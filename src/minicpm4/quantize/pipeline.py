@@ -6,7 +6,6 @@ Memory: the weights of a layer in float32 and rounded, the states of all texts, 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from minicpm4.config import ModelConfig
 from minicpm4.errors import CheckpointError
 from minicpm4.formats import Checkpoint, rounding
+from minicpm4.formats.kinds import KINDS
 from minicpm4.formats.names import EMBED, HEAD
 from minicpm4.formats.packing import pack_from_float, unpack
 from minicpm4.formats.quant import PackedTensor, QuantSpec
@@ -32,6 +32,7 @@ from minicpm4.quantize.options import QuantizeOptions
 from minicpm4.quantize.rotate import Rotation
 from minicpm4.quantize.smooth import smooth
 from minicpm4.quantize.walk import STAGES, Walk, as_floats
+from minicpm4.quantize.work import remove_work
 
 __all__ = ["ENOUGH_ROWS", "LayerReport", "Rounded", "quantize"]
 
@@ -81,7 +82,7 @@ class Rounded:
 
     def remove(self) -> None:
         """Nothing of it is needed any more."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_work(self.folder)
 
 
 def quantize(
@@ -248,7 +249,18 @@ def _ends(
         norm = np.ones_like(norm)
     tensors = {"model.norm.weight": as_floats(norm[None])}
     for name, values in found.items():
-        stored = checkpoint.tensors[name].spec if name in checkpoint.tensors else None
-        plain = stored.kind if stored is not None and not stored.row.group and rotation is None else "bf16"
+        stored = checkpoint.tensors[name if name in checkpoint.tensors else EMBED].spec
+        plain = _float_kind(values) if stored.row.group else stored.kind
         tensors[name] = pack_from_float(values, specs[name] or QuantSpec(kind=plain))
     _save(made, _ENDS, tensors)
+
+
+def _float_kind(values: NDArray[np.float32]) -> str:
+    """The smallest kind of floats that holds values which came from a quantised matrix."""
+    for kind in ("bf16", "f16"):
+        row = KINDS[kind]
+        with np.errstate(over="ignore"):
+            parts = (values[i : i + 1024] for i in range(0, len(values), 1024))
+            if all(np.array_equal(row.unpack(row.pack(one)), one) for one in parts):
+                return kind
+    return "f32"

@@ -1,0 +1,70 @@
+"""The folder in which a conversion keeps what is done: its own files alone, and one run at a time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from minicpm4.errors import CheckpointError
+from minicpm4.files import lock, sweep
+from minicpm4.formats.target import obstacle
+
+__all__ = ["place_for", "remove_work", "work_folder"]
+
+_LOCK = "lock"
+_OURS = re.compile(r"lock|(ends|layer-[0-9]{5,})\.safetensors|\..+\.part")
+
+
+def place_for(target: Path) -> Path:
+    """The work folder of the model that will be ``target``. Raises CheckpointError where that is no new
+    folder: what is written takes its place whole."""
+    remedy = "name a folder that is not there yet"
+    try:
+        if target.is_mount():
+            raise CheckpointError(f"{target} is where another disk begins", "name a folder in it")
+        inside = sorted(file.name for file in target.iterdir()) if target.is_dir() else []
+    except OSError as error:
+        raise CheckpointError(f"cannot read {target}: {error.strerror}", remedy) from error
+    if inside:
+        raise CheckpointError(f"{target} is not empty: {inside[0]} is in it", remedy)
+    real = target.resolve()
+    return real.with_name(f"{real.name}.part")
+
+
+@contextmanager
+def work_folder(folder: Path) -> Iterator[None]:
+    """Hold ``folder`` for this run; where nothing was kept it is gone afterwards. Raises CheckpointError
+    where it is another's, or another run's."""
+    other = "name another folder, or move this away"
+    if folder.is_dir():
+        alien = sorted(file.name for file in folder.iterdir() if not _OURS.fullmatch(file.name))
+        if alien:
+            raise CheckpointError(f"{folder}, for what is done so far, holds another's {alien[0]}", other)
+    found = obstacle(folder)
+    if found:
+        raise CheckpointError(f"cannot write to {folder}, for what is done so far: {found}", other)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def busy() -> None:
+        raise CheckpointError(f"another run is writing to {folder}", "wait for it, or name another folder")
+
+    with lock(folder / _LOCK, busy):
+        try:
+            yield
+        finally:
+            with suppress(FileNotFoundError):  # it has done its work
+                if not any(file.name != _LOCK for file in folder.iterdir()):
+                    remove_work(folder)
+
+
+def remove_work(folder: Path) -> None:
+    """Remove what a conversion has put into ``folder``, and ``folder`` where that was all; never an error."""
+    sweep(folder)
+    with suppress(OSError):
+        for file in folder.iterdir():
+            if _OURS.fullmatch(file.name) and file.is_file():
+                with suppress(OSError):
+                    file.unlink()
+        folder.rmdir()

@@ -1,0 +1,138 @@
+"""`minicpm4 convert`: where it writes, what it leaves alone, and what an interruption leaves."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minicpm4.cli import run
+from minicpm4.cli.convert import _overrides
+from minicpm4.files import lock
+from minicpm4.formats import open_checkpoint
+from minicpm4.quantize import export, pipeline
+from tests.fixtures.random_checkpoint import make_checkpoint
+
+QUICK = ["--group", "32", "--method", "rtn"]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return make_checkpoint(tmp_path / "model", seed=9)
+
+
+def names(folder: Path) -> set[str]:
+    return {file.name for file in folder.iterdir()}
+
+
+def convert(model: Path, out: Path, *more: str) -> int:
+    return run(["convert", str(model), str(out), *QUICK, *more])
+
+
+@pytest.mark.parametrize("moment", ["write_set", "end_folder", "check_again"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
+def test_writing_that_was_ended_is_done_again(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, error: BaseException
+) -> None:
+    """The folder was half there, and the same command refused to write to it."""
+    from minicpm4.evals import conversion
+
+    out = tmp_path / "out"
+
+    def stop(*_: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as context:
+        context.setattr(conversion if moment == "check_again" else export, moment, stop)
+        assert convert(model, out) == (130 if isinstance(error, KeyboardInterrupt) else 2)
+    assert names(tmp_path) == {"model", "out.part"}
+    with monkeypatch.context() as context:
+        context.setattr(pipeline, "_round", stop)  # what was rounded is there
+        assert convert(model, out) == 0
+    assert names(tmp_path) == {"model", "out"}
+    assert open_checkpoint(out).tensors
+
+
+def test_nothing_of_another_is_written_over_or_removed(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, part = tmp_path / "out", tmp_path / "out.part"
+    part.mkdir()
+    (part / "mine.txt").write_text("precious")
+    assert convert(model, out) == 2 and "mine.txt" in capsys.readouterr().err
+    assert names(part) == {"mine.txt"} and not out.exists()
+    shutil.rmtree(part)
+    part.write_text("precious")
+    assert convert(model, out) == 2 and "out.part" in capsys.readouterr().err
+    assert part.read_text() == "precious"
+    part.unlink()
+    out.mkdir()
+    (out / "config.json").write_text("precious")
+    assert convert(model, out) == 2 and "config.json is in it" in capsys.readouterr().err
+    assert names(out) == {"config.json"} and names(tmp_path) == {"model", "out"}
+    (out / "config.json").unlink()
+    assert convert(model, out) == 0 and names(tmp_path) == {"model", "out"}  # an empty one is as good as none
+
+
+def test_one_run_at_a_time(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    part = tmp_path / "out.part"
+    part.mkdir()
+    with lock(part / "lock"):
+        assert convert(model, tmp_path / "out") == 2
+    assert "another run" in capsys.readouterr().err
+    assert convert(model, tmp_path / "out") == 0
+
+
+def test_a_changed_configuration_uses_nothing_that_was_kept(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, real = [], pipeline._round
+
+    def counted(*given: Any) -> Any:
+        calls.append(given[1])
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    monkeypatch.setattr(pipeline, "_round", counted)
+    assert convert(model, tmp_path / "out") == 130
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"rope_theta": 5e5}))
+    assert convert(model, tmp_path / "out") == 0 and calls == [0, 1, 0, 1]
+
+
+def test_texts_are_looked_at_before_any_work(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short, out = tmp_path / "short.txt", tmp_path / "out"
+    short.write_text("hello")
+    assert convert(model, out, "--test", str(short)) == 2
+    assert "short.txt" in capsys.readouterr().err and names(tmp_path) == {"model", "short.txt"}
+    for file in model.glob("*token*"):
+        file.unlink()
+    assert run(["convert", str(model), str(out), "--group", "32"]) == 2
+    assert "--method rtn" in capsys.readouterr().err
+    assert convert(model, out, "--test", str(short)) == 2 and "no tokenizer" in capsys.readouterr().err
+    assert convert(model, out) == 0
+
+
+def test_a_model_whose_fields_are_ignored_is_compared(model: Path, tmp_path: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"new_field": {"by": 3}}))
+    more = ["--test", "examples/how_sqlite_is_tested.txt", "--samples", "1", "--length", "64"]
+    report = tmp_path / "report.json"
+    more += ["--json", str(report), "--ignore-field", "new_field"]
+    assert convert(model, tmp_path / "out", *more) == 0
+    found = json.loads(report.read_text())["fidelity"]
+    assert found["positions"] == 63 and found["nll_interval"] is None  # of one window
+
+
+def test_of_overrides_the_last_that_fits_counts() -> None:
+    assert list(_overrides(["a=float", "b=int8-g64", "a=int4-g32"]).items()) == [
+        ("b", "int8-g64"),
+        ("a", "int4-g32"),
+    ]
