@@ -14,8 +14,10 @@ from minicpm4.cli import run
 from minicpm4.cli.convert import _overrides
 from minicpm4.files import lock
 from minicpm4.formats import open_checkpoint
+from minicpm4.formats.gguf_write import write_gguf
 from minicpm4.quantize import export, pipeline
 from tests.fixtures.random_checkpoint import make_checkpoint
+from tests.formats.gguf_files import hf_weights, metadata, to_gguf
 
 QUICK = ["--group", "32", "--method", "rtn"]
 
@@ -136,3 +138,28 @@ def test_of_overrides_the_last_that_fits_counts() -> None:
         ("b", "int8-g64"),
         ("a", "int4-g32"),
     ]
+
+
+def gguf(file: Path, arch: str) -> Path:
+    """A small model without a tokenizer."""
+    keys = {key: value for key, value in metadata(arch).items() if not key.startswith("tokenizer")}
+    write_gguf(file, keys | {f"{arch}.vocab_size": 40}, to_gguf(hf_weights(), arch))
+    return file
+
+
+def test_a_gguf_file_is_converted(tmp_path: Path) -> None:
+    file = gguf(tmp_path / "model.gguf", "llama")
+    assert convert(file, tmp_path / "out", "--override", "layers=float", "--to", "hf") == 0
+    old, new = open_checkpoint(file), open_checkpoint(tmp_path / "out")
+    for name, info in new.tensors.items():
+        if len(info.shape) == 2:
+            assert (old.load(name).codes == new.load(name).codes).all(), name
+
+
+def test_what_no_config_json_can_say_is_told_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A qwen2 without biases: it was told when all was rounded."""
+    assert convert(gguf(tmp_path / "model.gguf", "qwen2"), tmp_path / "out") == 2
+    assert "attention_bias" in capsys.readouterr().err
+    assert names(tmp_path) == {"model.gguf"}

@@ -14,6 +14,7 @@ from minicpm4.config import ModelConfig
 from minicpm4.errors import CheckpointError, TextError
 from minicpm4.evals.fidelity import Fidelity, compare, own_texts, windows
 from minicpm4.files import read_text, writing_folder
+from minicpm4.formats.hf_write import hf_config
 from minicpm4.formats.names import expected_tensors
 from minicpm4.formats.target import require_free
 from minicpm4.kernels.registry import host_table
@@ -72,6 +73,7 @@ def convert(
     part = place_for(target)
     config = Rotation.config(opened.config) if options.rotate else opened.config
     check_layout(layout, options.specs(opened.config), _shapes(config))
+    hf_config(config)  # raises where no config.json can say it
     text = _text(opened)
     if text is None and (options.calibrated or test is not None):
         raise CheckpointError(
