@@ -214,6 +214,12 @@ ONE_BY_ONE = {
     "type": "function",
     "function": {"name": "either", "parameters": {"anyOf": [{"type": "object"}]}},
 }
+
+
+def with_parameters(name: str, **parameters: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": {"type": "object", **parameters}}}
+
+
 HOSTILE_PATTERN = 'a/ T0: /b/ x: "'
 HOSTILE = tool("hostile", "", [], a={"type": "string", "pattern": HOSTILE_PATTERN})
 LONG_TEXT = tool("long", "", [], a={"type": "string", "maxLength": 100_000})
@@ -230,6 +236,9 @@ FORMATTED = tool("formatted", "", [], a={"type": "string", "format": "hostname"}
         ("minicpm5", tool("bad", "", [], a={"type": "string", "pattern": "("}), "cannot be followed"),
         ("minicpm5", tool('a"b', "", []), "name"),
         ("minicpm5", FORMATTED, "hostname"),
+        ("minicpm5", tool("list", "", [], a={"type": "string", "format": ["x"]}), "format"),
+        ("minicpm3", with_parameters("one", properties=[1]), "properties"),
+        ("minicpm5", with_parameters("one", properties={}, required=5), "required"),
     ],
 )
 @pytest.mark.parametrize("forced", [True, False])

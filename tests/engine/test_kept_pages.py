@@ -81,6 +81,29 @@ def test_they_take_no_page_that_is_owned_and_not_their_own_prefix() -> None:
     assert pages.num_available == 2 and len(pages._lookup(waiting)) == 2
 
 
+def test_a_page_that_outlived_the_one_before_it_is_not_brought_again() -> None:
+    """One prompt seals its first page, a longer one that begins so its second; then the first is given up."""
+    pages, stock = PageAllocator(4, 4, salt=b"weights 0"), filled_stock(PROMPT)
+    stock.engine, _ = make_engine()
+    long = Sequence(0, PROMPT[:8], limit=40)
+    assert pages.admit(long)
+    long.computed = 8
+    pages.seal(long)
+    kept = long.pages[1]
+    pages.release(long)
+    first = next(page for page in pages._cached if page != kept)
+    pages._cached.pop(first)  # as if it alone had been the oldest
+    pages._forget(first)
+    pages._free.append(first)
+    waiting = Sequence(1, PROMPT, limit=40)
+    assert pages.bring(waiting, stock.fill, 3)[0] == 3
+    pages.check([])
+    assert pages._lookup(waiting)[1] == kept
+    others = Sequence(2, [7] * 16, limit=40)
+    assert pages.admit(others)  # every page is given up, once
+    pages.check([others])
+
+
 def test_only_those_come_that_can_be_let_in() -> None:
     stock = filled_stock(PROMPT)
     engine = engine_over(stock, max_sequences=1)

@@ -108,7 +108,7 @@ COUNTED = [
 
 @pytest.mark.parametrize(("path", "body", "size"), COUNTED, ids=str)
 def test_a_body_counts_as_what_runs_of_it_at_a_time(serve: Any, path: str, body: Any, size: int) -> None:
-    """1,024 prompts in one body were one request: 64 such bodies were let wait. Half of four places run some."""
+    """1,024 prompts in one body were one request: 64 such bodies were let wait. Two run, of four places."""
     server = serve(engine={"max_sequences": 4}, max_waiting=0)
     gate = server.app.service.gate
     held = gate.enter(4 - size + 1)

@@ -146,3 +146,10 @@ def test_the_example_runs() -> None:
     done: Any = subprocess.run([PYTHON, str(example)], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Paris") == 8
+
+
+def test_a_cluster_that_is_not_there_is_named_at_once() -> None:
+    command = [PYTHON, "-m", "minicpm4", "serve", "smollm2-135m-instruct", "--replicas", "2", "--port", "0"]
+    environment = {**os.environ, "RAY_ADDRESS": "127.0.0.1:1"}
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2 and "RAY_ADDRESS = '127.0.0.1:1' is no cluster" in ended.stderr

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from minicpm4 import AsyncLLM
-from minicpm4.errors import CheckpointError
+from minicpm4.errors import CheckpointError, EngineError
 from minicpm4.progress import Progress
 from minicpm4.serve.app import Server, create_app
 from minicpm4.serve.offers import Offer
@@ -286,3 +286,52 @@ def test_an_ending_server_lets_nobody_wait_for_a_load(stock: Any) -> None:
         one.hold["b"].set()
 
     one.run(play)
+
+
+def test_a_server_that_is_closed_loads_nothing_to_its_end() -> None:
+    begun, ended = threading.Event(), []
+
+    def load(progress: Progress | None) -> AsyncLLM:
+        assert progress is not None
+        begun.set()
+        try:
+            for layer in range(1000):
+                threading.Event().wait(0.01)
+                progress(layer, 1000)
+        except EngineError as error:
+            ended.append(str(error))
+            raise
+        raise AssertionError("it was loaded to its end")
+
+    engine = ScriptedEngine(["a"])
+    first = Offer.loaded(AsyncLLM.over(engine, engine.text, name="a"))
+    shelf = Shelf([first, replace(first, names=("b",), load=load)], ServeSettings())
+
+    async def play() -> None:
+        task = asyncio.ensure_future(shelf.borrow(shelf.find("b")))
+        await asyncio.to_thread(begun.wait, 30)
+        task.cancel()
+
+    thread = threading.Thread(target=lambda: (begun.wait(30), shelf.close()))
+    thread.start()
+    asyncio.run(play())
+    thread.join(30)
+    shelf.close()
+    assert ended == ["the server is ending"]
+
+
+def test_a_model_whose_engine_has_died_is_told_of(serve: Any) -> None:
+    server = serve(["a"])
+    service = server.app.service
+    assert not service.has_died and server.ask("GET", "/health").json() == {"status": "ok"}
+
+    class Dead:
+        @property
+        def load(self) -> None:
+            raise EngineError("its thread has ended")
+
+    service.put(type("Held", (), {"llm": Dead()})())
+    assert service.has_died
+    answer = server.ask("GET", "/health")
+    assert answer.status_code == 503 and answer.json() == {"status": "failed", "models": [service.name]}
+    assert "minicpm4_pages_held" in server.ask("GET", "/metrics").text

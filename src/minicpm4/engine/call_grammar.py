@@ -167,12 +167,15 @@ class _Writer:
         if beside or types_of(given) - {"object"}:
             place = beside[0] if beside else "type"
             raise RequestError(f"at #/{place}: this is not followed where arguments stand one by one")
-        properties = given.get("properties") or {}
+        properties = _table(given.get("properties"))
         if tool in self._calls.loose:  # whoever reads them knows no more than their types
             own = self._calls.schemas[tool]
-            known = {key: sorted(types_of(one, own)) for key, one in (own.get("properties") or {}).items()}
+            known = {key: sorted(types_of(one, own)) for key, one in _table(own.get("properties")).items()}
             properties = {key: {"type": types} if types else {} for key, types in known.items()}
-        required = [key for key in given.get("required") or () if isinstance(key, str)]
+        said = given.get("required") or ()
+        if not isinstance(said, list | tuple):
+            raise RequestError(f"at #/required: {said!r:.40} is no list of names")
+        required = [key for key in said if isinstance(key, str)]
         every = {**properties, **{key: {} for key in required if key not in properties}}
         under = schemas_under(schema)
         comma = '", " ' if self._form.kind == "python" else ""
@@ -234,3 +237,10 @@ def _moved(schema: Any, root: str) -> Any:
             for key, value in schema.items()
         }
     return [_moved(item, root) for item in schema] if isinstance(schema, list) else schema
+
+
+def _table(properties: Any) -> Mapping[str, Any]:
+    """The properties of a schema. Raises RequestError."""
+    if properties is not None and not isinstance(properties, Mapping):
+        raise RequestError(f"at #/properties: {properties!r:.40} is no table")
+    return properties or {}

@@ -35,6 +35,7 @@ __all__ = ["BUFFERS", "PageFiles", "check_folder"]
 logger = logging.getLogger("minicpm4")
 
 BUFFERS = 24  # pages that are on their way to the disk at a time; and one that comes from there
+PATIENCE = 60.0  # seconds
 SPARE = 1 << 30  # bytes that the disk keeps free
 _MAGIC = b"minicpm4 page 1\n"
 _SUM = 32  # bytes of a digest
@@ -77,7 +78,7 @@ class PageFiles:
 
     def has(self, key: PageKey) -> bool:
         """Whether there is a file; ``fill`` may find that it is of no use."""
-        return key.digest not in self._bad and self._path(key).exists()
+        return key.digest not in self._bad and os.path.exists(self._path(key))
 
     def fill(self, page: int, key: PageKey) -> bool:
         """Put what is kept under ``key`` into a page; False where there is nothing that could be used."""
@@ -126,9 +127,9 @@ class PageFiles:
         return True
 
     def close(self) -> None:
-        """Wait until all is written."""
+        """Wait until all is written, but no longer than a disk may take for what is on its way."""
         self._full.put(None)
-        self._thread.join()
+        self._thread.join(PATIENCE)
 
     def _path(self, key: PageKey) -> Path:
         name = key.digest.hex()

@@ -145,7 +145,13 @@ class PageAllocator:
             idle = sum(1 for page in found if not self._owners[page])
             if self.num_available <= idle:  # its own prefix would go
                 return index - begin, False
-            page, key = self._take(), self._key(sequence, index)
+            key = self._key(sequence, index)
+            here = self._page_of.get(key.digest)
+            if here is not None:  # one before it was given up, it was not
+                self._refresh([here])
+                found.append(here)
+                continue
+            page = self._take()
             if not fill(page, key):
                 self._disown(page)
                 return index - begin, False

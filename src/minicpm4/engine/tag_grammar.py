@@ -84,7 +84,7 @@ def _text(schema: Mapping[str, Any], rules: Rules, own_line: bool) -> str | None
         return None
     regexes = [_lengths(own), *([_searched(own["pattern"])] if "pattern" in own else [])]
     if "format" in own:
-        if own["format"] not in _FORMATS:
+        if not isinstance(own["format"], str) or own["format"] not in _FORMATS:
             raise RequestError(f"at format: {own['format']!r:.40} is not followed in a tag")
         regexes.append(_FORMATS[own["format"]])
     return rules.add(" & ".join(f"/{_slashed(one)}/" for one in regexes), terminal=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from typing import Any, Literal
 
 from minicpm4.serve.bodies import ClientGoneError, Receive, Shape, read_body, read_table, validated
 from minicpm4.serve.errors import ApiError, api_error
-from minicpm4.serve.gate import Ticket
+from minicpm4.serve.gate import Ticket, late
 from minicpm4.serve.responses import EventReply, Events, Reply, Scope, Send, header_list, until_gone
 from minicpm4.serve.service import Service
 from minicpm4.serve.shelf import Shelf
@@ -125,6 +126,10 @@ class Route:
             if service is None:
                 return await self.endpoint.handle(self.shelf, body)
             if self.endpoint.needs == "model":
-                await self.shelf.borrow(service)
+                try:
+                    async with asyncio.timeout(None if ticket else self.shelf.settings.timeout):
+                        await self.shelf.borrow(service)
+                except TimeoutError as error:
+                    raise late(self.shelf.settings.timeout) from error
                 held.callback(self.shelf.give_back, service)
             return await self.endpoint.handle(service, body)

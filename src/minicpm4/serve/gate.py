@@ -35,8 +35,8 @@ class Gate:
         return sum(ticket.size for ticket in self._tickets)
 
     def enter(self, size: int = 1) -> Ticket:
-        """Let a request in of which ``size`` sequences run at a time. Raises ApiError: 429 when that is too much
-        just now, 400 when it always is, 503 when the server is ending."""
+        """Let a request in of which ``size`` sequences run at a time. Raises ApiError: 429 when that is too
+        much just now, 400 when it always is, 503 when the server is ending."""
         if self.closed:
             raise ending()
         load, most = self.load, self._room + self._waiting
@@ -120,7 +120,7 @@ class Ticket:
         except TimeoutError as error:
             if self._scope is None or not self._scope.expired():
                 raise
-            raise (ending() if self._ended else _late(self._timeout)) from error
+            raise (ending() if self._ended else late(self._timeout)) from error
         finally:
             self._scope = None
 
@@ -129,6 +129,7 @@ def ending() -> ApiError:
     return busy(503, "this server is ending", 5, "shutting_down")
 
 
-def _late(seconds: float) -> ApiError:
+def late(seconds: float) -> ApiError:
+    """What took longer than this server waits."""
     message = f"the answer took over {seconds:g} s, which is this server's limit (--timeout)"
     return ApiError(504, message, kind="timeout_error", code="timeout")

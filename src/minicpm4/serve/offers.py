@@ -105,8 +105,9 @@ def offers_of(
 def shared(
     models: Sequence[str | Path], options: EngineOptions, names: Sequence[str], count: int
 ) -> EngineOptions:
-    """The options of each of ``count`` processes that serve models on this machine: its memory and cores, or
-    what ``options`` leave them, evenly. Raises as ``offers_of`` does, for one of them."""
+    """The options of each of ``count`` processes that serve models on this machine: its memory, or what
+    ``options`` allow of it, evenly, and its cores; ``threads`` of the options are each process's own.
+    Raises as ``offers_of`` does, for one of them."""
     _, budget = offers_of(models, options, names)
     threads = options.threads or max(1, default_threads() // count)
     each = replace(options, threads=threads, memory=None if budget is None else budget // count)

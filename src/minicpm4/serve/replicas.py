@@ -10,8 +10,10 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +105,11 @@ def serve_replicas(
     cluster = os.environ.get("RAY_ADDRESS")
     if not cluster:
         options = shared(models, options, settings.names, replicas)
+    else:
+        _require_cluster(cluster)
     told = threading.Event()
+    _start_ray(replicas, cluster)
     try:
-        _start_ray(replicas, cluster)
         # After Ray's own, which would end this process where it stands.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: told.set())
@@ -120,11 +124,28 @@ def serve_replicas(
             raise EngineError(f"Ray could not start {replicas} replicas: {error}") from error
         started(where.address(port))
         told.wait()
-        serve.delete(NAME)  # answers under way end first, within ``drain``; to shut down at once breaks them
     finally:
-        end: Any = serve.shutdown
-        end()
+        with suppress(Exception):
+            serve.delete(NAME)  # answers under way end first; to shut down at once breaks them
+        if not cluster:  # in a cluster others may have applications of their own
+            end: Any = serve.shutdown
+            end()
         ray.shutdown()
+
+
+def _require_cluster(address: str) -> None:
+    """Raise EngineError unless something listens at ``address``, where it names a host and a port: Ray itself
+    would wait for minutes, and could not be interrupted."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdigit()):
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5.0).close()
+    except (OSError, OverflowError) as error:
+        raise EngineError(
+            f"RAY_ADDRESS = {address!r:.100} is no cluster that can be reached: {error}",
+            "start it, or unset it",
+        ) from error
 
 
 def _start_ray(replicas: int, cluster: str | None) -> None:

@@ -16,7 +16,7 @@ from minicpm4.engine.async_llm import AsyncLLM
 from minicpm4.engine.llm import LLM
 from minicpm4.engine.outputs import Piece, Prefilled, TokenLogprobs
 from minicpm4.engine.params import SamplingParams
-from minicpm4.errors import RequestError
+from minicpm4.errors import Minicpm4Error, RequestError
 from minicpm4.serve.errors import api_error, invalid
 from minicpm4.serve.gate import Gate
 from minicpm4.serve.metrics import Metrics
@@ -94,7 +94,18 @@ class Service:
 
     def _figures(self) -> Load:
         llm = self._llm
-        return NOTHING if llm is None else llm.llm.load
+        try:
+            return NOTHING if llm is None else llm.llm.load
+        except Minicpm4Error:  # its engine has ended: the figures of the others must still be told
+            return NOTHING
+
+    @property
+    def has_died(self) -> bool:
+        """Whether it is loaded, and its engine has ended by a fault."""
+        try:
+            return self._llm is not None and self._llm.llm.load is None
+        except Minicpm4Error:
+            return True
 
     @property
     def share(self) -> int:

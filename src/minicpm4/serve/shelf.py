@@ -47,6 +47,7 @@ class Shelf:
         self._mover = ThreadPoolExecutor(1, "minicpm4 models")
         self._changed = asyncio.Event()  # something was given back, or is not wanted any more
         self._tasks: set[asyncio.Task[None]] = set()
+        self._ending = False
 
     @classmethod
     def over(cls, llm: AsyncLLM, settings: ServeSettings) -> Shelf:
@@ -133,8 +134,9 @@ class Shelf:
             one.gate.hurry()
 
     def close(self) -> None:
-        """Close all models, when no loop runs any more."""
-        self._mover.shutdown()
+        """Close all models, when no loop runs any more; what is being loaded is not loaded to its end."""
+        self._ending = True
+        self._mover.shutdown(cancel_futures=True)
         for one in self.services:
             if (llm := one.take()) is not None:
                 llm.llm.close()
@@ -164,10 +166,15 @@ class Shelf:
         began = time.monotonic()
         logger.info("loading %s", service.name)
         # In the thread: should the loop end meanwhile, ``close`` still finds it.
-        await self._apart(lambda: service.put(service.offer.load(None)))
+        await self._apart(lambda: service.put(service.offer.load(self._go_on)))
         service.used = time.monotonic()
         self.metrics.loaded(service.name)
         logger.info("loaded %s in %.1f s; %s", service.name, service.used - began, self._said())
+
+    def _go_on(self, done: int, total: int) -> None:
+        """Called while a model is loaded. Raises EngineError when nobody wants it any more."""
+        if self._ending:
+            raise EngineError("the server is ending")
 
     async def _make_room(self, service: Service) -> bool:
         """Unload what must be; whether anybody still waits for the model."""
