@@ -163,3 +163,18 @@ def test_what_no_config_json_can_say_is_told_before_any_work(
     assert convert(gguf(tmp_path / "model.gguf", "qwen2"), tmp_path / "out") == 2
     assert "attention_bias" in capsys.readouterr().err
     assert names(tmp_path) == {"model.gguf"}
+
+
+def test_a_place_that_cannot_be_given_away_is_refused(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new folder takes its name: whoever stood in it would be nowhere."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    assert convert(model, Path()) == 2 and "runs in" in capsys.readouterr().err
+    assert convert(model, Path("/")) == 2 and "/" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(here)
+    assert convert(model, Path("link")) == 0
+    assert (tmp_path / "link").is_symlink() and "config.json" in names(here)

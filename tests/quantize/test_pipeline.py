@@ -195,6 +195,8 @@ def test_rotations_are_orthogonal(size: int) -> None:
         ({"overrides": {"(": "float"}}, "regular expression"),
         ({"overrides": {"x": "int4"}}, "int4"),
         ({"skip_first": -1}, "skip_first"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 1 << 32}, "seed"),
         ({"damping": 0.0}, "damping"),
     ],
 )

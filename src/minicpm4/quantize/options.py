@@ -25,6 +25,7 @@ METHODS = {
     "s-p-gptq": "smoothing, then P-GPTQ",
 }
 MAX_SKIP = 64
+MAX_SEED = (1 << 32) - 1
 FLOATS = "float"
 
 
@@ -62,6 +63,7 @@ class QuantizeOptions:
             except (re.error, OverflowError, RecursionError) as error:
                 raise ConfigError(f"{pattern!r:.80} is no regular expression: {error}") from error
         check_integer("skip_first", self.skip_first, 0, MAX_SKIP)
+        check_integer("seed", self.seed, 0, MAX_SEED)
         require(self.gptq or not self.act_order, f"act_order is GPTQ's, not {self.method}'s", "leave it out")
         require(0 < self.damping < 1, f"damping = {self.damping!r} is not between 0 and 1")
 

@@ -21,15 +21,17 @@ def place_for(target: Path) -> Path:
     """The work folder of the model that will be ``target``. Raises CheckpointError where that is no new
     folder: what is written takes its place whole."""
     remedy = "name a folder that is not there yet"
+    real = target.resolve()
+    if real == Path.cwd():
+        raise CheckpointError(f"{target} is the folder that this runs in", "name a folder in it")
     try:
-        if target.is_mount():
+        if real.is_mount():
             raise CheckpointError(f"{target} is where another disk begins", "name a folder in it")
         inside = sorted(file.name for file in target.iterdir()) if target.is_dir() else []
     except OSError as error:
         raise CheckpointError(f"cannot read {target}: {error.strerror}", remedy) from error
     if inside:
         raise CheckpointError(f"{target} is not empty: {inside[0]} is in it", remedy)
-    real = target.resolve()
     return real.with_name(f"{real.name}.part")
 
 
