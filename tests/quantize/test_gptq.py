@@ -116,3 +116,11 @@ def test_scales_weigh_columns() -> None:
         errors.append((((numbers * scales[..., None] - groups) ** 2) * importance).sum())
     assert errors[1] < 0.7 * errors[0]
     assert (search_scales(groups * 0, None, INT4.row) == 0).all()
+
+
+def test_scales_too_large_for_float16_are_float32() -> None:
+    """And nothing is warned of."""
+    groups = np.full((1, 1, 32), 3e7, np.float32)
+    with np.errstate(all="raise"):
+        found = search_scales(groups, None, INT4.row)
+    assert found.dtype == np.float32 and 3e6 < abs(float(found[0, 0])) < 5e6

@@ -153,6 +153,7 @@ def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(pipeline, "_round", counted)
     made = rounded(model, tmp_path / "part")
     assert calls == [2] and len(made.rows) == 21
+    assert sorted(made.rows, key=str) == sorted(whole.rows, key=str)  # of the earlier run, too
     for index in range(3):
         old, new = whole.layer(index), made.layer(index)
         assert old.keys() == new.keys()
@@ -264,3 +265,11 @@ def test_a_head_that_is_the_embeddings_has_no_format(tmp_path: Path) -> None:
 def test_act_order_is_of_gptq_alone() -> None:
     with pytest.raises(ConfigError, match="act_order"):
         QuantizeOptions(method="awq", act_order=True)
+
+
+def test_reports_that_cannot_be_read_are_done_without(tmp_path: Path) -> None:
+    model = open_model(make_checkpoint(tmp_path / "model", seed=4))
+    rounded(model, tmp_path / "work")
+    for index, text in enumerate(("{", '{"key": {"for": "a test"}, "rows": [{"name": 1}, 3]}')):
+        (tmp_path / "work" / f"layer-{index:05d}.json").write_text(text)
+    assert {row.how for row in rounded(model, tmp_path / "work").rows} == {"as before"}

@@ -42,10 +42,10 @@ def search_scales(groups: Floats, importance: Floats | None, kind: WeightKind) -
         base = size.mean(axis=2, dtype=np.float32)
     least, most = limits(kind)
     weight = None if importance is None else np.asarray(importance, np.float32)
-    best = rounding.storable(np, base)
+    best = _storable(base)
     best_error = np.full(base.shape, np.inf, np.float32)
     for part in _TRIES[kind.name]:
-        scales = rounding.storable(np, base * part)
+        scales = _storable(base * part)
         missed = rounding.whole_numbers(np, groups, scales, least, most)
         missed *= scales[..., None]
         missed -= groups
@@ -54,6 +54,12 @@ def search_scales(groups: Floats, importance: Floats | None, kind: WeightKind) -
         better = error < best_error
         best, best_error = np.where(better, scales, best), np.where(better, error, best_error)
     return best
+
+
+def _storable(scales: Floats) -> Floats:
+    with np.errstate(over="ignore"):  # too large for float16: they stay as they are
+        found: Floats = rounding.storable(np, scales)
+    return found
 
 
 def pack(numbers: Floats, scales: Floats, spec: QuantSpec) -> PackedTensor:

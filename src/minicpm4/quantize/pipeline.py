@@ -7,7 +7,8 @@ Memory: the weights of a layer in float32 and rounded, the states of all texts, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from minicpm4.config import ModelConfig
 from minicpm4.errors import CheckpointError
+from minicpm4.files import finite, read_json, write_json
 from minicpm4.formats import Checkpoint, rounding
 from minicpm4.formats.kinds import KINDS
 from minicpm4.formats.names import EMBED, HEAD
@@ -38,6 +40,7 @@ __all__ = ["ENOUGH_ROWS", "LayerReport", "Rounded", "quantize"]
 
 ENOUGH_ROWS = 256  # of calibration: with fewer a matrix is rounded to nearest, and named
 _ENDS = "ends"
+_MAX_REPORT = 1 << 20  # bytes
 
 
 @dataclass(slots=True)
@@ -204,16 +207,27 @@ def _kept(made: Rounded, index: int, config: ModelConfig) -> Layer | None:
     except CheckpointError:
         return None
     prefix = f"model.layers.{index}."
-    made.rows += _reports(found)
+    made.rows += _reports(made, index, found)
     return from_packed(config, {name.removeprefix(prefix): tensor for name, tensor in found.items()})
 
 
-def _reports(found: Mapping[str, PackedTensor]) -> list[LayerReport]:
+def _reports(made: Rounded, index: int, found: Mapping[str, PackedTensor]) -> list[LayerReport]:
+    """What an earlier run said of a layer's matrices; of those of which nothing can be read "as before"."""
+    said: dict[str, LayerReport] = {}
+    with suppress(CheckpointError, OSError, TypeError):
+        report = read_json(_report_file(made, index), _MAX_REPORT, CheckpointError)
+        rows = report.get("rows") if report.get("key") == dict(made.key) else ()
+        said = {row.name: row for row in (LayerReport(**one) for one in rows or ())}
     return [
-        LayerReport(name.removesuffix(".weight"), str(tensor.spec), "as before", None)
+        said.get(name.removesuffix(".weight"))
+        or LayerReport(name.removesuffix(".weight"), str(tensor.spec), "as before", None)
         for name, tensor in found.items()
         if tensor.spec.row.group
     ]
+
+
+def _report_file(made: Rounded, index: int) -> Path:
+    return made.folder / f"layer-{index:05d}.json"
 
 
 def _write(made: Rounded, index: int, layer: Layer, rows: Sequence[LayerReport]) -> None:
@@ -221,11 +235,16 @@ def _write(made: Rounded, index: int, layer: Layer, rows: Sequence[LayerReport])
     for name, values in layer.floats.items():
         packed = layer.packed.get(name.removesuffix(".weight")) if values.ndim == 2 else None
         tensors[f"model.layers.{index}.{name}"] = packed or as_floats(values.reshape(-1, values.shape[-1]))
-    _save(made, f"layer-{index:05d}", tensors)
+    report = {"key": dict(made.key), "rows": [finite(asdict(row)) for row in rows]}
+    _save(made, f"layer-{index:05d}", tensors, (_report_file(made, index), report))
 
 
-def _save(made: Rounded, stem: str, tensors: Mapping[str, PackedTensor]) -> None:
+def _save(
+    made: Rounded, stem: str, tensors: Mapping[str, PackedTensor], report: tuple[Path, Any] | None = None
+) -> None:
     try:
+        if report is not None:  # first: of a layer that is there, its report is, too
+            write_json(*report)
         write(made.folder / f"{stem}.safetensors", made.key, tensors)
     except OSError as error:
         raise CheckpointError(f"cannot write to {made.folder}: {error}", "check its free space") from error
