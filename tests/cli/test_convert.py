@@ -129,3 +129,36 @@ def test_fidelity_of_a_model_with_itself_is_perfect(model: Path) -> None:
 def test_windows_are_spread() -> None:
     assert fidelity.windows(range(100), 10, 3) == [list(range(i, i + 10)) for i in (0, 40, 90)]
     assert fidelity.windows(range(9), 10, 3) == []
+
+
+def test_its_own_texts_are_written_once(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, write, round_all = [], conversion._own, conversion.quantize
+
+    def count(*given: object) -> list[list[int]]:
+        asked.append(1)
+        return write(*given)  # type: ignore[arg-type]
+
+    def stop(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(conversion, "_own", count)
+    monkeypatch.setattr(conversion, "quantize", stop)
+    assert run(["convert", str(model), str(tmp_path / "out"), *QUICK]) == 130
+    monkeypatch.setattr(conversion, "quantize", round_all)
+    assert run(["convert", str(model), str(tmp_path / "out"), *QUICK]) == 0 and asked == [1]
+    assert not (tmp_path / "out.part").exists()
+    assert run(["convert", str(model), str(tmp_path / "other"), *QUICK, "--seed", "1"]) == 0 and asked == [
+        1,
+        1,
+    ]
+
+
+def test_options_that_a_method_does_not_read_are_refused(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "out")
+    assert run(["convert", str(model), out, *QUICK, "--skip-first", "2"]) == 2
+    assert "--skip-first" in capsys.readouterr().err
+    args = ["--to", "gptq", "--override", "layers.1.*down_proj=float"]
+    assert run(["convert", str(model), out, *QUICK, *args]) == 2
+    assert "compressed-tensors" in capsys.readouterr().err

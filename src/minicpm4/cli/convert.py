@@ -18,8 +18,9 @@ from minicpm4.engine.plan import human
 from minicpm4.errors import ConfigError
 
 if TYPE_CHECKING:
-    from minicpm4.evals.conversion import Conversion
+    from minicpm4.evals.conversion import Calibration, Conversion
     from minicpm4.evals.fidelity import Fidelity
+    from minicpm4.quantize.options import QuantizeOptions
 
 MAX_SAMPLES = 4096
 MAX_LENGTH = 1 << 16
@@ -41,12 +42,12 @@ def command(
             "count), or either after smoothing: s-gptq, s-p-gptq."
         ),
     ] = "gptq",
-    group: Annotated[int, typer.Option(help="Weights that share a scale: 32, 64 or 128.")] = 64,
+    group: Annotated[int, typer.Option(help="Weights that share a scale: a multiple of 32.")] = 64,
     to: Annotated[
         str,
         typer.Option(
             "--to",
-            help="Layout: compressed-tensors or gptq, which transformers and vLLM read too; hf: floats of "
+            help="Layout: compressed-tensors or gptq, which other tools read too; hf: floats of "
             "the same values.",
         ),
     ] = "compressed-tensors",
@@ -65,7 +66,9 @@ def command(
         bool, typer.Option(help="Fold a random rotation in first, which spreads outliers.")
     ] = False,
     act_order: Annotated[bool, typer.Option(help="GPTQ: columns of large activations first.")] = False,
-    skip_first: Annotated[int, typer.Option(help="Tokens of each text that p-gptq leaves out.")] = 4,
+    skip_first: Annotated[
+        int | None, typer.Option(help="Tokens of each text that p-gptq leaves out (4).")
+    ] = None,
     calibration: Annotated[
         list[Path] | None,
         typer.Option(
@@ -94,7 +97,7 @@ def command(
     rounded."""
     from minicpm4.evals.conversion import Calibration, convert, measure
     from minicpm4.quantize.export import LAYOUTS
-    from minicpm4.quantize.options import QuantizeOptions
+    from minicpm4.quantize.options import SKIP_FIRST, QuantizeOptions
 
     check_choice("--to", to, list(LAYOUTS))
     number("--samples", samples, MAX_SAMPLES, least=1)
@@ -112,10 +115,15 @@ def command(
         overrides=_overrides(override or ()),
         rotate=rotate,
         act_order=act_order,
-        skip_first=skip_first,
         seed=seed,
+        skip_first=SKIP_FIRST if skip_first is None else skip_first,
     )
     require(options.calibrated or not calibration, "--method rtn looks at no text", "leave --calibration out")
+    require(
+        skip_first is None or "p-" in method,
+        f"--method {method} leaves no tokens out",
+        "leave --skip-first out, or use p-gptq",
+    )
     texts = Calibration(files=tuple(calibration or ()), samples=samples, length=length)
     ignored = tuple(ignore_field or ())
     done = convert(source, target, options, to, texts, progress_bar, ignored, test)
@@ -126,7 +134,7 @@ def command(
             "model": source,
             "options": asdict(options),
             "to": to,
-            "calibration": "own" if not texts.files else [str(file) for file in texts.files],
+            "calibration": _calibrated(options, texts),
             "tokens": done.tokens,
             "nbytes": done.written.nbytes,
             "bits": done.written.bits,
@@ -134,6 +142,13 @@ def command(
             "fidelity": found.as_dict() if found else None,
         }
         write_figures(json_file, report)
+
+
+def _calibrated(options: QuantizeOptions, texts: Calibration) -> str | list[str] | None:
+    """What a report says of it: files, the model's own texts, or nothing."""
+    if not options.calibrated:
+        return None
+    return [str(file) for file in texts.files] or "own"
 
 
 def _overrides(given: Sequence[str]) -> dict[str, str]:
@@ -168,9 +183,11 @@ def _print(target: Path, done: Conversion, found: Fidelity | None) -> None:
     ]
     if found is not None:
         change = found.nll_change / found.nll_before if found.nll_before else 0.0
-        interval = found.nll_interval / found.nll_before if found.nll_before else 0.0
+        interval = ""
+        if found.nll_interval is not None and found.nll_before:
+            interval = f" +- {found.nll_interval / found.nll_before:.2%}"
         facts += [
-            ("loss a token", f"{found.nll_before:.4f} -> {found.nll:.4f} ({change:+.2%} +- {interval:.2%})"),
+            ("loss a token", f"{found.nll_before:.4f} -> {found.nll:.4f} ({change:+.2%}{interval})"),
             ("KL divergence", f"{found.kl_mean:.4f}, 99.9% of tokens below {found.kl_high:.2f}"),
             (
                 "best token another",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from minicpm4 import LLM
 from minicpm4.config import ModelConfig
 from minicpm4.errors import CheckpointError, TextError
 from minicpm4.evals.fidelity import Fidelity, compare, own_texts, windows
-from minicpm4.files import read_text, writing_folder
+from minicpm4.files import read_json, read_text, write_json, writing_folder
 from minicpm4.formats.hf_write import hf_config
 from minicpm4.formats.names import expected_tensors
 from minicpm4.formats.target import require_free
@@ -86,7 +86,7 @@ def convert(
             texts = (
                 _windows(text, calibration.files, calibration)
                 if calibration.files
-                else _own(source, options, calibration, bar, ignore_fields)
+                else _kept_own(part, opened, source, options, calibration, bar, ignore_fields)
             )
         key = _key(opened, options, texts)
         with bar("rounding", "layers") as progress:
@@ -146,6 +146,45 @@ def read_windows(tokenizer: Any, files: Sequence[Path], count: int, length: int)
 
 def _windows(text: ModelText, files: Sequence[Path], calibration: Calibration) -> list[list[int]]:
     return read_windows(text.tokenizer, files, calibration.samples, calibration.length)
+
+
+def _kept_own(
+    part: Path,
+    opened: OpenModel,
+    source: str,
+    options: QuantizeOptions,
+    calibration: Calibration,
+    bar: Bar,
+    ignore_fields: Sequence[str],
+) -> list[list[int]]:
+    """The model's own texts: those that an earlier run has written to the work folder, if they are of this
+    model and these settings."""
+    file = part / "texts.json"
+    wanted = {
+        "files": [file_identity(one) for one in opened.checkpoint.files],
+        "config": hashlib.sha256(repr(opened.config).encode()).hexdigest(),
+        "texts": [calibration.samples, calibration.length, options.seed],
+    }
+    with suppress(CheckpointError):
+        kept = read_json(file, MAX_TEXT, CheckpointError, optional=True)
+        texts = kept.get("ids")
+        if (
+            kept.get("of") == wanted
+            and isinstance(texts, list)
+            and all(_is_ids(one, opened.config.vocab_size) for one in texts)
+        ):
+            return texts
+    found = _own(source, options, calibration, bar, ignore_fields)
+    try:
+        write_json(file, {"of": wanted, "ids": found})
+    except OSError as error:
+        raise CheckpointError(f"cannot write to {part}: {error}", "check its free space") from error
+    return found
+
+
+def _is_ids(text: Any, vocab_size: int) -> bool:
+    whole = isinstance(text, list) and len(text) > 0
+    return whole and all(type(token) is int and 0 <= token < vocab_size for token in text)
 
 
 def _own(

@@ -16,20 +16,22 @@ from minicpm4.progress import Progress
 __all__ = ["Fidelity", "compare", "own_texts", "windows"]
 
 Doubles = NDArray[np.float64]
+_ROWS = 256  # of logits that are held in float64 at a time
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fidelity:
     """Over ``positions``: mean negative log-likelihood of the next token in nats (``nll_before``, ``nll``),
-    their difference with the half width of its 95% interval over windows, mean and 99.9th percentile of the
-    Kullback- Leibler divergence in nats, and at how many of 10,000 positions the likeliest token is another
-    (``flips``); ``flip_margin``: the median of the original's lead in logits at those."""
+    their difference with the half width of its 95% interval over windows (None of one window), mean and
+    99.9th percentile of the Kullback-Leibler divergence in nats, and at how many of 10,000 positions the
+    likeliest token is another (``flips``); ``flip_margin``: the median of the original's lead in logits at
+    those."""
 
     positions: int
     nll_before: float
     nll: float
     nll_change: float
-    nll_interval: float
+    nll_interval: float | None
     kl_mean: float
     kl_high: float
     flips: float
@@ -56,29 +58,31 @@ def compare(
     divergences, flips, margins, changes = [], 0, [], []
     totals = np.zeros(2)
     for done, ids in enumerate(texts, 1):
-        old, new = (_log_probabilities(llm.logits(list(ids))[:-1]) for llm in (before, after))
-        targets = np.asarray(ids[1:])
-        rows = np.arange(len(targets))
-        losses = -old[rows, targets], -new[rows, targets]
-        totals += [loss.sum() for loss in losses]
-        changes.append(float((losses[1] - losses[0]).mean()))
-        divergences.append((np.exp(old) * (old - new)).sum(axis=1))
-        best = old.argmax(axis=1)
-        other = best != new.argmax(axis=1)
-        flips += int(other.sum())
-        top = np.partition(old[other], -2, axis=1)[:, -2:] if other.any() else np.zeros((0, 2))
-        margins.append(top[:, 1] - top[:, 0])
+        both = [llm.logits(list(ids)) for llm in (before, after)]
+        sums, targets = np.zeros(2), np.asarray(ids[1:])
+        for start in range(0, len(targets), _ROWS):
+            part = slice(start, min(start + _ROWS, len(targets)))
+            old, new = (_log_probabilities(logits[part]) for logits in both)
+            rows = np.arange(len(old))
+            sums -= [values[rows, targets[part]].sum() for values in (old, new)]
+            divergences.append((np.exp(old) * (old - new)).sum(axis=1))
+            other = old.argmax(axis=1) != new.argmax(axis=1)
+            flips += int(other.sum())
+            top = np.partition(old[other], -2, axis=1)[:, -2:] if other.any() else np.zeros((0, 2))
+            margins.append(top[:, 1] - top[:, 0])
+        totals += sums
+        changes.append(float((sums[1] - sums[0]) / len(targets)))
         if progress is not None:
             progress(done, len(texts))
     divergence, margin = np.concatenate(divergences), np.concatenate(margins)
     count = len(divergence)
-    spread = float(np.std(changes, ddof=1) / np.sqrt(len(changes))) if len(changes) > 1 else float("nan")
+    spread = float(np.std(changes, ddof=1) / np.sqrt(len(changes))) if len(changes) > 1 else None
     return Fidelity(
         positions=count,
         nll_before=float(totals[0] / count),
         nll=float(totals[1] / count),
         nll_change=float((totals[1] - totals[0]) / count),
-        nll_interval=1.96 * spread,
+        nll_interval=None if spread is None else 1.96 * spread,
         kl_mean=float(divergence.mean()),
         kl_high=float(np.quantile(divergence, 0.999)),
         flips=1e4 * flips / count,

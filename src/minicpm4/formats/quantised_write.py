@@ -71,6 +71,12 @@ def quantisation(layout: str, specs: dict[str, QuantSpec], plain: Collection[str
     """What config.json says of the matrices ``specs`` (by name) in ``layout``; ``plain``: those that stay
     floats. Raises ConfigError where it cannot say it."""
     if layout == "gptq":
+        inside = sorted(name for name in plain if name.startswith("model.layers."))
+        if inside:
+            raise ConfigError(
+                f"readers of gptq take every matrix of a layer for quantised, {inside[0]} is not",
+                "use compressed-tensors",
+            )
         kinds = set(specs.values())
         if len(kinds) != 1:
             raise ConfigError(

@@ -70,17 +70,16 @@ def check_layout(
         check_writable(layout, name, (shapes[name][0], shapes[name][1]), spec)
     if not found:
         raise ConfigError(f"{layout} with no matrix that is quantised", "write it as hf")
-    quantisation(layout, found, ())
+    quantisation(layout, found, [name for name, spec in specs.items() if spec is None and name in shapes])
 
 
 def write_model(made: Rounded, folder: Path, layout: str, text: ModelText | None) -> Written:
     """Write ``made`` into ``folder``, with the files of its ``text``. Raises CheckpointError, ConfigError."""
     parts = _Parts(made)
-    stems = ["ends", *(f"layer-{index:05d}" for index in range(made.config.num_hidden_layers))]
     sources: dict[str, TensorSource] = {}
     specs: dict[str, QuantSpec] = {}
     plain, weights, matrix_nbytes = [], 0, 0
-    for stem in stems:
+    for stem in made.stems:
         for name, tensor in made.part(stem).items():
             parts.places[name] = stem
             load = partial(parts, name)
@@ -118,8 +117,7 @@ def check_again(made: Rounded, folder: Path, progress: Callable[[int, int], None
     """Open what was written and compare every tensor with what was rounded, value for value. Raises
     CheckpointError that names the first that differs."""
     checkpoint = open_checkpoint(folder)
-    layers = made.config.num_hidden_layers
-    for done, stem in enumerate(["ends", *(f"layer-{index:05d}" for index in range(layers))]):
+    for done, stem in enumerate(made.stems):
         for name, tensor in made.part(stem).items():
             wanted = unpack(tensor)
             if len(checkpoint.tensors[name].shape) == 1:
@@ -130,7 +128,7 @@ def check_again(made: Rounded, folder: Path, progress: Callable[[int, int], None
             if found.shape != wanted.shape or not np.array_equal(found, wanted):
                 raise CheckpointError(f"{name} as written to {folder} is not what it was rounded to")
         if progress is not None:
-            progress(done, layers)
+            progress(done, len(made.stems) - 1)
 
 
 def _kind(made: Rounded) -> str:

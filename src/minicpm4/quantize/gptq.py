@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from minicpm4.errors import CheckpointError
 from minicpm4.formats import rounding
-from minicpm4.formats.packing import unpack
 from minicpm4.formats.quant import PackedTensor, QuantSpec
 from minicpm4.quantize.grid import limits, pack, search_scales
 
@@ -146,9 +145,4 @@ def _inverse_factor(
         found = np.linalg.inv(lower[::-1, ::-1])
         if np.isfinite(found).all():
             return np.triu(found).astype(np.float32)
-    raise CheckpointError("the Hessian cannot be inverted", "use more calibration text, or a larger damping")
-
-
-def rounded_error(weights: NDArray[np.float32], packed: PackedTensor, hessian: Hessian) -> float:
-    """``output_error`` of a packed matrix."""
-    return output_error(weights, unpack(packed), hessian)
+    raise CheckpointError("the Hessian cannot be inverted", "use more calibration text")

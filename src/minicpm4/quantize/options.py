@@ -14,7 +14,7 @@ from minicpm4.formats.names import EMBED, HEAD, layer_tensors
 from minicpm4.formats.quant import QuantSpec
 from minicpm4.quantize.gptq import DAMPING
 
-__all__ = ["METHODS", "QuantizeOptions", "parse_format"]
+__all__ = ["METHODS", "SKIP_FIRST", "QuantizeOptions", "parse_format"]
 
 METHODS = {
     "rtn": "round to nearest; needs no calibration text",
@@ -25,6 +25,7 @@ METHODS = {
     "s-p-gptq": "smoothing, then P-GPTQ",
 }
 MAX_SKIP = 64
+SKIP_FIRST = 4  # MiniCPM4's
 MAX_SEED = (1 << 32) - 1
 FLOATS = "float"
 
@@ -46,7 +47,7 @@ class QuantizeOptions:
     head: str = FLOATS
     overrides: Mapping[str, str] = field(default_factory=dict)
     rotate: bool = False
-    skip_first: int = 4
+    skip_first: int = SKIP_FIRST
     act_order: bool = False
     damping: float = DAMPING
     seed: int = 0

@@ -1,8 +1,9 @@
 """A model made small layer by layer, each written when it is done: a run that was killed goes on where it
 was.
 
-Memory: the weights of a layer in float32 and rounded, the states of all texts, and the Hessians of one stage.
-"""
+Memory: the weights of a layer in float32 and rounded, the states of all texts, and the Hessian of a stage
+(of all four with smoothing) with some copies of it: 8 bytes x the square of the width of the rows that
+reach it."""
 
 from __future__ import annotations
 
@@ -63,6 +64,11 @@ class Rounded:
     key: Mapping[str, Any]
     rows: list[LayerReport] = field(default_factory=list)
 
+    @property
+    def stems(self) -> list[str]:
+        """Names of its files, without their ending."""
+        return [_ENDS, *(_stem(index) for index in range(self.config.num_hidden_layers))]
+
     def part(self, stem: str) -> dict[str, PackedTensor]:
         """Tensors of one file by their full names, vectors as matrices of a row. Raises CheckpointError."""
         file = self.folder / f"{stem}.safetensors"
@@ -77,7 +83,7 @@ class Rounded:
 
     def layer(self, index: int) -> dict[str, PackedTensor]:
         """Tensors of a layer, by their full names. Raises CheckpointError."""
-        return self.part(f"layer-{index:05d}")
+        return self.part(_stem(index))
 
     def ends(self) -> dict[str, PackedTensor]:
         """Embeddings, last norm and head. Raises CheckpointError."""
@@ -133,6 +139,10 @@ def quantize(
         if progress is not None:
             progress(index + 1, config.num_hidden_layers)
     return made
+
+
+def _stem(index: int) -> str:
+    return f"layer-{index:05d}"
 
 
 def _matrices(layer: Layer) -> list[str]:
@@ -227,7 +237,7 @@ def _reports(made: Rounded, index: int, found: Mapping[str, PackedTensor]) -> li
 
 
 def _report_file(made: Rounded, index: int) -> Path:
-    return made.folder / f"layer-{index:05d}.json"
+    return made.folder / f"{_stem(index)}.json"
 
 
 def _write(made: Rounded, index: int, layer: Layer, rows: Sequence[LayerReport]) -> None:
@@ -236,7 +246,7 @@ def _write(made: Rounded, index: int, layer: Layer, rows: Sequence[LayerReport])
         packed = layer.packed.get(name.removesuffix(".weight")) if values.ndim == 2 else None
         tensors[f"model.layers.{index}.{name}"] = packed or as_floats(values.reshape(-1, values.shape[-1]))
     report = {"key": dict(made.key), "rows": [finite(asdict(row)) for row in rows]}
-    _save(made, f"layer-{index:05d}", tensors, (_report_file(made, index), report))
+    _save(made, _stem(index), tensors, (_report_file(made, index), report))
 
 
 def _save(

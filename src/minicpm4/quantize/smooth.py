@@ -29,11 +29,9 @@ Floats = NDArray[np.float32]
 
 def smooth(
     layer: Layer, stages: Sequence[Sequence[str]], hessians: Sequence[Hessian], specs: dict[str, QuantSpec]
-) -> list[float]:
+) -> None:
     """Fold into each of ``stages`` of ``layer`` the factors that make the rounded outputs closest.
-    ``hessians``: of what reaches it; ``specs``: what its matrices will be rounded to. Returns the power
-    chosen for each; 0 leaves a stage as it is."""
-    chosen = []
+    ``hessians``: of what reaches it; ``specs``: what its matrices will be rounded to."""
     for names, hessian in zip(stages, hessians, strict=True):
         share = _shared(layer.config, names)
         size = np.maximum(_alike(hessian.mean_size, share, layer.config.head_dim), 1e-8)
@@ -41,8 +39,6 @@ def smooth(
         power = min(tried)[1]
         if power:
             _fold(layer, names, _factors(size, power), share)
-        chosen.append(float(power))
-    return chosen
 
 
 def _factors(size: NDArray, power: float) -> Floats:

@@ -55,8 +55,6 @@ class Walk:
         self._pages = -(-longest // PAGE_SIZE)
         self._texts = [np.asarray(text, np.int32) for text in texts]
         self.x: list[Floats] = [np.array(ops.embed(embed, ids, config.scale_emb)) for ids in self._texts]
-        self._a: list[Floats] = []
-        self._kept: list[Floats] = []
 
     def stages(
         self, index: int, layer: Callable[[], LayerWeights], keep: bool = True
@@ -97,11 +95,6 @@ class Walk:
         """Go through layer ``index`` and look at nothing."""
         for _ in self.stages(index, lambda: layer):
             pass
-
-    def final(self, norm: Floats, see: See) -> None:
-        """Show what reaches the head."""
-        for x in self.x:
-            see(np.array(self._ops.rms_norm(x, norm, self._config.rms_norm_eps)))
 
     def _each(self, see: See, of: Callable[[Floats, NDArray], Floats]) -> None:
         for x, ids in zip(self.x, self._texts, strict=True):

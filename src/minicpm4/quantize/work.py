@@ -14,7 +14,7 @@ from minicpm4.formats.target import obstacle
 __all__ = ["place_for", "remove_work", "work_folder"]
 
 _LOCK = "lock"
-_OURS = re.compile(r"lock|(ends|layer-[0-9]{5,})\.(safetensors|json)|\..+\.part")
+_OURS = re.compile(r"lock|(ends|texts|layer-[0-9]{5,})\.(safetensors|json)|\..+\.part")
 
 
 def place_for(target: Path) -> Path:
