@@ -59,7 +59,7 @@ def main(model, context, attention, weights, kv):
     sequence = Sequence(0, [5] * context, context + 1, pages=pages)
     result = runner.execute(StepPlan([Span(sequence, context - CHUNK, CHUNK, "all")]))
     state = SampleState(SamplingParams(temperature=1.0, top_p=0.9), np.random.default_rng(0))
-    for _, logits in result.logit_blocks():
+    for _, logits in result.logit_blocks(0, CHUNK):
         sample(found.host_ops, logits[0], state)
     peak = status("VmHWM") - status("RssFile")
     print(json.dumps({"planned": planned, "peak": peak, "plan": str(found.plan)}))
