@@ -10,7 +10,7 @@ import pytest
 from minicpm4.cli import run
 from tests.fixtures import transformers_folders as theirs
 
-TEXT = ["--text", "examples"]
+TEXT = ["--text", "examples/how_sqlite_is_tested.txt"]
 
 
 def test_facts_are_found_in_short_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

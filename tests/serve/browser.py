@@ -92,12 +92,20 @@ class Visit:
             route.abort()
 
     def ask(self, text: str, *, wait: bool = True) -> None:
-        before = self.page.locator(".message.user").count()
+        # A dialog that is on its way out still has the keyboard, and the last answer is not yet this one's.
+        self.page.wait_for_selector("dialog[open]", state="detached")
+        asked, answered = (self.page.locator(f".message.{who}").count() for who in ("user", "assistant"))
         self.page.fill("#prompt", text)
-        self.page.keyboard.press("Enter")
-        self.page.wait_for_selector(f".message.user >> nth={before}")
+        self.page.press("#prompt", "Enter")
+        self.page.wait_for_selector(f".message.user >> nth={asked}")
         if wait:
+            self.page.wait_for_selector(f".message.assistant >> nth={answered}")
             self.settled()
+
+    def begin(self) -> None:
+        """A new conversation, when it is there."""
+        self.press("New chat", last=False)
+        self.page.wait_for_selector(".welcome")
 
     def settled(self) -> None:
         """The answer is whole, or has failed."""

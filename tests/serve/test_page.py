@@ -253,7 +253,7 @@ def names(one: Visit) -> list[str]:
 def test_conversations_are_found_renamed_deleted_and_brought_back(visit: Visits) -> None:
     one = visit()
     for text in ("about whales", "about storks"):
-        one.press("New chat", last=False)
+        one.begin()
         one.ask(text)
     assert names(one) == ["about storks", "about whales"]
     one.page.fill("#search", "SAID whales")
@@ -316,7 +316,7 @@ def test_without_a_database_it_chats_and_says_so(visit: Visits) -> None:
     one.page.reload()
     assert "no room" in one.page.wait_for_selector(".toast").inner_text()
     one.ask("First")
-    one.press("New chat", last=False)
+    one.begin()
     one.ask("Second")
     one.page.click(".row-open >> text=First")
     one.page.wait_for_selector("text=You said: First")

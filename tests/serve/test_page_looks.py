@@ -143,6 +143,7 @@ def test_phone_width(visit: Visits) -> None:
     assert one.page.evaluate("document.querySelector('.messages').scrollWidth") <= 360
     one.press("Conversations")
     assert one.page.locator(".row").count() == 1
+    one.page.wait_for_selector(".side .new:focus")  # after the list is drawn
     one.page.keyboard.press("Escape")
     one.page.wait_for_selector(".side", state="detached")
 
