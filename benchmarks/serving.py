@@ -293,7 +293,8 @@ def servers(args: argparse.Namespace, part: str) -> dict[str, tuple[list[str], s
 
 
 async def run_part(part: str, args: argparse.Namespace, server: Server) -> Any:
-    limits = httpx.Limits(max_connections=200, max_keepalive_connections=100)
+    # A connection for each request: llama-server closes those that it keeps just when they are used again.
+    limits = httpx.Limits(max_connections=200, max_keepalive_connections=0)
     async with httpx.AsyncClient(base_url=server.url, timeout=1800, limits=limits) as client:
         await ask(client, "warm up", 8)
         return await PARTS[part](client, args, server)
@@ -318,7 +319,8 @@ def main() -> None:
         "machine": {"cpu": cpu_name(), "cpus": total_cores()},
         "commit": commit(),
         "other load": others,
-        **{key: getattr(args, key) for key in ("model", "slots", "context", "tokens", "long", "repeats")},
+        "model": Path(args.model).name,
+        **{key: getattr(args, key) for key in ("slots", "context", "tokens", "long", "repeats")},
         "results": results,
     }
     if "race" in results:
