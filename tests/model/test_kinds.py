@@ -41,7 +41,7 @@ def unpacked(packed: np.ndarray) -> np.ndarray:
     return bits @ np.array([1, 2, 4], np.uint8)
 
 
-def nearest(xp: Any, groups: Any) -> tuple[Any, Any]:
+def nearest(xp: Any, groups: Any, least: float, most: float) -> tuple[Any, Any]:
     """The largest magnitude becomes 1, the others the level that is nearest."""
     scales = xp.asarray(xp.asarray(xp.amax(xp.abs(groups), axis=2), dtype=xp.float16), dtype=xp.float32)
     steps = groups / xp.where(scales == 0, 1.0, scales)[..., None]
@@ -62,8 +62,8 @@ def nf3(monkeypatch: pytest.MonkeyPatch) -> WeightKind:
         columns=8,
         group=32,
         levels=LEVELS,
-        count=8,
-        reach=1.0,
+        least=LEVELS[0],
+        most=LEVELS[-1],
         round=nearest,
         groups=(32,),
         choice=True,
@@ -155,7 +155,7 @@ def test_random_models_and_detection_know_it(monkeypatch: pytest.MonkeyPatch, nf
     drawn = RandomCheckpoint(TINY, lambda name, shape: spec).load("model.layers.0.mlp.down_proj.weight")
     values = unpack(drawn)
     assert values.std() == pytest.approx(1 / np.sqrt(drawn.shape[1]), rel=0.05)
-    monkeypatch.setitem(KINDS, "nf3", replace(nf3, searched=(32,), reach=2.0))
+    monkeypatch.setitem(KINDS, "nf3", replace(nf3, searched=(32,), most=2.0))
     rounded = unpack(pack_from_float(values, spec))
     stored = PackedTensor(spec=QuantSpec(kind="f32"), shape=drawn.shape, codes=rounded)
     assert detect_rounded(stored) == spec

@@ -144,7 +144,7 @@ def _codes(rng: np.random.Generator, row: WeightKind, shape: tuple[int, int]) ->
     if row.count**per == 256:
         return raw
     if per == 1:
-        return np.maximum(raw.view(row.codes), -(row.count // 2))
+        return np.maximum(raw.view(row.codes), row.least)
     # A byte is ``per`` digits to base ``count``: so many bytes are possible.
     place = np.arange(per)[:, None]
     digits = np.arange(256) % row.count**per // row.count**place % row.count

@@ -42,8 +42,8 @@ class WeightKind:
 
     ``group``: group sizes are multiples of this. A weight is scale * number, with offsets scale * number +
     offset. The number is that of ``levels`` at its code; where there are none it is the code, without offsets
-    the code less ``zero``. ``count`` codes occur, 0 the lowest (of int8 minus half of them); ``reach`` is the
-    largest number. ``round``: see formats/rounding.py.
+    the code less ``zero``. ``least`` and ``most`` are the numbers that rounding gives; files may hold one
+    less. ``round``: see formats/rounding.py.
 
     ``groups``: sizes to choose from where none is asked for. ``searched``: sizes in which a matrix of floats
     may prove to be of this kind, tried in this order, kinds of fewer bits first. ``blocks``: whether rows of
@@ -63,8 +63,8 @@ class WeightKind:
     group: int = 0
     zero: int = 0
     levels: tuple[float, ...] = ()
-    count: int = 0
-    reach: float = 0.0
+    least: float = 0.0
+    most: float = 0.0
     round: rounding.Rounding | None = None
     groups: tuple[int, ...] = ()
     searched: tuple[int, ...] = ()
@@ -74,6 +74,21 @@ class WeightKind:
     dtype: str = ""
     file: str = ""
     infinity: int = 0
+
+    @property
+    def count(self) -> int:
+        """How many numbers rounding gives."""
+        return len(self.levels) or int(self.most - self.least) + 1
+
+    @property
+    def reach(self) -> float:
+        """The largest magnitude of them."""
+        return max(-self.least, self.most)
+
+    def rounded(self, xp: Any, groups: Any) -> tuple[Any, Any]:
+        """Numbers and scales of ``groups``: see ``rounding.Rounding``."""
+        assert self.round is not None, f"{self.name} weights cannot be rounded to"
+        return self.round(xp, groups, self.least, self.most)
 
     def width(self, columns: int) -> int:
         """Elements of ``codes`` that a row of ``columns`` weights takes."""
@@ -147,8 +162,8 @@ _ROWS = (
         unpack=same,
         columns=16,
         group=16,
-        count=255,
-        reach=127,
+        least=-127,
+        most=127,
         round=rounding.int8,
         groups=(64, 32),
         searched=(256, 192, 128, 96, 64, 32),
@@ -164,8 +179,8 @@ _ROWS = (
         columns=32,
         group=32,
         zero=8,
-        count=16,
-        reach=8,
+        least=-8,
+        most=7,
         round=rounding.int4,
         groups=(64, 32),
         searched=(256, 192, 128, 96, 64, 32),
@@ -181,8 +196,8 @@ _ROWS = (
         columns=64,
         group=32,
         zero=1,
-        count=3,
-        reach=1,
+        least=-1,
+        most=1,
         round=rounding.ternary,
         groups=(64, 32),
         searched=(256, 128, 64, 32),

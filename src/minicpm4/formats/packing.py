@@ -128,9 +128,8 @@ def _pack_stream(
 def _round_groups(groups: NDArray[np.float32], row: WeightKind) -> tuple[NDArray, NDArray]:
     """Numbers and scales of ``groups`` (rows, groups, group size), finite; scales (rows, groups) in the type
     that holds them all."""
-    assert row.round is not None, f"{row.name} weights cannot be rounded to"
     with np.errstate(over="ignore", invalid="ignore"):
-        numbers, scales = row.round(np, groups)
+        numbers, scales = row.rounded(np, groups)
         large = np.abs(scales) > F16_MAX
     return numbers, scales if large.any() else scales.astype(np.float16)
 

@@ -33,14 +33,15 @@ _COLUMNS = 8
 
 
 class Rounding(Protocol):
-    """``round(xp, groups)``: groups (rows, groups, group size) float32 to numbers of the same shape, float32,
-    and scales (rows, groups), float32, each of which float16 holds unless it is too large for that.
+    """``round(xp, groups, least, most)``: groups (rows, groups, group size) float32 to numbers of the same
+    shape, float32, from ``least`` to ``most`` (a kind's own: formats/kinds.py), and scales (rows, groups),
+    float32, each of which float16 holds unless it is too large for that.
 
     Numbers are chosen for the rounded scale, so its rounding costs nothing; zero among them may be -0. A
     group that is not finite gets a scale or numbers that are not.
     """
 
-    def __call__(self, xp: Any, groups: Any, /) -> tuple[Any, Any]: ...
+    def __call__(self, xp: Any, groups: Any, least: float, most: float, /) -> tuple[Any, Any]: ...
 
 
 def group_sum(values: Any) -> Any:
@@ -59,24 +60,24 @@ def group_sum(values: Any) -> Any:
     return values[..., 0]
 
 
-def int8(xp: Any, groups: Any) -> tuple[Any, Any]:
+def int8(xp: Any, groups: Any, least: float, most: float) -> tuple[Any, Any]:
     """Symmetric about the largest magnitude."""
     top = xp.amax(xp.abs(groups), axis=2)
     # An array, not a number, which CUDA would multiply by its rounded inverse.
-    scales = storable(xp, top / xp.full_like(top, 127.0))
-    return whole_numbers(xp, groups, scales, -127, 127), scales
+    scales = storable(xp, top / xp.full_like(top, most))
+    return whole_numbers(xp, groups, scales, least, most), scales
 
 
-def int4(xp: Any, groups: Any) -> tuple[Any, Any]:
+def int4(xp: Any, groups: Any, least: float, most: float) -> tuple[Any, Any]:
     """Of a few scales the one with the least squared error."""
-    # The largest magnitude, with its sign, goes to -8: the side on which the codes reach further.
+    # The largest magnitude, with its sign, goes to the least: the side on which the codes reach further.
     high, low = xp.amax(groups, axis=2), xp.amin(groups, axis=2)
     # Adding zero gives groups of zeros the scale 0, not -0, whichever of both a maximum is.
-    base = xp.where(high > -low, high, low) / -8.0 + 0.0
+    base = xp.where(high > -low, high, low) / float(least) + 0.0
     best, best_scales, best_error = groups, base, base
     for count, part in enumerate(INT4_TRIES):
         scales = storable(xp, base * part)
-        numbers = whole_numbers(xp, groups, scales, -8, 7)
+        numbers = whole_numbers(xp, groups, scales, least, most)
         missed = numbers * scales[..., None]
         missed -= groups
         missed *= missed
@@ -92,7 +93,7 @@ def int4(xp: Any, groups: Any) -> tuple[Any, Any]:
     return best, best_scales
 
 
-def ternary(xp: Any, groups: Any, count: Any = None) -> tuple[Any, Any]:
+def ternary(xp: Any, groups: Any, least: float, most: float, count: Any = None) -> tuple[Any, Any]:
     """The mean magnitude, BitCPM4's scale; a group that is ternary already keeps its own. ``count``: weights
     of each group where some are padding, broadcast over (rows, groups)."""
     size = xp.abs(groups)
@@ -100,7 +101,7 @@ def ternary(xp: Any, groups: Any, count: Any = None) -> tuple[Any, Any]:
     already = xp.all((size == 0) | (size == top[..., None]), axis=2)
     number = xp.full_like(top, float(groups.shape[2])) if count is None else count
     scales = storable(xp, xp.where(already, top, group_sum(size) / number))
-    return whole_numbers(xp, groups, scales, -1, 1), scales
+    return whole_numbers(xp, groups, scales, least, most), scales
 
 
 def storable(xp: Any, scales: Any) -> Any:
@@ -120,8 +121,8 @@ def in_half(scales: NDArray[np.float32]) -> tuple[NDArray[np.float16], bool]:
     return small, bool((small.astype(np.float32) == scales).all())
 
 
-def whole_numbers(xp: Any, groups: Any, scales: Any, least: int, most: int) -> Any:
-    """The whole numbers nearest to ``groups`` / ``scales``."""
+def whole_numbers(xp: Any, groups: Any, scales: Any, least: float, most: float) -> Any:
+    """The whole numbers nearest to ``groups`` / ``scales``, of those from ``least`` to ``most``."""
     tiny = xp.abs(scales) < 1e-30
     inverse = xp.where(tiny, 0.0, 1.0 / xp.where(tiny, 1.0, scales))
     found = groups * xp.asarray(inverse, dtype=xp.float32)[..., None]

@@ -59,10 +59,9 @@ def rounded(w: Tensor, spec: QuantSpec) -> Tensor:
         raise ConfigError(f"{columns} columns do not fit weight format {spec}")
     groups = w.detach().float().reshape(rows, -1, spec.group_size)
     if isinstance(spec, BlockSpec):
-        values = _ternary_blocks(groups, spec.rows)
+        values = _ternary_blocks(groups, spec)
     else:
-        assert row.round is not None, f"{row.name} weights cannot be rounded to"
-        values = _values(*row.round(torch, groups))
+        values = _values(*row.rounded(torch, groups))
     return values.reshape(rows, columns).to(w.dtype)
 
 
@@ -71,13 +70,13 @@ def _values(numbers: Tensor, scales: Tensor) -> Tensor:
     return numbers.add_(0.0).mul_(scales[..., None])
 
 
-def _ternary_blocks(groups: Tensor, block: int) -> Tensor:
-    """``groups`` (rows, groups, group): one scale for each group of columns in each ``block`` rows."""
-    rows, across, group = groups.shape
+def _ternary_blocks(groups: Tensor, spec: BlockSpec) -> Tensor:
+    """``groups`` (rows, groups, group): one scale for each group of columns in each ``spec.rows`` rows."""
+    (rows, across, group), block, row = groups.shape, spec.rows, spec.row
     blocks = -(-rows // block)
     padded = torch.nn.functional.pad(groups, (0, 0, 0, 0, 0, blocks * block - rows))
     square = padded.reshape(blocks, block, across, group).transpose(1, 2).reshape(blocks, across, -1)
     count = torch.full((blocks, 1), float(block * group), device=groups.device)
     count[-1] = float((rows - (blocks - 1) * block) * group)
-    values = _values(*rounding.ternary(torch, square, count))
+    values = _values(*rounding.ternary(torch, square, row.least, row.most, count))
     return values.reshape(blocks, across, block, group).transpose(1, 2).reshape(-1, across, group)[:rows]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from minicpm4.errors import CheckpointError
 from minicpm4.formats import rounding
 from minicpm4.formats.quant import PackedTensor, QuantSpec
-from minicpm4.quantize.grid import limits, pack, search_scales
+from minicpm4.quantize.grid import pack, search_scales
 
 __all__ = ["BLOCK", "DAMPING", "Hessian", "gptq", "output_error"]
 
@@ -87,7 +87,6 @@ def gptq(
     importance = np.where(dead, 1.0, diagonal).astype(np.float32)
     importance /= importance.mean()
     upper = _inverse_factor(hessian.sum, order, dead, damping)
-    least, most = limits(kind)
     scales = np.zeros((columns // group, weights.shape[0]), np.float32)
     if act_order:
         scales = np.ascontiguousarray(_scales(work, importance, slice(0, columns), spec).T)
@@ -103,9 +102,9 @@ def gptq(
                 # What earlier blocks left to these columns is in them; what this one did, too.
                 scales[place] = _scales(work, importance, slice(i, i + group), spec)[:, 0]
             column = work[i]
-            numbers[i] = rounding.whole_numbers(np, column[None, :, None], scales[place][None], least, most)[
-                0, :, 0
-            ]
+            numbers[i] = rounding.whole_numbers(
+                np, column[None, :, None], scales[place][None], kind.least, kind.most
+            )[0, :, 0]
             error = (column - numbers[i] * scales[place]) / upper[i, i]
             work[i + 1 : stop] -= upper[i, i + 1 : stop, None] * error
             errors[i - start] = error

@@ -10,7 +10,7 @@ from minicpm4.formats import rounding
 from minicpm4.formats.kinds import WeightKind
 from minicpm4.formats.quant import PackedTensor, QuantSpec
 
-__all__ = ["limits", "pack", "search_scales"]
+__all__ = ["pack", "search_scales"]
 
 Floats = NDArray[np.float32]
 
@@ -23,11 +23,6 @@ _TRIES = {
 }
 
 
-def limits(kind: WeightKind) -> tuple[int, int]:
-    """The least and the largest number."""
-    return (-8, 7) if kind.name == "int4" else (-int(kind.reach), int(kind.reach))
-
-
 def search_scales(groups: Floats, importance: Floats | None, kind: WeightKind) -> Floats:
     """Scales (rows, groups) of ``groups`` (rows, groups, size) with the least squared error, columns
     weighted by ``importance`` (groups, size), None: all alike. float16 holds each unless it is too large
@@ -35,18 +30,17 @@ def search_scales(groups: Floats, importance: Floats | None, kind: WeightKind) -
     size = np.abs(groups)
     if kind.name == "int4":
         high, low = groups.max(axis=2), groups.min(axis=2)
-        base = np.where(high > -low, high, low) / np.float32(-8.0) + np.float32(0)
+        base = np.where(high > -low, high, low) / np.float32(kind.least) + np.float32(0)
     elif kind.name == "int8":
-        base = size.max(axis=2) / np.float32(kind.reach)
+        base = size.max(axis=2) / np.float32(kind.most)
     else:
         base = size.mean(axis=2, dtype=np.float32)
-    least, most = limits(kind)
     weight = None if importance is None else np.asarray(importance, np.float32)
     best = _storable(base)
     best_error = np.full(base.shape, np.inf, np.float32)
     for part in _TRIES[kind.name]:
         scales = _storable(base * part)
-        missed = rounding.whole_numbers(np, groups, scales, least, most)
+        missed = rounding.whole_numbers(np, groups, scales, kind.least, kind.most)
         missed *= scales[..., None]
         missed -= groups
         missed *= missed

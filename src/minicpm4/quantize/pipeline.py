@@ -29,7 +29,7 @@ from minicpm4.model.arena import Arena
 from minicpm4.model.packed_file import PackedFile, write
 from minicpm4.progress import Progress
 from minicpm4.quantize.gptq import Hessian, gptq, output_error
-from minicpm4.quantize.grid import limits, pack, search_scales
+from minicpm4.quantize.grid import pack, search_scales
 from minicpm4.quantize.layer import Layer, from_packed, read_layer, read_tensor
 from minicpm4.quantize.options import QuantizeOptions
 from minicpm4.quantize.rotate import Rotation
@@ -206,7 +206,7 @@ def _weighted(weights: NDArray[np.float32], hessian: Hessian, spec: QuantSpec) -
     groups = weights.reshape(len(weights), -1, spec.group_size)
     importance = np.diag(hessian.sum).reshape(-1, spec.group_size).astype(np.float32)
     scales = search_scales(groups, importance / max(float(importance.mean()), 1e-30), spec.row)
-    numbers = rounding.whole_numbers(np, groups, scales, *limits(spec.row))
+    numbers = rounding.whole_numbers(np, groups, scales, spec.row.least, spec.row.most)
     return pack(numbers.reshape(weights.shape), scales, spec)
 
 
