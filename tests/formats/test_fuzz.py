@@ -53,6 +53,9 @@ def gguf_bytes() -> bytes:
             14: "Q6_K",
             34: "TQ1_0",
             35: "TQ2_0",
+            10: "Q2_K",
+            11: "Q3_K",
+            20: "IQ4_NL",
         }
         extra = [
             OutTensor(name=name, shape=(3, 512), type_id=i, data=stored[f"{name}_raw"])

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from minicpm4.errors import CheckpointError
-from minicpm4.formats.ggml_types import GGML_TYPES, encoded
+from minicpm4.formats.ggml_types import GGML_TYPES, GgmlType, encoded
 from minicpm4.formats.gguf import GgufCheckpoint
 from minicpm4.formats.gguf_write import OutTensor, matrix, write_gguf
 from minicpm4.formats.packing import pack_from_float, unpack
 from minicpm4.formats.quant import PARTS, PackedTensor, QuantSpec
 
 BLOCKS = Path(__file__).parent / "data" / "ggml_blocks.npz"
-BY_NAME = {kind.name: (number, kind) for number, kind in GGML_TYPES.items()}
+BY_NAME = {kind.name: (number, kind) for number, kind in GGML_TYPES.items() if kind.writable}
 # How the types that round are rounded to, by the rounding of packing: type -> format.
 ROUNDED = {"Q4_0": "int4-g32", "Q4_1": "int4-g32", "Q8_0": "int8-g32", "TQ1_0": "ternary-g256"}
 ROUNDED |= {"TQ2_0": "ternary-g256", "F16": "f16", "BF16": "bf16", "F32": "f32"}
@@ -36,9 +36,12 @@ def random_blocks(name: str, seed: int) -> np.ndarray:
     _, kind = BY_NAME[name]
     raw = rng.integers(0, 256, (3, 4, kind.nbytes), np.uint8)
     places = {"Q4_0": (0,), "Q8_0": (0,), "Q5_0": (0,), "Q6_K": (208,), "TQ1_0": (52,), "TQ2_0": (64,)}
+    places |= {"Q2_0": (0,)}
     for place in places.get(name, (0, 2) if kind.decode is not None else ()):
         scales = rng.standard_normal((3, 4)) * 10.0 ** rng.integers(-6, 3, (3, 4))
         raw[..., place : place + 2] = scales.astype("<f2")[..., None].view(np.uint8)
+    if name == "Q2_0":  # without the fourth number, which is never written
+        raw[..., 2:] &= ~((raw[..., 2:] & (raw[..., 2:] >> 1) & 0x55) * 3)
     if name.startswith("TQ"):
         codes = rng.integers(0, 3, (3, 1024)).astype(np.float32) - 1
         packed = pack_from_float(codes, QuantSpec(kind="ternary", group_size=256))
@@ -64,7 +67,7 @@ def test_what_was_read_is_written_to_the_bit(name: str, seed: int | None, tmp_pa
         np.testing.assert_array_equal(getattr(again, part), getattr(first, part), err_msg=part)
 
 
-@pytest.mark.parametrize("name", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ2_0", "F16"])
+@pytest.mark.parametrize("name", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_0", "TQ2_0", "F16"])
 def test_bytes_are_the_same_where_only_one_block_stands_for_the_weights(name: str, tmp_path: Path) -> None:
     number, kind = BY_NAME[name]
     raw = random_blocks(name, 3)
@@ -111,6 +114,7 @@ def test_what_a_type_has_no_room_for_is_refused() -> None:
         (int8, "Q5_0", r"codes of -127 to 127 do not fit a GGML type of -16 to 15"),
         (int8, "Q4_0", r"weights in int8-g32 cannot be written as Q4_0.*convert them to int4-g32"),
         (pack_from_float(weights * 1e8, int8.spec), "Q8_0", "not one that float16 holds"),
+        (pack_from_float(weights, QuantSpec(kind="int4", group_size=64)), "Q2_0", "codes of 0 to 15"),
         (
             pack_from_float(weights[:, :96], QuantSpec(kind="int4", group_size=32)),
             "Q4_K",
@@ -120,6 +124,15 @@ def test_what_a_type_has_no_room_for_is_refused() -> None:
     for tensor, name, message in cases:
         with pytest.raises(CheckpointError, match=message):
             encoded(tensor, BY_NAME[name][1])
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in GGML_TYPES.values() if not kind.writable], ids=lambda one: one.name
+)
+def test_types_that_are_read_alone_say_so(kind: GgmlType) -> None:
+    weights = np.random.default_rng(3).standard_normal((2, 256)).astype(np.float32)
+    with pytest.raises(CheckpointError, match=f"{kind.name} can be read, not written"):
+        encoded(pack_from_float(weights, kind.spec), kind)
 
 
 def test_a_tensor_at_a_time_is_in_memory(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ CASES = {
         raw_gguf(tensors=[tensor("w", (32,), 77)]),
         r"tensor 'w' has type 77 \(unknown\).* use one of F32",
     ),
-    "unsupported type": (raw_gguf(tensors=[tensor("w", (256,), 10)]), r"tensor 'w' has type 10 \(Q2_K\)"),
+    "unsupported type": (raw_gguf(tensors=[tensor("w", (256,), 16)]), r"tensor 'w' has type 16 \(IQ2_XXS\)"),
     "odd offset": (
         raw_gguf(tensors=[tensor("w", (4,), 0, 4)], data=DATA),
         r"starts at offset 4, not a multiple of .* 32",

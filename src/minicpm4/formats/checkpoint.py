@@ -17,7 +17,8 @@ from minicpm4.formats.quant import PackedTensor, QuantSpec
 class TensorInfo:
     """One stored tensor: row-major ``shape``, the file's own name for its type, and its size.
 
-    ``spec`` is the format that ``Checkpoint.load`` returns for it, ``loaded_nbytes`` the size of that.
+    ``spec`` is the format that ``Checkpoint.load`` returns for it, ``loaded_nbytes`` the size of that;
+    ``narrows``: its weights may prove to be of a kind of fewer bits.
     """
 
     shape: tuple[int, ...]
@@ -25,6 +26,7 @@ class TensorInfo:
     nbytes: int
     spec: QuantSpec
     loaded_nbytes: int
+    narrows: bool = False
 
 
 class Checkpoint(Protocol):

@@ -13,10 +13,17 @@ from numpy.typing import NDArray
 
 from minicpm4.errors import CheckpointError
 
-__all__ = ["q4_0", "q4_1", "q4_k", "q5_0", "q5_1", "q5_k", "q6_k", "q8_0", "tq1_0", "tq2_0"]
+__all__ = ["q2_0", "q4_0", "q4_1", "q4_k", "q5_0", "q5_1", "q5_k", "q6_k", "q8_0", "tq1_0", "tq2_0"]
 
 Array = NDArray[np.float32]
 Raw = NDArray[np.uint8]
+
+
+def q2_0(codes: NDArray, scales: Array, offsets: Array | None) -> Raw:
+    _no(offsets)
+    # Of its four numbers only the three that ternary weights have: other readers know no more.
+    found = (_blocks(codes, 64, 7, 9) - 7).reshape(*scales.shape, 16, 4)
+    return _join(_half(scales), (found << np.arange(0, 8, 2)).sum(axis=-1).astype(np.uint8))
 
 
 def q4_0(codes: NDArray, scales: Array, offsets: Array | None) -> Raw:

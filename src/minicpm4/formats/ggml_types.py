@@ -28,9 +28,10 @@ Encoder = Callable[[NDArray, NDArray[np.float32], NDArray[np.float32] | None], N
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GgmlType:
-    """One tensor type: ``block`` weights take ``nbytes`` bytes; ``decode`` and its inverse ``encode``
-    (formats/ggml_encode.py) are None for float types, in which ``stored`` says how weights lie in the file
-    where that is not as in their format."""
+    """One tensor type: ``block`` weights take ``nbytes`` bytes; ``decode`` is None for float types, in which
+    ``stored`` says how weights lie in the file where that is not as in their format. ``encode``, the inverse
+    of ``decode`` (formats/ggml_encode.py), is None where nothing writes a type. ``narrows``: weights mostly
+    are of a kind with fewer bits than ``spec`` has, which must hold all that a block may."""
 
     name: str
     block: int
@@ -41,6 +42,12 @@ class GgmlType:
     scale_bytes: int = 2
     offsets: bool = False
     stored: str = ""
+    narrows: bool = False
+
+    @property
+    def writable(self) -> bool:
+        """Whether matrices can be written in it (``encoded``)."""
+        return self.decode is None or self.encode is not None
 
 
 def _field(raw: NDArray[np.uint8], start: int, kind: str) -> NDArray:
@@ -122,6 +129,54 @@ def _q4_k(raw: NDArray[np.uint8]) -> Decoded:
     return pack_nibbles(_flat(_k_nibbles(raw[..., 16:]))), scales, offsets
 
 
+def _pairs(raw: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Runs of 32 bytes; in each the lowest two bits are 32 weights, those above them the next 32, and so on:
+    uint8 (rows, blocks, bytes) to (rows, blocks, 4 x bytes)."""
+    lead = raw.shape[:2]
+    shifts = np.arange(0, 8, 2, dtype=np.uint8).reshape(1, 1, 1, 4, 1)
+    return ((raw.reshape(*lead, -1, 1, 32) >> shifts) & np.uint8(3)).reshape(*lead, -1)
+
+
+def _q2_k(raw: NDArray[np.uint8]) -> Decoded:
+    # A byte for each 16 weights: the scale's multiple in its low, that of the offset in its high bits.
+    scales = (raw[..., :16] & np.uint8(15)).astype(np.float32)
+    scales *= _f16(raw, 80).astype(np.float32)[..., None]
+    offsets = (raw[..., :16] >> np.uint8(4)).astype(np.float32)
+    offsets *= -_f16(raw, 82).astype(np.float32)[..., None]
+    return _flat(_pairs(raw[..., 16:80]).view(np.int8)), _flat(scales), _flat(offsets)
+
+
+def _q3_k(raw: NDArray[np.uint8]) -> Decoded:
+    lead = raw.shape[:2]
+    # Bit k of byte j is set where weight 32 k + j is not to be four less.
+    high = (raw[..., None, :32] >> np.arange(8, dtype=np.uint8).reshape(8, 1)) & np.uint8(1)
+    codes = _pairs(raw[..., 32:96]).view(np.int8) + (
+        (high.reshape(*lead, 256) << 2).view(np.int8) - np.int8(4)
+    )
+    # Sixteen six-bit numbers: low nibbles, then high ones, of 8 bytes; their top bits in the next 4.
+    low, top = raw[..., 96:104], raw[..., 104:108]
+    shifts = np.arange(0, 8, 2, dtype=np.uint8).reshape(4, 1)
+    tops = ((top[..., None, :] >> shifts) & np.uint8(3)).reshape(*lead, 16)
+    multiples = (_nibbles(low) | (tops << np.uint8(4))).view(np.int8) - np.int8(32)
+    scales = multiples.astype(np.float32) * _f16(raw, 108).astype(np.float32)[..., None]
+    return _flat(codes), _flat(scales), None
+
+
+# The numbers that codes of IQ4_NL stand for.
+_IQ4_NL = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
+
+
+def _iq4_nl(raw: NDArray[np.uint8]) -> Decoded:
+    return _flat(_IQ4_NL[_nibbles(raw[..., 2:])]), _f16(raw, 0), None
+
+
+def _q2_0(raw: NDArray[np.uint8]) -> Decoded:
+    # Codes 0 to 3, neighbours in a byte, lowest bits first, stand for -1 to 2; those of int4 have 8 added.
+    shifts = np.arange(0, 8, 2, dtype=np.uint8)
+    codes = ((raw[..., 2:, None] >> shifts) & np.uint8(3)) + np.uint8(7)
+    return pack_nibbles(_flat(codes)), _f16(raw, 0), None
+
+
 def _q5_k(raw: NDArray[np.uint8]) -> Decoded:
     scales, offsets = _k_scales(raw)
     # Bit k of byte j is the fifth bit of weight 32 k + j.
@@ -158,16 +213,14 @@ def _tq2_0(raw: NDArray[np.uint8]) -> Decoded:
     bits = raw[..., :64]
     if (bits & (bits >> np.uint8(1)) & np.uint8(0x55)).any():
         raise CheckpointError("a TQ2_0 block holds code 3, which stands for no ternary weight")
-    shifts = np.arange(0, 8, 2, dtype=np.uint8).reshape(1, 1, 1, 4, 1)
-    codes = (bits.reshape(*raw.shape[:2], 2, 1, 32) >> shifts) & np.uint8(3)
-    return pack_pairs(_flat(codes)), _f16(raw, 64), None
+    return pack_pairs(_flat(_pairs(bits))), _f16(raw, 64), None
 
 
 def _spec(kind: str, group: int = 0) -> QuantSpec:
     return QuantSpec(kind=kind, group_size=group)
 
 
-_I4, _I8 = _spec("int4", 32), _spec("int8", 32)
+_I4, _I8, _I8_16 = _spec("int4", 32), _spec("int8", 32), _spec("int8", 16)
 _TERNARY = _spec("ternary", 256)
 
 GGML_TYPES: dict[int, GgmlType] = {
@@ -182,6 +235,8 @@ GGML_TYPES: dict[int, GgmlType] = {
         name="Q5_1", block=32, nbytes=24, spec=_I8, decode=_q5_1, encode=ggml_encode.q5_1, offsets=True
     ),
     8: GgmlType(name="Q8_0", block=32, nbytes=34, spec=_I8, decode=_q8_0, encode=ggml_encode.q8_0),
+    10: GgmlType(name="Q2_K", block=256, nbytes=84, spec=_I8_16, decode=_q2_k, scale_bytes=4, offsets=True),
+    11: GgmlType(name="Q3_K", block=256, nbytes=110, spec=_I8_16, decode=_q3_k, scale_bytes=4),
     12: GgmlType(
         name="Q4_K",
         block=256,
@@ -206,15 +261,25 @@ GGML_TYPES: dict[int, GgmlType] = {
         name="Q6_K",
         block=256,
         nbytes=210,
-        spec=_spec("int8", 16),
+        spec=_I8_16,
         decode=_q6_k,
         encode=ggml_encode.q6_k,
         scale_bytes=4,
     ),
+    20: GgmlType(name="IQ4_NL", block=32, nbytes=18, spec=_I8, decode=_iq4_nl),
     28: GgmlType(name="F64", block=1, nbytes=8, spec=_spec("f32"), stored="<f8"),
     30: GgmlType(name="BF16", block=1, nbytes=2, spec=_spec("bf16")),
     34: GgmlType(name="TQ1_0", block=256, nbytes=54, spec=_TERNARY, decode=_tq1_0, encode=ggml_encode.tq1_0),
     35: GgmlType(name="TQ2_0", block=256, nbytes=66, spec=_TERNARY, decode=_tq2_0, encode=ggml_encode.tq2_0),
+    42: GgmlType(
+        name="Q2_0",
+        block=64,
+        nbytes=18,
+        spec=_spec("int4", 64),
+        decode=_q2_0,
+        encode=ggml_encode.q2_0,
+        narrows=True,
+    ),
 }
 
 
@@ -226,6 +291,8 @@ def encoded(tensor: PackedTensor, kind: GgmlType) -> NDArray[np.uint8]:
             f"weights in {tensor.spec} cannot be written as {kind.name}", f"convert them to {kind.spec} first"
         )
     rows, columns = tensor.shape
+    if not kind.writable:
+        raise CheckpointError(f"{kind.name} can be read, not written", "write Q4_0, Q8_0 or another type")
     if kind.encode is None:
         codes = tensor.codes.astype(kind.stored) if kind.stored else tensor.codes
         return np.ascontiguousarray(codes).view(np.uint8).reshape(rows, -1)
@@ -247,14 +314,11 @@ def encoded(tensor: PackedTensor, kind: GgmlType) -> NDArray[np.uint8]:
 # Types that exist but have no decoder here: named in the refusal.
 TYPE_NAMES = {
     9: "Q8_1",
-    10: "Q2_K",
-    11: "Q3_K",
     15: "Q8_K",
     16: "IQ2_XXS",
     17: "IQ2_XS",
     18: "IQ3_XXS",
     19: "IQ1_S",
-    20: "IQ4_NL",
     21: "IQ3_S",
     22: "IQ2_S",
     23: "IQ4_XS",
@@ -266,5 +330,4 @@ TYPE_NAMES = {
     39: "MXFP4",
     40: "NVFP4",
     41: "Q1_0",
-    42: "Q2_0",
 }

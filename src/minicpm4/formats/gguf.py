@@ -147,5 +147,10 @@ def _info(record: GgufTensor) -> TensorInfo:
         else packed_nbytes(shape, kind.spec, scale_bytes=kind.scale_bytes, offsets=kind.offsets)
     )
     return TensorInfo(
-        shape=record.shape, dtype=kind.name, nbytes=record.nbytes, spec=kind.spec, loaded_nbytes=loaded
+        shape=record.shape,
+        dtype=kind.name,
+        nbytes=record.nbytes,
+        spec=kind.spec,
+        loaded_nbytes=loaded,
+        narrows=kind.narrows,
     )

@@ -227,7 +227,8 @@ def _place(
     if start + offset + nbytes > reader.size:
         reader.fail(
             f"tensor {name!r} takes bytes {start + offset} to {start + offset + nbytes}, "
-            f"but the file has {reader.size}"
+            f"but the file has {reader.size}",
+            _remedy(kind),
         )
     return GgufTensor(name=name, shape=shape, type=kind, offset=start + offset, nbytes=nbytes)
 
@@ -241,4 +242,9 @@ def _require_distinct(reader: _Reader, tensors: tuple[GgufTensor, ...]) -> None:
     ordered = sorted(tensors, key=lambda t: t.offset)
     for first, second in pairwise(ordered):
         if first.offset + first.nbytes > second.offset:
-            reader.fail(f"tensors {first.name!r} and {second.name!r} overlap")
+            reader.fail(f"tensors {first.name!r} and {second.name!r} overlap", _remedy(first.type))
+
+
+def _remedy(kind: GgmlType) -> str:
+    # One fork's Q2_0 has groups of 128 under the same number. They take less, which is all that tells.
+    return "use a file of llama.cpp's own Q2_0, not one of a fork" if kind.name == "Q2_0" else _REMEDY

@@ -143,21 +143,48 @@ def _require_finite(values: NDArray[np.float32], rows: slice) -> None:
 
 
 def packed_if_exact(tensor: PackedTensor) -> PackedTensor:
-    """A matrix of floats whose weights some grouped kind holds exactly, in that kind; any other as it is.
+    """A matrix of floats whose weights some grouped kind holds exactly, in that kind, one of int4 whose
+    numbers are ternary in that; any other as it is.
 
     BitCPM4 checkpoints are ternary matrices written as floats; what this package trains in int4 and int8 is
-    rounded in the same way.
+    rounded in the same way. Ternary matrices in GGUF's Q2_0 have room for a fourth number.
     """
     spec = exact_spec(tensor)
     if spec is None:
         return tensor
+    if tensor.spec.row.group:
+        return _narrowed(tensor, spec)
     # Scales of ternary weights are kept as they are; those of other kinds are found again by rounding.
     return pack_ternary_exact(tensor, spec) if spec.kind == "ternary" else repack(tensor, spec)
 
 
 def exact_spec(tensor: PackedTensor) -> QuantSpec | None:
     """The grouped format that ``packed_if_exact`` finds; None: none."""
-    return detect_ternary(tensor) or detect_rounded(tensor)
+    return _narrow_spec(tensor) or detect_ternary(tensor) or detect_rounded(tensor)
+
+
+def _narrow_spec(tensor: PackedTensor) -> QuantSpec | None:
+    """The ternary format of a matrix of int4 whose numbers are -1, 0 and 1; None: they are not."""
+    row = tensor.spec.row
+    if row.name != "int4" or tensor.offsets is not None:
+        return None
+    spec, low = QuantSpec(kind="ternary", group_size=tensor.spec.group_size), row.zero - 1
+    if not spec.fits(tensor.shape[1]):
+        return None
+    for part in row_slices(*tensor.shape):
+        if (row.unpack(tensor.codes[part]) - np.uint8(low) > 2).any():  # those below come round to the top
+            return None
+    return spec
+
+
+def _narrowed(tensor: PackedTensor, spec: QuantSpec) -> PackedTensor:
+    """``tensor``, for which ``_narrow_spec`` gave ``spec``, in that: its scales stay."""
+    row, (rows, columns) = spec.row, tensor.shape
+    codes = np.empty((rows, row.width(columns)), row.codes)
+    for part in row_slices(rows, columns):
+        found = tensor.spec.row.unpack(tensor.codes[part])
+        codes[part] = row.pack(found - np.uint8(tensor.spec.row.zero - row.zero))
+    return PackedTensor(spec=spec, shape=tensor.shape, codes=codes, scales=tensor.scales)
 
 
 def detect_ternary(tensor: PackedTensor) -> QuantSpec | None:

@@ -22,7 +22,8 @@ __all__ = ["MatrixPlan", "WeightPlan", "check_weights_choice", "plan_weights", "
 class MatrixPlan:
     """One matrix (out, in): ``stored`` is the file's name for its type, ``read`` the format that the
     checkpoint's reader gives, ``target`` the one that it is held in. ``packs``: where its floats prove to be
-    on the grid of a grouped kind, it is held in that instead, which takes less.
+    on the grid of a grouped kind, or its codes those of one of fewer bits, it is held in that instead, which
+    takes less.
     """
 
     name: str
@@ -85,7 +86,7 @@ def plan_weights(checkpoint: Checkpoint, config: ModelConfig, weights: str = "au
                 read=info.spec,
                 target=target,
                 nbytes=info.loaded_nbytes if target == info.spec else packed_nbytes(both, target),
-                packs=weights == "auto" and not target.row.group,
+                packs=weights == "auto" and (not target.row.group or info.narrows),
             )
         )
     return WeightPlan(weights=weights, matrices=tuple(matrices))
