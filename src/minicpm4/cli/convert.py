@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,6 +20,7 @@ from minicpm4.errors import ConfigError
 if TYPE_CHECKING:
     from minicpm4.evals.conversion import Calibration, Conversion
     from minicpm4.evals.fidelity import Fidelity
+    from minicpm4.quantize.gguf_export import InType
     from minicpm4.quantize.options import QuantizeOptions
 
 MAX_SAMPLES = 4096
@@ -32,25 +33,47 @@ def command(
         str,
         typer.Argument(metavar="MODEL", help="Known name, folder, .gguf file or hub repository."),
     ],
-    target: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the new model is written.")],
+    target: Annotated[
+        Path,
+        typer.Argument(metavar="FOLDER", help="Where the new model is written; of --to gguf a .gguf file."),
+    ],
     *,
-    weights: Annotated[str, typer.Option(help="What layers become: int4, int8 or ternary.")] = "int4",
-    method: Annotated[
-        str,
+    weights: Annotated[
+        str | None,
         typer.Option(
-            help="rtn (to nearest, no calibration), awq, gptq, p-gptq (the first tokens of a text do not "
-            "count), or either after smoothing: s-gptq, s-p-gptq."
+            help="What layers become: int4, int8, ternary, or auto: they stay as they are stored. int4 "
+            "unless said, for gguf and llama auto."
         ),
-    ] = "gptq",
-    group: Annotated[int, typer.Option(help="Weights that share a scale: a multiple of 32.")] = 64,
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="rtn (to nearest, no calibration), awq, gptq (the default), p-gptq (the first tokens of a "
+            "text do not count), or either after smoothing: s-gptq, s-p-gptq."
+        ),
+    ] = None,
+    group: Annotated[
+        int | None,
+        typer.Option(help="Weights that share a scale: a multiple of 32 (64; int4 and int8 for gguf 32)."),
+    ] = None,
     to: Annotated[
         str,
         typer.Option(
             "--to",
             help="Layout: compressed-tensors or gptq, which other tools read too; hf: floats of "
-            "the same values.",
+            "the same values; llama: these without MiniCPM's scales, for what knows Llama alone; gguf: one "
+            "file.",
         ),
     ] = "compressed-tensors",
+    gguf_type: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TYPE",
+            help="GGUF type, such as q4_0, q4_k, q8_0, tq2_0, bf16, of the layers' matrices (of floats: of "
+            "all), or PATTERN=TYPE for those in whose name the regular expression is found; the last that "
+            "fits counts. Unless said, one that holds what is there to the bit.",
+        ),
+    ] = None,
     head: Annotated[
         str, typer.Option(metavar="FORMAT", help="Of a head of its own: float, or a format such as int8-g64.")
     ] = "float",
@@ -90,13 +113,14 @@ def command(
         Path | None, typer.Option("--json", metavar="FILE", help="Write the whole report to this file.")
     ] = None,
 ) -> None:
-    """Round a model's weights to few bits and write them as a folder.
+    """Round a model's weights to few bits, or leave them as they are, and write them as a folder or a file.
 
     Layer by layer: what is done is kept beside FOLDER (FOLDER.part) until all is, and the same command goes
     on after an interruption. What was written is opened again, and every value compared with what was
     rounded."""
     from minicpm4.evals.conversion import Calibration, convert, measure
     from minicpm4.quantize.export import LAYOUTS
+    from minicpm4.quantize.gguf_export import GgufTypes
     from minicpm4.quantize.options import SKIP_FIRST, QuantizeOptions
 
     check_choice("--to", to, list(LAYOUTS))
@@ -107,46 +131,81 @@ def command(
         require(file.is_file(), f"there is no file {file}")
     if test is not None and any(test.samefile(file) for file in calibration or ()):
         raise ConfigError(f"{test} is for calibration already", "test on another text")
-    options = QuantizeOptions(
-        weights=weights,
-        method=method,
-        group=group,
-        head=head,
-        overrides=_overrides(override or ()),
-        rotate=rotate,
-        act_order=act_order,
-        seed=seed,
-        skip_first=SKIP_FIRST if skip_first is None else skip_first,
-    )
-    require(options.calibrated or not calibration, "--method rtn looks at no text", "leave --calibration out")
-    require(
-        skip_first is None or "p-" in method,
-        f"--method {method} leaves no tokens out",
-        "leave --skip-first out, or use p-gptq",
-    )
+    require(to == "gguf" or not gguf_type, f"--to {to} has no types of GGUF", "leave --gguf-type out")
+    types = GgufTypes.parse(gguf_type or ())
+    weights = weights or ("auto" if to in ("gguf", "llama") else "int4")
+    options = None
+    if weights == "auto":
+        _refuse_unread(
+            {
+                "--method": method,
+                "--group": group,
+                "--head": None if head == "float" else head,
+                "--override": override,
+                "--rotate": rotate or None,
+                "--act-order": act_order or None,
+                "--skip-first": skip_first,
+                "--calibration": calibration,
+            }
+        )
+    else:
+        method = method or "gptq"
+        options = QuantizeOptions(
+            weights=weights,
+            method=method,
+            group=group or (32 if to == "gguf" and weights != "ternary" else 64),
+            head=head,
+            overrides=_overrides(override or ()),
+            rotate=rotate,
+            act_order=act_order,
+            seed=seed,
+            skip_first=SKIP_FIRST if skip_first is None else skip_first,
+        )
+        require(
+            options.calibrated or not calibration,
+            "--method rtn looks at no text",
+            "leave --calibration out",
+        )
+        require(
+            skip_first is None or "p-" in method,
+            f"--method {method} leaves no tokens out",
+            "leave --skip-first out, or use p-gptq",
+        )
     texts = Calibration(files=tuple(calibration or ()), samples=samples, length=length)
     ignored = tuple(ignore_field or ())
-    done = convert(source, target, options, to, texts, progress_bar, ignored, test)
+    done = convert(source, target, options, to, texts, progress_bar, ignored, test, types)
     found = measure(source, target, done.tests, progress_bar, ignored) if test is not None else None
     _print(target, done, found)
     if json_file is not None:
         report = {
             "model": source,
-            "options": asdict(options),
+            "options": asdict(options) if options else None,
             "to": to,
             "calibration": _calibrated(options, texts),
             "tokens": done.tokens,
             "nbytes": done.written.nbytes,
             "bits": done.written.bits,
             "matrices": [asdict(row) for row in done.rows],
+            "types": [asdict(row) for row in done.types],
+            "notes": done.notes,
             "fidelity": found.as_dict() if found else None,
         }
         write_figures(json_file, report)
 
 
-def _calibrated(options: QuantizeOptions, texts: Calibration) -> str | list[str] | None:
+def _refuse_unread(given: Mapping[str, object]) -> None:
+    """Raise ConfigError for an option that rounding alone reads."""
+    name = next((name for name, value in given.items() if value), None)
+    require(
+        name is None,
+        f"weights stay as they are stored, {name} rounds them",
+        "say what they become: --weights",
+    )
+
+
+def _calibrated(options: QuantizeOptions | None, texts: Calibration) -> str | list[str] | None:
     """What a report says of it: files, the model's own texts, or nothing."""
-    if not options.calibrated:
+    if options is None or not options.calibrated:
         return None
     return [str(file) for file in texts.files] or "own"
 
@@ -174,12 +233,15 @@ def _print(target: Path, done: Conversion, found: Fidelity | None) -> None:
             shown.add_row(row.name, row.format, row.how, f"{math.sqrt(row.error or 0.0):.1%}")
         show(shown)
         print()
+    _print_types(done.types)
+    for note in done.notes:
+        print(note, file=sys.stderr)
     _say_rounded([row.name for row in done.rows if row.how.startswith("too few")])
     facts = [
         ("written to", str(target)),
         ("size", f"{human(done.written.nbytes)}, {done.written.bits:.2f} bits a weight"),
         ("calibrated on", f"{done.texts} texts, {done.tokens:,} tokens" if done.tokens else "nothing"),
-        ("read again", "every value as it was rounded"),
+        ("read again", "every value as it was rounded" if done.rows else "every value as it was written"),
     ]
     if found is not None:
         change = found.nll_change / found.nll_before if found.nll_before else 0.0
@@ -195,6 +257,20 @@ def _print(target: Path, done: Conversion, found: Fidelity | None) -> None:
             ),
         ]
     print_facts("converted", facts)
+
+
+def _print_types(types: Sequence[InType]) -> None:
+    """How many matrices are in each type, and how far the worst of them is from what it was."""
+    if not types:
+        return
+    shown = table("type", "matrices", "farthest from what it was", left=1)
+    for name in dict.fromkeys(row.type for row in types):
+        of_it = [row for row in types if row.type == name]
+        worst = max(of_it, key=lambda row: row.error)
+        far = f"{worst.error:.2%} ({worst.name})" if worst.error else "equal"
+        shown.add_row(name, str(len(of_it)), far)
+    show(shown)
+    print()
 
 
 def _say_rounded(names: Sequence[str]) -> None:

@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from minicpm4 import LLM
 from minicpm4.config import ModelConfig
+from minicpm4.engine.load import suggestion
+from minicpm4.engine.params import gguf_sampling
 from minicpm4.errors import CheckpointError, TextError
 from minicpm4.evals.fidelity import Fidelity, compare, own_texts, windows
-from minicpm4.files import read_json, read_text, write_json, writing_folder
+from minicpm4.files import read_json, read_text, write_json, writing_folder, writing_path
 from minicpm4.formats.hf_write import hf_config
 from minicpm4.formats.names import expected_tensors
+from minicpm4.formats.quant import QuantSpec
 from minicpm4.formats.target import require_free
 from minicpm4.kernels.registry import host_table
 from minicpm4.model.packed_cache import file_identity
 from minicpm4.model.source import OpenModel, open_model
 from minicpm4.progress import Progress
-from minicpm4.quantize.export import Written, check_again, check_layout, write_model
+from minicpm4.quantize.export import Written, check_again, check_layout, formats, write_model
+from minicpm4.quantize.gguf_export import (
+    GgufTypes,
+    InType,
+    check_gguf,
+    check_gguf_plan,
+    plan_gguf,
+    write_gguf_model,
+)
 from minicpm4.quantize.options import QuantizeOptions
-from minicpm4.quantize.pipeline import LayerReport, Rounded, quantize
+from minicpm4.quantize.parts import Folded, Parts, Stored, folded_config
+from minicpm4.quantize.pipeline import LayerReport, quantize
 from minicpm4.quantize.rotate import Rotation
 from minicpm4.quantize.work import place_for, work_folder
 from minicpm4.text.model_text import ModelText
@@ -45,41 +57,51 @@ class Calibration:
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """What ``convert`` did: ``written`` (see there), a report of each matrix, how many texts of how many
-    tokens were looked at, and the texts to test with."""
+    """What ``convert`` did: ``written`` (see there), a report of each matrix that was rounded, how many texts
+    of how many tokens were looked at, the texts to test with; of a GGUF file the type of every matrix, and
+    what it cannot say."""
 
     written: Written
-    rows: list[LayerReport]
-    texts: int
-    tokens: int
+    rows: list[LayerReport] = field(default_factory=list)
+    texts: int = 0
+    tokens: int = 0
     tests: list[list[int]] = field(default_factory=list)
+    types: list[InType] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def convert(
     source: str,
     target: Path,
-    options: QuantizeOptions,
+    options: QuantizeOptions | None,
     layout: str,
     calibration: Calibration,
     bar: Bar,
     ignore_fields: Sequence[str] = (),
     test: Path | None = None,
+    types: GgufTypes | None = None,
 ) -> Conversion:
-    """Make ``source`` small and write it to the folder ``target``, which is whole or not there. What was done
-    before a run was ended is in ``target`` with ".part" after its name, and is used by the same command.
-    ``test``: a text to be cut as those of calibration are. Raises Minicpm4Error."""
+    """Make ``source`` small and write it to ``target``, a folder or, for gguf, a file, which is whole or not
+    there. What was done before a run was ended is in ``target`` with ".part" after its name, and is used by
+    the same command. ``options``: None: weights stay as they are stored. ``test``: a text to be cut as those
+    of calibration are; ``types``: of GGUF. Raises Minicpm4Error."""
     opened = open_model(source, ignore_fields)
     require_free(target)
-    part = place_for(target)
-    config = Rotation.config(opened.config) if options.rotate else opened.config
-    check_layout(layout, options.specs(opened.config), _shapes(config))
-    hf_config(config)  # raises where no config.json can say it
+    part = place_for(target, file=layout == "gguf")
     text = _text(opened)
-    if text is None and (options.calibrated or test is not None):
+    if text is None and test is not None:
+        raise CheckpointError(f"{source} has no tokenizer to read text with", "leave --test out")
+    tests = [] if text is None or test is None else _windows(text, (test,), calibration)
+    sampling = gguf_sampling(suggestion(opened))
+    writer = _Writer(target, layout, text, types or GgufTypes(), sampling, bar)
+    if options is None:
+        return replace(writer.write(Stored(opened.checkpoint, opened.config)), tests=tests)
+    config = Rotation.config(opened.config) if options.rotate else opened.config
+    writer.check(config, options.specs(opened.config))
+    if text is None and options.calibrated:
         raise CheckpointError(
             f"{source} has no tokenizer to read or write text with", "use --method rtn, without --test"
         )
-    tests = [] if text is None or test is None else _windows(text, (test,), calibration)
     texts: list[list[int]] = []
     with work_folder(part):
         if text is not None and options.calibrated:
@@ -93,25 +115,60 @@ def convert(
             made = quantize(
                 opened.checkpoint, opened.config, options, texts, host_table(), part, key, progress
             )
-        written = _write(made, target, layout, text, bar)
+        done = writer.write(made)
         made.remove()
-    return Conversion(
-        written=written, rows=made.rows, texts=len(texts), tokens=sum(map(len, texts)), tests=tests
-    )
+    return replace(done, rows=made.rows, texts=len(texts), tokens=sum(map(len, texts)), tests=tests)
 
 
-def _write(made: Rounded, target: Path, layout: str, text: ModelText | None, bar: Bar) -> Written:
-    """Write and check a new folder, then give it its name."""
-    try:
-        with writing_folder(target.resolve(), durable=True) as new:
-            written = write_model(made, new, layout, text)
-            with bar("checking", "layers") as progress:
+@dataclass(frozen=True, slots=True)
+class _Writer:
+    """Writes a model in one of LAYOUTS, reads it again, and gives it its name."""
+
+    target: Path
+    layout: str
+    text: ModelText | None
+    types: GgufTypes
+    sampling: Mapping[str, Any]
+    bar: Bar
+
+    def check(self, config: ModelConfig, specs: Mapping[str, QuantSpec | None]) -> None:
+        """Raise ConfigError where the layout has no place for that: before any work."""
+        if self.layout == "gguf":
+            check_gguf_plan(config, specs, self.types)
+            return
+        check_layout(self.layout, specs, _shapes(config))
+        hf_config(folded_config(config) if self.layout == "llama" else config)
+
+    def write(self, made: Parts) -> Conversion:
+        """Raises CheckpointError, ConfigError, TextError."""
+        try:
+            return self._gguf(made) if self.layout == "gguf" else self._folder(made)
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot write {self.target}: {error}",
+                "check the place and its free space, then do the same again",
+            ) from error
+
+    def _folder(self, made: Parts) -> Conversion:
+        made = Folded(made) if self.layout == "llama" else made
+        if isinstance(made, Stored):
+            self.check(made.config, formats(made))
+        with writing_folder(self.target.resolve(), durable=True) as new:
+            written = write_model(made, new, self.layout, self.text)
+            with self.bar("checking", "layers") as progress:
                 check_again(made, new, progress)
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot write {target}: {error}", "check the place and its free space, then do the same again"
-        ) from error
-    return written
+        return Conversion(written=written)
+
+    def _gguf(self, made: Parts) -> Conversion:
+        general = {"general.name": self.target.stem, **self.sampling}
+        plan = plan_gguf(made, self.text, self.types, general)
+        with writing_path(self.target.resolve(), durable=True) as new:
+            sizes = write_gguf_model(plan, new)
+            with self.bar("checking", "layers") as progress:
+                types = check_gguf(plan, new, self.text, progress)
+        nbytes, weights, matrix_nbytes = sizes
+        written = Written(nbytes=nbytes, weights=weights, matrix_nbytes=matrix_nbytes)
+        return Conversion(written=written, types=types, notes=plan.notes)
 
 
 def measure(

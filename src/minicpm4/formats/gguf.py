@@ -12,48 +12,57 @@ from numpy.typing import NDArray
 
 from minicpm4.config.gguf import same_in_layers
 from minicpm4.errors import CheckpointError
-from minicpm4.files.gguf_parts import parts_of
 from minicpm4.formats.checkpoint import TensorInfo
-from minicpm4.formats.gguf_parse import GgufHeader, GgufTensor, parse_gguf
+from minicpm4.formats.gguf_parse import GgufTensor, parse_gguf
 from minicpm4.formats.mapping import MappedFile
 from minicpm4.formats.names import gguf_to_hf
 from minicpm4.formats.packing import as_codes, row_slices, unpack
 from minicpm4.formats.quant import PackedTensor, packed_nbytes
 
-__all__ = ["GgufCheckpoint"]
+__all__ = ["GgufCheckpoint", "heads_in_pairs", "pairs_of_rows"]
 
 # Converters store the q and k rows of these in interleaved rotary order.
 _INTERLEAVED = ("llama", "minicpm")
 _HEAD_COUNTS = {"q_proj": "attention.head_count", "k_proj": "attention.head_count_kv"}
 
 
+def heads_in_pairs(arch: str, name: str) -> str | None:
+    """The key, after the architecture, that counts the heads of a tensor whose rows a file of ``arch`` has as
+    ``pairs_of_rows`` tells; None: its rows are in order."""
+    key = next((k for part, k in _HEAD_COUNTS.items() if f".self_attn.{part}." in name), None)
+    return key if arch in _INTERLEAVED else None
+
+
+def pairs_of_rows(rows: int, heads: int) -> NDArray[np.intp]:
+    """Which row of such a file is each row of the matrix."""
+    # Stored row (head, i, half) is row (head, half, i): rotary pairs lie side by side in the file.
+    return np.arange(rows).reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)
+
+
 class GgufCheckpoint:
-    """A .gguf file, or all parts of a model that is split, of which ``path`` is one (for the protocol see
-    formats/checkpoint.py). Raises CheckpointError."""
+    """One .gguf file (see formats/checkpoint.py for the protocol). Raises CheckpointError."""
 
     path: Path
     files: tuple[Path, ...]
     tensors: Mapping[str, TensorInfo]
 
     def __init__(self, path: Path) -> None:
-        parts = _parts(path)
-        self.path, self.files = parts[0][0].path, tuple(file.path for file, _ in parts)
-        self._metadata = parts[0][1].metadata
+        self.path, self.files = path, (path,)
+        self._file = MappedFile(path)
+        header = parse_gguf(self._file.buffer(), path)
+        self._metadata = header.metadata
+        parts = header.metadata.get("split.count", 1)
+        if parts not in (0, 1):
+            raise CheckpointError(
+                f"{path} is one of {reprlib.repr(parts)} parts of a split model",
+                "merge them with llama-gguf-split --merge",
+            )
         self._records: dict[str, GgufTensor] = {}
-        self._places: dict[str, MappedFile] = {}
-        for file, header in parts:
-            for record in header.tensors:
-                name = gguf_to_hf(record.name)
-                if name in self._records:
-                    raise CheckpointError(
-                        f"{file.path}: tensors {record.name!r} and {name!r} are the same weight"
-                        + (
-                            ""
-                            if self._places[name] is file
-                            else f", the other in {self._places[name].path.name}"
-                        )
-                    )
-                self._records[name], self._places[name] = record, file
+        for record in header.tensors:
+            name = gguf_to_hf(record.name)
+            if name in self._records:
+                raise CheckpointError(f"{path}: tensors {record.name!r} and {name!r} are the same weight")
+            self._records[name] = record
         self.tensors = {name: _info(record) for name, record in self._records.items()}
 
     def hf_config(self) -> dict[str, Any] | None:
@@ -88,7 +97,7 @@ class GgufCheckpoint:
     def release(self, name: str) -> None:
         """Let the system drop the mapped pages of a tensor."""
         record = self._record(name)
-        self._places[name].release(record.offset, record.nbytes)
+        self._file.release(record.offset, record.nbytes)
 
     def _record(self, name: str) -> GgufTensor:
         if name not in self._records:
@@ -97,9 +106,9 @@ class GgufCheckpoint:
 
     def _row_order(self, name: str, rows: int) -> NDArray[np.intp] | None:
         """Which stored row is each row of q_proj and k_proj; None where rows are in order."""
-        arch = self._metadata.get("general.architecture")
-        key = next((k for part, k in _HEAD_COUNTS.items() if f".self_attn.{part}." in name), None)
-        if arch not in _INTERLEAVED or key is None:
+        arch = str(self._metadata.get("general.architecture"))
+        key = heads_in_pairs(arch, name)
+        if key is None:
             return None
         default = same_in_layers(self._metadata, f"{arch}.attention.head_count")
         heads = same_in_layers(self._metadata, f"{arch}.{key}", default)
@@ -107,13 +116,12 @@ class GgufCheckpoint:
             raise CheckpointError(
                 f"{self.path}: {arch}.{key} = {reprlib.repr(heads)} does not divide the {rows} rows of {name}"
             )
-        # Stored row (head, i, half) is row (head, half, i): rotary pairs lie side by side in the file.
-        return np.arange(rows).reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)
+        return pairs_of_rows(rows, heads)
 
     def _load(
         self, name: str, record: GgufTensor, shape: tuple[int, int], order: NDArray[np.intp] | None
     ) -> PackedTensor:
-        raw = self._places[name].view(record.offset, record.nbytes)
+        raw = self._file.view(record.offset, record.nbytes)
         kind, spec = record.type, record.type.spec
         if kind.decode is None:
             codes = as_codes(raw.view(kind.stored or spec.row.codes).reshape(shape), spec)
@@ -139,56 +147,6 @@ class GgufCheckpoint:
                 "the file is corrupt: download it again",
             )
         return PackedTensor(spec=spec, shape=shape, codes=codes, scales=scales, offsets=offsets)
-
-
-def _parts(path: Path) -> list[tuple[MappedFile, GgufHeader]]:
-    """The mapped files of the model that ``path`` is, or is a part of, with their headers."""
-    file = MappedFile(path)
-    header = parse_gguf(file.buffer(), path)
-    count = header.metadata.get("split.count", 1)
-    if type(count) is int and count in (0, 1):
-        return [(file, header)]
-    names = parts_of(path.name)
-    if type(count) is not int or len(names) != count:
-        raise CheckpointError(
-            f"{path} is one of {reprlib.repr(count)} parts of a split model, but is not called so",
-            "give all parts the names that they were made with (NAME-00001-of-00003.gguf), "
-            "or merge them with llama-gguf-split --merge",
-        )
-    missing = [name for name in names if not (path.parent / name).is_file()]
-    if missing:
-        raise CheckpointError(
-            f"{path} is one of {count} parts, {len(missing)} of them missing, the first is {missing[0]}",
-            "download them into the same folder",
-        )
-    found = []
-    for name in names:
-        other = path.parent / name
-        file = MappedFile(other)
-        found.append((file, parse_gguf(file.buffer(), other)))
-    _check_parts(found)
-    return found
-
-
-def _check_parts(parts: list[tuple[MappedFile, GgufHeader]]) -> None:
-    remedy = "download all parts from one place"
-    for number, (file, header) in enumerate(parts):
-        said = [header.metadata.get(f"split.{key}") for key in ("no", "count")]
-        if said != [number, len(parts)]:
-            own, count = map(reprlib.repr, said)
-            raise CheckpointError(
-                f"{file.path} says that it is part {own} (from 0) of {count}"
-                f", its name that it is part {number} of {len(parts)}",
-                remedy,
-            )
-    wanted = parts[0][1].metadata.get("split.tensors.count")
-    found = sum(len(header.tensors) for _, header in parts)
-    if wanted is not None and wanted != found:
-        raise CheckpointError(
-            f"{parts[0][0].path} and its other parts hold {found} tensors, split.tensors.count is "
-            f"{reprlib.repr(wanted)}",
-            remedy,
-        )
 
 
 def _info(record: GgufTensor) -> TensorInfo:

@@ -11,6 +11,7 @@ __all__ = [
     "HEAD",
     "O_BIAS",
     "expected_tensors",
+    "gguf_name",
     "gguf_to_hf",
     "hf_name",
     "is_ignorable",
@@ -55,6 +56,18 @@ def gguf_to_hf(name: str) -> str:
         return f"model.layers.{match[1]}.{_IN_LAYER[match[2]]}.{match[3]}"
     stem, _, kind = name.rpartition(".")
     return f"{_GLOBAL[stem]}.{kind}" if stem in _GLOBAL else name
+
+
+_TO_GGUF = {hf: gguf for gguf, hf in (_GLOBAL | _IN_LAYER).items()}
+_LAYER = re.compile(r"model\.layers\.([0-9]+)\.(.+)")
+
+
+def gguf_name(name: str) -> str:
+    """The inverse of ``gguf_to_hf``, of a tensor of ``expected_tensors``."""
+    match = _LAYER.fullmatch(name)
+    stem, _, kind = (match[2] if match else name).rpartition(".")
+    own = f"{_TO_GGUF[stem]}.{kind}"
+    return f"blk.{match[1]}.{own}" if match else own
 
 
 def hf_name(name: str) -> str:

@@ -22,6 +22,7 @@ __all__ = [
     "default_spec",
     "detect_rounded",
     "detect_ternary",
+    "exact_float",
     "exact_spec",
     "pack_from_float",
     "pack_ternary_exact",
@@ -101,6 +102,19 @@ def repack(tensor: PackedTensor, spec: QuantSpec) -> PackedTensor:
     if tensor.spec == spec:
         return tensor
     return _pack_stream(tensor.shape, spec, lambda rows: unpack_rows(tensor, rows))
+
+
+def exact_float(weights: NDArray[np.float32]) -> str:
+    """The smallest kind of floats that holds all of ``weights`` (rows, columns), float32, as they are."""
+    for kind in ("bf16", "f16"):
+        row = KINDS[kind]
+        held = kind != "f16" or not weights.size or float(np.abs(weights).max()) <= F16_MAX
+        if held and all(
+            np.array_equal(row.unpack(row.pack(weights[part])), weights[part])
+            for part in row_slices(*weights.shape)
+        ):
+            return kind
+    return "f32"
 
 
 def _pack_stream(

@@ -1,4 +1,4 @@
-"""What was made small, written as a Hugging Face folder, read again and compared."""
+"""A model, made small or as it is, written as a Hugging Face folder, read again and compared."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ import numpy as np
 from minicpm4.errors import CheckpointError, ConfigError
 from minicpm4.formats import open_checkpoint
 from minicpm4.formats.hf_write import begin_folder, check_finite, end_folder, hf_config, with_end_ids
-from minicpm4.formats.kinds import KINDS
+from minicpm4.formats.kinds import KINDS, float_kinds
 from minicpm4.formats.names import EMBED
 from minicpm4.formats.packing import unpack
 from minicpm4.formats.quant import PackedTensor, QuantSpec
 from minicpm4.formats.quantised_write import QUANTISED, check_writable, quantisation, quantised_sources
 from minicpm4.formats.safetensors_write import write_set
 from minicpm4.formats.tensor_source import TensorSource
-from minicpm4.quantize.pipeline import Rounded
+from minicpm4.quantize.parts import ENDS, Parts, is_vector
 from minicpm4.text.model_text import ModelText
 
-__all__ = ["LAYOUTS", "Written", "check_again", "check_layout", "write_model"]
+__all__ = ["FOLDERS", "LAYOUTS", "Written", "check_again", "check_layout", "formats", "write_model"]
 
-LAYOUTS = (*QUANTISED, "hf")
-"""How a folder may hold the weights: hf are floats, as they were rounded."""
+FOLDERS = (*QUANTISED, "hf", "llama")
+"""How a folder may hold the weights: hf are floats, as they were rounded, llama the same without muP's
+scales."""
+LAYOUTS = (*FOLDERS, "gguf")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +48,7 @@ class Written:
 class _Parts:
     """Tensors by name, a file's in memory at a time."""
 
-    made: Rounded
+    made: Parts
     places: dict[str, str] = field(default_factory=dict)
     _stem: str = ""
     _held: dict[str, PackedTensor] = field(default_factory=dict)
@@ -73,7 +75,17 @@ def check_layout(
     quantisation(layout, found, [name for name, spec in specs.items() if spec is None and name in shapes])
 
 
-def write_model(made: Rounded, folder: Path, layout: str, text: ModelText | None) -> Written:
+def formats(made: Parts) -> dict[str, QuantSpec | None]:
+    """The format of every matrix, None where it is of floats. Raises CheckpointError."""
+    found: dict[str, QuantSpec | None] = {}
+    for stem in made.stems:
+        for name, tensor in made.part(stem).items():
+            if not is_vector(name):
+                found[name] = tensor.spec if tensor.spec.row.group else None
+    return found
+
+
+def write_model(made: Parts, folder: Path, layout: str, text: ModelText | None) -> Written:
     """Write ``made`` into ``folder``, with the files of its ``text``. Raises CheckpointError, ConfigError."""
     parts = _Parts(made)
     sources: dict[str, TensorSource] = {}
@@ -83,10 +95,15 @@ def write_model(made: Rounded, folder: Path, layout: str, text: ModelText | None
         for name, tensor in made.part(stem).items():
             parts.places[name] = stem
             load = partial(parts, name)
-            vector = name.endswith(("norm.weight", ".bias"))
+            vector = is_vector(name)
             if not vector:
                 weights += tensor.shape[0] * tensor.shape[1]
             if layout in QUANTISED and tensor.spec.row.group:
+                if tensor.offsets is not None:
+                    raise CheckpointError(
+                        f"{layout} is written without offsets, which {name} has",
+                        "use --to gguf or hf, or round it anew (--weights)",
+                    )
                 specs[name] = tensor.spec
                 half = tensor.scales is not None and tensor.scales.dtype == np.float16
                 found = quantised_sources(layout, name, tensor.shape, tensor.spec, half, load)
@@ -98,7 +115,7 @@ def write_model(made: Rounded, folder: Path, layout: str, text: ModelText | None
                 matrix_nbytes += sum(source.nbytes for source in found.values())
     beside, ends = ({}, ()) if text is None else (text.files(), text.end_ids)
     config = with_end_ids(made.config, ends)
-    content = hf_config(config, KINDS[_kind(made)].dtype)
+    content = hf_config(config, _dtype(made, layout, sources))
     if specs:
         content["quantization_config"] = quantisation(layout, specs, plain)
     try:
@@ -113,7 +130,7 @@ def write_model(made: Rounded, folder: Path, layout: str, text: ModelText | None
     return Written(nbytes=total, weights=weights, matrix_nbytes=matrix_nbytes)
 
 
-def check_again(made: Rounded, folder: Path, progress: Callable[[int, int], None] | None = None) -> None:
+def check_again(made: Parts, folder: Path, progress: Callable[[int, int], None] | None = None) -> None:
     """Open what was written and compare every tensor with what was rounded, value for value. Raises
     CheckpointError that names the first that differs."""
     checkpoint = open_checkpoint(folder)
@@ -131,9 +148,15 @@ def check_again(made: Rounded, folder: Path, progress: Callable[[int, int], None
             progress(done, len(made.stems) - 1)
 
 
-def _kind(made: Rounded) -> str:
-    spec = made.ends()[EMBED].spec
-    return spec.kind if not spec.row.group else "f32"
+def _dtype(made: Parts, layout: str, sources: Mapping[str, TensorSource]) -> str:
+    """What other readers make of floats: the type of the embeddings, of a folder without codes the widest,
+    which changes no matrix."""
+    if layout in QUANTISED:
+        spec = made.part(ENDS)[EMBED].spec
+        return KINDS["f32" if spec.row.group else spec.kind].dtype
+    types = {source.dtype for source in sources.values() if len(source.shape) == 2}
+    kinds = [row for row in float_kinds().values() if row.file in types]
+    return kinds[0].dtype if len(kinds) == 1 else KINDS["f32"].dtype
 
 
 def _floats(tensor: PackedTensor, vector: bool, load: Callable[[], PackedTensor]) -> TensorSource:

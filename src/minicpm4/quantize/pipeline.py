@@ -20,9 +20,8 @@ from minicpm4.config import ModelConfig
 from minicpm4.errors import CheckpointError
 from minicpm4.files import finite, read_json, write_json
 from minicpm4.formats import Checkpoint, rounding
-from minicpm4.formats.kinds import KINDS
 from minicpm4.formats.names import EMBED, HEAD
-from minicpm4.formats.packing import pack_from_float, unpack
+from minicpm4.formats.packing import exact_float, pack_from_float, unpack
 from minicpm4.formats.quant import PackedTensor, QuantSpec
 from minicpm4.kernels.contract import OpTable
 from minicpm4.model.arena import Arena
@@ -32,6 +31,7 @@ from minicpm4.quantize.gptq import Hessian, gptq, output_error
 from minicpm4.quantize.grid import pack, search_scales
 from minicpm4.quantize.layer import Layer, from_packed, read_layer, read_tensor
 from minicpm4.quantize.options import QuantizeOptions
+from minicpm4.quantize.parts import ENDS, stem_of
 from minicpm4.quantize.rotate import Rotation
 from minicpm4.quantize.smooth import smooth
 from minicpm4.quantize.walk import STAGES, Walk, as_floats
@@ -40,7 +40,6 @@ from minicpm4.quantize.work import remove_work
 __all__ = ["ENOUGH_ROWS", "LayerReport", "Rounded", "quantize"]
 
 ENOUGH_ROWS = 256  # of calibration: with fewer a matrix is rounded to nearest, and named
-_ENDS = "ends"
 _MAX_REPORT = 1 << 20  # bytes
 
 
@@ -67,7 +66,7 @@ class Rounded:
     @property
     def stems(self) -> list[str]:
         """Names of its files, without their ending."""
-        return [_ENDS, *(_stem(index) for index in range(self.config.num_hidden_layers))]
+        return [ENDS, *(stem_of(index) for index in range(self.config.num_hidden_layers))]
 
     def part(self, stem: str) -> dict[str, PackedTensor]:
         """Tensors of one file by their full names, vectors as matrices of a row. Raises CheckpointError."""
@@ -83,11 +82,11 @@ class Rounded:
 
     def layer(self, index: int) -> dict[str, PackedTensor]:
         """Tensors of a layer, by their full names. Raises CheckpointError."""
-        return self.part(_stem(index))
+        return self.part(stem_of(index))
 
     def ends(self) -> dict[str, PackedTensor]:
         """Embeddings, last norm and head. Raises CheckpointError."""
-        return self.part(_ENDS)
+        return self.part(ENDS)
 
     def remove(self) -> None:
         """Nothing of it is needed any more."""
@@ -139,10 +138,6 @@ def quantize(
         if progress is not None:
             progress(index + 1, config.num_hidden_layers)
     return made
-
-
-def _stem(index: int) -> str:
-    return f"layer-{index:05d}"
 
 
 def _matrices(layer: Layer) -> list[str]:
@@ -237,7 +232,7 @@ def _reports(made: Rounded, index: int, found: Mapping[str, PackedTensor]) -> li
 
 
 def _report_file(made: Rounded, index: int) -> Path:
-    return made.folder / f"{_stem(index)}.json"
+    return made.folder / f"{stem_of(index)}.json"
 
 
 def _write(made: Rounded, index: int, layer: Layer, rows: Sequence[LayerReport]) -> None:
@@ -246,7 +241,7 @@ def _write(made: Rounded, index: int, layer: Layer, rows: Sequence[LayerReport])
         packed = layer.packed.get(name.removesuffix(".weight")) if values.ndim == 2 else None
         tensors[f"model.layers.{index}.{name}"] = packed or as_floats(values.reshape(-1, values.shape[-1]))
     report = {"key": dict(made.key), "rows": [finite(asdict(row)) for row in rows]}
-    _save(made, _stem(index), tensors, (_report_file(made, index), report))
+    _save(made, stem_of(index), tensors, (_report_file(made, index), report))
 
 
 def _save(
@@ -279,17 +274,6 @@ def _ends(
     tensors = {"model.norm.weight": as_floats(norm[None])}
     for name, values in found.items():
         stored = checkpoint.tensors[name if name in checkpoint.tensors else EMBED].spec
-        plain = _float_kind(values) if stored.row.group else stored.kind
+        plain = exact_float(values) if stored.row.group else stored.kind
         tensors[name] = pack_from_float(values, specs[name] or QuantSpec(kind=plain))
-    _save(made, _ENDS, tensors)
-
-
-def _float_kind(values: NDArray[np.float32]) -> str:
-    """The smallest kind of floats that holds values which came from a quantised matrix."""
-    for kind in ("bf16", "f16"):
-        row = KINDS[kind]
-        with np.errstate(over="ignore"):
-            parts = (values[i : i + 1024] for i in range(0, len(values), 1024))
-            if all(np.array_equal(row.unpack(row.pack(one)), one) for one in parts):
-                return kind
-    return "f32"
+    _save(made, ENDS, tensors)

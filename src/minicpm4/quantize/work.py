@@ -17,11 +17,13 @@ _LOCK = "lock"
 _OURS = re.compile(r"lock|(ends|texts|layer-[0-9]{5,})\.(safetensors|json)|\..+\.part")
 
 
-def place_for(target: Path) -> Path:
+def place_for(target: Path, *, file: bool = False) -> Path:
     """The work folder of the model that will be ``target``. Raises CheckpointError where that is no new
-    folder: what is written takes its place whole."""
+    folder (``file``: a .gguf file): what is written takes its place whole."""
     remedy = "name a folder that is not there yet"
     real = target.resolve()
+    if file and (target.suffix.lower() != ".gguf" or target.is_dir()):
+        raise CheckpointError(f"{target} is not the name of a .gguf file", "name one: model.gguf")
     if real == Path.cwd():
         raise CheckpointError(f"{target} is the folder that this runs in", "name a folder in it")
     try:

@@ -14,7 +14,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 from minicpm4.errors import TextError
 
-__all__ = ["WORDS", "Words", "byte_level_backend"]
+__all__ = ["WORDS", "Words", "byte_level_backend", "splitter"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,6 +108,15 @@ WORDS: dict[str, Words] = {
 }
 
 
+def splitter(words: Words, *, add_prefix_space: bool = False) -> pre_tokenizers.PreTokenizer:
+    """What splits text into ``words``, spelled as byte-level vocabularies spell them."""
+    steps: list[Any] = [pre_tokenizers.Split(Regex(one), "isolated") for one in words.patterns]
+    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space, use_regex=False))
+    if add_prefix_space and words.patterns == (_GPT2,):  # before the text, not before each word of it
+        return pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=True)
+    return pre_tokenizers.Sequence(steps)
+
+
 def byte_level_backend(
     vocab: Mapping[str, int],
     merges: Sequence[tuple[str, str]],
@@ -125,11 +134,7 @@ def byte_level_backend(
             f"merges and tokens do not fit together: {error}", "fetch the file again: it may be damaged"
         ) from error
     backend = Tokenizer(model)
-    steps: list[Any] = [pre_tokenizers.Split(Regex(one), "isolated") for one in words.patterns]
-    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space, use_regex=False))
-    backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
-    if add_prefix_space and words.patterns == (_GPT2,):  # before the text, not before each word of it
-        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=True)
+    backend.pre_tokenizer = splitter(words, add_prefix_space=add_prefix_space)
     if words.composed:
         backend.normalizer = normalizers.NFC()
     backend.decoder = decoders.ByteLevel()

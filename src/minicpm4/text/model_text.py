@@ -17,10 +17,20 @@ from minicpm4.formats import Checkpoint, open_checkpoint
 from minicpm4.formats.open import gguf_of
 from minicpm4.text.around import around, put_around
 from minicpm4.text.chat import encode_chat
-from minicpm4.text.files import GENERATION, LAST, has_tokenizer, read_settings, text_files
+from minicpm4.text.files import (
+    GENERATION,
+    LAST,
+    has_tokenizer,
+    read_settings,
+    spelling,
+    text_files,
+    text_settings,
+)
 from minicpm4.text.gguf_vocab import tokenizer_from_gguf
+from minicpm4.text.gguf_write import gguf_templates, gguf_vocabulary, padded
 from minicpm4.text.load import MAX_FILE_BYTES, load_tokenizer, of_training, read_backend
 from minicpm4.text.replies import ReplyReader
+from minicpm4.text.sp_model import parse_sentencepiece
 from minicpm4.text.stream import NoText, StreamDecoder, TextStream
 from minicpm4.text.template import ChatTemplate, chat_template_from_gguf, load_chat_template
 from minicpm4.text.tokenizer import Tokenizer
@@ -184,6 +194,20 @@ class ModelText:
             found.pop(LAST, None)
             found[LAST] = _json(settings | made)
         return found
+
+    def gguf_keys(self, rows: int) -> dict[str, Any]:
+        """What the metadata of a GGUF file say of this tokenizer and template, of a model with ``rows``
+        tokens; of a .gguf file what it says itself. Raises TextError where they cannot say it."""
+        if self._metadata:
+            return padded(self._metadata, rows)
+        settings = text_settings(self._folder)
+        model = self._folder / "tokenizer.model"
+        pieces = None
+        if self.tokenizer.codec.kind == "sentencepiece" and model.is_file():
+            pieces = parse_sentencepiece(read_bytes(model, MAX_FILE_BYTES, TextError), str(model))
+        unknown, padding = (spelling(settings, f"{role}_token") for role in ("unk", "pad"))
+        found = gguf_vocabulary(self.tokenizer, rows, pieces, unknown, padding)
+        return found | ({} if self._template is None else gguf_templates(self._template.sources))
 
     @staticmethod
     def _says_less(content: bytes | None, own: Tokenizer) -> bool:

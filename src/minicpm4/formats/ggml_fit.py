@@ -1,0 +1,217 @@
+"""Which GGML type a matrix goes into, and the matrix as that type can hold it.
+
+A type holds a matrix as it is where its blocks divide the groups, its numbers reach as far, and its scales
+lie where those of the matrix do (``same_in``). What it cannot hold is rounded to nearest, once: scales first
+come to lie where the type has them, then every weight gets the nearest number (``rounded_to``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minicpm4.config.strict import suggest
+from minicpm4.errors import CheckpointError, ConfigError
+from minicpm4.formats.ggml_types import GGML_TYPES, GgmlType, encoded
+from minicpm4.formats.packing import pack_from_float, repack, row_slices, unpack, unpack_rows
+from minicpm4.formats.quant import PackedTensor, QuantSpec
+
+__all__ = ["check_columns", "own_types", "rounded_to", "same_in", "type_id"]
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Numbers:
+    """How a type's weights are rounded to: numbers from 0 (with offsets) or ``least`` to ``most``; scales are
+    multiples, up to ``steps``, of one float16 for each block, 0: float16 themselves."""
+
+    least: int
+    most: int
+    steps: int = 0
+
+
+# Types that the rounding of their format does not fit; others are rounded as ``pack_from_float`` does.
+_NUMBERS = {
+    "Q4_1": _Numbers(least=0, most=15),
+    "Q5_0": _Numbers(least=-16, most=15),
+    "Q5_1": _Numbers(least=0, most=31),
+    "Q4_K": _Numbers(least=0, most=15, steps=63),
+    "Q5_K": _Numbers(least=0, most=31, steps=63),
+    "Q6_K": _Numbers(least=-32, most=31, steps=127),
+}
+# Which types may hold a matrix of each kind as it is, those of fewer bits first.
+_OF_KIND = {
+    "f32": ("F32",),
+    "f16": ("F16",),
+    "bf16": ("BF16",),
+    "ternary": ("TQ2_0", "Q2_0", "Q4_0"),
+    "int4": ("Q4_0", "Q4_1", "Q4_K"),
+    "int8": ("Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q8_0"),
+}
+
+
+def type_id(name: str) -> int:
+    """The number of the type that users call ``name`` ("q4_0"). Raises ConfigError."""
+    known = {
+        kind.name.lower(): number for number, kind in GGML_TYPES.items() if kind.writable and not kind.stored
+    }
+    if name.lower() not in known:
+        raise ConfigError(f"{name!r} is no GGML type that is written", suggest(name.lower(), list(known)))
+    return known[name.lower()]
+
+
+def check_columns(name: str, columns: int, kind: GgmlType) -> None:
+    """Raise ConfigError where rows of ``columns`` weights of the matrix ``name`` do not fill blocks of a
+    type."""
+    if columns % kind.block:
+        raise ConfigError(
+            f"{name} has rows of {columns} weights, which do not fill blocks of {kind.block} ({kind.name})",
+            f"give it another type, such as --gguf-type '{name.removesuffix('.weight')}=q8_0'",
+        )
+
+
+def own_types(spec: QuantSpec, columns: int, *, offsets: bool = False) -> list[int]:
+    """Types that may hold a matrix of ``spec`` as it is: whether one does depends on its numbers and scales,
+    too."""
+    found = []
+    by_name = {kind.name: number for number, kind in GGML_TYPES.items()}
+    for name in _OF_KIND[spec.kind]:
+        if name in by_name and _fits(GGML_TYPES[by_name[name]], spec, columns, offsets):
+            found.append(by_name[name])
+    return found
+
+
+def _fits(kind: GgmlType, spec: QuantSpec, columns: int, offsets: bool) -> bool:
+    group = kind.spec.group_size
+    divides = columns % kind.block == 0 and spec.group_size % group == 0 if group else True
+    return divides and (kind.offsets or not offsets)
+
+
+def same_in(tensor: PackedTensor, kind: GgmlType) -> PackedTensor | None:
+    """``tensor`` in the format of a type, every value as it was; None where the type cannot hold it."""
+    grouped = tensor.spec.row.group
+    if kind.spec.row.group and not (
+        grouped and _fits(kind, tensor.spec, tensor.shape[1], tensor.offsets is not None)
+    ):
+        return None
+    try:
+        found = _regrouped(tensor, kind) if kind.spec.row.group else repack(tensor, kind.spec)
+        exact = _same(_again(found, kind) if kind.spec.row.group else found, tensor)
+    except CheckpointError:  # a number or a scale that the type has no room for
+        return None
+    return found if exact else None
+
+
+def _regrouped(tensor: PackedTensor, kind: GgmlType) -> PackedTensor:
+    """The same matrix in the smaller groups of a type, and as its kind has numbers. Raises
+    CheckpointError."""
+    own, row = tensor.spec.row, kind.spec.row
+    shifted = tensor.offsets is not None
+    codes = np.empty((tensor.shape[0], row.width(tensor.shape[1])), row.codes)
+    for part in row_slices(*tensor.shape):
+        found = own.unpack(tensor.codes[part])
+        if row is not own:
+            numbers = own.numbers(found, shifted)
+            found = numbers.astype(row.codes) if shifted else row.codes_of(numbers)
+        codes[part] = row.pack(found)
+    times = tensor.spec.group_size // kind.spec.group_size
+
+    def spread(values: NDArray | None) -> NDArray | None:
+        return values if values is None or times == 1 else np.repeat(values, times, axis=1)
+
+    return PackedTensor(
+        spec=kind.spec,
+        shape=tensor.shape,
+        codes=codes,
+        scales=spread(tensor.scales),
+        offsets=spread(tensor.offsets),
+    )
+
+
+def _again(tensor: PackedTensor, kind: GgmlType) -> PackedTensor:
+    """A matrix as it is read from the blocks that it is written in. Raises CheckpointError."""
+    assert kind.decode is not None
+    raw = encoded(tensor, kind).reshape(tensor.shape[0], -1, kind.nbytes)
+    codes, scales, offsets = kind.decode(raw)
+    return PackedTensor(spec=kind.spec, shape=tensor.shape, codes=codes, scales=scales, offsets=offsets)
+
+
+def _same(one: PackedTensor, other: PackedTensor) -> bool:
+    return all(
+        np.array_equal(unpack_rows(one, part), unpack_rows(other, part)) for part in row_slices(*one.shape)
+    )
+
+
+def rounded_to(tensor: PackedTensor, kind: GgmlType) -> PackedTensor:
+    """``tensor`` as a type can hold it, in its format: as it is where that can be, else rounded to nearest.
+    Raises CheckpointError where weights are too large for the type, or not finite."""
+    found = same_in(tensor, kind)
+    if found is not None:
+        return found
+    if kind.name in _NUMBERS:
+        return _to_numbers(tensor, kind, _NUMBERS[kind.name])
+    if kind.name == "Q2_0":  # of its four numbers three are written
+        ternary = QuantSpec(kind="ternary", group_size=kind.spec.group_size)
+        return _regrouped(pack_from_float(unpack(tensor), ternary), kind)
+    return repack(tensor, kind.spec)
+
+
+def _to_numbers(tensor: PackedTensor, kind: GgmlType, numbers: _Numbers) -> PackedTensor:
+    (rows, columns), row, group = tensor.shape, kind.spec.row, kind.spec.group_size
+    codes = np.empty((rows, row.width(columns)), row.codes)
+    of_scales = np.float32 if numbers.steps else np.float16
+    scales = np.empty((rows, columns // group), of_scales)
+    offsets = np.empty_like(scales) if kind.offsets else None
+    for part in row_slices(rows, columns):
+        values = unpack_rows(tensor, part)
+        if not np.isfinite(values).all():
+            raise CheckpointError("a weight matrix holds a value that is not finite")
+        groups = values.reshape(len(values), -1, group)
+        scale, low = _spans(groups, numbers, kind.offsets)
+        blocks = kind.block // group
+        scales[part] = scale = _held(scale, numbers.steps, blocks)
+        if offsets is not None:
+            offsets[part] = low = -_held(-low, numbers.steps, blocks)
+        found = _nearest(groups, scale, low, numbers).reshape(values.shape)
+        codes[part] = row.pack(found.astype(np.int8) if row.codes == np.int8 else found.astype(np.uint8))
+    return PackedTensor(spec=kind.spec, shape=tensor.shape, codes=codes, scales=scales, offsets=offsets)
+
+
+def _spans(groups: Floats, numbers: _Numbers, offsets: bool) -> tuple[Floats, Floats]:
+    """Scales and offsets (rows, groups) with which numbers span each group."""
+    high, low = groups.max(axis=2), groups.min(axis=2)
+    if not offsets:  # the largest magnitude goes to the side that reaches further
+        return np.where(high > -low, high, low) / np.float32(numbers.least) + np.float32(0), np.zeros_like(
+            low
+        )
+    low = np.minimum(low, 0)
+    return (np.maximum(high, 0) - low) / np.float32(numbers.most), low
+
+
+def _held(values: Floats, steps: int, blocks: int) -> Floats:
+    """``values`` (rows, groups) as a type has them: float16, or multiples of one for every ``blocks``
+    neighbours. Raises CheckpointError."""
+    if not steps:
+        return _half(values)
+    lead = values.reshape(len(values), -1, blocks)
+    unit = _half(np.abs(lead).max(axis=2) / np.float32(steps))[..., None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        count = np.where(unit == 0, 0, np.rint(lead / unit))
+    return (np.clip(count, -steps, steps).astype(np.float32) * unit).reshape(values.shape)
+
+
+def _half(values: Floats) -> Floats:
+    with np.errstate(over="ignore"):
+        found = values.astype(np.float16).astype(np.float32)
+    if not np.isfinite(found).all():
+        raise CheckpointError("a scale is too large for float16", "write this matrix as bf16 or f32")
+    return found
+
+
+def _nearest(groups: Floats, scale: Floats, low: Floats, numbers: _Numbers) -> Floats:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = np.where(scale[..., None] == 0, 0, np.rint((groups - low[..., None]) / scale[..., None]))
+    return np.clip(found, numbers.least, numbers.most)

@@ -1,0 +1,313 @@
+"""What was made small, or is stored, as one GGUF file: written, read again and compared."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minicpm4.config import ModelConfig
+from minicpm4.config.strict import require
+from minicpm4.errors import CheckpointError, ConfigError, TextError
+from minicpm4.formats.ggml_fit import check_columns, own_types, rounded_to, same_in, type_id
+from minicpm4.formats.ggml_types import GGML_TYPES, encoded
+from minicpm4.formats.gguf import GgufCheckpoint, heads_in_pairs, pairs_of_rows
+from minicpm4.formats.gguf_write import OutTensor, write_gguf
+from minicpm4.formats.names import EMBED, HEAD, gguf_name
+from minicpm4.formats.packing import exact_float, row_slices, unpack, unpack_rows
+from minicpm4.formats.quant import PackedTensor, QuantSpec
+from minicpm4.model.gguf_metadata import gguf_metadata
+from minicpm4.model.rotary import inverse_frequencies
+from minicpm4.model.source import read_config
+from minicpm4.quantize.parts import Parts, is_vector
+from minicpm4.text.gguf_write import differences
+from minicpm4.text.model_text import ModelText
+
+__all__ = ["GgufTypes", "InType", "check_gguf", "check_gguf_plan", "plan_gguf", "write_gguf_model"]
+
+F32 = 0
+# llama.cpp's numbers of whole files, by the type that most of their matrices have: a label.
+_FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q4_K": 15}
+_FILE_TYPES |= {"Q5_K": 17, "Q6_K": 18, "BF16": 32, "TQ1_0": 36, "TQ2_0": 37, "Q2_0": 41}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GgufTypes:
+    """Types that were asked for: (regular expression, or None: see ``of``; number of a type), the last that
+    fits counts. A matrix of which none was asked for gets one that holds it as it is."""
+
+    asked: tuple[tuple[str | None, int], ...] = ()
+
+    @classmethod
+    def parse(cls, given: Sequence[str]) -> GgufTypes:
+        """Of "q4_k" and "PATTERN=q8_0". Raises ConfigError."""
+        found: list[tuple[str | None, int]] = []
+        for text in given:
+            pattern, equals, name = text.rpartition("=")
+            require(bool(pattern) or not equals, f"--gguf-type {text!r} is not TYPE or PATTERN=TYPE")
+            try:
+                re.compile(pattern)
+            except (re.error, OverflowError, RecursionError) as error:
+                raise ConfigError(f"{pattern!r:.80} is no regular expression: {error}") from error
+            found.append((pattern if equals else None, type_id(name)))
+        return cls(asked=tuple(found))
+
+    def of(self, name: str) -> int | None:
+        """The type asked for: without a pattern one of floats is for all matrices, others are for those of
+        layers."""
+        found = None
+        for pattern, number in self.asked:
+            ends = name in (EMBED, HEAD) and GGML_TYPES[number].spec.group_size
+            if re.search(pattern, name) if pattern is not None else not ends:
+                found = number
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class InType:
+    """A matrix of the file: the name of its type, and how far it is from what it was made of, as a share of
+    that (root of mean squares); 0: every value as it was."""
+
+    name: str
+    type: str
+    error: float
+
+
+@dataclass(slots=True, eq=False)
+class _Plan:
+    """A file to be: types by name of matrix, metadata, tensors beside the model's own."""
+
+    made: Parts
+    asked: GgufTypes
+    metadata: dict[str, Any]
+    vectors: dict[str, NDArray[np.float32]]
+    types: dict[str, int] = field(default_factory=dict)
+    shapes: dict[str, dict[str, tuple[int, ...]]] = field(default_factory=dict)  # by part and name
+    notes: list[str] = field(default_factory=list)
+    _stem: str = ""
+    _held: dict[str, PackedTensor] = field(default_factory=dict)
+
+    def tensor(self, stem: str, name: str) -> PackedTensor:
+        """As it is in ``made``, a part in memory at a time."""
+        if stem != self._stem:
+            self._held.clear()
+            self._stem, self._held = stem, self.made.part(stem)
+        return self._held[name]
+
+    def fitted(self, stem: str, name: str) -> PackedTensor:
+        """A matrix as its type holds it."""
+        kind = GGML_TYPES[self.types[name]]
+        try:
+            return rounded_to(self.tensor(stem, name), kind)
+        except CheckpointError as error:
+            raise CheckpointError(f"{name} as {kind.name}: {error.condition}", error.remedy) from error
+
+
+def check_gguf_plan(config: ModelConfig, specs: Mapping[str, QuantSpec | None], asked: GgufTypes) -> None:
+    """Raise ConfigError for what no GGUF file can say, or has no type for: before any work. ``specs``: the
+    format of every matrix, None: floats."""
+    gguf_metadata(config)
+    _check_used(asked, list(specs))
+    for name, spec in specs.items():
+        columns = _columns(config, name)
+        number = asked.of(name)
+        if number is not None:
+            check_columns(name, columns, GGML_TYPES[number])
+        elif spec is not None and not own_types(spec, columns):
+            raise ConfigError(f"no GGML type holds {name} as {spec}", "choose a group of 32, or --gguf-type")
+
+
+def _check_used(asked: GgufTypes, names: Sequence[str]) -> None:
+    for pattern, _ in asked.asked:
+        if pattern is not None and not any(re.search(pattern, name) for name in names):
+            raise ConfigError(f"no matrix has a name with {pattern!r}", "names are those of info --tensors")
+
+
+def _columns(config: ModelConfig, name: str) -> int:
+    if name.endswith("o_proj.weight"):
+        return config.num_attention_heads * config.head_dim
+    return config.intermediate_size if name.endswith("down_proj.weight") else config.hidden_size
+
+
+def plan_gguf(
+    made: Parts, text: ModelText | None, asked: GgufTypes, general: Mapping[str, Any] | None = None
+) -> _Plan:
+    """Choose a type for every matrix; ``general``: more metadata. Raises CheckpointError, ConfigError,
+    TextError."""
+    keys, vectors = gguf_metadata(made.config)
+    words = _text_keys(made.config, text)
+    plan = _Plan(made, asked, {"general.architecture": made.config.model_type, **(general or {})}, vectors)
+    for stem in made.stems:
+        part = made.part(stem)
+        plan.shapes[stem] = {one: part[one].shape[is_vector(one) :] for one in part}
+        plan.types |= {one: _type_of(one, part[one], asked) for one in part if not is_vector(one)}
+    _check_used(asked, list(plan.types))
+    most = Counter(GGML_TYPES[number].name for number in plan.types.values()).most_common(1)[0][0]
+    plan.metadata |= (
+        {"general.quantization_version": 2, "general.file_type": _FILE_TYPES[most]} | keys | words
+    )
+    if made.config.sparse_config is not None:
+        plan.notes.append("GGUF has no key for sparse attention: run it with --sparse")
+    return plan
+
+
+def _type_of(name: str, tensor: PackedTensor, asked: GgufTypes) -> int:
+    number = asked.of(name)
+    if number is not None:
+        check_columns(name, tensor.shape[1], GGML_TYPES[number])
+        return number
+    if not tensor.spec.row.group:
+        return type_id(exact_float(unpack(tensor)) if tensor.spec.kind == "f32" else tensor.spec.kind)
+    for number in own_types(tensor.spec, tensor.shape[1], offsets=tensor.offsets is not None):
+        if same_in(tensor, GGML_TYPES[number]) is not None:
+            return number
+    raise CheckpointError(
+        f"no GGML type holds {name} as {tensor.spec} to the bit",
+        "name the type to round it to, such as --gguf-type q8_0",
+    )
+
+
+def _text_keys(config: ModelConfig, text: ModelText | None) -> dict[str, Any]:
+    if text is None:
+        found: dict[str, Any] = {"tokenizer.ggml.model": "no_vocab"}
+    else:
+        found = text.gguf_keys(config.vocab_size)
+    if config.bos_token_id is not None and config.bos_token_id < config.vocab_size:
+        found.setdefault("tokenizer.ggml.bos_token_id", config.bos_token_id)
+    roles = [f"tokenizer.ggml.{role}_token_id" for role in ("eos", "eot", "eom")]
+    named = {found.get(role) for role in roles}
+    free = [role for role in roles if role not in found]
+    for role, token in zip(free, [i for i in config.eos_token_ids if i not in named], strict=False):
+        found[role] = token
+    return found
+
+
+def write_gguf_model(plan: _Plan, file: Path) -> tuple[int, int, int]:
+    """Write the file; return bytes of all tensors, weights of matrices, and their bytes. Raises
+    CheckpointError, OSError."""
+    tensors, weights = [], 0
+    for stem in plan.made.stems:
+        for name, shape in plan.shapes[stem].items():
+            number = plan.types.get(name, F32)
+            weights += math.prod(shape) if name in plan.types else 0
+            data = partial(_bytes, plan, stem, name)
+            tensors.append(OutTensor(name=gguf_name(name), shape=shape, type_id=number, data=data))
+    tensors += [
+        OutTensor(name=name, shape=values.shape, type_id=F32, data=values)
+        for name, values in plan.vectors.items()
+    ]
+    write_gguf(file, plan.metadata, tensors)
+    matrices = sum(tensor.nbytes for tensor in tensors if len(tensor.shape) == 2)
+    return sum(tensor.nbytes for tensor in tensors), weights, matrices
+
+
+def _bytes(plan: _Plan, stem: str, name: str) -> NDArray:
+    config = plan.made.config
+    vector = is_vector(name)
+    tensor = plan.tensor(stem, name) if vector else plan.fitted(stem, name)
+    heads = heads_in_pairs(config.model_type, name)
+    if heads is not None:
+        count = config.num_attention_heads if heads.endswith("count") else config.num_key_value_heads
+        rows = tensor.shape[1] if vector else tensor.shape[0]
+        order = np.argsort(pairs_of_rows(rows, count))
+        if vector:
+            return np.ascontiguousarray(tensor.codes[0][order])
+        parts = {part: _rows(getattr(tensor, part), order) for part in ("codes", "scales", "offsets")}
+        tensor = PackedTensor(spec=tensor.spec, shape=tensor.shape, **parts)
+    return tensor.codes[0] if vector else encoded(tensor, GGML_TYPES[plan.types[name]])
+
+
+def _rows(array: NDArray | None, order: NDArray[np.intp]) -> Any:
+    return None if array is None else array[order]
+
+
+def check_gguf(
+    plan: _Plan,
+    file: Path,
+    text: ModelText | None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[InType]:
+    """Open what was written and compare all of it with what it was made of: tensors value for value,
+    configuration, text. What another reader may take otherwise is noted in ``plan``. Raises CheckpointError
+    that names what differs."""
+    checkpoint = GgufCheckpoint(file)
+    _check_config(plan.made.config, checkpoint, text)
+    _check_text(plan, checkpoint, text)
+    rows: list[InType] = []
+    for done, stem in enumerate(plan.made.stems):
+        for name in plan.shapes[stem]:
+            if is_vector(name):
+                same = np.array_equal(checkpoint.load_vector(name), plan.tensor(stem, name).codes[0])
+            else:
+                found, fitted = checkpoint.load(name), plan.fitted(stem, name)
+                same = found.shape == fitted.shape and _equal(found, fitted)
+                error = _distance(found, plan.tensor(stem, name))
+                rows.append(InType(name, GGML_TYPES[plan.types[name]].name, error))
+                checkpoint.release(name)
+                same = same and (error == 0 or plan.asked.of(name) is not None)
+            if not same:
+                raise CheckpointError(f"{name} as written to {file} is not what it was made of")
+        if progress is not None:
+            progress(done, len(plan.made.stems) - 1)
+    return rows
+
+
+def _equal(one: PackedTensor, other: PackedTensor) -> bool:
+    return all(
+        np.array_equal(unpack_rows(one, part), unpack_rows(other, part)) for part in row_slices(*one.shape)
+    )
+
+
+def _distance(found: PackedTensor, wanted: PackedTensor) -> float:
+    missed = size = 0.0
+    for part in row_slices(*found.shape):
+        values = unpack_rows(wanted, part)
+        missed += float(np.square(unpack_rows(found, part) - values, dtype=np.float64).sum())
+        size += float(np.square(values, dtype=np.float64).sum())
+    return math.sqrt(missed / size) if missed else 0.0
+
+
+def _check_config(config: ModelConfig, checkpoint: GgufCheckpoint, text: ModelText | None) -> None:
+    """Raise CheckpointError unless the file describes the same model."""
+    found = read_config(checkpoint)
+    skipped = {"rope_scaling", "sparse_config", "bos_token_id", "eos_token_ids", "windows"}
+    for item in fields(config):
+        one, other = getattr(config, item.name), getattr(found, item.name)
+        close = isinstance(one, float) and math.isclose(one, other, rel_tol=1e-6)
+        if item.name not in skipped and one != other and not close:
+            raise CheckpointError(f"{item.name} = {one!r} is read again as {other!r}")
+    original = config.rope_scaling.original_max_position_embeddings if config.rope_scaling else None
+    for context in {original or config.max_position_embeddings, config.max_position_embeddings}:
+        ours, theirs = inverse_frequencies(config, context), inverse_frequencies(found, context)
+        if not np.allclose(ours[0], theirs[0], rtol=1e-6, atol=0) or not math.isclose(
+            ours[1], theirs[1], rel_tol=1e-6
+        ):
+            raise CheckpointError(f"rotary positions at {context:,} tokens are read again as others")
+
+
+def _check_text(plan: _Plan, checkpoint: GgufCheckpoint, text: ModelText | None) -> None:
+    if text is None:
+        return
+    written = ModelText(checkpoint)
+    plain, special = differences(text.tokenizer, written.tokenizer)
+    if plain is not None:
+        raise TextError(
+            f"the tokenizer as a GGUF file has it reads {plain[:40]!r} as other tokens",
+            "write a folder (--to hf), which keeps the tokenizer's own files",
+        )
+    if special is not None:
+        plan.notes.append(
+            f"beside added tokens text is read otherwise from the file, such as {special!r:.60}"
+        )
+    lost = sorted({*text.end_ids, *plan.made.config.eos_token_ids} - {*written.end_ids})
+    if lost:
+        names = ", ".join(str(text.tokenizer.id_to_token(i)) for i in lost)
+        plan.notes.append(f"GGUF has no key for so many end tokens: {names} is none to its readers")

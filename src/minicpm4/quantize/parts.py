@@ -1,0 +1,116 @@
+"""A model to be written, part by part: made small, as it is stored, or with muP's scales folded in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from minicpm4.config import ModelConfig
+from minicpm4.errors import ConfigError
+from minicpm4.formats import Checkpoint
+from minicpm4.formats.hf_write import check_finite, fold_scales
+from minicpm4.formats.names import EMBED, HEAD, expected_tensors, layer_tensors
+from minicpm4.formats.packing import exact_float, pack_from_float, packed_if_exact, unpack
+from minicpm4.formats.quant import PackedTensor, QuantSpec
+from minicpm4.formats.tensor_source import TensorSource
+from minicpm4.quantize.walk import as_floats
+
+__all__ = ["ENDS", "Folded", "Parts", "Stored", "folded_config", "is_vector", "stem_of"]
+
+ENDS = "ends"
+"""The part that has embeddings, last norm and head; the others are layers."""
+
+
+def stem_of(index: int) -> str:
+    """The name of a layer's part."""
+    return f"layer-{index:05d}"
+
+
+def is_vector(name: str) -> bool:
+    """Whether the tensor is a vector: parts have it as a matrix of a row."""
+    return name.endswith(("norm.weight", ".bias"))
+
+
+class Parts(Protocol):
+    """``stems``: names of the parts; ``part``: tensors of one by their full names, vectors as matrices of a
+    row. Raises CheckpointError."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    @property
+    def stems(self) -> list[str]: ...
+
+    def part(self, stem: str) -> dict[str, PackedTensor]: ...
+
+
+@dataclass(slots=True, eq=False)
+class Stored:
+    """A checkpoint's own weights in their own formats; matrices of floats that lie on a grid are packed."""
+
+    checkpoint: Checkpoint
+    config: ModelConfig
+
+    @property
+    def stems(self) -> list[str]:
+        return [ENDS, *map(stem_of, range(self.config.num_hidden_layers))]
+
+    def part(self, stem: str) -> dict[str, PackedTensor]:
+        if stem != ENDS:
+            prefix = f"model.layers.{int(stem.removeprefix('layer-'))}."
+            return {prefix + name: self._read(prefix + name) for name in layer_tensors(self.config)}
+        outside = [name for name in expected_tensors(self.config) if not name.startswith("model.layers.")]
+        return {name: self._read(name) for name in outside}
+
+    def _read(self, name: str) -> PackedTensor:
+        if len(self.checkpoint.tensors[name].shape) == 1:
+            return as_floats(self.checkpoint.load_vector(name)[None])
+        found = self.checkpoint.load(name)
+        if not found.spec.row.group:
+            check_finite(name, found.codes)
+        return packed_if_exact(found)
+
+
+def folded_config(config: ModelConfig) -> ModelConfig:
+    """What ``Folded`` makes of it. Raises ConfigError where that is no Llama."""
+    nothing = TensorSource(shape=(), dtype="F32", make=lambda: np.zeros((), np.float32))
+    found = fold_scales(config, {EMBED: nothing, HEAD: nothing})[0]
+    if found.model_type != "llama":
+        raise ConfigError(
+            f"a {config.model_type} model is no Llama, and has no scales to fold", "use --to hf"
+        )
+    return found
+
+
+@dataclass(slots=True, eq=False)
+class Folded:
+    """A model whose three scales are folded into embeddings and head (``fold_scales``)."""
+
+    made: Parts
+    config: ModelConfig = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.config = folded_config(self.made.config)
+
+    @property
+    def stems(self) -> list[str]:
+        return self.made.stems
+
+    def part(self, stem: str) -> dict[str, PackedTensor]:
+        found = self.made.part(stem)
+        if stem != ENDS:
+            return found
+        sources = {name: _floats(found[name]) for name in (EMBED, HEAD) if name in found}
+        folded = fold_scales(self.made.config, sources)[1]
+        return found | {name: _smallest(source) for name, source in folded.items()}
+
+
+def _floats(tensor: PackedTensor) -> TensorSource:
+    return TensorSource(shape=tensor.shape, dtype="F32", make=lambda: unpack(tensor))
+
+
+def _smallest(source: TensorSource) -> PackedTensor:
+    values = source.read()
+    return pack_from_float(values, QuantSpec(kind=exact_float(values)))
