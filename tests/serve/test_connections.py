@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -13,12 +16,13 @@ from tests.serve.processes import Running, scripted
 from tests.serve.raw import Raw
 
 READ = 1.0  # seconds that the server lets clients take
+STALLED = 2.5  # longer than a client of these tests rests
 BODY = {"messages": HELLO}
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
-    with scripted(read=READ) as running:
+    with scripted(read=READ, stalled=STALLED, max_waiting=0) as running:
         yield running
 
 
@@ -73,3 +77,60 @@ def test_an_answer_may_take_longer_than_a_request(server: Running) -> None:
         )
         time.sleep(2 * READ)
         assert raw.answer()[0] == 200
+
+
+WORDS = "word " * 700
+LONG: dict[str, Any] = {  # megabytes
+    "messages": [{"role": "user", "content": f"say: {json.dumps(WORDS)}"}],
+    "logprobs": True,
+    "top_logprobs": 20,
+}
+
+
+def until(done: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < end, "it does not come"
+        time.sleep(0.05)
+
+
+def read_all(raw: Raw, pause: float, piece: int) -> bytes:
+    """What comes until the connection ends or the answer is whole, a piece at a time."""
+    said = b""
+    with contextlib.suppress(ConnectionError):
+        while not said.endswith(b"0\r\n\r\n") and (part := raw.socket.recv(piece)):
+            said += part
+            time.sleep(pause)
+    return said
+
+
+def test_streams_that_nobody_reads_give_their_places_back(server: Running) -> None:
+    gone = server.metric("minicpm4_clients_gone_total")
+    with contextlib.ExitStack() as stack:
+        deaf = [stack.enter_context(Raw(server.address, buffer=2048)) for _ in range(8)]
+        for raw in deaf:
+            raw.ask(CHAT, {**LONG, "stream": True})
+        until(lambda: server.metric("minicpm4_requests") == 8)  # all places: others are refused
+        assert server.http.post(CHAT, json=BODY).status_code == 429
+        until(lambda: server.metric("minicpm4_requests") == 0 == server.metric("minicpm4_pages_held"))
+        assert server.http.post(CHAT, json=BODY).status_code == 200
+        assert server.metric("minicpm4_clients_gone_total") == gone + 8
+        for raw in deaf:
+            assert b"[DONE]" not in read_all(raw, 0.0, 1 << 16)
+
+
+def test_a_whole_answer_that_nobody_reads_keeps_no_connection(server: Running) -> None:
+    with Raw(server.address, buffer=2048) as raw:
+        raw.ask(CHAT, LONG)
+        time.sleep(2.5 * STALLED)
+        said = read_all(raw, 0.0, 1 << 16)
+        assert b" 200 " in said[:20] and not said.endswith(b"}")
+
+
+def test_a_slow_reader_is_waited_for(server: Running) -> None:
+    began = time.monotonic()
+    body = {**LONG, "messages": [{"role": "user", "content": f"say: {json.dumps(WORDS[:220])}"}]}
+    with Raw(server.address, buffer=2048) as raw:
+        raw.ask(CHAT, {**body, "stream": True})
+        said = read_all(raw, 0.05, 1 << 15)
+    assert b"[DONE]" in said and time.monotonic() - began > 2 * STALLED

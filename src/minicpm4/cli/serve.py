@@ -41,6 +41,10 @@ class ServerFlags:
         typer.Option(help="Prompts that may wait beyond these (64), each of a body counted; more get a 429."),
     ] = None
     timeout: Annotated[float | None, typer.Option(help="Seconds that a request may take (3600).")] = None
+    stalled: Annotated[
+        float | None,
+        typer.Option(help="Seconds after which a client that reads nothing of its answer is cut (60)."),
+    ] = None
     cache_dir: Annotated[
         Path | None,
         typer.Option(
@@ -94,7 +98,8 @@ class ServerFlags:
         """Raises ConfigError."""
         from minicpm4.serve.settings import ServeSettings
 
-        given = {name: getattr(self, name) for name in ("max_waiting", "timeout", "drain", "max_body")}
+        names = ("max_waiting", "timeout", "stalled", "drain", "max_body")
+        given = {name: getattr(self, name) for name in names}
         return ServeSettings(
             **{name: value for name, value in given.items() if value is not None},
             names=tuple(self.name or ()),

@@ -1,28 +1,53 @@
-"""How long a client may take to send a request: uvicorn, which reads it, has no such limit."""
+"""How long a client may take to send a request, and to read its answer: uvicorn has no such limits."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import socket
+from contextlib import suppress
 from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+logger = logging.getLogger("minicpm4.serve")
 
-def patient(seconds: float) -> type[H11Protocol]:
+SEND_BUFFER = 1 << 16  # bytes; what the system takes by itself would be megabytes that nobody reads
+_LOOKS = 4  # at a client that does not read, before it is cut
+
+
+def patient(seconds: float, stalled: float) -> type[H11Protocol]:
     """The protocol of connections that are closed where the head of a request, or the rest of a body to which
-    the answer was given already, takes longer than so many seconds. Bodies that are wanted have the limit of
-    ``read_body``, idle connections between requests that of uvicorn."""
+    the answer was given already, takes longer than so many seconds; or where nothing of what waits for the
+    client is taken in ``stalled`` seconds. Bodies that are wanted have the limit of ``read_body``, idle
+    connections between requests that of uvicorn."""
 
     class Patient(H11Protocol):
         """One connection."""
 
         late: asyncio.TimerHandle | None = None
+        look: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
             """From here on a head is waited for."""
             super().connection_made(transport)
+            transport.set_write_buffer_limits(high=1, low=0)  # so that all that waits is told of
+            with suppress(OSError):
+                transport.get_extra_info("socket").setsockopt(
+                    socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER
+                )
             self._wait()
+
+        def pause_writing(self) -> None:
+            """The client is behind."""
+            super().pause_writing()
+            self._look(self.transport.get_write_buffer_size(), _LOOKS)
+
+        def resume_writing(self) -> None:
+            """The client has all, or is gone."""
+            self._look_no_more()
+            super().resume_writing()
 
         def data_received(self, data: bytes) -> None:
             """Begin or end to wait, by what has come: half a head, or all that is wanted."""
@@ -41,6 +66,7 @@ def patient(seconds: float) -> type[H11Protocol]:
         def connection_lost(self, exc: Exception | None) -> None:
             """Nothing is waited for any more."""
             self._wait_no_more()
+            self._look_no_more()
             super().connection_lost(exc)
 
         def _is_left_over(self) -> bool:
@@ -50,6 +76,28 @@ def patient(seconds: float) -> type[H11Protocol]:
             """Each piece that comes is no reason to begin anew."""
             if self.late is None:
                 self.late = asyncio.get_running_loop().call_later(seconds, self.transport.close)
+
+        def _look(self, before: int, left: int) -> None:
+            """Look again after a while whether less waits than ``before``; after ``left`` looks at which
+            nothing was taken the client is cut."""
+            self._look_no_more()
+
+            def again() -> None:
+                waits = self.transport.get_write_buffer_size()
+                if waits < before:
+                    self._look(waits, _LOOKS)
+                elif left > 1:
+                    self._look(waits, left - 1)
+                else:
+                    logger.info("a client read nothing for %g s: its connection is cut", stalled)
+                    self.transport.abort()
+
+            self.look = asyncio.get_running_loop().call_later(stalled / _LOOKS, again)
+
+        def _look_no_more(self) -> None:
+            if self.look is not None:
+                self.look.cancel()
+                self.look = None
 
         def _wait_no_more(self) -> None:
             if self.late is not None:

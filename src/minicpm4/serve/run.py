@@ -109,7 +109,7 @@ async def serve(
             _Asgi(app),
             ssl_certfile=where.certificate,
             ssl_keyfile=where.key,
-            http=patient(settings.read),
+            http=patient(settings.read, settings.stalled),
             lifespan="off",
             log_config=None,
             access_log=False,

@@ -16,7 +16,8 @@ class ServeSettings:
     ``api_keys``: one of them is needed where there are any. ``hosts``: names in a Host header beside those of
     this machine; ``origins``: pages elsewhere that may ask (``https://host:port``). ``max_waiting``: requests
     beyond those that the engine answers at a time. Seconds: ``timeout`` for an answer, ``drain`` for those
-    under way at the end, ``read`` for a request's head, and for its body, to arrive. ``page``: a folder with
+    under way at the end, ``read`` for a request's head, and for its body, to arrive, ``stalled`` for a client
+    to take some of what waits for it. ``page``: a folder with
     what is shown at ``/``.
 
     Raises ConfigError.
@@ -31,13 +32,14 @@ class ServeSettings:
     timeout: float = 3600.0
     drain: float = 30.0
     read: float = 30.0
+    stalled: float = 60.0
     log_prompts: bool = False
     page: Path | None = PAGE
 
     def __post_init__(self) -> None:
         check_integer("max_waiting", self.max_waiting, 0, 1 << 20)
         check_integer("max_body", self.max_body, 1 << 10, 1 << 32)
-        for name in ("timeout", "drain", "read"):
+        for name in ("timeout", "drain", "read", "stalled"):
             value = getattr(self, name)
             require(0 < value <= 1e6, f"{name} = {value} is not a number of seconds from 0 (excluded) to 1e6")
         for key in self.api_keys:
