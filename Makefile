@@ -79,7 +79,7 @@ test-models: $(READY)  ## the tests of those that are here
 
 test-transformers: $(READY)  ## exported models and tokenizers against transformers, which it installs
 	$(PIP) $(PEER) $(TORCH)
-	$(PYTEST) tests/train/test_transformers.py tests/text/test_families.py
+	$(PYTEST) tests/train/test_transformers.py tests/text/test_families.py tests/cli/test_convert_transformers.py
 
 # tests/contract and tests/model run at every level by themselves; these follow MINICPM4_ISA. Of the engine's, those that
 # compute: the others would say the same again.

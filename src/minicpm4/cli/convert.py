@@ -74,6 +74,13 @@ def command(
             "fits counts. Unless said, one that holds what is there to the bit.",
         ),
     ] = None,
+    plain_rope: Annotated[
+        bool,
+        typer.Option(
+            "--plain-rope",
+            help="Leave rotary scaling out, for what knows none; told is what that changes.",
+        ),
+    ] = False,
     head: Annotated[
         str, typer.Option(metavar="FORMAT", help="Of a head of its own: float, or a format such as int8-g64.")
     ] = "float",
@@ -173,7 +180,7 @@ def command(
         )
     texts = Calibration(files=tuple(calibration or ()), samples=samples, length=length)
     ignored = tuple(ignore_field or ())
-    done = convert(source, target, options, to, texts, progress_bar, ignored, test, types)
+    done = convert(source, target, options, to, texts, progress_bar, ignored, test, types, plain_rope)
     found = measure(source, target, done.tests, progress_bar, ignored) if test is not None else None
     _print(target, done, found)
     if json_file is not None:

@@ -34,7 +34,7 @@ from minicpm4.quantize.gguf_export import (
     write_gguf_model,
 )
 from minicpm4.quantize.options import QuantizeOptions
-from minicpm4.quantize.parts import Folded, Parts, Stored, folded_config
+from minicpm4.quantize.parts import Folded, Parts, Stored, WithConfig, folded_config, plain_rope
 from minicpm4.quantize.pipeline import LayerReport, quantize
 from minicpm4.quantize.rotate import Rotation
 from minicpm4.quantize.work import place_for, work_folder
@@ -80,11 +80,13 @@ def convert(
     ignore_fields: Sequence[str] = (),
     test: Path | None = None,
     types: GgufTypes | None = None,
+    without_scaling: bool = False,
 ) -> Conversion:
     """Make ``source`` small and write it to ``target``, a folder or, for gguf, a file, which is whole or not
     there. What was done before a run was ended is in ``target`` with ".part" after its name, and is used by
     the same command. ``options``: None: weights stay as they are stored. ``test``: a text to be cut as those
-    of calibration are; ``types``: of GGUF. Raises Minicpm4Error."""
+    of calibration are; ``types``: of GGUF; ``without_scaling``: positions are written as plain ones. Raises
+    Minicpm4Error."""
     opened = open_model(source, ignore_fields)
     require_free(target)
     part = place_for(target, file=layout == "gguf")
@@ -93,7 +95,7 @@ def convert(
         raise CheckpointError(f"{source} has no tokenizer to read text with", "leave --test out")
     tests = [] if text is None or test is None else _windows(text, (test,), calibration)
     sampling = gguf_sampling(suggestion(opened))
-    writer = _Writer(target, layout, text, types or GgufTypes(), sampling, bar)
+    writer = _Writer(target, layout, text, types or GgufTypes(), sampling, without_scaling, bar)
     if options is None:
         return replace(writer.write(Stored(opened.checkpoint, opened.config)), tests=tests)
     config = Rotation.config(opened.config) if options.rotate else opened.config
@@ -129,10 +131,12 @@ class _Writer:
     text: ModelText | None
     types: GgufTypes
     sampling: Mapping[str, Any]
+    without_scaling: bool
     bar: Bar
 
     def check(self, config: ModelConfig, specs: Mapping[str, QuantSpec | None]) -> None:
         """Raise ConfigError where the layout has no place for that: before any work."""
+        config = plain_rope(config)[0] if self.without_scaling else config
         if self.layout == "gguf":
             check_gguf_plan(config, specs, self.types)
             return
@@ -141,8 +145,15 @@ class _Writer:
 
     def write(self, made: Parts) -> Conversion:
         """Raises CheckpointError, ConfigError, TextError."""
+        notes: list[str] = []
+        if isinstance(made, Stored) and self.layout != "gguf":  # it plans its types itself
+            self.check(made.config, formats(made))
+        if self.without_scaling:
+            config, told = plain_rope(made.config)
+            made, notes = WithConfig(made, config), [told]
         try:
-            return self._gguf(made) if self.layout == "gguf" else self._folder(made)
+            done = self._gguf(made) if self.layout == "gguf" else self._folder(made)
+            return replace(done, notes=[*notes, *done.notes])
         except OSError as error:
             raise CheckpointError(
                 f"cannot write {self.target}: {error}",
@@ -151,8 +162,6 @@ class _Writer:
 
     def _folder(self, made: Parts) -> Conversion:
         made = Folded(made) if self.layout == "llama" else made
-        if isinstance(made, Stored):
-            self.check(made.config, formats(made))
         with writing_folder(self.target.resolve(), durable=True) as new:
             written = write_model(made, new, self.layout, self.text)
             with self.bar("checking", "layers") as progress:

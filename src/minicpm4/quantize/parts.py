@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -15,9 +15,20 @@ from minicpm4.formats.names import EMBED, HEAD, expected_tensors, layer_tensors
 from minicpm4.formats.packing import exact_float, pack_from_float, packed_if_exact, unpack
 from minicpm4.formats.quant import PackedTensor, QuantSpec
 from minicpm4.formats.tensor_source import TensorSource
+from minicpm4.model.rotary import inverse_frequencies
 from minicpm4.quantize.walk import as_floats
 
-__all__ = ["ENDS", "Folded", "Parts", "Stored", "folded_config", "is_vector", "stem_of"]
+__all__ = [
+    "ENDS",
+    "Folded",
+    "Parts",
+    "Stored",
+    "WithConfig",
+    "folded_config",
+    "is_vector",
+    "plain_rope",
+    "stem_of",
+]
 
 ENDS = "ends"
 """The part that has embeddings, last norm and head; the others are layers."""
@@ -71,6 +82,45 @@ class Stored:
         if not found.spec.row.group:
             check_finite(name, found.codes)
         return packed_if_exact(found)
+
+
+@dataclass(slots=True, eq=False)
+class WithConfig:
+    """The tensors of ``made`` under another configuration."""
+
+    made: Parts
+    config: ModelConfig
+
+    @property
+    def stems(self) -> list[str]:
+        return self.made.stems
+
+    def part(self, stem: str) -> dict[str, PackedTensor]:
+        return self.made.part(stem)
+
+
+def plain_rope(config: ModelConfig) -> tuple[ModelConfig, str]:
+    """``config`` without rotary scaling, up to the length that was trained at first, and what that changes.
+    Raises ConfigError where there is none."""
+    scaling = config.rope_scaling
+    if scaling is None:
+        raise ConfigError("the model has no rotary scaling", "leave --plain-rope out")
+    length = scaling.original_max_position_embeddings or config.max_position_embeddings
+    plain = replace(
+        config, rope_scaling=None, max_position_embeddings=min(length, config.max_position_embeddings)
+    )
+    (own, attention), (left, _) = (
+        inverse_frequencies(one, plain.max_position_embeddings) for one in (config, plain)
+    )
+    factors = left / own
+    same = np.allclose(factors, 1, rtol=1e-6) and abs(attention - 1) < 1e-6
+    told = (
+        f"positions up to {length:,} are those that the model was trained with"
+        if same
+        else f"rotary positions were divided by {factors.min():.3g} to {factors.max():.3g} and are plain "
+        "now: answers are another model's, compare them with --test"
+    )
+    return plain, told
 
 
 def folded_config(config: ModelConfig) -> ModelConfig:
