@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from commits import commit
 from peers.child import Child
 from peers.contest import Column, Point, contest, results
 from peers.entries import entries, parse_flavour, start
@@ -86,7 +87,7 @@ def run_part(args: argparse.Namespace, key: str, deadline: float) -> dict[str, A
     return {
         "name": part.name,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
+        "commit": commit(),
         "other_load": watch.others(),
         "took_s": round(time.monotonic() - began),
         "limits": limits,
@@ -141,7 +142,7 @@ def first_text() -> dict[str, Any]:
         script = str(Path(__file__).parent / "start_time.py")
         subprocess.run([sys.executable, script, "--json", str(file)], check=True, stdout=subprocess.DEVNULL)
         report = json.loads(file.read_text(encoding="utf-8"))
-    return {"seconds": report["first text, s"], "report": report, "commit": _commit()}
+    return {"seconds": report["first text, s"], "report": report, "commit": commit()}
 
 
 def main() -> None:
@@ -171,7 +172,7 @@ def main() -> None:
 def _save(run: dict[str, Any], watch: Watch, old: dict[str, Any] | None, file: Path) -> dict[str, Any]:
     """Write the result so far, with the parts of an older one that it lacks; return both together."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    run = {"date": now, "commit": _commit(), "other_load": watch.others()} | run
+    run = {"date": now, "commit": commit(), "other_load": watch.others()} | run
     run = merge(old, run) if old else run
     write_json(file, finite(run))
     write_file(file.with_suffix(".md"), markdown(run))
@@ -218,12 +219,6 @@ def arguments() -> argparse.Namespace:
     except ValueError as error:
         parser.error(f"--ours: {error}")
     return args
-
-
-def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

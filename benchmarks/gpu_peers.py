@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -31,6 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 import triton
+from commits import commit
 from torch import Tensor
 from torch.nn import functional
 
@@ -51,7 +51,6 @@ from minicpm4.model.loader import load_weights
 from minicpm4.model.weight_plan import plan_weights
 
 ROOT = Path(__file__).parents[1]
-DESCRIBE = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PAGE = 64
 MINICPM4_8B = replace(
@@ -76,7 +75,7 @@ def main() -> None:
     report: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "gpu": torch.cuda.get_device_name(DEVICE) if DEVICE.type == "cuda" else "none: interpreted",
-        "commit": subprocess.run(DESCRIBE, cwd=ROOT, capture_output=True, text=True).stdout.strip(),
+        "commit": commit(),
         "torch": torch.__version__,
         "triton": triton.__version__,
         "tiny": given.tiny,

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -30,6 +29,7 @@ from typing import Any
 
 import jsonschema
 import numpy as np
+from commits import commit
 
 from minicpm4 import LLM, SamplingParams
 from minicpm4.engine.grammar import Grammars
@@ -327,10 +327,9 @@ def main() -> None:
     total = {**sums, **every.figures()}
     show("all", total)
     if arguments.json:
-        commit = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
         report = {
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "commit": subprocess.run(commit, capture_output=True, text=True).stdout.strip(),
+            "commit": commit(),
             "machine": cpu_name(),
             "other_processes_cores": others(),
             "model": Path(arguments.model).name,

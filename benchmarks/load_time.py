@@ -24,10 +24,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from commits import commit
+
 from minicpm4.files import write_file
 from minicpm4.machine import cpu_name, total_cores
 
-DESCRIBE = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
 ROOT = Path(__file__).parents[1]
 SHAPES: dict[str, dict[str, Any]] = {
     "0.5b": {},
@@ -80,12 +81,7 @@ def measure(arguments: argparse.Namespace, model: Path, place: Path) -> dict[str
     files = [model] if model.is_file() else list(model.glob("*.safetensors"))
     report: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=10"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-        ).stdout.strip(),
+        "commit": commit(),
         "cpu": cpu_name(),
         "cores": total_cores(),
         "load average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,

@@ -26,6 +26,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from commits import commit
 from peers.child import Child, Unavailable
 from peers.pairing import POINTS, SIDES, Seconds, compare, row, table
 from peers.quiet import Watch, is_loud
@@ -140,12 +141,6 @@ def run(*command: str) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"error: {' '.join(command)}: {(done.stderr or done.stdout).strip()[-2000:]}")
-
-
-def commit(folder: Path) -> str:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
-    found = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
 
 
 def one_start(

@@ -29,6 +29,8 @@ def main() -> None:
     if args.child is not None:
         print(json.dumps(measure(args)))
         return
+    from commits import commit
+
     from minicpm4.files import write_json
     from minicpm4.machine import cpu_name, total_cores
 
@@ -76,12 +78,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         seconds = time.perf_counter() - began
     kept = sum(file.stat().st_size for file in Path(args.child).rglob("*.page")) if args.child else 0
     return {"seconds": seconds, "cached tokens": out.metrics.cached_tokens, "bytes": kept}
-
-
-def commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
-    found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
 
 
 def forget(files: list[Path]) -> None:

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import argparse
 import re
-import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mean
 from typing import Any
+
+from commits import commit
 
 from minicpm4 import LLM, SamplingParams
 from minicpm4.engine.params import OFF
@@ -69,9 +70,7 @@ def main() -> None:
     if arguments.json:
         report = {
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "commit": subprocess.run(
-                ["git", "describe", "--always", "--dirty", "--abbrev=10"], capture_output=True, text=True
-            ).stdout.strip(),
+            "commit": commit(),
             "machine": cpu_name(),
             "seeds": arguments.seeds,
             "max_tokens": arguments.max_tokens,

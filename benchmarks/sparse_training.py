@@ -22,13 +22,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from commits import commit
 
 from minicpm4.config import SparseConfig
 from minicpm4.files import write_file
 from minicpm4.kernels.autograd import TorchKV, TorchOps
 from minicpm4.machine import cpu_name
 
-DESCRIBE = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
 ROOT = Path(__file__).parents[1]
 KINDS = {
     "dense": None,
@@ -51,11 +51,10 @@ def main() -> None:
             answer = subprocess.run(command, check=True, capture_output=True, text=True)
             points.append(shape | json.loads(answer.stdout))
             print(show(points[-1]), file=sys.stderr, flush=True)
-    commit = subprocess.run(DESCRIBE, cwd=ROOT, capture_output=True, text=True).stdout.strip()
     report = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": cpu_name(),
-        "commit": commit,
+        "commit": commit(),
         "torch": torch.__version__,
         "dtype": "float32",
         "points": points,

@@ -8,6 +8,8 @@ import pytest
 from minicpm4.errors import CheckpointError
 from minicpm4.formats.packing import pack_from_float, unpack
 from minicpm4.formats.quant import QuantSpec
+from minicpm4.quantize import gptq as module
+from minicpm4.quantize.factor import inverse_factor
 from minicpm4.quantize.gptq import Hessian, gptq, output_error
 from minicpm4.quantize.grid import search_scales
 
@@ -124,3 +126,49 @@ def test_scales_too_large_for_float16_are_float32() -> None:
     with np.errstate(all="raise"):
         found = search_scales(groups, None, INT4.row)
     assert found.dtype == np.float32 and 3e6 < abs(float(found[0, 0])) < 5e6
+
+
+@pytest.mark.parametrize("width", [1, 96, 256, 257, 700])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_the_factor_in_blocks_is_of_the_inverse(width: int, dtype: type) -> None:
+    x = rows(2 * width + 8, width, width).astype(np.float64)
+    h = (x.T @ x).astype(dtype)
+    kept, order = h.copy(), np.random.default_rng(9).permutation(width)
+    dead = np.arange(width) % 50 == 49
+    u = inverse_factor(h, order, dead, 0.01).astype(np.float64)
+    assert np.array_equal(h, kept) and not np.tril(u, -1).any()
+    wanted = kept.astype(np.float64)
+    mean = np.diag(wanted)[~dead].mean()
+    wanted[dead, :], wanted[:, dead] = 0.0, 0.0
+    wanted[dead, dead] = mean
+    wanted = wanted[np.ix_(order, order)] + 0.01 * mean * np.eye(width)
+    np.testing.assert_allclose(u.T @ u @ wanted, np.eye(width), atol=1e-9 if dtype is np.float64 else 5e-3)
+
+
+def test_more_damping_is_tried_where_there_is_no_factor() -> None:
+    h = np.ones((64, 64)) - 0.05 * np.eye(64)  # the least eigenvalues are below 0 by more than 1%
+    u = inverse_factor(h, np.arange(64), np.zeros(64, bool), 0.01)
+    np.testing.assert_allclose(u.T @ u @ (h + 0.095 * np.eye(64)), np.eye(64), atol=1e-9)
+    with pytest.raises(CheckpointError, match="cannot be inverted"):
+        inverse_factor(-np.eye(8) - 1, np.arange(8), np.zeros(8, bool), 0.01)
+
+
+def test_statistics_of_wide_matrices_are_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weights = rows(400, 96, 1), rows(24, 96, 2)
+    exact = unpack(gptq(weights, seen(x), INT4))
+    monkeypatch.setattr(module, "_WIDE", 95)
+    wide = seen(x)
+    assert wide.sum.dtype == np.float32 == wide.factor(0.01, False).dtype
+    assert (np.abs(unpack(gptq(weights, wide, INT4)) - exact) < 1e-5).mean() > 0.9
+
+
+def test_matrices_of_a_stage_share_the_factor(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    monkeypatch.setattr(module, "inverse_factor", lambda *given: made.append(1) or inverse_factor(*given))
+    hessian = seen(rows(400, 96, 1))
+    for seed in (2, 3):
+        gptq(rows(24, 96, seed), hessian, INT4)
+    assert len(made) == 1
+    before = hessian.factor(0.01, False)
+    hessian.add(rows(10, 96, 4))
+    assert not np.array_equal(hessian.factor(0.01, False), before)

@@ -84,9 +84,9 @@ def _smooth_by_half(layer: Any, stages: Any, hessians: Any, specs: Any) -> list[
     from minicpm4.quantize import smooth as module
 
     for names, hessian in zip(stages, hessians, strict=True):
-        share = module._shared(layer.config, names)
+        share = module.shared(layer.config, names)
         size = np.maximum(module._alike(hessian.mean_size, share, layer.config.head_dim), 1e-8)
-        module._fold(layer, names, module._factors(size, 0.5), share)
+        module.fold(layer, names, module._factors(size, 0.5), share)
     return []
 
 

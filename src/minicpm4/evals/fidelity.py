@@ -25,7 +25,8 @@ class Fidelity:
     their difference with the half width of its 95% interval over windows (None of one window), mean and
     99.9th percentile of the Kullback-Leibler divergence in nats, and at how many of 10,000 positions the
     likeliest token is another (``flips``); ``flip_margin``: the median of the original's lead in logits at
-    those."""
+    those. ``window_changes`` and ``window_kl``: of each window the change of the loss and the mean
+    divergence, by which two results on the same windows are paired."""
 
     positions: int
     nll_before: float
@@ -36,6 +37,8 @@ class Fidelity:
     kl_high: float
     flips: float
     flip_margin: float
+    window_changes: tuple[float, ...] = ()
+    window_kl: tuple[float, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -55,11 +58,12 @@ def compare(
     before: LLM, after: LLM, texts: Sequence[Sequence[int]], progress: Progress | None = None
 ) -> Fidelity:
     """Read ``texts`` (token ids) with both."""
-    divergences, flips, margins, changes = [], 0, [], []
+    divergences: list[Doubles] = []
+    flips, margins, changes, means = 0, [], [], []
     totals = np.zeros(2)
     for done, ids in enumerate(texts, 1):
         both = [llm.logits(list(ids)) for llm in (before, after)]
-        sums, targets = np.zeros(2), np.asarray(ids[1:])
+        sums, targets, first = np.zeros(2), np.asarray(ids[1:]), len(divergences)
         for start in range(0, len(targets), _ROWS):
             part = slice(start, min(start + _ROWS, len(targets)))
             old, new = (_log_probabilities(logits[part]) for logits in both)
@@ -70,6 +74,7 @@ def compare(
             flips += int(other.sum())
             top = np.partition(old[other], -2, axis=1)[:, -2:] if other.any() else np.zeros((0, 2))
             margins.append(top[:, 1] - top[:, 0])
+        means.append(float(np.concatenate(divergences[first:]).mean()))
         totals += sums
         changes.append(float((sums[1] - sums[0]) / len(targets)))
         if progress is not None:
@@ -87,6 +92,8 @@ def compare(
         kl_high=float(np.quantile(divergence, 0.999)),
         flips=1e4 * flips / count,
         flip_margin=float(np.median(margin)) if len(margin) else 0.0,
+        window_changes=tuple(changes),
+        window_kl=tuple(means),
     )
 
 

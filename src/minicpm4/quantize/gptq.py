@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from minicpm4.errors import CheckpointError
 from minicpm4.formats import rounding
 from minicpm4.formats.quant import PackedTensor, QuantSpec
+from minicpm4.quantize.factor import inverse_factor
 from minicpm4.quantize.grid import pack, search_scales
 
 __all__ = ["BLOCK", "DAMPING", "Hessian", "gptq", "output_error"]
@@ -22,28 +22,31 @@ __all__ = ["BLOCK", "DAMPING", "Hessian", "gptq", "output_error"]
 BLOCK = 64  # columns whose errors are handed on together: within it one by one, beyond it as one product
 DAMPING = 0.01  # of the mean of the diagonal, added to it
 _MOST = 256  # of them
-_TRIES = 4  # dampings, each ten times the one before
+_WIDE = 7900  # columns: of more, two float64 arrays of their square would take over 1 GB
 
 Doubles = NDArray[np.float64]
+Floats = NDArray[np.floating]
 
 
 @dataclass(slots=True, eq=False)
 class Hessian:
-    """X^T X (width, width) of the rows that reach a matrix, and the mean magnitude of each of their
-    columns."""
+    """X^T X (width, width) of the rows that reach the matrices of a stage, and the mean magnitude of each of
+    their columns. Memory: two arrays of width², of float64 up to 7,900 columns, beyond of float32."""
 
     width: int
     skip: int = 0
     rows: int = 0
-    sum: Doubles = field(init=False)
+    sum: Floats = field(init=False)
     size: Doubles = field(init=False)
+    _factors: dict[tuple[float, bool], Floats] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.sum = np.zeros((self.width, self.width))
+        self.sum = np.zeros((self.width, self.width), "float64" if self.width <= _WIDE else "float32")
         self.size = np.zeros(self.width)
 
     def add(self, x: NDArray[np.float32]) -> None:
         """Add the rows x (n, width) of one sequence from its beginning; the first ``skip`` are left out."""
+        self._factors.clear()
         x = np.ascontiguousarray(x[self.skip :])
         self.sum += x.T @ x
         self.size += np.abs(x).sum(axis=0, dtype=np.float64)
@@ -53,6 +56,18 @@ class Hessian:
     def mean_size(self) -> Doubles:
         """Mean magnitude of each column."""
         return self.size / max(1, self.rows)
+
+    def order(self, act_order: bool) -> NDArray[np.intp]:
+        """Columns in the order in which they are rounded."""
+        return np.argsort(-np.diag(self.sum), kind="stable") if act_order else np.arange(self.width)
+
+    def factor(self, damping: float, act_order: bool) -> Floats:
+        """See ``inverse_factor``; made once for all matrices of a stage. Raises CheckpointError."""
+        key = (damping, act_order)
+        if key not in self._factors:
+            dead = np.diag(self.sum) <= 0
+            self._factors = {key: inverse_factor(self.sum, self.order(act_order), dead, damping)}
+        return self._factors[key]
 
 
 def output_error(weights: NDArray[np.float32], other: NDArray[np.float32], hessian: Hessian) -> float:
@@ -83,10 +98,10 @@ def gptq(
     diagonal = np.diag(hessian.sum).copy()
     dead = diagonal <= 0
     work = np.ascontiguousarray(weights.T, np.float32)  # a column is a row of it
-    order = np.argsort(-diagonal, kind="stable") if act_order else np.arange(columns)
+    order = hessian.order(act_order)
     importance = np.where(dead, 1.0, diagonal).astype(np.float32)
     importance /= importance.mean()
-    upper = _inverse_factor(hessian.sum, order, dead, damping)
+    factor = hessian.factor(damping, act_order)
     scales = np.zeros((columns // group, weights.shape[0]), np.float32)
     if act_order:
         scales = np.ascontiguousarray(_scales(work, importance, slice(0, columns), spec).T)
@@ -96,6 +111,7 @@ def gptq(
     for start in range(0, columns, block):
         stop = min(start + block, columns)
         errors = np.empty((stop - start, work.shape[1]), np.float32)
+        upper = factor[start:stop, start:].astype(np.float32)
         for i in range(start, stop):
             place = order[i] // group
             if not act_order and i % group == 0:
@@ -105,10 +121,11 @@ def gptq(
             numbers[i] = rounding.whole_numbers(
                 np, column[None, :, None], scales[place][None], kind.least, kind.most
             )[0, :, 0]
-            error = (column - numbers[i] * scales[place]) / upper[i, i]
-            work[i + 1 : stop] -= upper[i, i + 1 : stop, None] * error
-            errors[i - start] = error
-        work[stop:] -= upper[start:stop, stop:].T @ errors
+            j = i - start
+            error = (column - numbers[i] * scales[place]) / upper[j, j]
+            work[i + 1 : stop] -= upper[j, j + 1 : stop - start, None] * error
+            errors[j] = error
+        work[stop:] -= upper[:, stop - start :].T @ errors
     back = np.argsort(order)
     return pack(np.ascontiguousarray(numbers[back].T), np.ascontiguousarray(scales.T), spec)
 
@@ -120,28 +137,3 @@ def _scales(
     values = np.ascontiguousarray(work[part].T)
     groups = values.reshape(len(values), -1, spec.group_size)
     return search_scales(groups, importance[part].reshape(-1, spec.group_size), spec.row)
-
-
-def _inverse_factor(
-    total: Doubles, order: NDArray[np.intp], dead: NDArray[np.bool_], damping: float
-) -> NDArray[np.float32]:
-    """The upper triangular U with H^-1 = U^T U, of H in ``order``: row i says how what is missed in column i
-    moves those that follow."""
-    h = total[np.ix_(order, order)]
-    gone = dead[order]
-    h[gone, :], h[:, gone] = 0.0, 0.0
-    mean = float(np.diag(h)[~gone].mean()) if not gone.all() else 1.0
-    diagonal = np.arange(len(h))
-    h[diagonal[gone], diagonal[gone]] = mean
-    for attempt in range(_TRIES):
-        damped = h.copy()
-        damped[diagonal, diagonal] += mean * damping * 10.0**attempt
-        try:
-            # Of H reversed L L^T; reversed again H = R R^T with R upper, so H^-1 = (R^-1)^T R^-1.
-            lower = np.linalg.cholesky(damped[::-1, ::-1])
-        except np.linalg.LinAlgError:
-            continue
-        found = np.linalg.inv(lower[::-1, ::-1])
-        if np.isfinite(found).all():
-            return np.triu(found).astype(np.float32)
-    raise CheckpointError("the Hessian cannot be inverted", "use more calibration text")

@@ -19,7 +19,7 @@ from minicpm4.formats.quant import QuantSpec
 from minicpm4.quantize.gptq import Hessian, output_error
 from minicpm4.quantize.layer import Layer
 
-__all__ = ["smooth"]
+__all__ = ["fold", "shared", "smooth"]
 
 POWERS = np.arange(0, 1.01, 0.1)  # of the mean magnitude, tried
 LEAST = 1e-4  # of a factor
@@ -33,12 +33,12 @@ def smooth(
     """Fold into each of ``stages`` of ``layer`` the factors that make the rounded outputs closest.
     ``hessians``: of what reaches it; ``specs``: what its matrices will be rounded to."""
     for names, hessian in zip(stages, hessians, strict=True):
-        share = _shared(layer.config, names)
+        share = shared(layer.config, names)
         size = np.maximum(_alike(hessian.mean_size, share, layer.config.head_dim), 1e-8)
         tried = [(_error(layer, names, hessian, _factors(size, power), specs), power) for power in POWERS]
         power = min(tried)[1]
         if power:
-            _fold(layer, names, _factors(size, power), share)
+            fold(layer, names, _factors(size, power), share)
 
 
 def _factors(size: NDArray, power: float) -> Floats:
@@ -61,8 +61,9 @@ def _error(
     return total
 
 
-def _shared(config: ModelConfig, names: Sequence[str]) -> int:
-    """Query heads that read the same values: their columns of o come from one row of v."""
+def shared(config: ModelConfig, names: Sequence[str]) -> int:
+    """How many columns of ``names``, matrices of a stage, come from one row before them: of o those of all
+    query heads that read the same values."""
     return config.num_attention_heads // config.num_key_value_heads if names == ("self_attn.o_proj",) else 1
 
 
@@ -74,7 +75,10 @@ def _alike(size: NDArray, share: int, d: int) -> NDArray:
     return np.broadcast_to(heads.mean(axis=1, keepdims=True), heads.shape).reshape(-1)
 
 
-def _fold(layer: Layer, names: Sequence[str], factors: Floats, share: int) -> None:
+def fold(layer: Layer, names: Sequence[str], factors: Floats, share: int) -> None:
+    """Multiply the columns of the matrices ``names`` of a stage by ``factors`` (columns,), and divide what
+    makes these columns by as much. ``share``: see ``shared``; the factors of columns that come from one row
+    are equal."""
     for name in names:
         layer.weight(name)[...] *= factors
     before = {

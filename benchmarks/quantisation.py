@@ -1,0 +1,315 @@
+"""What few bits cost: a model made small by every method, read on the same texts as the original.
+
+    .venv/bin/python benchmarks/quantisation.py tables [MODEL] --work FOLDER [--groups 32,64] [--json FILE]
+    .venv/bin/python benchmarks/quantisation.py activations [MODEL] --work FOLDER [--json FILE]
+
+tables        loss, divergence and changed best tokens of each way to round, and its differences from GPTQ's
+              paired over the same windows; --also NAME=MODEL reads files that other tools made
+activations   how large the activations at the first positions of a text are, beside those further on
+
+A file with weights of few bits lies on a grid that any method finds again, so the original is moved off it
+first: random factors (0.7 to 1.4) from norms into projections, from v into o, from up into down, which leave
+what the model computes as it is. Texts to compare on are other documents than those to calibrate on, each of
+two kinds: English (manuals) and Python (its library). An interrupted run goes on from what FOLDER holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from commits import commit
+
+from minicpm4 import LLM
+from minicpm4._cpu import isa_levels
+from minicpm4.cli.terminal import progress_bar
+from minicpm4.config import ModelConfig
+from minicpm4.errors import Minicpm4Error
+from minicpm4.evals.conversion import Calibration, convert, read_windows
+from minicpm4.evals.fidelity import compare
+from minicpm4.files import finite, write_file, write_json, writing_folder
+from minicpm4.formats.hf_write import write_folder
+from minicpm4.formats.names import EMBED, HEAD, expected_tensors
+from minicpm4.formats.packing import pack_from_float, unpack
+from minicpm4.formats.quant import QuantSpec, packed_nbytes
+from minicpm4.formats.tensor_source import array_source, checkpoint_source
+from minicpm4.kernels.registry import host_table
+from minicpm4.machine import cpu_name, total_cores
+from minicpm4.model.source import OpenModel, open_model
+from minicpm4.quantize.layer import Layer, read_layer, read_tensor
+from minicpm4.quantize.options import METHODS, QuantizeOptions
+from minicpm4.quantize.smooth import fold, shared
+from minicpm4.quantize.walk import STAGES, Walk, as_floats
+
+ROOT = Path(__file__).parents[1]
+REFERENCE = "gptq"
+RANGE = (0.7, 1.4)
+# Products in float32: what is compared is what rounding did, not what the engine does.
+EXACT: dict[str, Any] = {"kv": "float32", "isa": "avx512" if "avx512" in isa_levels() else "scalar"}
+KINDS = {"english": ["english"], "python": ["python"], "both": ["english", "python"], "own": []}
+FIRST = 8  # positions that ``activations`` tells apart
+LIBRARY = {  # of Python: what code is calibrated on, and what it is tested on
+    "calibration": ("argparse", "ast", "configparser", "datetime", "decimal", "inspect", "mailbox", "pickle"),
+    "test": ("fractions", "heapq", "shlex", "statistics", "textwrap"),
+}
+
+
+def texts(folder: Path) -> dict[str, dict[str, Path]]:
+    """Files of text by use ("calibration", "test") and kind ("english", "python")."""
+    from pydoc_data.topics import topics
+
+    folder.mkdir(parents=True, exist_ok=True)
+    found: dict[str, dict[str, Path]] = {}
+    sources = {use: "\n\n".join(_source(name) for name in names) for use, names in LIBRARY.items()}
+    english = {
+        "calibration": "\n\n".join(topics.values()),
+        "test": (ROOT / "examples" / "how_sqlite_is_tested.txt").read_text(encoding="utf-8"),
+    }
+    for use in LIBRARY:
+        found[use] = {"english": folder / f"{use}-english.txt", "python": folder / f"{use}-python.txt"}
+        write_file(found[use]["english"], english[use])
+        write_file(found[use]["python"], sources[use])
+    return found
+
+
+def _source(name: str) -> str:
+    spec = importlib.util.find_spec(name)
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).read_text(encoding="utf-8")
+
+
+def factors(layer: Layer, names: Sequence[str], rng: np.random.Generator) -> tuple[np.ndarray, int]:
+    """Random factors of a stage's columns, those that come from one row equal; and how many do."""
+    share, width = shared(layer.config, names), layer.weight(names[0]).shape[1]
+    if share == 1:
+        return rng.uniform(*RANGE, width).astype(np.float32), share
+    heads = rng.uniform(*RANGE, (width // share // layer.config.head_dim, 1, layer.config.head_dim))
+    return np.repeat(heads, share, axis=1).reshape(-1).astype(np.float32), share
+
+
+def move(opened: OpenModel, target: Path, seed: int) -> None:
+    """Write a model, moved off its grid, to the folder ``target`` in float32."""
+    rng, config = np.random.default_rng(seed), opened.config
+    ends = (EMBED, "model.norm.weight", *(() if config.tie_word_embeddings else (HEAD,)))
+    sources = {name: checkpoint_source(opened.checkpoint, name) for name in ends}
+    for index in range(config.num_hidden_layers):
+        layer = read_layer(opened.checkpoint, config, index)
+        for names in STAGES:
+            fold(layer, names, *factors(layer, names, rng))
+        prefix = f"model.layers.{index}."
+        sources |= {prefix + name: array_source(values) for name, values in layer.floats.items()}
+    with writing_folder(target.resolve(), durable=True) as new:
+        write_folder(new, config, sources, beside=opened.text().files())
+
+
+def check_moved(name: str, target: Path, ids: list[int]) -> dict[str, float]:
+    """How far the moved model's logits are from the original's, as a part of the largest; and what part of
+    the values of its matrices of 4 bits change when they are rounded to the original's format again."""
+    logits = []
+    for one in (name, str(target)):
+        with LLM(one, context=len(ids) + 8, max_batch=1, **EXACT) as llm:
+            logits.append(llm.logits(ids).astype(np.float64))
+    before, after = open_model(name).checkpoint, open_model(target).checkpoint
+    changed = []
+    for tensor, described in before.tensors.items():
+        if described.spec.kind == "int4":
+            values = unpack(after.load(tensor))
+            changed.append(float((unpack(pack_from_float(values, described.spec)) != values).mean()))
+            after.release(tensor)
+    return {
+        "logits_apart": float(np.abs(logits[1] - logits[0]).max() / np.abs(logits[0]).max()),
+        "off_grid": float(np.mean(changed)) if changed else 1.0,
+    }
+
+
+def cases(args: argparse.Namespace) -> Iterator[tuple[str, QuantizeOptions, str]]:
+    """What is made: its name, how, and the kind of text it is calibrated on."""
+    for group, method, rotate, kind in product(args.groups, args.methods, args.rotate, args.calibration):
+        options = QuantizeOptions(
+            weights="int4", method=method, group=group, rotate=rotate, embed=args.embed, seed=args.seed
+        )
+        if not options.calibrated and kind != args.calibration[0]:
+            continue
+        name = f"int4-g{group} {method}" + (" rotated" if rotate else "")
+        yield (name if len(args.calibration) == 1 else f"{name}, {kind}"), options, kind
+
+
+def tables(args: argparse.Namespace) -> dict[str, Any]:
+    """All cases, each kept in ``work`` when it is done."""
+    files = texts(args.work / "texts")
+    source = args.work / "original"
+    if not source.exists():
+        move(open_model(args.model), source, args.seed)
+    opened = open_model(source)
+    tokenizer, config = opened.text().tokenizer, opened.config
+    windows = {
+        kind: read_windows(tokenizer, [file], args.windows, args.length)
+        for kind, file in files["test"].items()
+    }
+    notes = check_moved(args.model, source, windows["english"][0][:128])
+    if notes["logits_apart"] > 1e-5 or notes["off_grid"] < 0.5:
+        raise SystemExit(f"error: the original was not moved as it should be: {notes}")
+    done = args.work / "done.json"
+    key = {"model": args.model, "windows": args.windows, "length": args.length, "samples": args.samples,
+           "seed": args.seed, "embed": args.embed}  # fmt: skip
+    kept = json.loads(done.read_text(encoding="utf-8")) if done.exists() else {"key": key, "rows": {}}
+    if kept["key"] != key:
+        raise SystemExit(f"error: {args.work} holds results of other settings: {kept['key']}")
+    with LLM(str(source), context=args.length + 8, max_batch=1, **EXACT) as original:
+        for name, options, kind in cases(args):
+            if name in kept["rows"]:
+                continue
+            calibration = Calibration(
+                files=tuple(files["calibration"][one] for one in KINDS[kind]),
+                samples=args.samples,
+                length=args.length,
+            )
+            target, began = args.work / "made", time.monotonic()
+            shutil.rmtree(target, ignore_errors=True)
+            made = convert(str(source), target, options, "hf", calibration, progress_bar)
+            row = {"bits": bits(config, options), "tokens": made.tokens}
+            row["seconds"] = round(time.monotonic() - began, 1)
+            kept["rows"][name] = row | {"texts": read(original, str(target), windows)}
+            write_json(done, finite(kept))
+            print(line(name, kept["rows"][name]), flush=True)
+        for one in args.also:
+            name, _, file = one.partition("=")
+            kept["rows"][name] = {"bits": file_bits(file), "texts": read(original, file, windows)}
+            write_json(done, finite(kept))
+    return {**key, **notes, "rows": kept["rows"], "paired": paired(kept["rows"])}
+
+
+def file_bits(model: str) -> float:
+    """Bits a weight of a model's files: what stands beside matrices counts as well, and is little."""
+    checkpoint = open_model(model).checkpoint
+    matrices = [one.shape for one in checkpoint.tensors.values() if len(one.shape) == 2]
+    nbytes = sum(file.stat().st_size for file in checkpoint.files)
+    return 8 * nbytes / sum(rows * columns for rows, columns in matrices)
+
+
+def bits(config: ModelConfig, options: QuantizeOptions) -> float:
+    """Bits a weight of all matrices, scales included; the original's floats count 16."""
+    shapes = {name: shape for name, shape in expected_tensors(config).items() if len(shape) == 2}
+    total = 0
+    for name, spec in options.specs(config).items():
+        if name in shapes:  # a tied head is the embeddings
+            total += packed_nbytes((shapes[name][0], shapes[name][1]), spec or QuantSpec(kind="f16"))
+    return 8 * total / sum(rows * columns for rows, columns in shapes.values())
+
+
+def read(original: LLM, made: str, windows: dict[str, list[list[int]]]) -> dict[str, Any]:
+    """By kind of text what a file that was made of ``original`` is like."""
+    with LLM(
+        made, context=max(len(one) for each in windows.values() for one in each) + 8, max_batch=1, **EXACT
+    ) as llm:
+        return {kind: compare(original, llm, each).as_dict() for kind, each in windows.items()}
+
+
+def paired(rows: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
+    """By case and kind of text: its divergence less that of GPTQ with the same groups, and half the width of
+    the 95% interval over windows."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for name, row in rows.items():
+        kind = name.partition(",")[2]
+        other = rows.get(f"{name.split()[0]} {REFERENCE}" + (f",{kind}" if kind else ""))
+        if other is None or other is row:
+            continue
+        for kind, one in row["texts"].items():
+            apart = np.subtract(one["window_kl"], other["texts"][kind]["window_kl"])
+            half = 1.96 * apart.std(ddof=1) / np.sqrt(len(apart))
+            found.setdefault(name, {})[kind] = [float(apart.mean()), float(half)]
+    return found
+
+
+def line(name: str, row: dict[str, Any]) -> str:
+    parts = [
+        f"{kind}: loss {one['nll_before']:.3f} -> {one['nll']:.3f}, KL {one['kl_mean']:.4f} "
+        f"(99.9%: {one['kl_high']:.2f}), flips {one['flips']:,.0f}"
+        for kind, one in row["texts"].items()
+    ]
+    return f"{name:26} {row['bits']:.2f} bits; " + "; ".join(parts)
+
+
+def activations(args: argparse.Namespace) -> dict[str, Any]:
+    """Of each layer and stage the root mean square of what reaches it, at the first positions and beyond:
+    means over texts, nothing rounded."""
+    opened = open_model(args.model)
+    file = texts(args.work / "texts")["calibration"]["english"]
+    ids = read_windows(opened.text().tokenizer, [file], args.windows, args.length)
+    embed = as_floats(read_tensor(opened.checkpoint, EMBED))
+    walk, layers = Walk(host_table(), opened.config, embed, ids), []
+    for index in range(opened.config.num_hidden_layers):
+        weights = read_layer(opened.checkpoint, opened.config, index).weights()
+        found: dict[str, list[float]] = {}
+        for names, stage in zip(STAGES, walk.stages(index, lambda kept=weights: kept), strict=True):
+            sizes: list[np.ndarray] = []
+            stage(lambda x, sizes=sizes: sizes.append(np.sqrt(np.square(x, dtype=np.float64).mean(axis=1))))
+            mean = np.mean(sizes, axis=0)
+            found[names[0]] = [*mean[:FIRST].tolist(), float(mean[FIRST:].mean())]
+        layers.append(found)
+        print(index, {name: [round(v, 3) for v in values] for name, values in found.items()}, flush=True)
+    return {"model": args.model, "positions": [*range(FIRST), f"{FIRST} on"], "layers": layers}
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("part", choices=("tables", "activations"))
+    add("model", nargs="?", default="smollm2-135m-instruct")
+    add("--work", type=Path, required=True, help="folder of texts, the moved original and what is done")
+    add("--methods", type=lambda text: text.split(","), default=list(METHODS))
+    add("--groups", type=lambda text: [int(one) for one in text.split(",")], default=[64])
+    add("--rotate", type=lambda text: [one == "yes" for one in text.split(",")], default=[False, True],
+        help="no, yes or both: no,yes")  # fmt: skip
+    add(
+        "--calibration",
+        type=lambda text: text.split(","),
+        default=["both"],
+        help=", ".join(KINDS),
+    )
+    add("--embed", default="int8-g32", help="format of the embeddings")
+    add("--samples", type=int, default=32)
+    add("--length", type=int, default=512)
+    add("--windows", type=int, default=9, help="of each kind of text, to compare on")
+    add("--seed", type=int, default=0)
+    add("--also", action="append", default=[], metavar="NAME=MODEL", help="a file that another tool made")
+    add("--json", type=Path)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    report: dict[str, Any] = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "cpu": cpu_name(),
+        "cpus": total_cores(),
+    }
+    report |= {"tables": tables, "activations": activations}[args.part](args)
+    files = texts(args.work / "texts")
+    report["texts"] = {
+        f"{use} {kind}": hashlib.sha256(file.read_bytes()).hexdigest()
+        for use, kinds in files.items()
+        for kind, file in kinds.items()
+    }
+    if args.json is not None:
+        write_json(args.json, finite(report))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except Minicpm4Error as error:
+        raise SystemExit(f"error: {error}") from None

@@ -1,0 +1,79 @@
+"""The benchmark of few bits: originals that are moved off their grid, runs that go on, paired differences."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import quantisation
+from minicpm4 import LLM
+from minicpm4.model.source import open_model
+from tests.fixtures.random_checkpoint import make_checkpoint
+
+SMALL = ["--groups", "32", "--rotate", "no", "--samples", "8", "--length", "64", "--windows", "3"]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    model, file = make_checkpoint(tmp_path / "tiny"), tmp_path / "figures.json"
+
+    def once(part: str, *given: str) -> dict:
+        words = [part, str(model), "--work", str(tmp_path / "work"), "--json", str(file), *given]
+        monkeypatch.setattr("sys.argv", ["quantisation.py", *words])
+        quantisation.main()
+        return json.loads(file.read_text())
+
+    return once
+
+
+def test_methods_are_compared_on_the_same_windows_and_done_ones_kept(run, monkeypatch) -> None:
+    first = run("tables", *SMALL, "--methods", "rtn,gptq", "--also", f"none={quantisation_source(run)}")
+    assert first["off_grid"] == 1.0 and first["logits_apart"] < 1e-5
+    rows = first["rows"]
+    assert set(rows) == {"int4-g32 rtn", "int4-g32 gptq", "none"}
+    for kind in ("english", "python"):
+        by = {name: row["texts"][kind] for name, row in rows.items()}
+        assert by["int4-g32 rtn"]["kl_mean"] > 1e-3 > 1e-6 > by["none"]["kl_mean"]
+        apart, half = first["paired"]["int4-g32 rtn"][kind]
+        each = np.subtract(by["int4-g32 rtn"]["window_kl"], by["int4-g32 gptq"]["window_kl"])
+        assert apart == pytest.approx(each.mean()) and len(each) == 3
+        assert half == pytest.approx(1.96 * each.std(ddof=1) / np.sqrt(3))
+    assert rows["int4-g32 rtn"]["bits"] < 9 < rows["none"]["bits"]
+    made = []
+    monkeypatch.setattr(quantisation, "convert", lambda *given: made.append(given))
+    assert run("tables", *SMALL, "--methods", "rtn,gptq")["rows"] == rows and not made
+    with pytest.raises(SystemExit, match="other settings"):
+        run("tables", *SMALL, "--windows", "2")
+
+
+def quantisation_source(run) -> Path:
+    """The original itself, where the benchmark has put it."""
+    run("tables", *SMALL, "--methods", "rtn")
+    given = quantisation.parse()
+    return given.work / "original"
+
+
+def test_a_moved_model_is_the_same_function_with_other_weights(tmp_path: Path) -> None:
+    for shape in ({"num_key_value_heads": 2}, {"model_type": "qwen2", "tie": True}):
+        name = tmp_path / shape.get("model_type", "minicpm")
+        model = make_checkpoint(name, **shape)
+        target = tmp_path / f"{name.name}-moved"
+        quantisation.move(open_model(model), target, 3)
+        ids = np.random.default_rng(0).integers(0, 320, 40).tolist()
+        logits = [LLM(str(one), context=64, **quantisation.EXACT).logits(ids) for one in (model, target)]
+        np.testing.assert_allclose(logits[1], logits[0], atol=2e-5 * np.abs(logits[0]).max())
+        before, after = (open_model(one).checkpoint for one in (model, target))
+        one = "model.layers.0.self_attn.o_proj.weight"
+        changed = after.load(one).codes / before.load(one).codes
+        assert 0.69 < changed.min() < 0.75 and 1.35 < changed.max() < 1.41
+
+
+def test_activations_are_told_by_position(run) -> None:
+    found = run("activations", "--windows", "4", "--length", "64")
+    assert len(found["layers"]) == 2 and len(found["positions"]) == quantisation.FIRST + 1
+    for layer in found["layers"]:
+        assert set(layer) == {"self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj"}
+        assert all(len(values) == quantisation.FIRST + 1 and min(values) > 0 for values in layer.values())
