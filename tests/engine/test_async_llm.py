@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from minicpm4 import LLM, AsyncLLM, SamplingParams
+from minicpm4.engine.outputs import Piece
 from minicpm4.errors import EngineError, RequestError
 from minicpm4.testing import ScriptedEngine
 
@@ -136,6 +137,29 @@ def test_a_stream_that_is_left_early_ends_its_request() -> None:
             assert await idle(llm)
 
     run(main())
+
+
+def test_a_sample_ends_where_its_reader_says() -> None:
+    llm, _ = scripted("ab" * 1500)
+
+    async def main() -> None:
+        read = ["", ""]
+
+        def until(piece: Piece) -> bool:
+            return len(read[piece.index]) >= 5 * (piece.index + 1)
+
+        pieces = []
+        async for piece in llm.stream("x", SamplingParams(n=2, max_tokens=3000, temperature=0), until=until):
+            read[piece.index] += piece.text
+            pieces.append(piece)
+        ends = [(piece.index, piece.finish_reason) for piece in pieces if piece.finish_reason]
+        assert sorted(ends) == [(0, "abort"), (1, "abort")]
+        assert pieces[-1].metrics is not None and pieces[-1].metrics.new_tokens < 3000
+        assert all("ababab".startswith(text[:5]) for text in read)
+        await idle(llm)
+
+    run(main())
+    llm.llm.close()
 
 
 def test_the_loop_goes_on_while_the_engine_stalls() -> None:

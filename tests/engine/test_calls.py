@@ -209,6 +209,13 @@ def test_models_of_no_format_know_hermes_or_plain_json(name: str) -> None:
         assert lines == f"x {call}"
 
 
+def test_one_call_at_most_is_told_whatever_its_marks() -> None:
+    with llm_of("qwen2_5", "<|tool_call_start|>\n```python\nnow()\nnow()\n```\n<|tool_call_end|>") as llm:
+        for several, count in ((True, 2), (False, 1)):
+            asked = params(Calls(tools=TOOLS, several=several), temperature=0.0)
+            assert len(llm.chat(ASK, asked, tools=TOOLS).tool_calls) == count
+
+
 UNFOLLOWED = tool("odd", "", [], a={"not": {}})
 ONE_BY_ONE = {
     "type": "function",

@@ -184,6 +184,34 @@ def test_abort_ends_with_what_there_is() -> None:
     assert not engine.has_work and engine.scheduler.pages.num_available == 40
 
 
+def test_one_sample_is_ended_and_the_others_go_on() -> None:
+    engine, _ = make_engine()
+    number = engine.ask([1, 2], greedy(6, n=3))
+    engine.step()
+    engine.events.clear()
+    engine.abort(number, 1)
+    (ended,) = engine.events
+    assert (ended.piece.index, ended.piece.finish_reason, ended.piece.metrics) == (1, "abort", None)
+    engine.abort(number, 1)  # again
+    engine.abort(number, 7)
+    engine.abort(number + 1, 0)
+    events = run(engine)
+    last = {e.piece.index: e.piece.finish_reason for e in events if e.piece.finish_reason}
+    assert last == {0: "length", 1: "abort", 2: "length"} and events[-1].piece.metrics.new_tokens == 13
+    assert engine.scheduler.pages.num_available == 40
+
+
+def test_a_request_ends_with_its_last_sample() -> None:
+    engine, _ = make_engine()
+    number = engine.ask([1, 2], greedy(20, n=2))
+    engine.step()
+    for index in (1, 0):
+        assert engine.has_work
+        engine.abort(number, index)
+    assert engine.events[-1].last and engine.events[-1].piece.metrics.new_tokens == 2
+    assert not engine.has_work and engine.scheduler.pages.num_available == 40
+
+
 def test_an_interrupted_step_is_run_again() -> None:
     engine, runner = make_engine()
     number = engine.ask([1] * 10, greedy())

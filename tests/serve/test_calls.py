@@ -111,6 +111,46 @@ def test_several_calls_or_one(serve: Any, choice: str) -> None:
             assert response["usage"]["completion_tokens"] == len(first)
 
 
+OTHER_MARKS = "<|tool_call_start|>\n```python\nnow()\n```\n<|tool_call_end|>\n"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("kind", ["nothing held", "other marks"])
+def test_an_answer_ends_with_its_first_call_where_no_grammar_ends_it(
+    serve: Any, monkeypatch: Any, kind: str, stream: bool
+) -> None:
+    if kind == "nothing held":
+        monkeypatch.setattr("minicpm4.engine.schemas.MAX_SCHEMA_CHARS", 100)
+    call = script("qwen2_5", ("now", {})) if kind == "nothing held" else OTHER_MARKS
+    server = serve(f"{call}\n{call}\n" + "and so on " * 400, engine=engine("qwen2_5"))
+    body = {"tools": TOOLS, "temperature": 0, "parallel_tool_calls": False, "stream": stream}
+    for n in (1, 3):
+        response = server.chat(**body, n=n, stream_options={"include_usage": True} if stream else None)
+        if stream:
+            chunks = events(response)
+            usage = chunks.pop()["usage"]
+            said = "".join(x["delta"].get("content", "") for chunk in chunks for x in chunk["choices"])
+            count = sum(len(x["delta"].get("tool_calls", ())) for c in chunks for x in c["choices"])
+            ends = [x["finish_reason"] for c in chunks for x in c["choices"] if x["finish_reason"]]
+        else:
+            usage, choices = response.json()["usage"], response.json()["choices"]
+            said = "".join(one["message"]["content"] or "" for one in choices)
+            count = sum(len(one["message"]["tool_calls"]) for one in choices)
+            ends = [one["finish_reason"] for one in choices]
+        assert (said, count, ends) == ("", n, ["tool_calls"] * n)
+        assert n * len(call) <= usage["completion_tokens"] < n * 3000
+    tool = {"name": "now", "input_schema": SCHEMAS["now"]}
+    said = server.post(
+        "/v1/messages",
+        messages=[{"role": "user", "content": "Do."}],
+        max_tokens=5000,
+        tools=[tool, {"name": "book", "input_schema": SCHEMAS["book"]}],
+        tool_choice={"type": "auto", "disable_parallel_tool_use": True},
+    ).json()
+    assert [one["type"] for one in said["content"]] == ["tool_use"] and said["stop_reason"] == "tool_use"
+    assert said["usage"]["output_tokens"] < 3000
+
+
 def test_a_name_asks_for_one_call(serve: Any) -> None:
     server = serve(script("qwen2_5", ("book", KEPT), ("now", {})), engine=engine("qwen2_5"))
     message = message_of(server.chat(tools=TOOLS, tool_choice={"function": {"name": "book"}}, temperature=0))

@@ -86,8 +86,8 @@ class EngineAPI(Protocol):
         """
         ...
 
-    def abort(self, request_id: int) -> None:
-        """End a request now; unknown ones are ignored. Its last event follows."""
+    def abort(self, request_id: int, index: int | None = None) -> None:
+        """End a request now, or one of its samples; what is unknown is ignored. Its last event follows."""
         ...
 
     def step(self) -> None:

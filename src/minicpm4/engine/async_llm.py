@@ -126,11 +126,13 @@ class AsyncLLM:
         *,
         progress: Progress | None = None,
         read: Callable[[Prefilled], None] | None = None,
+        until: Callable[[Piece], bool] | None = None,
     ) -> AsyncGenerator[Piece]:
         """As ``LLM.stream``, for ``async for``; what is wrong is raised by the first piece. ``read`` is told
-        as ``progress`` is, and what the cache had of the prompt. A loop that is left early should close it:
-        ``async with contextlib.aclosing(llm.stream(...)) as pieces``."""
-        return self._pieces(lambda: [self.llm.prompt_ids(prompt)], params, progress, read)
+        as ``progress`` is, and what the cache had of the prompt. ``until``: asked of each piece when the next
+        is wanted; where it says yes the sample ends ("abort"), after what was written meanwhile. A loop that
+        is left early should close it: ``async with contextlib.aclosing(llm.stream(...)) as pieces``."""
+        return self._pieces(lambda: [self.llm.prompt_ids(prompt)], params, progress, read, until)
 
     def stream_chat(
         self,
@@ -193,12 +195,13 @@ class AsyncLLM:
         params: SamplingParams | None,
         progress: Progress | None,
         read: Callable[[Prefilled], None] | None = None,
+        until: Callable[[Piece], bool] | None = None,
     ) -> AsyncGenerator[Piece]:
         check_progress(progress)
         box = _Box()
         try:
             ((ids, wanted),) = await self._checked(ids_of, params)
-            self.llm.driver.add(box, ids, wanted)
+            number = self.llm.driver.add(box, ids, wanted)
             last = False
             while not last:
                 event = await self._receive(box)
@@ -207,6 +210,8 @@ class AsyncLLM:
                     read(event)
                 if (piece := piece_of(event, progress)) is not None:
                     yield piece
+                    if until is not None and until(piece):
+                        self.llm.driver.end(number, piece.index)
         finally:
             self.llm.driver.drop(box)
 

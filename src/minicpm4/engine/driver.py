@@ -72,6 +72,8 @@ class _Wanted:
     give: Callable[[EngineAPI, int], None] = field(repr=False)
     """Puts it into the engine, under its number."""
     box: ref[Mailbox] = field(repr=False)
+    ended: set[int] = field(default_factory=set)
+    """Samples of which nobody wants more."""
 
     @property
     def reader(self) -> Mailbox | None:
@@ -173,6 +175,11 @@ class Driver:
         box.closed = True
         self._wake_others()
 
+    def end(self, number: int, index: int) -> None:
+        """No more is wanted of one sample: its last event comes soon."""
+        if (wanted := self._wanted.get(number)) is not None:
+            wanted.ended.add(index)
+
     def call(self, work: Callable[[EngineAPI], T]) -> T:
         """Do something else with the engine, between steps. ``work`` may not come back here."""
         self._refuse_nested()
@@ -229,6 +236,9 @@ class Driver:
                 except Exception as error:
                     engine.abort(number)
                     self._fail(number, error)
+            for index in list(wanted.ended):
+                engine.abort(number, index)
+                wanted.ended.discard(index)
 
     def _deliver(self) -> None:
         events = self.engine.events

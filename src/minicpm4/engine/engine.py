@@ -234,7 +234,7 @@ class Engine:
                 self._state = State.WHOLE
             raise
 
-    def abort(self, request_id: int) -> None:
+    def abort(self, request_id: int, index: int | None = None) -> None:
         """See EngineAPI."""
         self._mend()
         request = self._requests.get(request_id)
@@ -246,18 +246,20 @@ class Engine:
         if isinstance(request, Reading):
             self._end(request, Read(request_id, whole=False))
         else:
-            self._abort(request)
-        self._state = State.WHOLE
+            self._abort(request, index)
+        request.torn, self._state = False, State.WHOLE
 
-    def _abort(self, request: Request) -> None:
+    def _abort(self, request: Request, index: int | None) -> None:
         pieces = []
         for one in request.unfinished:
-            text, index = one.text.finish(), one.sequence.index
-            self.scheduler.finish(one.sequence, "abort")
-            pieces.append(Piece(text=text, token_ids=[], index=index, finish_reason="abort"))
-        pieces[-1] = replace(pieces[-1], metrics=request.metrics())
+            if index is None or one.sequence.index == index:
+                text, number = one.text.finish(), one.sequence.index
+                self.scheduler.finish(one.sequence, "abort")
+                pieces.append(Piece(text=text, token_ids=[], index=number, finish_reason="abort"))
+        if pieces and request.finished:
+            pieces[-1] = replace(pieces[-1], metrics=request.metrics())
+            del self._requests[request.request_id]
         self.events.extend(Sampled(request.request_id, piece) for piece in pieces)
-        del self._requests[request.request_id]
 
     def _end(self, request: Request | Reading, event: Event) -> None:
         """Drop what is left of a request."""

@@ -84,5 +84,10 @@ class Texts:
         form = None if calls is None else replies.written_form(calls.forced)
         tools = tools if tools is not None or calls is None else calls.tools
         read = partial(replies.parse, prompt=prompt, tools=tools, form=form)
-        samples = [replace(one, reply=read(one.text, one.token_ids)) for one in output.outputs]
+        most = 1 if calls is not None and not calls.several else None
+        replies_read = [read(one.text, one.token_ids) for one in output.outputs]
+        samples = [
+            replace(one, reply=replace(reply, calls=reply.calls[:most]))
+            for one, reply in zip(output.outputs, replies_read, strict=True)
+        ]
         return replace(output, outputs=samples)

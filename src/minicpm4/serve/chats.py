@@ -98,7 +98,11 @@ class Chat:
     async def deltas(self, read: Callable[[Prefilled], None] | None = None) -> AsyncGenerator[Delta]:
         """The answer; closing it ends the request. ``read`` is told how far the prompt is read."""
         samples: dict[int, _Sample] = {}
-        async with aclosing(self.service.pieces(self.ids, self.params, read)) as pieces:
+
+        def done(piece: Piece) -> bool:
+            return samples[piece.index].done
+
+        async with aclosing(self.service.pieces(self.ids, self.params, read, done)) as pieces:
             async for piece in pieces:
                 sample = samples.get(piece.index)
                 if sample is None:
@@ -141,6 +145,8 @@ class _Sample:
 
     @property
     def done(self) -> bool:
+        """Whether nothing more is told of it: a grammar may not have ended it there, as none held its calls,
+        or not those that it wrote."""
         return self.one_call and self.calls > 0
 
     @property

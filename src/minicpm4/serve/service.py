@@ -147,13 +147,17 @@ class Service:
         return await self._loaded.embed(ids)
 
     async def pieces(
-        self, ids: Sequence[int], params: SamplingParams, read: Callable[[Prefilled], None] | None = None
+        self,
+        ids: Sequence[int],
+        params: SamplingParams,
+        read: Callable[[Prefilled], None] | None = None,
+        until: Callable[[Piece], bool] | None = None,
     ) -> AsyncGenerator[Piece]:
         """An answer, piece by piece; closing it ends the request. ``read`` is told how far the prompt is
-        read."""
+        read; a sample ends behind a piece at which ``until`` says so."""
         if self.settings.log_prompts:
             logger.info("prompt: %r", self.llm.tokenizer.decode(ids, skip_special_tokens=False))
-        async with aclosing(self._loaded.stream(ids, params, read=read)) as pieces:
+        async with aclosing(self._loaded.stream(ids, params, read=read, until=until)) as pieces:
             async for piece in pieces:
                 if piece.metrics is not None:
                     self.metrics.generated(self.name, piece.metrics)
