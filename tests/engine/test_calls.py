@@ -324,7 +324,7 @@ def test_calls_beside_other_settings() -> None:
     with pytest.raises(ConfigError, match="min_tokens"):
         SamplingParams(calls=Calls(tools=TOOLS, forced=True), min_tokens=3)
     with pytest.raises(ConfigError, match="together"):
-        SamplingParams(calls=calls, regex="a")
+        SamplingParams(calls=calls, regex="a", choice=["a"])
     with pytest.raises(ConfigError, match="is not Calls"):
         SamplingParams(calls=TOOLS)  # type: ignore[arg-type]
 

@@ -133,7 +133,8 @@ def test_a_forced_call_that_is_cut_off_says_so(serve: Any, tokens: int, said: st
             {"tools": [{"function": {"name": "f", "parameters": {"type": 5}}}], "tool_choice": "required"},
             "tools",
         ),
-        ({"tools": TOOLS, "tool_choice": "required", **form(PERSON)}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": "required", **form(5)}, "response_format.json_schema.schema"),
+        ({"tools": TOOLS, **form({"not": {}})}, "response_format.json_schema.schema"),
     ],
     ids=lambda value: str(value)[:50],
 )

@@ -49,10 +49,14 @@ class Opening:
     first: bool = False
 
 
-def forced_grammar(form: CallFormat, calls: Calls, control: Mapping[str, int]) -> str:
-    """An answer that is calls. ``control``: spellings that are tokens of their own. Raises RequestError."""
+def forced_grammar(
+    form: CallFormat, calls: Calls, control: Mapping[str, int], *, tagged: bool = False
+) -> str:
+    """An answer that is calls. ``control``: spellings that are tokens of their own; ``tagged``: the tag that
+    the format may have stands before them or does not. Raises RequestError."""
     writer = _Writer(form, calls, control)
-    return writer.grammar(writer.literal(form.before), several=calls.several)
+    tag = f"({writer.literal(form.tag)})? " if tagged and form.tag else ""
+    return writer.grammar(tag + writer.literal(form.before), several=calls.several)
 
 
 def openings(form: CallFormat, calls: Calls, control: Mapping[str, int]) -> list[Opening]:

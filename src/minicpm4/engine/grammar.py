@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from minicpm4.engine.call_grammar import forced_grammar, openings
 from minicpm4.engine.calls import Calls
+from minicpm4.engine.either import Either
 from minicpm4.engine.grammar_text import READY, SQL, compile_grammar
 from minicpm4.engine.held import Entry, Grammar
 from minicpm4.engine.params import SamplingParams
@@ -57,10 +58,11 @@ class Grammars:
         """Raise unless an answer can follow what ``params`` ask for: RequestError, which names the parameter
         and what in it is wrong (ToolSchemaError: the tools); UnsupportedError without llguidance; TextError
         without a tokenizer."""
+        form = params.form
+        if form is not None:
+            self._compiled(params, form)
         if params.calls is not None:
-            self._calls(params.calls)
-        elif params.constraint is not None:
-            self._compiled(params, params.constraint)
+            self._calls(params.calls, whole=params.calls.forced or form is not None)
 
     def start(self, params: SamplingParams, prompt: Sequence[int]) -> Grammar | None:
         """What holds the answer to ``prompt`` to its grammar; None where it has none. Raises as ``check``."""
@@ -68,14 +70,18 @@ class Grammars:
             return None
         replies = self._text.replies
         reasoning, calls = replies.reasoning(prompt), params.calls
+        text = None if params.form is None else self._compiled(params, params.form)
+        text_counts = params.form == "json_schema"
         if calls is None:
-            matcher = self._compiled(params, params.constraint)
-            counts = params.constraint == "json_schema"
-            return Grammar(params, self.vocabulary, reasoning, matcher, counts=counts)
+            return Grammar(params, self.vocabulary, reasoning, text, counts=text_counts)
         form = replies.written_form(calls.forced)
-        made, once = self._calls(calls), not calls.several or form.between is None
+        made = self._calls(calls, whole=calls.forced or text is not None)
+        once, counts = not calls.several or form.between is None, form.kind != "xml"
+        if text is not None:
+            heads = [head.encode() for head in form.heads(calls.schemas)]
+            both = Either(made, text, heads, self.vocabulary, (counts, text_counts))
+            return Grammar(params, self.vocabulary, reasoning, both, counts=counts or text_counts)
         matcher, entries = (made, ()) if calls.forced else (None, made)
-        counts = form.kind != "xml"
         return Grammar(
             params,
             self.vocabulary,
@@ -101,19 +107,20 @@ class Grammars:
         key = value if isinstance(value, str) else json.dumps(value)
         return self._keep(name, key, lambda: compile_grammar(self.vocabulary.llg(name), name, value))
 
-    def _calls(self, calls: Calls) -> Any:
-        """Of forced calls, their matcher; else the entries that lead to them. Raises ToolSchemaError for
-        tools whose calls cannot be held."""
+    def _calls(self, calls: Calls, *, whole: bool) -> Any:
+        """Of calls that are the ``whole`` answer, their matcher; else the entries that lead to them. Raises
+        ToolSchemaError for tools whose calls cannot be held."""
         try:
-            return self._keep("calls", calls.key, lambda: self._compile_calls(calls))
+            return self._keep(f"calls {whole}", calls.key, lambda: self._compile_calls(calls, whole))
         except RequestError as error:
             raise self._refusal(calls, error) from error
 
-    def _compile_calls(self, calls: Calls) -> Any:
+    def _compile_calls(self, calls: Calls, whole: bool) -> Any:
         form, llg = self._text.replies.written_form(calls.forced), self.vocabulary.llg("calls")
         control = self._text.tokenizer.control_tokens
-        if calls.forced:
-            return compile_grammar(llg, "calls", forced_grammar(form, calls, control))
+        if whole:
+            text = forced_grammar(form, calls, control, tagged=not calls.forced)
+            return compile_grammar(llg, "calls", text)
         entries = []
         for one in openings(form, calls, control):
             # What a model does with its marks forgotten is compiled where one does: the rest holds it, too.
@@ -130,7 +137,7 @@ class Grammars:
         for name in calls.schemas if len(calls.schemas) > 1 else ():
             one = replace(calls, names=[name], forced=True)
             try:
-                self._compile_calls(one)
+                self._compile_calls(one, whole=True)
             except RequestError as own:
                 refused[name] = own.condition
         names = list(refused) or list(calls.schemas)

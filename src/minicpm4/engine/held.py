@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minicpm4.engine.either import Either
 from minicpm4.engine.grammar_text import line
 from minicpm4.engine.params import SamplingParams
 from minicpm4.engine.vocabulary import Vocabulary
@@ -130,7 +131,7 @@ class Grammar:
                 "use another grammar, or another model",
             )
         added = self._vocabulary.added(mask)[: len(logits)]
-        if numbers is not None and numbers.digits >= MAX_DIGITS:
+        if numbers is not None and numbers.digits >= MAX_DIGITS and _counts(self._phase.matcher):
             digits = self._vocabulary.digits
             before = added[digits]
             added[digits] = -np.inf
@@ -274,10 +275,16 @@ class Grammar:
         return np.frombuffer(bits, np.uint8)
 
     def _check(self, matcher: Any) -> None:
-        # In both cases the matcher would allow an end token, as if the answer were whole.
-        if matcher.is_error() or matcher.stop_reason() not in _GOING_ON:
-            why = line(matcher.get_error() or matcher.stop_reason())
-            raise RequestError(f"{self._name}: the answer cannot go on: {why}", "use another grammar")
+        for one in matcher.alive if isinstance(matcher, Either) else [matcher]:
+            # In both cases the matcher would allow an end token, as if the answer were whole.
+            if one.is_error() or one.stop_reason() not in _GOING_ON:
+                why = line(one.get_error() or one.stop_reason())
+                raise RequestError(f"{self._name}: the answer cannot go on: {why}", "use another grammar")
+
+
+def _counts(matcher: Any) -> bool:
+    """Whether numbers stand as in JSON in what it holds, of an answer in which they may."""
+    return not isinstance(matcher, Either) or matcher.counts
 
 
 class _Numbers:

@@ -19,8 +19,9 @@ MAX_BIAS = 1e4
 MIN_PENALTY, MAX_PENALTY = 0.01, 100.0
 MAX_GRAMMAR_CHARS = 1 << 17  # of a grammar, a regular expression, or all choices
 MAX_CHOICES = 10_000
-CONSTRAINTS = ("json_schema", "regex", "grammar", "choice", "calls")
-"""Parameters that say what an answer may be: at most one of them."""
+FORMS = ("json_schema", "regex", "grammar", "choice")
+"""Parameters that say what a text may be: at most one of them."""
+CONSTRAINTS = (*FORMS, "calls")
 # What decides how a token is drawn, and where each is off.
 OFF: dict[str, Any] = {
     "temperature": 1.0,
@@ -65,12 +66,14 @@ class SamplingParams:
     of the best, under the model's own distribution, before everything above; and the chosen token's
     under the distribution that it was drawn from, after everything above (TokenLogprobs).
 
-    One of five may say what the answer is; four of them the whole of it, after reasoning if the model thinks
-    first: ``json_schema`` (True or {}: any JSON object), ``regex`` (matches all of it; Rust's syntax, without
+    One of four may say what the answer is, all of it after reasoning if the model thinks first:
+    ``json_schema`` (True or {}: any JSON object), ``regex`` (matches all of it; Rust's syntax, without
     look-around), ``grammar`` (text in Lark's or GBNF's notation, or "sql") or ``choice`` (one of these
-    strings); ``calls`` the calls of tools in it (engine/calls.py). No other token is drawn, whatever the
-    settings above say, and end tokens only where the answer is whole; ``max_tokens`` and ``stop`` cut it all
-    the same. ``min_tokens`` and ``ignore_eos`` are refused beside them, but for calls that are not forced.
+    strings); ``calls`` what the calls of tools in it are (engine/calls.py). ``calls`` that are not forced
+    beside one of the four: the answer is calls and nothing else, or has that form. No other token is drawn,
+    whatever the settings above say, and end tokens only where the answer is whole; ``max_tokens`` and
+    ``stop`` cut it all the same. ``min_tokens`` and ``ignore_eos`` are refused beside them, but for calls
+    alone that are not forced.
     Tokens about which there is no choice take no pass, except with ``logprobs``. It needs the package
     llguidance (engine/grammar.py).
 
@@ -134,8 +137,13 @@ class SamplingParams:
 
     @property
     def constraint(self) -> str | None:
-        """Which of CONSTRAINTS is given."""
-        return next((name for name in CONSTRAINTS if getattr(self, name) is not None), None)
+        """Which of CONSTRAINTS is given, the form first."""
+        return self.form or (None if self.calls is None else "calls")
+
+    @property
+    def form(self) -> str | None:
+        """Which of FORMS is given."""
+        return next((name for name in FORMS if getattr(self, name) is not None), None)
 
     def drawn(self) -> str:
         """How tokens are drawn, in words: ``"temperature 0.7, top_p 0.7"``."""
@@ -228,15 +236,17 @@ class SamplingParams:
             f"calls = {shown(calls)} is not Calls",
             "give minicpm4.Calls(tools=…)",
         )
+        free = calls is not None and not calls.forced
         given = [name for name in CONSTRAINTS if getattr(self, name) is not None]
+        held = [name for name in given if name != "calls" or not free]
         require(
-            len(given) < 2, f"{' and '.join(given)} are given together", "an answer has one of them at most"
+            len(held) < 2, f"{' and '.join(held)} are given together", "an answer has one of them at most"
         )
         for name in ("min_tokens", "ignore_eos"):
             value = getattr(self, name)
             require(
-                not (given and value) or (calls is not None and not calls.forced),
-                f"{name} = {value} is given together with {', '.join(given)}",
+                not (held and value),
+                f"{name} = {value} is given together with {', '.join(held)}",
                 f"leave out {name}: the answer ends where it is whole",
             )
 

@@ -83,7 +83,8 @@ class Texts:
         calls = None if params is None else params.calls
         form = None if calls is None else replies.written_form(calls.forced)
         tools = tools if tools is not None or calls is None else calls.tools
-        read = partial(replies.parse, prompt=prompt, tools=tools, form=form)
+        either = calls is not None and params is not None and params.form is not None
+        read = partial(replies.parse, prompt=prompt, tools=tools, form=form, either=either)
         most = 1 if calls is not None and not calls.several else None
         replies_read = [read(one.text, one.token_ids) for one in output.outputs]
         samples = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from importlib import import_module
@@ -67,6 +68,18 @@ class Vocabulary:
         """The tokens that begin with a digit."""
         tokens = range(min(self._tokenizer.vocab_size, self.size))
         return np.array([token for token in tokens if self.bytes_of(token)[:1].isdigit()], np.int64)
+
+    @cached_property
+    def _sorted(self) -> list[tuple[bytes, int]]:
+        tokens = range(min(self._tokenizer.vocab_size, self.size))
+        return sorted((self.bytes_of(token), token) for token in tokens)
+
+    def with_start(self, start: bytes) -> Iterator[int]:
+        """Tokens whose text begins with ``start``."""
+        at = bisect_left(self._sorted, (start, 0))
+        while at < len(self._sorted) and self._sorted[at][0].startswith(start):
+            yield self._sorted[at][1]
+            at += 1
 
     def across(self, tail: bytes, mark: bytes) -> Iterator[tuple[int, bytes]]:
         """Tokens that would complete ``mark`` behind ``tail`` and go on, and with what."""

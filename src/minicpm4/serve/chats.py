@@ -11,7 +11,7 @@ from typing import Any, Literal
 from minicpm4.engine.calls import Calls
 from minicpm4.engine.metrics import Metrics
 from minicpm4.engine.outputs import Piece, Prefilled, TokenLogprobs
-from minicpm4.engine.params import SamplingParams
+from minicpm4.engine.params import FORMS, SamplingParams
 from minicpm4.errors import ConfigError, ToolSchemaError, UnsupportedError
 from minicpm4.serve.errors import ApiError, api_error, invalid
 from minicpm4.serve.forced import told_of
@@ -33,7 +33,8 @@ def effort_variables(effort: str | None) -> dict[str, Any]:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChatAsked:
     """What is asked. ``tools``: those that the model may call; None: it may not. ``forced``: it may only
-    call, one of the tools ``names`` if they are given. ``one_call``: the answer ends with its first call.
+    call, one of the tools ``names`` if they are given, and a form in ``params`` says nothing; else the answer
+    is calls or has that form. ``one_call``: the answer ends with its first call.
     ``held_by``: the field that a schema in ``params`` is from, if not ``json_schema``. ``variables``: more
     that the template sees."""
 
@@ -48,12 +49,20 @@ class ChatAsked:
     variables: Mapping[str, Any] = field(default_factory=dict)
 
     def calls(self, loose: Sequence[str] = ()) -> Calls | None:
-        """What calls in the answer are held to, ``loose`` tools to less; None where something else holds the
-        answer, or nothing is called. Raises ConfigError."""
-        if not self.tools or self.params.constraint is not None:
+        """What calls in the answer are held to, ``loose`` tools to less; None where nothing is called. Raises
+        ConfigError."""
+        if not self.tools:
             return None
         several = not (self.one_call or self.names)
         return Calls(tools=self.tools, forced=self.forced, several=several, names=self.names, loose=loose)
+
+    def with_calls(self, loose: Sequence[str] = ()) -> SamplingParams:
+        """``params`` and these calls. Those that are forced are the whole answer, so that a form, which is
+        that of a text, has nothing to say. Raises ConfigError."""
+        calls = self.calls(loose)
+        if calls is None:
+            return self.params
+        return self.params.changed(calls=calls, **(dict.fromkeys(FORMS) if self.forced else {}))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,6 +134,7 @@ class Chat:
             self.ids,
             tools=self.asked.tools,
             held_to=None if calls is None else replies.written_form(calls.forced),
+            either=calls is not None and self.params.form is not None,
             enable_thinking=self.asked.enable_thinking,
             with_specials=self.with_specials,
         )
@@ -216,10 +226,9 @@ async def _checked(
 
     async def check(loose: Sequence[str]) -> SamplingParams:
         try:
-            calls = asked.calls(loose)
+            given = asked.with_calls(loose)
         except ConfigError as error:
             raise invalid("tools", str(error), "invalid_value") from error
-        given = asked.params if calls is None else asked.params.changed(calls=calls)
         return await service.checked(ids, given, "messages")
 
     loose: Sequence[str] = ()
@@ -234,6 +243,8 @@ async def _checked(
                 error.__cause__.tools if isinstance(error.__cause__, ToolSchemaError) and not loose else ()
             )
             if not loose:
+                if asked.params.form is not None:  # what no grammar holds may be no call, nor have its form
+                    raise
                 break
     params = await service.checked(ids, asked.params, "messages")
     return params, [*schemas_of(asked.tools or ())]

@@ -74,6 +74,13 @@ class CallFormat:
         """What calls of these tools begin with, of a format without marks."""
         return [self.before + name + self.middle[:1] for name in names]
 
+    def heads(self, names: Iterable[str]) -> list[str]:
+        """What tells that an answer is calls of these tools, and no text, as soon as it begins with it."""
+        if not self.is_bare:
+            return [self.opening]
+        tags = ("", self.tag) if self.tag else ("",)
+        return [tag + self.before + name + self.middle for name in names for tag in tags]
+
     @property
     def marks(self) -> tuple[str, ...]:
         """Texts that tokens of the format may be part of."""

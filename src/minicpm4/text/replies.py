@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from minicpm4.text.call_formats import HERMES, PLAIN, CallFormat, call_format_of
-from minicpm4.text.reasoning import MARKS, marks_of, prompt_opens_reasoning, unasked_reasoning
-from minicpm4.text.reply_stream import ReplyStream
+from minicpm4.text.reasoning import (
+    MARKS,
+    marks_of,
+    prompt_opens_reasoning,
+    split_reasoning,
+    unasked_reasoning,
+)
+from minicpm4.text.reply_stream import ReplyStream, begins_as_calls
 from minicpm4.text.template import ChatTemplate
 from minicpm4.text.tokenizer import Tokenizer
-from minicpm4.text.toolcalls import CALL_MARKS, ParsedReply, parse_tool_calls
+from minicpm4.text.toolcalls import CALL_MARKS, ParsedReply, parse_tool_calls, schemas_of
 
 __all__ = ["Reasoning", "ReplyReader"]
 
@@ -56,15 +63,23 @@ class ReplyReader:
         prompt: Sequence[int] = (),
         tools: Sequence[Mapping[str, Any]] | None = None,
         form: CallFormat | None = None,
+        either: bool = False,
     ) -> ParsedReply:
         """``text``, the reply of tokens ``ids`` to ``prompt``, taken apart: ``parse_tool_calls``. ``form``:
-        in which calls are written, if not the model's own."""
+        in which calls are written, if not the model's own. ``either`` as in ``stream``."""
         own = self._tokenizer
         if not self._shown.isdisjoint(ids):
             kept = [token for token in ids if token in self._shown or not own.is_special(token)]
             text = own.decode(kept, skip_special_tokens=False, continuation=True)
-        inside = self._opens_reasoning(prompt) or None
-        return parse_tool_calls(text, tools, marks=self.marks, starts_inside=inside, form=form or self.form)
+        form, inside = form or self.form, self._opens_reasoning(prompt) or None
+        if not either or form is None:
+            return parse_tool_calls(text, tools, marks=self.marks, starts_inside=inside, form=form)
+        thought, answer = split_reasoning(text, starts_inside=bool(inside), marks=self.marks)
+        if not begins_as_calls(answer, form, schemas_of(tools or ())):
+            return ParsedReply(content=answer, thought=thought)
+        return replace(
+            parse_tool_calls(answer, tools, marks=(), starts_inside=False, form=form), thought=thought
+        )
 
     @property
     def marks_are_hidden(self) -> bool:
@@ -78,11 +93,13 @@ class ReplyReader:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         held_to: CallFormat | None = None,
+        either: bool = False,
         enable_thinking: bool | None = None,
         with_specials: bool = False,
     ) -> ReplyStream:
         """Takes the reply to ``prompt`` apart while it is written. ``tools`` None: calls are not looked for.
-        ``held_to``: the format in which a grammar sees to it that calls are written (``written_form``).
+        ``held_to``: the format in which a grammar sees to it that calls are written (``written_form``);
+        ``either``: and that the answer is calls, or a text that holds none whatever stands in it.
         ``with_specials``: its text has the spellings of special tokens, of which only marks are meant."""
         own = self._tokenizer
         hidden = (
@@ -95,6 +112,7 @@ class ReplyReader:
             tools=tools,
             form=held_to or self.form,
             held=held_to is not None,
+            either=either,
             enable_thinking=enable_thinking,
             starts_inside=self._opens_reasoning(prompt),
             hidden=hidden,

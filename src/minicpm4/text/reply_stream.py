@@ -6,7 +6,7 @@ what looks like a call may still turn out to be none.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from minicpm4.text.call_stream import CallPart, CallStream, joined
 from minicpm4.text.reasoning import Marks, ReasoningSplitter, overlap
 from minicpm4.text.toolcalls import ToolCall, call_marks, parse_tool_calls, schemas_of
 
-__all__ = ["ReplyPart", "ReplyStream"]
+__all__ = ["ReplyPart", "ReplyStream", "begins_as_calls"]
 
 MAX_ENDS = 8  # closing marks that may stand inside arguments before a block is taken for text
 
@@ -39,7 +39,8 @@ class ReplyStream:
     """Takes the text of one reply, in pieces, and gives its parts; joined, they do not depend on the pieces.
 
     ``tools``: those that were offered; None: blocks of calls are text. ``form``: how the model writes calls;
-    ``held``: a grammar sees to it that it does. ``hidden``: spellings that are left out. The rest is as in
+    ``held``: a grammar sees to it that it does; ``either``: and that the answer is calls or no call stands in
+    it. ``hidden``: spellings that are left out. The rest is as in
     ``ReasoningSplitter``.
     """
 
@@ -50,6 +51,7 @@ class ReplyStream:
         tools: Sequence[Mapping[str, Any]] | None = None,
         form: CallFormat | None = None,
         held: bool = False,
+        either: bool = False,
         enable_thinking: bool | None = None,
         starts_inside: bool = False,
         hidden: Sequence[str] = (),
@@ -57,7 +59,11 @@ class ReplyStream:
         self._splitter = ReasoningSplitter(
             enable_thinking=enable_thinking, starts_inside=starts_inside, marks=marks
         )
-        self._blocks = None if tools is None else _CallBlocks(tools, form, held)
+        self._blocks: _CallBlocks | _CallsOrText | None = None
+        if tools is not None:
+            self._blocks = _CallBlocks(tools, form, held)
+            if either and form is not None:
+                self._blocks = _CallsOrText(self._blocks, form, schemas_of(tools))
         self._hidden = tuple(hidden)
 
     @property
@@ -228,6 +234,37 @@ class _CallBlocks:
             text = text.lstrip()
             self._called = not text
         return [ReplyPart(content=text)] if text else []
+
+
+class _CallsOrText:
+    """An answer that is calls, or a text, as its beginning tells: until then it is held back."""
+
+    def __init__(self, blocks: _CallBlocks, form: CallFormat, schemas: Mapping[str, Any]) -> None:
+        self._blocks, self._form, self._schemas = blocks, form, schemas
+        self._held, self._are_calls = "", None if schemas else False
+
+    def push(self, text: str) -> list[ReplyPart]:
+        if self._are_calls is None:
+            self._held += text
+            self._are_calls = begins_as_calls(self._held, self._form, self._schemas)
+            if self._are_calls is None:
+                return []
+            text = self._held
+        return self._blocks.push(text) if self._are_calls else [ReplyPart(content=text)]
+
+    def finish(self) -> list[ReplyPart]:
+        if self._are_calls is None:
+            return [ReplyPart(content=self._held)] if self._held else []
+        return self._blocks.finish() if self._are_calls else []
+
+
+def begins_as_calls(text: str, form: CallFormat, names: Iterable[str]) -> bool | None:
+    """Whether the text of an answer that is calls of these tools, or holds none, is calls; None: it is too
+    short to tell."""
+    said, heads = text.lstrip(), form.heads(names)
+    if said.startswith(tuple(heads)):
+        return True
+    return None if any(head.startswith(said) for head in heads) else False
 
 
 def _part(part: CallPart) -> ReplyPart:

@@ -127,7 +127,7 @@ def chat_of(body: PromptBody) -> ChatAsked:
     config = body.output_config or OutputConfig()
     thinking = None if body.thinking is None else body.thinking.type
     forced = choice.type in ("any", "tool")
-    held, held_by = (None, None) if forced else _held(body)
+    held, held_by = _held(body)
     with told_of(held_by):
         params = _params(body, held)
     return ChatAsked(

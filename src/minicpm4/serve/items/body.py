@@ -142,7 +142,7 @@ def wanted(body: ResponseBody) -> Wanted:
     tools = [*offered.values()]
     forced = body.tool_choice not in (None, "none", "auto")
     names = _names(body.tool_choice, tools) if forced else None
-    held, held_by = ({}, None) if forced else _held(body)
+    held, held_by = _held(body)
     drawn = Sampling(temperature=body.temperature, top_p=body.top_p, top_k=body.top_k, seed=body.seed)
     with told_of(held_by):
         params = drawn.params(max_tokens=body.max_output_tokens, **held)

@@ -122,9 +122,6 @@ def _asked(body: ChatBody) -> ChatAsked:
     if top is not None and not body.logprobs:
         raise invalid("top_logprobs", "top_logprobs needs logprobs: true", "invalid_value")
     form, forced = _form(body.response_format), body.tool_choice not in (None, "auto", "none")
-    if forced and form:
-        message = "tool_choice forces a call, response_format another answer: leave one out"
-        raise invalid("tool_choice", message, "invalid_value")
     held_by = "response_format.json_schema.schema" if form else None
     with told_of(held_by):
         params = body.params(
