@@ -16,7 +16,7 @@ UTMOST = 1.75  # where that is less than LEAST tokens of prompts
 LEAST = 4  # beside decoding, as far as UTMOST allows; one, whatever it takes: prompts end
 PROBE_EVERY = 16  # steps with prompts, after which one without tells anew what decoding takes alone
 SLOWEST = 2.33  # deviations above the mean: one step in a hundred
-OLDEST = 3  # the prompt that came first has a third of the time for itself, more where nobody else wants it
+OLDEST = 2  # the prompt that came first has half of the time, however many others come; all that is left over
 
 _ALONE, _SPREAD = 0.1, 0.02  # weights of the newest measurement of decoding alone, for its mean and deviation
 _HELD_UP = 2  # times what was expected: what took longer was held up by something, and is taken for so long

@@ -7,9 +7,9 @@ order of arrival, while there are pages for them. When pages run out the younges
 back and is run again later (most of it from the prefix cache; a text that is read, from its beginning).
 The oldest always makes progress, so every request ends.
 
-With a ``pace`` (engine/pace.py) prompts take less room beside decoding, and share it: the oldest has a
-third and what is left over, the others go by how little they have left, so that a short chat does not
-wait for a long text.
+With a ``pace`` (engine/pace.py) prompts take less room beside decoding, and share it: the oldest has
+half and what is left over, the others go by how little they have left, so that a short chat does not
+wait for a long text, nor a long text for short chats that never cease.
 
 Drafts come after all decoding and before prompts. They take rows and pages that are free and send
 nobody away: where there is too little room, the first of a sequence's drafts are run, or none.
