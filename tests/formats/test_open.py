@@ -44,7 +44,9 @@ def test_paths_that_hold_no_checkpoint(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "notes.txt")
     for name in ("a", "b"):
         write_model(tmp_path / f"{name}.gguf")
-    with pytest.raises(CheckpointError, match=r"holds 2 \.gguf files.*name one of them, such as a\.gguf"):
+    with pytest.raises(
+        CheckpointError, match=r"holds 2 models in \.gguf files.*name one of them, such as a\.gguf"
+    ):
         open_checkpoint(tmp_path)
 
 

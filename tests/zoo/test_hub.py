@@ -209,7 +209,7 @@ def test_the_token_goes_to_the_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) ->
 def test_repositories_of_gguf_files(hub: Hub) -> None:
     hub.files = {"README.md": b"", "a-q4.gguf": b"GGUF a", "b-q8.gguf": b"GGUF b"}
     with pytest.raises(
-        ModelNotFoundError, match=r"has 2 .gguf files: one must be chosen.*FILE being one of a-q4.gguf, b"
+        ModelNotFoundError, match=r"has 2 models in .gguf files: one must be.*FILE being one of a-q4.gguf, b"
     ):
         zoo.pull(REPO)
     with pytest.raises(ModelNotFoundError, match=rf"{REPO} has no file c.gguf.*one of a-q4.gguf"):
@@ -219,6 +219,30 @@ def test_repositories_of_gguf_files(hub: Hub) -> None:
     assert not zoo.hub.is_complete(path.parent)
     hub.files.pop("b-q8.gguf")
     assert zoo.pull(REPO) == path.parent
+
+
+def test_a_model_that_is_split_comes_whole(hub: Hub) -> None:
+    parts = {f"m-q4-0000{i}-of-00002.gguf": b"GGUF %d" % i for i in (1, 2)}
+    hub.files = {**parts, "b-q8.gguf": b"GGUF b", "lone-00001-of-00002.gguf": b"GGUF"}
+    with pytest.raises(ModelNotFoundError, match=r"has 3 models.*FILE being one of b-q8.gguf, lone-00001-of"):
+        zoo.pull(REPO)
+    with pytest.raises(ModelNotFoundError, match=r"has no file lone-00002-of-00002.gguf"):
+        zoo.pull(f"{REPO}/lone-00001-of-00002.gguf")
+    name = f"{REPO}/m-q4-00002-of-00002.gguf"
+    path = zoo.pull(name)
+    assert kept(path.parent) == set(parts) and path.name == "m-q4-00002-of-00002.gguf"
+    (path.parent / "m-q4-00001-of-00002.gguf").unlink()
+    with pytest.raises(ModelNotFoundError, match="is not on this machine completely"):
+        zoo.resolve(name)
+    assert zoo.pull(name) == path and kept(path.parent) == set(parts)
+
+
+def test_a_repository_of_one_split_model(hub: Hub) -> None:
+    hub.files = {"config.json": b"{}", "m-00001-of-00002.gguf": b"GGUF", "m-00002-of-00002.gguf": b"GGUF"}
+    assert kept(zoo.pull(REPO)) == set(hub.files)
+    hub.files.pop("m-00002-of-00002.gguf")
+    with pytest.raises(ModelNotFoundError, match=r"lacks m-00002-of-00002.gguf"):
+        zoo.hub.pull_repo(zoo.HubSource(repo=REPO), zoo.pull(REPO).parent / "other")
 
 
 def test_a_repository_of_pickles(hub: Hub) -> None:

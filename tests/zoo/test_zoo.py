@@ -125,6 +125,18 @@ def test_the_list_has_known_models_and_other_downloads(home: Path) -> None:
     assert "stray" not in entries
 
 
+def test_a_split_model_is_one_in_the_list(home: Path) -> None:
+    names = [f"m-0000{i}-of-00002.gguf" for i in (1, 2)]
+    (home / "some--parts").mkdir(parents=True)
+    for name in (".minicpm4.started", *names):
+        (home / "some--parts" / name).write_bytes(b"1234")
+    entries = {entry.name: entry for entry in zoo.list_models() if "some" in entry.name}
+    assert list(entries) == [f"some/parts/{names[0]}"]
+    assert entries[f"some/parts/{names[0]}"].size == 8
+    (home / "some--parts" / names[1]).unlink()
+    assert not zoo.list_models()[-1].present
+
+
 @pytest.mark.parametrize(
     ("platform", "variables", "expected"),
     [

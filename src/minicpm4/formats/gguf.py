@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from minicpm4.config.gguf import same_in_layers
 from minicpm4.errors import CheckpointError
+from minicpm4.files.gguf_parts import parts_of
 from minicpm4.formats.checkpoint import TensorInfo
-from minicpm4.formats.gguf_parse import GgufTensor, parse_gguf
+from minicpm4.formats.gguf_parse import GgufHeader, GgufTensor, parse_gguf
 from minicpm4.formats.mapping import MappedFile
 from minicpm4.formats.names import gguf_to_hf
 from minicpm4.formats.packing import as_codes, row_slices, unpack
@@ -40,29 +41,32 @@ def pairs_of_rows(rows: int, heads: int) -> NDArray[np.intp]:
 
 
 class GgufCheckpoint:
-    """One .gguf file (see formats/checkpoint.py for the protocol). Raises CheckpointError."""
+    """A .gguf file, or all parts of a model that is split, of which ``path`` is one (for the protocol see
+    formats/checkpoint.py). Raises CheckpointError."""
 
     path: Path
     files: tuple[Path, ...]
     tensors: Mapping[str, TensorInfo]
 
     def __init__(self, path: Path) -> None:
-        self.path, self.files = path, (path,)
-        self._file = MappedFile(path)
-        header = parse_gguf(self._file.buffer(), path)
-        self._metadata = header.metadata
-        parts = header.metadata.get("split.count", 1)
-        if parts not in (0, 1):
-            raise CheckpointError(
-                f"{path} is one of {reprlib.repr(parts)} parts of a split model",
-                "merge them with llama-gguf-split --merge",
-            )
+        parts = _parts(path)
+        self.path, self.files = parts[0][0].path, tuple(file.path for file, _ in parts)
+        self._metadata = parts[0][1].metadata
         self._records: dict[str, GgufTensor] = {}
-        for record in header.tensors:
-            name = gguf_to_hf(record.name)
-            if name in self._records:
-                raise CheckpointError(f"{path}: tensors {record.name!r} and {name!r} are the same weight")
-            self._records[name] = record
+        self._places: dict[str, MappedFile] = {}
+        for file, header in parts:
+            for record in header.tensors:
+                name = gguf_to_hf(record.name)
+                if name in self._records:
+                    raise CheckpointError(
+                        f"{file.path}: tensors {record.name!r} and {name!r} are the same weight"
+                        + (
+                            ""
+                            if self._places[name] is file
+                            else f", the other in {self._places[name].path.name}"
+                        )
+                    )
+                self._records[name], self._places[name] = record, file
         self.tensors = {name: _info(record) for name, record in self._records.items()}
 
     def hf_config(self) -> dict[str, Any] | None:
@@ -97,7 +101,7 @@ class GgufCheckpoint:
     def release(self, name: str) -> None:
         """Let the system drop the mapped pages of a tensor."""
         record = self._record(name)
-        self._file.release(record.offset, record.nbytes)
+        self._places[name].release(record.offset, record.nbytes)
 
     def _record(self, name: str) -> GgufTensor:
         if name not in self._records:
@@ -121,7 +125,7 @@ class GgufCheckpoint:
     def _load(
         self, name: str, record: GgufTensor, shape: tuple[int, int], order: NDArray[np.intp] | None
     ) -> PackedTensor:
-        raw = self._file.view(record.offset, record.nbytes)
+        raw = self._places[name].view(record.offset, record.nbytes)
         kind, spec = record.type, record.type.spec
         if kind.decode is None:
             codes = as_codes(raw.view(kind.stored or spec.row.codes).reshape(shape), spec)
@@ -147,6 +151,56 @@ class GgufCheckpoint:
                 "the file is corrupt: download it again",
             )
         return PackedTensor(spec=spec, shape=shape, codes=codes, scales=scales, offsets=offsets)
+
+
+def _parts(path: Path) -> list[tuple[MappedFile, GgufHeader]]:
+    """The mapped files of the model that ``path`` is, or is a part of, with their headers."""
+    file = MappedFile(path)
+    header = parse_gguf(file.buffer(), path)
+    count = header.metadata.get("split.count", 1)
+    if type(count) is int and count in (0, 1):
+        return [(file, header)]
+    names = parts_of(path.name)
+    if type(count) is not int or len(names) != count:
+        raise CheckpointError(
+            f"{path} is one of {reprlib.repr(count)} parts of a split model, but is not called so",
+            "give all parts the names that they were made with (NAME-00001-of-00003.gguf), "
+            "or merge them with llama-gguf-split --merge",
+        )
+    missing = [name for name in names if not (path.parent / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{path} is one of {count} parts, {len(missing)} of them missing, the first is {missing[0]}",
+            "download them into the same folder",
+        )
+    found = []
+    for name in names:
+        other = path.parent / name
+        file = MappedFile(other)
+        found.append((file, parse_gguf(file.buffer(), other)))
+    _check_parts(found)
+    return found
+
+
+def _check_parts(parts: list[tuple[MappedFile, GgufHeader]]) -> None:
+    remedy = "download all parts from one place"
+    for number, (file, header) in enumerate(parts):
+        said = [header.metadata.get(f"split.{key}") for key in ("no", "count")]
+        if said != [number, len(parts)]:
+            own, count = map(reprlib.repr, said)
+            raise CheckpointError(
+                f"{file.path} says that it is part {own} (from 0) of {count}"
+                f", its name that it is part {number} of {len(parts)}",
+                remedy,
+            )
+    wanted = parts[0][1].metadata.get("split.tensors.count")
+    found = sum(len(header.tensors) for _, header in parts)
+    if wanted is not None and wanted != found:
+        raise CheckpointError(
+            f"{parts[0][0].path} and its other parts hold {found} tensors, split.tensors.count is "
+            f"{reprlib.repr(wanted)}",
+            remedy,
+        )
 
 
 def _info(record: GgufTensor) -> TensorInfo:

@@ -10,6 +10,7 @@ import numpy as np
 
 from minicpm4.config import ModelConfig
 from minicpm4.errors import CheckpointError
+from minicpm4.files.gguf_parts import models_of
 from minicpm4.formats.checkpoint import Checkpoint
 from minicpm4.formats.gguf import GgufCheckpoint
 from minicpm4.formats.names import EMBED, HEAD, expected_tensors, is_ignorable
@@ -45,18 +46,19 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def gguf_of(path: Path) -> Path | None:
-    """The .gguf file that ``path`` is, or that is the model of the folder ``path``; None: another format.
+    """The .gguf file that ``path`` is, or that is the model of the folder ``path`` (of one that is split the
+    first part); None: another format.
 
     Raises CheckpointError for a folder with several of them.
     """
     if not path.is_dir():
         return path if path.suffix.lower() == ".gguf" else None
-    ggufs = sorted(path.glob("*.gguf"))
+    ggufs = [path / name for name in models_of(file.name for file in path.glob("*.gguf"))]
     if not ggufs or any(path.glob("*.safetensors")):
         return None
     if len(ggufs) > 1:
         raise CheckpointError(
-            f"{path} holds {len(ggufs)} .gguf files", f"name one of them, such as {ggufs[0].name}"
+            f"{path} holds {len(ggufs)} models in .gguf files", f"name one of them, such as {ggufs[0].name}"
         )
     return ggufs[0]
 

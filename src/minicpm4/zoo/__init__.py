@@ -17,6 +17,7 @@ from pathlib import Path
 from minicpm4.config.strict import suggest
 from minicpm4.errors import ModelNotFoundError
 from minicpm4.files import lock
+from minicpm4.files.gguf_parts import models_of, parts_of
 from minicpm4.places import models_home
 from minicpm4.zoo.hub import FileProgress, is_complete, pull_repo
 from minicpm4.zoo.sources import KNOWN, HubSource, ModelEntry, PackageSource, Source
@@ -122,7 +123,7 @@ def list_models() -> list[ModelEntry]:
         if is_complete(folder):
             entries.append(_entry(repo, (HubSource(repo=repo),)))
             continue
-        files = [file.name for file in sorted(folder.glob("*.gguf"))]
+        files = models_of(file.name for file in folder.glob("*.gguf"))
         entries += [_entry(f"{repo}/{file}", (HubSource(repo=repo, file=file),)) for file in files]
     return entries
 
@@ -131,7 +132,8 @@ def _entry(name: str, sources: Sequence[Source]) -> ModelEntry:
     path = _locate_any(name, sources)
     size = None
     if path is not None:
-        files = [path] if path.is_file() else [f for f in path.iterdir() if f.is_file()]
+        parts = [path.with_name(part) for part in parts_of(path.name)]
+        files = parts if path.is_file() else [f for f in path.iterdir() if f.is_file()]
         size = sum(file.stat().st_size for file in files)
     return ModelEntry(name=name, source=_named(sources), present=path is not None, path=path, size=size)
 
@@ -180,7 +182,8 @@ def _locate(name: str, source: Source) -> Path | None:
     target = _target(name, source)
     if isinstance(source, HubSource):
         if source.file:
-            return target / source.file if (target / source.file).is_file() else None
+            there = all((target / part).is_file() for part in parts_of(source.file))
+            return target / source.file if there else None
         return target if is_complete(target) else None
     for file in (target / source.file, *_inside_package(source)):
         if file.is_file():

@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 from minicpm4.errors import ModelNotFoundError
 from minicpm4.files import publish, read_json, write_json
+from minicpm4.files.gguf_parts import models_of, parts_of
 from minicpm4.zoo.sources import HubSource
 
 __all__ = ["CHUNK", "FileProgress", "is_complete", "pull_repo"]
@@ -154,14 +155,17 @@ def _list_files(repo: str) -> tuple[str, list[RemoteFile]]:
 
 
 def _choose(source: HubSource, revision: str, files: list[RemoteFile]) -> tuple[str, list[RemoteFile]]:
-    """Which files to fetch: one .gguf if named or alone, else safetensors with what belongs to them."""
+    """Which files to fetch: one model in .gguf files if named or alone, else safetensors with what belongs to
+    them. Of a split model all parts are fetched, whichever is named."""
     tensors = [f for f in files if f.name.endswith(".safetensors")]
     ggufs = [f for f in files if f.name.endswith(".gguf")]
     if source.file is not None:
-        chosen = [f for f in ggufs if f.name == source.file]
-        if not chosen:
+        wanted = parts_of(source.file)
+        chosen = [f for f in ggufs if f.name in wanted]
+        missing = sorted(set(wanted) - {f.name for f in chosen})
+        if missing:
             raise ModelNotFoundError(
-                f"{source.repo} has no file {source.file}", _gguf_hint(source.repo, ggufs)
+                f"{source.repo} has no file {missing[0]}", _gguf_hint(source.repo, ggufs)
             )
         if source.sha256 is not None and chosen[0].digest != source.sha256:
             raise ModelNotFoundError(
@@ -172,11 +176,16 @@ def _choose(source: HubSource, revision: str, files: list[RemoteFile]) -> tuple[
         return revision, chosen
     if tensors:
         return revision, [f for f in files if f not in ggufs]
-    if len(ggufs) == 1:
+    models = models_of(f.name for f in ggufs)
+    if len(models) == 1:
+        absent = sorted(set(parts_of(models[0])) - {f.name for f in ggufs})
+        if absent:
+            raise ModelNotFoundError(f"{source.repo} lacks {absent[0]}, a part of its model")
         return revision, files
     if ggufs:
         raise ModelNotFoundError(
-            f"{source.repo} has {len(ggufs)} .gguf files: one must be chosen", _gguf_hint(source.repo, ggufs)
+            f"{source.repo} has {len(models)} models in .gguf files: one must be chosen",
+            _gguf_hint(source.repo, ggufs),
         )
     raise ModelNotFoundError(
         f"{source.repo} has neither .safetensors nor .gguf files", "pickled weights (.bin) are never loaded"
@@ -184,7 +193,7 @@ def _choose(source: HubSource, revision: str, files: list[RemoteFile]) -> tuple[
 
 
 def _gguf_hint(repo: str, ggufs: list[RemoteFile]) -> str:
-    names = ", ".join(f.name for f in ggufs[:20])
+    names = ", ".join(models_of(f.name for f in ggufs)[:20])
     return f"run: minicpm4 pull {repo}/FILE, FILE being one of {names}" if ggufs else "it has no .gguf file"
 
 
