@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minicpm4.errors import CheckpointError, ConfigError
+from minicpm4.errors import CheckpointError
 from minicpm4.formats import open_checkpoint
 from minicpm4.formats.bf16 import bf16_to_f32, f32_to_bf16
-from minicpm4.formats.packing import pack_from_float, unpack
-from minicpm4.formats.quant import PackedTensor, QuantSpec
-from minicpm4.formats.quantised_write import quantisation, quantised_sources
+from minicpm4.formats.packing import unpack
+from minicpm4.formats.quant import PackedTensor
 from minicpm4.formats.safetensors_write import write_safetensors
 from minicpm4.formats.tensor_source import TensorSource
 from minicpm4.formats.words import AWQ_ORDER, pack_words, unpack_words
@@ -53,14 +52,18 @@ def drawn(
     return codes, zeros, scales, (codes - zeros.repeat(group, 1)) * wide
 
 
-def opened(folder: Path, config: dict[str, Any], tensors: dict[str, np.ndarray]) -> PackedTensor:
+def opened(
+    folder: Path, config: dict[str, Any], tensors: dict[str, np.ndarray], field: str = "quantization_config"
+) -> PackedTensor:
+    """The matrix NAME of a folder with these parts of it; ``config``: what config.json says in ``field``."""
     types = {"uint16": "BF16", "float16": "F16", "float32": "F32", "int32": "I32", "int64": "I64"}
+    types |= {"uint32": "U32"}
     sources = {
         STEM + last: TensorSource(shape=one.shape, dtype=types[one.dtype.name], make=lambda one=one: one)
         for last, one in tensors.items()
     }
     write_safetensors(folder / "model.safetensors", sources)
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "quantization_config": config}))
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", field: config}))
     checkpoint = open_checkpoint(folder)
     assert list(checkpoint.tensors) == [NAME]
     tensor = checkpoint.load(NAME)
@@ -116,14 +119,25 @@ def test_act_order_is_refused(tmp_path: Path) -> None:
         opened(tmp_path, GPTQ, tensors)
 
 
-def test_awq(tmp_path: Path) -> None:
+# As AutoAWQ writes it, as transformers 5 does, and with the name of a kernel that loads such files.
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"version": None, "format": "gemm", "backend": "auto", "modules_to_not_convert": ["lm_head"]},
+        {"version": "exllama", "exllama_config": {"version": 2}},
+        {"bits": None, "group_size": None, "w_bit": 4, "q_group_size": 32},
+    ],
+)
+def test_awq(tmp_path: Path, changes: dict[str, Any]) -> None:
     codes, zeros, scales, weights = drawn(4)
     tensors = {
         "qweight": put_bits(codes.T, 4, 1, AWQ_ORDER),
         "qzeros": put_bits(zeros.T, 4, 1, AWQ_ORDER),
         "scales": scales.T,
     }
-    equal(opened(tmp_path, AWQ, tensors), weights)
+    config = {name: value for name, value in (AWQ | changes).items() if value is not None}
+    equal(opened(tmp_path, config, tensors), weights)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -181,6 +195,7 @@ def test_parts_that_do_not_fit_are_named(tmp_path: Path, tensors: dict[str, np.n
         ({**GPTQ, "bits": 3}, "3 bits"),
         ({**GPTQ, "group_size": "x"}, "group_size"),
         ({**AWQ, "version": "gemv"}, "gemv"),
+        ({**AWQ, "backend": "llm-awq"}, "llm-awq"),
         ({**CT, "format": "marlin-24"}, "marlin-24"),
         ({**CT, "config_groups": {}}, "config_groups"),
         (
@@ -197,39 +212,7 @@ def test_what_cannot_be_read_is_refused_by_name(tmp_path: Path, config: dict[str
         opened(tmp_path, config, parts())
 
 
-@pytest.mark.parametrize("layout", ["gptq", "compressed-tensors"])
-@pytest.mark.parametrize("kind", ["int4", "int8"])
-def test_what_is_written_is_read_the_same(tmp_path: Path, layout: str, kind: str) -> None:
-    spec = QuantSpec(kind=kind, group_size=32)
-    tensor = pack_from_float(np.random.default_rng(7).standard_normal((24, 96)).astype(np.float32), spec)
-    sources = quantised_sources(layout, NAME, tensor.shape, spec, True, lambda: tensor)
-    found = opened(
-        tmp_path,
-        quantisation(layout, {NAME: spec}, ()),
-        {name.removeprefix(STEM): source.read() for name, source in sources.items()},
-    )
-    assert found.offsets is None and found.scales.dtype == np.float16
-    np.testing.assert_array_equal(found.codes, tensor.codes)
-    np.testing.assert_array_equal(found.scales, tensor.scales)
-
-
-def test_several_formats_stand_in_one_folder_of_compressed_tensors() -> None:
-    specs = {
-        "a.weight": QuantSpec(kind="int4", group_size=64),
-        "b.weight": QuantSpec(kind="int8", group_size=32),
-    }
-    said = quantisation("compressed-tensors", specs, ["c.weight", "model.embed_tokens.weight"])
-    groups = said["config_groups"].values()
-    assert [(g["targets"], g["weights"]["num_bits"], g["weights"]["group_size"]) for g in groups] == [
-        (["a"], 4, 64),
-        (["b"], 8, 32),
-    ]
-    assert said["ignore"] == ["c", "lm_head"]  # a tied one has no tensor, yet is a layer elsewhere
-    with pytest.raises(ConfigError, match="one format"):
-        quantisation("gptq", specs, ())
-
-
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("columns", [1, 7, 32, 33])
 def test_words(bits: int, columns: int) -> None:
     codes = np.random.default_rng(columns).integers(0, 1 << bits, (5, columns))

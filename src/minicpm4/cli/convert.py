@@ -60,9 +60,9 @@ def command(
         str,
         typer.Option(
             "--to",
-            help="Layout: compressed-tensors or gptq, which other tools read too; hf: floats of "
-            "the same values; llama: these without MiniCPM's scales, for what knows Llama alone; gguf: one "
-            "file.",
+            help="Layout: compressed-tensors, gptq, awq, marlin (CPM.cu's) or mlx, which other tools read "
+            "too; hf: floats of the same values; llama: these without MiniCPM's scales, for what knows "
+            "Llama alone; gguf: one file.",
         ),
     ] = "compressed-tensors",
     gguf_type: Annotated[

@@ -140,7 +140,7 @@ class _Writer:
         if self.layout == "gguf":
             check_gguf_plan(config, specs, self.types)
             return
-        check_layout(self.layout, specs, _shapes(config))
+        check_layout(self.layout, specs, expected_tensors(config))
         hf_config(folded_config(config) if self.layout == "llama" else config)
 
     def write(self, made: Parts) -> Conversion:
@@ -280,10 +280,6 @@ def _text(opened: OpenModel) -> ModelText | None:
     except TextError:
         return None
     return text
-
-
-def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    return {name: shape for name, shape in expected_tensors(config).items() if len(shape) == 2}
 
 
 def _key(opened: OpenModel, options: QuantizeOptions, texts: Sequence[Sequence[int]]) -> dict[str, Any]:

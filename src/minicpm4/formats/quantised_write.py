@@ -1,137 +1,214 @@
-"""Quantised matrices as other tools read them: the inverse of ``formats/quantised.py``, value for value."""
+"""Quantised matrices as other tools read them: the inverse of ``formats/quantised_methods.py``, value for
+value. What config.json says of them: ``formats/quantised_config.py``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minicpm4.errors import ConfigError
-from minicpm4.formats.names import EMBED, HEAD
+from minicpm4.errors import CheckpointError
+from minicpm4.formats.marlin import MARLIN_ROWS, pack_tiles, scales_of_threads
+from minicpm4.formats.packing import row_slices
 from minicpm4.formats.quant import PackedTensor, QuantSpec
+from minicpm4.formats.quantised_methods import FUSED
+from minicpm4.formats.rounding import F16_MAX
+from minicpm4.formats.safetensors_header import ARRAY_TYPES
 from minicpm4.formats.tensor_source import TensorSource
-from minicpm4.formats.words import pack_words
+from minicpm4.formats.words import awq_words, pack_words
 
-__all__ = ["QUANTISED", "check_writable", "quantisation", "quantised_sources"]
+__all__ = ["QUANTISED", "OutMatrix", "quantised_sources"]
 
-Load = Callable[[], PackedTensor]
-QUANTISED = ("compressed-tensors", "gptq")
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class OutMatrix:
+    """A matrix (out, in) without offsets; ``half``: its scales are float16; ``load`` gives it, and may be
+    asked more than once."""
+
+    name: str
+    shape: tuple[int, int]
+    spec: QuantSpec
+    half: bool
+    load: Callable[[], PackedTensor]
+
+    @property
+    def bits(self) -> int:
+        return self.spec.row.bits
+
+    @property
+    def groups(self) -> int:
+        return self.shape[1] // self.spec.group_size
+
+    @property
+    def middle(self) -> int:
+        """The code of 0 in files."""
+        return 1 if self.spec.kind == "ternary" else 1 << (self.bits - 1)
+
+    def codes(self) -> NDArray[np.uint8]:
+        """(out, in), none below 0."""
+        tensor = self.load()
+        assert tensor.offsets is None
+        row, found = tensor.spec.row, np.empty(self.shape, np.uint8)
+        for part in row_slices(*self.shape):
+            values = row.unpack(tensor.codes[part])
+            found[part] = values if row.zero else values.astype(np.int16) + self.middle
+        return found
+
+    def scales(self) -> NDArray:
+        """(out, groups)."""
+        scales = self.load().scales
+        assert scales is not None
+        return scales
+
+
+Sources = dict[str, TensorSource]
+
+
+def quantised_sources(layout: str, matrices: Sequence[OutMatrix]) -> Sources:
+    """The tensors that hold the matrices of a layer in ``layout``. Raises CheckpointError where scales do not
+    fit it."""
+    return _WRITERS[layout](matrices)
+
+
+def _compressed(matrices: Sequence[OutMatrix]) -> Sources:
+    found = {}
+    for one in matrices:
+        stem, (rows, columns) = _stem(one), one.shape
+        words = -(-columns * one.bits // 32)
+        found[f"{stem}weight_packed"] = _source((rows, words), "I32", _packed(one))
+        found[f"{stem}weight_scale"] = _source((rows, one.groups), _floats(one), one.scales)
+        found[f"{stem}weight_shape"] = _source((2,), "I64", _shape(one))
+    return found
+
+
+def _gptq(matrices: Sequence[OutMatrix]) -> Sources:
+    found = {}
+    for one in matrices:
+        stem, (rows, columns) = _stem(one), one.shape
+        each = 32 // one.bits
+        found[f"{stem}qweight"] = _source((-(-columns // each), rows), "I32", _transposed(_packed(one)))
+        # Less 1, as its first version has them.
+        found[f"{stem}qzeros"] = _source((one.groups, -(-rows // each)), "I32", _zeros(one, one.middle - 1))
+        found[f"{stem}scales"] = _source((one.groups, rows), _floats(one), _transposed(one.scales))
+        found[f"{stem}g_idx"] = _source((columns,), "I32", _group_of_columns(one))
+    return found
+
+
+def _awq(matrices: Sequence[OutMatrix]) -> Sources:
+    found = {}
+    for one in matrices:
+        _require_half(one, "awq")
+        stem, (rows, columns) = _stem(one), one.shape
+        zeros = _zeros(one, one.middle)  # all alike: their order does not matter
+        found[f"{stem}qweight"] = _source((columns, rows // 8), "I32", _awq_packed(one))
+        found[f"{stem}qzeros"] = _source((one.groups, rows // 8), "I32", zeros)
+        found[f"{stem}scales"] = _source((one.groups, rows), "F16", _transposed(one.scales))
+    return found
+
+
+def _mlx(matrices: Sequence[OutMatrix]) -> Sources:
+    found = {}
+    for one in matrices:
+        stem, (rows, columns) = _stem(one), one.shape
+        # Small enough that float16 holds what is added to codes, too.
+        found[f"{stem}weight"] = _source((rows, columns * one.bits // 32), "U32", _unsigned(_packed(one)))
+        top = float(np.abs(one.scales()).max(initial=0)) * one.middle
+        kind = "F16" if one.half and top < F16_MAX else "F32"
+        found[f"{stem}scales"] = _source((rows, one.groups), kind, _scaled(one, kind, 1))
+        found[f"{stem}biases"] = _source((rows, one.groups), kind, _scaled(one, kind, -one.middle))
+    return found
+
+
+def _marlin(matrices: Sequence[OutMatrix]) -> Sources:
+    own = {one.name: one for one in matrices}
+    inside = {part: fused for fused, parts in FUSED.items() for part in parts}
+    found: Sources = {}
+    for one in matrices:
+        _require_half(one, "marlin")
+        stem, last = one.name.removesuffix(".weight").rpartition(".")[::2]
+        fused = inside.get(last, last)
+        if f"{stem}.{fused}.qweight" in found:
+            continue
+        parts = [own[f"{stem}.{part}.weight"] for part in FUSED.get(fused, (last,))]
+        rows, columns = sum(part.shape[0] for part in parts), one.shape[1]
+        found[f"{stem}.{fused}.qweight"] = _source((columns // MARLIN_ROWS, 2 * rows), "I32", _tiles(parts))
+        found[f"{stem}.{fused}.scales"] = _source((one.groups, rows), "F16", _thread_scales(parts))
+    return found
+
+
+_WRITERS: dict[str, Callable[[Sequence[OutMatrix]], Sources]] = {
+    "compressed-tensors": _compressed,
+    "gptq": _gptq,
+    "awq": _awq,
+    "marlin": _marlin,
+    "mlx": _mlx,
+}
+QUANTISED = tuple(_WRITERS)
 """Layouts that can be written."""
 
-
-def check_writable(layout: str, name: str, shape: tuple[int, int], spec: QuantSpec) -> None:
-    """Raise ConfigError unless ``layout`` has a place for the matrix ``name`` in format ``spec``."""
-    where = f"{name} as {spec}"
-    if not name.startswith(("model.layers.", "lm_head.")):
-        raise ConfigError(f"{layout} has no place for {where}", "leave embeddings as they are (float)")
-    if layout == "gptq" and name.startswith("lm_head."):
-        raise ConfigError(f"few readers of gptq find a place for {where}", "leave the head as it is (float)")
-    if spec.kind not in ("int4", "int8"):
-        raise ConfigError(f"{layout} has no place for {where}", "it holds int4 and int8")
-    if layout == "gptq" and shape[0] % (32 // spec.row.bits):
-        raise ConfigError(f"gptq has no place for {where}: {shape[0]} rows do not fill its words")
+Make = Callable[[], NDArray]
 
 
-def quantised_sources(
-    layout: str, name: str, shape: tuple[int, int], spec: QuantSpec, half: bool, load: Load
-) -> dict[str, TensorSource]:
-    """The tensors that hold the matrix ``name`` (out, in) without offsets in ``layout``; ``half``: its
-    scales are float16; ``load`` gives it, and may be asked more than once."""
-    stem = name.removesuffix("weight")
-    (rows, columns), bits = shape, spec.row.bits
-    groups, each = columns // spec.group_size, 32 // bits
-    words = -(-columns // each)
-    zero = 1 << (bits - 1)
-    scale_type = "F16" if half else "F32"
-    if layout == "compressed-tensors":
-        return {
-            f"{stem}weight_packed": _source((rows, words), "I32", lambda: pack_words(_codes(load()), bits)),
-            f"{stem}weight_scale": _source((rows, groups), scale_type, lambda: _scales(load())),
-            f"{stem}weight_shape": _source((2,), "I64", lambda: np.array(shape, np.int64)),
-        }
-
-    def transposed() -> NDArray:
-        return np.ascontiguousarray(pack_words(_codes(load()), bits).T)
-
-    def zeros() -> NDArray:
-        return pack_words(np.full((groups, rows), zero - 1, np.uint8), bits)
-
-    order = np.arange(columns, dtype=np.int32) // spec.group_size
-    return {
-        f"{stem}qweight": _source((words, rows), "I32", transposed),
-        f"{stem}qzeros": _source((groups, -(-rows // each)), "I32", zeros),
-        f"{stem}scales": _source((groups, rows), scale_type, lambda: np.ascontiguousarray(_scales(load()).T)),
-        f"{stem}g_idx": _source((columns,), "I32", lambda: order.astype(np.int32)),
-    }
+def _stem(one: OutMatrix) -> str:
+    return one.name.removesuffix("weight")
 
 
-def quantisation(layout: str, specs: dict[str, QuantSpec], plain: Collection[str]) -> dict[str, Any]:
-    """What config.json says of the matrices ``specs`` (by name) in ``layout``; ``plain``: those that stay
-    floats. Raises ConfigError where it cannot say it."""
-    if layout == "gptq":
-        inside = sorted(name for name in plain if name.startswith("model.layers."))
-        if inside:
-            raise ConfigError(
-                f"readers of gptq take every matrix of a layer for quantised, {inside[0]} is not",
-                "use compressed-tensors",
-            )
-        kinds = set(specs.values())
-        if len(kinds) != 1:
-            raise ConfigError(
-                "gptq has one format for all matrices", "use compressed-tensors, or no overrides"
-            )
-        spec = kinds.pop()
-        return {
-            "quant_method": "gptq",
-            "checkpoint_format": "gptq",
-            "bits": spec.row.bits,
-            "group_size": spec.group_size,
-            "desc_act": False,
-            "sym": True,
-            "lm_head": False,
-            "pack_dtype": "int32",
-        }
-    by_spec: dict[QuantSpec, list[str]] = {}
-    for name, spec in specs.items():
-        by_spec.setdefault(spec, []).append(name.removesuffix(".weight"))
-    groups = {}
-    for index, (spec, names) in enumerate(by_spec.items()):
-        weights = {
-            "num_bits": spec.row.bits,
-            "type": "int",
-            "symmetric": True,
-            "strategy": "group",
-            "group_size": spec.group_size,
-            "dynamic": False,
-            "observer": "minmax",
-        }
-        # All of one kind: all linear layers but those ignored. Else each by its name.
-        targets = ["Linear"] if len(by_spec) == 1 else names
-        groups[f"group_{index}"] = {"targets": targets, "weights": weights}
-    # A tied head is a linear layer too, which has no tensor.
-    floats = {*plain, HEAD} - {EMBED, *specs}
-    return {
-        "quant_method": "compressed-tensors",
-        "format": "pack-quantized",
-        "quantization_status": "compressed",
-        "config_groups": groups,
-        "ignore": sorted(name.removesuffix(".weight") for name in floats),
-    }
-
-
-def _source(shape: tuple[int, ...], dtype: str, make: Callable[[], NDArray]) -> TensorSource:
+def _source(shape: tuple[int, ...], dtype: str, make: Make) -> TensorSource:
     return TensorSource(shape=shape, dtype=dtype, make=make)
 
 
-def _codes(tensor: PackedTensor) -> NDArray[np.uint8]:
-    """Codes (out, in) with 2**(bits - 1) added, as both layouts store them."""
-    assert tensor.offsets is None
-    found = tensor.spec.row.unpack(tensor.codes)
-    return (found.astype(np.int16) + 128).astype(np.uint8) if tensor.spec.kind == "int8" else found
+def _floats(one: OutMatrix) -> str:
+    return "F16" if one.half else "F32"
 
 
-def _scales(tensor: PackedTensor) -> NDArray:
-    assert tensor.scales is not None
-    return tensor.scales
+def _require_half(one: OutMatrix, layout: str) -> None:
+    if not one.half:
+        raise CheckpointError(
+            f"{one.name} has a scale that float16 does not hold, as {layout} has them",
+            "write it as compressed-tensors",
+        )
+
+
+def _packed(one: OutMatrix) -> Make:
+    return lambda: pack_words(one.codes(), one.bits)
+
+
+def _transposed(make: Make) -> Make:
+    return lambda: np.ascontiguousarray(make().T)
+
+
+def _unsigned(make: Make) -> Make:
+    return lambda: make().view(np.uint32)
+
+
+def _shape(one: OutMatrix) -> Make:
+    return lambda: np.array(one.shape, np.int64)
+
+
+def _zeros(one: OutMatrix, zero: int) -> Make:
+    return lambda: pack_words(np.full((one.groups, one.shape[0]), zero, np.uint8), one.bits)
+
+
+def _group_of_columns(one: OutMatrix) -> Make:
+    return lambda: np.arange(one.shape[1], dtype=np.int32) // np.int32(one.spec.group_size)
+
+
+def _awq_packed(one: OutMatrix) -> Make:
+    return lambda: awq_words(np.ascontiguousarray(one.codes().T))
+
+
+def _scaled(one: OutMatrix, kind: str, times: int) -> Make:
+    dtype = ARRAY_TYPES[kind]
+    return lambda: (one.scales().astype(np.float32) * np.float32(times)).astype(dtype)
+
+
+def _tiles(parts: Sequence[OutMatrix]) -> Make:
+    return lambda: pack_tiles(np.concatenate([part.codes() for part in parts]))
+
+
+def _thread_scales(parts: Sequence[OutMatrix]) -> Make:
+    return lambda: scales_of_threads(
+        np.ascontiguousarray(np.concatenate([part.scales() for part in parts]).T)
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from minicpm4.formats.mapping import MappedFile
 from minicpm4.formats.names import hf_name, is_ignorable
 from minicpm4.formats.packing import as_codes, unpack
 from minicpm4.formats.quant import PackedTensor, QuantSpec, packed_nbytes
-from minicpm4.formats.quantised import Layout, QuantisedMatrix, layout_of
+from minicpm4.formats.quantised import Layout, QuantisedMatrix, layout_of, mlx_layout
 from minicpm4.formats.safetensors_header import REMEDY, Entry, read_header
 
 __all__ = ["SafetensorsCheckpoint", "StoredTensor", "open_tensors", "read_index"]
@@ -73,12 +73,12 @@ class SafetensorsCheckpoint:
         self.path, self._as_stored = path, as_stored
         _refuse_adapter(path)
         self._config = read_hf_config(path)
-        layout = _layout(path, self._config)
         self._stored: dict[str, StoredTensor] = {}
         shards = _shards(path)
         self.files = tuple(shards)
         for file, names in shards.items():
             self._add(file, names)
+        layout = _layout(path, self._config, self._stored)
         self._quantised = {} if layout is None else self._collect(layout)
         self.tensors = {
             name: _info(name, stored)
@@ -128,17 +128,19 @@ class SafetensorsCheckpoint:
 
     def _collect(self, layout: Layout) -> dict[str, QuantisedMatrix]:
         """Take the tensors of quantised matrices out of the others. Raises CheckpointError."""
-        found = {}
-        for packed in [name for name in self._stored if name.endswith(f".{layout.packed}")]:
-            stem = packed.removesuffix(layout.packed)
-            if f"{stem}weight" in self._stored:
-                raise CheckpointError(f"{self.path} holds {stem}weight twice: quantised, and as it was")
-            lasts = [layout.packed, *(last for last in sorted(layout.others) if stem + last in self._stored)]
+        found: dict[str, QuantisedMatrix] = {}
+        for marked in [name for name in self._stored if name.endswith(f".{layout.mark}")]:
+            stem = marked.removesuffix(layout.mark)
+            lasts = [layout.mark, *(last for last in sorted(layout.others) if stem + last in self._stored)]
             parts = {last: self._stored.pop(stem + last) for last in lasts}
             try:
-                found[f"{stem}weight"] = layout.matrix(f"{stem}weight", parts)
+                made = layout.matrices(f"{stem}weight", parts)
             except CheckpointError as error:
                 raise CheckpointError(f"{self.path}: {error.condition}", error.remedy) from error
+            for name in made:
+                if name in self._stored or name in found:
+                    raise CheckpointError(f"{self.path} holds {name} twice: quantised, and as it was")
+            found |= made
         return found
 
     def _add(self, file: Path, names: frozenset[str] | None) -> None:
@@ -146,7 +148,9 @@ class SafetensorsCheckpoint:
         found = open_tensors(file)
         missing = sorted(names - found.keys()) if names is not None else []
         if missing:
-            raise CheckpointError(f"{file} lacks tensor {missing[0]} that {INDEX} promises", REMEDY)
+            raise CheckpointError(
+                f"{file} lacks tensor {missing[0]} that {_index_of(self.path)} promises", REMEDY
+            )
         for own, stored in found.items():
             name = own if self._as_stored else hf_name(own)
             if name in self._stored:
@@ -172,13 +176,22 @@ def _refuse_adapter(folder: Path) -> None:
     )
 
 
-def _layout(folder: Path, config: dict[str, Any]) -> Layout | None:
-    """How the weights of ``folder`` are quantised; None: they are not. Raises CheckpointError."""
-    found = config.pop("quantization_config", None)
-    if not found:
+def _layout(folder: Path, config: dict[str, Any], names: Collection[str]) -> Layout | None:
+    """How the weights of ``folder``, tensors ``names``, are quantised; None: they are not. Raises
+    CheckpointError."""
+    found, mlx = config.pop("quantization_config", None), config.pop("quantization", None)
+    if not found and not mlx:
         return None
     try:
-        return layout_of(dict_or_empty(found))
+        if not mlx:
+            return layout_of(dict_or_empty(found), config, names)
+        # Its own tools write the same in both fields.
+        if "quant_method" in dict_or_empty(found):
+            raise CheckpointError(
+                "config.json describes weights in quantization and others in quantization_config",
+                "remove the one that is not true",
+            )
+        return mlx_layout(dict_or_empty(mlx))
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error.condition}", error.remedy) from error
 
@@ -196,6 +209,7 @@ def _quantised_info(matrix: QuantisedMatrix) -> TensorInfo:
         nbytes=matrix.nbytes,
         spec=matrix.spec,
         loaded_nbytes=loaded,
+        narrows=matrix.narrows,
     )
 
 
@@ -216,8 +230,9 @@ def _shards(folder: Path) -> dict[Path, frozenset[str] | None]:
     single = folder / "model.safetensors"
     if single.is_file():
         return {single: None}
-    if (folder / INDEX).is_file():
-        return read_index(folder)
+    index = _index_of(folder)
+    if (folder / index).is_file():
+        return read_index(folder, index)
     loose = sorted(folder.glob("*.safetensors"))
     if len(loose) == 1:
         return {loose[0]: None}
@@ -232,6 +247,12 @@ def _shards(folder: Path) -> dict[Path, frozenset[str] | None]:
             "convert it to safetensors: load it with transformers elsewhere, then save_pretrained",
         )
     raise CheckpointError(f"{folder} holds no .safetensors file", "download the model's weights into it")
+
+
+def _index_of(folder: Path) -> str:
+    """The name of its index: the usual one, or of a folder that calls its only set of files otherwise its."""
+    named = sorted(file.name for file in folder.glob("*.safetensors.index.json"))
+    return named[0] if len(named) == 1 else INDEX
 
 
 def read_index(folder: Path, name: str = INDEX) -> dict[Path, frozenset[str] | None]:

@@ -1,12 +1,14 @@
-"""Codes of 4 or 8 bits in words of 32, the lowest bits first: how GPTQ, AWQ and compressed-tensors lie in
-files."""
+"""Codes of 2, 4 or 8 bits in words of 32, the lowest bits first: how GPTQ, AWQ, compressed-tensors, MLX and
+Marlin lie in files."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["AWQ_ORDER", "pack_words", "unpack_words"]
+from minicpm4.formats.packing import row_slices
+
+__all__ = ["AWQ_ORDER", "awq_columns", "awq_words", "pack_words", "unpack_words"]
 
 WORD = 32
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -18,15 +20,37 @@ def pack_words(codes: NDArray, bits: int) -> NDArray[np.int32]:
     share one. A last word that is not full ends in zeros."""
     each = WORD // bits
     rows, columns = codes.shape
-    padded = np.zeros((rows, -(-columns // each) * each), np.uint32)
-    padded[:, :columns] = codes
-    parts = padded.reshape(rows, -1, each) << (np.arange(each, dtype=np.uint32) * np.uint32(bits))
-    words: NDArray[np.int32] = np.bitwise_or.reduce(parts, axis=2).view(np.int32)
-    return words
+    words = np.empty((rows, -(-columns // each)), np.uint32)
+    for part in row_slices(rows, columns):
+        padded = np.zeros((part.stop - part.start, words.shape[1] * each), np.uint32)
+        padded[:, :columns] = codes[part]
+        padded = padded.reshape(len(padded), -1, each)
+        padded <<= np.arange(each, dtype=np.uint32) * np.uint32(bits)
+        np.bitwise_or.reduce(padded, axis=2, out=words[part])
+    return words.view(np.int32)
 
 
 def unpack_words(words: NDArray, bits: int) -> NDArray[np.uint8]:
-    """Inverse of ``pack_words``: (rows, words) int32 to codes (rows, words * 32 / bits)."""
+    """Inverse of ``pack_words``: (rows, words), 32 bits each, to codes (rows, words * 32 / bits)."""
     shifts = np.arange(0, WORD, bits, dtype=np.uint32)
-    found = (np.ascontiguousarray(words).view(np.uint32)[:, :, None] >> shifts) & np.uint32((1 << bits) - 1)
-    return found.astype(np.uint8).reshape(len(words), -1)
+    codes = np.empty((*words.shape, len(shifts)), np.uint8)
+    for part in row_slices(len(words), words.shape[1] * len(shifts)):
+        found = np.ascontiguousarray(words[part]).view(np.uint32)[:, :, None] >> shifts
+        found &= np.uint32((1 << bits) - 1)
+        codes[part] = found
+    return codes.reshape(len(words), -1)
+
+
+def awq_words(codes: NDArray) -> NDArray[np.int32]:
+    """Codes (rows, columns) of 4 bits to AWQ's words (rows, columns / 8)."""
+    return pack_words(_reordered(codes, np.array(AWQ_ORDER)), 4)
+
+
+def awq_columns(words: NDArray) -> NDArray[np.uint8]:
+    """Inverse of ``awq_words``."""
+    return _reordered(unpack_words(words, 4), np.argsort(AWQ_ORDER))
+
+
+def _reordered(codes: NDArray, order: NDArray) -> NDArray:
+    eights = codes.reshape(len(codes), -1, len(order))
+    return np.ascontiguousarray(eights[:, :, order]).reshape(codes.shape)

@@ -16,7 +16,8 @@ from minicpm4.formats.kinds import KINDS, float_kinds
 from minicpm4.formats.names import EMBED
 from minicpm4.formats.packing import unpack
 from minicpm4.formats.quant import PackedTensor, QuantSpec
-from minicpm4.formats.quantised_write import QUANTISED, check_writable, quantisation, quantised_sources
+from minicpm4.formats.quantised_config import check_writable, quantisation
+from minicpm4.formats.quantised_write import QUANTISED, OutMatrix, quantised_sources
 from minicpm4.formats.safetensors_write import write_set
 from minicpm4.formats.tensor_source import TensorSource
 from minicpm4.quantize.parts import ENDS, Parts, is_vector
@@ -28,6 +29,7 @@ FOLDERS = (*QUANTISED, "hf", "llama")
 """How a folder may hold the weights: hf are floats, as they were rounded, llama the same without muP's
 scales."""
 LAYOUTS = (*FOLDERS, "gguf")
+_STEMS = {"marlin": "model_gptq"}  # what CPM.cu calls its files
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,12 +66,12 @@ class _Parts:
 def check_layout(
     layout: str, specs: Mapping[str, QuantSpec | None], shapes: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Raise ConfigError unless ``layout`` has a place for every matrix in its format."""
+    """Raise ConfigError unless ``layout`` has a place for every matrix in its format, in a model with tensors
+    of ``shapes``."""
     if layout not in QUANTISED:
         return
     found = {name: spec for name, spec in specs.items() if spec is not None and name in shapes}
-    for name, spec in found.items():
-        check_writable(layout, name, (shapes[name][0], shapes[name][1]), spec)
+    check_writable(layout, found, shapes)
     if not found:
         raise ConfigError(f"{layout} with no matrix that is quantised", "write it as hf")
     quantisation(layout, found, [name for name, spec in specs.items() if spec is None and name in shapes])
@@ -92,6 +94,7 @@ def write_model(made: Parts, folder: Path, layout: str, text: ModelText | None) 
     specs: dict[str, QuantSpec] = {}
     plain, weights, matrix_nbytes = [], 0, 0
     for stem in made.stems:
+        packed: list[OutMatrix] = []
         for name, tensor in made.part(stem).items():
             parts.places[name] = stem
             load = partial(parts, name)
@@ -106,21 +109,25 @@ def write_model(made: Parts, folder: Path, layout: str, text: ModelText | None) 
                     )
                 specs[name] = tensor.spec
                 half = tensor.scales is not None and tensor.scales.dtype == np.float16
-                found = quantised_sources(layout, name, tensor.shape, tensor.spec, half, load)
-            else:
-                plain += [] if vector else [name]
-                found = {name: _floats(tensor, vector, load)}
-            sources |= found
+                packed.append(
+                    OutMatrix(name=name, shape=tensor.shape, spec=tensor.spec, half=half, load=load)
+                )
+                continue
+            sources[name] = _floats(tensor, vector, load)
             if not vector:
-                matrix_nbytes += sum(source.nbytes for source in found.values())
+                plain.append(name)
+                matrix_nbytes += sources[name].nbytes
+        found = quantised_sources(layout, packed) if packed else {}
+        matrix_nbytes += sum(source.nbytes for source in found.values())
+        sources |= found
     beside, ends = ({}, ()) if text is None else (text.files(), text.end_ids)
     config = with_end_ids(made.config, ends)
     content = hf_config(config, _dtype(made, layout, sources))
     if specs:
-        content["quantization_config"] = quantisation(layout, specs, plain)
+        content |= quantisation(layout, specs, plain)
     try:
         begin_folder(folder, beside)
-        write_set(folder, "model", sources, check_finite)
+        write_set(folder, _STEMS.get(layout, "model"), sources, check_finite)
         end_folder(folder, content)
     except OSError as error:
         raise CheckpointError(

@@ -1,0 +1,187 @@
+"""What config.json says of quantised matrices in each layout, and which matrices a layout has a place for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from minicpm4.errors import ConfigError
+from minicpm4.formats.marlin import MARLIN_COLUMNS
+from minicpm4.formats.names import EMBED, HEAD
+from minicpm4.formats.quant import QuantSpec
+from minicpm4.formats.quantised_methods import FUSED
+
+__all__ = ["check_writable", "quantisation"]
+
+Specs = Mapping[str, QuantSpec]
+_OTHER = "use compressed-tensors"
+_LATER = frozenset(part for parts in FUSED.values() for part in parts[1:])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Rules:
+    """``kinds`` that a layout holds, in ``groups`` of these sizes (none: any); ``rows`` that matrices have
+    multiples of, for 4 bits; ``head`` and ``embed``: whether they may be quantised; ``one``: all matrices of
+    layers are, in one format."""
+
+    kinds: tuple[str, ...] = ("int4", "int8")
+    groups: tuple[int, ...] = ()
+    rows: int = 0
+    head: bool = False
+    embed: bool = False
+    one: bool = True
+
+
+_RULES = {
+    "compressed-tensors": _Rules(head=True, one=False),
+    "gptq": _Rules(rows=8),
+    "awq": _Rules(kinds=("int4",), rows=8),
+    # Of CPM.cu's kernel and its converter.
+    "marlin": _Rules(kinds=("int4",), groups=(128,)),
+    "mlx": _Rules(kinds=("int4", "int8", "ternary"), groups=(32, 64, 128), head=True, embed=True, one=False),
+}
+
+
+def check_writable(layout: str, specs: Specs, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise ConfigError unless ``layout`` has a place for every matrix of ``specs``, in a model with tensors
+    of ``shapes``."""
+    for name, spec in specs.items():
+        _check_matrix(layout, name, shapes[name][0], spec)
+    if layout == "marlin":
+        _check_fused(shapes)
+
+
+def _check_matrix(layout: str, name: str, rows: int, spec: QuantSpec) -> None:
+    rules, where = _RULES[layout], f"{name} as {spec}"
+    if name == EMBED and not rules.embed:
+        raise ConfigError(f"{layout} has no place for {where}", "leave embeddings as they are (float)")
+    if name == HEAD and not rules.head:
+        raise ConfigError(f"few readers of {layout} have a place for {where}", "leave the head float")
+    if spec.kind not in rules.kinds:
+        raise ConfigError(f"{layout} has no place for {where}", f"it holds {' and '.join(rules.kinds)}")
+    if rules.groups and spec.group_size not in rules.groups:
+        sizes = " or ".join(map(str, rules.groups))
+        raise ConfigError(f"{layout} has no place for {where}", f"its groups are of {sizes}")
+    if rules.rows and rows * spec.row.bits % (4 * rules.rows):
+        raise ConfigError(f"{layout} has no place for {where}: {rows} rows do not fill its words")
+
+
+def _check_fused(shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Marlin as CPM.cu has it: q, k and v in one matrix, gate and up in another, and no more than norms
+    beside them."""
+    for name, shape in shapes.items():
+        if not name.startswith("model.layers."):
+            continue
+        stem, last = name.removesuffix(".weight").rpartition(".")[::2]
+        if len(shape) == 1 and not last.endswith("layernorm"):
+            raise ConfigError(f"marlin has no place for {name}", _OTHER)
+        if len(shape) == 1 or last in _LATER:
+            continue
+        together = next((parts for parts in FUSED.values() if last == parts[0]), (last,))
+        rows = sum(shapes[f"{stem}.{part}.weight"][0] for part in together)
+        if rows % MARLIN_COLUMNS:
+            named = name + (f" with {' and '.join(together[1:])}" if together[1:] else "")
+            raise ConfigError(
+                f"marlin has no place for the {rows} rows of {named}, no multiple of {MARLIN_COLUMNS}", _OTHER
+            )
+
+
+def quantisation(layout: str, specs: Specs, plain: Collection[str]) -> dict[str, Any]:
+    """Fields of config.json for the matrices ``specs`` (by name) in ``layout``; ``plain``: those that stay
+    floats. Raises ConfigError where it cannot say it."""
+    if _RULES[layout].one:
+        inside = sorted(name for name in plain if name.startswith("model.layers."))
+        if inside and layout != "awq":
+            raise ConfigError(
+                f"readers of {layout} take every matrix of a layer for quantised, {inside[0]} is not", _OTHER
+            )
+        if len(set(specs.values())) != 1:
+            raise ConfigError(f"{layout} has one format for all matrices", f"{_OTHER}, or no overrides")
+    return _WRITERS[layout](specs, plain)
+
+
+def _gptq(specs: Specs, plain: Collection[str]) -> dict[str, Any]:
+    spec = next(iter(specs.values()))
+    said = {
+        "quant_method": "gptq",
+        "checkpoint_format": "gptq",
+        "bits": spec.row.bits,
+        "group_size": spec.group_size,
+        "desc_act": False,
+        "sym": True,
+        "lm_head": False,
+        "pack_dtype": "int32",
+    }
+    return {"quantization_config": said}
+
+
+def _marlin(specs: Specs, plain: Collection[str]) -> dict[str, Any]:
+    """As CPM.cu's converter leaves it: that of the GPTQ folder."""
+    said = _gptq(specs, plain)["quantization_config"]
+    return {"quantization_config": {**said, "static_groups": True}}
+
+
+def _awq(specs: Specs, plain: Collection[str]) -> dict[str, Any]:
+    kept = sorted(name.removesuffix(".weight") for name in plain if name.startswith("model.layers."))
+    said = {
+        "quant_method": "awq",
+        "version": "gemm",
+        "bits": 4,
+        "group_size": next(iter(specs.values())).group_size,
+        "zero_point": True,
+        "modules_to_not_convert": kept or None,
+    }
+    return {"quantization_config": said}
+
+
+def _compressed(specs: Specs, plain: Collection[str]) -> dict[str, Any]:
+    by_spec: dict[QuantSpec, list[str]] = {}
+    for name, spec in specs.items():
+        by_spec.setdefault(spec, []).append(name.removesuffix(".weight"))
+    groups = {}
+    for index, (spec, names) in enumerate(by_spec.items()):
+        weights = {
+            "num_bits": spec.row.bits,
+            "type": "int",
+            "symmetric": True,
+            "strategy": "group",
+            "group_size": spec.group_size,
+            "dynamic": False,
+            "observer": "minmax",
+        }
+        # All of one kind: all linear layers but those ignored. Else each by its name.
+        targets = ["Linear"] if len(by_spec) == 1 else names
+        groups[f"group_{index}"] = {"targets": targets, "weights": weights}
+    # A tied head is a linear layer too, which has no tensor.
+    floats = {*plain, HEAD} - {EMBED, *specs}
+    said = {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "config_groups": groups,
+        "ignore": sorted(name.removesuffix(".weight") for name in floats),
+    }
+    return {"quantization_config": said}
+
+
+def _mlx(specs: Specs, plain: Collection[str]) -> dict[str, Any]:
+    """The format of most, and by name those of others; floats have no scales, which tells."""
+    usual = Counter(specs.values()).most_common(1)[0][0]
+    said: dict[str, Any] = _mlx_format(usual)
+    said |= {name.removesuffix(".weight"): _mlx_format(one) for name, one in specs.items() if one != usual}
+    return {"quantization": said, "quantization_config": said}  # its own tools write it twice
+
+
+def _mlx_format(spec: QuantSpec) -> dict[str, Any]:
+    return {"group_size": spec.group_size, "bits": spec.row.bits, "mode": "affine"}
+
+
+_WRITERS: dict[str, Callable[[Specs, Collection[str]], dict[str, Any]]] = {
+    "compressed-tensors": _compressed,
+    "gptq": _gptq,
+    "awq": _awq,
+    "marlin": _marlin,
+    "mlx": _mlx,
+}
