@@ -34,6 +34,7 @@ COMMANDS = {
     "data": "Make tokenizers and packed training data, and look into them.",
     "train": "Train a model from a recipe, stage by stage.",
     "bench": "Measure tokens per second at given depths, dense and sparse.",
+    "eval": "Measure how good a model is: how well it foresees a text.",
     "needles": "See which facts a model finds in long texts, at every depth.",
     "doctor": "Show what this machine offers and which kernels will run.",
 }
@@ -53,6 +54,7 @@ _LOWER = {
     "serve": "lower --context or --max-batch, or choose smaller --weights or --kv",
     "bench": "lower --depths, --batch or --chunk, or choose smaller --weights or --kv",
     "needles": "lower --lengths",
+    "eval": "lower --window, or choose smaller --weights or --kv",
     "train": "lower the micro_tokens or context of the recipe's stages, or train a smaller model",
     "data": "give fewer or smaller files at a time",
 }

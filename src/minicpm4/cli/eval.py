@@ -1,0 +1,144 @@
+"""``minicpm4 eval``: how good a model is, measured here."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from minicpm4.cli.options import EngineFlags, check_output, expand, number, write_figures
+from minicpm4.cli.terminal import progress_bar, show, table
+from minicpm4.config.strict import require
+from minicpm4.errors import ConfigError
+from minicpm4.files import read_text
+
+if TYPE_CHECKING:
+    from minicpm4.evals.perplexity import TextLoss
+
+MAX_MODELS = 8
+MAX_TEXT = 64 << 20  # bytes of a file
+WINDOW = 2048
+_DEFAULTS = EngineFlags()
+
+
+@expand
+def ppl(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...",
+            help="Name, folder, .gguf file or hub repository; of several, all are compared with the first.",
+        ),
+    ],
+    text: Annotated[
+        list[Path], typer.Option(metavar="FILE", help="Text to read; may be given several times.")
+    ],
+    window: Annotated[
+        int | None,
+        typer.Option(help=f"Tokens read at a time. Default: {WINDOW:,}, or the model's context if shorter."),
+    ] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option(help="Tokens of a window that count, the others come before them. Default: half of it."),
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write all figures to this file.")
+    ] = None,
+    engine: EngineFlags = _DEFAULTS,
+) -> None:
+    """Read texts and tell how well a model foresees them: loss and perplexity a token, bits a byte.
+
+    Bits a byte compare models with different tokens. Of several models the difference from the first is told
+    with a 95% interval, paired over 32 stretches of each text."""
+    require(len(models) <= MAX_MODELS, f"{len(models)} models are too many", f"give {MAX_MODELS} at most")
+    require(len(set(models)) == len(models), "a model is given twice")
+    names = [str(file) for file in text]
+    require(len(set(names)) == len(names), "a text is given twice")
+    if window is not None:
+        number("--window", window, 1 << 24, least=2)
+    if stride is not None:
+        number("--stride", stride, 1 << 24, least=1)
+    check_output("--json", json_file)
+    texts = {str(file): read_text(file, MAX_TEXT, ConfigError, "give a file of text") for file in text}
+    for name, content in texts.items():
+        require(bool(content.strip()), f"{name} holds no text")
+    found = {model: _read(model, texts, window, stride, engine) for model in models}
+    _print(found)
+    if json_file is not None:
+        write_figures(json_file, _figures(found, names, window, stride, engine))
+
+
+commands = {"ppl": ppl}
+
+
+def _read(
+    model: str, texts: dict[str, str], window: int | None, stride: int | None, engine: EngineFlags
+) -> dict[str, TextLoss]:
+    """Losses by text; one model is in memory at a time."""
+    from minicpm4.evals.perplexity import read
+
+    inspected = engine.inspect(model)
+    longest = inspected.plan.context
+    size = min(WINDOW, longest) if window is None else window
+    require(
+        size <= longest,
+        f"--window {size:,} is more than the {longest:,} tokens of context of {model}",
+        "lower it, or give a longer --context",
+    )
+    with engine.load(inspected) as llm:
+        print(llm.description, file=sys.stderr)
+        losses = {}
+        for name, content in texts.items():
+            with progress_bar(f"reading {Path(name).name}", "tokens") as progress:
+                losses[name] = read(llm, content, window=size, stride=stride, progress=progress)
+    return losses
+
+
+def _print(found: dict[str, dict[str, TextLoss]]) -> None:
+    from minicpm4.evals.perplexity import apart, total
+
+    shown = table("model", "text", "tokens", "loss", "perplexity", "bits a byte", "apart", left=2)
+    rows: dict[str, dict[str, TextLoss]] = {}
+    for model, losses in found.items():
+        rows[model] = losses | ({"all": total(list(losses.values()))} if len(losses) > 1 else {})
+    first = next(iter(rows))
+    for model, losses in rows.items():
+        for name, one in losses.items():
+            by = "" if model == first else "{:+.4f} +- {:.4f}".format(*apart(rows[first][name], one))
+            shown.add_row(
+                Path(model).name,
+                Path(name).name,
+                f"{one.tokens:,}",
+                f"{one.nll:.4f}",
+                f"{one.perplexity:,.3f}",
+                f"{one.bits_per_byte:.4f} +- {one.interval:.4f}",
+                by,
+            )
+    show(shown)
+
+
+def _figures(
+    found: dict[str, dict[str, TextLoss]],
+    names: list[str],
+    window: int | None,
+    stride: int | None,
+    engine: EngineFlags,
+) -> dict[str, Any]:
+    from minicpm4.evals.perplexity import apart, total
+
+    models: dict[str, Any] = {}
+    wholes = {model: total(list(losses.values())) for model, losses in found.items()}
+    first = next(iter(found))
+    for model, losses in found.items():
+        models[model] = {
+            "texts": {name: one.as_dict() for name, one in losses.items()},
+            "all": wholes[model].as_dict(),
+        }
+        if model != first:
+            by, half = apart(wholes[first], wholes[model])
+            models[model]["bits_per_byte_apart"] = {"mean": by, "half_width": half}
+    flags = {f.name: getattr(engine, f.name) for f in fields(engine) if getattr(engine, f.name) is not None}
+    return {"texts": names, "window": window, "stride": stride, "engine": flags, "models": models}

@@ -1,0 +1,62 @@
+"""`minicpm4 eval ppl`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from minicpm4.cli import run
+from tests.fixtures.random_checkpoint import make_checkpoint
+
+TEXT = "A text that two models read, one after the other, to see which foresees it better.\n" * 4
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    file = tmp_path / "one.txt"
+    file.write_text(TEXT)
+    return file
+
+
+def test_models_are_compared_on_texts(tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    models = [str(make_checkpoint(tmp_path / name, seed=seed)) for name, seed in (("a", 1), ("b", 2))]
+    other, found = tmp_path / "two.txt", tmp_path / "found.json"
+    other.write_text(TEXT.upper())
+    args = ["eval", "ppl", *models, "--text", str(text), "--text", str(other), "--window", "64"]
+    assert run([*args, "--kv", "float32", "--json", str(found)]) == 0
+    out = capsys.readouterr().out
+    rows = [line.split() for line in out.splitlines()[2:]]
+    assert [row[:2] for row in rows] == [[m, t] for m in "ab" for t in ("one.txt", "two.txt", "all")]
+    report = json.loads(found.read_text())
+    assert report["engine"] == {"kv": "float32"} and report["window"] == 64
+    first, second = report["models"].values()
+    by = second["bits_per_byte_apart"]["mean"]
+    assert by == pytest.approx(second["all"]["bits_per_byte"] - first["all"]["bits_per_byte"], abs=1e-9)
+    assert "bits_per_byte_apart" not in first and f"{by:+.4f} +- " in out
+    nats = [one["nats"] for one in first["texts"].values()]
+    assert first["all"]["nats"] == pytest.approx(sum(nats))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--window", "1"], "--window"),
+        (["--stride", "0"], "--stride"),
+        (["--window", "64", "--stride", "65"], "stride = 65"),
+        (["--window", "100000"], "more than the"),
+        (["--text", "nowhere.txt"], "nowhere.txt"),
+        (["--text", "{empty}"], "holds no text"),
+        (["--text", "{text}"], "given twice"),
+        (["{model}"], "a model is given twice"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    tmp_path: Path, text: Path, options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, empty = make_checkpoint(tmp_path / "m"), tmp_path / "empty.txt"
+    empty.write_text(" \n")
+    given = [one.format(empty=empty, text=text, model=model) for one in options]
+    assert run(["eval", "ppl", str(model), "--text", str(text), *given]) == 2
+    assert said in capsys.readouterr().err
