@@ -11,6 +11,7 @@ import pytest
 from minicpm4 import LLM
 from minicpm4.cli import run
 from minicpm4.evals import conversion, fidelity
+from minicpm4.model.source import open_model
 from tests.fixtures.random_checkpoint import make_checkpoint
 
 QUICK = ["--group", "32", "--samples", "4", "--length", "128"]
@@ -59,6 +60,31 @@ def test_without_text_the_model_writes_its_own(model: Path, tmp_path: Path) -> N
         assert all(len(one) == 40 for one in texts)
 
 
+def test_a_model_in_bf16(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In floats unless said, without calibration; and from the GPTQ folder of another."""
+    out, small = tmp_path / "floats", tmp_path / "small"
+    assert run(["convert", str(model), str(out), "--weights", "bf16"]) == 0
+    assert "16.00 bits a weight" in capsys.readouterr().out
+    args = [*QUICK, "--method", "rtn", "--to", "gptq"]
+    assert run(["convert", str(model), str(small), *args]) == 0
+    assert run(["convert", str(small), str(tmp_path / "back"), "--weights", "bf16"]) == 0
+    for folder in (out, tmp_path / "back"):
+        said = json.loads((folder / "config.json").read_text())
+        assert said["torch_dtype"] == "bfloat16" and "quantization_config" not in said
+        with LLM(str(folder)) as llm:
+            assert llm.generate([5, 9, 40]).token_ids
+
+
+def test_embeddings_are_quantised_where_a_layout_has_a_place(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "small"
+    args = [*QUICK, "--method", "rtn", "--to", "mlx", "--head", "int4-g64"]
+    assert run(["convert", str(model), str(out), *args, "--override", "embed_tokens=int8-g32"]) == 0
+    tensors = open_model(out).checkpoint.tensors
+    assert str(tensors["model.embed_tokens.weight"].spec) == "int8-g32"
+    assert str(tensors["lm_head.weight"].spec) == "int4-g64"
+    assert not [name for name, one in tensors.items() if len(one.shape) == 2 and not one.spec.row.group]
+
+
 def test_nothing_is_kept_of_other_settings(model: Path, text: Path, tmp_path: Path) -> None:
     """What a run left behind is for the same command alone."""
     keys = []
@@ -95,6 +121,10 @@ def test_nothing_is_kept_of_other_settings(model: Path, text: Path, tmp_path: Pa
         (["--head", "int8-g32", "--to", "gptq"], "lm_head"),
         (["--weights", "ternary", "--group", "64"], "ternary"),
         (["--override", "nothing=float"], "no matrix"),
+        (["--weights", "bf16"], "--weights bf16 has no groups"),
+        (["--to", "awq", "--weights", "int8"], "it holds int4"),
+        (["--to", "marlin"], "its groups are of 128"),
+        (["--to", "mlx", "--override", "embed_tokens=int8-g96"], "int8-g96"),
         (["--override", "down_proj"], "PATTERN=FORMAT"),
         (["--calibration", "absent.txt"], "absent.txt"),
         (["--method", "rtn", "--calibration", "README.md"], "leave --calibration out"),

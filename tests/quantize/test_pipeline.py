@@ -12,6 +12,7 @@ import pytest
 
 from minicpm4 import LLM
 from minicpm4.errors import CheckpointError, ConfigError
+from minicpm4.formats.bf16 import bf16_to_f32, f32_to_bf16
 from minicpm4.formats.packing import unpack
 from minicpm4.formats.quantised_write import QUANTISED
 from minicpm4.kernels.registry import host_table
@@ -135,6 +136,49 @@ def test_layouts_hold_the_same_model(tmp_path: Path, layout: str) -> None:
             np.testing.assert_array_equal(unpack(found.load(name)), values, err_msg=name)
 
 
+@pytest.mark.parametrize("tie", [False, True])
+def test_weights_become_bf16(tmp_path: Path, tie: bool) -> None:
+    """All matrices, embeddings and head too, and config.json says so; norms stay float32."""
+    model = open_model(make_checkpoint(tmp_path / "model", seed=2, tie=tie))
+    made = rounded(model, tmp_path / "work", weights="bf16", method="rtn")
+    assert len(made.rows) == 14 and {row.format for row in made.rows} == {"bf16"}
+    written = write_model(made, tmp_path / "out", "hf", None)
+    check_again(made, tmp_path / "out")
+    assert written.bits == 16
+    found = open_model(tmp_path / "out").checkpoint
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    for name, info in found.tensors.items():
+        if len(info.shape) == 1:
+            np.testing.assert_array_equal(found.load_vector(name), model.checkpoint.load_vector(name))
+            continue
+        wanted = bf16_to_f32(f32_to_bf16(unpack(model.checkpoint.load(name))))
+        assert info.dtype == "BF16"
+        np.testing.assert_array_equal(unpack(found.load(name)), wanted, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("options", "down", "up"),
+    [
+        ({"weights": "bf16", "method": "rtn", "overrides": {"down_proj": "int4-g32"}}, "int4-g32", "bf16"),
+        ({"method": "awq", "overrides": {"down_proj": "bf16"}}, "bf16", "int4-g32"),
+        ({"method": "gptq", "overrides": {"down_proj": "bf16"}}, "bf16", "int4-g32"),
+    ],
+)
+def test_floats_and_codes_stand_side_by_side(
+    tmp_path: Path, options: dict[str, Any], down: str, up: str
+) -> None:
+    model = open_model(make_checkpoint(tmp_path / "model", seed=2))
+    made = rounded(model, tmp_path / "work", **options)
+    assert {row.format for row in made.rows if "down_proj" in row.name} == {down}
+    assert {row.format for row in made.rows if "up_proj" in row.name} == {up}
+    write_model(made, tmp_path / "out", "compressed-tensors", None)
+    check_again(made, tmp_path / "out")
+    found = open_model(tmp_path / "out").checkpoint
+    assert str(found.tensors["model.layers.1.mlp.down_proj.weight"].spec) == down
+    again = rounded(model, tmp_path / "work", **options)  # of what is kept
+    assert {row.name for row in again.rows} == {row.name for row in made.rows}
+
+
 def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = open_model(make_checkpoint(tmp_path / "model", seed=4, num_hidden_layers=3))
     whole = rounded(model, tmp_path / "whole")
@@ -193,7 +237,8 @@ def test_rotations_are_orthogonal(size: int) -> None:
     ("settings", "said"),
     [
         ({"weights": "int5"}, "int5"),
-        ({"weights": "bf16"}, "bf16"),
+        ({"weights": "bf16"}, "gptq chooses codes, bf16 has none"),
+        ({"weights": "f32", "method": "rtn"}, "f32"),
         ({"method": "gptqq"}, "gptq"),
         ({"group": 48}, "group_size"),
         ({"overrides": {"(": "float"}}, "regular expression"),

@@ -41,8 +41,8 @@ def command(
     weights: Annotated[
         str | None,
         typer.Option(
-            help="What layers become: int4, int8, ternary, or auto: they stay as they are stored. int4 "
-            "unless said, for gguf and llama auto."
+            help="What layers become: int4, int8, ternary, bf16 (embeddings and head, too), or auto: they "
+            "stay as they are stored. int4 unless said, for gguf and llama auto."
         ),
     ] = None,
     method: Annotated[
@@ -57,14 +57,14 @@ def command(
         typer.Option(help="Weights that share a scale: a multiple of 32 (64; int4 and int8 for gguf 32)."),
     ] = None,
     to: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--to",
-            help="Layout: compressed-tensors, gptq, awq, marlin (CPM.cu's) or mlx, which other tools read "
-            "too; hf: floats of the same values; llama: these without MiniCPM's scales, for what knows "
-            "Llama alone; gguf: one file.",
+            help="Layout: compressed-tensors (unless said), gptq, awq, marlin (CPM.cu's) or mlx, which other "
+            "tools read too; hf: floats of the same values (of bf16 unless said); llama: these without "
+            "MiniCPM's scales, for what knows Llama alone; gguf: one file.",
         ),
-    ] = "compressed-tensors",
+    ] = None,
     gguf_type: Annotated[
         list[str] | None,
         typer.Option(
@@ -126,10 +126,12 @@ def command(
     on after an interruption. What was written is opened again, and every value compared with what was
     rounded."""
     from minicpm4.evals.conversion import Calibration, convert, measure
+    from minicpm4.formats.kinds import float_kinds, grouped_kinds
     from minicpm4.quantize.export import LAYOUTS
     from minicpm4.quantize.gguf_export import GgufTypes
     from minicpm4.quantize.options import SKIP_FIRST, QuantizeOptions
 
+    to = to or ("hf" if weights in float_kinds() else "compressed-tensors")
     check_choice("--to", to, list(LAYOUTS))
     number("--samples", samples, MAX_SAMPLES, least=1)
     number("--length", length, MAX_LENGTH, least=64)
@@ -156,7 +158,12 @@ def command(
             }
         )
     else:
-        method = method or "gptq"
+        method = method or ("gptq" if weights in grouped_kinds() else "rtn")
+        require(
+            weights not in float_kinds() or group is None,
+            f"--weights {weights} has no groups",
+            "leave --group out",
+        )
         options = QuantizeOptions(
             weights=weights,
             method=method,

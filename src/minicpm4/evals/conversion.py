@@ -99,7 +99,8 @@ def convert(
     if options is None:
         return replace(writer.write(Stored(opened.checkpoint, opened.config)), tests=tests)
     config = Rotation.config(opened.config) if options.rotate else opened.config
-    writer.check(config, options.specs(opened.config))
+    specs = options.specs(opened.config)
+    writer.check(config, {name: spec if spec and spec.row.group else None for name, spec in specs.items()})
     if text is None and options.calibrated:
         raise CheckpointError(
             f"{source} has no tokenizer to read or write text with", "use --method rtn, without --test"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from minicpm4.config import ModelConfig
 from minicpm4.config.strict import check_choice, check_integer, require, suggest
 from minicpm4.errors import ConfigError
-from minicpm4.formats.kinds import grouped_kinds
+from minicpm4.formats.kinds import float_kinds, grouped_kinds
 from minicpm4.formats.names import EMBED, HEAD, layer_tensors
 from minicpm4.formats.quant import QuantSpec
 from minicpm4.quantize.gptq import DAMPING
@@ -34,7 +34,8 @@ FLOATS = "float"
 class QuantizeOptions:
     """Settings of a conversion. Raises ConfigError.
 
-    ``weights``: the kind that the layers' matrices become, in groups of ``group``; ``method``: one of
+    ``weights``: the kind that the layers' matrices become, in groups of ``group``, or a kind of floats, which
+    embeddings and head become, too, and which knows no method but rtn; ``method``: one of
     METHODS; ``skip_first``: positions of each text that P-GPTQ leaves out; ``embed`` and ``head``: a format
     of their own ("int8-g32"), or "float": as they are; ``overrides``: formats by a regular expression that
     is searched for in a matrix's name, the last that fits counts; ``rotate``: fold a rotation in first;
@@ -53,9 +54,14 @@ class QuantizeOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_choice("weights", self.weights, list(grouped_kinds()))
+        check_choice("weights", self.weights, [*grouped_kinds(), *_float_choices()])
         check_choice("method", self.method, list(METHODS))
-        parse_format(f"{self.weights}-g{self.group}")
+        parse_format(self._usual)
+        require(
+            self.grouped or self.method == "rtn",
+            f"method {self.method} chooses codes, {self.weights} has none",
+            "use rtn, which is what it does unless said",
+        )
         for name in (self.embed, self.head, *self.overrides.values()):
             parse_format(name)
         for pattern in self.overrides:
@@ -67,6 +73,16 @@ class QuantizeOptions:
         check_integer("seed", self.seed, 0, MAX_SEED)
         require(self.gptq or not self.act_order, f"act_order is GPTQ's, not {self.method}'s", "leave it out")
         require(0 < self.damping < 1, f"damping = {self.damping!r} is not between 0 and 1")
+
+    @property
+    def grouped(self) -> bool:
+        """Whether layers become codes with scales."""
+        return self.weights in grouped_kinds()
+
+    @property
+    def _usual(self) -> str:
+        """The format of matrices of which nothing else is said."""
+        return f"{self.weights}-g{self.group}" if self.grouped else self.weights
 
     @property
     def calibrated(self) -> bool:
@@ -100,7 +116,8 @@ class QuantizeOptions:
                     columns[f"model.layers.{index}.{name}"] = shape[1]
         found, used = {}, set()
         for name, width in columns.items():
-            said = {EMBED: self.embed, HEAD: self.head}.get(name, f"{self.weights}-g{self.group}")
+            said = {EMBED: self.embed, HEAD: self.head}.get(name, self._usual)
+            said = said if self.grouped or said != FLOATS else self._usual
             for pattern, one in self.overrides.items():
                 if re.search(pattern, name):
                     said = one
@@ -120,17 +137,24 @@ class QuantizeOptions:
 
 
 def parse_format(text: str) -> QuantSpec | None:
-    """ "int4-g64" and the like; "float": None. Raises ConfigError."""
+    """ "int4-g64" and the like, or "bf16"; "float", as it is: None. Raises ConfigError."""
     if text == FLOATS:
         return None
+    if text in _float_choices():
+        return QuantSpec(kind=text)
     match = re.fullmatch(r"([a-z0-9]+)-g([0-9]{1,5})", text)
     known = list(grouped_kinds())
     if match is None or match[1] not in known:
         raise ConfigError(
             f"{text!r} is not a format of weights",
-            suggest(text, [f"{kind}-g64" for kind in known] + [FLOATS]),
+            suggest(text, [f"{kind}-g64" for kind in known] + [*_float_choices(), FLOATS]),
         )
     return QuantSpec(kind=match[1], group_size=int(match[2]))
+
+
+def _float_choices() -> list[str]:
+    """Kinds of floats that can be asked for."""
+    return [name for name, row in float_kinds().items() if row.choice]
 
 
 def _fitting(kind: str, width: int) -> str:

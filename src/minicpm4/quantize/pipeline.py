@@ -155,9 +155,10 @@ def _round(
     wanted = {name: spec for name, spec in specs.items() if spec is not None}
     prefix = f"model.layers.{index}."
     if walk is None:
-        for name, spec in wanted.items():
-            layer.packed[name] = pack_from_float(layer.weight(name), spec)
-        return [LayerReport(prefix + name, str(spec), "rtn", None) for name, spec in wanted.items()]
+        return _to_nearest(layer, prefix, wanted)
+    # To floats there is one way to round, which comes last: after all that is folded in.
+    floats = {name: spec for name, spec in wanted.items() if not spec.row.group}
+    wanted = {name: spec for name, spec in wanted.items() if name not in floats}
     if options.smoothed:
         seen = [
             _seen(stage, layer, names, options.skip)
@@ -170,7 +171,13 @@ def _round(
         for name in names:
             if name in wanted:
                 rows.append(_one(layer, prefix, name, wanted[name], hessian, options))
-    return rows
+    return rows + _to_nearest(layer, prefix, floats)
+
+
+def _to_nearest(layer: Layer, prefix: str, specs: Mapping[str, QuantSpec]) -> list[LayerReport]:
+    for name, spec in specs.items():
+        layer.packed[name] = pack_from_float(layer.weight(name), spec)
+    return [LayerReport(prefix + name, str(spec), "rtn", None) for name, spec in specs.items()]
 
 
 def _seen(stage: Any, layer: Layer, names: Sequence[str], skip: int) -> Hessian:
@@ -227,7 +234,7 @@ def _reports(made: Rounded, index: int, found: Mapping[str, PackedTensor]) -> li
         said.get(name.removesuffix(".weight"))
         or LayerReport(name.removesuffix(".weight"), str(tensor.spec), "as before", None)
         for name, tensor in found.items()
-        if tensor.spec.row.group
+        if tensor.spec.kind != "f32"  # in which all is kept that stays as it was
     ]
 
 
