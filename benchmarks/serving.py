@@ -6,6 +6,7 @@ race     1, 4, 16 and 32 clients, each a chat of its own: tokens a second, first
 fair     8 chats are written alone, then beside new short chats, then a long prompt is read beside both: time
          between their tokens, and the newcomers' first token
 cached   a long prompt, another chat, the long prompt again: how much of it came from the cache
+toll     32 clients, and the same chats as one batch of the engine by itself, in turns: what HTTP takes
 soak     32 clients for --minutes, a third of which go away at a random moment: errors, pages held, growth of
          memory, threads or open files; any of these is a failure
 
@@ -36,6 +37,7 @@ import httpx
 import numpy as np
 from endurance import facts, faults, quarters
 from peers.quiet import Watch, is_loud
+from toll import batches, pairs, shares
 
 from minicpm4.files import finite, write_json
 from minicpm4.machine import cpu_name, total_cores
@@ -109,8 +111,8 @@ def words(rng: random.Random, count: int) -> str:
 def millis(seconds: Sequence[float]) -> dict[str, float]:
     if not seconds:
         return {}
-    p50, p99 = np.percentile(seconds, [50, 99])
-    return {"p50_ms": p50 * 1e3, "p99_ms": p99 * 1e3, "count": len(seconds)}
+    p50, p99 = np.percentile(seconds, [50, 99]) * 1e3
+    return {"p50_ms": p50, "p99_ms": p99, "count": len(seconds)}
 
 
 async def race(client: httpx.AsyncClient, args: argparse.Namespace, server: Server) -> dict[str, Any]:
@@ -201,6 +203,14 @@ async def cached(client: httpx.AsyncClient, args: argparse.Namespace, server: Se
     }
 
 
+async def toll(client: httpx.AsyncClient, args: argparse.Namespace, server: Server) -> dict[str, Any]:
+    """Pairs of the server and of the engine alone."""
+    rng, options = random.Random(args.seed + 4), {"max_batch": args.slots, "context": args.context}
+    rounds = [[words(rng, 80) for _ in range(args.slots)] for _ in range(1 + args.pairs)]
+    with batches(args.model, options) as batch:
+        return shares(await pairs(client.base_url.port, batch, rounds, args.tokens))
+
+
 async def soak(client: httpx.AsyncClient, args: argparse.Namespace, server: Server) -> dict[str, Any]:
     """Many clients, some of which go away; what is held meanwhile and afterwards."""
     rng, errors, seen, asked, gone = random.Random(args.seed + 3), [], [], 0, 0
@@ -246,6 +256,7 @@ PARTS: dict[str, Callable[[httpx.AsyncClient, argparse.Namespace, Server], Any]]
     "race": race,
     "fair": fair,
     "cached": cached,
+    "toll": toll,
     "soak": soak,
 }
 
@@ -306,7 +317,7 @@ def main() -> None:
     for part in args.parts:
         for repeat in range(args.repeats if part == "race" else 1):
             for name, (command, health) in servers(args, part).items():
-                if part == "soak" and name != "minicpm4":
+                if part in ("toll", "soak") and name != "minicpm4":
                     continue
                 port = free_port()
                 with started(name, [*command, "--port", str(port)], port, health) as server:
@@ -328,10 +339,7 @@ def main() -> None:
     if others is not None and is_loud(others):
         print(f"warning: {sum(others.values()):.2f} cores were at other work meanwhile", file=sys.stderr)
     cpu = re.sub(r"[^a-z0-9]+", "-", cpu_name().lower())[:10].strip("-")
-    file = (
-        args.json
-        or ROOT / "benchmarks" / "results" / f"serving_{args.model}_{cpu}_{report['date'][:10]}.json"
-    )
+    file = args.json or ROOT / f"benchmarks/results/serving_{args.model}_{cpu}_{report['date'][:10]}.json"
     write_json(file, finite(report), indent=1)
     print(f"written: {file}", file=sys.stderr)
     if wrong := [one for found in results.get("soak", {}).get("minicpm4", ()) for one in faults(found)]:
@@ -349,9 +357,8 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
             rows = [run[count] for run in runs]
             rate = np.median([row["tokens_per_second"] for row in rows])
             first = np.median([row["first"].get("p50_ms", np.nan) for row in rows])
-            p50, p99 = (
-                np.median([row["between"].get(key, np.nan) for row in rows]) for key in ("p50_ms", "p99_ms")
-            )
+            gaps = [[row["between"].get(key, np.nan) for key in ("p50_ms", "p99_ms")] for row in rows]
+            p50, p99 = np.median(gaps, axis=0)
             lines.append(f"| {count} | {name} | {rate:.1f} | {first:.0f} | {p50:.0f}, {p99:.0f} |")
     return "\n".join(lines)
 
@@ -374,10 +381,11 @@ def parse() -> argparse.Namespace:
     add("--slots", type=int, default=32, help="chats at a time, of both servers (%(default)s)")
     add("--context", type=int, help="tokens of a chat; the model's unless said, 1024 in the soak")
     add("--clients", type=int, nargs="+", default=list(CLIENTS))
-    add("--tokens", type=int, default=64, help="of an answer in the race (%(default)s)")
+    add("--tokens", type=int, default=64, help="of an answer in race and toll (%(default)s)")
     add("--long", type=int, default=4500, help="words of the long prompt (%(default)s)")
     add("--idle", type=float, default=20.0, help="seconds of chats before the long prompt (%(default)s)")
     add("--minutes", type=float, default=10.0, help="of the soak (%(default)s)")
+    add("--pairs", type=int, default=9, help="of the toll (%(default)s)")
     add("--repeats", type=int, default=3, help="of the race (%(default)s)")
     add("--seed", type=int, default=0)
     add("--json", type=Path, metavar="FILE", help="results/serving_MODEL_CPU_DATE.json unless said")

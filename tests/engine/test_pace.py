@@ -6,7 +6,7 @@ and for each of their tokens, and for each token that those read, all times some
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from random import Random
 
@@ -183,7 +183,7 @@ class Fixed(Pace):
         super().__init__()
         self._room = rows
 
-    def room(self, decoding: int, rows: int) -> Room:
+    def room(self, decoding: int, rows: int, prompts: Iterable[int] = ()) -> Room:
         return Room(min(rows, self._room) if decoding else rows)
 
 
@@ -248,6 +248,47 @@ def test_newcomers_that_never_cease_hold_a_long_prompt_up_by_a_bounded_number_of
     """Half of the room is its own, however many come: twice the steps, and whole tokens, which are few."""
     alone, beside = (Crowd(Machine(costs), count).steps_to_read(6136) for count in (0, waiting))
     assert beside <= 3 * alone
+
+
+def answered(pace: Pace | None, rounds: int) -> float:
+    """Tokens a second of 32 places, on a machine where a step takes as long as its sequences and rows need:
+    chats of 100 tokens and answers of 64, all at once, and then one for each that has ended."""
+    scheduler = Scheduler(PageAllocator(200, 64), max_rows=512, max_sequences=32, pace=pace)
+    made, written, seconds = 0, 0, 0.0
+    while made < 32 or scheduler.has_work:
+        while made < 32 * rounds and len(scheduler.running) + len(scheduler.waiting) < 32:
+            scheduler.add(Sequence(made := made + 1, [made] * 100, limit=164))
+        plan = scheduler.schedule()
+        scheduler.commit(plan)
+        took = 8e-3 + 8e-4 * plan.num_rows
+        if pace is not None:
+            pace.note(plan.decoding, plan.prompts, took)
+        seconds += took
+        for sequence in [span.sequence for span in plan.spans if not span.sequence.pending]:
+            sequence.tokens.append(7)
+            written += 1
+            if len(sequence.tokens) == sequence.limit:
+                scheduler.finish(sequence, "length")
+    return written / seconds
+
+
+@pytest.mark.parametrize("rounds", [1, 6])
+def test_a_crowd_of_short_chats_is_answered_about_as_fast_as_without_a_pace(rounds: int) -> None:
+    """Seen without this: a few chats were answered at a time, while all others waited for a token a step."""
+    assert answered(Pace(), rounds) > 0.9 * answered(None, rounds)
+
+
+def test_a_crowd_of_long_texts_is_not_let_past_answers() -> None:
+    machine = Machine((0, 2e-3, 0))
+    machine.idle()
+    machine.read(500)
+
+    def rows(*prompts: int) -> int:
+        return machine.pace.room(8, 512, prompts).fits(0)
+
+    usual = rows(4000)
+    assert rows(*[4000] * 16) == rows(4000, 60) == usual
+    assert rows(*[60] * 8) >= 1.6 * usual, "as far as steps may grow at once"
 
 
 def step(scheduler: Scheduler) -> dict[int, int]:

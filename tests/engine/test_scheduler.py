@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from random import Random
 
 import pytest
@@ -38,7 +39,7 @@ class AnyPace(Pace):
         super().__init__()
         self._rooms = rooms
 
-    def room(self, decoding: int, rows: int) -> Room:
+    def room(self, decoding: int, rows: int, prompts: Iterable[int] = ()) -> Room:
         return Room(min(rows, self._rooms.choice([0, 1, 2, 5, 100])) if decoding else rows)
 
 

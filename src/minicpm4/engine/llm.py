@@ -50,11 +50,12 @@ class LLM(Texts, Scores):
     available); ``prefix_cache``: keep what was read for later prompts that begin alike;
     ``cache_dir``: a folder for what was read, from which it is found again after a restart too (on the CPU;
     prompts are in it), ``cache_size``: bytes that it may take; what was used longest ago is removed first.
-    ``fair``: prompts are read beside running answers in pieces so small that those keep half their speed (for
-    servers: measured times cut the work, so two runs cut it differently). ``seed``: of requests without one,
-    None: random. ``ignore_fields``: fields of config.json, or keys of GGUF metadata,
-    that are read as null, though they may change what the model computes. ``threads``, too, are as calibrated
-    where not given (``minicpm4 doctor``). ``progress(done, total)`` is called while layers are loaded.
+    ``fair``: prompts are read beside running answers in pieces so small that those keep half their speed,
+    unless many short ones wait (for servers: measured times cut the work, so two runs cut it differently).
+    ``seed``: of requests without one, None: random. ``ignore_fields``: fields of config.json, or keys of GGUF
+    metadata, that are read as null, though they may change what the model computes. ``threads``, too, are as
+    calibrated where not given (``minicpm4 doctor``). ``progress(done, total)`` is called while layers are
+    loaded.
 
     Raises ModelNotFoundError, CheckpointError, ConfigError, UnsupportedError, MemoryPlanError,
     TextError.

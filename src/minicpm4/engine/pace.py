@@ -14,6 +14,10 @@ from math import sqrt
 MOST = 1.6
 UTMOST = 1.75  # where that is less than LEAST tokens of prompts
 LEAST = 4  # beside decoding, as far as UTMOST allows; one, whatever it takes: prompts end
+# Where many wait and few are answered, these are not kept fast at the cost of all who wait, and of how many
+# answers are written together: each prompt but one then has as much time as CROWD answers. A text of over
+# SHORT tokens has less, as its answer is far.
+CROWD, SHORT = 8.0, 256
 PROBE_EVERY = 16  # steps with prompts, after which one without tells anew what decoding takes alone
 SLOWEST = 2.33  # deviations above the mean: one step in a hundred
 OLDEST = 2  # the prompt that came first has half of the time, however many others come; all that is left over
@@ -30,16 +34,17 @@ _DEPTH = 4096.0
 
 class Pace:
     """Holds steps that decode to MOST times as long as they would take without prompts, but for one in a
-    hundred. ``room`` says what a step has for prompts, ``note`` what it took."""
+    hundred, and but where a crowd of short prompts waits. ``room`` says what a step has for prompts, ``note``
+    what it took."""
 
     def __init__(self) -> None:
         self._alone: dict[int, _Alone] = {}  # by how many sequences decode
         self._cost = _Cost()
         self._rows = 2.0 * LEAST  # of the largest of the last steps
 
-    def room(self, decoding: int, rows: int) -> Room:
-        """What a step may run of prompts beside ``decoding`` sequences, and at most ``rows`` tokens. None at
-        all: to see what decoding takes alone."""
+    def room(self, decoding: int, rows: int, prompts: Iterable[int] = ()) -> Room:
+        """What a step may run of ``prompts`` (how many tokens each has to go) beside ``decoding`` sequences,
+        and at most ``rows`` tokens. None at all: to see what decoding takes alone."""
         if not decoding:
             return Room(rows)
         alone = self._alone.get(decoding)
@@ -50,7 +55,8 @@ class Pace:
         varies = min(max(self._cost.deviation, alone.deviation), MOST * alone.deviation)
         taken = alone.mean + SLOWEST * varies
         most = min(rows, int(_JUMP * self._rows))
-        return Room(most, MOST * slow - taken, (UTMOST - 1) * slow, self._cost)
+        crowd = 1 + CROWD * (sum(min(1.0, SHORT / count) for count in prompts) - 1) / decoding
+        return Room(most, max(MOST, crowd) * slow - taken, (max(UTMOST, crowd) - 1) * slow, self._cost)
 
     def note(self, decoding: int, prompts: Iterable[tuple[int, int]], seconds: float) -> None:
         """A step took ``seconds``, with so many decoding sequences, and of each prompt (first position,

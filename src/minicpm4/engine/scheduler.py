@@ -77,7 +77,7 @@ class Scheduler:
             if not preempted:
                 self._admissions(plan, room)
         else:
-            self._shares(plan, self.pace.room(plan.decoding, room), admit=not preempted)
+            self._shares(plan, room, admit=not preempted)
         assert plan.spans or not self.has_work, "no sequence can make progress"
         plan.spans.sort(key=lambda span: span.sequence.is_read)
         return plan
@@ -170,9 +170,14 @@ class Scheduler:
                 break
             room -= _add_span(plan, sequence, room)
 
-    def _shares(self, plan: StepPlan, room: Room, *, admit: bool) -> None:
+    def _shares(self, plan: StepPlan, rows: int, *, admit: bool) -> None:
+        assert self.pace is not None
         planned = {id(span.sequence) for span in plan.spans}
         prompts = [one for one in self.running if id(one) not in planned]
+        places = self.max_sequences - len(self.running)
+        coming = min(places, len(self.waiting)) if admit else 0
+        nearest = (one.pending for one in [*prompts, *self.waiting[:coming]])
+        room = self.pace.room(plan.decoding, rows, nearest)
         prompts += self.waiting if admit else []
         if not prompts or not room.fits(0):
             return
