@@ -24,6 +24,7 @@ from minicpm4.errors import CheckpointError, ConfigError
 from minicpm4.files import write_file, write_json
 from minicpm4.formats.kinds import KINDS, WeightKind, float_kinds, kind_of
 from minicpm4.formats.names import EMBED, HEAD, expected_tensors
+from minicpm4.formats.packing import row_slices
 from minicpm4.formats.safetensors_write import write_set
 from minicpm4.formats.target import require_free
 from minicpm4.formats.tensor_source import TensorSource, as_kind
@@ -180,7 +181,11 @@ def _times(source: TensorSource, factor: float) -> TensorSource:
         return source
 
     def scaled() -> NDArray[np.float32]:
-        return (source.read().astype(np.float64) * factor).astype(np.float32)
+        values = source.read()
+        out = np.empty(values.shape, np.float32)
+        for part in row_slices(*values.shape):
+            out[part] = values[part].astype(np.float64) * factor
+        return out
 
     return replace(source, make=scaled)
 

@@ -22,7 +22,7 @@ from minicpm4.formats.ggml_types import GGML_TYPES, encoded
 from minicpm4.formats.gguf import GgufCheckpoint, heads_in_pairs, pairs_of_rows
 from minicpm4.formats.gguf_write import OutTensor, write_gguf
 from minicpm4.formats.names import EMBED, HEAD, gguf_name
-from minicpm4.formats.packing import exact_float, row_slices, unpack, unpack_rows
+from minicpm4.formats.packing import exact_float, row_slices, unpack_rows
 from minicpm4.formats.quant import PackedTensor, QuantSpec
 from minicpm4.model.gguf_metadata import gguf_metadata
 from minicpm4.model.rotary import inverse_frequencies
@@ -165,7 +165,7 @@ def _type_of(name: str, tensor: PackedTensor, asked: GgufTypes) -> int:
         check_columns(name, tensor.shape[1], GGML_TYPES[number])
         return number
     if not tensor.spec.row.group:
-        return type_id(exact_float(unpack(tensor)) if tensor.spec.kind == "f32" else tensor.spec.kind)
+        return type_id(exact_float(tensor.codes) if tensor.spec.kind == "f32" else tensor.spec.kind)
     for number in own_types(tensor.spec, tensor.shape[1], offsets=tensor.offsets is not None):
         if same_in(tensor, GGML_TYPES[number]) is not None:
             return number

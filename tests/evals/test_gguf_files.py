@@ -1,0 +1,32 @@
+"""What benchmarks/gguf_files.py says of two engines' logits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from benchmarks.gguf_files import differences, kl
+
+
+def test_equal_logits_differ_in_nothing() -> None:
+    ours = [np.random.default_rng(i).standard_normal((5, 40)).astype(np.float32) for i in range(2)]
+    row = differences(ours, {f"logits{i}": one for i, one in enumerate(ours)})
+    assert row["largest difference"] == row["KL divergence"] == row["best token another"] == 0
+    assert row["positions"] == 10 and row["first divergence"] is None
+
+
+def test_another_best_token_is_counted_and_the_first_is_told() -> None:
+    ours = np.zeros((3, 4), np.float32)
+    ours[:, 1], ours[:, 2] = 5.0, 4.5
+    theirs = ours.copy()
+    theirs[1, 2], theirs[2, 3] = 5.1, 0.2
+    row = differences([ours], {"logits0": theirs})
+    assert row["best token another"] == 1 and row["against the margin"] == 0
+    assert row["first divergence"] == {"prompt": 0, "position": 1, "margin": 0.5}
+    assert row["largest difference"] == pytest.approx(0.6)
+
+
+def test_divergence_is_that_of_the_probabilities() -> None:
+    a, b = np.log(np.array([[0.5, 0.5]])), np.log(np.array([[0.25, 0.75]])) + 3
+    expected = 0.5 * np.log(0.5 / 0.25) + 0.5 * np.log(0.5 / 0.75)
+    assert kl(a, b)[0] == pytest.approx(expected)

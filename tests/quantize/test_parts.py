@@ -1,0 +1,40 @@
+"""Models are written part by part: memory does not grow with them."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from minicpm4.model.source import OpenModel, open_model
+from minicpm4.quantize.export import check_again, write_model
+from minicpm4.quantize.gguf_export import GgufTypes, check_gguf, plan_gguf, write_gguf_model
+from minicpm4.quantize.parts import Folded, Stored
+from tests.fixtures.random_checkpoint import make_checkpoint
+
+
+def gguf(model: OpenModel, out: Path) -> None:
+    plan = plan_gguf(Stored(model.checkpoint, model.config), None, GgufTypes.parse(["q4_0"]))
+    write_gguf_model(plan, out)
+    check_gguf(plan, out, None)
+
+
+def llama(model: OpenModel, out: Path) -> None:
+    made = Folded(Stored(model.checkpoint, model.config))
+    write_model(made, out, "llama", None)
+    check_again(made, out)
+
+
+@pytest.mark.parametrize("write", [gguf, llama])
+def test_a_part_of_the_model_is_in_memory(write: Callable[[OpenModel, Path], None], tmp_path: Path) -> None:
+    """Embeddings and head, or a layer, with what a tensor takes while it is rounded: not the model."""
+    shape = {"hidden_size": 512, "intermediate_size": 1024, "head_dim": 128, "num_hidden_layers": 10}
+    model = open_model(make_checkpoint(tmp_path / "model", seed=4, **shape))
+    whole = sum(info.nbytes for info in model.checkpoint.tensors.values())
+    tracemalloc.start()
+    write(model, tmp_path / "out")
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 0.25 * whole, (most, whole)
