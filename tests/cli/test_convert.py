@@ -11,6 +11,7 @@ import pytest
 from minicpm4 import LLM
 from minicpm4.cli import run
 from minicpm4.evals import conversion, fidelity
+from minicpm4.formats.packing import unpack
 from minicpm4.model.source import open_model
 from tests.fixtures.random_checkpoint import make_checkpoint
 
@@ -83,6 +84,21 @@ def test_embeddings_are_quantised_where_a_layout_has_a_place(model: Path, tmp_pa
     assert str(tensors["model.embed_tokens.weight"].spec) == "int8-g32"
     assert str(tensors["lm_head.weight"].spec) == "int4-g64"
     assert not [name for name, one in tensors.items() if len(one.shape) == 2 and not one.spec.row.group]
+
+
+def test_zero_points_go_along(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of Q4_1 any offsets: MLX has them, those of the others are zero points."""
+    file, mlx = tmp_path / "m.gguf", tmp_path / "mlx"
+    assert run(["convert", str(model), str(file), "--to", "gguf", "--gguf-type", "proj=q4_1"]) == 0
+    assert run(["convert", str(file), str(mlx), "--to", "mlx", "--weights", "auto"]) == 0
+    capsys.readouterr()
+    for layout in ("gptq", "awq", "compressed-tensors"):
+        out = tmp_path / layout
+        assert run(["convert", str(file), str(out), "--to", layout, "--weights", "auto"]) == 2
+        assert "offsets that are no zero points" in capsys.readouterr().err and not out.exists()
+    one, two = open_model(file).checkpoint, open_model(mlx).checkpoint
+    for name in (f"model.layers.{i}.self_attn.q_proj.weight" for i in range(2)):
+        np.testing.assert_array_equal(unpack(one.load(name)), unpack(two.load(name)))
 
 
 def test_nothing_is_kept_of_other_settings(model: Path, text: Path, tmp_path: Path) -> None:

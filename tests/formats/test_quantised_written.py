@@ -40,10 +40,23 @@ def drawn(spec: QuantSpec, rows: int, columns: int, seed: int = 0, half: bool = 
     return pack(numbers, scales if half else scales * np.float32(1 + 2**-20), spec)
 
 
+def with_zeros(tensor: PackedTensor, seed: int) -> PackedTensor:
+    """Any codes of as many bits, and offsets that are zero points, of a matrix that has none."""
+    rng, row = np.random.default_rng(seed), tensor.spec.row
+    codes = rng.integers(0, 1 << row.bits, tensor.shape)
+    zeros = rng.integers(0, 1 << row.bits, tensor.scales.shape)
+    lower = 0 if row.zero else 128
+    return PackedTensor(
+        spec=tensor.spec,
+        shape=tensor.shape,
+        codes=row.pack((codes - lower).astype(row.codes)),
+        scales=tensor.scales,
+        offsets=(-(zeros - lower) * tensor.scales.astype(np.float32)).astype(np.float32),
+    )
+
+
 def out(name: str, tensor: PackedTensor) -> OutMatrix:
-    assert tensor.scales is not None
-    half = tensor.scales.dtype == np.float16
-    return OutMatrix(name=name, shape=tensor.shape, spec=tensor.spec, half=half, load=lambda: tensor)
+    return OutMatrix.of(name, tensor, lambda: tensor)
 
 
 def arrays(layout: str, matrices: dict[str, PackedTensor]) -> dict[str, np.ndarray]:
@@ -55,7 +68,8 @@ def again(folder: Path, layout: str, matrices: dict[str, PackedTensor], **model:
     """A folder with these matrices, opened."""
     sources = quantised_sources(layout, [out(*one) for one in matrices.items()])
     write_set(folder, "model", sources)
-    said = quantisation(layout, {name: one.spec for name, one in matrices.items()}, ())
+    shifted = [name for name, one in matrices.items() if one.offsets is not None]
+    said = quantisation(layout, {name: one.spec for name, one in matrices.items()}, (), shifted)
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", **said, **model}))
     return open_checkpoint(folder)
 
@@ -125,6 +139,8 @@ def models(draw: st.DrawFn) -> tuple[str, dict[str, PackedTensor], dict[str, int
         counts = [heads["num_attention_heads"], *[heads["num_key_value_heads"]] * 2]
         rows |= {name: size * count for name, count in zip(ATTENTION, counts, strict=True)}
     made = {name: drawn(spec, n, columns, seed + i, half) for i, (name, n) in enumerate(rows.items())}
+    if layout != "marlin" and kind != "ternary" and half and draw(st.booleans()):
+        made = {name: with_zeros(one, seed) for name, one in made.items()}
     return layout, made, heads
 
 
@@ -139,10 +155,65 @@ def test_what_is_written_is_read_bit_for_bit(
         assert found.tensors.keys() == matrices.keys()
         for one, wanted in matrices.items():
             tensor = found.load(one)
-            assert tensor.offsets is None and tensor.spec.group_size == wanted.spec.group_size
-            np.testing.assert_array_equal(numbers(tensor), numbers(wanted))
-            np.testing.assert_array_equal(tensor.scales, wanted.scales)
+            assert tensor.spec.group_size == wanted.spec.group_size
             np.testing.assert_array_equal(unpack(tensor), unpack(wanted))
+            if wanted.offsets is None:
+                assert tensor.offsets is None
+                np.testing.assert_array_equal(numbers(tensor), numbers(wanted))
+            np.testing.assert_array_equal(tensor.scales, wanted.scales)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_zero_points_by_hand(bits: int) -> None:
+    """Weights about 3 and 0: GPTQ stores 2 and the largest code, AWQ and compressed-tensors 3 and 0."""
+    spec, lower, top = QuantSpec(kind=f"int{bits}", group_size=32), 128 * (bits == 8), (1 << bits) - 1
+    row, each = spec.row, 32 // bits
+    zeros = np.array([[3, 0]] * 8)
+    tensor = PackedTensor(
+        spec=spec,
+        shape=(8, 64),
+        codes=row.pack(np.full((8, 64), 5 - lower, row.codes)),
+        scales=np.full((8, 2), 0.5, np.float16),
+        offsets=(-(zeros - lower) * 0.5).astype(np.float32),
+    )
+    assert (unpack(tensor)[0, [0, 63]] == (1.0, 2.5)).all()
+    stem = NAME.removesuffix("weight")
+    found = arrays("gptq", {NAME: tensor})[f"{stem}qzeros"].view(np.uint32)
+    for group, code in enumerate((2, top)):
+        assert (found[group] == sum(code << bits * i for i in range(each))).all()
+    found = arrays("compressed-tensors", {NAME: tensor})[f"{stem}weight_zero_point"].view(np.uint32)
+    assert found.shape == (8 // each, 2)
+    assert (found == [sum(code << bits * i for i in range(each)) for code in (3, 0)]).all()
+    if bits == 4:
+        assert arrays("awq", {NAME: tensor})[f"{stem}qzeros"].view(np.uint32).tolist() == [[0x33333333], [0]]
+    assert (arrays("mlx", {NAME: tensor})[f"{stem}biases"] == [-1.5, 0]).all()
+
+
+@pytest.mark.parametrize("layout", [one for one in QUANTISED if one != "mlx"])
+def test_offsets_that_are_no_zero_points_are_refused(layout: str) -> None:
+    plain = drawn(QuantSpec(kind="int4", group_size=128), 64, 128)
+    tensor = PackedTensor(
+        spec=plain.spec,
+        shape=plain.shape,
+        codes=plain.codes,
+        scales=plain.scales,
+        offsets=np.full((64, 1), 0.01, np.float32),
+    )
+    with pytest.raises(CheckpointError, match=f"{NAME} has .*zero points"):
+        quantised_sources(layout, [out(NAME, tensor)])
+    found = arrays("mlx", {NAME: tensor})
+    assert (found[f"{LAYER}mlp.down_proj.biases"] == np.float32(0.01)).all()
+
+
+def test_the_configuration_says_which_have_zero_points() -> None:
+    formats = {name: QuantSpec(kind="int4", group_size=64) for name in ATTENTION}
+    said = quantisation("compressed-tensors", formats, (), ATTENTION[:1])["quantization_config"]
+    groups = said["config_groups"].values()
+    assert [one["weights"]["symmetric"] for one in groups] == [False, True]
+    assert [len(one["targets"]) for one in groups] == [1, 2]
+    for shifted in ((), ATTENTION):
+        said = quantisation("gptq", formats, (), shifted)["quantization_config"]
+        assert said["sym"] is not bool(shifted)
 
 
 def test_scales_whose_offsets_float16_does_not_hold_become_float32(tmp_path: Path) -> None:

@@ -88,9 +88,11 @@ def _check_fused(shapes: Mapping[str, tuple[int, ...]]) -> None:
             )
 
 
-def quantisation(layout: str, specs: Specs, plain: Collection[str]) -> dict[str, Any]:
+def quantisation(
+    layout: str, specs: Specs, plain: Collection[str], shifted: Collection[str] = ()
+) -> dict[str, Any]:
     """Fields of config.json for the matrices ``specs`` (by name) in ``layout``; ``plain``: those that stay
-    floats. Raises ConfigError where it cannot say it."""
+    floats; ``shifted``: those of ``specs`` with offsets. Raises ConfigError where it cannot say it."""
     if _RULES[layout].one:
         inside = sorted(name for name in plain if name.startswith("model.layers."))
         if inside and layout != "awq":
@@ -99,10 +101,10 @@ def quantisation(layout: str, specs: Specs, plain: Collection[str]) -> dict[str,
             )
         if len(set(specs.values())) != 1:
             raise ConfigError(f"{layout} has one format for all matrices", f"{_OTHER}, or no overrides")
-    return _WRITERS[layout](specs, plain)
+    return _WRITERS[layout](specs, plain, shifted)
 
 
-def _gptq(specs: Specs, plain: Collection[str]) -> dict[str, Any]:
+def _gptq(specs: Specs, plain: Collection[str], shifted: Collection[str]) -> dict[str, Any]:
     spec = next(iter(specs.values()))
     said = {
         "quant_method": "gptq",
@@ -110,20 +112,20 @@ def _gptq(specs: Specs, plain: Collection[str]) -> dict[str, Any]:
         "bits": spec.row.bits,
         "group_size": spec.group_size,
         "desc_act": False,
-        "sym": True,
+        "sym": not shifted,
         "lm_head": False,
         "pack_dtype": "int32",
     }
     return {"quantization_config": said}
 
 
-def _marlin(specs: Specs, plain: Collection[str]) -> dict[str, Any]:
+def _marlin(specs: Specs, plain: Collection[str], shifted: Collection[str]) -> dict[str, Any]:
     """As CPM.cu's converter leaves it: that of the GPTQ folder."""
-    said = _gptq(specs, plain)["quantization_config"]
+    said = _gptq(specs, plain, shifted)["quantization_config"]
     return {"quantization_config": {**said, "static_groups": True}}
 
 
-def _awq(specs: Specs, plain: Collection[str]) -> dict[str, Any]:
+def _awq(specs: Specs, plain: Collection[str], shifted: Collection[str]) -> dict[str, Any]:
     kept = sorted(name.removesuffix(".weight") for name in plain if name.startswith("model.layers."))
     said = {
         "quant_method": "awq",
@@ -136,16 +138,16 @@ def _awq(specs: Specs, plain: Collection[str]) -> dict[str, Any]:
     return {"quantization_config": said}
 
 
-def _compressed(specs: Specs, plain: Collection[str]) -> dict[str, Any]:
-    by_spec: dict[QuantSpec, list[str]] = {}
+def _compressed(specs: Specs, plain: Collection[str], shifted: Collection[str]) -> dict[str, Any]:
+    by_spec: dict[tuple[QuantSpec, bool], list[str]] = {}
     for name, spec in specs.items():
-        by_spec.setdefault(spec, []).append(name.removesuffix(".weight"))
+        by_spec.setdefault((spec, name in shifted), []).append(name.removesuffix(".weight"))
     groups = {}
-    for index, (spec, names) in enumerate(by_spec.items()):
+    for index, ((spec, zeros), names) in enumerate(by_spec.items()):
         weights = {
             "num_bits": spec.row.bits,
             "type": "int",
-            "symmetric": True,
+            "symmetric": not zeros,
             "strategy": "group",
             "group_size": spec.group_size,
             "dynamic": False,
@@ -166,7 +168,7 @@ def _compressed(specs: Specs, plain: Collection[str]) -> dict[str, Any]:
     return {"quantization_config": said}
 
 
-def _mlx(specs: Specs, plain: Collection[str]) -> dict[str, Any]:
+def _mlx(specs: Specs, plain: Collection[str], shifted: Collection[str]) -> dict[str, Any]:
     """The format of most, and by name those of others; floats have no scales, which tells."""
     usual = Counter(specs.values()).most_common(1)[0][0]
     said: dict[str, Any] = _mlx_format(usual)
@@ -178,7 +180,7 @@ def _mlx_format(spec: QuantSpec) -> dict[str, Any]:
     return {"group_size": spec.group_size, "bits": spec.row.bits, "mode": "affine"}
 
 
-_WRITERS: dict[str, Callable[[Specs, Collection[str]], dict[str, Any]]] = {
+_WRITERS: dict[str, Callable[[Specs, Collection[str], Collection[str]], dict[str, Any]]] = {
     "compressed-tensors": _compressed,
     "gptq": _gptq,
     "awq": _awq,

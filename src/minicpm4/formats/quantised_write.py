@@ -14,7 +14,7 @@ from minicpm4.formats.marlin import MARLIN_ROWS, pack_tiles, scales_of_threads
 from minicpm4.formats.packing import row_slices
 from minicpm4.formats.quant import PackedTensor, QuantSpec
 from minicpm4.formats.quantised_methods import FUSED
-from minicpm4.formats.rounding import F16_MAX
+from minicpm4.formats.rounding import in_half
 from minicpm4.formats.safetensors_header import ARRAY_TYPES
 from minicpm4.formats.tensor_source import TensorSource
 from minicpm4.formats.words import awq_words, pack_words
@@ -24,14 +24,22 @@ __all__ = ["QUANTISED", "OutMatrix", "quantised_sources"]
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class OutMatrix:
-    """A matrix (out, in) without offsets; ``half``: its scales are float16; ``load`` gives it, and may be
-    asked more than once."""
+    """A matrix (out, in); ``half``: its scales are float16; ``shifted``: it has offsets; ``load`` gives it,
+    and may be asked more than once."""
 
     name: str
     shape: tuple[int, int]
     spec: QuantSpec
     half: bool
+    shifted: bool
     load: Callable[[], PackedTensor]
+
+    @classmethod
+    def of(cls, name: str, tensor: PackedTensor, load: Callable[[], PackedTensor]) -> OutMatrix:
+        """The matrix that ``load`` gives, ``tensor``, which is not kept."""
+        half = tensor.scales is not None and tensor.scales.dtype == np.float16
+        shifted = tensor.offsets is not None
+        return cls(name=name, shape=tensor.shape, spec=tensor.spec, half=half, shifted=shifted, load=load)
 
     @property
     def bits(self) -> int:
@@ -43,17 +51,20 @@ class OutMatrix:
 
     @property
     def middle(self) -> int:
-        """The code of 0 in files."""
+        """The code of 0 in files, where there are no offsets."""
         return 1 if self.spec.kind == "ternary" else 1 << (self.bits - 1)
+
+    @property
+    def raised(self) -> int:
+        """What codes in files are more than those in memory."""
+        return 0 if self.spec.row.zero else self.middle
 
     def codes(self) -> NDArray[np.uint8]:
         """(out, in), none below 0."""
         tensor = self.load()
-        assert tensor.offsets is None
         row, found = tensor.spec.row, np.empty(self.shape, np.uint8)
         for part in row_slices(*self.shape):
-            values = row.unpack(tensor.codes[part])
-            found[part] = values if row.zero else values.astype(np.int16) + self.middle
+            found[part] = row.unpack(tensor.codes[part]).astype(np.int16) + self.raised
         return found
 
     def scales(self) -> NDArray:
@@ -61,6 +72,36 @@ class OutMatrix:
         scales = self.load().scales
         assert scales is not None
         return scales
+
+    def zeros(self) -> NDArray[np.uint8]:
+        """Codes that stand for 0 (out, groups). Raises CheckpointError where offsets are not such."""
+        tensor, scales = self.load(), self.scales().astype(np.float32)
+        if tensor.offsets is None:
+            return np.full(scales.shape, self.middle, np.uint8)
+        offsets = tensor.offsets.astype(np.float32)
+        nothing = scales == 0
+        found = np.rint(-offsets / np.where(nothing, np.float32(1), scales)) + self.raised
+        found = np.where(nothing, self.middle, found)
+        exact = ((self.raised - found).astype(np.float32) * scales == offsets).all()
+        if not (exact and (found >= 0).all() and (found < 1 << self.bits).all()):
+            raise CheckpointError(
+                f"{self.name} has offsets that are no zero points of {self.bits} bits",
+                "write it as mlx, gguf or hf, or round it anew (--weights)",
+            )
+        return found.astype(np.uint8)
+
+    def biases(self) -> NDArray[np.float32]:
+        """What is added to scale * code of a file (out, groups). Raises CheckpointError where that is none of
+        float32."""
+        offsets, scales = self.load().offsets, self.scales().astype(np.float32)
+        if offsets is None:
+            return np.float32(-self.middle) * scales
+        found: NDArray[np.float32] = offsets.astype(np.float32) - np.float32(self.raised) * scales
+        if not (found + np.float32(self.raised) * scales == offsets).all():
+            raise CheckpointError(
+                f"{self.name} has offsets that mlx cannot hold as they are", "write it as gguf or hf"
+            )
+        return found
 
 
 Sources = dict[str, TensorSource]
@@ -80,6 +121,10 @@ def _compressed(matrices: Sequence[OutMatrix]) -> Sources:
         found[f"{stem}weight_packed"] = _source((rows, words), "I32", _packed(one))
         found[f"{stem}weight_scale"] = _source((rows, one.groups), _floats(one), one.scales)
         found[f"{stem}weight_shape"] = _source((2,), "I64", _shape(one))
+        if one.shifted:
+            one.zeros()  # raises before anything is written
+            zeros = _source((-(-rows * one.bits // 32), one.groups), "I32", _zeros_by_rows(one))
+            found[f"{stem}weight_zero_point"] = zeros
     return found
 
 
@@ -90,7 +135,8 @@ def _gptq(matrices: Sequence[OutMatrix]) -> Sources:
         each = 32 // one.bits
         found[f"{stem}qweight"] = _source((-(-columns // each), rows), "I32", _transposed(_packed(one)))
         # Less 1, as its first version has them.
-        found[f"{stem}qzeros"] = _source((one.groups, -(-rows // each)), "I32", _zeros(one, one.middle - 1))
+        one.zeros()  # raises before anything is written
+        found[f"{stem}qzeros"] = _source((one.groups, -(-rows // each)), "I32", _zeros_less_one(one))
         found[f"{stem}scales"] = _source((one.groups, rows), _floats(one), _transposed(one.scales))
         found[f"{stem}g_idx"] = _source((columns,), "I32", _group_of_columns(one))
     return found
@@ -101,9 +147,9 @@ def _awq(matrices: Sequence[OutMatrix]) -> Sources:
     for one in matrices:
         _require_half(one, "awq")
         stem, (rows, columns) = _stem(one), one.shape
-        zeros = _zeros(one, one.middle)  # all alike: their order does not matter
+        one.zeros()  # raises before anything is written
         found[f"{stem}qweight"] = _source((columns, rows // 8), "I32", _awq_packed(one))
-        found[f"{stem}qzeros"] = _source((one.groups, rows // 8), "I32", zeros)
+        found[f"{stem}qzeros"] = _source((one.groups, rows // 8), "I32", _awq_zeros(one))
         found[f"{stem}scales"] = _source((one.groups, rows), "F16", _transposed(one.scales))
     return found
 
@@ -112,12 +158,10 @@ def _mlx(matrices: Sequence[OutMatrix]) -> Sources:
     found = {}
     for one in matrices:
         stem, (rows, columns) = _stem(one), one.shape
-        # Small enough that float16 holds what is added to codes, too.
+        kind = "F16" if one.half and in_half(one.biases())[1] else "F32"
         found[f"{stem}weight"] = _source((rows, columns * one.bits // 32), "U32", _unsigned(_packed(one)))
-        top = float(np.abs(one.scales()).max(initial=0)) * one.middle
-        kind = "F16" if one.half and top < F16_MAX else "F32"
-        found[f"{stem}scales"] = _source((rows, one.groups), kind, _scaled(one, kind, 1))
-        found[f"{stem}biases"] = _source((rows, one.groups), kind, _scaled(one, kind, -one.middle))
+        found[f"{stem}scales"] = _source((rows, one.groups), kind, _typed(one.scales, kind))
+        found[f"{stem}biases"] = _source((rows, one.groups), kind, _typed(one.biases, kind))
     return found
 
 
@@ -127,6 +171,10 @@ def _marlin(matrices: Sequence[OutMatrix]) -> Sources:
     found: Sources = {}
     for one in matrices:
         _require_half(one, "marlin")
+        if one.shifted:
+            raise CheckpointError(
+                f"{one.name} has zero points, which marlin has not", "use awq, or round it anew (--weights)"
+            )
         stem, last = one.name.removesuffix(".weight").rpartition(".")[::2]
         fused = inside.get(last, last)
         if f"{stem}.{fused}.qweight" in found:
@@ -187,8 +235,17 @@ def _shape(one: OutMatrix) -> Make:
     return lambda: np.array(one.shape, np.int64)
 
 
-def _zeros(one: OutMatrix, zero: int) -> Make:
-    return lambda: pack_words(np.full((one.groups, one.shape[0]), zero, np.uint8), one.bits)
+def _zeros_less_one(one: OutMatrix) -> Make:
+    # Wrapping, as those that read it do.
+    return lambda: pack_words((one.zeros().T - np.uint8(1)) & np.uint8((1 << one.bits) - 1), one.bits)
+
+
+def _zeros_by_rows(one: OutMatrix) -> Make:
+    return _transposed(lambda: pack_words(one.zeros().T, one.bits))
+
+
+def _awq_zeros(one: OutMatrix) -> Make:
+    return lambda: awq_words(np.ascontiguousarray(one.zeros().T))
 
 
 def _group_of_columns(one: OutMatrix) -> Make:
@@ -199,9 +256,8 @@ def _awq_packed(one: OutMatrix) -> Make:
     return lambda: awq_words(np.ascontiguousarray(one.codes().T))
 
 
-def _scaled(one: OutMatrix, kind: str, times: int) -> Make:
-    dtype = ARRAY_TYPES[kind]
-    return lambda: (one.scales().astype(np.float32) * np.float32(times)).astype(dtype)
+def _typed(make: Make, kind: str) -> Make:
+    return lambda: make().astype(ARRAY_TYPES[kind])
 
 
 def _tiles(parts: Sequence[OutMatrix]) -> Make:

@@ -92,7 +92,7 @@ def write_model(made: Parts, folder: Path, layout: str, text: ModelText | None) 
     parts = _Parts(made)
     sources: dict[str, TensorSource] = {}
     specs: dict[str, QuantSpec] = {}
-    plain, weights, matrix_nbytes = [], 0, 0
+    plain, shifted, weights, matrix_nbytes = [], [], 0, 0
     for stem in made.stems:
         packed: list[OutMatrix] = []
         for name, tensor in made.part(stem).items():
@@ -102,16 +102,9 @@ def write_model(made: Parts, folder: Path, layout: str, text: ModelText | None) 
             if not vector:
                 weights += tensor.shape[0] * tensor.shape[1]
             if layout in QUANTISED and tensor.spec.row.group:
-                if tensor.offsets is not None:
-                    raise CheckpointError(
-                        f"{layout} is written without offsets, which {name} has",
-                        "use --to gguf or hf, or round it anew (--weights)",
-                    )
                 specs[name] = tensor.spec
-                half = tensor.scales is not None and tensor.scales.dtype == np.float16
-                packed.append(
-                    OutMatrix(name=name, shape=tensor.shape, spec=tensor.spec, half=half, load=load)
-                )
+                shifted += [name] if tensor.offsets is not None else []
+                packed.append(OutMatrix.of(name, tensor, load))
                 continue
             sources[name] = _floats(tensor, vector, load)
             if not vector:
@@ -124,7 +117,7 @@ def write_model(made: Parts, folder: Path, layout: str, text: ModelText | None) 
     config = with_end_ids(made.config, ends)
     content = hf_config(config, _dtype(made, layout, sources))
     if specs:
-        content |= quantisation(layout, specs, plain)
+        content |= quantisation(layout, specs, plain, shifted)
     try:
         begin_folder(folder, beside)
         write_set(folder, _STEMS.get(layout, "model"), sources, check_finite)

@@ -1,0 +1,114 @@
+"""Every packing there and back, for any shape and codes: in memory, in words of files, in GGML's blocks."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minicpm4.formats.ggml_types import GGML_TYPES, GgmlType, encoded
+from minicpm4.formats.kinds import grouped_kinds
+from minicpm4.formats.marlin import pack_tiles, scales_in_order, scales_of_threads, unpack_tiles
+from minicpm4.formats.packing import packed_if_exact, unpack
+from minicpm4.formats.quant import PARTS, PackedTensor, QuantSpec
+from minicpm4.formats.words import awq_columns, awq_words, pack_words, unpack_words
+from minicpm4.quantize.grid import pack
+
+SEEDS = st.integers(0, 1 << 32)
+ROUND_TRIP = settings(max_examples=80, deadline=5000)
+
+
+def codes(seed: int, bits: int, rows: int, columns: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 1 << bits, (rows, columns), dtype=np.uint8)
+
+
+@ROUND_TRIP
+@given(SEEDS, st.sampled_from(list(grouped_kinds())), st.integers(1, 9), st.integers(1, 5))
+def test_codes_in_memory(seed: int, kind: str, rows: int, units: int) -> None:
+    row = grouped_kinds()[kind]
+    found = codes(seed, row.bits, rows, units * row.columns).view(row.codes)
+    packed = row.pack(found)
+    assert packed.shape == (rows, row.width(found.shape[1])) and packed.dtype == row.codes
+    np.testing.assert_array_equal(row.unpack(packed), found)
+
+
+@ROUND_TRIP
+@given(SEEDS, st.sampled_from([2, 4, 8]), st.integers(1, 9), st.integers(1, 70))
+def test_words(seed: int, bits: int, rows: int, columns: int) -> None:
+    found = codes(seed, bits, rows, columns)
+    words = pack_words(found, bits)
+    assert words.shape == (rows, -(-columns * bits // 32)) and words.dtype == np.int32
+    whole = unpack_words(words, bits)
+    np.testing.assert_array_equal(whole[:, :columns], found)
+    assert not whole[:, columns:].any()
+    np.testing.assert_array_equal(pack_words(whole, bits), words)
+
+
+@ROUND_TRIP
+@given(SEEDS, st.integers(1, 9), st.integers(1, 9))
+def test_awq_words(seed: int, rows: int, words: int) -> None:
+    found = codes(seed, 4, rows, 8 * words)
+    np.testing.assert_array_equal(awq_columns(awq_words(found)), found)
+
+
+@ROUND_TRIP
+@given(SEEDS, st.integers(1, 4), st.integers(1, 5), st.data())
+def test_tiles(seed: int, blocks: int, steps: int, data: st.DataObject) -> None:
+    found = codes(seed, 4, 64 * blocks, 16 * steps)
+    words = pack_tiles(found)
+    assert words.shape == (steps, 128 * blocks)
+    start = data.draw(st.integers(0, len(found) - 1))
+    stop = data.draw(st.integers(start + 1, len(found)))
+    np.testing.assert_array_equal(unpack_tiles(words, slice(start, stop)), found[start:stop])
+    scales = np.random.default_rng(seed).random((steps, 64 * blocks))
+    np.testing.assert_array_equal(scales_in_order(scales_of_threads(scales)), scales)
+    assert sorted(scales_of_threads(scales).reshape(-1)) == sorted(scales.reshape(-1))
+
+
+@ROUND_TRIP
+@given(SEEDS, st.integers(1, 9), st.integers(1, 4), st.booleans())
+def test_ternary_codes_of_four_bits(seed: int, rows: int, groups: int, fourth: bool) -> None:
+    """What Q2_0 and MLX's two bits are read into becomes ternary where that loses nothing, only there."""
+    rng = np.random.default_rng(seed)
+    numbers = rng.integers(-1, 2, (rows, 64 * groups)).astype(np.float32)
+    if fourth:
+        numbers[rng.integers(rows), rng.integers(64 * groups)] = 2
+    scales = rng.standard_normal((rows, groups)).astype(np.float16).astype(np.float32)
+    tensor = pack(numbers, scales, QuantSpec(kind="int4", group_size=64))
+    found = packed_if_exact(tensor)
+    assert found.spec.kind == ("int4" if fourth else "ternary")
+    np.testing.assert_array_equal(unpack(found), unpack(tensor))
+
+
+WRITTEN = {kind.name: kind for kind in GGML_TYPES.values() if kind.decode is not None and kind.writable}
+
+
+def decoded(kind: GgmlType, raw: np.ndarray) -> PackedTensor:
+    assert kind.decode is not None
+    found, scales, offsets = kind.decode(raw)
+    shape = raw.shape[0], raw.shape[1] * kind.block
+    return PackedTensor(spec=kind.spec, shape=shape, codes=found, scales=scales, offsets=offsets)
+
+
+@ROUND_TRIP
+@given(SEEDS, st.sampled_from(list(WRITTEN)), st.integers(1, 5), st.integers(1, 3))
+def test_blocks_of_ggml(seed: int, name: str, rows: int, blocks: int) -> None:
+    """Any bytes that stand for weights are written as they were read: the same codes, scales and offsets."""
+    kind, rng = WRITTEN[name], np.random.default_rng(seed)
+    raw = rng.integers(0, 256, (rows, blocks, kind.nbytes), np.uint8)
+    at = {"Q6_K": [208], "TQ1_0": [52], "TQ2_0": [64], "Q2_0": [0]}
+    for place in at.get(name, [0, 2] if kind.offsets else [0]):
+        scales = rng.standard_normal((rows, blocks)) * 10.0 ** rng.integers(-6, 3, (rows, blocks))
+        raw[..., place : place + 2] = scales.astype("<f2")[..., None].view(np.uint8)
+    if name in ("TQ2_0", "Q2_0"):  # without the fourth code
+        start = 0 if name == "TQ2_0" else 2
+        part = raw[..., start : start + kind.block // 4]
+        part &= ~((part & (part >> 1) & 0x55) * 3)
+    if name == "TQ1_0":  # bytes that five base-3 digits give
+        digits = rng.integers(0, 3, (rows, blocks * kind.block)).astype(np.float32) - 1
+        spec, ones = kind.spec, np.ones((rows, blocks), np.float32)
+        raw[..., :52] = encoded(pack(digits, ones, spec), kind).reshape(raw.shape)[..., :52]
+    first = decoded(kind, raw)
+    again = decoded(kind, encoded(first, kind).reshape(rows, blocks, kind.nbytes))
+    for part_name in PARTS:
+        np.testing.assert_array_equal(getattr(again, part_name), getattr(first, part_name))
