@@ -316,7 +316,7 @@ class ThreadedDriver(Driver):
     @property
     def engine(self) -> EngineAPI:
         """Raises RequestError when closed, EngineError when the thread has died."""
-        if not self._thread.is_alive() and not self._closing:
+        if (self._ended or not self._thread.is_alive()) and not self._closing:
             raise self._gone() from self._cause
         return super().engine
 

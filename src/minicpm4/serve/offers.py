@@ -35,6 +35,8 @@ class Offer:
     nbytes: int = 0
     sparse: SparseConfig | None = None
     """How it attends; None: to everything, always."""
+    again: bool = True
+    """Whether it may be loaded more than once; else it is another's to close."""
 
     @property
     def attention(self) -> dict[str, Any]:
@@ -58,6 +60,7 @@ class Offer:
             chat_template=own.chat_template,
             load=lambda progress: llm,
             sparse=own.sparse if "sparse" in own.limits.attentions else None,
+            again=False,
         )
 
     @classmethod

@@ -52,11 +52,10 @@ class Replica:
         return create_app(self.shelf)
 
     async def check_health(self) -> None:
-        """What Ray asks now and then. Raises EngineError where an engine's thread has died: Ray then makes a
-        new replica."""
-        for one in self.shelf.services:
-            if one.is_loaded:
-                one.llm.load  # noqa: B018  (raises)
+        """What Ray asks now and then. Raises EngineError where a model has died for good: Ray then makes
+        another replica."""
+        if failed := [one.name for one in self.shelf.services if one.has_failed]:
+            raise EngineError(f"the engine of {', '.join(failed)} has died")
 
 
 def application(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 
@@ -25,6 +26,7 @@ from minicpm4.serve.settings import ServeSettings
 
 logger = logging.getLogger("minicpm4.serve")
 
+MAX_DEATHS, WITHIN = 3, 300.0  # so many in so many seconds, and it is not loaded any more
 NOTHING = Load(running=0, waiting=0, pages_held=0, pages=0)  # in hand, of a model that is not loaded
 
 
@@ -44,6 +46,7 @@ class Service:
         self.waiting: list[asyncio.Future[None]] = []
         self.used = 0.0
         self.comes = self.leaving = False
+        self._deaths: deque[float] = deque(maxlen=MAX_DEATHS)
         self._llm: AsyncLLM | None = None
         metrics.watch(self.name, self._figures, lambda: self.gate.count, lambda: self.is_loaded)
 
@@ -61,12 +64,14 @@ class Service:
 
     @property
     def stays(self) -> bool:
-        """Whether it is loaded and may be borrowed."""
-        return self.is_loaded and not self.leaving
+        """Whether it is loaded and may be borrowed. One that cannot be loaded again stays, even dead."""
+        return self.is_loaded and not self.leaving and not self.is_to_go
 
     @property
     def status(self) -> str:
         """As llama.cpp's router calls it."""
+        if self.given_up:
+            return "failed"
         return "loaded" if self.is_loaded else "loading" if self.comes else "unloaded"
 
     def put(self, llm: AsyncLLM) -> None:
@@ -106,6 +111,26 @@ class Service:
             return self._llm is not None and self._llm.llm.load is None
         except Minicpm4Error:
             return True
+
+    @property
+    def is_to_go(self) -> bool:
+        """Whether it has died, and may be loaded again."""
+        return self.offer.again and self.has_died
+
+    def died(self) -> None:
+        """Its engine has, once more."""
+        self._deaths.append(time.monotonic())
+
+    @property
+    def given_up(self) -> bool:
+        """Whether it has died too often at a time to be loaded again."""
+        deaths = self._deaths
+        return len(deaths) == MAX_DEATHS and deaths[-1] - deaths[0] <= WITHIN
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it will answer nobody any more."""
+        return self.given_up or (self.has_died and not self.offer.again)
 
     @property
     def share(self) -> int:

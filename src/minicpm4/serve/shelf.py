@@ -12,9 +12,10 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs
 
 from minicpm4.engine.async_llm import AsyncLLM
@@ -27,7 +28,7 @@ from minicpm4.serve.errors import ApiError, api_error, busy
 from minicpm4.serve.metrics import Metrics
 from minicpm4.serve.offers import Offer, offers_of
 from minicpm4.serve.responses import Scope
-from minicpm4.serve.service import Service
+from minicpm4.serve.service import MAX_DEATHS, WITHIN, Service
 from minicpm4.serve.settings import ServeSettings
 
 logger = logging.getLogger("minicpm4.serve")
@@ -100,9 +101,7 @@ class Shelf:
         service.waiting.append(place)
         if not service.comes:
             service.comes = True
-            task = asyncio.ensure_future(self._bring(service))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._begin(self._bring(service))
         try:
             await place
         except asyncio.CancelledError:
@@ -118,6 +117,8 @@ class Shelf:
         service.users -= 1
         service.used = time.monotonic()
         self._changed.set()
+        if service.is_to_go and not service.comes:
+            self._begin(self._put_off(service))
 
     def load_first(self, progress: Progress | None = None) -> None:
         """Load the first model before the server runs. Raises as its load does."""
@@ -141,9 +142,30 @@ class Shelf:
             if (llm := one.take()) is not None:
                 llm.llm.close()
 
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _put_off(self, service: Service) -> None:
+        """Unload a model whose engine has died, as soon as all whom it failed have gone: who asks for it next
+        gets another, unless it has died too often."""
+        while service.is_to_go and service.users:
+            self._changed.clear()
+            await self._changed.wait()
+        async with self._moving:
+            if service.is_to_go:
+                service.died()
+                logger.error("the engine of %s has died", service.name)
+                await self._unload(service)
+
     async def _bring(self, service: Service) -> None:
         """Load a model that somebody waits for, and let in who does."""
         try:
+            await self._put_off(service)
+            if service.given_up:
+                often = f"{MAX_DEATHS} times in {WITHIN / 60:g} minutes"
+                raise EngineError(f"its engine has died {often}", "start the server anew")
             async with self._moving:
                 wanted = service.stays or await self._make_room(service)
                 if wanted and not service.stays:
@@ -220,8 +242,10 @@ class Shelf:
         service.leaving = False
         if llm is None:
             return
-
-        await self._apart(llm.llm.close)
+        try:
+            await self._apart(llm.llm.close)
+        except Exception as error:  # of what a fault has left
+            logger.error("%s was not closed well", service.name, exc_info=error)
         del llm
         gc.collect()  # arrays that a circle of references would keep
         give_back_freed()

@@ -42,10 +42,10 @@ class DetokenizeBody(Shape):
 
 
 async def health(shelf: Shelf, body: None) -> Reply:
-    """200 while requests are let in, 503 when the server is ending or the engine of a model has died."""
+    """200 while requests are let in, 503 when the server is ending or a model has died for good."""
     if shelf.closed:
         return Reply.of({"status": "ending"}, 503)
-    if dead := [one.name for one in shelf.services if one.has_died]:
+    if dead := [one.name for one in shelf.services if one.has_failed]:
         return Reply.of({"status": "failed", "models": dead}, 503)
     return Reply.of({"status": "ok"})
 
