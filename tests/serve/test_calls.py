@@ -151,6 +151,24 @@ def test_an_answer_ends_with_its_first_call_where_no_grammar_ends_it(
     assert said["usage"]["output_tokens"] < 3000
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_block_of_code_that_is_a_call(serve: Any, stream: bool) -> None:
+    call = json.dumps({"name": "book", "arguments": KEPT}, indent=2)
+    server = serve(f"I book:\n```json\n{call}\n```", engine=engine("qwen2_5"))
+    response = server.chat(tools=TOOLS, temperature=0, stream=stream)
+    if stream:
+        chunks = events(response)
+        calls, finish = joined_calls(chunks), chunks[-1]["choices"][0]["finish_reason"]
+        content = "".join(x["delta"].get("content", "") for chunk in chunks for x in chunk["choices"])
+    else:
+        choice = response.json()["choices"][0]
+        calls, finish = choice["message"]["tool_calls"], choice["finish_reason"]
+        content = choice["message"]["content"]
+    ((one,), said) = calls, content
+    assert (one["function"]["name"], json.loads(one["function"]["arguments"])) == ("book", KEPT)
+    assert (said, finish) == ("I book:", "tool_calls")
+
+
 def test_a_name_asks_for_one_call(serve: Any) -> None:
     server = serve(script("qwen2_5", ("book", KEPT), ("now", {})), engine=engine("qwen2_5"))
     message = message_of(server.chat(tools=TOOLS, tool_choice={"function": {"name": "book"}}, temperature=0))

@@ -13,7 +13,15 @@ from typing import Any
 from minicpm4.text.call_formats import CallFormat
 from minicpm4.text.call_stream import CallPart, CallStream, joined
 from minicpm4.text.reasoning import Marks, ReasoningSplitter, overlap
-from minicpm4.text.toolcalls import ToolCall, call_marks, parse_tool_calls, schemas_of
+from minicpm4.text.toolcalls import (
+    FENCE,
+    MAX_HEAD,
+    ToolCall,
+    call_marks,
+    may_be_fenced,
+    parse_tool_calls,
+    schemas_of,
+)
 
 __all__ = ["ReplyPart", "ReplyStream", "begins_as_calls"]
 
@@ -101,9 +109,10 @@ class _CallBlocks:
     def __init__(self, tools: Sequence[Mapping[str, Any]], form: CallFormat | None, held: bool) -> None:
         self._tools, self._form, self._is_held = tools, form, held and form is not None
         self._schemas = schemas_of(tools)
-        self._openings = call_marks(form)
+        self._openings = call_marks(form, self._schemas)
         self._held = ""
         self._block_of: str | None = None  # the opening mark of the block which ``_held`` begins with
+        self._blank = ""  # what stands before it
         self._looked = 0  # how far its end was looked for
         self._ends = 0
         self._called = False
@@ -130,9 +139,12 @@ class _CallBlocks:
             return self._read(self._held) or self._say(self._held)
         while self._block_of is not None:  # cut off, or without its closing mark
             calls = self._read(self._held)
+            if self._block_of == FENCE[0] and not calls:
+                parts += self._say(self._code()) + self.push("")
+                continue
             text, self._held, self._block_of = self._held, "", None
             if calls:
-                return calls
+                return parts + calls
             parts += self._say(text)
         if self._held.strip():
             parts += self._say(self._held)
@@ -175,6 +187,7 @@ class _CallBlocks:
             if self._is_held and form is not None and opening == form.opening:
                 self._start(opening, block, form)
             else:
+                self._blank = self._held[len(before) : at]
                 self._held, self._block_of = block, opening
                 self._looked = self._ends = 0
             return self._say(before)
@@ -211,6 +224,8 @@ class _CallBlocks:
     def _block(self) -> list[ReplyPart] | None:
         """The calls of a block that ends, or its text where it is none; None: more has to come."""
         assert self._block_of is not None
+        if self._block_of == FENCE[0] and not may_be_fenced(self._held[:MAX_HEAD], self._schemas):
+            return self._say(self._code())
         closing = self._openings[self._block_of]
         at = self._held.find(closing, self._looked) if closing else -1
         if at < 0:
@@ -221,8 +236,16 @@ class _CallBlocks:
         calls = self._read(self._held[:stop])
         if not calls and self._ends < MAX_ENDS:
             return []
+        if not calls and self._block_of == FENCE[0]:
+            return self._say(self._code())
         block, self._held, self._block_of = self._held[:stop], self._held[stop:], None
         return calls or self._say(block)
+
+    def _code(self) -> str:
+        """The beginning of a block of code that is no call; what is in it is read as any text is."""
+        begun, self._held = self._blank + FENCE[0], self._held[len(FENCE[0]) :]
+        self._block_of = None
+        return begun
 
     def _read(self, block: str) -> list[ReplyPart]:
         calls = parse_tool_calls(block, self._tools, marks=(), starts_inside=False, form=self._form).calls

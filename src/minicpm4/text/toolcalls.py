@@ -25,13 +25,19 @@ __all__ = ["CALL_MARKS", "ParsedReply", "ToolCall", "call_marks", "parse_tool_ca
 
 MAX_REPLY_CHARS = 1 << 20
 MAX_BLOCKS = 64
+MAX_HEAD = 1024  # characters in which a block of code says of which tool it is a call
 _MAX_ENDS = 8  # an end marker may stand inside a string argument: that many are tried
 _PYTHON = ("<|tool_call_start|>", "<|tool_call_end|>")
 _JSON = ("<tool_call>", "</tool_call>")
 CALL_MARKS: tuple[Marks, ...] = (_PYTHON, _JSON)
+FENCE = ("```json", "```")
+"""A block of code, which small models write for a call: it is one where it holds a call of a known tool and
+nothing else."""
+_FENCED = re.compile(r'```json\s*\{\s*"name"\s*:\s*"')
 Schemas = Mapping[str, Mapping[str, Any]]
 _Reader = Callable[[str, Schemas, CallFormat | None], "list[ToolCall]"]
 _GIVEN = ("arguments", "parameters")
+_ONLY = [{one} for one in _GIVEN]
 _BESIDE = {"name", *_GIVEN, "id", "type", "index"}
 
 
@@ -84,10 +90,21 @@ def parse_tool_calls(
     return _Parts(text, schemas_of(tools or ()), dict(marks), starts_inside, form).reply()
 
 
-def call_marks(form: CallFormat | None) -> dict[str, str]:
-    """What opens and what closes a block of calls, of a model that writes them in this format."""
+def call_marks(form: CallFormat | None, schemas: Schemas) -> dict[str, str]:
+    """What opens and what closes a block of calls of these tools, of a model that writes them in this
+    format."""
     own = {form.opening: form.closing} if form is not None and form.opening else {}
-    return {**dict(CALL_MARKS), **own}
+    fences = [FENCE] if schemas and (form is None or form.kind == "json") else []
+    return {**dict(CALL_MARKS), **dict(fences), **own}
+
+
+def may_be_fenced(text: str, schemas: Schemas) -> bool:
+    """Whether a text that begins with FENCE may go on as a call does."""
+    found = _FENCED.match(text)
+    if found is None:
+        return re.fullmatch(r'```json\s*(\{\s*("(n(a(m(e("(\s*(:\s*)?)?)?)?)?)?)?)?)?', text) is not None
+    rest = text[found.end() :]
+    return any(rest.startswith(f'{name}"') or f'{name}"'.startswith(rest) for name in schemas)
 
 
 def schemas_of(tools: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
@@ -113,7 +130,7 @@ class _Parts:
         form: CallFormat | None,
     ) -> None:
         self._text, self._schemas, self._marks, self._form = text, schemas, marks, form
-        self._openings = call_marks(form)
+        self._openings = call_marks(form, schemas)
         self._inside = inside  # None: a closing mark may still tell
         self._missing: set[str] = set()  # closing marks that do not come any more
         self._from = 0  # where the text begins that is in no part yet
@@ -138,7 +155,7 @@ class _Parts:
                 self._notes.append(f"only the first {MAX_BLOCKS} blocks of calls were read")
                 break
             else:
-                at, blocks = self._block(found.start(), found[0]), blocks + 1
+                at, blocks = self._block(found.start(), found[0]), blocks + (found[0] != FENCE[0])
         self._content.append(self._text[self._from :])
         content = "".join(self._content).strip()
         if self._form is not None and not self._calls:
@@ -195,7 +212,11 @@ class _Parts:
     def _block(self, at: int, opening: str) -> int:
         """A block of calls is opened; where to go on."""
         pair = (opening, self._openings[opening])
+        if opening == FENCE[0] and not may_be_fenced(self._text[at : at + MAX_HEAD], self._schemas):
+            return at + len(opening)
         calls, used, note = _read_block(self._text[at:], pair, self._schemas, self._form)
+        if note and opening == FENCE[0]:  # code like any other
+            return at + len(opening)
         stop = at + used
         if note:
             # It may have been spoken of while thinking.
@@ -237,12 +258,29 @@ def _read_block(
 
 def _readers(opening: str, form: CallFormat | None) -> list[_Reader]:
     """How a block behind this mark may be read, the model's own way first."""
+    if opening == FENCE[0]:
+        return [_read_fenced]
     kind = form.kind if form is not None and form.opening == opening else ""
     if kind == "xml":
         return [_read_tags, _read_json]
     if kind == "json":
         return [_read_json, _read_python] if opening == _PYTHON[0] else [_read_json]
     return [_read_python, _read_json] if kind or opening == _PYTHON[0] else [_read_json]
+
+
+def _read_fenced(source: str, schemas: Schemas, form: CallFormat | None) -> list[ToolCall]:
+    """The one call that a block of code is."""
+    try:
+        values = read_values(source)
+    except LooseJsonError as error:
+        raise CallSyntaxError(f"not JSON: {error}") from error
+    given = values[0]
+    if len(values) > 1 or not isinstance(given, dict) or given.keys() - {"name"} not in _ONLY:
+        raise CallSyntaxError("no call, or more than one")
+    call = _json_call(given)
+    if call.name not in schemas or not isinstance(given[(given.keys() - {"name"}).pop()], dict):
+        raise CallSyntaxError("no call of a tool")
+    return [call]
 
 
 def _read_tags(block: str, schemas: Schemas, form: CallFormat | None) -> list[ToolCall]:
