@@ -35,7 +35,7 @@ PAGE    := src/minicpm4/serve/page
 TEXT    := examples/how_sqlite_is_tested.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow models test-models test-transformers test-isa test-interpreted test-page test-clients test-ray test-gpu gpu-check test-arm lint format types docs page page-check page-compare slim sanitize clean
+.PHONY: help setup run test test-slow models test-models test-transformers test-gguf test-isa test-interpreted test-page test-clients test-ray test-gpu gpu-check test-arm lint format types docs page page-check page-compare slim sanitize clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
@@ -80,6 +80,11 @@ test-models: $(READY)  ## the tests of those that are here
 test-transformers: $(READY)  ## exported models and tokenizers against transformers, which it installs
 	$(PIP) $(PEER) $(TORCH)
 	$(PYTEST) tests/train/test_transformers.py tests/text/test_families.py tests/cli/test_convert_transformers.py
+
+test-gguf: $(READY)  ## GGUF files of ours in llama.cpp, which it compiles in build/llama (minutes)
+	@test -x build/llama/bin/python || $(PYTHON) -m venv build/llama
+	CMAKE_ARGS="-DGGML_NATIVE=ON" build/llama/bin/pip install --quiet --no-binary llama-cpp-python llama-cpp-python==0.3.36
+	$(BIN)/python benchmarks/gguf_files.py --llama-python build/llama/bin/python
 
 # tests/contract and tests/model run at every level by themselves; these follow MINICPM4_ISA. Of the engine's, those that
 # compute: the others would say the same again.

@@ -126,20 +126,17 @@ def cases(folder: Path, qwen: Path | None) -> Iterator[Case]:
     mup = str(minicpm(folder / "minicpm", None))
     yield Case(name="minicpm, BF16", source=mup, bound=BF16)
     yield Case(name="minicpm, F32", source=mup, options=("--gguf-type", "f32"), bound=FLOAT32)
-    scaled = str(
-        minicpm(
-            folder / "longrope",
-            RopeScaling(
-                rope_type="longrope",
-                short_factor=tuple(1 + i / 32 for i in range(32)),
-                long_factor=tuple(1 + i / 16 for i in range(32)),
-                original_max_position_embeddings=1024,
-            ),
+    factors = [tuple(1 + i / step for i in range(32)) for step in (32, 16)]
+    for original, which in ((1024, "short"), (128, "long")):  # the context is between them
+        scaling = RopeScaling(
+            rope_type="longrope",
+            short_factor=factors[0],
+            long_factor=factors[1],
+            original_max_position_embeddings=original,
         )
-    )
-    yield Case(
-        name="minicpm with longrope, F32", source=scaled, options=("--gguf-type", "f32"), bound=FLOAT32
-    )
+        scaled = str(minicpm(folder / which, scaling))
+        name = f"minicpm with longrope, its {which} factors, F32"
+        yield Case(name=name, source=scaled, options=("--gguf-type", "f32"), bound=FLOAT32)
     small = str(sentencepiece_model(folder / "sentencepiece"))
     yield Case(name="minicpm with a SentencePiece vocabulary, F32", source=small, bound=FLOAT32)
     for kind, more in (("int4", ()), ("int8", ()), ("ternary", ("--group", "64"))):
