@@ -1,4 +1,4 @@
-"""A server whose model solves one task: ``python -m tests.serve.agent_server SETTINGS TOOL ARGUMENT``.
+"""A server whose model solves one task: ``python -m tests.serve.agent_server SETTINGS NAME TOOL ARGUMENT``.
 
 It writes a file by a call of TOOL, whose ARGUMENT is a command, looks at it by another, and says what it has
 seen; a request for a title it answers with one.
@@ -22,7 +22,7 @@ STEPS = (
 
 
 def main() -> None:
-    settings, tool, argument = sys.argv[1:]
+    settings, name, tool, argument = sys.argv[1:]
 
     def answer(prompt: str) -> str:
         if "title generator" in prompt:
@@ -38,7 +38,7 @@ def main() -> None:
         return f"{said}<tool_call>\n{json.dumps(call)}\n</tool_call>"
 
     engine = ScriptedEngine(answer, context=200_000, max_rows=8192)
-    llm = AsyncLLM.over(engine, engine.text, name="scripted")
+    llm = AsyncLLM.over(engine, engine.text, name=name)
 
     def started(address: str) -> None:
         print("scripted at", address, flush=True)

@@ -18,7 +18,7 @@ import numpy as np
 import openai
 import pytest
 
-from tests.serve.processes import ROOT, Running, small
+from tests.serve.processes import PATIENCE, ROOT, Running, small
 
 CHAT = "/v1/chat/completions"
 FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
@@ -31,7 +31,7 @@ def server() -> Iterator[Running]:
         yield running
 
 
-def until(true: Callable[[], bool], seconds: float = 60.0) -> None:
+def until(true: Callable[[], bool], seconds: float = PATIENCE) -> None:
     """Generous: other work on this machine is no fault of the server."""
     end = time.monotonic() + seconds
     while not true():
@@ -143,7 +143,7 @@ def test_more_than_it_takes_is_refused_and_the_rest_answered(server: Running) ->
     body = {"messages": LONG, "max_tokens": 40, "ignore_eos": True}
     with ThreadPoolExecutor(16) as pool:
         answers = list(
-            pool.map(lambda _: httpx.post(f"{server.address}{CHAT}", json=body, timeout=120), range(16))
+            pool.map(lambda _: httpx.post(f"{server.address}{CHAT}", json=body, timeout=PATIENCE), range(16))
         )
     refused = [one for one in answers if one.status_code == 429]
     assert refused and all(int(one.headers["retry-after"]) >= 1 for one in refused)
@@ -185,26 +185,26 @@ def test_hostile_requests_are_never_our_fault(server: Running) -> None:
 
 
 def test_it_finishes_what_is_under_way_when_told_to_end() -> None:
-    with small() as running:
+    with small("--drain", str(PATIENCE)) as running:
         body = {"messages": LONG, "max_tokens": 120, "ignore_eos": True, "stream": True}
         got: list[str] = []
         flowing = threading.Event()
 
         def read() -> None:
-            with httpx.stream("POST", f"{running.address}{CHAT}", json=body, timeout=60) as response:
+            with httpx.stream("POST", f"{running.address}{CHAT}", json=body, timeout=PATIENCE) as response:
                 for line in response.iter_lines():
                     got.append(line)
                     flowing.set()
 
         thread = threading.Thread(target=read)
         thread.start()
-        assert flowing.wait(30)
+        assert flowing.wait(PATIENCE)
         running.process.send_signal(signal.SIGTERM)
         refused: Any = None
         until(lambda: running.http.get("/health").status_code == 503)
         refused = running.http.post(CHAT, json={"messages": FRANCE})
         assert refused.status_code == 503 and "retry-after" in refused.headers
-        thread.join(60)
+        thread.join(PATIENCE)
         ends = [json.loads(line[6:]) for line in got if line.startswith("data: {")]
         assert got[-2] == "data: [DONE]" and ends[-1]["choices"][0]["finish_reason"] == "length"
-        assert running.process.wait(20) == 0
+        assert running.process.wait(PATIENCE) == 0

@@ -17,7 +17,7 @@ T = TypeVar("T")
 Scope = MutableMapping[str, Any]
 Send = Callable[[Any], Awaitable[None]]
 
-PING = 15.0  # seconds without an event after which a comment shows proxies that the stream lives
+PING = 15.0  # seconds without an event after which something shows that the stream lives
 
 
 def to_json(value: Any) -> bytes:
@@ -51,14 +51,21 @@ class Reply:
         await send({"type": "http.response.body", "body": self.body})
 
 
+def _comment() -> str:
+    return ": still here\n\n"
+
+
 @dataclass(frozen=True, slots=True)
 class Events:
     """Server-sent events, each a text of lines (``event_text``), as they come. ``on_error``: the last words
-    of a stream that cannot go on; None: those of its API."""
+    of a stream that cannot go on; None: those of its API. ``alive``: what is sent where none comes for long.
+    A comment is enough for proxies; clients that count events alone give up after some minutes, so where an
+    API has one that says nothing, it is that."""
 
     source: AsyncGenerator[str]
     on_error: Callable[[ApiError], str] | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    alive: Callable[[], str] = _comment
 
 
 def header_list(names: Sequence[str]) -> str:
@@ -125,7 +132,7 @@ class EventReply:
             while True:
                 following = asyncio.ensure_future(anext(source))
                 while not (await asyncio.wait({following}, timeout=PING))[0]:
-                    await put(": still here\n\n")
+                    await put(self.events.alive())
                 try:
                     text = following.result()
                 except StopAsyncIteration:

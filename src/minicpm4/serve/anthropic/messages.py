@@ -20,7 +20,7 @@ async def messages(service: Service, body: MessagesBody) -> Reply | Events:
     answer = _Answer(await open_chat(service, chat_of(body)), body.max_tokens)
     headers = answer.chat.headers
     if body.stream:
-        return Events(answer.events(), headers=headers)
+        return Events(answer.events(), headers=headers, alive=lambda: _event("ping"))
     return Reply.of(await answer.whole(), headers=headers)
 
 

@@ -24,7 +24,7 @@ async def respond(service: Service, body: ResponseBody) -> Reply | Events:
     answer = _Answer(await open_chat(service, asked.chat), body, asked)
     headers = answer.chat.headers
     if body.stream:
-        return Events(answer.events(), answer.failed, headers)
+        return Events(answer.events(), answer.failed, headers, answer.alive)
     return Reply.of(await answer.whole(), headers=headers)
 
 
@@ -46,8 +46,8 @@ class _Answer:
 
     async def events(self) -> AsyncGenerator[str]:
         """The response without its output, each item from its beginning to its end, and the whole."""
-        for kind in ("created", "in_progress"):
-            yield self._event(f"response.{kind}", response=self._response("in_progress"))
+        yield self._event("response.created", response=self._response("in_progress"))
+        yield self.alive()
         async with aclosing(self.chat.deltas()) as deltas:
             async for delta in deltas:
                 for event in self._item_events(delta):
@@ -55,6 +55,10 @@ class _Answer:
                 if delta.metrics is not None:
                     status = _status(delta)
                     yield self._event(f"response.{status}", response=self._response(status, delta))
+
+    def alive(self) -> str:
+        """That nothing is new: what the stream begins with, once more."""
+        return self._event("response.in_progress", response=self._response("in_progress"))
 
     def failed(self, error: ApiError) -> str:
         """The last event of a stream that cannot go on."""
