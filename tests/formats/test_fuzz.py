@@ -18,8 +18,11 @@ from minicpm4.errors import CheckpointError, ConfigError
 from minicpm4.formats import check_tensors, open_checkpoint
 from minicpm4.formats.gguf_write import OutTensor, write_gguf
 from minicpm4.formats.packing import unpack
+from minicpm4.formats.quant import QuantSpec
+from minicpm4.formats.quantised_write import QUANTISED
 from tests.fixtures.random_checkpoint import make_checkpoint
 from tests.formats.gguf_files import hf_weights, metadata, to_gguf
+from tests.formats.test_quantised_written import NAME, again, drawn, with_zeros
 
 LIMIT = 24 << 20  # bytes; the files have about 200 KB
 FUZZ = settings(max_examples=250, deadline=2000, suppress_health_check=list(HealthCheck))
@@ -73,6 +76,18 @@ def safetensors_bytes() -> tuple[bytes, bytes]:
     with tempfile.TemporaryDirectory() as folder:
         made = make_checkpoint(Path(folder) / "m", dtype="bfloat16")
         return (made / "config.json").read_bytes(), (made / "model.safetensors").read_bytes()
+
+
+@cache
+def quantised_bytes(layout: str) -> tuple[bytes, bytes]:
+    """The same of a folder with a quantised matrix."""
+    tensor = drawn(QuantSpec(kind="int4", group_size=128), 128, 256)
+    if layout != "marlin":
+        tensor = with_zeros(tensor, 1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        again(folder, layout, {NAME: tensor}, num_attention_heads=2)
+        return (folder / "config.json").read_bytes(), (folder / "model.safetensors").read_bytes()
 
 
 @st.composite
@@ -147,6 +162,17 @@ def test_mutated_safetensors(edits: list[tuple[str, int, int]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_bytes(config)
         (Path(folder) / "model.safetensors").write_bytes(mutate(tensors, edits))
+        survives(Path(folder))
+
+
+@FUZZ
+@given(st.sampled_from(QUANTISED), mutations(header=900), st.booleans())
+def test_mutated_quantised_folders(layout: str, edits: list[tuple[str, int, int]], config: bool) -> None:
+    """Damage of the tensors, or of what config.json says of them."""
+    said, tensors = quantised_bytes(layout)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_bytes(mutate(said, edits) if config else said)
+        (Path(folder) / "model.safetensors").write_bytes(tensors if config else mutate(tensors, edits))
         survives(Path(folder))
 
 

@@ -29,15 +29,17 @@ _TILE = 16
 
 
 def _places() -> NDArray[np.intp]:
-    """Of each code of a block, as it lies in words, its place in the four tiles one after another."""
+    """Of each code of a block, as it lies in words, its place among 64 outputs of 16 inputs each."""
     thread, tile = np.arange(32).reshape(32, 1, 1), np.arange(4).reshape(4, 1)
     which = np.array(AWQ_ORDER)  # two outputs of four inputs each: the even ones first, as in AWQ
     rows = 2 * (thread % 4) + which % 2 + 8 * (which % 4 // 2)
     columns = thread // 4 + 8 * (which // 4)
-    return (tile * _TILE * _TILE + rows * _TILE + columns).reshape(-1)
+    return ((tile * _TILE + columns) * MARLIN_ROWS + rows).reshape(-1)
 
 
 _PLACES = _places()
+_BACK = np.argsort(_PLACES)
+_INPUTS = np.dtype((np.void, MARLIN_ROWS))  # codes of an output in a block, moved as one
 _GROUPED = np.arange(64).reshape(8, 8).T.reshape(-1)
 _WHOLE = (2 * np.arange(4).reshape(4, 1, 1) + 8 * np.arange(4).reshape(4, 1) + np.arange(2)).reshape(-1)
 
@@ -48,8 +50,8 @@ def pack_tiles(codes: NDArray) -> NDArray[np.int32]:
     words = np.empty((inputs // MARLIN_ROWS, outputs // MARLIN_COLUMNS, _WORDS), np.int32)
     for block in range(words.shape[1]):
         part = codes[block * MARLIN_COLUMNS : (block + 1) * MARLIN_COLUMNS]
-        tiles = part.reshape(4, _TILE, -1, _TILE).transpose(2, 0, 3, 1)  # (in / 16, tile, input, output)
-        words[:, block] = pack_words(tiles.reshape(len(words), -1)[:, _PLACES], 4)
+        moved = np.ascontiguousarray(np.ascontiguousarray(part, np.uint8).view(_INPUTS).T)  # (in / 16, 64)
+        words[:, block] = pack_words(moved.view(np.uint8).reshape(len(words), -1)[:, _PLACES], 4)
     return words.reshape(len(words), -1)
 
 
@@ -57,10 +59,10 @@ def unpack_tiles(words: NDArray, outputs: slice) -> NDArray[np.uint8]:
     """Codes (outputs, in) of some outputs of what ``pack_tiles`` made."""
     first, last = outputs.start // MARLIN_COLUMNS, -(-outputs.stop // MARLIN_COLUMNS)
     found = unpack_words(words[:, first * _WORDS : last * _WORDS], 4)
-    tiles = np.empty((len(words), last - first, _PLACES.size), np.uint8)
-    tiles[:, :, _PLACES] = found.reshape(tiles.shape)
-    tiles = tiles.reshape(len(words), -1, _TILE, _TILE)  # (in / 16, tile of outputs, input, output)
-    codes = tiles.transpose(1, 3, 0, 2).reshape(-1, len(words) * _TILE)
+    moved = np.take(found.reshape(len(words), last - first, _BACK.size), _BACK, axis=2).view(_INPUTS)
+    codes = (
+        np.ascontiguousarray(moved.transpose(1, 2, 0)).view(np.uint8).reshape(-1, len(words) * MARLIN_ROWS)
+    )
     start = first * MARLIN_COLUMNS
     return codes[outputs.start - start : outputs.stop - start]
 
