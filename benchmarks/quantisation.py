@@ -31,7 +31,6 @@ import numpy as np
 from commits import commit
 
 from minicpm4 import LLM
-from minicpm4._cpu import isa_levels
 from minicpm4.cli.terminal import progress_bar
 from minicpm4.config import ModelConfig
 from minicpm4.errors import Minicpm4Error
@@ -43,11 +42,12 @@ from minicpm4.formats.names import EMBED, HEAD, expected_tensors
 from minicpm4.formats.packing import pack_from_float, unpack
 from minicpm4.formats.quant import QuantSpec, packed_nbytes
 from minicpm4.formats.tensor_source import array_source, checkpoint_source
-from minicpm4.kernels.registry import host_table
+from minicpm4.kernels.registry import exact_isa, host_table
 from minicpm4.machine import cpu_name, total_cores
 from minicpm4.model.source import OpenModel, open_model
 from minicpm4.quantize.layer import Layer, read_layer, read_tensor
-from minicpm4.quantize.options import METHODS, QuantizeOptions
+from minicpm4.quantize.options import FLOATS, METHODS, QuantizeOptions
+from minicpm4.quantize.rotate import Rotation
 from minicpm4.quantize.smooth import fold, shared
 from minicpm4.quantize.walk import STAGES, Walk, as_floats
 
@@ -55,7 +55,7 @@ ROOT = Path(__file__).parents[1]
 REFERENCE = "gptq"
 RANGE = (0.7, 1.4)
 # Products in float32: what is compared is what rounding did, not what the engine does.
-EXACT: dict[str, Any] = {"kv": "float32", "isa": "avx512" if "avx512" in isa_levels() else "scalar"}
+EXACT: dict[str, Any] = {"kv": "float32", "isa": exact_isa()}
 KINDS = {"english": ["english"], "python": ["python"], "both": ["english", "python"], "own": []}
 FIRST = 8  # positions that ``activations`` tells apart
 LIBRARY = {  # of Python: what code is calibrated on, and what it is tested on
@@ -132,11 +132,17 @@ def check_moved(name: str, target: Path, ids: list[int]) -> dict[str, float]:
     }
 
 
-def cases(args: argparse.Namespace) -> Iterator[tuple[str, QuantizeOptions, str]]:
+def cases(args: argparse.Namespace, tied: bool) -> Iterator[tuple[str, QuantizeOptions, str]]:
     """What is made: its name, how, and the kind of text it is calibrated on."""
     for group, method, rotate, kind in product(args.groups, args.methods, args.rotate, args.calibration):
         options = QuantizeOptions(
-            weights="int4", method=method, group=group, rotate=rotate, embed=args.embed, seed=args.seed
+            weights="int4",
+            method=method,
+            group=group,
+            rotate=rotate,
+            embed=args.embed,
+            head=args.embed if rotate or not tied else FLOATS,
+            seed=args.seed,
         )
         if not options.calibrated and kind != args.calibration[0]:
             continue
@@ -166,7 +172,7 @@ def tables(args: argparse.Namespace) -> dict[str, Any]:
     if kept["key"] != key:
         raise SystemExit(f"error: {args.work} holds results of other settings: {kept['key']}")
     with LLM(str(source), context=args.length + 8, max_batch=1, **EXACT) as original:
-        for name, options, kind in cases(args):
+        for name, options, kind in cases(args, config.tie_word_embeddings):
             if name in kept["rows"]:
                 continue
             calibration = Calibration(
@@ -177,34 +183,36 @@ def tables(args: argparse.Namespace) -> dict[str, Any]:
             target, began = args.work / "made", time.monotonic()
             shutil.rmtree(target, ignore_errors=True)
             made = convert(str(source), target, options, "hf", calibration, progress_bar)
-            row = {"bits": bits(config, options), "tokens": made.tokens}
+            row = size(config, options) | {"tokens": made.tokens}
             row["seconds"] = round(time.monotonic() - began, 1)
             kept["rows"][name] = row | {"texts": read(original, str(target), windows)}
             write_json(done, finite(kept))
             print(line(name, kept["rows"][name]), flush=True)
         for one in args.also:
             name, _, file = one.partition("=")
-            kept["rows"][name] = {"bits": file_bits(file), "texts": read(original, file, windows)}
+            kept["rows"][name] = file_size(file) | {"texts": read(original, file, windows)}
             write_json(done, finite(kept))
     return {**key, **notes, "rows": kept["rows"], "paired": paired(kept["rows"])}
 
 
-def file_bits(model: str) -> float:
-    """Bits a weight of a model's files: what stands beside matrices counts as well, and is little."""
+def file_size(model: str) -> dict[str, float]:
+    """The same of a model's files: what stands beside matrices counts as well, and is little."""
     checkpoint = open_model(model).checkpoint
     matrices = [one.shape for one in checkpoint.tensors.values() if len(one.shape) == 2]
     nbytes = sum(file.stat().st_size for file in checkpoint.files)
-    return 8 * nbytes / sum(rows * columns for rows, columns in matrices)
+    return {"nbytes": nbytes, "bits": 8 * nbytes / sum(rows * columns for rows, columns in matrices)}
 
 
-def bits(config: ModelConfig, options: QuantizeOptions) -> float:
-    """Bits a weight of all matrices, scales included; the original's floats count 16."""
+def size(config: ModelConfig, options: QuantizeOptions) -> dict[str, float]:
+    """Bytes of all matrices, scales included, and bits a weight; floats count 16 bits. A rotated model has a
+    head of its own, which a tied one has not."""
+    config, specs = (Rotation.config(config) if options.rotate else config), options.specs(config)
     shapes = {name: shape for name, shape in expected_tensors(config).items() if len(shape) == 2}
-    total = 0
-    for name, spec in options.specs(config).items():
-        if name in shapes:  # a tied head is the embeddings
-            total += packed_nbytes((shapes[name][0], shapes[name][1]), spec or QuantSpec(kind="f16"))
-    return 8 * total / sum(rows * columns for rows, columns in shapes.values())
+    nbytes = sum(
+        packed_nbytes((rows, columns), specs[name] or QuantSpec(kind="f16"))
+        for name, (rows, columns) in shapes.items()
+    )
+    return {"nbytes": nbytes, "bits": 8 * nbytes / sum(rows * columns for rows, columns in shapes.values())}
 
 
 def read(original: LLM, made: str, windows: dict[str, list[list[int]]]) -> dict[str, Any]:
@@ -237,7 +245,7 @@ def line(name: str, row: dict[str, Any]) -> str:
         f"(99.9%: {one['kl_high']:.2f}), flips {one['flips']:,.0f}"
         for kind, one in row["texts"].items()
     ]
-    return f"{name:26} {row['bits']:.2f} bits; " + "; ".join(parts)
+    return f"{name:26} {row['nbytes'] / 1e6:,.1f} MB, {row['bits']:.2f} bits; " + "; ".join(parts)
 
 
 def activations(args: argparse.Namespace) -> dict[str, Any]:

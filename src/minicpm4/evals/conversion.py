@@ -20,7 +20,7 @@ from minicpm4.formats.hf_write import hf_config
 from minicpm4.formats.names import expected_tensors
 from minicpm4.formats.quant import QuantSpec
 from minicpm4.formats.target import require_free
-from minicpm4.kernels.registry import host_table
+from minicpm4.kernels.registry import exact_table, host_table
 from minicpm4.model.packed_cache import file_identity
 from minicpm4.model.source import OpenModel, open_model
 from minicpm4.progress import Progress
@@ -36,6 +36,7 @@ from minicpm4.quantize.gguf_export import (
 from minicpm4.quantize.options import QuantizeOptions
 from minicpm4.quantize.parts import Folded, Parts, Stored, WithConfig, folded_config, plain_rope
 from minicpm4.quantize.pipeline import LayerReport, quantize
+from minicpm4.quantize.proof import check_tokens, prove
 from minicpm4.quantize.rotate import Rotation
 from minicpm4.quantize.work import place_for, work_folder
 from minicpm4.text.model_text import ModelText
@@ -167,6 +168,11 @@ class _Writer:
             written = write_model(made, new, self.layout, self.text)
             with self.bar("checking", "layers") as progress:
                 check_again(made, new, progress)
+            with self.bar("computing with it", "layers") as progress:
+                again = open_model(new)
+                prove(made, Stored(again.checkpoint, again.config), exact_table(), progress)
+            if self.text is not None:
+                check_tokens(self.text, again.text())
         return Conversion(written=written)
 
     def _gguf(self, made: Parts) -> Conversion:

@@ -63,6 +63,20 @@ def host_table() -> OpTable:
     return _cpu_table(None, None, "auto")
 
 
+def exact_isa() -> str | None:
+    """The fastest level here that multiplies in float32 throughout; None without the extension."""
+    if cpu is None:
+        return None
+    return next(level for level in ("avx512", "scalar") if level in cpu.isa_levels())
+
+
+def exact_table() -> OpTable:
+    """A table for the host's arrays whose products are in float32."""
+    if cpu is None:
+        return host_table()
+    return _cpu_table(None, exact_isa(), "auto")
+
+
 @lru_cache(maxsize=1)
 def _say_missing() -> None:
     """Once a process."""

@@ -1,0 +1,91 @@
+"""That a model which was written computes what it was made to: tokens in, logits out, beside its own values
+in float32. Tensors may all be right where a configuration, or how a layer reads its weights, is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minicpm4.errors import CheckpointError, TextError
+from minicpm4.formats.names import EMBED, HEAD
+from minicpm4.formats.packing import unpack
+from minicpm4.formats.quant import PackedTensor
+from minicpm4.kernels.contract import OpTable
+from minicpm4.kernels.layer_weights import Linear
+from minicpm4.quantize.layer import from_packed
+from minicpm4.quantize.parts import ENDS, Parts, stem_of
+from minicpm4.quantize.walk import Walk, as_floats
+from minicpm4.text.gguf_write import differences
+from minicpm4.text.model_text import ModelText
+
+__all__ = ["LEAST", "TOKENS", "check_tokens", "final_logits", "prove"]
+
+TOKENS = 64
+LEAST = 1e-4  # of the largest logit: what sums in another order may differ by
+
+Floats = NDArray[np.float32]
+
+
+def prove(
+    made: Parts, written: Parts, ops: OpTable, progress: Callable[[int, int], None] | None = None
+) -> float:
+    """Run 64 tokens through both, a layer at a time; ``written`` with its weights as they are packed,
+    ``made`` with floats; ``ops`` are those of products in float32. Return how far logits are apart, as a part
+    of the largest. Raises CheckpointError where that is too far."""
+    ids = np.random.default_rng(0).integers(0, made.config.vocab_size, TOKENS).tolist()
+    wanted = final_logits(made, ids, ops, packed=False)
+    found = final_logits(written, ids, ops, packed=True, progress=progress)
+    if found.shape != wanted.shape:
+        raise CheckpointError(f"the written model has {found.shape[1]} logits for {wanted.shape[1]}")
+    apart = float(np.abs(found - wanted).max() / max(float(np.abs(wanted).max()), 1e-30))
+    if not apart <= LEAST:
+        raise CheckpointError(
+            f"logits of the written model are {apart:.2g} of the largest apart from those it was made for",
+            "nothing is kept of it; try another layout (--to), and please tell us which model that was",
+        )
+    return apart
+
+
+def check_tokens(text: ModelText, written: ModelText) -> None:
+    """Raise TextError where the tokenizer as it was written reads a text otherwise."""
+    for odd in differences(text.tokenizer, written.tokenizer):
+        if odd is not None:
+            raise TextError(
+                f"the tokenizer as it was written reads {odd[:40]!r} as other tokens",
+                "nothing is kept of it; please tell us which model that was",
+            )
+
+
+def final_logits(
+    made: Parts,
+    ids: list[int],
+    ops: OpTable,
+    *,
+    packed: bool,
+    progress: Callable[[int, int], None] | None = None,
+) -> Floats:
+    """Logits (n, vocab) of ``made``, a layer of which is in memory at a time. Raises CheckpointError."""
+    config, ends = made.config, made.part(ENDS)
+
+    def weight(tensor: PackedTensor) -> PackedTensor:
+        return tensor if packed else as_floats(unpack(tensor))
+
+    walk = Walk(ops, config, weight(ends[EMBED]), [ids])
+    for index in range(config.num_hidden_layers):
+        prefix = f"model.layers.{index}."
+        tensors = made.part(stem_of(index)).items()
+        layer = from_packed(
+            config,
+            {
+                name.removeprefix(prefix): tensor if tensor.shape[0] == 1 else weight(tensor)
+                for name, tensor in tensors
+            },
+        )
+        walk.advance(index, layer.weights())
+        if progress is not None:
+            progress(index + 1, config.num_hidden_layers)
+    hidden = ops.rms_norm(walk.x[0], unpack(ends["model.norm.weight"])[0], config.rms_norm_eps)
+    head = weight(ends.get(HEAD, ends[EMBED]))
+    return np.array(ops.linear(np.asarray(hidden) * np.float32(config.logit_scale), Linear(weight=head)))
