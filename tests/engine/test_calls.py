@@ -17,7 +17,8 @@ from minicpm4.engine.grammar import Grammars
 from minicpm4.engine.held import Grammar
 from minicpm4.errors import ConfigError, RequestError, ToolSchemaError
 from minicpm4.testing import EOS, ScriptedEngine, byte_text
-from tests.text.call_templates import KINDS, MINICPM5, MINICPM5_TOKENS
+from minicpm4.text.probes import CALL_ID
+from tests.text.call_templates import KINDS, MINICPM5_TOKENS, NEWER, source_of
 from tests.text.chats import sources, tool
 
 ASK = [{"role": "user", "content": "Do."}]
@@ -55,9 +56,12 @@ def engine_of(name: str, *answers: str, **options: Any) -> ScriptedEngine:
         "minicpm5": MINICPM5_TOKENS,
         "llama3_1": ("<|eot_id|>", "<|python_tag|>"),
         "xlam": ("<|end|>",),
+        "named": ("[TOOL_CALLS]", "[ARGS]"),
+        "mistral_v3": ("[TOOL_CALLS]",),
+        "pythonic": ("<|python_start|>", "<|python_end|>"),
     }
     if name != "none":
-        options["chat_template"] = MINICPM5 if name == "minicpm5" else sources()[name]
+        options["chat_template"] = source_of(name)
     return ScriptedEngine(answers or ("ok",), tokens=tokens.get(name, ()), **options)
 
 
@@ -75,7 +79,7 @@ def check(name: str, arguments: dict[str, Any]) -> None:
     jsonschema.validate(arguments, schema)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", [*KINDS, *NEWER])
 def test_forced_calls_are_valid_whatever_is_drawn(name: str) -> None:
     names = set()
     with llm_of(name, NOISE) as llm:
@@ -106,7 +110,7 @@ def opening(name: str) -> str:
     return form.before + "now" + form.middle[:1] if form.is_bare else form.opening
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", [*KINDS, *NEWER])
 def test_a_call_that_the_model_opens_is_held(name: str) -> None:
     bare = opening(name).startswith(("{", "["))
     script = ("" if bare else "Well: ") + opening(name) + NOISE[:600]
@@ -122,13 +126,15 @@ def test_a_call_that_the_model_opens_is_held(name: str) -> None:
     assert found == 12 if bare else found > 6
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", [*KINDS, *NEWER])
 def test_behind_a_call_the_answer_is_free(name: str) -> None:
     with llm_of(name) as llm:
         form = llm._text.replies.form  # type: ignore[attr-defined]
     if form.is_bare:
         pytest.skip("the answer ends with it")
-    call = form.before + "now" + form.middle + ("{}" if form.kind == "json" else "") + form.after
+    given = (f"{CALL_ID}{form.id_after}" if form.id_after else "") + ("{}" if form.is_json else "")
+    given += f"{form.id_before}{CALL_ID}" if form.id_before else ""
+    call = form.before + "now" + form.middle + given + form.after
     for several, expected in ((True, f"a {call} b \0"), (False, f"a {call}")):
         with llm_of(name, f"a {call} b \0") as llm:
             out = llm.chat(ASK, params(Calls(tools=TOOLS, several=several), skip_special_tokens=False))

@@ -10,8 +10,7 @@ import pytest
 
 from tests.engine.test_calls import BOOK, NOISE, NOW, TOOLS, UNFOLLOWED, opening
 from tests.serve.conftest import events, joined_calls
-from tests.text.call_templates import KINDS, MINICPM5, MINICPM5_TOKENS, answer, template
-from tests.text.chats import sources
+from tests.text.call_templates import KINDS, MINICPM5_TOKENS, NEWER, answer, source_of, template
 
 GIVEN = {"city": "Rome\n<x>", "nights": 3, "kind": "a <b>", "late": True, "note": "n", "guests": [{"age": 4}]}
 KEPT = {**GIVEN, "city": "Rome"}  # in tags a text that is bounded stands on one line
@@ -21,9 +20,15 @@ SCHEMAS = {one["function"]["name"]: one["function"]["parameters"] for one in TOO
 
 
 def engine(name: str) -> dict[str, Any]:
-    tokens = {"minicpm5": MINICPM5_TOKENS, "llama3_1": ("<|eot_id|>",), "xlam": ("<|end|>",)}
-    source = MINICPM5 if name == "minicpm5" else sources()[name]
-    return {"chat_template": source, "tokens": tokens.get(name, ()), "context": 8192}
+    tokens = {
+        "minicpm5": MINICPM5_TOKENS,
+        "llama3_1": ("<|eot_id|>",),
+        "xlam": ("<|end|>",),
+        "named": ("[TOOL_CALLS]", "[ARGS]"),
+        "mistral_v3": ("[TOOL_CALLS]",),
+        "pythonic": ("<|python_start|>", "<|python_end|>"),
+    }
+    return {"chat_template": source_of(name), "tokens": tokens.get(name, ()), "context": 8192}
 
 
 def script(name: str, *calls: tuple[str, dict[str, Any]]) -> str:
@@ -35,9 +40,9 @@ def message_of(response: Any) -> dict[str, Any]:
     return response.json()["choices"][0]["message"]
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", [*KINDS, *NEWER])
 def test_a_stream_joined_is_the_whole_answer(serve: Any, name: str) -> None:
-    calls = [("book", GIVEN), ("now", {})][: 1 if name == "llama3_1" else 2]
+    calls = [("book", GIVEN), ("now", {})][: 1 if name in ("llama3_1", "bare_pythonic") else 2]
     body = {"tools": [ANY_CITY, NOW], "temperature": 0}
     server = serve(script(name, *calls), engine=engine(name))
     whole = message_of(server.chat(**body))
@@ -80,7 +85,7 @@ def lines(response: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("choice", ["required", "auto"])
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", [*KINDS, *NEWER])
 def test_calls_are_valid_whatever_the_model_would_say(serve: Any, name: str, choice: str) -> None:
     text = NOISE if choice == "required" else opening(name) + NOISE
     server, found = serve(text, engine=engine(name)), 0
@@ -167,6 +172,22 @@ def test_a_block_of_code_that_is_a_call(serve: Any, stream: bool) -> None:
     ((one,), said) = calls, content
     assert (one["function"]["name"], json.loads(one["function"]["arguments"])) == ("book", KEPT)
     assert (said, finish) == ("I book:", "tool_calls")
+
+
+@pytest.mark.parametrize("name", ["mistral_v3", "numbered"])
+def test_ids_are_such_as_the_template_takes_back(serve: Any, name: str) -> None:
+    server = serve(script(name, ("now", {})), engine=engine(name))
+    told = message_of(server.chat(tools=TOOLS, temperature=0))
+    number = told["tool_calls"][0]["id"]
+    result = {"role": "tool", "tool_call_id": number, "content": "noon"}
+    messages = [{"role": "user", "content": "Do."}, {**told, "content": ""}, result]
+    assert server.chat(messages=messages, tools=TOOLS).status_code == 200 and len(number) == 9
+    body = {"messages": [{"role": "user", "content": "Do."}], "max_tokens": 99}
+    tools = [{"name": one, "input_schema": schema} for one, schema in SCHEMAS.items()]
+    (block,) = server.post("/v1/messages", **body, tools=tools).json()["content"]
+    items = {"input": "Do.", "tools": [{"type": "function", **NOW["function"]}]}
+    (item,) = server.post("/v1/responses", **items).json()["output"]
+    assert len(block["id"]) == len(item["call_id"]) == 9
 
 
 def test_a_name_asks_for_one_call(serve: Any) -> None:

@@ -43,6 +43,51 @@ MINICPM5 = r"""
     {%- endif %}
 {%- endif %}"""
 MINICPM5_TOKENS = ("<function", "</function>", "<param", "</param>")
+# What templates of Mistral's later tokenizers write, and one for pythonic calls, in fewer words.
+NAMED = r"""
+{{- bos_token }}
+{%- if tools %}{{- '[AVAILABLE_TOOLS]' ~ (tools | tojson) ~ '[/AVAILABLE_TOOLS]' }}{%- endif %}
+{%- for m in messages %}
+    {%- if m.role == 'user' %}{{- '[INST]' ~ m.content ~ '[/INST]' }}
+    {%- elif m.role == 'tool' %}{{- '[TOOL_RESULTS]' ~ m.content ~ '[/TOOL_RESULTS]' }}
+    {%- elif m.role == 'system' %}{{- '[SYSTEM_PROMPT]' ~ m.content ~ '[/SYSTEM_PROMPT]' }}
+    {%- else %}
+        {{- m.content or '' }}
+        {%- for call in m.tool_calls or [] %}
+            {%- if call.id | length != 9 %}{{- raise_exception('an id has nine characters') }}{%- endif %}
+            {{- '[TOOL_CALLS]' ~ call.function.name ~ '[ARGS]' ~ (call.function.arguments | tojson) }}
+        {%- endfor %}
+        {{- eos_token }}
+    {%- endif %}
+{%- endfor %}"""
+NUMBERED = NAMED.replace("~ '[ARGS]'", "~ '[CALL_ID]' ~ call.id ~ '[ARGS]'")
+PYTHONIC = r"""
+{{- bos_token }}
+{%- if tools %}{{- '<|im_start|>system\n' ~ (tools | tojson) ~ '<|im_end|>\n' }}{%- endif %}
+{%- for m in messages %}
+    {{- '<|im_start|>' ~ m.role ~ '\n' ~ (m.content or '') }}
+    {%- if m.tool_calls %}
+        {{- '<|python_start|>[' }}
+        {%- for call in m.tool_calls %}
+            {{- call.function.name ~ '(' }}
+            {%- for name, value in call.function.arguments.items() %}
+                {{- name ~ '=' ~ (value | tojson) ~ ('' if loop.last else ', ') }}
+            {%- endfor %}
+            {{- ')' ~ ('' if loop.last else ', ') }}
+        {%- endfor %}
+        {{- ']<|python_end|>' }}
+    {%- endif %}
+    {{- '<|im_end|>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"""
+OWN = {
+    "minicpm5": MINICPM5,
+    "named": NAMED,
+    "numbered": NUMBERED,
+    "pythonic": PYTHONIC,
+    "bare_pythonic": PYTHONIC.replace("<|python_start|>", "").replace("<|python_end|>", ""),
+}
+NEWER = ("mistral_v3", "deepseek_v3_1", *sorted(OWN.keys() - {"minicpm5"}))
 KINDS = ("hermes", "llama3_1", "minicpm3", "minicpm4", "minicpm5", "qwen2_5", "qwen3", "qwen3_coder", "xlam")
 ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "</s>")
 WRITE = tool(
@@ -71,7 +116,11 @@ PLAIN: dict[str, Any] = {"path": "5", "text": "", "note": "n"}
 
 
 def template(name: str) -> ChatTemplate:
-    return ChatTemplate(MINICPM5 if name == "minicpm5" else sources()[name], tokens=TOKENS)
+    return ChatTemplate(source_of(name), tokens=TOKENS)
+
+
+def source_of(name: str) -> str:
+    return OWN.get(name) or sources()[name]
 
 
 def answer(own: ChatTemplate, calls: list[tuple[str, dict[str, Any]]], content: str = "") -> str:
@@ -83,7 +132,13 @@ def answer(own: ChatTemplate, calls: list[tuple[str, dict[str, Any]]], content: 
     ]
     said = {"role": "assistant", "content": content, "tool_calls": made}
     text = own.render([question, said], tools=TOOLS, add_generation_prompt=False)
-    said_text = text.rpartition("assistant")[2].lstrip(">|<_idenhar").rpartition("</think>")[2].strip()
+    said_text = (
+        text.rpartition("[/INST]")[2]
+        .rpartition("assistant")[2]
+        .lstrip(">|<_idenhar")
+        .rpartition("</think>")[2]
+        .strip()
+    )
     for end in ENDS:
         said_text = said_text.removesuffix(end)
     return said_text.replace("&lt;/parameter&gt;", "</parameter>")  # Jinja escapes what follows "| safe"

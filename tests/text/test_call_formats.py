@@ -12,9 +12,11 @@ from minicpm4.text.call_formats import CallFormat, Tag, call_format_of
 from minicpm4.text.reasoning import MARKS
 from minicpm4.text.reply_stream import ReplyPart, ReplyStream
 from minicpm4.text.toolcalls import ToolCall, parse_tool_calls
-from tests.text.call_templates import ENDS, GIVEN, KINDS, PLAIN, TOOLS, answer, template
+from tests.text.call_templates import ENDS, GIVEN, NEWER, PLAIN, TOOLS, answer, template
+from tests.text.call_templates import KINDS as OLDER
 from tests.text.chats import sources
 
+KINDS = (*OLDER, *NEWER)
 CALLS = {
     "one": [("write-file", GIVEN)],
     "plain": [("write-file", PLAIN)],
@@ -46,6 +48,18 @@ def test_what_templates_show() -> None:
     assert xml.argument == Tag('<param name="', '">', "</param>") and not xml.python_words
     assert (xml.before, xml.middle, xml.after) == ('<function name="', '">', "</function>")
     assert xml.opening == "<function name=" and xml.between == f"</function>\n{xml.before}"
+
+
+def test_what_newer_templates_show() -> None:
+    array, named, numbered = form_of("mistral_v3"), form_of("named"), form_of("numbered")
+    assert (array.opening, array.id_before, array.after) == ("[TOOL_CALLS]", ', "id": "', '"}]')
+    assert array.between == '"}, {"name": "' and array.has_ids and not array.blocks
+    assert (named.kind, named.before, named.middle, named.after) == ("named", "[TOOL_CALLS]", "[ARGS]", "")
+    assert named.between == "[TOOL_CALLS]" and named.blocks and not named.has_ids
+    assert (numbered.middle, numbered.id_after, numbered.has_ids) == ("[CALL_ID]", "[ARGS]", True)
+    python, bare = form_of("pythonic"), form_of("bare_pythonic")
+    assert (python.opening, python.closing, python.between) == ("<|python_start|>", "<|python_end|>", "), ")
+    assert bare.is_bare and (bare.before, bare.after) == ("[", ")]")
 
 
 @pytest.mark.parametrize("name", sorted({*sources()} - {*KINDS, "falcon3", "nemotron", "qwq"}))

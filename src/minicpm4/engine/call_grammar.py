@@ -18,7 +18,7 @@ from minicpm4.engine.calls import Calls
 from minicpm4.engine.grammar_text import JSON_STYLE, plain_schema
 from minicpm4.engine.tag_grammar import tagged_value
 from minicpm4.errors import RequestError
-from minicpm4.text.call_formats import CallFormat
+from minicpm4.text.call_formats import ID_CHARS, CallFormat
 from minicpm4.text.guard import alternatives
 from minicpm4.text.xml_calls import resolved, types_of
 
@@ -34,9 +34,11 @@ _BESIDE = {
 # Names that can be written as they are in each kind of format.
 _NAMES = {
     "json": re.compile(r"[^\"\\\x00-\x1f]+"),
+    "named": re.compile(r"[\w.:-]+"),
     "python": re.compile(r"[^\W\d][\w.-]*"),
     "xml": re.compile(r"[^\"'<>&=\\\s\x00-\x1f][^\"'<>&=\\\x00-\x1f]*"),
 }
+_ID = f"/[a-zA-Z0-9]{{{ID_CHARS}}}/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +92,13 @@ class _Writer:
 
     def rest(self, name: str) -> str:
         """What follows the name of a tool, but for the first character."""
-        first = f"{self.literal(self._form.middle[1:])} {self._arguments(name, len(self._calls.schemas))}"
+        first = f"{self.literal(self._form.middle[1:])} {self._given(name, len(self._calls.schemas))}"
         end = self._end(self._calls.several)
         return self._text(f"start: {first} {end}", *([self._tool()] if " tool" in end else []))
 
     def _tool(self) -> str:
         tools = [
-            f"{self.literal(self._name(name) + self._form.middle)} {self._arguments(name, i)}"
+            f"{self.literal(self._name(name) + self._form.middle)} {self._given(name, i)}"
             for i, name in enumerate(self._calls.schemas)
         ]
         return "tool: " + " | ".join(tools)
@@ -153,11 +155,17 @@ class _Writer:
             )
         return name
 
+    def _given(self, name: str, number: int) -> str:
+        """The arguments of a tool, and the call's id where it has one."""
+        form, arguments = self._form, self._arguments(name, number)
+        before = f"{_ID} {self.literal(form.id_after)} " if form.id_after else ""
+        return f"{before}{arguments}" + (f" {self.literal(form.id_before)} {_ID}" if form.id_before else "")
+
     def _arguments(self, name: str, number: int) -> str:
         """A rule for the arguments of a tool."""
         self._name(name)
         rule, schema = f"a{number}", self._calls.schema(name)
-        if self._form.kind == "json":
+        if self._form.is_json:
             self._rule(f"{rule}: {self.json(schema)}")
         else:
             self._each(rule, schema, name)

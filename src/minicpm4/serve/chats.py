@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from minicpm4.serve.errors import ApiError, api_error, invalid
 from minicpm4.serve.forced import told_of
 from minicpm4.serve.responses import header_list
 from minicpm4.serve.service import Service
+from minicpm4.text.call_formats import ID_CHARS
 from minicpm4.text.reply_stream import ReplyPart, ReplyStream
 from minicpm4.text.toolcalls import ToolCall, schemas_of
 
@@ -127,6 +129,11 @@ class Chat:
                     deltas.append(last)
                 for delta in deltas:
                     yield delta
+
+    def call_id(self, prefix: str) -> str:
+        """A new call's id, which the model's template will take when the client sends it back."""
+        number = uuid.uuid4().hex
+        return number[:ID_CHARS] if self.service.llm.replies.short_ids else f"{prefix}_{number[:24]}"
 
     def _stream(self) -> ReplyStream:
         replies, calls = self.service.llm.replies, self.params.calls

@@ -96,9 +96,11 @@ class CallStream:
         self._at = end
         yield from self._literal(form.middle)
         self._parts.append(CallPart(name=name))
+        if form.id_after:
+            yield from self._id(form.id_after)
         self._arguments = []
         schema = self._schemas.get(name)
-        if form.kind == "json":
+        if form.is_json:
             yield from self._json()
         else:
             yield from self._named(schema)
@@ -109,6 +111,17 @@ class CallStream:
         if not isinstance(given, dict):
             raise _OddError
         self._parts.append(CallPart(call=ToolCall(name=name, arguments=given)))
+        if form.id_before:
+            yield from self._literal(form.id_before)
+            yield from self._id('"', keep=True)
+
+    def _id(self, after: str, *, keep: bool = False) -> Steps:
+        """An id, which says nothing, and what follows it; that may be kept."""
+        while (end := self._text.find(after[:1], self._at)) < 0:
+            yield
+        self._at = end
+        if not keep:
+            yield from self._literal(after)
 
     def _named(self, schema: Any) -> Steps:
         """Arguments by their names, as an object."""

@@ -15,7 +15,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["LooseJsonError", "read_values"]
+__all__ = ["LooseJsonError", "read_value", "read_values"]
 
 MAX_DEPTH = 64
 MAX_VALUES = 128
@@ -51,9 +51,19 @@ def read_values(text: str, separators: Sequence[str] = ()) -> list[Any]:
         raise LooseJsonError(f"{error} (strictly: {first})") from error
 
 
+def read_value(text: str, at: int) -> tuple[Any, int]:
+    """The value that begins at ``at``, and where it ends. Raises LooseJsonError."""
+    reader = _Reader(text, at)
+    return reader.one()
+
+
 class _Reader:
-    def __init__(self, text: str) -> None:
-        self._text, self._at = text, 0
+    def __init__(self, text: str, at: int = 0) -> None:
+        self._text, self._at = text, at
+
+    def one(self) -> tuple[Any, int]:
+        self._blank()
+        return self._strict_value(), self._at
 
     def values(self, separators: Sequence[str]) -> list[Any]:
         # Between two values: blanks, and after the first also brackets too many.

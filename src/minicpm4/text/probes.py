@@ -11,6 +11,7 @@ from minicpm4.text.template import ChatTemplate
 __all__ = [
     "ASKED",
     "CALLS",
+    "CALL_ID",
     "KEY",
     "NAME",
     "RESULTS",
@@ -23,14 +24,14 @@ __all__ = [
 ]
 
 ASKED, SAID, NAME, KEY, VALUE, RESULT = "Qzask", "Qzsay", "qzname", "qzkey", "Qzvalue", "Qzresult"
-_ID = "qzcall123"  # nine letters or digits, as Mistral's templates ask
+CALL_ID = "qzcall123"  # nine letters or digits, as Mistral's templates ask
 USER = {"role": "user", "content": ASKED}
 
 
-def calls_of(*given: tuple[str, Mapping[str, Any]]) -> dict[str, Any]:
+def calls_of(*given: tuple[str, Mapping[str, Any]], number: str = CALL_ID) -> dict[str, Any]:
     """An answer that calls tools: of names and arguments."""
     calls = [
-        {"id": _ID, "type": "function", "function": {"name": name, "arguments": dict(arguments)}}
+        {"id": number, "type": "function", "function": {"name": name, "arguments": dict(arguments)}}
         for name, arguments in given
     ]
     return {"role": "assistant", "content": "", "tool_calls": calls}
@@ -45,7 +46,7 @@ TOOL = {
     },
 }
 CALLS = calls_of((NAME, {KEY: VALUE}))
-RESULTS = {"role": "tool", "content": RESULT, "name": NAME, "tool_call_id": _ID}
+RESULTS = {"role": "tool", "content": RESULT, "name": NAME, "tool_call_id": CALL_ID}
 
 
 def rendered(template: ChatTemplate, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:

@@ -42,12 +42,16 @@ class CallSyntaxError(ValueError):
 
 
 def parse_calls(source: str) -> list[Call]:
-    """(name, positional values, named values) of every call, in order. Raises CallSyntaxError.
+    """(name, positional values, named values) of every call, in order; they may be a list, or its inside.
+    Raises CallSyntaxError.
 
     Raw line breaks in strings, and a bracket too many at the end, are read as they are meant.
     """
     if len(source) > MAX_SOURCE_CHARS:
         raise CallSyntaxError(f"{len(source)} characters of calls are over {MAX_SOURCE_CHARS}")
+    plain = source.strip()
+    if plain.startswith("["):
+        source = plain[1:].removesuffix("]")
     try:
         return _parse(source)
     except CallSyntaxError as error:
@@ -97,7 +101,7 @@ def _parse(source: str) -> list[Call]:
     calls: list[Call] = []
     at = 0
     while at < len(tokens):
-        if tokens[at].type == tokenize.NEWLINE or tokens[at].string == ";":
+        if tokens[at].type == tokenize.NEWLINE or tokens[at].string in (";", ","):
             at += 1
             continue
         if len(calls) == MAX_CALLS:
@@ -129,7 +133,7 @@ def _parse_call(tokens: list[tokenize.TokenInfo], at: int, lines: list[str]) -> 
         groups[-1].append(token)
     if depth:
         raise CallSyntaxError(f"the call of {name} is not closed")
-    if at < len(tokens) and tokens[at].type != tokenize.NEWLINE and tokens[at].string != ";":
+    if at < len(tokens) and tokens[at].type != tokenize.NEWLINE and tokens[at].string not in (";", ","):
         raise CallSyntaxError(f"{tokens[at].string!r:.40} follows the call of {name}")
     return (name, *_arguments(name, groups, lines)), at
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from minicpm4.text.call_formats import HERMES, PLAIN, CallFormat, call_format_of
+from minicpm4.text.call_formats import HERMES, PLAIN, CallFormat, call_format_of, wants_short_ids
 from minicpm4.text.reasoning import (
     MARKS,
     marks_of,
@@ -117,6 +117,11 @@ class ReplyReader:
             starts_inside=self._opens_reasoning(prompt),
             hidden=hidden,
         )
+
+    @cached_property
+    def short_ids(self) -> bool:
+        """Whether calls that the model is told of later must have short ids."""
+        return self._template is not None and wants_short_ids(self._template)
 
     def written_form(self, forced: bool) -> CallFormat:
         """The format that calls can be held to: the model's own; where nobody knows it, what many models

@@ -248,9 +248,10 @@ class _CallBlocks:
         return begun
 
     def _read(self, block: str) -> list[ReplyPart]:
-        calls = parse_tool_calls(block, self._tools, marks=(), starts_inside=False, form=self._form).calls
-        self._called = self._called or bool(calls)
-        return [ReplyPart(name=one.name, arguments=one.arguments_text, call=one) for one in calls]
+        reply = parse_tool_calls(block, self._tools, marks=(), starts_inside=False, form=self._form)
+        self._called = self._called or bool(reply.calls)
+        parts = [ReplyPart(name=one.name, arguments=one.arguments_text, call=one) for one in reply.calls]
+        return parts + self._say(reply.content) if parts else []
 
     def _say(self, text: str) -> list[ReplyPart]:
         if self._called:

@@ -16,7 +16,8 @@ from typing import Any
 
 from minicpm4.files import finite, json_text
 from minicpm4.text.call_formats import CallFormat
-from minicpm4.text.loose_json import LooseJsonError, read_values
+from minicpm4.text.loose_json import LooseJsonError, read_value, read_values
+from minicpm4.text.named_calls import read_named
 from minicpm4.text.pycalls import CallSyntaxError, parse_calls
 from minicpm4.text.reasoning import MARKS, Marks
 from minicpm4.text.xml_calls import read_xml
@@ -94,7 +95,7 @@ def call_marks(form: CallFormat | None, schemas: Schemas) -> dict[str, str]:
     """What opens and what closes a block of calls of these tools, of a model that writes them in this
     format."""
     own = {form.opening: form.closing} if form is not None and form.opening else {}
-    fences = [FENCE] if schemas and (form is None or form.kind == "json") else []
+    fences = [FENCE] if schemas and (form is None or form.is_json) else []
     return {**dict(CALL_MARKS), **dict(fences), **own}
 
 
@@ -236,6 +237,13 @@ def _read_block(
 ) -> tuple[list[ToolCall], int, str]:
     """Calls of the block that ``text`` begins with, the characters it takes, and why it failed."""
     opening, closing = pair
+    if not closing and form is not None and form.is_json:
+        try:
+            calls, end = _read_open(text[len(opening) :], form)
+        except CallSyntaxError as error:
+            return [], len(text), f"a tool call could not be read: {error}"
+        if calls:
+            return calls, len(opening) + end, ""
     readers = _readers(opening, form)
     first, reason = 0, ""
     end = text.find(closing) if closing else -1
@@ -263,6 +271,8 @@ def _readers(opening: str, form: CallFormat | None) -> list[_Reader]:
     kind = form.kind if form is not None and form.opening == opening else ""
     if kind == "xml":
         return [_read_tags, _read_json]
+    if kind == "named":
+        return [_read_named, _read_json]
     if kind == "json":
         return [_read_json, _read_python] if opening == _PYTHON[0] else [_read_json]
     return [_read_python, _read_json] if kind or opening == _PYTHON[0] else [_read_json]
@@ -289,6 +299,23 @@ def _read_tags(block: str, schemas: Schemas, form: CallFormat | None) -> list[To
     return [ToolCall(name=name, arguments=given) for name, given in read_xml(block, form, schemas)]
 
 
+def _read_named(block: str, schemas: Schemas, form: CallFormat | None) -> list[ToolCall]:
+    assert form is not None
+    return [ToolCall(name=name, arguments=given) for name, given in read_named(block, form)[0]]
+
+
+def _read_open(block: str, form: CallFormat) -> tuple[list[ToolCall], int]:
+    """The calls that ``block`` begins with behind a mark that nothing closes, and where they end."""
+    if form.kind == "named":
+        named, end = read_named(block, form)
+        return [ToolCall(name=name, arguments=given) for name, given in named], end
+    try:
+        value, end = read_value(block, 0)
+        return [_json_call(one) for one in (value if isinstance(value, list) else [value])], end
+    except LooseJsonError as error:
+        raise CallSyntaxError(f"not JSON: {error}") from error
+
+
 def _read_bare(text: str, form: CallFormat, schemas: Schemas) -> tuple[list[ToolCall], str]:
     """The calls that ``text`` is, and what is left of it: calls of tools that were offered, or JSON that is
     none. Of a model that has marks, only what is a call in its own style counts."""
@@ -296,10 +323,11 @@ def _read_bare(text: str, form: CallFormat, schemas: Schemas) -> tuple[list[Tool
     bare = form.unmarked
     if bare is None or plain[:1] not in ("{", "["):
         return [], text
+    read = _read_python if bare.kind == "python" else _read_json
     if not form.is_bare and not plain.startswith(tuple(bare.beginnings(schemas))):
         return [], text
     try:
-        calls = _read_json(plain, schemas, form)
+        calls = read(plain, schemas, form)
     except CallSyntaxError:
         return [], text
     return ([], text) if any(call.name not in schemas for call in calls) else (calls, "")

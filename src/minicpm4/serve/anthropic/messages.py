@@ -78,7 +78,7 @@ class _Answer:
             yield self._block_delta("text_delta", text=delta.content)
         if delta.name:
             yield from self._end()
-            number = f"toolu_{uuid.uuid4().hex[:24]}"
+            number = self.chat.call_id("toolu")
             yield from self._begin({"type": "tool_use", "id": number, "name": delta.name, "input": {}})
         if delta.arguments:
             yield self._block_delta("input_json_delta", partial_json=delta.arguments)

@@ -108,7 +108,7 @@ class _Answer:
         known = self.asked.known.get(name, Known(name))
         kind, key = ("custom_tool_call", "input") if known.takes_text else ("function_call", "arguments")
         space = {} if known.namespace is None else {"namespace": known.namespace}
-        number = f"call_{uuid.uuid4().hex[:24]}"
+        number = self.chat.call_id("call")
         yield from self._begin(kind, call_id=number, name=known.name, **space, **{key: ""})
 
     def _more_arguments(self, text: str) -> Iterator[str]:

@@ -197,7 +197,7 @@ class _Answer:
         choices: dict[int, _Choice] = {}
 
         def add(delta: Delta) -> None:
-            choices.setdefault(delta.index, _Choice(delta.index)).add(delta)
+            choices.setdefault(delta.index, _Choice(delta.index, self.chat)).add(delta)
 
         last, figures = await self.chat.whole(add)
         return {
@@ -232,7 +232,7 @@ class _Answer:
             said["content"] = delta.content
         if delta.name:
             calls[delta.index] += 1
-            said["tool_calls"] = [{"index": calls[delta.index] - 1, **_call(delta.name, delta.arguments)}]
+            said["tool_calls"] = [{"index": calls[delta.index] - 1, **_call(self.chat, delta)}]
         elif delta.arguments:
             more = {"index": calls[delta.index] - 1, "function": {"arguments": delta.arguments}}
             said["tool_calls"] = [more]
@@ -324,6 +324,7 @@ class _Choice:
     """A sample, put together."""
 
     index: int
+    chat: Chat
     reasoning: str = ""
     content: str = ""
     calls: list[dict[str, Any]] = field(default_factory=list)
@@ -334,7 +335,7 @@ class _Choice:
         self.reasoning += delta.reasoning
         self.content += delta.content
         if delta.name:
-            self.calls.append(_call(delta.name, delta.arguments))
+            self.calls.append(_call(self.chat, delta))
         elif delta.arguments:
             self.calls[-1]["function"]["arguments"] += delta.arguments
         if delta.logprobs:
@@ -348,6 +349,6 @@ class _Choice:
         return found
 
 
-def _call(name: str, arguments: str) -> dict[str, Any]:
-    function = {"name": name, "arguments": arguments}
-    return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
+def _call(chat: Chat, begun: Delta) -> dict[str, Any]:
+    function = {"name": begun.name, "arguments": begun.arguments}
+    return {"id": chat.call_id("call"), "type": "function", "function": function}
