@@ -60,7 +60,8 @@ class Machine:
         length 0: these alone."""
         done, short, left, began, seconds = 0, 0, newcomers, 0.0, 0.0
         while done < length or left:
-            room, spans = self.pace.room(8, 512), []
+            left_to_read = [length - done, *([60 - short] if left else [])]
+            room, spans = self.pace.room(8, 512, [count for count in left_to_read if count]), []
             room.share(done, length - done)
             if left and (count := min(room.fits(short), 60 - short)):
                 spans.append((short, count))
@@ -287,7 +288,7 @@ def test_a_crowd_of_long_texts_is_not_let_past_answers() -> None:
         return machine.pace.room(8, 512, prompts).fits(0)
 
     usual = rows(4000)
-    assert rows(*[4000] * 16) == rows(4000, 60) == usual
+    assert rows(*[4000] * 32) == rows(4000, 60) == rows(60, 60) == usual
     assert rows(*[60] * 8) >= 1.6 * usual, "as far as steps may grow at once"
 
 

@@ -46,6 +46,7 @@ def claude(address: str, home: Path, task: str) -> tuple[list[str], dict[str, st
         "ANTHROPIC_BASE_URL": address,
         "ANTHROPIC_AUTH_TOKEN": KEY,
         "API_TIMEOUT_MS": "3000000",
+        "CLAUDE_STREAM_IDLE_TIMEOUT_MS": "3000000",
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
         "DISABLE_AUTOUPDATER": "1",
         **dict.fromkeys(models, MODEL),

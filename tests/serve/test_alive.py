@@ -48,7 +48,7 @@ async def streamed(app: Any, path: str, body: Any, sign: bytes, release: threadi
 def test_a_stream_shows_that_it_lives(
     serve: Any, monkeypatch: pytest.MonkeyPatch, path: str, body: Any, sign: str
 ) -> None:
-    """Claude Code and Codex count events alone, and give a stream up where none comes for five minutes."""
+    """Codex counts events alone, and gives a stream up where none comes for five minutes."""
     monkeypatch.setattr(responses, "PING", 0.01)
     release = threading.Event()
     server = serve(["a", release, "b"])

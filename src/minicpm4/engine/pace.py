@@ -15,7 +15,7 @@ MOST = 1.6
 UTMOST = 1.75  # where that is less than LEAST tokens of prompts
 LEAST = 4  # beside decoding, as far as UTMOST allows; one, whatever it takes: prompts end
 # Where many wait and few are answered, these are not kept fast at the cost of all who wait, and of how many
-# answers are written together: each prompt but one then has as much time as CROWD answers. A text of over
+# answers are written together: each prompt but two then has as much time as CROWD answers. A text of over
 # SHORT tokens has less, as its answer is far.
 CROWD, SHORT = 8.0, 256
 PROBE_EVERY = 16  # steps with prompts, after which one without tells anew what decoding takes alone
@@ -55,7 +55,7 @@ class Pace:
         varies = min(max(self._cost.deviation, alone.deviation), MOST * alone.deviation)
         taken = alone.mean + SLOWEST * varies
         most = min(rows, int(_JUMP * self._rows))
-        crowd = 1 + CROWD * (sum(min(1.0, SHORT / count) for count in prompts) - 1) / decoding
+        crowd = 1 + CROWD * (sum(min(1.0, SHORT / count) for count in prompts) - 2) / decoding
         return Room(most, max(MOST, crowd) * slow - taken, (max(UTMOST, crowd) - 1) * slow, self._cost)
 
     def note(self, decoding: int, prompts: Iterable[tuple[int, int]], seconds: float) -> None:
