@@ -87,7 +87,7 @@ def test_a_file_is_the_same_model(name: str, tmp_path: Path, capsys: pytest.Capt
 )
 def test_what_was_rounded_is_in_the_file_to_the_bit(more: list[str], types: set[str], tmp_path: Path) -> None:
     model = make_checkpoint(tmp_path / "model", hidden_size=256, intermediate_size=512, head_dim=64, seed=4)
-    out, folder, report = tmp_path / "out.gguf", tmp_path / "hf", tmp_path / "report.json"
+    out, folder, report = tmp_path / "new" / "out.gguf", tmp_path / "hf", tmp_path / "report.json"
     assert convert(model, out, *more, "--json", str(report)) == 0
     new = open_checkpoint(out)
     layers = [name for name in new.tensors if ".layers." in name and len(new.tensors[name].shape) == 2]
@@ -201,3 +201,20 @@ def test_what_a_file_cannot_say_is_told(tmp_path: Path, capsys: pytest.CaptureFi
     assert convert(model, tmp_path / "out.gguf") == 0
     assert "sparse attention" in capsys.readouterr().err
     assert open_checkpoint(tmp_path / "out.gguf").metadata()["tokenizer.ggml.model"] == "no_vocab"
+
+
+def test_a_quantised_folder_changes_its_layout_and_no_value(tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "model", seed=4)
+    first, second, file = tmp_path / "gptq", tmp_path / "compressed", tmp_path / "m.gguf"
+    assert run(["convert", str(model), str(first), "--to", "gptq", "--method", "rtn", "--group", "32"]) == 0
+    assert run(["convert", str(first), str(second), "--weights", "auto"]) == 0
+    old, new = open_checkpoint(first), open_checkpoint(second)
+    for name, info in new.tensors.items():
+        if len(info.shape) == 2:
+            assert info.spec == old.tensors[name].spec
+            np.testing.assert_array_equal(unpack(new.load(name)), unpack(old.load(name)))
+    assert convert(first, file, "--gguf-type", "q4_1") == 0  # now with offsets
+    assert run(["convert", str(file), str(tmp_path / "out"), "--weights", "auto"]) == 0
+    third = open_checkpoint(tmp_path / "out")
+    for name in ("model.layers.1.self_attn.q_proj.weight", "model.layers.0.mlp.down_proj.weight"):
+        np.testing.assert_array_equal(unpack(third.load(name)), unpack(old.load(name)))

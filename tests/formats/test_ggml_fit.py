@@ -109,6 +109,23 @@ def test_rounding_is_to_the_nearest_of_the_span(name: str) -> None:
     assert (error <= clipped * step + grid + 1e-6).all()
 
 
+def test_zero_points_keep_their_codes() -> None:
+    """AWQ's and GPTQ's: a zero point times its scale is mostly no float16, which moves a weight by a 2048th
+    of its size; rounding anew would move it by a part of a step."""
+    codes = np.random.default_rng(1).integers(0, 16, (7, 512)).astype(np.uint8)
+    scales = np.random.default_rng(2).uniform(0.01, 0.02, (7, 4)).astype(np.float16)
+    offsets = scales.astype(np.float32) * -7
+    spec = QuantSpec(kind="int4", group_size=128)
+    tensor = PackedTensor(
+        spec=spec, shape=codes.shape, codes=spec.row.pack(codes), scales=scales, offsets=offsets
+    )
+    kind = GGML_TYPES[type_id("q4_1")]
+    assert same_in(tensor, kind) is None
+    found = rounded_to(tensor, kind)
+    np.testing.assert_array_equal(found.spec.row.unpack(found.codes), codes)
+    assert 0 < np.abs(unpack(found) - unpack(tensor)).max() <= np.abs(offsets).max() / 2048
+
+
 def test_offsets_make_weights_of_one_sign_finer() -> None:
     values = np.abs(drawn())
     tensor = pack_from_float(values, QuantSpec(kind="f32"))

@@ -178,6 +178,7 @@ class _Writer:
     def _gguf(self, made: Parts) -> Conversion:
         general = {"general.name": self.target.stem, **self.sampling}
         plan = plan_gguf(made, self.text, self.types, general)
+        self.target.resolve().parent.mkdir(parents=True, exist_ok=True)
         with writing_path(self.target.resolve(), durable=True) as new:
             sizes = write_gguf_model(plan, new)
             with self.bar("checking", "layers") as progress:

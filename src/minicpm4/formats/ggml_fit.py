@@ -7,6 +7,7 @@ come to lie where the type has them, then every weight gets the nearest number (
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ from minicpm4.formats.ggml_types import GGML_TYPES, GgmlType, encoded
 from minicpm4.formats.packing import pack_from_float, repack, row_slices, unpack, unpack_rows
 from minicpm4.formats.quant import PackedTensor, QuantSpec
 
-__all__ = ["check_columns", "own_types", "rounded_to", "same_in", "type_id"]
+__all__ = ["check_columns", "distance", "own_types", "rounded_to", "same_in", "type_id"]
 
 Floats = NDArray[np.float32]
 
@@ -146,17 +147,52 @@ def _same(one: PackedTensor, other: PackedTensor) -> bool:
 
 
 def rounded_to(tensor: PackedTensor, kind: GgmlType) -> PackedTensor:
-    """``tensor`` as a type can hold it, in its format: as it is where that can be, else rounded to nearest.
-    Raises CheckpointError where weights are too large for the type, or not finite."""
+    """``tensor`` as a type can hold it, in its format: as it is where that can be, else rounded to nearest;
+    where its codes fit, and only scales or offsets are not float16, these alone if that is nearer. Raises
+    CheckpointError where weights are too large for the type, or not finite."""
     found = same_in(tensor, kind)
     if found is not None:
         return found
+    anew, kept = _anew(tensor, kind), _kept_codes(tensor, kind)
+    return anew if kept is None or distance(anew, tensor) < distance(kept, tensor) else kept
+
+
+def _anew(tensor: PackedTensor, kind: GgmlType) -> PackedTensor:
     if kind.name in _NUMBERS:
         return _to_numbers(tensor, kind, _NUMBERS[kind.name])
     if kind.name == "Q2_0":  # of its four numbers three are written
         ternary = QuantSpec(kind="ternary", group_size=kind.spec.group_size)
         return _regrouped(pack_from_float(unpack(tensor), ternary), kind)
     return repack(tensor, kind.spec)
+
+
+def _kept_codes(tensor: PackedTensor, kind: GgmlType) -> PackedTensor | None:
+    """The same codes, with scales and offsets as float16 has them; None where a type has no room for that."""
+    fits = tensor.spec.row.group and _fits(kind, tensor.spec, tensor.shape[1], tensor.offsets is not None)
+    if not kind.spec.row.group or kind.scale_bytes != 2 or not fits:
+        return None
+    try:
+        found = _regrouped(tensor, kind)
+        scales, offsets = (
+            None if one is None else _half(one).astype(np.float16) for one in (found.scales, found.offsets)
+        )
+        found = PackedTensor(
+            spec=found.spec, shape=found.shape, codes=found.codes, scales=scales, offsets=offsets
+        )
+        encoded(found, kind)  # raises where a code is out of range
+    except CheckpointError:
+        return None
+    return found
+
+
+def distance(found: PackedTensor, wanted: PackedTensor) -> float:
+    """How far a matrix is from what it is to be, as a share of that: root of mean squares; 0: equal."""
+    missed = size = 0.0
+    for part in row_slices(*found.shape):
+        values = unpack_rows(wanted, part)
+        missed += float(np.square(unpack_rows(found, part) - values, dtype=np.float64).sum())
+        size += float(np.square(values, dtype=np.float64).sum())
+    return math.sqrt(missed / size) if missed else 0.0
 
 
 def _to_numbers(tensor: PackedTensor, kind: GgmlType, numbers: _Numbers) -> PackedTensor:

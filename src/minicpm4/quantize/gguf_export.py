@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from minicpm4.config import ModelConfig
 from minicpm4.config.strict import require
 from minicpm4.errors import CheckpointError, ConfigError, TextError
-from minicpm4.formats.ggml_fit import check_columns, own_types, rounded_to, same_in, type_id
+from minicpm4.formats.ggml_fit import check_columns, distance, own_types, rounded_to, same_in, type_id
 from minicpm4.formats.ggml_types import GGML_TYPES, encoded
 from minicpm4.formats.gguf import GgufCheckpoint, heads_in_pairs, pairs_of_rows
 from minicpm4.formats.gguf_write import OutTensor, write_gguf
@@ -249,7 +249,7 @@ def check_gguf(
             else:
                 found, fitted = checkpoint.load(name), plan.fitted(stem, name)
                 same = found.shape == fitted.shape and _equal(found, fitted)
-                error = _distance(found, plan.tensor(stem, name))
+                error = distance(found, plan.tensor(stem, name))
                 rows.append(InType(name, GGML_TYPES[plan.types[name]].name, error))
                 checkpoint.release(name)
                 same = same and (error == 0 or plan.asked.of(name) is not None)
@@ -264,15 +264,6 @@ def _equal(one: PackedTensor, other: PackedTensor) -> bool:
     return all(
         np.array_equal(unpack_rows(one, part), unpack_rows(other, part)) for part in row_slices(*one.shape)
     )
-
-
-def _distance(found: PackedTensor, wanted: PackedTensor) -> float:
-    missed = size = 0.0
-    for part in row_slices(*found.shape):
-        values = unpack_rows(wanted, part)
-        missed += float(np.square(unpack_rows(found, part) - values, dtype=np.float64).sum())
-        size += float(np.square(values, dtype=np.float64).sum())
-    return math.sqrt(missed / size) if missed else 0.0
 
 
 def _check_config(config: ModelConfig, checkpoint: GgufCheckpoint, text: ModelText | None) -> None:
