@@ -137,6 +137,17 @@ def test_a_text_that_spells_a_call_is_text(serve: Any) -> None:
     assert "".join(c["delta"].get("content", "") for x in chunks for c in x["choices"]) == text
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_call_that_forgets_its_marks_is_one(serve: Any, stream: bool) -> None:
+    server = serve(json.dumps({"name": "book", "arguments": KEPT}), engine=engine("qwen2_5"))
+    response = server.chat(tools=TOOLS, temperature=0, stream=stream, **form(PERSON))
+    calls = (
+        joined_calls(events(response)) if stream else response.json()["choices"][0]["message"]["tool_calls"]
+    )
+    ((call),) = calls
+    assert (call["function"]["name"], json.loads(call["function"]["arguments"])) == ("book", KEPT)
+
+
 def test_the_thought_comes_first(serve: Any) -> None:
     for answer in (SAID, script("qwq", ("book", KEPT))):
         server = serve(f"Hm.</think>{answer}", engine=engine("qwq"))

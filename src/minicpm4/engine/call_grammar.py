@@ -52,13 +52,17 @@ class Opening:
 
 
 def forced_grammar(
-    form: CallFormat, calls: Calls, control: Mapping[str, int], *, tagged: bool = False
+    form: CallFormat, calls: Calls, control: Mapping[str, int], *, loosely: bool = False
 ) -> str:
-    """An answer that is calls. ``control``: spellings that are tokens of their own; ``tagged``: the tag that
-    the format may have stands before them or does not. Raises RequestError."""
-    writer = _Writer(form, calls, control)
-    tag = f"({writer.literal(form.tag)})? " if tagged and form.tag else ""
-    return writer.grammar(tag + writer.literal(form.before), several=calls.several)
+    """An answer that is calls. ``control``: spellings that are tokens of their own; ``loosely``: also as
+    models write them by themselves, behind the tag that the format may have, or one without its marks. Raises
+    RequestError."""
+    writer, bare = _Writer(form, calls, control), form.unmarked
+    tag = f"({writer.literal(form.tag)})? " if loosely and form.tag else ""
+    other = ""
+    if loosely and bare is not None and not form.is_bare and not form.has_ids:
+        other = f" | {writer.literal(bare.before)} tool {writer.literal(bare.after)}"
+    return writer.grammar(tag + writer.literal(form.before), several=calls.several, other=other)
 
 
 def openings(form: CallFormat, calls: Calls, control: Mapping[str, int]) -> list[Opening]:
@@ -86,9 +90,9 @@ class _Writer:
         self._size = 0
         self._added: dict[str, str] = {}  # their names
 
-    def grammar(self, before: str, *, several: bool) -> str:
-        """``before`` and calls of any tool, the last with its end."""
-        return self._text(f"start: {before} tool {self._end(several)}", self._tool())
+    def grammar(self, before: str, *, several: bool, other: str = "") -> str:
+        """``before`` and calls of any tool, the last with its end; or as ``other`` says."""
+        return self._text(f"start: {before} tool {self._end(several)}{other}", self._tool())
 
     def rest(self, name: str) -> str:
         """What follows the name of a tool, but for the first character."""

@@ -119,7 +119,7 @@ class Grammars:
         form, llg = self._text.replies.written_form(calls.forced), self.vocabulary.llg("calls")
         control = self._text.tokenizer.control_tokens
         if whole:
-            text = forced_grammar(form, calls, control, tagged=not calls.forced)
+            text = forced_grammar(form, calls, control, loosely=not calls.forced)
             return compile_grammar(llg, "calls", text)
         entries = []
         for one in openings(form, calls, control):

@@ -100,7 +100,8 @@ class CallFormat:
     def heads(self, names: Iterable[str]) -> list[str]:
         """What tells that an answer is calls of these tools, and no text, as soon as it begins with it."""
         if not self.is_bare:
-            return [self.opening]
+            bare = None if self.has_ids else self.unmarked
+            return [self.opening, *([] if bare is None else bare.heads(names))]
         tags = ("", self.tag) if self.tag else ("",)
         return [tag + self.before + name + self.middle for name in names for tag in tags]
 
