@@ -30,6 +30,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -159,8 +160,6 @@ async def fair(client: httpx.AsyncClient, args: argparse.Namespace, server: Serv
     since = time.perf_counter()
     idle_first = await newcomers(args.idle, never)
     began = time.perf_counter()
-    undisturbed = [gap for at, gap in seen if first <= at < since]
-    idle = [gap for at, gap in seen if since <= at < began]
     read = asyncio.Event()
 
     async def long() -> Answer:
@@ -171,9 +170,10 @@ async def fair(client: httpx.AsyncClient, args: argparse.Namespace, server: Serv
 
     answer, busy_first = await asyncio.gather(long(), newcomers(None, read))
     ended = time.perf_counter()
-    busy = [gap for at, gap in seen if began <= at < ended]
     stop.set()
-    await asyncio.gather(*chats)
+    await asyncio.gather(*chats)  # a chat's times are known when it has ended
+    times = (first, since, began, ended)
+    undisturbed, idle, busy = ([gap for at, gap in seen if a <= at < b] for a, b in pairwise(times))
     alone = [(await ask(client, words(rng, 20), 2)).times[0] for _ in range(5)]
     return {
         "prompt_tokens": answer.usage.get("prompt_tokens"),
