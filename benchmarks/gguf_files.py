@@ -137,8 +137,18 @@ def cases(folder: Path, qwen: Path | None) -> Iterator[Case]:
         scaled = str(minicpm(folder / which, scaling))
         name = f"minicpm with longrope, its {which} factors, F32"
         yield Case(name=name, source=scaled, options=("--gguf-type", "f32"), bound=FLOAT32)
-    small = str(sentencepiece_model(folder / "sentencepiece"))
+    small = str(small_model(folder / "sentencepiece"))
     yield Case(name="minicpm with a SentencePiece vocabulary, F32", source=small, bound=FLOAT32)
+    for name in ("f16", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k"):
+        options = ("--gguf-type", name)
+        yield Case(name=f"small minicpm, {name.upper()}", source=small, options=options, bound=QUANTISED)
+    ternary = (*rounding, "ternary", "--group", "256")
+    for name in ("tq1_0", "tq2_0"):
+        options = (*ternary, "--gguf-type", name)
+        yield Case(name=f"small minicpm, {name.upper()}", source=small, options=options, bound=QUANTISED)
+    plain = {"scale_emb": 1.0, "scale_depth": 0.0, "dim_model_base": 0.0}
+    qwen3 = str(small_model(folder / "qwen3", model_type="qwen3", qk_norm=True, **plain))
+    yield Case(name="small qwen3, F32", source=qwen3, bound=FLOAT32)
     # Rounded to ternary without training, SmolLM2 knows little: its near-even answers turn on less.
     for kind, group, bound in (("int4", "32", QUANTISED), ("int8", "32", QUANTISED), ("ternary", "64", 0.1)):
         whole = folder / kind
@@ -151,8 +161,9 @@ def cases(folder: Path, qwen: Path | None) -> Iterator[Case]:
         yield Case(name="qwen2, BF16", source=str(qwen), options=("--gguf-type", "bf16"), bound=BF16)
 
 
-def sentencepiece_model(folder: Path) -> Path:
-    """A small MiniCPM with random weights, and a SentencePiece vocabulary of these texts. float32."""
+def small_model(folder: Path, **changes: Any) -> Path:
+    """A small MiniCPM with random weights, and a SentencePiece vocabulary of these texts. float32. Its rows
+    fill blocks of 256. ``changes``: of its configuration."""
     import sentencepiece
 
     content = io.BytesIO()
@@ -174,14 +185,14 @@ def sentencepiece_model(folder: Path) -> Path:
         "eos_token": end,
         "added_tokens_decoder": {"1200": {"content": end, "special": True}},
     }
-    small = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "vocab_size": 1216}
-    config = replace(
-        SHAPES["random-minicpm4-0.5b"],
-        **small,
-        num_attention_heads=4,
-        dim_model_base=64.0,
-        sparse_config=None,
-    )
+    small: dict[str, Any] = {
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 2,
+        "vocab_size": 1216,
+    }
+    small |= {"num_attention_heads": 4, "sparse_config": None, "dim_model_base": 256.0}
+    config = replace(SHAPES["random-minicpm4-0.5b"], **(small | changes))
     made = RandomCheckpoint(config, lambda name, shape: QuantSpec(kind="f32"))
     sources = {name: checkpoint_source(made, name) for name in expected_tensors(config)}
     beside = {"tokenizer.model": content.getvalue(), "tokenizer_config.json": json.dumps(settings).encode()}

@@ -82,6 +82,7 @@ def test_the_same_model_is_read_again(name: str) -> None:
         ({"model_type": "qwen2"}, "qwen2 has no place for no biases"),
         ({"model_type": "qwen2", "attention_bias": True, "mlp_bias": True}, "and mlp_bias"),
         ({"scale_emb": 2.0}, "muP"),
+        (MUP | {"dim_model_base": 128.0}, "above hidden_size = 64"),
         ({"rope_scaling": RopeScaling(rope_type="dynamic", factor=2.0)}, "'dynamic'"),
         ({"rope_scaling": RopeScaling(rope_type="yarn", factor=2.0, truncate=False, **ORIGINAL)}, "YaRN"),
         (

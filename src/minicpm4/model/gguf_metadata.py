@@ -63,6 +63,12 @@ def _check(config: ModelConfig) -> None:
     plain = (config.scale_emb, config.residual_scale, config.logit_scale) == (1.0, 1.0, 1.0)
     if arch != "minicpm" and not plain:
         raise ConfigError(f"GGUF's {arch} has no key for muP's scales", "use model type minicpm")
+    if arch == "minicpm" and config.logit_scale > 1:
+        raise ConfigError(
+            f"dim_model_base = {config.dim_model_base:g} is above hidden_size = {config.hidden_size}: GGUF "
+            "files whose logit_scale is below 1 are taken for old ones that hold its inverse",
+            _REMEDY,
+        )
 
 
 def _rope(config: ModelConfig) -> tuple[dict[str, Any], Vectors]:
