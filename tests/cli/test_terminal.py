@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from minicpm4.cli.terminal import one_line, progress_bar, sanitize, write_text
+from minicpm4.cli.terminal import one_line, pace, progress_bar, sanitize, write_text
 
 
 class Terminal(io.StringIO):
@@ -68,3 +68,8 @@ def test_help_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "generate" in done.stdout
+
+
+def test_what_is_slow_is_told_by_the_piece() -> None:
+    assert (pace(0, 3.0, "layers"), pace(3, 0.0, "layers")) == ("", "")
+    assert pace(1024, 2.0, "tokens") == "512 tokens/s" and pace(2, 28.4, "layers") == "14 s each"

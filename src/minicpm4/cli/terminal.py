@@ -79,9 +79,17 @@ def print_facts(title: str, facts: list[tuple[str, str]]) -> None:
     print()
 
 
+def pace(done: int, seconds: float, unit: str) -> str:
+    """A speed: "512 tokens/s", of what is slow "14 s each"."""
+    if not done or seconds <= 0:
+        return ""
+    return f"{done / seconds:,.0f} {unit}/s" if done >= seconds else f"{seconds / done:,.0f} s each"
+
+
 @contextmanager
 def progress_bar(what: str, unit: str, enabled: bool | None = None) -> Iterator[Progress | None]:
-    """Yield a callback (done, total) that draws a bar with its speed in ``unit`` on standard error.
+    """Yield a callback (done, total) that draws a bar on standard error, with its speed in ``unit`` and the
+    time left.
 
     Yields None when standard error is no terminal. The bar vanishes when everything is done.
     """
@@ -90,20 +98,22 @@ def progress_bar(what: str, unit: str, enabled: bool | None = None) -> Iterator[
     if not enabled:
         yield None
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
         TextColumn(what),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn(f"{unit}, {{task.fields[speed]:,.0f}} {unit}/s"),
+        TextColumn(f"{unit}, {{task.fields[speed]}}"),
+        TimeRemainingColumn(),
     )
-    bar = Progress(*columns, console=console(sys.stderr), transient=True)
-    task = bar.add_task("", total=None, speed=0.0)
+    # Of layers that take minutes, too, the time left is known.
+    bar = Progress(*columns, console=console(sys.stderr), transient=True, speed_estimate_period=3600)
+    task = bar.add_task("", total=None, speed="")
 
     def update(done: int, total: int) -> None:
         seconds = bar.tasks[0].elapsed or 0.0
-        bar.update(task, completed=done, total=total, speed=done / seconds if seconds > 0 else 0.0)
+        bar.update(task, completed=done, total=total, speed=pace(done, seconds, unit))
         if done >= total:
             bar.stop()
 

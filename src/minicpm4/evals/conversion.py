@@ -13,7 +13,8 @@ from minicpm4 import LLM
 from minicpm4.config import ModelConfig
 from minicpm4.engine.load import suggestion
 from minicpm4.engine.params import gguf_sampling
-from minicpm4.errors import CheckpointError, TextError
+from minicpm4.engine.plan import human
+from minicpm4.errors import CheckpointError, MemoryPlanError, TextError
 from minicpm4.evals.fidelity import Fidelity, compare, own_texts, windows
 from minicpm4.files import read_json, read_text, write_json, writing_folder, writing_path
 from minicpm4.formats.hf_write import hf_config
@@ -21,6 +22,7 @@ from minicpm4.formats.names import expected_tensors
 from minicpm4.formats.quant import QuantSpec
 from minicpm4.formats.target import require_free
 from minicpm4.kernels.registry import exact_table, host_table
+from minicpm4.machine import available_memory
 from minicpm4.model.packed_cache import file_identity
 from minicpm4.model.source import OpenModel, open_model
 from minicpm4.progress import Progress
@@ -33,6 +35,7 @@ from minicpm4.quantize.gguf_export import (
     plan_gguf,
     write_gguf_model,
 )
+from minicpm4.quantize.memory import planned_memory
 from minicpm4.quantize.options import QuantizeOptions
 from minicpm4.quantize.parts import Folded, Parts, Stored, WithConfig, folded_config, plain_rope
 from minicpm4.quantize.pipeline import LayerReport, quantize
@@ -114,6 +117,8 @@ def convert(
                 if calibration.files
                 else _kept_own(part, opened, source, options, calibration, bar, ignore_fields)
             )
+        needed = planned_memory(opened.config, options, sum(map(len, texts)))
+        _check_memory(needed)
         key = _key(opened, options, texts)
         with bar("rounding", "layers") as progress:
             made = quantize(
@@ -122,6 +127,16 @@ def convert(
         done = writer.write(made)
         made.remove()
     return replace(done, rows=made.rows, texts=len(texts), tokens=sum(map(len, texts)), tests=tests)
+
+
+def _check_memory(needed: int) -> None:
+    """Raise MemoryPlanError where that is not available."""
+    available = available_memory()
+    if available is not None and needed > available:
+        raise MemoryPlanError(
+            f"the conversion takes {human(needed)} at its peak, {human(available)} are available",
+            "lower --samples or --length, or use --method rtn, which looks at no text",
+        )
 
 
 @dataclass(frozen=True, slots=True)

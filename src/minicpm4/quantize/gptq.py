@@ -17,12 +17,12 @@ from minicpm4.formats.quant import PackedTensor, QuantSpec
 from minicpm4.quantize.factor import inverse_factor
 from minicpm4.quantize.grid import pack, search_scales
 
-__all__ = ["BLOCK", "DAMPING", "Hessian", "gptq", "output_error"]
+__all__ = ["BLOCK", "DAMPING", "Hessian", "factor_nbytes", "gptq", "output_error", "sum_nbytes"]
 
 BLOCK = 64  # columns whose errors are handed on together: within it one by one, beyond it as one product
 DAMPING = 0.01  # of the mean of the diagonal, added to it
 _MOST = 256  # of them
-_WIDE = 7900  # columns: of more, two float64 arrays of their square would take over 1 GB
+_WIDE = 7000  # columns: of more, what is made of their square in float64 would take over 1 GB
 
 Doubles = NDArray[np.float64]
 Floats = NDArray[np.floating]
@@ -31,7 +31,7 @@ Floats = NDArray[np.floating]
 @dataclass(slots=True, eq=False)
 class Hessian:
     """X^T X (width, width) of the rows that reach the matrices of a stage, and the mean magnitude of each of
-    their columns. Memory: two arrays of width², of float64 up to 7,900 columns, beyond of float32."""
+    their columns. Memory: two arrays of width², of float64 up to 7,000 columns, beyond of float32."""
 
     width: int
     skip: int = 0
@@ -41,7 +41,7 @@ class Hessian:
     _factors: dict[tuple[float, bool], Floats] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.sum = np.zeros((self.width, self.width), "float64" if self.width <= _WIDE else "float32")
+        self.sum = np.zeros((self.width, self.width), _dtype(self.width))
         self.size = np.zeros(self.width)
 
     def add(self, x: NDArray[np.float32]) -> None:
@@ -70,10 +70,24 @@ class Hessian:
         return self._factors[key]
 
 
+def _dtype(width: int) -> str:
+    return "float64" if width <= _WIDE else "float32"
+
+
+def sum_nbytes(width: int) -> int:
+    """Bytes of a Hessian's ``sum``."""
+    return width * width * np.dtype(_dtype(width)).itemsize
+
+
+def factor_nbytes(width: int) -> int:
+    """Bytes of what is made of it: the factor, and where it is float64 a float32 copy of the sum."""
+    return sum_nbytes(width) + (4 * width * width if width <= _WIDE else 0)
+
+
 def output_error(weights: NDArray[np.float32], other: NDArray[np.float32], hessian: Hessian) -> float:
     """Squared error of the outputs of ``other`` (out, in), as a part of the squared outputs of
     ``weights``."""
-    h = hessian.sum.astype(np.float32)
+    h = hessian.sum.astype(np.float32, copy=False)
     missed = other - weights
     wrong, right = (float(np.einsum("oi,oi->", m @ h, m, dtype=np.float64)) for m in (missed, weights))
     return wrong / right if right > 0 else 0.0

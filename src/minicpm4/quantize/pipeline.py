@@ -1,9 +1,7 @@
 """A model made small layer by layer, each written when it is done: a run that was killed goes on where it
 was.
 
-Memory: the weights of a layer in float32 and rounded, the states of all texts, and the Hessian of a stage
-(of all four with smoothing) with some copies of it: 8 bytes x the square of the width of the rows that
-reach it."""
+Memory: ``memory.planned_memory``."""
 
 from __future__ import annotations
 
@@ -165,6 +163,7 @@ def _round(
             for names, stage in zip(STAGES, walk.stages(index, layer.weights, keep=False), strict=True)
         ]
         smooth(layer, STAGES, seen, wanted)
+        del seen  # the statistics of all stages: large
     rows = []
     for names, stage in zip(STAGES, walk.stages(index, layer.weights), strict=True):
         hessian = _seen(stage, layer, names, options.skip)
@@ -272,15 +271,15 @@ def _ends(
 ) -> None:
     """Embeddings, last norm and head, rounded to nearest."""
     norm = read_tensor(checkpoint, "model.norm.weight")
-    found = {EMBED: embed}
-    if not config.tie_word_embeddings:
-        found[HEAD] = read_tensor(checkpoint, HEAD)
-    if rotation is not None:
-        found = {EMBED: rotation.embed(embed), HEAD: rotation.head(found.get(HEAD, embed), norm)}
-        norm = np.ones_like(norm)
-    tensors = {"model.norm.weight": as_floats(norm[None])}
-    for name, values in found.items():
-        stored = checkpoint.tensors[name if name in checkpoint.tensors else EMBED].spec
+    tensors = {"model.norm.weight": as_floats((norm if rotation is None else np.ones_like(norm))[None])}
+    names = [EMBED] if config.tie_word_embeddings and rotation is None else [HEAD, EMBED]
+    for name in names:  # one of them in floats at a time, beside the embeddings themselves
+        own = HEAD if name == HEAD and not config.tie_word_embeddings else EMBED
+        values = embed if own == EMBED else read_tensor(checkpoint, HEAD)
+        if rotation is not None:
+            values = rotation.embed(values) if name == EMBED else rotation.head(values, norm)
+        stored = checkpoint.tensors[own].spec
         plain = exact_float(values) if stored.row.group else stored.kind
         tensors[name] = pack_from_float(values, specs[name] or QuantSpec(kind=plain))
+        del values
     _save(made, ENDS, tensors)

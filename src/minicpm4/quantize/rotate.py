@@ -22,6 +22,9 @@ Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 
 
+_ROWS = 1024  # that are in float64 at a time
+
+
 def orthogonal(size: int, seed: int) -> Doubles:
     """A random orthogonal matrix: a Hadamard matrix of the largest power of two that divides ``size``, with
     random signs, times (Kronecker) one drawn evenly of what is left."""
@@ -51,11 +54,11 @@ class Rotation:
 
     def embed(self, rows: Floats) -> Floats:
         """Embeddings (vocab, hidden)."""
-        return (rows @ self.stream).astype(np.float32)
+        return _turned(rows, self.stream)
 
     def head(self, rows: Floats, norm: Floats) -> Floats:
         """The head (vocab, hidden), with the last norm's weight in it; that norm is then plain."""
-        return ((rows * norm) @ self.stream).astype(np.float32)
+        return _turned(rows, self.stream, norm)
 
     def layer(self, layer: Layer) -> None:
         """Turn a layer; its two norms become plain."""
@@ -65,12 +68,11 @@ class Rotation:
             ("post_attention_layernorm.weight", ("mlp.gate_proj", "mlp.up_proj")),
         ):
             for name in names:
-                floats[f"{name}.weight"] = ((layer.weight(name) * floats[norm]) @ self.stream).astype(
-                    np.float32
-                )
+                floats[f"{name}.weight"] = _turned(layer.weight(name), self.stream, floats[norm])
             floats[norm] = np.ones_like(floats[norm])
         for name in ("self_attn.o_proj", "mlp.down_proj"):
-            floats[f"{name}.weight"] = (self.stream.T @ layer.weight(name)).astype(np.float32)
+            # Column by column it is the same product, with few of them in float64 at a time.
+            floats[f"{name}.weight"] = np.ascontiguousarray(_turned(layer.weight(name).T, self.stream).T)
             if f"{name}.bias" in floats:
                 floats[f"{name}.bias"] = (self.stream.T @ floats[f"{name}.bias"]).astype(np.float32)
         d = layer.config.head_dim
@@ -83,3 +85,12 @@ class Rotation:
         floats["self_attn.o_proj.weight"] = (
             (o.reshape(len(o), -1, d) @ self.values).reshape(o.shape).astype(np.float32)
         )
+
+
+def _turned(rows: Floats, by: Doubles, norm: Floats | None = None) -> Floats:
+    """``rows`` (n, columns), times ``norm`` (columns,), times the rotation ``by``, computed in float64."""
+    found = np.empty((len(rows), by.shape[1]), np.float32)
+    for start in range(0, len(rows), _ROWS):
+        part = slice(start, start + _ROWS)
+        found[part] = (rows[part] if norm is None else rows[part] * norm) @ by
+    return found
