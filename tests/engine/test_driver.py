@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from minicpm4.engine.driver import Driver, Mailbox, ThreadedDriver
+from minicpm4.engine.driver import Driver, ThreadedDriver
+from minicpm4.engine.mailbox import Mailbox
 from minicpm4.engine.outputs import Failed, Sampled
 from minicpm4.engine.params import SamplingParams
 from minicpm4.errors import EngineError, RequestError

@@ -153,6 +153,17 @@ def check_ids(ids: Sequence[int], vocab_size: int) -> None:
             )
 
 
+def check_text(ids: Sequence[int], limits: Limits) -> None:
+    """Raise RequestError unless a text that is to be read, and nothing written after it, is within
+    ``limits``."""
+    check_ids(ids, limits.vocab_size)
+    if len(ids) > limits.context:
+        raise RequestError(
+            f"the text has {len(ids):,} tokens, the context is {limits.context:,}",
+            "split it, or load the model with a larger context",
+        )
+
+
 def check_request(limits: Limits, ids: Sequence[int], params: SamplingParams) -> None:
     """Raise RequestError unless a prompt and its parameters are within ``limits``."""
     check_ids(ids, limits.vocab_size)

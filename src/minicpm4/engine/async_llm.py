@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from minicpm4.engine.api import EngineAPI, Text
 from minicpm4.engine.collect import Collector, piece_of
-from minicpm4.engine.driver import Mailbox
 from minicpm4.engine.llm import ThreadedLLM
 from minicpm4.engine.load import Inspection
+from minicpm4.engine.mailbox import Mailbox
 from minicpm4.engine.outputs import Event, Piece, Prefilled, RequestOutput, TokenLogprobs
 from minicpm4.engine.params import SamplingParams
 from minicpm4.engine.prompts import Messages, Params, Prompt, Prompts, split_prompts

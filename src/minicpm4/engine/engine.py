@@ -12,7 +12,7 @@ from time import perf_counter
 import numpy as np
 
 from minicpm4.config import SparseConfig
-from minicpm4.engine.api import Limits, Load, Shown, Visit, check_ids, check_request
+from minicpm4.engine.api import Limits, Load, Shown, Visit, check_request, check_text
 from minicpm4.engine.grammar import Grammars
 from minicpm4.engine.kept_pages import KeptPages
 from minicpm4.engine.outputs import Event, Failed, Piece, Prefilled, Read, Sampled
@@ -164,12 +164,7 @@ class Engine:
         """See EngineAPI."""
         if shown == "states" and not self.limits.num_layers:
             raise UnsupportedError("this engine shows no states", "load a model")
-        check_ids(ids, self.limits.vocab_size)
-        if len(ids) > self.limits.context:
-            raise RequestError(
-                f"the text has {len(ids):,} tokens, the context is {self.limits.context:,}",
-                "split it, or load the model with a larger context",
-            )
+        check_text(ids, self.limits)
         self.scheduler.check(len(ids), len(ids))
 
     def read(self, request_id: int, ids: Items[int], shown: Shown, visit: Visit) -> None:

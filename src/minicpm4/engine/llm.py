@@ -11,8 +11,9 @@ from typing import Any, ClassVar, Self, overload
 from minicpm4.config import ModelConfig, SparseConfig
 from minicpm4.engine.api import EngineAPI, Limits, Load, Text
 from minicpm4.engine.collect import Collector, piece_of
-from minicpm4.engine.driver import Driver, Mailbox, ThreadedDriver
+from minicpm4.engine.driver import Driver, ThreadedDriver
 from minicpm4.engine.load import Inspection, inspect
+from minicpm4.engine.mailbox import Mailbox
 from minicpm4.engine.options import CACHE_SIZE, EngineOptions
 from minicpm4.engine.outputs import Piece, RequestOutput
 from minicpm4.engine.params import FALLBACK, SamplingParams

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from minicpm4.config.strict import check_integer
 from minicpm4.engine.api import Shown
-from minicpm4.engine.driver import Driver, Mailbox
+from minicpm4.engine.driver import Driver
+from minicpm4.engine.mailbox import Mailbox
 from minicpm4.engine.outputs import Event, Failed, Prefilled, Read, TokenLogprobs
 from minicpm4.engine.params import MAX_LOGPROBS
 from minicpm4.engine.plan import check_score
