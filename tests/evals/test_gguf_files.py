@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.gguf_files import differences, kl
+from benchmarks.gguf_files import BF16, differences, is_apart
 
 
 def test_equal_logits_differ_in_nothing() -> None:
@@ -21,12 +21,22 @@ def test_another_best_token_is_counted_and_the_first_is_told() -> None:
     theirs = ours.copy()
     theirs[1, 2], theirs[2, 3] = 5.1, 0.2
     row = differences([ours], {"logits0": theirs})
-    assert row["best token another"] == 1 and row["against the margin"] == 0
+    assert row["best token another"] == 1
     assert row["first divergence"] == {"prompt": 0, "position": 1, "margin": 0.5}
     assert row["largest difference"] == pytest.approx(0.6)
 
 
 def test_divergence_is_that_of_the_probabilities() -> None:
-    a, b = np.log(np.array([[0.5, 0.5]])), np.log(np.array([[0.25, 0.75]])) + 3
+    ours, theirs = np.log(np.array([[0.5, 0.5]])), np.log(np.array([[0.25, 0.75]])) + 3
     expected = 0.5 * np.log(0.5 / 0.25) + 0.5 * np.log(0.5 / 0.75)
-    assert kl(a, b)[0] == pytest.approx(expected)
+    row = differences([ours], {"logits0": theirs})
+    assert row["KL divergence"] == pytest.approx(expected, rel=1e-2)
+    assert is_apart(row, BF16) and not is_apart(row, 1.0)
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_fail(odd: float) -> None:
+    ours = np.zeros((2, 4), np.float32)
+    with np.errstate(invalid="ignore"):
+        row = differences([ours], {"logits0": np.full_like(ours, odd)})
+    assert is_apart(row, 1.0)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from minicpm4 import LLM, SamplingParams
 from minicpm4.progress import Progress
 
-__all__ = ["Fidelity", "compare", "own_texts", "windows"]
+__all__ = ["Fidelity", "compare", "kullback_leibler", "log_probabilities", "own_texts", "windows"]
 
 Doubles = NDArray[np.float64]
 _ROWS = 256  # of logits that are held in float64 at a time
@@ -66,10 +66,10 @@ def compare(
         sums, targets, first = np.zeros(2), np.asarray(ids[1:]), len(divergences)
         for start in range(0, len(targets), _ROWS):
             part = slice(start, min(start + _ROWS, len(targets)))
-            old, new = (_log_probabilities(logits[part]) for logits in both)
+            old, new = (log_probabilities(logits[part]) for logits in both)
             rows = np.arange(len(old))
             sums -= [values[rows, targets[part]].sum() for values in (old, new)]
-            divergences.append((np.exp(old) * (old - new)).sum(axis=1))
+            divergences.append(kullback_leibler(old, new))
             other = old.argmax(axis=1) != new.argmax(axis=1)
             flips += int(other.sum())
             top = np.partition(old[other], -2, axis=1)[:, -2:] if other.any() else np.zeros((0, 2))
@@ -118,8 +118,14 @@ def own_texts(llm: LLM, count: int, length: int, seed: int) -> list[list[int]]:
     return [start + list(output.token_ids) for output in outputs]
 
 
-def _log_probabilities(logits: NDArray[np.float32]) -> Doubles:
+def log_probabilities(logits: NDArray[np.floating]) -> Doubles:
+    """Of logits (n, vocab), in nats."""
     values = logits.astype(np.float64)
     values -= values.max(axis=1, keepdims=True)
     values -= np.log(np.exp(values).sum(axis=1, keepdims=True))
     return values
+
+
+def kullback_leibler(old: Doubles, new: Doubles) -> Doubles:
+    """The divergence (n,) of each row of ``new`` from ``old``, log probabilities (n, vocab), in nats."""
+    return (np.exp(old) * (old - new)).sum(axis=1)
