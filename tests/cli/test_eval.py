@@ -27,7 +27,7 @@ def test_models_are_compared_on_texts(tmp_path: Path, text: Path, capsys: pytest
     args = ["eval", "ppl", *models, "--text", str(text), "--text", str(other), "--window", "64"]
     assert run([*args, "--kv", "float32", "--json", str(found)]) == 0
     out = capsys.readouterr().out
-    rows = [line.split() for line in out.splitlines()[2:]]
+    rows = [line.split() for line in out.splitlines()[3:]]
     assert [row[:2] for row in rows] == [[m, t] for m in "ab" for t in ("one.txt", "two.txt", "all")]
     report = json.loads(found.read_text())
     assert report["engine"] == {"kv": "float32"} and report["window"] == 64
@@ -37,6 +37,33 @@ def test_models_are_compared_on_texts(tmp_path: Path, text: Path, capsys: pytest
     assert "bits_per_byte_apart" not in first and f"{by:+.4f} +- " in out
     nats = [one["nats"] for one in first["texts"].values()]
     assert first["all"]["nats"] == pytest.approx(sum(nats))
+
+
+def test_all_models_are_read_in_the_same_windows(
+    tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short, long = (str(make_checkpoint(tmp_path / f"m{n}", max_position_embeddings=n)) for n in (64, 512))
+    found = tmp_path / "found.json"
+    args = ["eval", "ppl", long, short, "--text", str(text), "--json", str(found)]
+    assert run(args) == 0 and "windows of 64 tokens" in capsys.readouterr().out
+    report = json.loads(found.read_text())
+    assert report["window"] == 64
+    assert report["models"][short]["bits_per_byte_apart"]["mean"] == pytest.approx(0, abs=1e-6)
+    assert run([*args, "--window", "65"]) == 2
+    err = capsys.readouterr().err
+    assert "65 is more than the 64 tokens" in err and "attention:" not in err  # before anything is loaded
+
+
+def test_a_text_may_be_called_all(
+    tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("all").write_text(TEXT[:100])
+    assert (
+        run(["eval", "ppl", str(make_checkpoint(tmp_path / "m")), "--text", "all", "--text", str(text)]) == 0
+    )
+    rows = [line.split()[1] for line in capsys.readouterr().out.splitlines()[3:]]
+    assert rows == ["all", "one.txt", "all"]
 
 
 @pytest.mark.parametrize(

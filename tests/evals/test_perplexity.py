@@ -77,12 +77,12 @@ def test_windows_that_cannot_be_are_refused(llm: LLM) -> None:
 def loss(seed: int, nbytes: float, level: float) -> TextLoss:
     rng = np.random.default_rng(seed)
     sizes = (nbytes / PLACES,) * PLACES
-    return TextLoss(tokens=10, places=tuple(rng.normal(level, 0.1, PLACES) * sizes[0]), sizes=sizes)
+    return TextLoss(tokens=1000, places=tuple(rng.normal(level, 0.1, PLACES) * sizes[0]), sizes=sizes)
 
 
 def test_pairs_see_a_difference_that_is_everywhere() -> None:
     one, long = loss(1, 1e3, 2.0), loss(2, 1e5, 1.0)
-    other = TextLoss(tokens=7, places=tuple(np.array(one.places) * 1.01), sizes=one.sizes)
+    other = TextLoss(tokens=700, places=tuple(np.array(one.places) * 1.01), sizes=one.sizes)
     by, half = apart(one, other)
     assert by == pytest.approx(0.01 * one.bits_per_byte) and half < 0.1 * by < 0.1 * one.interval
     assert apart(one, one) == (0.0, 0.0)
@@ -90,6 +90,12 @@ def test_pairs_see_a_difference_that_is_everywhere() -> None:
     # Long texts count by their length, and so do their places.
     assert both.bits_per_byte == pytest.approx((one.nats + long.nats) / math.log(2) / 101_000)
     assert both.interval == pytest.approx(long.interval, rel=0.1)
+
+
+def test_of_a_few_tokens_no_interval_is_told(llm: LLM) -> None:
+    short = read(llm, TEXT[:40], window=500)
+    assert short.interval is None and apart(short, short) == (0.0, None)
+    assert read(llm, TEXT * 2, window=500).interval is not None
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say() -> None:

@@ -15,12 +15,13 @@ from tests.fixtures.random_checkpoint import make_checkpoint
 
 CHILD = """
 import json, sys, threading, time
+from contextlib import nullcontext
 from pathlib import Path
-from minicpm4.kernels.registry import host_table
+import numpy as np
+from minicpm4.evals.conversion import Calibration, convert
 from minicpm4.model.source import open_model
 from minicpm4.quantize.memory import planned_memory
 from minicpm4.quantize.options import QuantizeOptions
-from minicpm4.quantize.pipeline import quantize
 
 peak, done = 0, False
 
@@ -28,47 +29,65 @@ def told():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024
 
-def watch():  # pages of the mapped source are the system's to take back: anonymous memory alone
+def watch():  # pages of mapped files are the system's to take back: anonymous memory alone
     global peak
     while not done:
         peak = max(peak, told())
         time.sleep(0.002)
 
-source, folder, method, rotate = sys.argv[1:]
-options = QuantizeOptions(method=method, rotate=rotate == "True", seed=1)
-found = open_model(source)
-texts = [[(7 * i * j) % 300 for i in range(256)] for j in range(1, 9)]
-import numpy as np
-np.linalg.cholesky(np.eye(600)) @ np.ones((600, 600))  # what libraries keep
+source, target, text, method, layout, rotate = sys.argv[1:]
+bar = lambda what, unit: nullcontext()
+options = None if method == "none" else QuantizeOptions(method=method, rotate=rotate == "True", seed=1)
+texts = Calibration(files=(Path(text),), samples=8, length=256)
+tiny = Path(target).parent / "tiny"
+small = QuantizeOptions(method="rtn", group=32)
+convert(str(tiny), Path(target + "-first"), small, "hf", texts, bar)  # what libraries keep
+np.linalg.cholesky(np.eye(600)) @ np.ones((600, 600))
 before = told()
 watcher = threading.Thread(target=watch)
 watcher.start()
-quantize(found.checkpoint, found.config, options, texts, host_table(), Path(folder), {})
+convert(source, Path(target), options, layout, texts, bar)
 done = True
 watcher.join()
-planned = planned_memory(found.config, options, 8 * 256)
+planned = planned_memory(open_model(source).config, options, layout, 8 * 256)
 print(json.dumps({"planned": planned, "peak": peak - before}))
 """
+
+
+WIDE = {"hidden_size": 768, "intermediate_size": 4096, "vocab_size": 1024, "head_dim": 96}
+MANY = {"hidden_size": 512, "intermediate_size": 512, "vocab_size": 60000, "head_dim": 64}
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize(
-    ("method", "rotate"), [("gptq", False), ("s-gptq", False), ("awq", True), ("rtn", False)]
+    ("shape", "method", "layout", "rotate"),
+    [
+        (WIDE, "gptq", "compressed-tensors", False),
+        (WIDE, "s-gptq", "gptq", True),
+        (WIDE, "awq", "awq", False),
+        (WIDE, "rtn", "hf", False),
+        (WIDE | {"tie": True}, "none", "llama", False),
+        (MANY, "gptq", "compressed-tensors", False),
+        (MANY, "awq", "compressed-tensors", True),
+        (MANY | {"tie": True}, "rtn", "compressed-tensors", False),
+        (MANY | {"tie": True}, "rtn", "llama", False),
+        (MANY, "none", "llama", False),
+        (MANY, "none", "gguf", False),
+        (MANY, "rtn", "mlx", False),
+    ],
 )
-@pytest.mark.parametrize("shape", [(768, 4096, 1024), (512, 512, 60000)])
 def test_the_plan_is_near_the_peak(
-    tmp_path: Path, method: str, rotate: bool, shape: tuple[int, int, int]
+    tmp_path: Path, shape: dict[str, int], method: str, layout: str, rotate: bool
 ) -> None:
-    hidden, wide, vocab = shape
-    source = make_checkpoint(
-        tmp_path / "m", hidden_size=hidden, intermediate_size=wide, vocab_size=vocab, num_attention_heads=8,
-        num_key_value_heads=2, head_dim=hidden // 8, num_hidden_layers=2,
-    )  # fmt: skip
-    command = [sys.executable, "-c", CHILD, str(source), str(tmp_path / "part"), method, str(rotate)]
+    source = make_checkpoint(tmp_path / "m", num_attention_heads=8, num_key_value_heads=2, **shape)
+    make_checkpoint(tmp_path / "tiny")
+    text, target = tmp_path / "text.txt", tmp_path / ("made.gguf" if layout == "gguf" else "made")
+    text.write_text("".join(f"Line {i} of a text to look at.\n" for i in range(400)))
+    command = [sys.executable, "-c", CHILD, str(source), str(target), str(text), method, layout, str(rotate)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
-    assert 0.6 * found["planned"] - (60 << 20) < found["peak"] < 1.1 * found["planned"] + (40 << 20), found
+    assert 0.4 * found["planned"] < found["peak"] < 1.1 * found["planned"] + (40 << 20), found
 
 
 def test_what_does_not_fit_is_refused_before_any_work(
@@ -90,6 +109,9 @@ def test_what_does_not_fit_is_refused_before_any_work(
     ]
     monkeypatch.setattr(conversion, "available_memory", lambda: 1 << 18)
     assert run(args) == 2
-    assert "the conversion takes" in capsys.readouterr().err and not target.exists()
+    said = capsys.readouterr().err
+    assert "the conversion takes" in said and "--samples" in said and not target.exists()
+    assert run(["convert", str(source), str(target), "--to", "llama"]) == 2  # nothing to lower there
+    assert "--samples" not in capsys.readouterr().err and list(tmp_path.glob("small*")) == []
     monkeypatch.setattr(conversion, "available_memory", lambda: 1 << 30)
     assert run(args) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,13 +15,15 @@ from minicpm4.cli.terminal import progress_bar, show, table
 from minicpm4.config.strict import require
 from minicpm4.errors import ConfigError
 from minicpm4.files import read_text
+from minicpm4.text.tokenizer import MAX_TEXT_BYTES
 
 if TYPE_CHECKING:
+    from minicpm4.engine.load import Inspection
     from minicpm4.evals.perplexity import TextLoss
 
 MAX_MODELS = 8
-MAX_TEXT = 64 << 20  # bytes of a file
 WINDOW = 2048
+_ALL = ""  # all texts together: no file has that name
 _DEFAULTS = EngineFlags()
 
 
@@ -52,20 +55,23 @@ def ppl(
     """Read texts and tell how well a model foresees them: loss and perplexity a token, bits a byte.
 
     Bits a byte compare models with different tokens. Of several models the difference from the first is told
-    with a 95% interval, paired over 32 stretches of each text."""
+    with a 95% interval, paired over 32 stretches of each text, and all are read in the same windows."""
     require(len(models) <= MAX_MODELS, f"{len(models)} models are too many", f"give {MAX_MODELS} at most")
-    require(len(set(models)) == len(models), "a model is given twice")
+    require(len(set(models)) == len(models), "a model is given twice", "leave one of the two out")
     names = [str(file) for file in text]
-    require(len(set(names)) == len(names), "a text is given twice")
+    require(len(set(names)) == len(names), "a text is given twice", "leave one of the two out")
     if window is not None:
         number("--window", window, 1 << 24, least=2)
     if stride is not None:
         number("--stride", stride, 1 << 24, least=1)
     check_output("--json", json_file)
-    texts = {str(file): read_text(file, MAX_TEXT, ConfigError, "give a file of text") for file in text}
+    texts = {str(file): read_text(file, MAX_TEXT_BYTES, ConfigError, "give a file of text") for file in text}
     for name, content in texts.items():
-        require(bool(content.strip()), f"{name} holds no text")
-    found = {model: _read(model, texts, window, stride, engine) for model in models}
+        require(bool(content.strip()), f"{name} holds no text", "give another file")
+    inspected = {model: engine.inspect(model) for model in models}
+    window = _window(inspected, window)
+    found = {model: _read(one, texts, window, stride, engine) for model, one in inspected.items()}
+    print(f"windows of {window:,} tokens")
     _print(found)
     if json_file is not None:
         write_figures(json_file, _figures(found, names, window, stride, engine))
@@ -74,26 +80,30 @@ def ppl(
 commands = {"ppl": ppl}
 
 
+def _window(inspected: Mapping[str, Inspection], asked: int | None) -> int:
+    """Tokens of a window, the same for all: in longer ones a model foresees more. Raises ConfigError."""
+    model, least = min(((name, one.plan.context) for name, one in inspected.items()), key=lambda one: one[1])
+    size = min(WINDOW, least) if asked is None else asked
+    require(
+        size <= least,
+        f"--window {size:,} is more than the {least:,} tokens of context of {model}",
+        "lower it, or give a longer --context",
+    )
+    return size
+
+
 def _read(
-    model: str, texts: dict[str, str], window: int | None, stride: int | None, engine: EngineFlags
+    inspected: Inspection, texts: Mapping[str, str], window: int, stride: int | None, engine: EngineFlags
 ) -> dict[str, TextLoss]:
     """Losses by text; one model is in memory at a time."""
     from minicpm4.evals.perplexity import read
 
-    inspected = engine.inspect(model)
-    longest = inspected.plan.context
-    size = min(WINDOW, longest) if window is None else window
-    require(
-        size <= longest,
-        f"--window {size:,} is more than the {longest:,} tokens of context of {model}",
-        "lower it, or give a longer --context",
-    )
     with engine.load(inspected) as llm:
         print(llm.description, file=sys.stderr)
         losses = {}
         for name, content in texts.items():
             with progress_bar(f"reading {Path(name).name}", "tokens") as progress:
-                losses[name] = read(llm, content, window=size, stride=stride, progress=progress)
+                losses[name] = read(llm, content, window=window, stride=stride, progress=progress)
     return losses
 
 
@@ -103,27 +113,32 @@ def _print(found: dict[str, dict[str, TextLoss]]) -> None:
     shown = table("model", "text", "tokens", "loss", "perplexity", "bits a byte", "apart", left=2)
     rows: dict[str, dict[str, TextLoss]] = {}
     for model, losses in found.items():
-        rows[model] = losses | ({"all": total(list(losses.values()))} if len(losses) > 1 else {})
+        rows[model] = losses | ({_ALL: total(list(losses.values()))} if len(losses) > 1 else {})
     first = next(iter(rows))
     for model, losses in rows.items():
         for name, one in losses.items():
-            by = "" if model == first else "{:+.4f} +- {:.4f}".format(*apart(rows[first][name], one))
+            by = "" if model == first else _with_interval("+", *apart(rows[first][name], one))
             shown.add_row(
                 Path(model).name,
-                Path(name).name,
+                "all" if name == _ALL else Path(name).name,
                 f"{one.tokens:,}",
                 f"{one.nll:.4f}",
                 f"{one.perplexity:,.3f}",
-                f"{one.bits_per_byte:.4f} +- {one.interval:.4f}",
+                _with_interval("", one.bits_per_byte, one.interval),
                 by,
             )
     show(shown)
 
 
+def _with_interval(sign: str, mean: float, half: float | None) -> str:
+    told = f"{mean:{sign}.4f}"
+    return told if half is None else f"{told} +- {half:.4f}"
+
+
 def _figures(
     found: dict[str, dict[str, TextLoss]],
     names: list[str],
-    window: int | None,
+    window: int,
     stride: int | None,
     engine: EngineFlags,
 ) -> dict[str, Any]:

@@ -43,11 +43,11 @@ from minicpm4.quantize.proof import check_tokens, prove
 from minicpm4.quantize.rotate import Rotation
 from minicpm4.quantize.work import place_for, work_folder
 from minicpm4.text.model_text import ModelText
+from minicpm4.text.tokenizer import MAX_TEXT_BYTES
 
 __all__ = ["Calibration", "Conversion", "convert", "measure", "read_windows"]
 
 Bar = Callable[[str, str], AbstractContextManager[Progress | None]]
-MAX_TEXT = 64 << 20  # bytes of a file of text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +93,7 @@ def convert(
     Minicpm4Error."""
     opened = open_model(source, ignore_fields)
     require_free(target)
+    _check_memory(opened.config, options, layout, calibration.samples * calibration.length)
     part = place_for(target, file=layout == "gguf")
     text = _text(opened)
     if text is None and test is not None:
@@ -117,8 +118,6 @@ def convert(
                 if calibration.files
                 else _kept_own(part, opened, source, options, calibration, bar, ignore_fields)
             )
-        needed = planned_memory(opened.config, options, sum(map(len, texts)))
-        _check_memory(needed)
         key = _key(opened, options, texts)
         with bar("rounding", "layers") as progress:
             made = quantize(
@@ -129,13 +128,15 @@ def convert(
     return replace(done, rows=made.rows, texts=len(texts), tokens=sum(map(len, texts)), tests=tests)
 
 
-def _check_memory(needed: int) -> None:
-    """Raise MemoryPlanError where that is not available."""
-    available = available_memory()
+def _check_memory(config: ModelConfig, options: QuantizeOptions | None, layout: str, tokens: int) -> None:
+    """Raise MemoryPlanError where what a conversion takes is not available."""
+    needed, available = planned_memory(config, options, layout, tokens), available_memory()
     if available is not None and needed > available:
         raise MemoryPlanError(
             f"the conversion takes {human(needed)} at its peak, {human(available)} are available",
-            "lower --samples or --length, or use --method rtn, which looks at no text",
+            "lower --samples or --length, or use --method rtn, which looks at no text"
+            if options is not None and options.calibrated
+            else "end other programs, or use a machine with more memory",
         )
 
 
@@ -178,11 +179,11 @@ class _Writer:
             ) from error
 
     def _folder(self, made: Parts) -> Conversion:
-        made = Folded(made) if self.layout == "llama" else made
+        as_written = Folded(made) if self.layout == "llama" else made
         with writing_folder(self.target.resolve(), durable=True) as new:
-            written = write_model(made, new, self.layout, self.text)
+            written = write_model(as_written, new, self.layout, self.text)
             with self.bar("checking", "layers") as progress:
-                check_again(made, new, progress)
+                check_again(as_written, new, progress)
             with self.bar("computing with it", "layers") as progress:
                 again = open_model(new)
                 prove(made, Stored(again.checkpoint, again.config), exact_table(), progress)
@@ -222,7 +223,7 @@ def read_windows(tokenizer: Any, files: Sequence[Path], count: int, length: int)
     are too short for one."""
     ids: list[int] = []
     for file in files:
-        ids += tokenizer.encode(read_text(file, MAX_TEXT, CheckpointError), add_special_tokens=False)
+        ids += tokenizer.encode(read_text(file, MAX_TEXT_BYTES, CheckpointError), add_special_tokens=False)
     prefix = list(tokenizer.with_prefix([]))
     found = [prefix + one for one in windows(ids, length - len(prefix), count)]
     if not found:
@@ -255,7 +256,7 @@ def _kept_own(
         "texts": [calibration.samples, calibration.length, options.seed],
     }
     with suppress(CheckpointError):
-        kept = read_json(file, MAX_TEXT, CheckpointError, optional=True)
+        kept = read_json(file, MAX_TEXT_BYTES, CheckpointError, optional=True)
         texts = kept.get("ids")
         if (
             kept.get("of") == wanted

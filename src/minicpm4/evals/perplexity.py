@@ -18,6 +18,7 @@ from minicpm4.progress import Progress
 __all__ = ["PLACES", "TextLoss", "apart", "read", "total", "window_spans"]
 
 PLACES = 32  # stretches of a text, equally long in bytes, over which intervals are told
+ENOUGH = 4  # tokens of a stretch: of fewer, no interval is told
 
 Doubles = NDArray[np.float64]
 
@@ -57,9 +58,9 @@ class TextLoss:
         return self.nats / math.log(2) / self.nbytes
 
     @property
-    def interval(self) -> float:
-        """Half the width of the 95% interval of ``bits_per_byte``, over places."""
-        return _mean(np.array(self.places), np.array(self.sizes))[1]
+    def interval(self) -> float | None:
+        """Half the width of the 95% interval of ``bits_per_byte``, over places; None of too short a text."""
+        return _mean(self, np.array(self.places))[1]
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -87,7 +88,11 @@ def read(
     stride = max(1, (window - len(prefix)) // 2) if stride is None else stride
     room = window - len(prefix)
     require(room >= 2, f"a window of {window} tokens is too short", "use 2 or more beside the begin token")
-    require(1 <= stride <= room, f"stride = {stride} does not fit a window of {room} tokens of text")
+    require(
+        1 <= stride <= room,
+        f"stride = {stride} does not fit a window of {room} tokens of text",
+        f"use 1 to {room}",
+    )
     ids = tokenizer.encode(text, add_special_tokens=False, parse_special=False)
     if len(ids) + len(prefix) < 2:
         raise RequestError(f"the text has {len(ids)} tokens: none has another before it", "give more text")
@@ -117,16 +122,20 @@ def total(losses: Sequence[TextLoss]) -> TextLoss:
     )
 
 
-def apart(loss: TextLoss, other: TextLoss) -> tuple[float, float]:
+def apart(loss: TextLoss, other: TextLoss) -> tuple[float, float | None]:
     """By how many bits a byte ``other`` lies above ``loss``, of the same texts, and half the width of the 95%
-    interval over places."""
-    return _mean(np.subtract(other.places, loss.places), np.array(loss.sizes))
+    interval over places; None of too short texts."""
+    shorter = min(loss, other, key=lambda one: one.tokens)
+    return _mean(shorter, np.subtract(other.places, loss.places))
 
 
-def _mean(nats: Doubles, sizes: Doubles) -> tuple[float, float]:
-    """Bits a byte over places of ``sizes`` bytes, and half the width of its 95% interval."""
+def _mean(text: TextLoss, nats: Doubles) -> tuple[float, float | None]:
+    """Bits a byte of ``nats`` at the places of ``text``, and half the width of its 95% interval."""
+    sizes = np.array(text.sizes)
     rates, weights = nats / math.log(2) / sizes, sizes / sizes.sum()
     mean = float(rates @ weights)
+    if text.tokens < ENOUGH * len(rates):
+        return mean, None
     spread = float((weights**2) @ ((rates - mean) ** 2)) * len(rates) / (len(rates) - 1)
     return mean, 1.96 * math.sqrt(spread)
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from minicpm4.errors import CheckpointError, ConfigError
 from minicpm4.formats import open_checkpoint
+from minicpm4.formats.ggml_fit import _same
 from minicpm4.formats.hf_write import begin_folder, check_finite, end_folder, hf_config, with_end_ids
 from minicpm4.formats.kinds import KINDS, float_kinds
 from minicpm4.formats.names import EMBED
@@ -21,6 +22,7 @@ from minicpm4.formats.quantised_write import QUANTISED, OutMatrix, quantised_sou
 from minicpm4.formats.safetensors_write import write_set
 from minicpm4.formats.tensor_source import TensorSource
 from minicpm4.quantize.parts import ENDS, Parts, is_vector
+from minicpm4.quantize.walk import as_floats
 from minicpm4.text.model_text import ModelText
 
 __all__ = ["FOLDERS", "LAYOUTS", "Written", "check_again", "check_layout", "formats", "write_model"]
@@ -136,14 +138,16 @@ def check_again(made: Parts, folder: Path, progress: Callable[[int, int], None] 
     checkpoint = open_checkpoint(folder)
     for done, stem in enumerate(made.stems):
         for name, tensor in made.part(stem).items():
-            wanted = unpack(tensor)
-            if len(checkpoint.tensors[name].shape) == 1:
-                found = checkpoint.load_vector(name)[None]
+            if is_vector(name):
+                found = as_floats(checkpoint.load_vector(name)[None])
             else:
-                found = unpack(checkpoint.load(name))
-                checkpoint.release(name)
-            if found.shape != wanted.shape or not np.array_equal(found, wanted):
-                raise CheckpointError(f"{name} as written to {folder} is not what it was rounded to")
+                found = checkpoint.load(name)
+            if found.shape != tensor.shape or not _same(found, tensor):
+                raise CheckpointError(
+                    f"{name} as written to {folder} is not what it was rounded to",
+                    "nothing is kept of it; try another layout (--to), and tell us which model that was",
+                )
+            checkpoint.release(name)
         if progress is not None:
             progress(done, len(made.stems) - 1)
 

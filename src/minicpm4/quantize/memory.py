@@ -14,16 +14,20 @@ __all__ = ["planned_memory"]
 _TEMPORARY = 4  # float32 arrays of a matrix's size while it is rounded
 
 
-def planned_memory(config: ModelConfig, options: QuantizeOptions, tokens: int) -> int:
-    """Bytes at the peak of a conversion, beside the source's mapped file, that looks at calibration texts of
-    ``tokens`` tokens together."""
+def planned_memory(config: ModelConfig, options: QuantizeOptions | None, layout: str, tokens: int) -> int:
+    """Bytes at the peak of a conversion, beside the source's mapped file: rounding that looks at calibration
+    texts of ``tokens`` tokens together (``options`` None: nothing is rounded), writing in ``layout``,
+    reading again."""
     embeddings = 4 * config.vocab_size * config.hidden_size
     sizes = [4 * prod(shape) for shape in layer_tensors(config).values()]
     layer, largest = sum(sizes), max(sizes)
-    # The embeddings, and of them and a head of its own one in floats and what both become.
-    ends = (4 if options.rotate else 2 if config.tie_word_embeddings else 3) * embeddings * 9 // 8
-    if not options.calibrated:
-        return max(ends, layer + _TEMPORARY * largest)
+    own = not config.tie_word_embeddings or (options is not None and options.rotate)
+    # Embeddings and a head of its own: both as they are written, and of one what it is made of.
+    heads = 2 if own or layout == "llama" else 1
+    ends = (heads + (2 if layout == "llama" else 1)) * embeddings * 9 // 8
+    plain = max(ends, 2 * layer + _TEMPORARY * largest)
+    if options is None or not options.calibrated:
+        return plain
     attended = config.num_attention_heads * config.head_dim
     widths = (config.hidden_size, attended, config.hidden_size, config.intermediate_size)
     states = 4 * tokens * (config.hidden_size * (2 if options.smoothed else 1) + attended)
@@ -33,5 +37,6 @@ def planned_memory(config: ModelConfig, options: QuantizeOptions, tokens: int) -
     statistics = max(sum(pair) for pair in zip(sums, factors, strict=True))
     if options.smoothed:
         statistics = max(statistics, sum(sums) + max(copies))
-    # Rounded matrices of the layer stay beside its floats.
-    return max(ends + states, layer * 9 // 8 + states + statistics + _TEMPORARY * largest)
+    # Embeddings are there while states are made of them; later a layer, and what it has become.
+    begun = (heads + 1 + options.rotate) * embeddings * 9 // 8 + states
+    return max(plain, begun, layer + layer // 2 + states + statistics + _TEMPORARY * largest)

@@ -10,20 +10,20 @@ from numpy.typing import NDArray
 
 from minicpm4.errors import CheckpointError, TextError
 from minicpm4.formats.names import EMBED, HEAD
-from minicpm4.formats.packing import unpack
+from minicpm4.formats.packing import row_slices, unpack, unpack_rows
 from minicpm4.formats.quant import PackedTensor
 from minicpm4.kernels.contract import OpTable
 from minicpm4.kernels.layer_weights import Linear
 from minicpm4.quantize.layer import from_packed
-from minicpm4.quantize.parts import ENDS, Parts, stem_of
+from minicpm4.quantize.parts import ENDS, Parts, is_vector, stem_of
 from minicpm4.quantize.walk import Walk, as_floats
 from minicpm4.text.gguf_write import differences
 from minicpm4.text.model_text import ModelText
 
-__all__ = ["LEAST", "TOKENS", "check_tokens", "final_logits", "prove"]
+__all__ = ["MOST_APART", "TOKENS", "check_tokens", "final_logits", "prove"]
 
 TOKENS = 64
-LEAST = 1e-4  # of the largest logit: what sums in another order may differ by
+MOST_APART = 1e-4  # of the largest logit: what sums in another order may differ by
 
 Floats = NDArray[np.float32]
 
@@ -40,7 +40,7 @@ def prove(
     if found.shape != wanted.shape:
         raise CheckpointError(f"the written model has {found.shape[1]} logits for {wanted.shape[1]}")
     apart = float(np.abs(found - wanted).max() / max(float(np.abs(wanted).max()), 1e-30))
-    if not apart <= LEAST:
+    if not apart <= MOST_APART:
         raise CheckpointError(
             f"logits of the written model are {apart:.2g} of the largest apart from those it was made for",
             "nothing is kept of it; try another layout (--to), and please tell us which model that was",
@@ -72,14 +72,16 @@ def final_logits(
     def weight(tensor: PackedTensor) -> PackedTensor:
         return tensor if packed else as_floats(unpack(tensor))
 
-    walk = Walk(ops, config, weight(ends[EMBED]), [ids])
+    rows = np.unique(ids)  # all others of the embeddings, which may be large, are not looked at
+    embed = np.concatenate([unpack_rows(ends[EMBED], slice(i, i + 1)) for i in rows])
+    walk = Walk(ops, config, as_floats(embed), [np.searchsorted(rows, ids).tolist()])
     for index in range(config.num_hidden_layers):
         prefix = f"model.layers.{index}."
         tensors = made.part(stem_of(index)).items()
         layer = from_packed(
             config,
             {
-                name.removeprefix(prefix): tensor if tensor.shape[0] == 1 else weight(tensor)
+                name.removeprefix(prefix): tensor if is_vector(name) else weight(tensor)
                 for name, tensor in tensors
             },
         )
@@ -87,5 +89,8 @@ def final_logits(
         if progress is not None:
             progress(index + 1, config.num_hidden_layers)
     hidden = ops.rms_norm(walk.x[0], unpack(ends["model.norm.weight"])[0], config.rms_norm_eps)
-    head = weight(ends.get(HEAD, ends[EMBED]))
-    return np.array(ops.linear(np.asarray(hidden) * np.float32(config.logit_scale), Linear(weight=head)))
+    scaled, head = np.asarray(hidden) * np.float32(config.logit_scale), ends.get(HEAD, ends[EMBED])
+    if packed:
+        return np.array(ops.linear(scaled, Linear(weight=head)))
+    parts = (as_floats(unpack_rows(head, part)) for part in row_slices(*head.shape))
+    return np.concatenate([np.array(ops.linear(scaled, Linear(weight=one))) for one in parts], axis=1)
