@@ -113,7 +113,10 @@ def test_a_stream_says_the_same_as_a_whole_answer(serve: Any, case: str) -> None
     response = ask(serve(text), stream=True, **body)
     assert response.headers["content-type"].startswith("text/event-stream")
     stream = events(response)
-    assert without_ids(put_together(stream)) == without_ids(whole)
+    told = put_together(stream)
+    if case == "one call":  # the engine may have written some tokens more before it hears of the end
+        assert told["usage"].pop("output_tokens") > 0 < whole["usage"].pop("output_tokens")
+    assert without_ids(told) == without_ids(whole)
     assert [block["type"] for block in whole["content"]] == kinds
     assert whole["stop_reason"] == reason
     assert whole["stop_sequence"] == ("is" if reason == "stop_sequence" else None)

