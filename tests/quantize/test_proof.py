@@ -77,6 +77,34 @@ def test_convert_keeps_nothing_of_a_model_that_computes_otherwise(
     assert run(args) == 0 and json.loads((target / "config.json").read_text())["rope_theta"] == 1e4
 
 
+@pytest.mark.parametrize("types", [[], ["--gguf-type", "q4_1"]])
+def test_gguf_files_are_computed_with_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], types: list[str]
+) -> None:
+    from minicpm4.evals import conversion
+
+    source, target = make_checkpoint(tmp_path / "m"), tmp_path / "made.gguf"
+    args = ["convert", str(source), str(target), "--to", "gguf", *types]
+    real = conversion.read_config
+    monkeypatch.setattr(conversion, "read_config", lambda found: replace(real(found), rope_theta=123.0))
+    assert run(args) == 2 and "logits of the written model" in capsys.readouterr().err
+    assert not target.exists()
+    monkeypatch.setattr(conversion, "read_config", real)
+    assert run(args) == 0 and target.exists()
+
+
+def test_scales_that_are_folded_wrongly_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from minicpm4.formats import hf_write
+
+    real = hf_write._times
+    monkeypatch.setattr(hf_write, "_times", lambda source, factor: real(source, 1.01 * factor))
+    source, target = make_checkpoint(tmp_path / "m"), tmp_path / "llama"
+    assert run(["convert", str(source), str(target), "--to", "llama"]) == 2
+    assert "logits of the written model" in capsys.readouterr().err and not target.exists()
+
+
 def test_tokens_that_are_others_are_found(tmp_path: Path) -> None:
     text = open_model(make_checkpoint(tmp_path / "m")).text()
     check_tokens(text, text)

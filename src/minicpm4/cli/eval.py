@@ -156,4 +156,4 @@ def _figures(
             by, half = apart(wholes[first], wholes[model])
             models[model]["bits_per_byte_apart"] = {"mean": by, "half_width": half}
     flags = {f.name: getattr(engine, f.name) for f in fields(engine) if getattr(engine, f.name) is not None}
-    return {"texts": names, "window": window, "stride": stride, "engine": flags, "models": models}
+    return {"texts": names, "window": window, "stride": stride or "half", "engine": flags, "models": models}

@@ -17,6 +17,7 @@ from minicpm4.engine.plan import human
 from minicpm4.errors import CheckpointError, MemoryPlanError, TextError
 from minicpm4.evals.fidelity import Fidelity, compare, own_texts, windows
 from minicpm4.files import read_json, read_text, write_json, writing_folder, writing_path
+from minicpm4.formats.gguf import GgufCheckpoint
 from minicpm4.formats.hf_write import hf_config
 from minicpm4.formats.names import expected_tensors
 from minicpm4.formats.quant import QuantSpec
@@ -24,10 +25,11 @@ from minicpm4.formats.target import require_free
 from minicpm4.kernels.registry import exact_table, host_table
 from minicpm4.machine import available_memory
 from minicpm4.model.packed_cache import file_identity
-from minicpm4.model.source import OpenModel, open_model
+from minicpm4.model.source import OpenModel, open_model, read_config
 from minicpm4.progress import Progress
 from minicpm4.quantize.export import Written, check_again, check_layout, formats, write_model
 from minicpm4.quantize.gguf_export import (
+    AsTyped,
     GgufTypes,
     InType,
     check_gguf,
@@ -199,6 +201,9 @@ class _Writer:
             sizes = write_gguf_model(plan, new)
             with self.bar("checking", "layers") as progress:
                 types = check_gguf(plan, new, self.text, progress)
+            with self.bar("computing with it", "layers") as progress:
+                again = GgufCheckpoint(new)
+                prove(AsTyped(plan), Stored(again, read_config(again)), exact_table(), progress)
         nbytes, weights, matrix_nbytes = sizes
         written = Written(nbytes=nbytes, weights=weights, matrix_nbytes=matrix_nbytes)
         return Conversion(written=written, types=types, notes=plan.notes)

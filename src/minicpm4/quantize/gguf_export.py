@@ -111,6 +111,25 @@ class _Plan:
             raise CheckpointError(f"{name} as {kind.name}: {error.condition}", error.remedy) from error
 
 
+@dataclass(slots=True, eq=False)
+class AsTyped:
+    """The model of a plan, every matrix as its type holds it."""
+
+    plan: _Plan
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.plan.made.config
+
+    @property
+    def stems(self) -> list[str]:
+        return self.plan.made.stems
+
+    def part(self, stem: str) -> dict[str, PackedTensor]:
+        make = {True: self.plan.tensor, False: self.plan.fitted}
+        return {name: make[is_vector(name)](stem, name) for name in self.plan.shapes[stem]}
+
+
 def check_gguf_plan(config: ModelConfig, specs: Mapping[str, QuantSpec | None], asked: GgufTypes) -> None:
     """Raise ConfigError for what no GGUF file can say, or has no type for: before any work. ``specs``: the
     format of every matrix, None: floats."""
