@@ -235,3 +235,55 @@ def test_a_call_that_is_cut_off(serve: Any, tokens: int) -> None:
         "/v1/messages", messages=[{"role": "user", "content": "x"}], max_tokens=tokens, tools=tools
     ).json()
     assert said["stop_reason"] == "max_tokens" and said["content"][0]["input"] == {}
+
+
+@pytest.mark.parametrize("choice", ["auto", "required"])
+@pytest.mark.parametrize("name", ["qwen2_5", "minicpm5", "mistral_v3", "llama3_1", ""])
+def test_no_cut_leaves_marks_in_the_text(serve: Any, name: str, choice: str) -> None:
+    """Wherever max_tokens cuts calls off, the answer is calls that are whole, at most one that is not, and
+    no text; it is cut exactly where not all that it began is whole."""
+    made = [("now", {}), ("book", KEPT)][: 1 if name == "llama3_1" else 2]
+    text = script(name or "qwen2_5", *made)
+    server = serve(text, engine=engine(name) if name else {"context": 8192})
+    shown = set()
+    for tokens in (2, 5, 11, 12, 16, 22, 30, 40, 47, 55, 62, 70, 85, 120):
+        body = {"tools": TOOLS, "temperature": 0, "max_tokens": tokens, "tool_choice": choice}
+        whole = server.chat(**body).json()["choices"][0]
+        chunks = events(server.chat(**body, stream=True))
+        told = [one["function"] for one in whole["message"].get("tool_calls", ())]
+        assert [one["function"] for one in joined_calls(chunks)] == told
+        content = "".join(x["delta"].get("content") or "" for c in chunks for x in c["choices"])
+        assert content == (whole["message"]["content"] or "")
+        finish = chunks[-1]["choices"][0]["finish_reason"]
+        assert finish == whole["finish_reason"]
+        open_at_end = bool(told) and not told[-1]["arguments"].endswith("}")
+        if finish == "tool_calls":
+            assert told and not open_at_end
+        else:
+            assert finish == "length"
+        # In auto a bare call may be any text until it has said that it has a name.
+        may_be_text = choice == "auto" and len(content) < len('{"name": "') and name == "llama3_1"
+        assert not content or may_be_text, (tokens, content)
+        shown.add((len(told), finish))
+    assert {(0, "length"), (1, "length")} <= shown
+
+
+@pytest.mark.parametrize("tail", ["a <", "a <b", "```", "{", '{"n'])
+def test_a_text_that_is_cut_where_a_call_might_begin_is_kept(serve: Any, tail: str) -> None:
+    server = serve(tail + " and more", engine=engine("qwen2_5"))
+    body = {"tools": TOOLS, "temperature": 0, "max_tokens": len(tail)}
+    choice = server.chat(**body).json()["choices"][0]
+    assert (choice["message"]["content"], choice["finish_reason"]) == (tail, "length")
+
+
+def test_a_call_that_is_cut_off_in_the_other_interfaces(serve: Any) -> None:
+    server = serve(script("qwen2_5", ("now", {}), ("book", KEPT)), engine=engine("qwen2_5"))
+    functions = [{"type": "function", **one["function"]} for one in TOOLS]
+    tools = [{"name": name, "input_schema": schema} for name, schema in SCHEMAS.items()]
+    for tokens in (8, 30, 70):
+        told = server.post("/v1/responses", input="Do.", tools=functions, max_output_tokens=tokens).json()
+        assert told["status"] == "incomplete" and {one["type"] for one in told["output"]} <= {"function_call"}
+        messages = [{"role": "user", "content": "x"}]
+        said = server.post("/v1/messages", messages=messages, max_tokens=tokens, tools=tools).json()
+        assert said["stop_reason"] == "max_tokens"
+        assert {one["type"] for one in said["content"]} <= {"tool_use"}

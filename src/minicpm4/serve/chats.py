@@ -142,6 +142,7 @@ class Chat:
             tools=self.asked.tools,
             held_to=None if calls is None else replies.written_form(calls.forced),
             either=calls is not None and self.params.form is not None,
+            forced=calls is not None and calls.forced,
             enable_thinking=self.asked.enable_thinking,
             with_specials=self.with_specials,
         )
@@ -169,13 +170,13 @@ class _Sample:
     @property
     def has_called(self) -> bool:
         """Whether the answer is calls, none of which was cut off."""
-        return 0 < self.begun == self.calls
+        return 0 < self.begun == self.calls and (self.done or not self.reader.cut_call)
 
     def read(self, piece: Piece) -> list[Delta]:
         """What a piece makes certain."""
         parts = [] if self.done else self._push(piece)
         if piece.finish_reason is not None and not self.done:
-            parts += self.reader.finish()
+            parts += self.reader.finish(cut=piece.finish_reason == "length" or piece.stop is not None)
         self.logprobs += piece.logprobs or ()
         deltas = []
         for part in parts:

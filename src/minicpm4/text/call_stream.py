@@ -50,6 +50,8 @@ class CallStream:
         self._text, self._at = "", 0
         self._parts: list[CallPart] = []
         self._arguments: list[str] = []  # of the call under way
+        self._inside = True  # a call that has not ended
+        self._name = ""  # of the call that has begun and was not told yet
         self._steps = self._block()
         self.done = self.odd = False
 
@@ -65,6 +67,16 @@ class CallStream:
             self.done = self.odd = True
         parts, self._parts = self._parts, []
         return parts
+
+    def finish(self) -> list[CallPart]:
+        """No more text will come: a call of which only the name is whole is told by it."""
+        name, self._name = self._name, ""
+        return [CallPart(name=name)] if name in self._schemas else []
+
+    @property
+    def cut(self) -> bool:
+        """Whether the text so far ends inside a call, of whose marks those behind its end do not count."""
+        return not self.done and (self._inside or not self._form.after.startswith(self.rest))
 
     @property
     def rest(self) -> str:
@@ -89,13 +101,14 @@ class CallStream:
                 return
 
     def _call(self) -> Steps:
-        form = self._form
+        form, self._inside = self._form, True
         while (end := self._text.find(form.middle[:1], self._at)) < 0:
             yield
-        name = self._text[self._at : end]
+        name = self._name = self._text[self._at : end]
         self._at = end
         yield from self._literal(form.middle)
         self._parts.append(CallPart(name=name))
+        self._name = ""
         if form.id_after:
             yield from self._id(form.id_after)
         self._arguments = []
@@ -111,6 +124,7 @@ class CallStream:
         if not isinstance(given, dict):
             raise _OddError
         self._parts.append(CallPart(call=ToolCall(name=name, arguments=given)))
+        self._inside = False
         if form.id_before:
             yield from self._literal(form.id_before)
             yield from self._id('"', keep=True)

@@ -94,13 +94,15 @@ class ReplyReader:
         tools: Sequence[Mapping[str, Any]] | None = None,
         held_to: CallFormat | None = None,
         either: bool = False,
+        forced: bool = False,
         enable_thinking: bool | None = None,
         with_specials: bool = False,
     ) -> ReplyStream:
         """Takes the reply to ``prompt`` apart while it is written. ``tools`` None: calls are not looked for.
         ``held_to``: the format in which a grammar sees to it that calls are written (``written_form``);
-        ``either``: and that the answer is calls, or a text that holds none whatever stands in it.
-        ``with_specials``: its text has the spellings of special tokens, of which only marks are meant."""
+        ``either``: and that the answer is calls, or a text that holds none whatever stands in it;
+        ``forced``: and that it is calls. ``with_specials``: its text has the spellings of special tokens, of
+        which only marks are meant."""
         own = self._tokenizer
         hidden = (
             [name for name, token in own.control_tokens.items() if token not in self._shown]
@@ -113,6 +115,7 @@ class ReplyReader:
             form=held_to or self.form,
             held=held_to is not None,
             either=either,
+            forced=forced,
             enable_thinking=enable_thinking,
             starts_inside=self._opens_reasoning(prompt),
             hidden=hidden,

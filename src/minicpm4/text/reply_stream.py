@@ -48,7 +48,7 @@ class ReplyStream:
 
     ``tools``: those that were offered; None: blocks of calls are text. ``form``: how the model writes calls;
     ``held``: a grammar sees to it that it does; ``either``: and that the answer is calls or no call stands in
-    it. ``hidden``: spellings that are left out. The rest is as in
+    it; ``forced``: and that it is calls. ``hidden``: spellings that are left out. The rest is as in
     ``ReasoningSplitter``.
     """
 
@@ -60,6 +60,7 @@ class ReplyStream:
         form: CallFormat | None = None,
         held: bool = False,
         either: bool = False,
+        forced: bool = False,
         enable_thinking: bool | None = None,
         starts_inside: bool = False,
         hidden: Sequence[str] = (),
@@ -69,7 +70,7 @@ class ReplyStream:
         )
         self._blocks: _CallBlocks | _CallsOrText | None = None
         if tools is not None:
-            self._blocks = _CallBlocks(tools, form, held)
+            self._blocks = _CallBlocks(tools, form, held, forced)
             if either and form is not None:
                 self._blocks = _CallsOrText(self._blocks, form, schemas_of(tools))
         self._hidden = tuple(hidden)
@@ -85,10 +86,16 @@ class ReplyStream:
             text = text.replace(spelling, "")
         return self._parts(self._splitter.push(text))
 
-    def finish(self) -> list[ReplyPart]:
-        """No more text will come: return what was held back."""
+    def finish(self, *, cut: bool = False) -> list[ReplyPart]:
+        """No more text will come: return what was held back. ``cut``: the model would have gone on; what it
+        began of a call that a grammar holds, is no text then."""
         parts = self._parts(self._splitter.finish())
-        return parts if self._blocks is None else parts + self._blocks.finish()
+        return parts if self._blocks is None else parts + self._blocks.finish(cut)
+
+    @property
+    def cut_call(self) -> bool:
+        """Whether the text, which has ended, did so inside a call that a grammar held."""
+        return self._blocks is not None and self._blocks.cut_call
 
     def _parts(self, pieces: Sequence[tuple[str, str]]) -> list[ReplyPart]:
         parts = []
@@ -106,7 +113,12 @@ class _CallBlocks:
     """Finds blocks of calls in text. Held back are white space, which may stand before a block, the beginning
     of an opening mark, and a block until it can be read."""
 
-    def __init__(self, tools: Sequence[Mapping[str, Any]], form: CallFormat | None, held: bool) -> None:
+    def __init__(
+        self, tools: Sequence[Mapping[str, Any]], form: CallFormat | None, held: bool, forced: bool
+    ) -> None:
+        self._forced = forced
+        self._said = False  # whether there is text since the beginning, or the last call
+        self.cut_call = False
         self._tools, self._form, self._is_held = tools, form, held and form is not None
         self._schemas = schemas_of(tools)
         self._openings = call_marks(form, self._schemas)
@@ -130,11 +142,15 @@ class _CallBlocks:
             parts += found
         return parts
 
-    def finish(self) -> list[ReplyPart]:
+    def finish(self, cut: bool) -> list[ReplyPart]:
         parts: list[ReplyPart] = []
-        if self._stream is not None:  # cut off
-            text, self._stream = self._opened + self._raw, None
-            return [] if self._begun else self._say(text)
+        if self._stream is not None:
+            stream, self._stream = self._stream, None
+            self.cut_call = stream.cut
+            return [_part(one) for one in stream.finish()]
+        if cut and self._is_held and self._begins_call():
+            self.cut_call, self._held = True, ""
+            return []
         if self._may_be_bare and self._held.strip():
             return self._read(self._held) or self._say(self._held)
         while self._block_of is not None:  # cut off, or without its closing mark
@@ -150,6 +166,22 @@ class _CallBlocks:
             parts += self._say(self._held)
         self._held = ""
         return parts
+
+    def _begins_call(self) -> bool:
+        """Whether what is held back of a text that was cut off is the beginning of a call, and not of a text
+        as well: by the model's own mark, of which one character may be anything, or by a bare call's form."""
+        form, text = self._form, self._held.lstrip()
+        if form is None or self._block_of not in (None, form.opening) or not text:
+            return False
+        if self._may_be_bare:
+            bare = self._unmarked
+            assert bare is not None
+            behind = text.removeprefix(form.tag).lstrip() if form.tag else text
+            if self._forced or not behind or behind.startswith(bare.before):
+                return True
+        marks = [mark for mark in (form.opening, form.tag) if mark]
+        sure = self._forced or self._called or not self._said
+        return any(mark.startswith(text) for mark in marks) and (sure or len(text) > 1)
 
     def _advance(self) -> list[ReplyPart] | None:
         """Parts that are certain; None: more has to come."""
@@ -216,7 +248,7 @@ class _CallBlocks:
         if stream.done:
             self._stream = None
             if self._begun:
-                self._held, self._called = stream.rest, True
+                self._held, self._called, self._said = stream.rest, True, False
             else:  # no call after all
                 return self._say(self._opened + self._raw)
         return parts
@@ -257,6 +289,7 @@ class _CallBlocks:
         if self._called:
             text = text.lstrip()
             self._called = not text
+        self._said = self._said or bool(text)
         return [ReplyPart(content=text)] if text else []
 
 
@@ -266,6 +299,7 @@ class _CallsOrText:
     def __init__(self, blocks: _CallBlocks, form: CallFormat, schemas: Mapping[str, Any]) -> None:
         self._blocks, self._form, self._schemas = blocks, form, schemas
         self._held, self._are_calls = "", None if schemas else False
+        self._cut = False
 
     def push(self, text: str) -> list[ReplyPart]:
         if self._are_calls is None:
@@ -276,10 +310,18 @@ class _CallsOrText:
             text = self._held
         return self._blocks.push(text) if self._are_calls else [ReplyPart(content=text)]
 
-    def finish(self) -> list[ReplyPart]:
+    def finish(self, cut: bool) -> list[ReplyPart]:
         if self._are_calls is None:
+            mark, text = self._form.opening, self._held.strip()
+            if cut and text and mark.startswith(text):
+                self._cut = True
+                return []
             return [ReplyPart(content=self._held)] if self._held else []
-        return self._blocks.finish() if self._are_calls else []
+        return self._blocks.finish(cut) if self._are_calls else []
+
+    @property
+    def cut_call(self) -> bool:
+        return self._cut or self._blocks.cut_call
 
 
 def begins_as_calls(text: str, form: CallFormat, names: Iterable[str]) -> bool | None:
