@@ -15,7 +15,8 @@ from minicpm4.formats.packing import unpack
 from minicpm4.model.source import open_model
 from tests.fixtures.random_checkpoint import make_checkpoint
 
-QUICK = ["--group", "32", "--samples", "4", "--length", "128"]
+GROUP = ["--group", "32"]
+QUICK = [*GROUP, "--samples", "4", "--length", "128"]
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def test_a_model_in_bf16(model: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     out, small = tmp_path / "floats", tmp_path / "small"
     assert run(["convert", str(model), str(out), "--weights", "bf16"]) == 0
     assert "16.00 bits a weight" in capsys.readouterr().out
-    args = [*QUICK, "--method", "rtn", "--to", "gptq"]
+    args = [*GROUP, "--method", "rtn", "--to", "gptq"]
     assert run(["convert", str(model), str(small), *args]) == 0
     assert run(["convert", str(small), str(tmp_path / "back"), "--weights", "bf16"]) == 0
     for folder in (out, tmp_path / "back"):
@@ -78,7 +79,7 @@ def test_a_model_in_bf16(model: Path, tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_embeddings_are_quantised_where_a_layout_has_a_place(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "small"
-    args = [*QUICK, "--method", "rtn", "--to", "mlx", "--head", "int4-g64"]
+    args = [*GROUP, "--method", "rtn", "--to", "mlx", "--head", "int4-g64"]
     assert run(["convert", str(model), str(out), *args, "--override", "embed_tokens=int8-g32"]) == 0
     tensors = open_model(out).checkpoint.tensors
     assert str(tensors["model.embed_tokens.weight"].spec) == "int8-g32"
@@ -133,6 +134,8 @@ def test_nothing_is_kept_of_other_settings(model: Path, text: Path, tmp_path: Pa
         (["--weights", "int3"], "int3"),
         (["--method", "gpt"], "gptq"),
         (["--group", "128"], "do not fit"),
+        (["--group", "0"], "group_size = 0"),
+        (["--override", "[=float"], "Python's re"),
         (["--to", "ggml"], "gptq"),
         (["--head", "int8-g32", "--to", "gptq"], "lm_head"),
         (["--weights", "ternary", "--group", "64"], "ternary"),
@@ -199,12 +202,27 @@ def test_its_own_texts_are_written_once(model: Path, tmp_path: Path, monkeypatch
     ]
 
 
+UNREAD = [
+    (["--weights", "auto", "--samples", "4"], "--samples"),
+    (["--weights", "auto", "--length", "128"], "--length"),
+    (["--weights", "auto", "--seed", "0"], "--seed"),
+    (["--method", "rtn", "--group", "32", "--samples", "4"], "--samples"),
+    (["--method", "rtn", "--group", "32", "--length", "128"], "--length"),
+    (["--method", "rtn", "--group", "32", "--seed", "1"], "--seed"),
+    (["--group", "32", "--calibration", "README.md", "--seed", "1"], "--seed"),
+]
+
+
 def test_options_that_a_method_does_not_read_are_refused(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = str(tmp_path / "out")
     assert run(["convert", str(model), out, *QUICK, "--skip-first", "2"]) == 2
     assert "--skip-first" in capsys.readouterr().err
+    for more, name in UNREAD:
+        assert run(["convert", str(model), out, *more]) == 2
+        told = capsys.readouterr().err
+        assert name in told and "leave it out" in told and not Path(out).exists()
     args = ["--to", "gptq", "--override", "layers.1.*down_proj=float"]
     assert run(["convert", str(model), out, *QUICK, *args]) == 2
     assert "compressed-tensors" in capsys.readouterr().err

@@ -67,6 +67,13 @@ def test_a_format_has_a_type_that_holds_it(spec: str, name: str | None, tmp_path
     np.testing.assert_array_equal(unpack(GgufCheckpoint(tmp_path / "m.gguf").load("w")), unpack(tensor))
 
 
+@pytest.mark.parametrize("kind", ["ternary", "int4", "int8"])
+def test_types_of_fewer_bits_come_first(kind: str) -> None:
+    found = [GGML_TYPES[number] for number in own_types(QuantSpec(kind=kind, group_size=256), 512)]
+    bits = [8 * one.nbytes / one.block for one in found]
+    assert len(found) > 2 and bits == sorted(bits)
+
+
 @pytest.mark.parametrize("name", WRITTEN)
 def test_what_was_read_from_a_file_goes_back_into_its_type(name: str, tmp_path: Path) -> None:
     number = type_id(name)

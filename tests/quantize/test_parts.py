@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from minicpm4.errors import CheckpointError
 from minicpm4.model.source import OpenModel, open_model
 from minicpm4.quantize.export import check_again, write_model
 from minicpm4.quantize.gguf_export import GgufTypes, check_gguf, plan_gguf, write_gguf_model
@@ -38,3 +40,26 @@ def test_a_part_of_the_model_is_in_memory(write: Callable[[OpenModel, Path], Non
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert most < 0.25 * whole, (most, whole)
+
+
+def test_end_tokens_that_have_no_key_are_told_without_a_text(tmp_path: Path) -> None:
+    model = open_model(make_checkpoint(tmp_path / "model", seed=4))
+    config = replace(model.config, eos_token_ids=(1, 2, 3, 7, 9))
+    plan = plan_gguf(Stored(model.checkpoint, config), None, GgufTypes())
+    write_gguf_model(plan, tmp_path / "out.gguf")
+    check_gguf(plan, tmp_path / "out.gguf", None)
+    assert ["token 7, token 9" in note for note in plan.notes] == [True]
+
+
+def test_a_file_that_is_not_what_was_made_says_what_to_do(tmp_path: Path) -> None:
+    model = open_model(make_checkpoint(tmp_path / "model", seed=4))
+    plan = plan_gguf(Stored(model.checkpoint, model.config), None, GgufTypes())
+    write_gguf_model(plan, tmp_path / "out.gguf")
+    for change in ({"rms_norm_eps": 0.5}, {"rope_theta": 77.0}):
+        plan.made = Stored(model.checkpoint, replace(model.config, **change))
+        with pytest.raises(CheckpointError, match=r"again as .*\. nothing is kept of it"):
+            check_gguf(plan, tmp_path / "out.gguf", None)
+    other = open_model(make_checkpoint(tmp_path / "other", seed=5))
+    plan = plan_gguf(Stored(other.checkpoint, other.config), None, GgufTypes())
+    with pytest.raises(CheckpointError, match=r"not what it was made of\. nothing is kept of it"):
+        check_gguf(plan, tmp_path / "out.gguf", None)

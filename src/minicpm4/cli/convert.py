@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -106,15 +106,19 @@ def command(
             help="Text to calibrate on; may be given several times. Without one the model writes its own.",
         ),
     ] = None,
-    samples: Annotated[int, typer.Option(help="Calibration texts.")] = 32,
-    length: Annotated[int, typer.Option(help="Tokens of each.")] = 512,
+    samples: Annotated[
+        int | None, typer.Option(help="Calibration texts (32), and windows of --test.")
+    ] = None,
+    length: Annotated[int | None, typer.Option(help="Tokens of each (512).")] = None,
     test: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE", help="Text on which both models are compared afterwards, not one of calibration."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the rotation and of the model's own texts.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the rotation and of the model's own texts (0).")
+    ] = None,
     ignore_field: IgnoreOption = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the whole report to this file.")
@@ -133,8 +137,11 @@ def command(
 
     to = to or ("hf" if weights in float_kinds() else "compressed-tensors")
     check_choice("--to", to, list(LAYOUTS))
-    number("--samples", samples, MAX_SAMPLES, least=1)
-    number("--length", length, MAX_LENGTH, least=64)
+    texts = Calibration(files=tuple(calibration or ()))
+    if samples is not None:
+        texts = replace(texts, samples=number("--samples", samples, MAX_SAMPLES, least=1))
+    if length is not None:
+        texts = replace(texts, length=number("--length", length, MAX_LENGTH, least=64))
     check_output("--json", json_file)
     for file in (*(calibration or ()), *((test,) if test else ())):
         require(file.is_file(), f"there is no file {file}")
@@ -145,7 +152,7 @@ def command(
     weights = weights or ("auto" if to in ("gguf", "llama") else "int4")
     options = None
     if weights == "auto":
-        _refuse_unread(
+        _refuse(
             {
                 "--method": method,
                 "--group": group,
@@ -155,7 +162,9 @@ def command(
                 "--act-order": act_order or None,
                 "--skip-first": skip_first,
                 "--calibration": calibration,
-            }
+            },
+            "weights stay as they are stored, {} rounds them",
+            "say what they become: --weights",
         )
     else:
         method = method or ("gptq" if weights in grouped_kinds() else "rtn")
@@ -167,12 +176,12 @@ def command(
         options = QuantizeOptions(
             weights=weights,
             method=method,
-            group=group or (32 if to == "gguf" and weights != "ternary" else 64),
+            group=(32 if to == "gguf" and weights != "ternary" else 64) if group is None else group,
             head=head,
             overrides=_overrides(override or ()),
             rotate=rotate,
             act_order=act_order,
-            seed=seed,
+            seed=0 if seed is None else seed,
             skip_first=SKIP_FIRST if skip_first is None else skip_first,
         )
         require(
@@ -185,7 +194,13 @@ def command(
             f"--method {method} leaves no tokens out",
             "leave --skip-first out, or use p-gptq",
         )
-    texts = Calibration(files=tuple(calibration or ()), samples=samples, length=length)
+    calibrated = options is not None and options.calibrated
+    if not calibrated and test is None:
+        _refuse(
+            {"--samples": samples, "--length": length}, "no text is read here, {} cuts it", "leave it out"
+        )
+    if not (calibrated and not calibration) and not rotate:
+        _refuse({"--seed": seed}, "nothing is drawn here, {} is of that", "leave it out")
     ignored = tuple(ignore_field or ())
     done = convert(source, target, options, to, texts, progress_bar, ignored, test, types, plain_rope)
     found = measure(source, target, done.tests, progress_bar, ignored) if test is not None else None
@@ -207,14 +222,11 @@ def command(
         write_figures(json_file, report)
 
 
-def _refuse_unread(given: Mapping[str, object]) -> None:
-    """Raise ConfigError for an option that rounding alone reads."""
-    name = next((name for name, value in given.items() if value), None)
-    require(
-        name is None,
-        f"weights stay as they are stored, {name} rounds them",
-        "say what they become: --weights",
-    )
+def _refuse(given: Mapping[str, object], why: str, remedy: str) -> None:
+    """Raise ConfigError for the first of these options that was given: nothing reads it. ``why`` has a place
+    for its name."""
+    for name, value in given.items():
+        require(value is None or value == [], why.format(name), remedy)
 
 
 def _calibrated(options: QuantizeOptions | None, texts: Calibration) -> str | list[str] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
@@ -128,3 +129,14 @@ def require(condition: bool, message: str, remedy: str = "") -> None:
     """Raise ConfigError(message, remedy) unless ``condition``."""
     if not condition:
         raise ConfigError(message, remedy)
+
+
+def check_pattern(pattern: str) -> None:
+    """Raise ConfigError unless ``pattern`` is a regular expression."""
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ConfigError(
+            f"{pattern!r:.80} is no regular expression: {error}",
+            "write it as Python's re has them: a part of a name, such as down_proj, is one",
+        ) from error

@@ -19,7 +19,7 @@ from minicpm4.formats.ggml_types import GGML_TYPES, GgmlType, encoded
 from minicpm4.formats.packing import pack_from_float, repack, row_slices, unpack, unpack_rows
 from minicpm4.formats.quant import PackedTensor, QuantSpec
 
-__all__ = ["check_columns", "distance", "own_types", "rounded_to", "same_in", "type_id"]
+__all__ = ["check_columns", "distance", "own_types", "rounded_to", "same_in", "same_values", "type_id"]
 
 Floats = NDArray[np.float32]
 
@@ -43,14 +43,15 @@ _NUMBERS = {
     "Q5_K": _Numbers(least=0, most=31, steps=63),
     "Q6_K": _Numbers(least=-32, most=31, steps=127),
 }
-# Which types may hold a matrix of each kind as it is, those of fewer bits first.
+# Which types may hold a matrix of each kind as it is, those of fewer bits first; TQ1_0, of fewer bits than
+# TQ2_0, must be asked for: who reads it takes five weights out of every byte by multiplications.
 _OF_KIND = {
     "f32": ("F32",),
     "f16": ("F16",),
     "bf16": ("BF16",),
     "ternary": ("TQ2_0", "Q2_0", "Q4_0"),
-    "int4": ("Q4_0", "Q4_1", "Q4_K"),
-    "int8": ("Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q8_0"),
+    "int4": ("Q4_0", "Q4_K", "Q4_1"),
+    "int8": ("Q5_0", "Q5_K", "Q5_1", "Q6_K", "Q8_0"),
 }
 
 
@@ -100,7 +101,7 @@ def same_in(tensor: PackedTensor, kind: GgmlType) -> PackedTensor | None:
         return None
     try:
         found = _regrouped(tensor, kind) if kind.spec.row.group else repack(tensor, kind.spec)
-        exact = _same(_again(found, kind) if kind.spec.row.group else found, tensor)
+        exact = same_values(_again(found, kind) if kind.spec.row.group else found, tensor)
     except CheckpointError:  # a number or a scale that the type has no room for
         return None
     return found if exact else None
@@ -140,7 +141,8 @@ def _again(tensor: PackedTensor, kind: GgmlType) -> PackedTensor:
     return PackedTensor(spec=kind.spec, shape=tensor.shape, codes=codes, scales=scales, offsets=offsets)
 
 
-def _same(one: PackedTensor, other: PackedTensor) -> bool:
+def same_values(one: PackedTensor, other: PackedTensor) -> bool:
+    """Whether two matrices of one shape have the same weights, in whatever formats."""
     return all(
         np.array_equal(unpack_rows(one, part), unpack_rows(other, part)) for part in row_slices(*one.shape)
     )

@@ -65,7 +65,10 @@ def _check_matrix(layout: str, name: str, rows: int, spec: QuantSpec) -> None:
         sizes = " or ".join(map(str, rules.groups))
         raise ConfigError(f"{layout} has no place for {where}", f"its groups are of {sizes}")
     if rules.rows and rows * spec.row.bits % (4 * rules.rows):
-        raise ConfigError(f"{layout} has no place for {where}: {rows} rows do not fill its words")
+        raise ConfigError(
+            f"{layout} has no place for {where}: {rows} rows do not fill its words",
+            f"leave it as floats (--override '{name.removesuffix('.weight')}=float'), or use another --to",
+        )
 
 
 def _check_fused(shapes: Mapping[str, tuple[int, ...]]) -> None:

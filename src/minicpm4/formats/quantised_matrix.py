@@ -171,7 +171,8 @@ class QuantisedMatrix:
         if len(part.shape) != dims or part.entry.dtype not in types:
             raise CheckpointError(
                 f"{self.name}: {last} is {part.entry.dtype} of shape {part.shape}"
-                f", which {self.layout.method} has not"
+                f", which {self.layout.method} has not",
+                REMEDY,
             )
         return part
 
@@ -183,7 +184,9 @@ class QuantisedMatrix:
         # Times the largest code they are weights, which float32 must hold.
         if not (np.abs(values) < np.finfo(np.float32).max / (2 << self.bits)).all():
             what = "a scale" if last == self.scale else f"one of its {last}"
-            raise CheckpointError(f"{self.name}: {what} is not finite, or too large")
+            raise CheckpointError(
+                f"{self.name}: {what} is not finite, or too large", f"download it anew, or {REMEDY}"
+            )
         return values
 
     def _check(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from minicpm4.errors import CheckpointError, ConfigError
 from minicpm4.formats import open_checkpoint
-from minicpm4.formats.ggml_fit import _same
+from minicpm4.formats.ggml_fit import same_values
 from minicpm4.formats.hf_write import begin_folder, check_finite, end_folder, hf_config, with_end_ids
 from minicpm4.formats.kinds import KINDS, float_kinds
 from minicpm4.formats.names import EMBED
@@ -21,7 +21,7 @@ from minicpm4.formats.quantised_config import check_writable, quantisation
 from minicpm4.formats.quantised_write import QUANTISED, OutMatrix, quantised_sources
 from minicpm4.formats.safetensors_write import write_set
 from minicpm4.formats.tensor_source import TensorSource
-from minicpm4.quantize.parts import ENDS, Parts, is_vector
+from minicpm4.quantize.parts import ENDS, OnePart, Parts, is_vector
 from minicpm4.quantize.walk import as_floats
 from minicpm4.text.model_text import ModelText
 
@@ -46,23 +46,6 @@ class Written:
     def bits(self) -> float:
         """Bits a weight of all matrices, scales included."""
         return 8 * self.matrix_nbytes / max(1, self.weights)
-
-
-@dataclass(slots=True)
-class _Parts:
-    """Tensors by name, a file's in memory at a time."""
-
-    made: Parts
-    places: dict[str, str] = field(default_factory=dict)
-    _stem: str = ""
-    _held: dict[str, PackedTensor] = field(default_factory=dict)
-
-    def __call__(self, name: str) -> PackedTensor:
-        stem = self.places[name]
-        if stem != self._stem:
-            self._held.clear()
-            self._stem, self._held = stem, self.made.part(stem)
-        return self._held[name]
 
 
 def check_layout(
@@ -91,15 +74,14 @@ def formats(made: Parts) -> dict[str, QuantSpec | None]:
 
 def write_model(made: Parts, folder: Path, layout: str, text: ModelText | None) -> Written:
     """Write ``made`` into ``folder``, with the files of its ``text``. Raises CheckpointError, ConfigError."""
-    parts = _Parts(made)
+    parts = OnePart(made)
     sources: dict[str, TensorSource] = {}
     specs: dict[str, QuantSpec] = {}
     plain, shifted, weights, matrix_nbytes = [], [], 0, 0
     for stem in made.stems:
         packed: list[OutMatrix] = []
         for name, tensor in made.part(stem).items():
-            parts.places[name] = stem
-            load = partial(parts, name)
+            load = partial(parts.tensor, stem, name)
             vector = is_vector(name)
             if not vector:
                 weights += tensor.shape[0] * tensor.shape[1]
@@ -142,7 +124,7 @@ def check_again(made: Parts, folder: Path, progress: Callable[[int, int], None] 
                 found = as_floats(checkpoint.load_vector(name)[None])
             else:
                 found = checkpoint.load(name)
-            if found.shape != tensor.shape or not _same(found, tensor):
+            if found.shape != tensor.shape or not same_values(found, tensor):
                 raise CheckpointError(
                     f"{name} as written to {folder} is not what it was rounded to",
                     "nothing is kept of it; try another layout (--to), and tell us which model that was",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -15,25 +15,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minicpm4.config import ModelConfig
-from minicpm4.config.strict import require
+from minicpm4.config.strict import check_pattern, require
 from minicpm4.errors import CheckpointError, ConfigError, TextError
-from minicpm4.formats.ggml_fit import check_columns, distance, own_types, rounded_to, same_in, type_id
+from minicpm4.formats.ggml_fit import (
+    check_columns,
+    distance,
+    own_types,
+    rounded_to,
+    same_in,
+    same_values,
+    type_id,
+)
 from minicpm4.formats.ggml_types import GGML_TYPES, encoded
 from minicpm4.formats.gguf import GgufCheckpoint, heads_in_pairs, pairs_of_rows
 from minicpm4.formats.gguf_write import OutTensor, write_gguf
-from minicpm4.formats.names import EMBED, HEAD, gguf_name
-from minicpm4.formats.packing import exact_float, row_slices, unpack_rows
+from minicpm4.formats.names import EMBED, HEAD, expected_tensors, gguf_name
+from minicpm4.formats.packing import exact_float
 from minicpm4.formats.quant import PackedTensor, QuantSpec
 from minicpm4.model.gguf_metadata import gguf_metadata
 from minicpm4.model.rotary import inverse_frequencies
 from minicpm4.model.source import read_config
-from minicpm4.quantize.parts import Parts, is_vector
+from minicpm4.quantize.parts import OnePart, Parts, is_vector
 from minicpm4.text.gguf_write import differences
 from minicpm4.text.model_text import ModelText
 
 __all__ = ["GgufTypes", "InType", "check_gguf", "check_gguf_plan", "plan_gguf", "write_gguf_model"]
 
 F32 = 0
+_TELL = "nothing is kept of it; please tell us which model that was"
 # llama.cpp's numbers of whole files, by the type that most of their matrices have: a label.
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q4_K": 15}
 _FILE_TYPES |= {"Q5_K": 17, "Q6_K": 18, "BF16": 32, "TQ1_0": 36, "TQ2_0": 37, "Q2_0": 41}
@@ -52,11 +61,12 @@ class GgufTypes:
         found: list[tuple[str | None, int]] = []
         for text in given:
             pattern, equals, name = text.rpartition("=")
-            require(bool(pattern) or not equals, f"--gguf-type {text!r} is not TYPE or PATTERN=TYPE")
-            try:
-                re.compile(pattern)
-            except (re.error, OverflowError, RecursionError) as error:
-                raise ConfigError(f"{pattern!r:.80} is no regular expression: {error}") from error
+            require(
+                bool(pattern) or not equals,
+                f"--gguf-type {text!r} is not TYPE or PATTERN=TYPE",
+                "such as q4_k, or 'embed_tokens=q6_k'",
+            )
+            check_pattern(pattern)
             found.append((pattern if equals else None, type_id(name)))
         return cls(asked=tuple(found))
 
@@ -92,15 +102,14 @@ class _Plan:
     types: dict[str, int] = field(default_factory=dict)
     shapes: dict[str, dict[str, tuple[int, ...]]] = field(default_factory=dict)  # by part and name
     notes: list[str] = field(default_factory=list)
-    _stem: str = ""
-    _held: dict[str, PackedTensor] = field(default_factory=dict)
+    _part: OnePart = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._part = OnePart(self.made)
 
     def tensor(self, stem: str, name: str) -> PackedTensor:
-        """As it is in ``made``, a part in memory at a time."""
-        if stem != self._stem:
-            self._held.clear()
-            self._stem, self._held = stem, self.made.part(stem)
-        return self._held[name]
+        """As it is in ``made``."""
+        return self._part.tensor(stem, name)
 
     def fitted(self, stem: str, name: str) -> PackedTensor:
         """A matrix as its type holds it."""
@@ -135,8 +144,9 @@ def check_gguf_plan(config: ModelConfig, specs: Mapping[str, QuantSpec | None], 
     format of every matrix, None: floats."""
     gguf_metadata(config)
     _check_used(asked, list(specs))
+    shapes = expected_tensors(config)
     for name, spec in specs.items():
-        columns = _columns(config, name)
+        columns = shapes[name][1]
         number = asked.of(name)
         if number is not None:
             check_columns(name, columns, GGML_TYPES[number])
@@ -148,12 +158,6 @@ def _check_used(asked: GgufTypes, names: Sequence[str]) -> None:
     for pattern, _ in asked.asked:
         if pattern is not None and not any(re.search(pattern, name) for name in names):
             raise ConfigError(f"no matrix has a name with {pattern!r}", "names are those of info --tensors")
-
-
-def _columns(config: ModelConfig, name: str) -> int:
-    if name.endswith("o_proj.weight"):
-        return config.num_attention_heads * config.head_dim
-    return config.intermediate_size if name.endswith("down_proj.weight") else config.hidden_size
 
 
 def plan_gguf(
@@ -258,54 +262,54 @@ def check_gguf(
     configuration, text. What another reader may take otherwise is noted in ``plan``. Raises CheckpointError
     that names what differs."""
     checkpoint = GgufCheckpoint(file)
-    _check_config(plan.made.config, checkpoint, text)
-    _check_text(plan, checkpoint, text)
+    found = read_config(checkpoint)
+    _check_config(plan.made.config, found)
+    ends = {*found.eos_token_ids}
+    if text is not None:
+        ends.update(_check_text(plan, checkpoint, text))
+    _note_lost_ends(plan, ends, text)
     rows: list[InType] = []
     for done, stem in enumerate(plan.made.stems):
         for name in plan.shapes[stem]:
             if is_vector(name):
                 same = np.array_equal(checkpoint.load_vector(name), plan.tensor(stem, name).codes[0])
             else:
-                found, fitted = checkpoint.load(name), plan.fitted(stem, name)
-                same = found.shape == fitted.shape and _equal(found, fitted)
-                error = distance(found, plan.tensor(stem, name))
+                written, fitted = checkpoint.load(name), plan.fitted(stem, name)
+                same = written.shape == fitted.shape and same_values(written, fitted)
+                error = distance(written, plan.tensor(stem, name))
                 rows.append(InType(name, GGML_TYPES[plan.types[name]].name, error))
                 checkpoint.release(name)
                 same = same and (error == 0 or plan.asked.of(name) is not None)
             if not same:
-                raise CheckpointError(f"{name} as written to {file} is not what it was made of")
+                raise CheckpointError(
+                    f"{name} as written to {file} is not what it was made of",
+                    "nothing is kept of it; check the disk and do the same again, or tell us which model "
+                    "that was",
+                )
         if progress is not None:
             progress(done, len(plan.made.stems) - 1)
     return rows
 
 
-def _equal(one: PackedTensor, other: PackedTensor) -> bool:
-    return all(
-        np.array_equal(unpack_rows(one, part), unpack_rows(other, part)) for part in row_slices(*one.shape)
-    )
-
-
-def _check_config(config: ModelConfig, checkpoint: GgufCheckpoint, text: ModelText | None) -> None:
-    """Raise CheckpointError unless the file describes the same model."""
-    found = read_config(checkpoint)
+def _check_config(config: ModelConfig, found: ModelConfig) -> None:
+    """Raise CheckpointError unless the file, which is read as ``found``, describes the same model."""
     skipped = {"rope_scaling", "sparse_config", "bos_token_id", "eos_token_ids", "windows"}
     for item in fields(config):
         one, other = getattr(config, item.name), getattr(found, item.name)
         close = isinstance(one, float) and math.isclose(one, other, rel_tol=1e-6)
         if item.name not in skipped and one != other and not close:
-            raise CheckpointError(f"{item.name} = {one!r} is read again as {other!r}")
+            raise CheckpointError(f"{item.name} = {one!r} is read again as {other!r}", _TELL)
     original = config.rope_scaling.original_max_position_embeddings if config.rope_scaling else None
     for context in {original or config.max_position_embeddings, config.max_position_embeddings}:
         ours, theirs = inverse_frequencies(config, context), inverse_frequencies(found, context)
         if not np.allclose(ours[0], theirs[0], rtol=1e-6, atol=0) or not math.isclose(
             ours[1], theirs[1], rel_tol=1e-6
         ):
-            raise CheckpointError(f"rotary positions at {context:,} tokens are read again as others")
+            raise CheckpointError(f"rotary positions at {context:,} tokens are read again as others", _TELL)
 
 
-def _check_text(plan: _Plan, checkpoint: GgufCheckpoint, text: ModelText | None) -> None:
-    if text is None:
-        return
+def _check_text(plan: _Plan, checkpoint: GgufCheckpoint, text: ModelText) -> tuple[int, ...]:
+    """Raise TextError where the file's text is another; return what ends an answer by it."""
     written = ModelText(checkpoint)
     plain, special = differences(text.tokenizer, written.tokenizer)
     if plain is not None:
@@ -317,7 +321,13 @@ def _check_text(plan: _Plan, checkpoint: GgufCheckpoint, text: ModelText | None)
         plan.notes.append(
             f"beside added tokens text is read otherwise from the file, such as {special!r:.60}"
         )
-    lost = sorted({*text.end_ids, *plan.made.config.eos_token_ids} - {*written.end_ids})
+    return written.end_ids
+
+
+def _note_lost_ends(plan: _Plan, ends: Collection[int], text: ModelText | None) -> None:
+    """Note which end tokens are not among ``ends``, those that the file has."""
+    own = () if text is None else text.end_ids
+    lost = sorted({*own, *plan.made.config.eos_token_ids} - {*ends})
     if lost:
-        names = ", ".join(str(text.tokenizer.id_to_token(i)) for i in lost)
+        names = ", ".join(f"token {i}" if text is None else str(text.tokenizer.id_to_token(i)) for i in lost)
         plan.notes.append(f"GGUF has no key for so many end tokens: {names} is none to its readers")

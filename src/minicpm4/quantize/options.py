@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from minicpm4.config import ModelConfig
-from minicpm4.config.strict import check_choice, check_integer, require, suggest
+from minicpm4.config.strict import check_choice, check_integer, check_pattern, require, suggest
 from minicpm4.errors import ConfigError
 from minicpm4.formats.kinds import float_kinds, grouped_kinds
 from minicpm4.formats.names import EMBED, HEAD, layer_tensors
@@ -65,10 +65,7 @@ class QuantizeOptions:
         for name in (self.embed, self.head, *self.overrides.values()):
             parse_format(name)
         for pattern in self.overrides:
-            try:
-                re.compile(pattern)
-            except (re.error, OverflowError, RecursionError) as error:
-                raise ConfigError(f"{pattern!r:.80} is no regular expression: {error}") from error
+            check_pattern(pattern)
         check_integer("skip_first", self.skip_first, 0, MAX_SKIP)
         check_integer("seed", self.seed, 0, MAX_SEED)
         require(self.gptq or not self.act_order, f"act_order is GPTQ's, not {self.method}'s", "leave it out")

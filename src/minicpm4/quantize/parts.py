@@ -21,6 +21,7 @@ from minicpm4.quantize.walk import as_floats
 __all__ = [
     "ENDS",
     "Folded",
+    "OnePart",
     "Parts",
     "Stored",
     "WithConfig",
@@ -55,6 +56,22 @@ class Parts(Protocol):
     def stems(self) -> list[str]: ...
 
     def part(self, stem: str) -> dict[str, PackedTensor]: ...
+
+
+@dataclass(slots=True, eq=False)
+class OnePart:
+    """Tensors of ``made`` for who asks for them part by part: one part is in memory at a time."""
+
+    made: Parts
+    _stem: str = ""
+    _held: dict[str, PackedTensor] = field(default_factory=dict)
+
+    def tensor(self, stem: str, name: str) -> PackedTensor:
+        """``name`` of the part ``stem``. Raises CheckpointError."""
+        if stem != self._stem:
+            self._held.clear()
+            self._stem, self._held = stem, self.made.part(stem)
+        return self._held[name]
 
 
 @dataclass(slots=True, eq=False)

@@ -180,7 +180,10 @@ def _choose(source: HubSource, revision: str, files: list[RemoteFile]) -> tuple[
     if len(models) == 1:
         absent = sorted(set(parts_of(models[0])) - {f.name for f in ggufs})
         if absent:
-            raise ModelNotFoundError(f"{source.repo} lacks {absent[0]}, a part of its model")
+            raise ModelNotFoundError(
+                f"{source.repo} lacks {absent[0]}, a part of its model",
+                "name another repository that has the model whole",
+            )
         return revision, files
     if ggufs:
         raise ModelNotFoundError(
