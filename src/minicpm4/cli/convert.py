@@ -213,6 +213,7 @@ def command(
             "calibration": _calibrated(options, texts),
             "tokens": done.tokens,
             "nbytes": done.written.nbytes,
+            "source_nbytes": done.source_nbytes,
             "bits": done.written.bits,
             "matrices": [asdict(row) for row in done.rows],
             "types": [asdict(row) for row in done.types],
@@ -265,7 +266,11 @@ def _print(target: Path, done: Conversion, found: Fidelity | None) -> None:
     _say_rounded([row.name for row in done.rows if row.how.startswith("too few")])
     facts = [
         ("written to", str(target)),
-        ("size", f"{human(done.written.nbytes)}, {done.written.bits:.2f} bits a weight"),
+        (
+            "size",
+            f"{human(done.written.nbytes)} ({human(done.source_nbytes)} before), "
+            f"{done.written.bits:.2f} bits a weight",
+        ),
         ("calibrated on", f"{done.texts} texts, {done.tokens:,} tokens" if done.tokens else "nothing"),
         ("read again", "every value as it was rounded" if done.rows else "every value as it was written"),
     ]

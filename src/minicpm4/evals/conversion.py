@@ -16,6 +16,7 @@ from minicpm4.engine.params import gguf_sampling
 from minicpm4.engine.plan import human
 from minicpm4.errors import CheckpointError, MemoryPlanError, TextError
 from minicpm4.evals.fidelity import Fidelity, compare, own_texts, windows
+from minicpm4.evals.growth import growth, stored_nbytes
 from minicpm4.files import read_json, read_text, write_json, writing_folder, writing_path
 from minicpm4.formats.gguf import GgufCheckpoint
 from minicpm4.formats.hf_write import hf_config
@@ -27,6 +28,7 @@ from minicpm4.machine import available_memory
 from minicpm4.model.packed_cache import file_identity
 from minicpm4.model.source import OpenModel, open_model, read_config
 from minicpm4.progress import Progress
+from minicpm4.quantize.ends import FittingEnds
 from minicpm4.quantize.export import Written, check_again, check_layout, formats, write_model
 from minicpm4.quantize.gguf_export import (
     AsTyped,
@@ -64,10 +66,11 @@ class Calibration:
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
     """What ``convert`` did: ``written`` (see there), a report of each matrix that was rounded, how many texts
-    of how many tokens were looked at, the texts to test with; of a GGUF file the type of every matrix, and
-    what it cannot say."""
+    of how many tokens were looked at, the texts to test with; of a GGUF file the type of every matrix;
+    ``notes``: what it cannot say, and where it grew; ``source_nbytes``: of the source's tensors."""
 
     written: Written
+    source_nbytes: int = 0
     rows: list[LayerReport] = field(default_factory=list)
     texts: int = 0
     tokens: int = 0
@@ -104,7 +107,8 @@ def convert(
     sampling = gguf_sampling(suggestion(opened))
     writer = _Writer(target, layout, text, types or GgufTypes(), sampling, without_scaling, bar)
     if options is None:
-        return replace(writer.write(Stored(opened.checkpoint, opened.config)), tests=tests)
+        stored = FittingEnds(Stored(opened.checkpoint, opened.config), layout)
+        return replace(_compared(writer.write(stored), opened, target, layout, options), tests=tests)
     config = Rotation.config(opened.config) if options.rotate else opened.config
     specs = options.specs(opened.config)
     writer.check(config, {name: spec if spec and spec.row.group else None for name, spec in specs.items()})
@@ -125,9 +129,20 @@ def convert(
             made = quantize(
                 opened.checkpoint, opened.config, options, texts, host_table(), part, key, progress
             )
-        done = writer.write(made)
+        asked = [name for name, spec in specs.items() if spec is not None]
+        done = writer.write(FittingEnds(made, layout, asked))
         made.remove()
+    done = _compared(done, opened, target, layout, options)
     return replace(done, rows=made.rows, texts=len(texts), tokens=sum(map(len, texts)), tests=tests)
+
+
+def _compared(
+    done: Conversion, opened: OpenModel, target: Path, layout: str, options: QuantizeOptions | None
+) -> Conversion:
+    """``done`` with the size of what it was made of, and notes where it takes more than that."""
+    old = opened.checkpoint.tensors
+    told = growth(old, open_model(str(target)).checkpoint.tensors, layout, rounded=options is not None)
+    return replace(done, source_nbytes=stored_nbytes(old), notes=[*done.notes, *told])
 
 
 def _check_memory(config: ModelConfig, options: QuantizeOptions | None, layout: str, tokens: int) -> None:
@@ -163,10 +178,11 @@ class _Writer:
         check_layout(self.layout, specs, expected_tensors(config))
         hf_config(folded_config(config) if self.layout == "llama" else config)
 
-    def write(self, made: Parts) -> Conversion:
+    def write(self, fitting: FittingEnds) -> Conversion:
         """Raises CheckpointError, ConfigError, TextError."""
+        made: Parts = fitting
         notes: list[str] = []
-        if isinstance(made, Stored) and self.layout != "gguf":  # it plans its types itself
+        if isinstance(fitting.made, Stored) and self.layout != "gguf":  # it plans its types itself
             self.check(made.config, formats(made))
         if self.without_scaling:
             config, told = plain_rope(made.config)

@@ -19,7 +19,7 @@ from minicpm4.errors import CheckpointError
 from minicpm4.files import finite, read_json, write_json
 from minicpm4.formats import Checkpoint, rounding
 from minicpm4.formats.names import EMBED, HEAD
-from minicpm4.formats.packing import exact_float, pack_from_float, unpack
+from minicpm4.formats.packing import pack_from_float, packed_if_exact, unpack
 from minicpm4.formats.quant import PackedTensor, QuantSpec
 from minicpm4.kernels.contract import OpTable
 from minicpm4.model.arena import Arena
@@ -269,7 +269,8 @@ def _ends(
     specs: Mapping[str, QuantSpec | None],
     made: Rounded,
 ) -> None:
-    """Embeddings, last norm and head, rounded to nearest."""
+    """Embeddings, last norm and head, rounded to nearest where that is asked for; else in the format that
+    they are stored in, and rotated ones in the floats they were."""
     norm = read_tensor(checkpoint, "model.norm.weight")
     tensors = {"model.norm.weight": as_floats((norm if rotation is None else np.ones_like(norm))[None])}
     names = [EMBED] if config.tie_word_embeddings and rotation is None else [HEAD, EMBED]
@@ -278,8 +279,11 @@ def _ends(
         values = embed if own == EMBED else read_tensor(checkpoint, HEAD)
         if rotation is not None:
             values = rotation.embed(values) if name == EMBED else rotation.head(values, norm)
-        stored = checkpoint.tensors[own].spec
-        plain = exact_float(values) if stored.row.group else stored.kind
-        tensors[name] = pack_from_float(values, specs[name] or QuantSpec(kind=plain))
+        spec, stored = specs[name], checkpoint.tensors[own].spec
+        if spec is None and rotation is None:
+            tensors[name] = packed_if_exact(checkpoint.load(own))
+        else:
+            plain = "f32" if stored.row.group else stored.kind
+            tensors[name] = pack_from_float(values, spec or QuantSpec(kind=plain))
         del values
     _save(made, ENDS, tensors)

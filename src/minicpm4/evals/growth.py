@@ -1,0 +1,67 @@
+"""Where a conversion made a model larger, and what avoids that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from minicpm4.engine.plan import human
+from minicpm4.formats.checkpoint import TensorInfo
+from minicpm4.formats.kinds import float_kinds
+from minicpm4.formats.names import EMBED, HEAD
+from minicpm4.formats.quantised_write import QUANTISED
+
+__all__ = ["growth", "stored_nbytes"]
+
+Tensors = Mapping[str, TensorInfo]
+FLOATS = [row.file for row in float_kinds().values()]
+
+
+def stored_nbytes(tensors: Tensors) -> int:
+    """Bytes of all tensors as they are stored."""
+    return sum(info.nbytes for info in tensors.values())
+
+
+def growth(old: Tensors, new: Tensors, layout: str, *, rounded: bool) -> list[str]:
+    """What to tell of a model that takes more than its source: the matrices that do, and the options that
+    avoid it. ``rounded``: whether formats could be asked for. Empty: it takes no more."""
+    before, after = stored_nbytes(old), stored_nbytes(new)
+    if after <= before:
+        return []
+    told = [f"the result is larger than its source: {human(before)} became {human(after)}"]
+    matrices = [name for name, info in new.items() if len(info.shape) == 2]
+    layers = [name for name in matrices if name not in (EMBED, HEAD)]
+    for name in (EMBED, HEAD):
+        if name in matrices and (said := _said(name, [name], old, new)):
+            told.append(said + "".join(_for_ends(name, new[name].dtype, layout, rounded)))
+    if said := _said(f"{len(layers)} matrices of layers", layers, old, new):
+        told.append(said + _for_layers(layout))
+    return told
+
+
+def _said(what: str, names: Sequence[str], old: Tensors, new: Tensors) -> str:
+    """What became larger, and of which types; empty: nothing did."""
+    was, now = (sum(one[name].nbytes for name in names if name in one) for one in (old, new))
+    if now <= was:
+        return ""
+    types = [
+        "/".join(sorted({one[name].dtype for name in names if name in one})) or "absent" for one in (old, new)
+    ]
+    return f"  {what}: {human(was)} ({types[0]}) -> {human(now)} ({types[1]})"
+
+
+def _for_ends(name: str, dtype: str, layout: str, rounded: bool) -> Iterator[str]:
+    if layout == "gguf" or dtype not in FLOATS:
+        return
+    yield f". {layout} has no place for them as they were, --to gguf (and often mlx) has"
+    if dtype == "F32" and layout in QUANTISED:
+        short = name.removesuffix(".weight").removeprefix("model.")
+        asked = f"--override '{short}=bf16'"
+        yield f"; {asked} rounds them to half of that" if rounded else f"; {asked} with --weights int4, too"
+
+
+def _for_layers(layout: str) -> str:
+    if layout in QUANTISED:
+        return ". --weights auto leaves them as they are stored, --weights int4 takes fewer bits"
+    if layout == "gguf":
+        return ". without --gguf-type they stay as they are stored"
+    return f". {layout} is a folder of floats, whatever was rounded: --to gguf is a small file"

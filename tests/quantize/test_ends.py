@@ -1,0 +1,95 @@
+"""A source whose embeddings are quantised: they stay so where the layout can, and growth is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minicpm4.cli import run
+from minicpm4.formats import open_checkpoint
+from minicpm4.formats.packing import unpack
+from tests.fixtures.random_checkpoint import make_checkpoint
+
+EMBED = "model.embed_tokens.weight"
+ROUND = ["--weights", "int4", "--method", "rtn", "--group", "32"]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Layers in Q4_1, embeddings in Q8_0."""
+    folder = tmp_path_factory.mktemp("ends")
+    model = make_checkpoint(folder / "model", seed=4, tie=True)
+    file = folder / "source.gguf"
+    types = ["--gguf-type", "q4_1", "--gguf-type", "embed_tokens=q8_0"]
+    assert run(["convert", str(model), str(file), "--to", "gguf", *types]) == 0
+    return file
+
+
+def same_embeddings(source: Path, out: Path) -> bool:
+    one, two = (unpack(open_checkpoint(path).load(EMBED)) for path in (source, out))
+    return bool(np.array_equal(one, two))
+
+
+@pytest.mark.parametrize(("layout", "out"), [("gguf", "out.gguf"), ("mlx", "out")])
+def test_embeddings_stay_quantised_where_the_layout_can(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], layout: str, out: str
+) -> None:
+    assert run(["convert", str(source), str(tmp_path / out), "--to", layout, *ROUND]) == 0
+    old, new = (open_checkpoint(path).tensors for path in (source, tmp_path / out))
+    assert new[EMBED].spec == old[EMBED].spec and same_embeddings(source, tmp_path / out)
+    assert new[EMBED].nbytes < 1.1 * old[EMBED].nbytes
+    assert "no place" not in capsys.readouterr().err
+
+
+def test_the_direct_way_to_gguf_gives_what_the_detour_gives(source: Path, tmp_path: Path) -> None:
+    folder, detour, direct = tmp_path / "mlx", tmp_path / "detour.gguf", tmp_path / "direct.gguf"
+    assert run(["convert", str(source), str(folder), "--to", "mlx", *ROUND]) == 0
+    assert run(["convert", str(folder), str(detour), "--to", "gguf"]) == 0
+    assert run(["convert", str(source), str(direct), "--to", "gguf", *ROUND]) == 0
+    one, two = open_checkpoint(detour), open_checkpoint(direct)
+    assert {name: info.dtype for name, info in one.tensors.items()} == {
+        name: info.dtype for name, info in two.tensors.items()
+    }
+
+
+@pytest.mark.parametrize("layout", ["compressed-tensors", "gptq", "awq"])
+def test_growth_is_told_with_the_option_that_avoids_it(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], layout: str
+) -> None:
+    out, report = tmp_path / "out", tmp_path / "report.json"
+    args = ["convert", str(source), str(out), "--to", layout, *ROUND]
+    assert run([*args, "--json", str(report)]) == 0
+    said, error = capsys.readouterr()
+    assert "before)" in said and "larger than its source" in error
+    assert f"{EMBED}: " in error and "(Q8_0)" in error and "(F32)" in error
+    assert "--override 'embed_tokens=bf16'" in error and same_embeddings(source, out)
+    found = json.loads(report.read_text())
+    assert found["nbytes"] > found["source_nbytes"] > 0
+    args[2] = str(tmp_path / "small")
+    assert run([*args, "--override", "embed_tokens=bf16"]) == 0
+    new = open_checkpoint(tmp_path / "small").tensors[EMBED]
+    assert new.dtype == "BF16" and new.nbytes * 2 == open_checkpoint(out).tensors[EMBED].nbytes
+
+
+def test_as_they_are_stored_layers_keep_codes_and_embeddings_become_floats(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A layout without quantised embeddings refused such a model, and named no way out."""
+    types = ["--to", "gguf", "--gguf-type", "q4_0", "--gguf-type", "embed_tokens=q8_0"]
+    assert run(["convert", str(source), str(tmp_path / "plain.gguf"), *ROUND, *types]) == 0
+    out = tmp_path / "out"
+    assert run(["convert", str(tmp_path / "plain.gguf"), str(out), "--weights", "auto"]) == 0
+    new = open_checkpoint(out)
+    assert new.tensors[EMBED].dtype == "F32" and same_embeddings(source, out)
+    assert new.tensors["model.layers.0.mlp.up_proj.weight"].spec.kind == "int4"
+
+
+def test_a_folder_of_floats_names_the_way_to_a_small_file(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["convert", str(source), str(tmp_path / "out"), "--to", "llama"]) == 0
+    error = capsys.readouterr().err
+    assert "matrices of layers: " in error and "(Q4_1)" in error and "--to gguf is a small file" in error
