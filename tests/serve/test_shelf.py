@@ -331,7 +331,7 @@ def test_a_model_whose_engine_has_died_is_told_of(serve: Any) -> None:
             raise EngineError("its thread has ended")
 
     service.put(type("Held", (), {"llm": Dead()})())
-    assert service.has_died
+    assert service.has_died and service.status == "failed"
     answer = server.ask("GET", "/health")
     assert answer.status_code == 503 and answer.json() == {"status": "failed", "models": [service.name]}
     assert "minicpm4_pages_held" in server.ask("GET", "/metrics").text

@@ -70,7 +70,7 @@ class Service:
     @property
     def status(self) -> str:
         """As llama.cpp's router calls it."""
-        if self.given_up:
+        if self.has_failed:
             return "failed"
         return "loaded" if self.is_loaded else "loading" if self.comes else "unloaded"
 
