@@ -28,6 +28,9 @@ KEY = "a-key-of-some-length"
         (["--max-body", "1"], "max_body"),
         (["--api-key-file", "no-such-file"], "no-such-file"),
         (["--cache-size", "1"], "--cache-dir"),
+        (["--cache-dir", "a", "--cache-size", "3GB"], "'3GB' is not a number of GB: write it without a unit"),
+        (["--memory", "3GB"], "'3GB' is not a number of GB: write it without a unit"),
+        (["--replicas", "0"], "--replicas 0 is outside 1 to 64"),
         (["--cache-dir", "a", "--cache-size", "0"], "--cache-size 0"),
     ],
 )
@@ -54,6 +57,13 @@ def test_keys_come_from_a_file_and_the_environment(tmp_path: Path, monkeypatch: 
     file.write_text("\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="holds no key"):
         ServerFlags(api_key_file=file).settings()
+    file.write_text(f"{KEY}\n# somebody else's\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"keys, line 2: .*8 to 1,024.*comments") as caught:
+        ServerFlags(api_key_file=file).settings()
+    assert "somebody" not in str(caught.value)
+    monkeypatch.setenv(KEY_VARIABLE, "short")
+    with pytest.raises(ConfigError, match=KEY_VARIABLE):
+        ServerFlags().settings()
 
 
 def test_replicas_without_the_extra_name_it(
@@ -63,4 +73,4 @@ def test_replicas_without_the_extra_name_it(
     monkeypatch.delitem(sys.modules, "minicpm4.serve.replicas", raising=False)
     result = minicpm("serve", "no-such-model", "--replicas", "2")
     assert result.code == 2 and result.err.count("\n") == 1
-    assert "--replicas needs ray" in result.err and "pip install minicpm4[serve-ray]" in result.err
+    assert "--replicas needs ray" in result.err and "pip install '.[serve-ray]'" in result.err

@@ -101,10 +101,17 @@ def test_a_wish_that_does_not_fit_is_refused_with_figures() -> None:
         make_plan(demand(context=8192, available=4_500_000, kv="float32"))
     text = str(caught.value)
     assert "a context of 8,192 tokens needs" in text and "weights 1.00 MB" in text
-    assert "4.50 MB are available" in text and "kv='bf16' halves the cache" in text
-    assert "a context of at most" in text and "weights='int4'" in text
-    with pytest.raises(MemoryPlanError, match="kv='int8' makes the cache half as large"):
+    assert "4.50 MB are available" in text and "--kv bf16 halves the cache" in text
+    assert "a context (--context) of at most" in text and "--weights int4" in text
+    with pytest.raises(MemoryPlanError, match="--kv int8 makes the cache half as large"):
         make_plan(demand(context=8192, available=2_500_000))
+
+
+def test_a_limit_is_called_one_and_weights_that_are_small_are_not_to_be_made_smaller() -> None:
+    with pytest.raises(MemoryPlanError) as caught:
+        make_plan(demand(available=500_000, limited=True, kinds=frozenset({"int8", "int4"})))
+    text = str(caught.value)
+    assert "500 kB are allowed (--memory)" in text and "--weights" not in text
 
 
 def test_the_context_it_names_does_fit() -> None:
@@ -118,7 +125,7 @@ def test_memory_bounds_a_plan_however_much_there_is() -> None:
     name, memory = "smollm2-135m-instruct", 200_000_000
     plan = inspect(name, EngineOptions(memory=memory)).plan
     assert plan.needed <= memory == plan.available and plan.context < 8192
-    with pytest.raises(MemoryPlanError, match="200 MB are available"):
+    with pytest.raises(MemoryPlanError, match="200 MB are allowed"):
         inspect(name, EngineOptions(memory=memory, context=8192))
 
 

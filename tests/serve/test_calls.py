@@ -203,6 +203,7 @@ def test_a_schema_that_cannot_be_followed(serve: Any) -> None:
         forced = server.chat(tools=[NOW, UNFOLLOWED], tool_choice="required", stream=stream)
         assert forced.status_code == 400 and forced.json()["error"]["param"] == "tools"
         assert "'odd'" in forced.json()["error"]["message"] and not server.engine.prompts
+        assert forced.json()["error"]["message"].count("cannot be followed") == 1
     response = server.chat(tools=[NOW, UNFOLLOWED], temperature=0)
     assert response.headers["X-Loose-Tools"] == "odd"
     assert message_of(response)["tool_calls"][0]["function"] == {"name": "odd", "arguments": '{"a": 1}'}

@@ -157,3 +157,49 @@ def test_failures_beneath(serve: Any, failure: Exception, status: int) -> None:
     assert response.status_code == status and response.json()["error"]["message"]
     *_, last = events(serve(["half", failure]).chat(stream=True))
     assert last["error"]["message"] == response.json()["error"]["message"]
+
+
+def test_a_role_that_nobody_knows_is_refused_by_its_place(serve: Any) -> None:
+    server = serve()
+    error = server.chat(messages=[*HELLO, {"role": "bot", "content": "x"}]).json()["error"]
+    assert error["param"] == "messages[1].role" and "'bot'" in error["message"]
+    assert server.chat(messages=[{"role": "developer", "content": "x"}, *HELLO]).status_code == 200
+    own = "{% for m in messages %}{% if m.role == 'bot' %}B{% endif %}{{ m.content }}{% endfor %}"
+    known = serve(engine={"chat_template": own})
+    assert known.chat(messages=[*HELLO, {"role": "bot", "content": "x"}]).status_code == 200
+
+
+def test_two_limits_that_differ_are_refused(serve: Any) -> None:
+    server = serve()
+    error = server.chat(max_tokens=4, max_completion_tokens=6).json()["error"]
+    assert error["param"] == "max_tokens" and "max_completion_tokens = 6" in error["message"]
+    assert server.chat(max_tokens=4, max_completion_tokens=4).status_code == 200
+
+
+def test_a_model_is_told_of_by_any_of_its_names(serve: Any) -> None:
+    server = serve(names=("mine", "org/model"))
+    for name in ("mine", "org/model"):
+        told = server.ask("GET", f"/v1/models/{name}").json()
+        assert (told["id"], told["object"]) == ("mine", "model")
+    told = server.ask("GET", "/v1/models/org/model", headers={"anthropic-version": "x"}).json()
+    assert told["type"] == "model"
+    missing = server.ask("GET", "/v1/models/other")
+    assert missing.status_code == 404 and "mine, org/model" in missing.json()["error"]["message"]
+    assert missing.json()["error"]["code"] == "model_not_found"
+
+
+def test_a_template_that_shows_no_tools_is_told_of(serve: Any) -> None:
+    tool = {"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}
+    plain = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    response = serve(engine={"chat_template": plain}).chat(tools=[tool], user="x")
+    assert "tools" in response.headers["X-Ignored-Fields"].split(", ")
+    shown = plain + "{% if tools %}{{ tools | tojson }}{% endif %}"
+    response = serve(engine={"chat_template": shown}).chat(tools=[tool])
+    assert "tools" not in response.headers.get("X-Ignored-Fields", "")
+
+
+def test_a_text_that_is_too_long_is_called_one(serve: Any) -> None:
+    response = serve(engine={"context": 64}).post("/v1/embeddings", input="x" * 100)
+    error = response.json()["error"]
+    assert response.status_code == 400 and error["code"] == "context_length_exceeded"
+    assert "the text has 101 tokens, the context is 64" in error["message"]

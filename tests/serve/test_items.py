@@ -325,7 +325,7 @@ def test_what_codex_sends_is_known(serve: Any) -> None:
         client_metadata={"session_id": "x"},
     )
     assert response.status_code == 200 and "x-unknown-fields" not in response.headers
-    assert response.headers["x-ignored-fields"] == "tools[3] (web_search)"
+    assert response.headers["x-ignored-fields"] == "tools[3] (web_search), tools"
 
 
 def test_storing_is_said_to_do_nothing(serve: Any) -> None:

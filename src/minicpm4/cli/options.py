@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
-from typer import Option
+from typer import BadParameter, Option
 
 from minicpm4.cli.terminal import progress_bar
 from minicpm4.config import SparseConfig
@@ -53,6 +53,16 @@ def bytes_of(option: str, gigabytes: float) -> int:
     """Bytes, of an option in GB. Raises ConfigError."""
     require(0 < gigabytes < 1e6, f"{option} {gigabytes:g} is not a number of GB", "give one, such as 8")
     return max(1, int(gigabytes * 1e9))
+
+
+def gigabytes(text: str) -> float:
+    """A number of GB, as ``bytes_of`` takes it. Raises BadParameter."""
+    try:
+        return float(text)
+    except ValueError:
+        raise BadParameter(
+            f"{text!r:.40} is not a number of GB: write it without a unit, as 3 or 0.5"
+        ) from None
 
 
 def words(choices: Sequence[str]) -> str:
@@ -128,6 +138,7 @@ class EngineFlags:
     memory: Annotated[
         float | None,
         Option(
+            parser=gigabytes,
             metavar="GB",
             help="What weights, cache and buffers may take together. Default: what is available.",
         ),

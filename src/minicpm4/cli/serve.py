@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, bytes_of, expand
+from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, bytes_of, expand, gigabytes
 from minicpm4.cli.terminal import one_line, progress_bar
 from minicpm4.config.strict import require
 from minicpm4.errors import ConfigError, UnsupportedError
@@ -55,7 +55,11 @@ class ServerFlags:
     ] = None
     cache_size: Annotated[
         float | None,
-        typer.Option(metavar="GB", help="What it may take (10); what was used longest ago is removed first."),
+        typer.Option(
+            parser=gigabytes,
+            metavar="GB",
+            help="What it may take (10); what was used longest ago is removed first.",
+        ),
     ] = None
     drain: Annotated[
         float | None,
@@ -65,7 +69,9 @@ class ServerFlags:
     api_key_file: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help=f"File of API keys, one a line. One key may stand in {KEY_VARIABLE} instead."
+            metavar="FILE",
+            help="File of API keys, one a line: 8 to 1,024 printable ASCII characters without spaces, no "
+            f"comments. One key may stand in {KEY_VARIABLE} instead.",
         ),
     ] = None
     allow_host: Annotated[
@@ -117,14 +123,22 @@ class ServerFlags:
         return {"cache_dir": self.cache_dir, "cache_size": bytes_of("--cache-size", self.cache_size)}
 
     def _keys(self) -> tuple[str, ...]:
+        from minicpm4.serve.settings import check_key
+
         keys = [os.environ.get(KEY_VARIABLE, "")]
+        if keys[0]:
+            check_key(keys[0], KEY_VARIABLE)
         if self.api_key_file is not None:
             try:
-                keys += read_text(self.api_key_file, MAX_KEY_BYTES, ConfigError).split()
+                text = read_text(self.api_key_file, MAX_KEY_BYTES, ConfigError)
             except OSError as error:
                 raise ConfigError(
                     f"cannot read --api-key-file {self.api_key_file}: {error.strerror}"
                 ) from error
+            for number, line in enumerate(text.splitlines(), 1):
+                if line.strip():
+                    check_key(line.strip(), f"--api-key-file {self.api_key_file}, line {number}")
+                    keys.append(line.strip())
             if len(keys) == 1:
                 raise ConfigError(f"--api-key-file {self.api_key_file} holds no key", "write one a line")
         return tuple(key for key in keys if key)
@@ -158,6 +172,7 @@ def command(
             "in the checkout: pip install '.[serve]'",
         ) from error
     from minicpm4.engine.options import EngineOptions
+    from minicpm4.serve.settings import MAX_REPLICAS
     from minicpm4.serve.shelf import Shelf
 
     settings = server.settings()
@@ -168,13 +183,20 @@ def command(
     level = logging.WARNING if server.quiet else logging.INFO
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", stream=sys.stderr)
 
+    names = server.name or asked
+
     def started(address: str) -> None:
-        print(f"{one_line(', '.join(asked))} at {address}", flush=True)
+        print(f"{one_line(', '.join(names))} at {address}", flush=True)
 
     if server.replicas is not None:
+        require(
+            1 <= server.replicas <= MAX_REPLICAS,
+            f"--replicas {server.replicas} is outside 1 to {MAX_REPLICAS}",
+        )
         _serve_replicas(asked, options, settings, where, server.replicas, started)
         return
     with closing(where.open(settings)) as door, closing(Shelf.planned(asked, options, settings)) as shelf:
+        names = shelf.names  # as clients must send them
         with progress_bar("loading", "layers") as progress:
             shelf.load_first(progress)
         asyncio.run(serve(shelf, settings, where, door, started))
@@ -185,6 +207,7 @@ def _serve_replicas(*arguments: Any) -> None:
         from minicpm4.serve.replicas import serve_replicas
     except ImportError as error:
         raise UnsupportedError(
-            f"--replicas needs {error.name}, which is not installed", "pip install minicpm4[serve-ray]"
+            f"--replicas needs {error.name}, which is not installed",
+            "in the checkout: pip install '.[serve-ray]'",
         ) from error
     serve_replicas(*arguments)

@@ -9,6 +9,7 @@ answer is written without the grammar that it was asked for.
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
@@ -30,6 +31,8 @@ from minicpm4.text.tokenizer import Tokenizer
 __all__ = ["READY", "SQL", "Grammars"]
 
 MAX_KEPT = 32  # compiled grammars of a model
+
+_PLACE = re.compile(r"^at \d+\(\d+\): ")  # in the text of a grammar that nobody has seen
 
 
 class TextOf(Protocol):
@@ -141,7 +144,8 @@ class Grammars:
             except RequestError as own:
                 refused[name] = own.condition
         names = list(refused) or list(calls.schemas)
-        why = next(iter(refused.values()), error.condition).removeprefix("calls ")
+        why = next(iter(refused.values()), error.condition)
+        why = _PLACE.sub("", why.removeprefix("calls ").removeprefix("cannot be followed: "))
         shown = ", ".join(map(repr, names[:5]))
         return ToolSchemaError(
             f"tools: the schema of {shown:.200} cannot be followed in calls: {why}",

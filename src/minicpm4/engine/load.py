@@ -244,6 +244,7 @@ def plan_memory(
             kept_pages=kept_pages,
             process=resident_memory(),
             available=available if memory is None else min(memory, available or memory),
+            limited=memory is not None and memory <= (available or memory),
         )
     )
 

@@ -16,6 +16,11 @@ from minicpm4.model.rotary import RotaryTable
 LOGIT_ROWS = 64  # rows of logits held at once when a whole text is scored
 BATCH_TOKENS = 1024  # cache planned for each sequence beside the longest one
 MIN_CONTEXT = 256  # a context shorter than this was not worth loading the model for
+_SMALL = {
+    "int8",
+    "int4",
+    "ternary",
+}  # kinds of weights: int4 makes a model of several of these little smaller
 MARGIN = 0.05  # of the available memory stays free when the context is chosen here
 
 
@@ -89,7 +94,7 @@ class Demand:
     """What is to be planned, for the kernels of ``ops``. ``weights`` and ``process`` in bytes; ``context``
     None: the most that fits, up to the model's own; ``max_rows`` tokens a step; ``max_batch`` sequences at a
     time; ``kinds`` of weights that kernels may meet; ``kept_pages`` that are on their way to files or
-    from there."""
+    from there; ``limited``: ``available`` is what the caller allows, and not all that there is."""
 
     ops: OpTable
     config: ModelConfig
@@ -104,6 +109,7 @@ class Demand:
     kept_pages: int = 0
     process: int = 0
     available: int | None = None
+    limited: bool = False
 
     @property
     def page(self) -> int:
@@ -194,15 +200,20 @@ def _refusal(demand: Demand, plan: MemoryPlan, fitting: int, available: int) -> 
     parts = ", ".join(f"{name} {human(size)}" for name, size in plan.rows()[:-1])
     remedies = []
     if fitting >= MIN_CONTEXT:
-        remedies.append(f"a context of at most {fitting:,} tokens fits")
+        remedies.append(f"a context (--context) of at most {fitting:,} tokens fits")
     if demand.kv == "float32":
-        remedies.append("kv='bf16' halves the cache")
+        remedies.append("--kv bf16 halves the cache")
     if demand.kv == "bf16":
-        remedies.append("kv='int8' makes the cache half as large")
-    remedies.append("weights='int4' makes the weights smaller")
+        remedies.append("--kv int8 makes the cache half as large")
+    if demand.kinds == {"int8"} or demand.kinds - _SMALL:
+        remedies.append("--weights int4 makes the weights smaller")
+    if demand.limited:
+        remedies.append("allow more by --memory")
+    elif fitting < MIN_CONTEXT:
+        remedies.append("end what else takes memory")
     return MemoryPlanError(
         f"a context of {plan.context:,} tokens needs {human(plan.needed)} ({parts}), "
-        f"{human(available)} are available",
+        f"{human(available)} are {'allowed (--memory)' if demand.limited else 'available'}",
         "; ".join(remedies),
     )
 
@@ -215,5 +226,5 @@ def describe(ops: OpTable, plan: MemoryPlan, sparse: SparseConfig | None, notes:
         attention = f"sparse {since} (up to {sparse.budget} blocks of {sparse.block_size})"
     return (
         f"attention: {attention}; {notes}; kernels: {ops.description}; context {plan.context:,} tokens; "
-        f"memory planned: {human(plan.total)}"
+        f"memory planned: {human(plan.needed)}"
     )

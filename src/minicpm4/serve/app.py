@@ -103,7 +103,8 @@ class _Homes:
 
     def of(self, scope: Scope) -> Api:
         """Never none: what nobody answers is refused in some form too."""
-        here = self.by_path.get(str(scope["path"]), self._apis)
+        path = str(scope["path"])
+        here = self.by_path.get("/v1/models" if path.startswith("/v1/models/") else path, self._apis)
         return next((api for api in here if api.is_meant(scope)), here[0])
 
 

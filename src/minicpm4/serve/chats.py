@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
@@ -22,7 +23,9 @@ from minicpm4.text.call_formats import ID_CHARS
 from minicpm4.text.reply_stream import ReplyPart, ReplyStream
 from minicpm4.text.toolcalls import ToolCall, schemas_of
 
-LOOSE = "X-Loose-Tools"
+LOOSE, IGNORED = "X-Loose-Tools", "X-Ignored-Fields"
+ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
+"""What every template is given; other roles are known to some, which name them."""
 _UNHELD = (ToolSchemaError, ConfigError, UnsupportedError)
 Finish = Literal["stop", "length", "tool_calls", "abort"]
 
@@ -223,6 +226,8 @@ async def open_chat(service: Service, asked: ChatAsked) -> Chat:
     if with_specials:
         params = replace(params, skip_special_tokens=False)
     headers = {LOOSE: header_list(loose)} if loose else {}
+    if asked.tools and not service.llm.replies.shows_tools:
+        headers[IGNORED] = "tools"
     return Chat(service, asked, ids, params, with_specials, headers)
 
 
@@ -266,6 +271,7 @@ async def read_chat(
     variables: Mapping[str, Any] | None = None,
 ) -> list[int]:
     """The tokens of a chat's prompt, however many. Raises ApiError."""
+    _check_roles(messages, service.llm.chat_template)
     try:
         return await asyncio.to_thread(
             service.llm.chat_ids,
@@ -278,3 +284,15 @@ async def read_chat(
         told = api_error(error)
         told.param = told.param or "messages"
         raise told from error
+
+
+def _check_roles(messages: Sequence[Mapping[str, Any]], template: str | None) -> None:
+    """Raise ApiError for a role that neither this API nor the template knows: many write any word."""
+    for i, message in enumerate(messages):
+        role = message.get("role")
+        if not isinstance(role, str) or role in ROLES:  # what is no text is refused with the message
+            continue
+        if not re.search(rf"(['\"]){re.escape(role)}\1", template or ""):
+            where = f"messages[{i}].role"
+            known = "system, developer, user, assistant or tool"
+            raise invalid(where, f"{where} = {role!r:.80} is not a role: use {known}", "invalid_value")

@@ -192,6 +192,7 @@ ANSWERS: Mapping[str, Schema] = {
     ),
     "POST /v1/messages/count_tokens": table(input_tokens=COUNT),
     "GET /v1/models": table(data=_MODELS),
+    "GET /v1/models/{model:path}": table(id=NAME),
     "POST /tokenize": table(tokens=many({}), count=COUNT, max_model_len=COUNT),
     "POST /detokenize": table(prompt=TEXT, content=TEXT),
     "GET /health": table(status=kind("ok")),

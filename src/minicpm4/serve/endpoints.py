@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -78,10 +78,10 @@ class Route:
             if isinstance(answer, Events):
                 assert ticket is not None, "only what generates streams"
                 on_error = answer.on_error or self.api.error_event
-                told_first = {**headers, **answer.headers}
+                told_first = _joined(headers, answer.headers)
                 reply = EventReply(answer, ticket, told_first, on_error, self.shelf.metrics.gone, held.close)
             else:
-                answer.headers = {**headers, **answer.headers}
+                answer.headers = _joined(headers, answer.headers)
                 reply = answer
         except ClientGoneError:
             self.shelf.metrics.gone()
@@ -133,3 +133,9 @@ class Route:
                     raise late(self.shelf.settings.timeout) from error
                 held.callback(self.shelf.give_back, service)
             return await self.endpoint.handle(service, body)
+
+
+def _joined(first: Mapping[str, str], more: Mapping[str, str]) -> dict[str, str]:
+    """Headers of both; a list that both have is one."""
+    both = {name: f"{first[name]}, {more[name]}" for name in first.keys() & more.keys()}
+    return {**first, **more, **both}

@@ -24,7 +24,8 @@ def openapi(apis: Sequence[Api], offers: Sequence[Offer]) -> dict[str, Any]:
     for api in apis:
         for endpoint in api.endpoints:
             operation = _operation(api, endpoint, schemas)
-            paths.setdefault(endpoint.path, {}).setdefault(endpoint.method.lower(), operation)
+            path = endpoint.path.replace(":path}", "}")
+            paths.setdefault(path, {}).setdefault(endpoint.method.lower(), operation)
     names = [name for offer in offers for name in offer.names]
     most = min(offer.vocab_size for offer in offers) - 1
     for one in _tables(schemas):
@@ -63,6 +64,10 @@ def _operation(api: Api, endpoint: Endpoint, schemas: dict[str, Any]) -> dict[st
             assert schemas.setdefault(called, one) == one, f"two shapes are called {called}"
         body = {"schema": {"$ref": REFERENCE.format(model=name)}}
         operation["requestBody"] = {"required": True, "content": {"application/json": body}}
+    if "{model:path}" in endpoint.path:
+        answers["404"] = "no such model"
+        named = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
+        operation["parameters"] = [named]
     if endpoint.generates:
         answers |= {
             "429": "the queue is full",

@@ -27,12 +27,11 @@ from minicpm4.errors import ConfigError, EngineError
 from minicpm4.serve.app import Server, create_app
 from minicpm4.serve.offers import shared
 from minicpm4.serve.run import Socket
-from minicpm4.serve.settings import ServeSettings
+from minicpm4.serve.settings import MAX_REPLICAS, ServeSettings
 from minicpm4.serve.shelf import Shelf
 
-__all__ = ["MAX_REPLICAS", "Replica", "application", "serve_replicas"]
+__all__ = ["Replica", "application", "serve_replicas"]
 
-MAX_REPLICAS = 64
 NAME = "minicpm4"
 ROUTER = "ray.serve.experimental.round_robin_router.RoundRobinRouter"
 OPEN = 1 << 16  # requests that Ray sends to one replica: the server's own gate refuses what is too much

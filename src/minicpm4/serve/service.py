@@ -12,7 +12,7 @@ from contextlib import aclosing
 import numpy as np
 from numpy.typing import NDArray
 
-from minicpm4.engine.api import Load, check_ids
+from minicpm4.engine.api import Load, check_text
 from minicpm4.engine.async_llm import AsyncLLM
 from minicpm4.engine.llm import LLM
 from minicpm4.engine.outputs import Piece, Prefilled, TokenLogprobs
@@ -156,12 +156,11 @@ class Service:
     def check_scored(self, ids: Sequence[int], field: str) -> None:
         """Raise ApiError unless log probabilities of a text can be told: it may fill the context."""
         limits = self.llm.limits
-        if len(ids) > limits.context:
-            raise invalid(field, *_too_long(len(ids), limits.context))
         try:
-            check_ids(ids, limits.vocab_size)
+            check_text(ids, limits)
         except RequestError as error:
-            raise invalid(field, str(error)) from error
+            code = "context_length_exceeded" if len(ids) > limits.context else None
+            raise invalid(field, str(error), code) from error
 
     async def prompt_logprobs(self, ids: Sequence[int], top: int) -> list[TokenLogprobs | None]:
         """As ``LLM.prompt_logprobs``; given up when the task is cancelled."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from minicpm4.config.strict import check_integer, require
 
+MAX_REPLICAS = 64
 PAGE = Path(__file__).parent / "page"
 
 
@@ -43,7 +44,13 @@ class ServeSettings:
             value = getattr(self, name)
             require(0 < value <= 1e6, f"{name} = {value} is not a number of seconds from 0 (excluded) to 1e6")
         for key in self.api_keys:
-            require(
-                key.isascii() and key.isprintable() and 8 <= len(key) <= 1024 and " " not in key,
-                "an API key is not 8 to 1,024 printable ASCII characters without spaces",
-            )
+            check_key(key, "api_keys")
+
+
+def check_key(key: str, where: str) -> None:
+    """Raise ConfigError, which says ``where`` it is from and not what it is, unless it is an API key."""
+    require(
+        key.isascii() and key.isprintable() and 8 <= len(key) <= 1024 and " " not in key,
+        f"{where}: an API key is not 8 to 1,024 printable ASCII characters without spaces",
+        "comments are not read",
+    )

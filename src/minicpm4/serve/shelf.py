@@ -68,6 +68,11 @@ class Shelf:
         return cls(offers, settings, budget)
 
     @property
+    def names(self) -> list[str]:
+        """What clients call the models."""
+        return list(self._by_name)
+
+    @property
     def closed(self) -> bool:
         """Whether nobody is let in any more."""
         return any(one.gate.closed for one in self.services)
@@ -88,7 +93,9 @@ class Shelf:
         return found
 
     def named_in(self, scope: Scope) -> Service:
-        """The model that a request without a body names: ``?model=``. Raises ApiError."""
+        """The model that a request without a body names: in its path, or as ``?model=``. Raises ApiError."""
+        if "model" in (named := scope.get("path_params", {})):
+            return self.find(named["model"])
         given = parse_qs(scope.get("query_string", b"")[:4096].decode("latin-1")).get("model")
         return self.find(given[0].encode("latin-1").decode(errors="replace") if given else None)
 

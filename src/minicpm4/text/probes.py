@@ -21,6 +21,7 @@ __all__ = [
     "VALUE",
     "calls_of",
     "rendered",
+    "shows_tools",
 ]
 
 ASKED, SAID, NAME, KEY, VALUE, RESULT = "Qzask", "Qzsay", "qzname", "qzkey", "Qzvalue", "Qzresult"
@@ -55,3 +56,8 @@ def rendered(template: ChatTemplate, messages: Sequence[Mapping[str, Any]], **op
         return template.render(messages, add_generation_prompt=False, **options)
     except Minicpm4Error:
         return ""
+
+
+def shows_tools(template: ChatTemplate) -> bool:
+    """Whether ``template`` writes the tools that it is given into prompts."""
+    return NAME in rendered(template, [USER], tools=[TOOL])

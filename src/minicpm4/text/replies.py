@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from minicpm4.text.call_formats import HERMES, PLAIN, CallFormat, call_format_of, wants_short_ids
+from minicpm4.text.probes import shows_tools
 from minicpm4.text.reasoning import (
     MARKS,
     marks_of,
@@ -120,6 +121,11 @@ class ReplyReader:
             starts_inside=self._opens_reasoning(prompt),
             hidden=hidden,
         )
+
+    @cached_property
+    def shows_tools(self) -> bool:
+        """Whether prompts tell the model of its tools."""
+        return self._template is None or shows_tools(self._template)
 
     @cached_property
     def short_ids(self) -> bool:

@@ -10,6 +10,7 @@ from minicpm4.serve.anthropic.messages import count_tokens, messages
 from minicpm4.serve.endpoints import Api, Endpoint
 from minicpm4.serve.errors import ApiError
 from minicpm4.serve.responses import Reply, event_text
+from minicpm4.serve.service import Service
 from minicpm4.serve.shelf import Shelf
 
 _KINDS = {
@@ -39,21 +40,26 @@ def error_event(error: ApiError) -> str:
 
 async def list_models(shelf: Shelf, body: None) -> Reply:
     """Every name of every model."""
-    listed = [
-        {
-            "type": "model",
-            "id": name,
-            "display_name": name,
-            "created_at": datetime.fromtimestamp(one.created, UTC).isoformat().replace("+00:00", "Z"),
-            "max_input_tokens": one.offer.context,
-            "max_tokens": one.offer.context,
-            "lifecycle": "active",
-        }
-        for one in shelf.services
-        for name in one.names
-    ]
+    listed = [_told(one, name) for one in shelf.services for name in one.names]
     ends = {"first_id": listed[0]["id"], "last_id": listed[-1]["id"]}
     return Reply.of({"data": listed, "has_more": False, **ends})
+
+
+async def one_model(service: Service, body: None) -> Reply:
+    """A model, by its own name."""
+    return Reply.of(_told(service, service.name))
+
+
+def _told(one: Service, name: str) -> dict[str, Any]:
+    return {
+        "type": "model",
+        "id": name,
+        "display_name": name,
+        "created_at": datetime.fromtimestamp(one.created, UTC).isoformat().replace("+00:00", "Z"),
+        "max_input_tokens": one.offer.context,
+        "max_tokens": one.offer.context,
+        "lifecycle": "active",
+    }
 
 
 API = Api(
@@ -79,6 +85,13 @@ API = Api(
             handle=list_models,
             summary="Name the models, by Anthropic's form.",
             needs="server",
+        ),
+        Endpoint(
+            method="GET",
+            path="/v1/models/{model:path}",
+            handle=one_model,
+            summary="Tell of a model, by Anthropic's form.",
+            needs="known",
         ),
     ),
     error_body=error_body,

@@ -7,7 +7,7 @@ from minicpm4.serve.errors import ApiError, openai_error
 from minicpm4.serve.openai.chat import ChatBody, chat
 from minicpm4.serve.openai.completions import CompletionBody, completions
 from minicpm4.serve.openai.embeddings import EmbeddingBody, embeddings
-from minicpm4.serve.openai.models import list_models
+from minicpm4.serve.openai.models import list_models, one_model
 from minicpm4.serve.responses import event_text
 
 DONE = event_text("[DONE]")
@@ -46,6 +46,13 @@ API = Api(
         ),
         Endpoint(
             method="GET", path="/v1/models", handle=list_models, summary="Name the models.", needs="server"
+        ),
+        Endpoint(
+            method="GET",
+            path="/v1/models/{model:path}",
+            handle=one_model,
+            summary="Tell of a model, by one of its names.",
+            needs="known",
         ),
     ),
     error_body=openai_error,

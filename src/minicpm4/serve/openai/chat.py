@@ -118,6 +118,15 @@ def _asked(body: ChatBody) -> ChatAsked:
         variables.setdefault("reasoning_effort", body.reasoning_effort)
         if thinking is None and body.reasoning_effort == "none":
             thinking = False
+    if None not in (body.max_tokens, body.max_completion_tokens) and (
+        body.max_tokens != body.max_completion_tokens
+    ):
+        raise invalid(
+            "max_tokens",
+            f"max_tokens = {body.max_tokens} and max_completion_tokens = {body.max_completion_tokens} mean "
+            "the same and differ: leave one out",
+            "invalid_value",
+        )
     top = body.top_logprobs
     if top is not None and not body.logprobs:
         raise invalid("top_logprobs", "top_logprobs needs logprobs: true", "invalid_value")
