@@ -90,7 +90,7 @@ def test_one_run_at_a_time(model: Path, tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_a_changed_configuration_uses_nothing_that_was_kept(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calls, real = [], pipeline._round
 
@@ -101,10 +101,40 @@ def test_a_changed_configuration_uses_nothing_that_was_kept(
         return real(*given)
 
     monkeypatch.setattr(pipeline, "_round", counted)
-    assert convert(model, tmp_path / "out") == 130
+    out, part = tmp_path / "out", tmp_path / "out.part"
+    assert convert(model, out) == 130
+    assert f"what is done is kept in {part}, the same command goes on" in capsys.readouterr().err
+    kept = names(part)
+    assert convert(model, out, "--weights", "int8") == 2
+    error = capsys.readouterr().err
+    assert "holds 1 layers of another conversion (int4 rtn)" in error and "remove the folder" in error
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"rope_theta": 5e5}))
-    assert convert(model, tmp_path / "out") == 0 and calls == [0, 1, 0, 1]
+    assert convert(model, out) == 2 and names(part) == kept and calls == [0, 1]
+    shutil.rmtree(part)
+    assert convert(model, out) == 0 and calls == [0, 1, 0, 1]
+
+
+def test_own_texts_of_kept_layers_are_not_replaced(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, out = pipeline._round, tmp_path / "out"
+
+    def once(*given: Any) -> Any:
+        if given[1]:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    args = ["convert", str(model), str(out), "--group", "32", "--length", "64", "--samples"]
+    with monkeypatch.context() as context:
+        context.setattr(pipeline, "_round", once)
+        assert run([*args, "1"]) == 130
+    capsys.readouterr()
+    texts = (tmp_path / "out.part" / "texts.json").read_bytes()
+    assert run([*args, "2"]) == 2
+    assert "1 layers of another conversion (int4 gptq)" in capsys.readouterr().err
+    assert (tmp_path / "out.part" / "texts.json").read_bytes() == texts
+    assert run([*args, "1"]) == 0
 
 
 def test_texts_are_looked_at_before_any_work(

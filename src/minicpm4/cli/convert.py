@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from minicpm4.cli.options import IgnoreOption, check_output, number, write_figures
-from minicpm4.cli.terminal import print_facts, progress_bar, show, table
+from minicpm4.cli.options import IgnoreOption, check_output, number, words, write_figures
+from minicpm4.cli.terminal import print_facts, progress_or_lines, show, table
 from minicpm4.config.strict import check_choice, require
 from minicpm4.engine.plan import human
 from minicpm4.errors import ConfigError
@@ -35,7 +36,10 @@ def command(
     ],
     target: Annotated[
         Path,
-        typer.Argument(metavar="FOLDER", help="Where the new model is written; of --to gguf a .gguf file."),
+        typer.Argument(
+            metavar="TARGET",
+            help="Where the new model is written: a folder, or a file: .gguf means --to gguf.",
+        ),
     ],
     *,
     weights: Annotated[
@@ -54,7 +58,9 @@ def command(
     ] = None,
     group: Annotated[
         int | None,
-        typer.Option(help="Weights that share a scale: a multiple of 32 (64; int4 and int8 for gguf 32)."),
+        typer.Option(
+            help="Weights that share a scale: a multiple of 32 (64; int4 and int8 for gguf 32; marlin 128)."
+        ),
     ] = None,
     to: Annotated[
         str | None,
@@ -126,17 +132,28 @@ def command(
 ) -> None:
     """Round a model's weights to few bits, or leave them as they are, and write them as a folder or a file.
 
-    Layer by layer: what is done is kept beside FOLDER (FOLDER.part) until all is, and the same command goes
+    Layer by layer: what is done is kept beside TARGET (TARGET.part) until all is, and the same command goes
     on after an interruption. What was written is opened again, and every value compared with what was
     rounded."""
     from minicpm4.evals.conversion import Calibration, convert, measure
-    from minicpm4.formats.kinds import float_kinds, grouped_kinds
+    from minicpm4.formats.kinds import float_kinds, grouped_kinds, weight_choices
     from minicpm4.quantize.export import LAYOUTS
     from minicpm4.quantize.gguf_export import GgufTypes
     from minicpm4.quantize.options import SKIP_FIRST, QuantizeOptions
 
-    to = to or ("hf" if weights in float_kinds() else "compressed-tensors")
+    one_file = target.suffix.lower() == ".gguf"
+    to = to or ("gguf" if one_file else "hf" if weights in float_kinds() else "compressed-tensors")
     check_choice("--to", to, list(LAYOUTS))
+    require(
+        to == "gguf" or not one_file,
+        f"{target} is the name of a GGUF file, --to {to} writes a folder",
+        "name a folder, or use --to gguf",
+    )
+    require(
+        weights is None or weights in weight_choices(),
+        f"--weights {weights!r:.40} is not a choice",
+        f"choose {words(weight_choices())}",
+    )
     texts = Calibration(files=tuple(calibration or ()))
     if samples is not None:
         texts = replace(texts, samples=number("--samples", samples, MAX_SAMPLES, least=1))
@@ -176,7 +193,7 @@ def command(
         options = QuantizeOptions(
             weights=weights,
             method=method,
-            group=(32 if to == "gguf" and weights != "ternary" else 64) if group is None else group,
+            group=_usual_group(to, weights) if group is None else group,
             head=head,
             overrides=_overrides(override or ()),
             rotate=rotate,
@@ -202,8 +219,10 @@ def command(
     if not (calibrated and not calibration) and not rotate:
         _refuse({"--seed": seed}, "nothing is drawn here, {} is of that", "leave it out")
     ignored = tuple(ignore_field or ())
-    done = convert(source, target, options, to, texts, progress_bar, ignored, test, types, plain_rope)
-    found = measure(source, target, done.tests, progress_bar, ignored) if test is not None else None
+    bar = progress_or_lines
+    with _told_when_interrupted(target):
+        done = convert(source, target, options, to, texts, bar, ignored, test, types, plain_rope)
+    found = measure(source, target, done.tests, bar, ignored) if test is not None else None
     _print(target, done, found)
     if json_file is not None:
         report = {
@@ -218,6 +237,7 @@ def command(
             "matrices": [asdict(row) for row in done.rows],
             "types": [asdict(row) for row in done.types],
             "notes": done.notes,
+            "windows": [len(one) for one in done.tests],
             "fidelity": found.as_dict() if found else None,
         }
         write_figures(json_file, report)
@@ -228,6 +248,30 @@ def _refuse(given: Mapping[str, object], why: str, remedy: str) -> None:
     for its name."""
     for name, value in given.items():
         require(value is None or value == [], why.format(name), remedy)
+
+
+def _usual_group(to: str, weights: str) -> int:
+    """Weights that share a scale where nothing is said: what the layout has at all, or likes best."""
+    if to == "marlin":
+        return 128
+    return 32 if to == "gguf" and weights != "ternary" else 64
+
+
+@contextmanager
+def _told_when_interrupted(target: Path) -> Iterator[None]:
+    from minicpm4.quantize.work import part_of
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        part = part_of(target)
+        kept = (
+            f"what is done is kept in {part}, the same command goes on"
+            if part.is_dir()
+            else "nothing is kept"
+        )
+        print(f"interrupted: {kept}", file=sys.stderr)
+        raise
 
 
 def _calibrated(options: QuantizeOptions | None, texts: Calibration) -> str | list[str] | None:
@@ -280,6 +324,7 @@ def _print(target: Path, done: Conversion, found: Fidelity | None) -> None:
         if found.nll_interval is not None and found.nll_before:
             interval = f" +- {found.nll_interval / found.nll_before:.2%}"
         facts += [
+            ("compared on", f"{len(done.tests)} windows of {len(done.tests[0]):,} tokens"),
             ("loss a token", f"{found.nll_before:.4f} -> {found.nll:.4f} ({change:+.2%}{interval})"),
             ("KL divergence", f"{found.kl_mean:.4f}, 99.9% of tokens below {found.kl_high:.2f}"),
             (

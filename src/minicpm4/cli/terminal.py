@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import re
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 # C0 but tab and newline, DEL, and C1, in which 0x9b starts an escape sequence by itself.
+_LINE_SECONDS = 10.0  # between lines of progress where there is no terminal
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -122,3 +124,23 @@ def progress_bar(what: str, unit: str, enabled: bool | None = None) -> Iterator[
         yield update
     finally:
         bar.stop()
+
+
+@contextmanager
+def progress_or_lines(what: str, unit: str) -> Iterator[Progress | None]:
+    """As ``progress_bar``; where standard error is no terminal a plain line now and then."""
+    if sys.stderr.isatty():
+        with progress_bar(what, unit) as progress:
+            yield progress
+        return
+    begun = last = time.monotonic()
+
+    def update(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _LINE_SECONDS:
+            last = now
+            speed = pace(done, now - begun, unit)
+            print(f"{what}: {done} of {total} {unit}{speed and ', ' + speed}", file=sys.stderr, flush=True)
+
+    yield update

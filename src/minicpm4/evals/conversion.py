@@ -22,6 +22,7 @@ from minicpm4.formats.gguf import GgufCheckpoint
 from minicpm4.formats.hf_write import hf_config
 from minicpm4.formats.names import expected_tensors
 from minicpm4.formats.quant import QuantSpec
+from minicpm4.formats.quantised_config import check_rows
 from minicpm4.formats.target import require_free
 from minicpm4.kernels.registry import exact_table, host_table
 from minicpm4.machine import available_memory
@@ -45,7 +46,7 @@ from minicpm4.quantize.parts import Folded, Parts, Stored, WithConfig, folded_co
 from minicpm4.quantize.pipeline import LayerReport, quantize
 from minicpm4.quantize.proof import check_tokens, prove
 from minicpm4.quantize.rotate import Rotation
-from minicpm4.quantize.work import place_for, work_folder
+from minicpm4.quantize.work import check_kept, place_for, work_folder
 from minicpm4.text.model_text import ModelText
 from minicpm4.text.tokenizer import MAX_TEXT_BYTES
 
@@ -110,6 +111,7 @@ def convert(
         stored = FittingEnds(Stored(opened.checkpoint, opened.config), layout)
         return replace(_compared(writer.write(stored), opened, target, layout, options), tests=tests)
     config = Rotation.config(opened.config) if options.rotate else opened.config
+    check_rows(layout, expected_tensors(opened.config))
     specs = options.specs(opened.config)
     writer.check(config, {name: spec if spec and spec.row.group else None for name, spec in specs.items()})
     if text is None and options.calibrated:
@@ -118,6 +120,7 @@ def convert(
         )
     texts: list[list[int]] = []
     with work_folder(part):
+        check_kept(part, _key(opened, options, texts), without=("texts",))
         if text is not None and options.calibrated:
             texts = (
                 _windows(text, calibration.files, calibration)
@@ -125,6 +128,7 @@ def convert(
                 else _kept_own(part, opened, source, options, calibration, bar, ignore_fields)
             )
         key = _key(opened, options, texts)
+        check_kept(part, key)
         with bar("rounding", "layers") as progress:
             made = quantize(
                 opened.checkpoint, opened.config, options, texts, host_table(), part, key, progress
@@ -276,6 +280,7 @@ def _kept_own(
         "config": hashlib.sha256(repr(opened.config).encode()).hexdigest(),
         "texts": [calibration.samples, calibration.length, options.seed],
     }
+    other = False
     with suppress(CheckpointError):
         kept = read_json(file, MAX_TEXT_BYTES, CheckpointError, optional=True)
         texts = kept.get("ids")
@@ -285,6 +290,9 @@ def _kept_own(
             and all(_is_ids(one, opened.config.vocab_size) for one in texts)
         ):
             return texts
+        other = kept.get("of") not in (None, wanted)
+    if other:
+        check_kept(part, {})
     found = _own(source, options, calibration, bar, ignore_fields)
     try:
         write_json(file, {"of": wanted, "ids": found})

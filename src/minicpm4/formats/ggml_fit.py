@@ -71,7 +71,8 @@ def check_columns(name: str, columns: int, kind: GgmlType) -> None:
     if columns % kind.block:
         raise ConfigError(
             f"{name} has rows of {columns} weights, which do not fill blocks of {kind.block} ({kind.name})",
-            f"give it another type, such as --gguf-type '{name.removesuffix('.weight')}=q8_0'",
+            f"{kind.name} takes multiples of {kind.block}: choose another type for all (q4_0 and q8_0 take "
+            f"multiples of 32), or for this matrix alone, --gguf-type '{name.removesuffix('.weight')}=q8_0'",
         )
 
 
@@ -165,6 +166,8 @@ def _anew(tensor: PackedTensor, kind: GgmlType) -> PackedTensor:
     if kind.name == "Q2_0":  # of its four numbers three are written
         ternary = QuantSpec(kind="ternary", group_size=kind.spec.group_size)
         return _regrouped(pack_from_float(unpack(tensor), ternary), kind)
+    if tensor.spec == kind.spec:  # offsets, numbers or scales that the type lacks
+        return pack_from_float(unpack(tensor), kind.spec)
     return repack(tensor, kind.spec)
 
 

@@ -13,7 +13,7 @@ from minicpm4.formats.names import EMBED, HEAD
 from minicpm4.formats.quant import QuantSpec
 from minicpm4.formats.quantised_methods import FUSED
 
-__all__ = ["check_writable", "quantisation"]
+__all__ = ["check_rows", "check_writable", "quantisation"]
 
 Specs = Mapping[str, QuantSpec]
 _OTHER = "use compressed-tensors"
@@ -60,15 +60,38 @@ def _check_matrix(layout: str, name: str, rows: int, spec: QuantSpec) -> None:
     if name == HEAD and not rules.head:
         raise ConfigError(f"few readers of {layout} have a place for {where}", "leave the head float")
     if spec.kind not in rules.kinds:
-        raise ConfigError(f"{layout} has no place for {where}", f"it holds {' and '.join(rules.kinds)}")
+        others = [name for name, one in _RULES.items() if spec.kind in one.kinds]
+        raise ConfigError(
+            f"{layout} has no place for {where}",
+            f"it holds {' and '.join(rules.kinds)}; {spec.kind} goes into {', '.join(others)}, gguf and hf",
+        )
     if rules.groups and spec.group_size not in rules.groups:
         sizes = " or ".join(map(str, rules.groups))
-        raise ConfigError(f"{layout} has no place for {where}", f"its groups are of {sizes}")
+        raise ConfigError(
+            f"{layout} has no place for {where}",
+            f"its groups are of {sizes}: round to one of these (--weights {rules.kinds[0]} --group "
+            f"{max(rules.groups)} or the like), or keep it as it is in a file (--to gguf)",
+        )
     if rules.rows and rows * spec.row.bits % (4 * rules.rows):
         raise ConfigError(
             f"{layout} has no place for {where}: {rows} rows do not fill its words",
             f"leave it as floats (--override '{name.removesuffix('.weight')}=float'), or use another --to",
         )
+
+
+def check_rows(layout: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise ConfigError where a layout that takes all matrices of layers has no groups that fit them."""
+    rules = _RULES.get(layout)
+    if rules is None or not (rules.one and rules.groups):
+        return
+    for name, shape in shapes.items():
+        if name.startswith("model.layers.") and len(shape) == 2 and all(shape[1] % n for n in rules.groups):
+            sizes = " or ".join(map(str, rules.groups))
+            raise ConfigError(
+                f"{layout} has no form of this model: its groups are of {sizes}, and {name} has rows "
+                f"of {shape[1]} weights",
+                "use gptq or compressed-tensors",
+            )
 
 
 def _check_fused(shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -15,7 +15,7 @@ __all__ = ["obstacle", "require_free"]
 def require_free(folder: Path) -> None:
     """Raise CheckpointError unless a model can be written to ``folder``: no weights are there, and the place
     can be written to. Nothing stays that was made to see that."""
-    remedy = "export to another folder"
+    remedy = "name a place that is not there yet"
     if any(folder.glob("*.safetensors")):
         raise CheckpointError(f"{folder} holds weights already", remedy)
     found = obstacle(folder)

@@ -3,18 +3,46 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from minicpm4.errors import CheckpointError
 from minicpm4.files import lock, sweep
 from minicpm4.formats.target import obstacle
+from minicpm4.model.packed_file import PackedFile
 
-__all__ = ["place_for", "remove_work", "work_folder"]
+__all__ = ["check_kept", "part_of", "place_for", "remove_work", "work_folder"]
 
 _LOCK = "lock"
 _OURS = re.compile(r"lock|(ends|texts|layer-[0-9]{5,})\.(safetensors|json)|\..+\.part")
+
+
+def part_of(target: Path) -> Path:
+    """Where the work on the model that will be ``target`` is kept."""
+    real = target.resolve()
+    return real.with_name(f"{real.name}.part")
+
+
+def check_kept(folder: Path, key: Mapping[str, Any], without: Collection[str] = ()) -> None:
+    """Raise CheckpointError where ``folder`` keeps layers of another conversion than that of ``key``, of
+    which the fields ``without`` are not known yet: they would be lost. Layers that cannot be read are
+    worth nothing."""
+    wanted = {name: value for name, value in key.items() if name not in without}
+    others = []
+    for file in sorted(folder.glob("layer-*.safetensors")):
+        with suppress(CheckpointError, OSError), file.open("rb") as data:
+            found = dict(PackedFile(data, file).key)
+            if {name: value for name, value in found.items() if name not in without} != wanted:
+                others.append(found.get("options"))
+    if others:
+        said = others[0] if isinstance(others[0], dict) else {}
+        how = " ".join(str(said[name]) for name in ("weights", "method") if name in said)
+        raise CheckpointError(
+            f"{folder} holds {len(others)} layers of another conversion ({how or 'of another version'})",
+            "go on with its model, options and texts, or remove the folder",
+        )
 
 
 def place_for(target: Path, *, file: bool = False) -> Path:
@@ -34,7 +62,7 @@ def place_for(target: Path, *, file: bool = False) -> Path:
         raise CheckpointError(f"cannot read {target}: {error.strerror}", remedy) from error
     if inside:
         raise CheckpointError(f"{target} is not empty: {inside[0]} is in it", remedy)
-    return real.with_name(f"{real.name}.part")
+    return part_of(target)
 
 
 @contextmanager

@@ -1,0 +1,94 @@
+"""`minicpm4 convert`: refusals that name the way out, defaults by layout, and what a report states."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minicpm4.cli import run, terminal
+from minicpm4.formats import open_checkpoint
+from minicpm4.formats.packing import unpack
+from tests.fixtures.random_checkpoint import make_checkpoint
+
+RTN = ["--method", "rtn"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("choices") / "model", seed=9)
+
+
+@pytest.mark.parametrize(
+    ("out", "more", "said"),
+    [
+        ("out", ["--weights", "ternary", "--group", "32"], "ternary goes into mlx, gguf and hf"),
+        ("out", ["--weights", "int3"], "choose auto, bf16, int8, int4 or ternary"),
+        ("out", ["--to", "marlin"], "marlin has no form of this model"),
+        ("out.gguf", ["--to", "mlx"], "out.gguf is the name of a GGUF file, --to mlx writes a folder"),
+        ("out.gguf", ["--gguf-type", "q4_k"], "Q4_K takes multiples of 256: choose another type for all"),
+    ],
+)
+def test_a_refusal_names_the_way_out(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], out: str, more: list[str], said: str
+) -> None:
+    more = more if "--gguf-type" in more else [*RTN, *more]
+    assert run(["convert", str(model), str(tmp_path / out), *more]) == 2
+    assert said in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_groups_of_16_have_a_way_into_mlx(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = make_checkpoint(tmp_path / "model", hidden_size=256, intermediate_size=512, head_dim=64, seed=4)
+    file, out = tmp_path / "six.gguf", str(tmp_path / "out")
+    assert run(["convert", str(model), str(file), "--gguf-type", "q6_k", "--gguf-type", "embed=q6_k"]) == 0
+    assert run(["convert", str(file), out, "--to", "mlx", "--weights", "auto"]) == 2
+    error = capsys.readouterr().err
+    assert "int8-g16" in error and "--weights int4 --group 128" in error
+    assert run(["convert", str(file), out, "--to", "mlx", "--weights", "int4", "--group", "128", *RTN]) == 0
+
+
+def test_a_name_that_ends_in_gguf_is_a_file(model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "out.gguf"
+    assert run(["convert", str(model), str(file)]) == 0 and file.is_file()
+
+
+def test_marlin_has_groups_of_128_unless_said(tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "model", hidden_size=256, intermediate_size=512, head_dim=64, seed=4)
+    assert run(["convert", str(model), str(tmp_path / "out"), "--to", "marlin", *RTN]) == 0
+    spec = open_checkpoint(tmp_path / "out").tensors["model.layers.0.mlp.down_proj.weight"].spec
+    assert spec.group_size == 128
+
+
+def test_offsets_are_rounded_away_for_a_type_without(model: Path, tmp_path: Path) -> None:
+    first, second, report = tmp_path / "one.gguf", tmp_path / "two.gguf", tmp_path / "report.json"
+    assert run(["convert", str(model), str(first), "--gguf-type", "q4_1"]) == 0
+    assert run(["convert", str(first), str(second), "--gguf-type", "q4_0", "--json", str(report)]) == 0
+    rows = {row["name"]: row for row in json.loads(report.read_text())["types"]}
+    name = "model.layers.0.mlp.up_proj.weight"
+    was, now = (unpack(open_checkpoint(file).load(name)) for file in (first, second))
+    assert rows[name]["type"] == "Q4_0" and 0.01 < rows[name]["error"] < 0.2
+    assert rows[name]["error"] == pytest.approx(float(np.linalg.norm(now - was) / np.linalg.norm(was)), 1e-4)
+
+
+def test_a_comparison_states_its_windows(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    test = ["--test", "examples/how_sqlite_is_tested.txt", "--samples", "2", "--length", "64"]
+    assert run(["convert", str(model), str(tmp_path / "out"), "--group", "32", *RTN, *test]) == 0
+    assert "2 windows of 64 tokens" in capsys.readouterr().out
+
+
+def test_where_no_terminal_is_a_line_tells_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
+    with terminal.progress_or_lines("rounding", "layers") as progress:
+        assert progress is not None
+        for done in range(1, 7):
+            now[0] += 6
+            progress(done, 6)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [f"rounding: {done} of 6 layers, 6 s each" for done in (2, 4, 6)]
