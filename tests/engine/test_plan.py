@@ -10,7 +10,7 @@ import pytest
 from minicpm4.config import ModelConfig, SparseConfig
 from minicpm4.engine.load import inspect
 from minicpm4.engine.options import EngineOptions
-from minicpm4.engine.plan import Demand, check_score, human, make_plan
+from minicpm4.engine.plan import Demand, check_score, describe, human, make_plan
 from minicpm4.errors import MemoryPlanError
 from minicpm4.kernels.pages import KVFormat
 from minicpm4.kernels.ref import RefOps
@@ -168,3 +168,9 @@ def test_sizes_for_people(size: int, text: str) -> None:
 def test_plan_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         make_plan(demand()).context = 1  # type: ignore[misc]
+
+
+def test_what_is_told_at_load_is_what_memory_bounds() -> None:
+    plan = make_plan(demand(weights=100_000_000))
+    assert describe(RefOps(), plan, None, "n").endswith(f"memory planned: {human(plan.needed)}")
+    assert human(plan.needed) != human(plan.total)

@@ -26,6 +26,7 @@ class Running:
 
     process: subprocess.Popen[str]
     address: str
+    said: str
     http: httpx.Client = field(init=False)
 
     def __post_init__(self) -> None:
@@ -50,7 +51,7 @@ def started(*command: str) -> Iterator[Running]:
     try:
         line = process.stdout.readline()
         assert " at http" in line, f"it did not start: {line}"
-        running = Running(process, line.split()[-1])
+        running = Running(process, line.split()[-1], line)
         with running.http:
             yield running
         if process.poll() is None:

@@ -184,6 +184,7 @@ def test_a_model_is_told_of_by_any_of_its_names(serve: Any) -> None:
     told = server.ask("GET", "/v1/models/org/model", headers={"anthropic-version": "x"}).json()
     assert told["type"] == "model"
     missing = server.ask("GET", "/v1/models/other")
+    assert 'path="/v1/models",status="404"' in server.ask("GET", "/metrics").text
     assert missing.status_code == 404 and "mine, org/model" in missing.json()["error"]["message"]
     assert missing.json()["error"]["code"] == "model_not_found"
 

@@ -124,3 +124,9 @@ def test_several_processes_share_what_the_machine_has(needed: int) -> None:
     assert shared([NAME], replace(asked, threads=2), (), 3).threads == 2
     with pytest.raises(MemoryPlanError):
         shared([NAME], replace(asked, memory=2 * needed), (), 30)
+
+
+def test_it_says_by_which_names_it_is_asked(server: Running) -> None:
+    assert server.said.startswith("one, two at http://")
+    for name in ("one", "two"):
+        assert server.http.get(f"/v1/models/{name}").json()["id"] == name

@@ -93,6 +93,9 @@ def test_completions(client: openai.OpenAI) -> None:
 
 def test_models(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["scripted"]
+    assert client.models.retrieve("scripted").id == "scripted"
+    with pytest.raises(openai.NotFoundError, match="scripted"):
+        client.models.retrieve("other/one")
 
 
 def test_errors(client: openai.OpenAI) -> None:

@@ -13,7 +13,7 @@ from starlette.routing import Router
 
 from minicpm4.engine.async_llm import AsyncLLM
 from minicpm4.serve import anthropic, items, openai, tools
-from minicpm4.serve.endpoints import Api, Endpoint, Route
+from minicpm4.serve.endpoints import Api, Endpoint, Route, family
 from minicpm4.serve.errors import ApiError, openai_error
 from minicpm4.serve.guard import Guard
 from minicpm4.serve.openapi import openapi
@@ -103,8 +103,7 @@ class _Homes:
 
     def of(self, scope: Scope) -> Api:
         """Never none: what nobody answers is refused in some form too."""
-        path = str(scope["path"])
-        here = self.by_path.get("/v1/models" if path.startswith("/v1/models/") else path, self._apis)
+        here = self.by_path.get(family(str(scope["path"])), self._apis)
         return next((api for api in here if api.is_meant(scope)), here[0])
 
 

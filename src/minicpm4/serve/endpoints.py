@@ -139,3 +139,8 @@ def _joined(first: Mapping[str, str], more: Mapping[str, str]) -> dict[str, str]
     """Headers of both; a list that both have is one."""
     both = {name: f"{first[name]}, {more[name]}" for name in first.keys() & more.keys()}
     return {**first, **more, **both}
+
+
+def family(path: str) -> str:
+    """A path, as it is counted and worded: that of one model as that of all."""
+    return "/v1/models" if path.startswith("/v1/models/") else path

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from minicpm4.serve.endpoints import Api
+from minicpm4.serve.endpoints import Api, family
 from minicpm4.serve.errors import ApiError, api_error
 from minicpm4.serve.gate import ending
 from minicpm4.serve.responses import Scope, Send
@@ -71,7 +71,7 @@ class Guard:
             await self.api_of(scope).refuse(api_error(error))(scope, receive, tell)
         finally:
             seconds = time.monotonic() - started
-            known = path if path in self.paths else "other"
+            known = family(path) if family(path) in self.paths else "other"
             self.shelf.metrics.answered(known, status, seconds)
             logger.info("%s %s %s %.3f s %s", scope["method"], known, status, seconds, request_id)
 
