@@ -162,21 +162,13 @@ class Shelf:
             await self._changed.wait()
         async with self._moving:
             if service.is_to_go:
-                service.died()
-                logger.error("the engine of %s has died", service.name)
                 await self._unload(service)
 
     async def _bring(self, service: Service) -> None:
         """Load a model that somebody waits for, and let in who does."""
         try:
-            await self._put_off(service)
-            if service.given_up:
-                often = f"{MAX_DEATHS} times in {WITHIN / 60:g} minutes"
-                raise EngineError(f"its engine has died {often}", "start the server anew")
-            async with self._moving:
-                wanted = service.stays or await self._make_room(service)
-                if wanted and not service.stays:
-                    await self._load(service)
+            while not await self._try_to_bring(service):
+                logger.info("%s died while it was waited for", service.name)
         except Exception as error:
             logger.error("%s could not be loaded", service.name, exc_info=error)
             for place in service.waiting:
@@ -190,6 +182,20 @@ class Shelf:
             if not place.done():
                 service.users += 1
                 place.set_result(None)
+
+    async def _try_to_bring(self, service: Service) -> bool:
+        """Load a model; False: there is one whose engine has died meanwhile. Raises EngineError."""
+        await self._put_off(service)
+        if service.given_up:
+            often = f"{MAX_DEATHS} times in {WITHIN / 60:g} minutes"
+            raise EngineError(f"its engine has died {often}", "start the server anew")
+        async with self._moving:
+            if service.is_to_go:
+                return False
+            wanted = service.stays or await self._make_room(service)
+            if wanted and not service.stays:
+                await self._load(service)
+        return True
 
     async def _load(self, service: Service) -> None:
         began = time.monotonic()
@@ -245,6 +251,9 @@ class Shelf:
         return found
 
     async def _unload(self, service: Service) -> None:
+        if service.is_to_go:
+            service.died()
+            logger.error("the engine of %s has died", service.name)
         llm = service.take()
         service.leaving = False
         if llm is None:

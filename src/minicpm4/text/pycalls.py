@@ -45,13 +45,15 @@ def parse_calls(source: str) -> list[Call]:
     """(name, positional values, named values) of every call, in order; they may be a list, or its inside.
     Raises CallSyntaxError.
 
-    Raw line breaks in strings, and a bracket too many at the end, are read as they are meant.
+    Raw line breaks in strings, and a parenthesis too many at the end, are read as they are meant.
     """
     if len(source) > MAX_SOURCE_CHARS:
         raise CallSyntaxError(f"{len(source)} characters of calls are over {MAX_SOURCE_CHARS}")
     plain = source.strip()
     if plain.startswith("["):
-        source = plain[1:].removesuffix("]")
+        if not plain.endswith("]"):
+            raise CallSyntaxError("the list of calls is not closed")
+        source = plain[1:-1]
     try:
         return _parse(source)
     except CallSyntaxError as error:
@@ -99,15 +101,19 @@ def _parse(source: str) -> list[Call]:
         raise CallSyntaxError(f"not Python: {error.args[0] if error.args else error}") from error
     lines = list(io.StringIO(source))  # as the lexer counts them: str.splitlines knows ten more ends of lines
     calls: list[Call] = []
-    at = 0
+    at, after_call = 0, False
     while at < len(tokens):
         if tokens[at].type == tokenize.NEWLINE or tokens[at].string in (";", ","):
+            if tokens[at].string == "," and not after_call:
+                raise CallSyntaxError("a comma stands where a call should")
+            after_call = after_call and tokens[at].type == tokenize.NEWLINE
             at += 1
             continue
         if len(calls) == MAX_CALLS:
             raise CallSyntaxError(f"more than {MAX_CALLS} calls")
         call, at = _parse_call(tokens, at, lines)
         calls.append(call)
+        after_call = True
     return calls
 
 
