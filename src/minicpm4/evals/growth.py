@@ -50,11 +50,15 @@ def _said(what: str, names: Sequence[str], old: Tensors, new: Tensors) -> str:
 
 
 def _for_ends(name: str, dtype: str, layout: str, rounded: bool) -> Iterator[str]:
-    if layout == "gguf" or dtype not in FLOATS:
+    if layout == "gguf":
+        return
+    short = name.removesuffix(".weight").removeprefix("model.")
+    if dtype not in FLOATS:
+        if rounded:
+            yield f". --override '{short}=int4-g64' takes fewer bits, --to gguf keeps them as they are"
         return
     yield f". {layout} has no place for them as they were, --to gguf (and often mlx) has"
     if dtype == "F32" and layout in QUANTISED:
-        short = name.removesuffix(".weight").removeprefix("model.")
         asked = f"--override '{short}=bf16'"
         yield f"; {asked} rounds them to half of that" if rounded else f"; {asked} with --weights int4, too"
 
