@@ -101,3 +101,14 @@ def tokens_of(events: list[Event], request_id: int, index: int = 0) -> list[int]
 
 def read_of(events: list[Event], request_id: int) -> list[int]:
     return [e.done for e in events if isinstance(e, Prefilled) and e.request_id == request_id]
+
+
+def greedy(max_tokens: int = 6, **options: Any) -> SamplingParams:
+    return SamplingParams(max_tokens=max_tokens, temperature=0.0, **options)
+
+
+def plain_greedy(prompt: list[int], new: int) -> list[int]:
+    tokens = list(prompt)
+    for _ in range(new):
+        tokens.append(int(logits_of(tokens).argmax()))
+    return tokens[len(prompt) :]

@@ -24,9 +24,8 @@ from minicpm4 import LLM
 from minicpm4.engine.llm import ThreadedLLM
 from minicpm4.errors import EngineError, Minicpm4Error
 from minicpm4.testing import byte_text
-from tests.engine.scripted import make_engine
+from tests.engine.scripted import greedy, make_engine, plain_greedy
 from tests.engine.stock import engine_over, filled_stock
-from tests.engine.test_engine import greedy, plain_greedy
 
 FOLDER = str(Path(minicpm4.engine.engine.__file__).parent)
 OTHER, NEXT = [1, 2, 3, 1, 2, 3], [1, 2, 3, 1, 4]

@@ -3,80 +3,34 @@
 from __future__ import annotations
 
 import json
-import re
-from contextlib import suppress
 from typing import Any
 
-import jsonschema
 import numpy as np
 import pytest
 
 from minicpm4 import LLM, SamplingParams
 from minicpm4.engine.calls import Calls
 from minicpm4.engine.grammar import Grammars
-from minicpm4.engine.held import Grammar
-from minicpm4.errors import ConfigError, RequestError, ToolSchemaError
-from minicpm4.testing import EOS, ScriptedEngine, byte_text
+from minicpm4.errors import ConfigError, RequestError
+from minicpm4.testing import EOS, byte_text
 from minicpm4.text.probes import CALL_ID
-from tests.text.call_templates import KINDS, MINICPM5_TOKENS, NEWER, source_of
-from tests.text.chats import sources, tool
-
-ASK = [{"role": "user", "content": "Do."}]
-BOOK = tool(
-    "book",
-    "Book.",
-    ["city", "nights", "kind"],
-    city={"type": "string", "maxLength": 9},
-    nights={"type": "integer", "minimum": 1, "maximum": 9},
-    kind={"enum": ["a <b>", 'it\'s "c"']},
-    late={"type": "boolean"},
-    note={"anyOf": [{"type": "string"}, {"type": "null"}]},
-    guests={"type": "array", "items": {"$ref": "#/$defs/guest"}, "maxItems": 2},
-    day={"type": "string", "pattern": "^[0-9]{2}$"},
-    code={"type": "string", "format": "date"},
+from tests.engine.calling import (
+    ASK,
+    HELD,
+    NOISE,
+    NOW,
+    TOOLS,
+    UNFOLLOWED,
+    check,
+    check_undo,
+    engine_of,
+    llm_of,
+    masks,
+    opening,
+    params,
 )
-BOOK["function"]["parameters"] |= {
-    "additionalProperties": False,
-    "$defs": {
-        "guest": {"type": "object", "properties": {"age": {"type": "integer"}}, "additionalProperties": False}
-    },
-}
-NOW = tool("now", "The time.", [])
-NOW["function"]["parameters"]["additionalProperties"] = False
-TOOLS = [BOOK, NOW]
-NOISE = "\0" * 3000
-"""What no call holds: the model draws evenly among all that is allowed."""
-
-
-HELD = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
-
-
-def engine_of(name: str, *answers: str, **options: Any) -> ScriptedEngine:
-    tokens = {
-        "minicpm5": MINICPM5_TOKENS,
-        "llama3_1": ("<|eot_id|>", "<|python_tag|>"),
-        "xlam": ("<|end|>",),
-        "named": ("[TOOL_CALLS]", "[ARGS]"),
-        "mistral_v3": ("[TOOL_CALLS]",),
-        "pythonic": ("<|python_start|>", "<|python_end|>"),
-    }
-    if name != "none":
-        options["chat_template"] = source_of(name)
-    return ScriptedEngine(answers or ("ok",), tokens=tokens.get(name, ()), **options)
-
-
-def llm_of(name: str, *answers: str) -> LLM:
-    engine = engine_of(name, *answers)
-    return LLM.over(engine, engine.text, name=name)
-
-
-def params(calls: Calls | None, **given: Any) -> SamplingParams:
-    return SamplingParams(**{"temperature": 1.0, "max_tokens": 2900, "calls": calls, **given})
-
-
-def check(name: str, arguments: dict[str, Any]) -> None:
-    (schema,) = [one["function"]["parameters"] for one in TOOLS if one["function"]["name"] == name]
-    jsonschema.validate(arguments, schema)
+from tests.text.call_templates import KINDS, NEWER
+from tests.text.chats import sources
 
 
 @pytest.mark.parametrize("name", [*KINDS, *NEWER])
@@ -102,12 +56,6 @@ def test_a_named_tool_alone_is_called_once(name: str) -> None:
         (call,) = out.tool_calls
         assert (call.name, call.arguments, out.finish_reason) == ("now", {}, "stop")
         assert llm.engine.limits and out.metrics.new_tokens > 10
-
-
-def opening(name: str) -> str:
-    form = engine_of(name).text.replies.form
-    assert form is not None
-    return form.before + "now" + form.middle[:1] if form.is_bare else form.opening
 
 
 @pytest.mark.parametrize("name", [*KINDS, *NEWER])
@@ -222,95 +170,6 @@ def test_one_call_at_most_is_told_whatever_its_marks() -> None:
             assert len(llm.chat(ASK, asked, tools=TOOLS).tool_calls) == count
 
 
-UNFOLLOWED = tool("odd", "", [], a={"not": {}})
-ONE_BY_ONE = {
-    "type": "function",
-    "function": {"name": "either", "parameters": {"anyOf": [{"type": "object"}]}},
-}
-
-
-def with_parameters(name: str, **parameters: Any) -> dict[str, Any]:
-    return {"type": "function", "function": {"name": name, "parameters": {"type": "object", **parameters}}}
-
-
-HOSTILE_PATTERN = 'a/ T0: /b/ x: "'
-HOSTILE = tool("hostile", "", [], a={"type": "string", "pattern": HOSTILE_PATTERN})
-LONG_TEXT = tool("long", "", [], a={"type": "string", "maxLength": 100_000})
-FORMATTED = tool("formatted", "", [], a={"type": "string", "format": "hostname"})
-
-
-@pytest.mark.parametrize(
-    ("name", "refused", "why"),
-    [
-        ("qwen2_5", UNFOLLOWED, "Unimplemented keys"),
-        ("minicpm3", ONE_BY_ONE, "#/anyOf"),
-        ("minicpm5", ONE_BY_ONE, "#/anyOf"),
-        ("minicpm5", LONG_TEXT, "maxLength"),
-        ("minicpm5", tool("bad", "", [], a={"type": "string", "pattern": "("}), "cannot be followed"),
-        ("minicpm5", tool('a"b', "", []), "name"),
-        ("minicpm5", FORMATTED, "hostname"),
-        ("minicpm5", tool("list", "", [], a={"type": "string", "format": ["x"]}), "format"),
-        ("minicpm3", with_parameters("one", properties=[1]), "properties"),
-        ("minicpm5", with_parameters("one", properties={}, required=5), "required"),
-    ],
-)
-@pytest.mark.parametrize("forced", [True, False])
-def test_schemas_that_cannot_be_followed_are_refused_by_name(
-    name: str, refused: dict[str, Any], why: str, forced: bool
-) -> None:
-    calls = Calls(tools=[NOW, refused, BOOK], forced=forced)
-    with llm_of(name) as llm, pytest.raises(ToolSchemaError, match=re.escape(why)) as caught:
-        llm.generate("x", params(calls))
-    assert caught.value.tools == (refused["function"]["name"],)
-    assert repr(refused["function"]["name"]) in str(caught.value)
-
-
-@pytest.mark.parametrize("name", KINDS)
-def test_names_and_texts_of_any_script(name: str) -> None:
-    function = tool("天气", "d", ["城市"], 城市={"enum": ["东京", "Zürich"]}, ё={"type": "boolean"})
-    function["function"]["parameters"]["additionalProperties"] = False
-    with llm_of(name, NOISE) as llm:
-        for seed in range(3):
-            calls = Calls(tools=[function], forced=True, several=False)
-            out = llm.generate("x", params(calls, seed=seed))
-            (call,) = llm.parse_reply(out, [function]).calls
-            jsonschema.validate(call.arguments, function["function"]["parameters"])
-            assert call.name == "天气"
-
-
-def test_hostile_schemas_take_no_time() -> None:
-    refs = [{"$ref": f"#/$defs/d{i}"} for i in range(12)]
-    around = {f"d{i}": {"anyOf": refs} for i in range(12)}
-    circle = tool("circle", "", [], **{f"a{i}": {"anyOf": refs} for i in range(40)})
-    circle["function"]["parameters"]["$defs"] = {**around, "long": {"const": "x" * 50_000}}
-    itself = {"type": "function", "function": {"name": "itself", "parameters": {"$ref": "#"}}}
-    for name in ("minicpm5", "minicpm3"):
-        for one in (circle, itself):
-            with llm_of(name) as llm, suppress(RequestError):
-                llm.generate("x", params(Calls(tools=[one], forced=True), max_tokens=2))
-
-
-def test_a_pattern_is_nothing_but_a_pattern() -> None:
-    with llm_of("minicpm5", NOISE) as llm:
-        for seed in range(8):
-            out = llm.generate("x", params(Calls(tools=[HOSTILE], forced=True, several=False), seed=seed))
-            if out.finish_reason == "length":
-                continue
-            (call,) = llm.parse_reply(out, [HOSTILE]).calls
-            assert call.arguments == {} or re.search(HOSTILE_PATTERN, call.arguments["a"])
-
-
-@pytest.mark.parametrize("name", KINDS)
-def test_a_loose_tool_is_held_to_its_name_and_form(name: str) -> None:
-    calls = Calls(tools=[UNFOLLOWED, LONG_TEXT, ONE_BY_ONE], forced=True, loose=["odd", "long", "either"])
-    with llm_of(name, NOISE) as llm:
-        for seed in range(6):
-            out = llm.generate("x", params(calls, seed=seed))
-            if out.finish_reason == "stop":
-                found = llm.parse_reply(out, calls.tools).calls
-                assert found and {one.name for one in found} <= {"odd", "long", "either"}
-
-
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -335,44 +194,12 @@ def test_calls_beside_other_settings() -> None:
         SamplingParams(calls=TOOLS)  # type: ignore[arg-type]
 
 
-def masks(grammar: Grammar, size: int) -> np.ndarray:
-    logits = np.zeros(size, np.float32)
-    if grammar.active:
-        grammar.adjust(logits)
-    return logits
-
-
 @pytest.mark.parametrize("forced", [True, False])
 @pytest.mark.parametrize("name", ["qwen3", "llama3_1", "minicpm5", "qwq"])
 def test_what_is_taken_back_was_never_there(name: str, forced: bool) -> None:
-    text = engine_of(name).text
-    size = text.tokenizer.vocab_size
-    grammars = Grammars(text, text.end_ids, size)
+    script = f"a</think>{opening(name) if not forced else ''}".encode()
     asked = params(Calls(tools=TOOLS, forced=forced))
-    prompt = text.encode_chat(ASK)
-    script = [*f"a</think>{opening(name) if not forced else ''}".encode()]
-    grammar, rng = grammars.start(asked, prompt), np.random.default_rng(5)
-    assert grammar is not None
-    tokens: list[int] = []
-    longest = 0
-    for _ in range(200):
-        allowed = np.setdiff1d(np.flatnonzero(masks(grammar, size) == 0), text.end_ids)
-        wish = script[len(tokens)] if len(tokens) < len(script) else -1
-        if len(allowed):
-            token = wish if wish in allowed else int(rng.choice(allowed))
-            grammar.accept(token)
-            tokens.append(token)
-        longest = max(longest, len(tokens))
-        if not len(allowed) or rng.random() < 0.3:
-            back = int(rng.integers(1, len(tokens) + 1)) if rng.random() < 0.03 else 1
-            grammar.undo(back)
-            del tokens[-back:]
-        other = grammars.start(asked, prompt)
-        assert other is not None
-        for one in tokens:
-            other.accept(one)
-        assert (masks(grammar, size) == masks(other, size)).all() and grammar.complete == other.complete
-    assert longest > 25
+    assert check_undo(name, asked, lambda turn: script, turns=200, far=0.03) > 25
 
 
 def test_tokens_that_run_past_a_mark_are_held_to_what_follows() -> None:

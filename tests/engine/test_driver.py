@@ -17,8 +17,7 @@ from minicpm4.engine.mailbox import Mailbox
 from minicpm4.engine.outputs import Failed, Sampled
 from minicpm4.engine.params import SamplingParams
 from minicpm4.errors import EngineError, RequestError
-from tests.engine.scripted import ScriptedRunner, make_engine
-from tests.engine.test_engine import greedy, plain_greedy
+from tests.engine.scripted import ScriptedRunner, greedy, make_engine, plain_greedy
 
 pytestmark = pytest.mark.usefixtures("restless")
 PROMPTS = [[i, i + 1, i % 3] * (i + 1) for i in range(4)]

@@ -14,7 +14,7 @@ from minicpm4 import Calls, SamplingParams
 from minicpm4.engine.grammar import Grammars
 from minicpm4.errors import ConfigError, RequestError, ToolSchemaError
 from minicpm4.testing import byte_text
-from tests.engine.test_calls import (
+from tests.engine.calling import (
     ASK,
     BOOK,
     NOISE,
@@ -22,6 +22,7 @@ from tests.engine.test_calls import (
     TOOLS,
     UNFOLLOWED,
     check,
+    check_undo,
     engine_of,
     llm_of,
     masks,
@@ -167,27 +168,6 @@ def test_what_is_wrong_is_named() -> None:
 
 @pytest.mark.parametrize("name", ["qwen3", "llama3_1", "minicpm5", "qwq"])
 def test_what_is_taken_back_was_never_there(name: str) -> None:
-    text = engine_of(name).text
-    size = text.tokenizer.vocab_size
-    grammars, prompt = Grammars(text, text.end_ids, size), text.encode_chat(ASK)
     asked = params(Calls(tools=[BOOK, NOW]), json_schema=True)
-    grammar, rng = grammars.start(asked, prompt), np.random.default_rng(5)
-    assert grammar is not None
-    tokens: list[int] = []
-    for turn in range(160):
-        script = b"a</think>" + ((b'{"name": "now", "p', b'{"name": "nox')[turn // 20 % 2])
-        allowed = np.setdiff1d(np.flatnonzero(masks(grammar, size) == 0), text.end_ids)
-        if len(allowed):
-            wish = script[len(tokens)] if len(tokens) < len(script) else -1
-            token = wish if wish in allowed else int(rng.choice(allowed))
-            grammar.accept(token)
-            tokens.append(token)
-        if not len(allowed) or rng.random() < 0.3:
-            back = int(rng.integers(1, len(tokens) + 1)) if rng.random() < 0.1 else 1
-            grammar.undo(back)
-            del tokens[-back:]
-        other = grammars.start(asked, prompt)
-        assert other is not None
-        for one in tokens:
-            other.accept(one)
-        assert (masks(grammar, size) == masks(other, size)).all() and grammar.complete == other.complete
+    begun = (b'{"name": "now", "p', b'{"name": "nox')
+    check_undo(name, asked, lambda turn: b"a</think>" + begun[turn // 20 % 2], turns=160, far=0.1)

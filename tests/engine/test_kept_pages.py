@@ -13,9 +13,8 @@ from minicpm4.engine.outputs import Sampled
 from minicpm4.engine.pages import PageAllocator, PageKey
 from minicpm4.engine.sequence import Sequence
 from minicpm4.errors import ConfigError
-from tests.engine.scripted import make_engine, read_of, run, tokens_of
+from tests.engine.scripted import greedy, make_engine, plain_greedy, read_of, run, tokens_of
 from tests.engine.stock import Stock, engine_over, filled_stock
-from tests.engine.test_engine import greedy, plain_greedy
 
 PROMPT = [1 + i % 7 for i in range(22)]  # five full pages of 4 tokens, and two more
 

@@ -8,7 +8,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from tests.engine.test_calls import BOOK, NOISE, NOW, TOOLS, UNFOLLOWED, opening
+from tests.engine.calling import BOOK, NOISE, NOW, TOOLS, UNFOLLOWED, opening
 from tests.serve.conftest import events, joined_calls
 from tests.text.call_templates import KINDS, MINICPM5_TOKENS, NEWER, answer, source_of, template
 

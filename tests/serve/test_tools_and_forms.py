@@ -8,7 +8,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from tests.engine.test_calls import BOOK, NOISE, NOW, TOOLS, UNFOLLOWED
+from tests.engine.calling import BOOK, NOISE, NOW, TOOLS, UNFOLLOWED
 from tests.serve.conftest import events, joined_calls
 from tests.serve.test_calls import KEPT, SCHEMAS, engine, lines, script
 from tests.serve.test_constrained import PERSON, form
