@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -15,6 +14,7 @@ from minicpm4 import LLM, SamplingParams
 from minicpm4.engine.llm import ThreadedLLM
 from minicpm4.errors import EngineError, RequestError, UnsupportedError
 from minicpm4.testing import ScriptedEngine
+from tests.waiting import until
 
 
 @pytest.fixture(params=[LLM, ThreadedLLM])
@@ -66,14 +66,6 @@ def test_a_failure_of_the_engine_carries_its_cause(make: Any) -> None:
     with pytest.raises((MemoryError, EngineError), match="full"):
         llm.generate("a")
     assert llm.generate("b").text == "whole"
-
-
-def until(happened: Callable[[], bool]) -> None:
-    """Wait for it, ten seconds at most."""
-    stop = time.monotonic() + 10
-    while not happened():
-        assert time.monotonic() < stop
-        time.sleep(0.001)
 
 
 def test_an_answer_stalls_until_it_is_let_go(make: Any) -> None:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from minicpm4 import LLM
 from minicpm4.cli import run
 from minicpm4.engine.load import suggestion
 from minicpm4.formats import open_checkpoint
 from minicpm4.formats.packing import unpack
 from minicpm4.model.source import open_model
+from tests.cli import written
+from tests.cli.written import logits
 from tests.fixtures.random_checkpoint import make_checkpoint
 
-IDS = [256, 5, 9, 40, 41, 200, 7, 7, 90]
+convert = partial(written.convert, "gguf")
+
 TEXT = "Hello, world! 12345 naïve 今天 <|im_start|>user\nhi<|im_end|> it's  done\n"
 LONG = [1.0 + 0.5 * i for i in range(8)]
 MODELS: dict[str, dict[str, Any]] = {
@@ -37,15 +40,6 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen2": {"model_type": "qwen2", "tie": True},
     "qwen3": {"model_type": "qwen3"},
 }
-
-
-def convert(model: Path, out: Path, *more: str) -> int:
-    return run(["convert", str(model), str(out), "--to", "gguf", *more])
-
-
-def logits(model: Path) -> np.ndarray:
-    with LLM(str(model), kv="float32", backend="ref") as llm:
-        return llm.logits(IDS)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ from minicpm4.cli import run
 from minicpm4.formats import open_checkpoint
 from minicpm4.formats.packing import unpack
 from minicpm4.model.source import open_model
+from tests.cli import written
+from tests.cli.written import IDS, logits
 from tests.fixtures.random_checkpoint import make_checkpoint
 
-IDS = [256, 5, 9, 40, 41, 200, 7, 7, 90]
+convert = partial(written.convert, "llama")
+
 ONES, RISING = [1.0] * 8, [1.0 + 0.5 * i for i in range(8)]
 
 
@@ -31,15 +35,6 @@ MODELS: dict[str, dict[str, Any]] = {
     "longrope": longrope(RISING),
     "llama": {"model_type": "llama"},
 }
-
-
-def convert(model: Path, out: Path, *more: str) -> int:
-    return run(["convert", str(model), str(out), "--to", "llama", *more])
-
-
-def logits(model: Path) -> np.ndarray:
-    with LLM(str(model), kv="float32", backend="ref") as llm:
-        return llm.logits(IDS)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -6,7 +6,7 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ import pytest
 from tests.serve.conftest import CHAT, HELLO
 from tests.serve.processes import Running, scripted
 from tests.serve.raw import Raw
+from tests.waiting import until
 
 READ = 1.0  # seconds that the server lets clients take
 STALLED = 2.5  # longer than a client of these tests rests
@@ -85,13 +86,6 @@ LONG: dict[str, Any] = {  # megabytes
     "logprobs": True,
     "top_logprobs": 20,
 }
-
-
-def until(done: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not done():
-        assert time.monotonic() < end, "it does not come"
-        time.sleep(0.05)
 
 
 def read_all(raw: Raw, pause: float, piece: int) -> bytes:

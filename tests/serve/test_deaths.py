@@ -18,7 +18,7 @@ from minicpm4.serve.settings import ServeSettings
 from minicpm4.serve.shelf import Shelf
 from tests.fixtures.random_checkpoint import make_checkpoint
 from tests.serve.conftest import CHAT, HELLO
-from tests.serve.test_lifecycle import until
+from tests.waiting import until_true
 
 BODY: dict[str, Any] = {"messages": HELLO, "max_tokens": 3}
 
@@ -64,8 +64,8 @@ def test_a_model_that_died_is_unloaded_and_comes_again(app: Server) -> None:
         failed = await asyncio.gather(*(client.post(CHAT, json=BODY) for _ in range(3)))
         assert [one.status_code for one in failed] == [503] * 3
         assert "struck down" in failed[0].text and failed[0].headers["Retry-After"]
-        await until(lambda: not app.service.is_loaded)
-        await until(lambda: old() is None)  # with its memory
+        await until_true(lambda: not app.service.is_loaded)
+        await until_true(lambda: old() is None)  # with its memory
         health = await client.get("/health")
         assert (health.status_code, health.json()) == (200, {"status": "ok"})
         again = await client.post(CHAT, json={**BODY, "temperature": 0})
@@ -90,7 +90,7 @@ async def die(app: Server, client: httpx.AsyncClient) -> None:
     assert (await client.post(CHAT, json=BODY)).status_code == 200
     strike(app)
     assert (await client.post(CHAT, json=BODY)).status_code == 503
-    await until(lambda: not app.service.is_loaded)
+    await until_true(lambda: not app.service.is_loaded)
 
 
 def test_the_third_death_within_minutes_is_the_last(app: Server) -> None:

@@ -6,8 +6,6 @@ import asyncio
 import json
 import socket
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from minicpm4.serve.app import Server
 from minicpm4.serve.run import Socket
 from minicpm4.serve.settings import ServeSettings
 from tests.serve.conftest import CHAT, HELLO, events
+from tests.waiting import until_true
 
 KEY = "a-key-of-some-length"
 LOCAL = {"host": "localhost:8000"}
@@ -43,13 +42,6 @@ async def asked(app: Server, body: Any, gone: asyncio.Event, path: str = CHAT) -
     return sent
 
 
-async def until(true: Callable[[], bool], seconds: float = 10.0) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not come true"
-        await asyncio.sleep(0.005)
-
-
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("path", [CHAT, "/v1/completions"])
 def test_pages_come_back_when_the_client_goes(serve: Any, stream: bool, path: str) -> None:
@@ -63,11 +55,11 @@ def test_pages_come_back_when_the_client_goes(serve: Any, stream: bool, path: st
     async def run() -> None:
         gone = asyncio.Event()
         request = asyncio.ensure_future(asked(server.app, body, gone, path))
-        await until(lambda: server.engine.load.pages_held > 0)
+        await until_true(lambda: server.engine.load.pages_held > 0)
         assert not request.done()
         gone.set()
         await request
-        await until(lambda: server.engine.load.pages_held == 0)
+        await until_true(lambda: server.engine.load.pages_held == 0)
         assert server.app.service.gate.count == 0 and not server.engine.has_work
         figures = server.app.service.metrics.text().decode()
         assert "minicpm4_clients_gone_total 1.0" in figures
@@ -85,7 +77,7 @@ def test_a_full_queue_is_a_429(serve: Any) -> None:
         async with server.client() as client:
             body = {"messages": HELLO}
             two = [asyncio.ensure_future(client.post(CHAT, json=body)) for _ in range(2)]
-            await until(lambda: server.app.service.gate.count == 2)
+            await until_true(lambda: server.app.service.gate.count == 2)
             refused = await client.post(CHAT, json=body)
             assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1
             assert refused.json()["error"]["type"] == "rate_limit_error"
@@ -133,15 +125,15 @@ def test_a_text_that_is_scored_ends_when_its_client_goes(serve: Any) -> None:
     async def run() -> None:
         async with server.client() as client:
             chat = asyncio.ensure_future(client.post(CHAT, json={"messages": HELLO}))
-            await until(lambda: server.engine.load.running == 1)
+            await until_true(lambda: server.engine.load.running == 1)
             body = {"prompt": "x" * 4000, "echo": True, "logprobs": 1, "max_tokens": 0}
             scored = asyncio.ensure_future(client.post("/v1/completions", json=body))
-            await until(lambda: server.app.service.gate.count == 2)
+            await until_true(lambda: server.app.service.gate.count == 2)
             scored.cancel()
-            await until(lambda: server.app.service.gate.count == 1)
+            await until_true(lambda: server.app.service.gate.count == 1)
             release.set()
             assert (await chat).status_code == 200
-            await until(lambda: server.engine.load.pages_held == 0 and not server.engine.has_work)
+            await until_true(lambda: server.engine.load.pages_held == 0 and not server.engine.has_work)
 
     asyncio.run(run())
 
@@ -157,7 +149,7 @@ def test_an_answer_that_takes_too_long_ends(serve: Any, stream: bool) -> None:
     error = events(response)[-1]["error"] if stream else response.json()["error"]
     assert error["code"] == "timeout" and "0.3 s" in error["message"]
     assert response.status_code == (200 if stream else 504)
-    asyncio.run(until(lambda: server.engine.load.pages_held == 0))
+    asyncio.run(until_true(lambda: server.engine.load.pages_held == 0))
 
 
 def test_an_ending_server_finishes_what_is_under_way(serve: Any) -> None:
@@ -167,7 +159,7 @@ def test_an_ending_server_finishes_what_is_under_way(serve: Any) -> None:
     async def run() -> None:
         async with server.client() as client:
             under_way = asyncio.ensure_future(client.post(CHAT, json={"messages": HELLO}))
-            await until(lambda: server.engine.load.pages_held > 0)
+            await until_true(lambda: server.engine.load.pages_held > 0)
             ending = asyncio.ensure_future(server.app.service.gate.drain(20))
             await asyncio.sleep(0)
             refused = await client.post(CHAT, json={"messages": HELLO})
@@ -190,7 +182,7 @@ def test_what_outlives_the_drain_is_ended(serve: Any, stream: bool) -> None:
         async with server.client() as client:
             body = {"messages": HELLO, "stream": stream}
             under_way = asyncio.ensure_future(client.post(CHAT, json=body))
-            await until(lambda: server.engine.load.pages_held > 0)
+            await until_true(lambda: server.engine.load.pages_held > 0)
             await server.app.service.gate.drain(0.1)
             response = await under_way
             error = events(response)[-1]["error"] if stream else response.json()["error"]

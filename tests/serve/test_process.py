@@ -8,8 +8,7 @@ import re
 import signal
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,6 +18,7 @@ import openai
 import pytest
 
 from tests.serve.processes import PATIENCE, ROOT, Running, small
+from tests.waiting import until
 
 CHAT = "/v1/chat/completions"
 FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
@@ -29,14 +29,6 @@ LONG = [{"role": "user", "content": "Write a very long story about a river."}]
 def server() -> Iterator[Running]:
     with small("--max-batch", "4", "--max-waiting", "4") as running:
         yield running
-
-
-def until(true: Callable[[], bool], seconds: float = PATIENCE) -> None:
-    """Generous: other work on this machine is no fault of the server."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not come true"
-        time.sleep(0.02)
 
 
 def test_it_answers_and_streams_the_same(server: Running) -> None:

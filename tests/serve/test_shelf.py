@@ -21,7 +21,7 @@ from minicpm4.serve.settings import ServeSettings
 from minicpm4.serve.shelf import Shelf
 from minicpm4.testing import ScriptedEngine
 from tests.serve.conftest import CHAT, HELLO
-from tests.serve.test_lifecycle import until
+from tests.waiting import until_true
 
 VERSION = {"anthropic-version": "2023-06-01"}
 
@@ -180,7 +180,7 @@ def test_two_who_ask_load_it_once_and_chats_of_the_other_go_on(stock: Any) -> No
     async def play(client: httpx.AsyncClient) -> None:
         await said(client, "a")
         two = [asyncio.ensure_future(said(client, "b")) for _ in range(2)]
-        await until(lambda: one.loads == ["a", "b"])
+        await until_true(lambda: one.loads == ["a", "b"])
         assert [await said(client, "a") for _ in range(3)] == ["a"] * 3
         assert (await client.get("/v1/models")).json()["data"][1]["status"]["value"] == "loading"
         assert not any(task.done() for task in two)
@@ -199,9 +199,9 @@ def test_one_with_a_request_under_way_is_waited_for(stock: Any, stream: bool) ->
     async def play(client: httpx.AsyncClient) -> None:
         body = {"messages": HELLO, "model": "a", "stream": stream}
         long = asyncio.ensure_future(client.post(CHAT, json=body))
-        await until(lambda: one.app.shelf.services[0].users == 1)
+        await until_true(lambda: one.app.shelf.services[0].users == 1)
         other = asyncio.ensure_future(said(client, "b"))
-        await until(lambda: one.app.shelf.services[0].leaving)
+        await until_true(lambda: one.app.shelf.services[0].leaving)
         late = asyncio.ensure_future(client.post(CHAT, json={**body, "stream": False}))
         await asyncio.sleep(0.05)
         assert one.loaded == ["a"] and not other.done()
@@ -227,7 +227,7 @@ def test_a_load_that_fails_is_an_error_for_those_who_asked(stock: Any) -> None:
         body = {"messages": HELLO, "model": "b", "max_tokens": 9}
         two = [asyncio.ensure_future(client.post(CHAT, json=body)) for _ in range(2)]
         two.append(asyncio.ensure_future(client.post("/v1/messages", json=body, headers=VERSION)))
-        await until(lambda: one.loads[-1] == "b")
+        await until_true(lambda: one.loads[-1] == "b")
         one.hold["b"].set()
         for answer in await asyncio.gather(*two):
             assert answer.status_code == 500 and "b.safetensors is damaged" in answer.text
@@ -249,12 +249,12 @@ def test_one_that_nobody_waits_for_any_more_is_not_loaded(stock: Any) -> None:
 
     async def play(client: httpx.AsyncClient) -> None:
         long = asyncio.ensure_future(said(client, "a"))
-        await until(lambda: one.app.shelf.services[0].users == 1)
+        await until_true(lambda: one.app.shelf.services[0].users == 1)
         shelf = one.app.shelf
         gone = asyncio.ensure_future(shelf.borrow(shelf.find("b")))
-        await until(lambda: shelf.services[0].leaving)
+        await until_true(lambda: shelf.services[0].leaving)
         gone.cancel()
-        await until(lambda: not shelf.services[0].leaving)
+        await until_true(lambda: not shelf.services[0].leaving)
         release.set()
         assert await long == "a" and one.loads == ["a"] and shelf.services[1].users == 0
 
@@ -279,7 +279,7 @@ def test_an_ending_server_lets_nobody_wait_for_a_load(stock: Any) -> None:
 
     async def play(client: httpx.AsyncClient) -> None:
         waiting = asyncio.ensure_future(client.post(CHAT, json={"messages": HELLO, "model": "b"}))
-        await until(lambda: one.loads == ["b"])
+        await until_true(lambda: one.loads == ["b"])
         ending = asyncio.ensure_future(one.app.shelf.drain(0.1))
         assert (await waiting).status_code == 503
         await ending
