@@ -28,9 +28,10 @@ Call: TypeAlias = tuple[str, list[Any], dict[str, Any]]
 _SKIPPED = {tokenize.NL, tokenize.COMMENT, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 _WORDS = {"true": True, "false": False, "null": None}  # JSON's spellings, which models mix in
 
+# Not "*+": behind one, Python 3.11.2 (Debian 12's) loses the group that follows.
 _STRING_OR_COMMENT = re.compile(
     r"""\#[^\r\n]*|\"{3}.*?\"{3}|'{3}.*?'{3}|"""
-    r"""(?P<prefix>\b[A-Za-z]{1,2}|)(?P<quote>["'])(?:\\.|(?!(?P=quote))[^\\])*+(?P<end>(?P=quote)?)""",
+    r"""(?P<prefix>\b[A-Za-z]{1,2}|)(?P<quote>["'])(?>(?:\\.|(?!(?P=quote))[^\\])*)(?P<end>(?P=quote)?)""",
     re.DOTALL,
 )
 _BREAKS = {"\n": "\\n", "\r": "\\r"}
