@@ -105,18 +105,45 @@ def test_symmetric_weights_take_no_offsets(tmp_path: Path) -> None:
     equal(found, (codes - 8) * scales.astype(np.float64).repeat(32, 1))
 
 
-def test_act_order_is_refused(tmp_path: Path) -> None:
-    codes, zeros, scales, _ = drawn(3)
-    order = np.arange(96) // 32
-    order[[0, 95]] = order[[95, 0]]
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("desc_act", [False, True])
+def test_groups_that_are_not_neighbours_are_floats(
+    tmp_path: Path, bits: int, desc_act: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Act-order: whatever the configuration says of it, the columns' groups are those of g_idx."""
+    codes, zeros, scales, _ = drawn(3, bits)
+    groups = np.random.default_rng(3).permutation(np.arange(96) // 32)
     tensors = {
-        "qweight": put_bits(codes.T, 4, 0),
-        "qzeros": put_bits(zeros.T, 4, 1),
+        "qweight": put_bits(codes.T, bits, 0),
+        "qzeros": put_bits(zeros.T, bits, 1),
         "scales": scales.T,
-        "g_idx": order.astype(np.int32),
+        "g_idx": groups.astype(np.int32),
     }
-    with pytest.raises(CheckpointError, match="not neighbours"):
-        opened(tmp_path, GPTQ, tensors)
+    config = {**GPTQ, "bits": bits, "desc_act": desc_act, "checkpoint_format": "gptq_v2"}
+    found = opened(tmp_path, config, tensors)
+    assert str(found.spec) == "f32" and "convert" in caplog.text and NAME in caplog.text
+    equal(found, (codes - zeros[:, groups]) * scales[:, groups].astype(np.float64))
+    info = open_checkpoint(tmp_path).tensors[NAME]
+    assert info.dtype == f"gptq-int{bits} in act-order" and info.loaded_nbytes == 4 * 16 * 96
+
+
+def test_groups_in_order_are_told_of_nowhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    opened(tmp_path, {**GPTQ, "desc_act": True}, parts(g_idx=(np.arange(96) // 32).astype(np.int32)))
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("zero", [False, True])
+def test_act_order_of_compressed_tensors(tmp_path: Path, zero: bool) -> None:
+    codes, zeros, scales, _ = drawn(5)
+    groups = np.random.default_rng(5).permutation(np.arange(96) // 32)
+    tensors = {
+        "weight_packed": put_bits(codes, 4, 1),
+        "weight_scale": scales,
+        "weight_shape": np.array([16, 96], np.int64),
+        "weight_g_idx": groups.astype(np.int32),
+    } | ({"weight_zero_point": put_bits(zeros, 4, 0)} if zero else {})
+    middle = zeros[:, groups] if zero else 8
+    equal(opened(tmp_path, CT, tensors), (codes - middle) * scales[:, groups].astype(np.float64))
 
 
 # As AutoAWQ writes it, as transformers 5 does, and with the name of a kernel that loads such files.
@@ -182,6 +209,8 @@ def parts(**changed: Any) -> dict[str, np.ndarray]:
             r"F32 .*which gptq has not\. use the original checkpoint",
         ),
         (parts(g_idx=np.zeros(7, np.int32)), r"shape \(7,\)"),
+        (parts(g_idx=np.full(96, 3, np.int32)), "groups from 3 to 3, there are 3"),
+        (parts(g_idx=-np.ones(96, np.int32)), "groups from -1 to -1"),
         (parts(qweight=np.zeros((11, 16), np.int32)), "whole groups"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,6 +13,7 @@ from minicpm4.formats.kinds import grouped_kinds
 from minicpm4.formats.marlin import pack_tiles, scales_in_order, scales_of_threads, unpack_tiles
 from minicpm4.formats.packing import packed_if_exact, unpack
 from minicpm4.formats.quant import PARTS, PackedTensor, QuantSpec
+from minicpm4.formats.quantised import QuantisedMatrix, layout_of
 from minicpm4.formats.words import awq_columns, awq_words, pack_words, unpack_words
 from minicpm4.quantize.grid import pack
 
@@ -88,6 +91,53 @@ def decoded(kind: GgmlType, raw: np.ndarray) -> PackedTensor:
     found, scales, offsets = kind.decode(raw)
     shape = raw.shape[0], raw.shape[1] * kind.block
     return PackedTensor(spec=kind.spec, shape=shape, codes=found, scales=scales, offsets=offsets)
+
+
+@settings(max_examples=30, deadline=5000)
+@given(SEEDS, st.sampled_from([4, 8]), st.integers(1, 4), st.integers(1, 5), st.booleans())
+def test_pickedin_act_order(seed: int, bits: int, rows: int, groups: int, symmetric: bool) -> None:
+    """A matrix whose columns' groups are in any order has the values of the same matrix in order."""
+    rng = np.random.default_rng(seed)
+    rows, columns = 8 * rows, 32 * groups
+    numbers, order = codes(seed, bits, rows, columns), rng.permutation(columns)
+    zeros = (
+        np.full((groups, rows), 1 << (bits - 1), np.uint8)
+        if symmetric
+        else codes(seed + 1, bits, groups, rows)
+    )
+    stored = {
+        "qzeros": pack_words(zeros, bits),
+        "scales": rng.standard_normal((groups, rows)).astype(np.float16),
+    }
+    config = {"quant_method": "gptq", "checkpoint_format": "gptq_v2", "bits": bits, "group_size": 32}
+    ordered, scattered = (
+        _matrix(
+            config,
+            stored
+            | {
+                "qweight": np.ascontiguousarray(pack_words(numbers[:, picked], bits).T),
+                "g_idx": (np.arange(columns) // 32)[picked].astype(np.int32),
+            },
+        )
+        for picked in (np.arange(columns), order)
+    )
+    moved = (order // 32 != np.arange(columns) // 32).any()
+    assert str(ordered.spec) == f"int{bits}-g32" and scattered.scattered == moved
+    np.testing.assert_array_equal(unpack(scattered.load()), unpack(ordered.load())[:, order])
+
+
+def _matrix(config: dict[str, object], tensors: dict[str, np.ndarray]) -> QuantisedMatrix:
+    """The matrix that a folder with these tensors would hold."""
+    types = {"int32": "I32", "float16": "F16"}
+    parts = {
+        last: SimpleNamespace(
+            shape=one.shape,
+            entry=SimpleNamespace(dtype=types[one.dtype.name], nbytes=one.nbytes),
+            view=lambda one=one: one,
+        )
+        for last, one in tensors.items()
+    }
+    return layout_of(config, {}, []).matrices("w", parts)["w"]
 
 
 @ROUND_TRIP

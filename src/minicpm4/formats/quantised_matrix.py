@@ -58,6 +58,9 @@ class Layout:
 class QuantisedMatrix:
     """One matrix: ``shape`` (out, in) and ``spec`` without reading it, ``load`` its weights.
 
+    Where its groups are not neighbours (act-order) no kind with groups holds them: ``spec`` is float32, which
+    holds every product of a scale and a code, and ``codes_spec`` what it is in the file.
+
     Methods say how large it is (``_measure``), which shapes its other tensors have (``_wanted``), what the
     codes of some rows are (``_codes``), and scales and zeros (``_scales``, ``_zeros``: (out, groups))."""
 
@@ -69,9 +72,11 @@ class QuantisedMatrix:
         self.bits, group = layout.own.get(name.removesuffix(".weight"), (layout.bits, layout.group))
         self.shape: tuple[int, int] = (0, 0)
         found = self._measure(self._part(self.packed, 2, _WORDS).shape)
-        self.spec = self._spec(group or found)
+        self.codes_spec = self._spec(group or found)
         self.nbytes = sum(part.entry.nbytes for part in parts.values())
         self._check()
+        self._groups = self._scattered()
+        self.spec = self.codes_spec if self._groups is None else QuantSpec(kind="f32")
 
     @classmethod
     def read(cls, layout: Layout, name: str, parts: Parts) -> dict[str, QuantisedMatrix]:
@@ -81,7 +86,12 @@ class QuantisedMatrix:
     @property
     def entry_type(self) -> str:
         """What files call the type of its codes, for reports."""
-        return f"{self.layout.method}-int{self.bits}"
+        return f"{self.layout.method}-int{self.bits}" + (" in act-order" if self.scattered else "")
+
+    @property
+    def scattered(self) -> bool:
+        """Whether its groups are not neighbours."""
+        return self._groups is not None
 
     @property
     def middle(self) -> int:
@@ -91,11 +101,12 @@ class QuantisedMatrix:
     @property
     def narrows(self) -> bool:
         """Whether the kind that it is read into has more bits than its codes have."""
-        return self.spec.row.bits > self.bits
+        return self.codes_spec.row.bits > self.bits
 
     def load(self) -> PackedTensor:
-        """Raises CheckpointError where groups are not neighbours, or a scale is not finite."""
-        self._check_order()
+        """Raises CheckpointError where a scale is not finite."""
+        if self._groups is not None:
+            return self._loaded_floats(self._groups)
         row, scales = self.spec.row, self._scales()
         # Numbers of int8 are its codes, so those of files are lowered, and offsets raised.
         lower = self.middle if row.zero == 0 else 0
@@ -114,6 +125,17 @@ class QuantisedMatrix:
             scales=np.ascontiguousarray(small if exact else scales),
             offsets=None if offsets is None else np.ascontiguousarray(offsets),
         )
+
+    def _loaded_floats(self, groups: NDArray[np.intp]) -> PackedTensor:
+        """Its weights in float32, where column i is of group ``groups[i]``."""
+        scales = self._scales()
+        zeros = self._zeros()
+        codes = np.empty(self.shape, np.float32)
+        for part in self._slices():
+            found = self._codes(part).astype(np.int16)
+            found -= self.middle if zeros is None else zeros[part][:, groups].astype(np.int16)
+            np.multiply(found, scales[part][:, groups], out=codes[part])
+        return PackedTensor(spec=self.spec, shape=self.shape, codes=codes)
 
     def release(self) -> None:
         """Let the system drop its mapped pages."""
@@ -192,7 +214,7 @@ class QuantisedMatrix:
     def _check(self) -> None:
         """Raise CheckpointError unless scales and zeros have the shapes that codes ask for."""
         (_, columns), layout = self.shape, self.layout
-        groups = columns // self.spec.group_size
+        groups = columns // self.codes_spec.group_size
         for last, shape in self._wanted(groups).items():
             floats = "scale" in last or last == "biases"
             part = self._part(last, 2, FLOATS if floats else _WORDS)
@@ -207,15 +229,22 @@ class QuantisedMatrix:
             if last in self._parts and self._part(last, 1, ("I32", "I64")).shape != (columns,):
                 raise CheckpointError(f"{self.name}: {last} has shape {self._parts[last].shape}")
 
-    def _check_order(self) -> None:
+    def _scattered(self) -> NDArray[np.intp] | None:
+        """The group of each column, where groups are not neighbours; None: they are. Raises
+        CheckpointError."""
+        size = self.codes_spec.group_size
+        usual, groups = np.arange(self.shape[1]) // size, self.shape[1] // size
         for last in ("g_idx", "weight_g_idx"):
             if last not in self._parts:
                 continue
             found = self._parts[last].view()
-            if last == "weight_g_idx" and (found == -1).all():
+            if (found == usual).all() or (last == "weight_g_idx" and (found == -1).all()):
                 continue
-            if (found != np.arange(self.shape[1]) // self.spec.group_size).any():
+            if ((found < 0) | (found >= groups)).any():
                 raise CheckpointError(
-                    f"{self.name}: its groups are not neighbours ({last}: desc_act, or act-order)",
-                    "use a checkpoint without act-order, or the original",
+                    f"{self.name}: {last} names groups from {found.min()} to {found.max()}"
+                    f", there are {groups}, numbered from 0",
+                    "download it anew",
                 )
+            return found.astype(np.intp)
+        return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,7 +141,22 @@ class SafetensorsCheckpoint:
                 if name in self._stored or name in found:
                     raise CheckpointError(f"{self.path} holds {name} twice: quantised, and as it was")
             found |= made
+        self._tell_scattered(list(found.values()))
         return found
+
+    def _tell_scattered(self, matrices: Sequence[QuantisedMatrix]) -> None:
+        """Say which matrices take far more memory than their files, and what makes them small again."""
+        wide = [one for one in matrices if one.scattered]
+        if wide:
+            logger.warning(
+                "%s: %d of %d quantised matrices are in act-order (%s is the first): groups that are not "
+                "neighbours have no kernel, so these are held in float32, every value as it is. minicpm4 "
+                "convert --weights int4 makes them small again, which rounds them once more",
+                self.path,
+                len(wide),
+                len(matrices),
+                wide[0].name,
+            )
 
     def _add(self, file: Path, names: frozenset[str] | None) -> None:
         """Add the tensors of ``file``; ``names``: those that the index expects in it."""
