@@ -21,6 +21,7 @@ import importlib.util
 import json
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import product
@@ -36,7 +37,7 @@ from minicpm4.config import ModelConfig
 from minicpm4.errors import Minicpm4Error
 from minicpm4.evals.conversion import Calibration, convert, read_windows
 from minicpm4.evals.fidelity import compare
-from minicpm4.files import finite, write_file, write_json, writing_folder
+from minicpm4.files import finite, write_file, write_json, writing_folder, writing_path
 from minicpm4.formats.hf_write import write_folder
 from minicpm4.formats.names import EMBED, HEAD, expected_tensors
 from minicpm4.formats.packing import pack_from_float, unpack
@@ -135,19 +136,23 @@ def check_moved(name: str, target: Path, ids: list[int]) -> dict[str, float | No
 
 def cases(args: argparse.Namespace, tied: bool) -> Iterator[tuple[str, QuantizeOptions, str]]:
     """What is made: its name, how, and the kind of text it is calibrated on."""
-    for group, method, rotate, kind in product(args.groups, args.methods, args.rotate, args.calibration):
+    choices = product(args.groups, args.methods, args.rotate, args.bits, args.calibration)
+    for group, method, rotate, bits, kind in choices:
+        if method == "rtn" and (bits is not None or kind != args.calibration[0]):
+            continue  # it looks at no text
+        embed = args.embed if bits is None else FLOATS
         options = QuantizeOptions(
             weights="int4",
             method=method,
             group=group,
             rotate=rotate,
-            embed=args.embed,
-            head=args.embed if rotate or not tied else FLOATS,
+            embed=embed,
+            head=embed if rotate or not tied else FLOATS,
+            bits=bits,
             seed=args.seed,
         )
-        if not options.calibrated and kind != args.calibration[0]:
-            continue
         name = f"int4-g{group} {method}" + (" rotated" if rotate else "")
+        name += "" if bits is None else f" to {bits:g} bits"
         yield (name if len(args.calibration) == 1 else f"{name}, {kind}"), options, kind
 
 
@@ -173,7 +178,7 @@ def tables(args: argparse.Namespace) -> dict[str, Any]:
     kept = json.loads(done.read_text(encoding="utf-8")) if done.exists() else {"key": key, "rows": {}}
     if kept["key"] != key:
         raise SystemExit(f"error: {args.work} holds results of other settings: {kept['key']}")
-    with LLM(str(source), context=args.length + 8, max_batch=1, **EXACT) as original:
+    with Remembered(str(source), args.length, args.work / "logits") as original:
         for name, options, kind in cases(args, config.tie_word_embeddings):
             if name in kept["rows"]:
                 continue
@@ -185,7 +190,9 @@ def tables(args: argparse.Namespace) -> dict[str, Any]:
             target, began = args.work / "made", time.monotonic()
             shutil.rmtree(target, ignore_errors=True)
             made = convert(str(source), target, options, "hf", calibration, progress_bar)
-            row = size(config, options) | {"tokens": made.tokens}
+            row: dict[str, Any] = size(config, made.options or options) | {"tokens": made.tokens}
+            if options.bits is not None:
+                row["formats"] = dict(Counter(one.format for one in made.rows))
             row["seconds"] = round(time.monotonic() - began, 1)
             kept["rows"][name] = row | {"texts": read(original, str(target), windows)}
             write_json(done, finite(kept))
@@ -197,12 +204,46 @@ def tables(args: argparse.Namespace) -> dict[str, Any]:
     return {**key, **notes, "rows": kept["rows"], "paired": paired(kept["rows"])}
 
 
+class Remembered:
+    """The original, of which logits are kept in ``folder``: every case is compared with the same ones, and it
+    is loaded only for what is not there yet."""
+
+    def __init__(self, model: str, length: int, folder: Path) -> None:
+        self._model, self._length, self._folder = model, length, folder
+        self._llm: LLM | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def logits(self, ids: list[int]) -> np.ndarray:
+        file = self._folder / f"{hashlib.sha256(repr((self._model, ids)).encode()).hexdigest()[:24]}.npy"
+        if not file.exists():
+            if self._llm is None:
+                self._llm = LLM(self._model, context=self._length + 8, max_batch=1, **EXACT)
+            found = self._llm.logits(ids)
+            with writing_path(file) as new, new.open("wb") as out:
+                np.save(out, found)
+        return np.load(file)
+
+    def release(self) -> None:
+        """Let go of the model, not of what is kept."""
+        if self._llm is not None:
+            self._llm.close()
+            self._llm = None
+
+    def __enter__(self) -> Remembered:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
 def file_size(model: str) -> dict[str, float]:
-    """The same of a model's files: what stands beside matrices counts as well, and is little."""
-    checkpoint = open_model(model).checkpoint
-    matrices = [one.shape for one in checkpoint.tensors.values() if len(one.shape) == 2]
-    nbytes = sum(file.stat().st_size for file in checkpoint.files)
-    return {"nbytes": nbytes, "bits": 8 * nbytes / sum(rows * columns for rows, columns in matrices)}
+    """The same of a model's files, by what its matrices take there: of compressed-tensors and the like the
+    scales, too, which are tensors of their own."""
+    opened = open_model(model)
+    shapes = [one for one in expected_tensors(opened.config).values() if len(one) == 2]
+    plain = {name for name, one in expected_tensors(opened.config).items() if len(one) == 1}
+    nbytes = sum(one.nbytes for name, one in opened.checkpoint.tensors.items() if name not in plain)
+    return {"nbytes": nbytes, "bits": 8 * nbytes / sum(rows * columns for rows, columns in shapes)}
 
 
 def size(config: ModelConfig, options: QuantizeOptions) -> dict[str, float]:
@@ -217,7 +258,7 @@ def size(config: ModelConfig, options: QuantizeOptions) -> dict[str, float]:
     return {"nbytes": nbytes, "bits": 8 * nbytes / sum(rows * columns for rows, columns in shapes.values())}
 
 
-def read(original: LLM, made: str, windows: dict[str, list[list[int]]]) -> dict[str, Any]:
+def read(original: Remembered, made: str, windows: dict[str, list[list[int]]]) -> dict[str, Any]:
     """By kind of text what a file that was made of ``original`` is like."""
     with LLM(
         made, context=max(len(one) for each in windows.values() for one in each) + 8, max_batch=1, **EXACT
@@ -289,6 +330,8 @@ def parse() -> argparse.Namespace:
         default=["both"],
         help=", ".join(KINDS),
     )
+    add("--bits", type=lambda text: [None if one == "as-said" else float(one) for one in text.split(",")],
+        default=[None], help="budgets in which formats are chosen by matrix; as-said: none")  # fmt: skip
     add("--embed", default="int8-g32", help="format of the embeddings")
     add("--samples", type=int, default=32)
     add("--length", type=int, default=512)

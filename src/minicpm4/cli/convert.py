@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -87,6 +88,14 @@ def command(
             help="Leave rotary scaling out, for what knows none; told is what that changes.",
         ),
     ] = False,
+    bits: Annotated[
+        float | None,
+        typer.Option(
+            metavar="N",
+            help="int4: choose formats by matrix (int4, int8), as rounding costs least, so that all together "
+            "take at most N bits a weight, scales, embeddings and head included: 5.5.",
+        ),
+    ] = None,
     head: Annotated[
         str, typer.Option(metavar="FORMAT", help="Of a head of its own: float, or a format such as int8-g64.")
     ] = "float",
@@ -173,6 +182,7 @@ def command(
             {
                 "--method": method,
                 "--group": group,
+                "--bits": bits,
                 "--head": None if head == "float" else head,
                 "--override": override,
                 "--rotate": rotate or None,
@@ -198,6 +208,7 @@ def command(
             overrides=_overrides(override or ()),
             rotate=rotate,
             act_order=act_order,
+            bits=bits,
             seed=0 if seed is None else seed,
             skip_first=SKIP_FIRST if skip_first is None else skip_first,
         )
@@ -227,7 +238,7 @@ def command(
     if json_file is not None:
         report = {
             "model": source,
-            "options": asdict(options) if options else None,
+            "options": asdict(done.options or options) if options else None,
             "to": to,
             "calibration": _calibrated(options, texts),
             "tokens": done.tokens,
@@ -315,6 +326,7 @@ def _print(target: Path, done: Conversion, found: Fidelity | None) -> None:
             f"{human(done.written.nbytes)} ({human(done.source_nbytes)} before), "
             f"{done.written.bits:.2f} bits a weight",
         ),
+        *_chosen(done),
         ("calibrated on", f"{done.texts} texts, {done.tokens:,} tokens" if done.tokens else "nothing"),
         ("read again", "every value as it was rounded" if done.rows else "every value as it was written"),
     ]
@@ -333,6 +345,14 @@ def _print(target: Path, done: Conversion, found: Fidelity | None) -> None:
             ),
         ]
     print_facts("converted", facts)
+
+
+def _chosen(done: Conversion) -> list[tuple[str, str]]:
+    """How many matrices a budget of bits has put into each format."""
+    if done.options is None or done.options.bits is None:
+        return []
+    formats = Counter(done.options.overrides.values())
+    return [("formats", ", ".join(f"{count} matrices in {name}" for name, count in sorted(formats.items())))]
 
 
 def _print_types(types: Sequence[InType]) -> None:

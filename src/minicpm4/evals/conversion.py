@@ -11,6 +11,7 @@ from typing import Any
 
 from minicpm4 import LLM
 from minicpm4.config import ModelConfig
+from minicpm4.config.strict import require
 from minicpm4.engine.load import suggestion
 from minicpm4.engine.params import gguf_sampling
 from minicpm4.engine.plan import human
@@ -22,13 +23,14 @@ from minicpm4.formats.gguf import GgufCheckpoint
 from minicpm4.formats.hf_write import hf_config
 from minicpm4.formats.names import expected_tensors
 from minicpm4.formats.quant import QuantSpec
-from minicpm4.formats.quantised_config import check_rows
+from minicpm4.formats.quantised_config import check_rows, one_format
 from minicpm4.formats.target import require_free
 from minicpm4.kernels.registry import exact_table, host_table
 from minicpm4.machine import available_memory
 from minicpm4.model.packed_cache import file_identity
 from minicpm4.model.source import OpenModel, open_model, read_config
 from minicpm4.progress import Progress
+from minicpm4.quantize.budget import Budget, budgeted
 from minicpm4.quantize.ends import FittingEnds
 from minicpm4.quantize.export import Written, check_again, check_layout, formats, write_model
 from minicpm4.quantize.gguf_export import (
@@ -68,7 +70,8 @@ class Calibration:
 class Conversion:
     """What ``convert`` did: ``written`` (see there), a report of each matrix that was rounded, how many texts
     of how many tokens were looked at, the texts to test with; of a GGUF file the type of every matrix;
-    ``notes``: what it cannot say, and where it grew; ``source_nbytes``: of the source's tensors."""
+    ``notes``: what it cannot say, and where it grew; ``source_nbytes``: of the source's tensors; ``options``:
+    as they were given, with the formats that a budget of bits has chosen."""
 
     written: Written
     source_nbytes: int = 0
@@ -78,6 +81,7 @@ class Conversion:
     tests: list[list[int]] = field(default_factory=list)
     types: list[InType] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    options: QuantizeOptions | None = None
 
 
 def convert(
@@ -113,7 +117,12 @@ def convert(
     config = Rotation.config(opened.config) if options.rotate else opened.config
     check_rows(layout, expected_tensors(opened.config))
     specs = options.specs(opened.config)
-    writer.check(config, {name: spec if spec and spec.row.group else None for name, spec in specs.items()})
+    writer.check(config, _grouped(specs))
+    require(
+        options.bits is None or not one_format(layout),
+        f"{layout} holds all matrices in one format, --bits chooses one for each",
+        "use --to compressed-tensors, mlx or gguf, or leave --bits out",
+    )
     if text is None and options.calibrated:
         raise CheckpointError(
             f"{source} has no tokenizer to read or write text with", "use --method rtn, without --test"
@@ -129,6 +138,15 @@ def convert(
             )
         key = _key(opened, options, texts)
         check_kept(part, key)
+        if options.bits is not None:
+            with bar("weighing matrices", "layers") as progress:
+                place = Budget(part, key, layout)
+                found = budgeted(
+                    opened.checkpoint, opened.config, options, texts, host_table(), place, progress
+                )
+            options = options.chosen(found)
+            specs = options.specs(opened.config)
+            writer.check(config, _grouped(specs))
         with bar("rounding", "layers") as progress:
             made = quantize(
                 opened.checkpoint, opened.config, options, texts, host_table(), part, key, progress
@@ -137,7 +155,15 @@ def convert(
         done = writer.write(FittingEnds(made, layout, asked))
         made.remove()
     done = _compared(done, opened, target, layout, options)
-    return replace(done, rows=made.rows, texts=len(texts), tokens=sum(map(len, texts)), tests=tests)
+    if (
+        options.bits is not None
+        and layout not in ("hf", "llama")
+        and done.written.bits > options.bits + 0.005
+    ):
+        told = f"{layout} takes {done.written.bits:.2f} bits a weight, {options.bits:g} were asked for"
+        done.notes.append(told)
+    tokens = sum(map(len, texts))
+    return replace(done, rows=made.rows, texts=len(texts), tokens=tokens, tests=tests, options=options)
 
 
 def _compared(
@@ -299,6 +325,11 @@ def _kept_own(
     except OSError as error:
         raise CheckpointError(f"cannot write to {part}: {error}", "check its free space") from error
     return found
+
+
+def _grouped(specs: Mapping[str, QuantSpec | None]) -> dict[str, QuantSpec | None]:
+    """Formats of the matrices that are rounded to codes; None: floats."""
+    return {name: spec if spec and spec.row.group else None for name, spec in specs.items()}
 
 
 def _is_ids(text: Any, vocab_size: int) -> bool:

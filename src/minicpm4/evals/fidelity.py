@@ -5,15 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minicpm4 import LLM, SamplingParams
 from minicpm4.progress import Progress
+from minicpm4.quantize.divergence import kullback_leibler, log_probabilities
 
-__all__ = ["Fidelity", "compare", "kullback_leibler", "log_probabilities", "own_texts", "windows"]
+__all__ = ["Answers", "Fidelity", "compare", "own_texts", "windows"]
 
 Doubles = NDArray[np.float64]
 _ROWS = 256  # of logits that are held in float64 at a time
@@ -54,8 +55,14 @@ def windows(ids: Sequence[int], length: int, most: int) -> list[list[int]]:
     return [list(ids[starts[i] : starts[i] + length]) for i in picked]
 
 
+class Answers(Protocol):
+    """Whoever has logits (n, vocab), float32, of token ids: an LLM, or what one has said before."""
+
+    def logits(self, token_ids: list[int], /) -> NDArray[np.float32]: ...
+
+
 def compare(
-    before: LLM, after: LLM, texts: Sequence[Sequence[int]], progress: Progress | None = None
+    before: Answers, after: Answers, texts: Sequence[Sequence[int]], progress: Progress | None = None
 ) -> Fidelity:
     """Read ``texts`` (token ids) with both."""
     divergences: list[Doubles] = []
@@ -116,16 +123,3 @@ def own_texts(llm: LLM, count: int, length: int, seed: int) -> list[list[int]]:
     ]
     outputs = llm.generate([start] * count, params)
     return [start + list(output.token_ids) for output in outputs]
-
-
-def log_probabilities(logits: NDArray[np.floating]) -> Doubles:
-    """Of logits (n, vocab), in nats."""
-    values = logits.astype(np.float64)
-    values -= values.max(axis=1, keepdims=True)
-    values -= np.log(np.exp(values).sum(axis=1, keepdims=True))
-    return values
-
-
-def kullback_leibler(old: Doubles, new: Doubles) -> Doubles:
-    """The divergence (n,) of each row of ``new`` from ``old``, log probabilities (n, vocab), in nats."""
-    return (np.exp(old) * (old - new)).sum(axis=1)

@@ -79,6 +79,11 @@ def _check_matrix(layout: str, name: str, rows: int, spec: QuantSpec) -> None:
         )
 
 
+def one_format(layout: str) -> bool:
+    """Whether all matrices of a folder in ``layout`` have the same format."""
+    return layout in _RULES and _RULES[layout].one
+
+
 def check_rows(layout: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raise ConfigError where a layout that takes all matrices of layers has no groups that fit them."""
     rules = _RULES.get(layout)

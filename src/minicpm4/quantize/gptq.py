@@ -17,7 +17,16 @@ from minicpm4.formats.quant import PackedTensor, QuantSpec
 from minicpm4.quantize.factor import inverse_factor
 from minicpm4.quantize.grid import pack, search_scales
 
-__all__ = ["BLOCK", "DAMPING", "Hessian", "factor_nbytes", "gptq", "output_error", "sum_nbytes"]
+__all__ = [
+    "BLOCK",
+    "DAMPING",
+    "Hessian",
+    "factor_nbytes",
+    "gptq",
+    "output_error",
+    "squared_output",
+    "sum_nbytes",
+]
 
 BLOCK = 64  # columns whose errors are handed on together: within it one by one, beyond it as one product
 DAMPING = 0.01  # of the mean of the diagonal, added to it
@@ -88,9 +97,13 @@ def output_error(weights: NDArray[np.float32], other: NDArray[np.float32], hessi
     """Squared error of the outputs of ``other`` (out, in), as a part of the squared outputs of
     ``weights``."""
     h = hessian.sum.astype(np.float32, copy=False)
-    missed = other - weights
-    wrong, right = (float(np.einsum("oi,oi->", m @ h, m, dtype=np.float64)) for m in (missed, weights))
+    wrong, right = squared_output(other - weights, h), squared_output(weights, h)
     return wrong / right if right > 0 else 0.0
+
+
+def squared_output(weights: NDArray[np.float32], h: NDArray[np.float32]) -> float:
+    """Sum of the squared outputs of ``weights`` (out, in) over the rows whose sum of products is ``h``."""
+    return float(np.einsum("oi,oi->", weights @ h, weights, dtype=np.float64))
 
 
 def gptq(

@@ -6,6 +6,7 @@ from math import prod
 
 from minicpm4.config import ModelConfig
 from minicpm4.formats.names import layer_tensors
+from minicpm4.quantize.budget import TEXTS, TOKENS
 from minicpm4.quantize.gptq import factor_nbytes, sum_nbytes
 from minicpm4.quantize.options import QuantizeOptions
 
@@ -37,6 +38,9 @@ def planned_memory(config: ModelConfig, options: QuantizeOptions | None, layout:
     statistics = max(sum(pair) for pair in zip(sums, factors, strict=True))
     if options.smoothed:
         statistics = max(statistics, sum(sums) + max(copies))
+    if options.bits is not None:  # embeddings and a head, and the head rounded; each layer's own texts
+        few = 4 * TEXTS * TOKENS * config.hidden_size * (config.num_hidden_layers + 4)
+        plain = max(plain, (heads + 2) * embeddings * 9 // 8 + few + 2 * layer)
     # Embeddings are there while states are made of them; later a layer, and what it has become.
     begun = (heads + 1 + options.rotate) * embeddings * 9 // 8 + states
     return max(plain, begun, layer + layer // 2 + states + statistics + _TEMPORARY * largest)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from minicpm4.config import ModelConfig
 from minicpm4.config.strict import check_choice, check_integer, check_pattern, require, suggest
@@ -28,6 +28,7 @@ MAX_SKIP = 64
 SKIP_FIRST = 4  # MiniCPM4's
 MAX_SEED = (1 << 32) - 1
 FLOATS = "float"
+LEAST_BITS, MOST_BITS = 4, 16  # that can be asked for, on average over all matrices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,9 @@ class QuantizeOptions:
     METHODS; ``skip_first``: positions of each text that P-GPTQ leaves out; ``embed`` and ``head``: a format
     of their own ("int8-g32"), or "float": as they are; ``overrides``: formats by a regular expression that
     is searched for in a matrix's name, the last that fits counts; ``rotate``: fold a rotation in first;
-    ``act_order``, ``damping``: see ``gptq``; ``seed``: of the rotation."""
+    ``act_order``, ``damping``: see ``gptq``; ``bits``: let the matrices that no override names become int4 or
+    int8 as rounding costs least, at so many bits a weight at most (``quantize/budget.py``); ``seed``: of the
+    rotation."""
 
     weights: str = "int4"
     method: str = "gptq"
@@ -51,6 +54,7 @@ class QuantizeOptions:
     skip_first: int = SKIP_FIRST
     act_order: bool = False
     damping: float = DAMPING
+    bits: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -70,6 +74,18 @@ class QuantizeOptions:
         check_integer("seed", self.seed, 0, MAX_SEED)
         require(self.gptq or not self.act_order, f"act_order is GPTQ's, not {self.method}'s", "leave it out")
         require(0 < self.damping < 1, f"damping = {self.damping!r} is not between 0 and 1")
+        if self.bits is not None:
+            require(
+                isinstance(self.bits, int | float) and LEAST_BITS <= self.bits <= MOST_BITS,
+                f"bits = {self.bits!r} is not a number from {LEAST_BITS} to {MOST_BITS}",
+                "it counts bits a weight, scales included: 5.5",
+            )
+            require(
+                self.weights == "int4" and self.calibrated,
+                f"a budget of bits chooses between int4 and int8 by what text shows, weights are "
+                f"{self.weights}, method {self.method}",
+                "use --weights int4 and a method that is calibrated, or leave --bits out",
+            )
 
     @property
     def grouped(self) -> bool:
@@ -98,6 +114,11 @@ class QuantizeOptions:
     def skip(self) -> int:
         """Positions that statistics leave out."""
         return self.skip_first if "p-" in self.method else 0
+
+    def chosen(self, formats: Mapping[str, QuantSpec]) -> QuantizeOptions:
+        """The same with the formats that a budget of bits has given to matrices."""
+        own = {f"^{re.escape(name)}$": str(spec) for name, spec in formats.items()}
+        return replace(self, overrides={**own, **self.overrides})
 
     def specs(self, config: ModelConfig) -> dict[str, QuantSpec | None]:
         """The format of every matrix of the model, None where its floats stay. Raises ConfigError where one

@@ -8,7 +8,7 @@ function stays.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from minicpm4.config import ModelConfig
 from minicpm4.formats.packing import pack_from_float, unpack
 from minicpm4.formats.quant import QuantSpec
-from minicpm4.quantize.gptq import Hessian, output_error
+from minicpm4.quantize.gptq import Hessian, squared_output
 from minicpm4.quantize.layer import Layer
 
 __all__ = ["fold", "shared", "smooth"]
@@ -35,7 +35,9 @@ def smooth(
     for names, hessian in zip(stages, hessians, strict=True):
         share = shared(layer.config, names)
         size = np.maximum(_alike(hessian.mean_size, share, layer.config.head_dim), 1e-8)
-        tried = [(_error(layer, names, hessian, _factors(size, power), specs), power) for power in POWERS]
+        h = hessian.sum.astype(np.float32, copy=False)
+        right = {name: squared_output(layer.weight(name), h) for name in names if name in specs}
+        tried = [(_error(layer, right, h, _factors(size, power), specs), power) for power in POWERS]
         power = min(tried)[1]
         if power:
             fold(layer, names, _factors(size, power), share)
@@ -48,16 +50,15 @@ def _factors(size: NDArray, power: float) -> Floats:
 
 
 def _error(
-    layer: Layer, names: Sequence[str], hessian: Hessian, factors: Floats, specs: dict[str, QuantSpec]
+    layer: Layer, right: Mapping[str, float], h: Floats, factors: Floats, specs: dict[str, QuantSpec]
 ) -> float:
-    """Output error of the matrices rounded to nearest after ``factors``."""
+    """Output error of the matrices rounded to nearest after ``factors``, each as a part of its squared
+    outputs ``right``."""
     total = 0.0
-    for name in names:
-        if name not in specs:
-            continue
+    for name, squared in right.items():
         weight = layer.weight(name)
         rounded = unpack(pack_from_float(weight * factors, specs[name])) / factors
-        total += output_error(weight, rounded, hessian)
+        total += squared_output(rounded - weight, h) / squared if squared > 0 else 0.0
     return total
 
 

@@ -4,6 +4,7 @@ it."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,6 +96,16 @@ class Walk:
         """Go through layer ``index`` and look at nothing."""
         for _ in self.stages(index, lambda: layer):
             pass
+
+    def apart(self, count: int) -> Walk:
+        """The first ``count`` texts alone, where they are: to go another way with them."""
+        found = copy(self)
+        found._texts, found.x = self._texts[:count], [one.copy() for one in self.x[:count]]
+        return found
+
+    def join(self, other: Walk) -> None:
+        """Take the texts of ``other``, at the same depth, along behind one's own."""
+        self._texts, self.x = [*self._texts, *other._texts], [*self.x, *other.x]
 
     def _each(self, see: See, of: Callable[[Floats, NDArray], Floats]) -> None:
         for x, ids in zip(self.x, self._texts, strict=True):

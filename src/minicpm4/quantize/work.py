@@ -16,7 +16,7 @@ from minicpm4.model.packed_file import PackedFile
 __all__ = ["check_kept", "part_of", "place_for", "remove_work", "work_folder"]
 
 _LOCK = "lock"
-_OURS = re.compile(r"lock|(ends|texts|layer-[0-9]{5,})\.(safetensors|json)|\..+\.part")
+_OURS = re.compile(r"lock|(ends|texts|formats|layer-[0-9]{5,})\.(safetensors|json)|\..+\.part")
 
 
 def part_of(target: Path) -> Path:

@@ -1,0 +1,340 @@
+"""Formats by matrix, so that all matrices together take at most so many bits a weight: more bits for those
+that it costs most to round.
+
+What that costs is measured. Of each layer all matrices are rounded, no others, and some texts go on to the
+end of the model beside those that nothing was done to: the divergence of the answers is the layer's. Its
+matrices share it as the squared changes of the layer's output, each rounded alone, are to one another; a
+finer format costs a matrix less as the squared error of its weights is less. Small errors of different
+matrices point in different directions, so costs add up."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minicpm4.config import ModelConfig
+from minicpm4.errors import CheckpointError, ConfigError
+from minicpm4.files import read_json, write_json
+from minicpm4.formats import Checkpoint
+from minicpm4.formats.names import EMBED, HEAD, expected_tensors
+from minicpm4.formats.packing import pack_from_float, unpack
+from minicpm4.formats.quant import PackedTensor, QuantSpec, packed_nbytes
+from minicpm4.kernels.contract import OpTable
+from minicpm4.kernels.layer_weights import Linear
+from minicpm4.progress import Progress
+from minicpm4.quantize.divergence import kullback_leibler, log_probabilities
+from minicpm4.quantize.layer import Layer, read_layer, read_tensor
+from minicpm4.quantize.options import FLOATS, QuantizeOptions, parse_format
+from minicpm4.quantize.rotate import Rotation
+from minicpm4.quantize.walk import Walk, as_floats
+
+__all__ = ["TEXTS", "TOKENS", "Budget", "Choices", "allot", "budgeted", "choices_of", "measure_costs"]
+
+TEXTS, TOKENS = 4, 96  # that go through the model, for each of its layers
+_FILE, _MAX_FILE = "formats.json", 1 << 20  # bytes
+_ROWS = 1024  # of a matrix, of which the errors of formats are told
+
+Choices = Mapping[str, Sequence[QuantSpec]]
+"""Formats that a matrix may have, by its name, those of fewer bytes first."""
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Where what was chosen is kept: in the work folder ``part`` of the conversion of ``key``, for one that
+    goes on; and what ``layout`` it is for."""
+
+    part: Path
+    key: Mapping[str, Any]
+    layout: str
+
+    @property
+    def ends(self) -> bool:
+        """Whether embeddings and head can be rounded."""
+        return self.layout in ("gguf", "mlx", "hf", "llama")
+
+    @property
+    def scale_bytes(self) -> int:
+        """Bytes that a group takes beside its codes."""
+        return 4 if self.layout == "mlx" else 2
+
+    def read(self) -> dict[str, QuantSpec] | None:
+        """What an earlier run has chosen; None: there is nothing of this conversion."""
+        with suppress(CheckpointError, ConfigError, AttributeError, TypeError, KeyError):
+            kept = read_json(self.part / _FILE, _MAX_FILE, CheckpointError, optional=True)
+            if kept.get("of") == dict(self.key):
+                return {name: spec for name, text in kept["formats"].items() if (spec := parse_format(text))}
+        return None
+
+    def write(self, formats: Mapping[str, QuantSpec]) -> None:
+        """Raises CheckpointError."""
+        found = {name: str(spec) for name, spec in formats.items()}
+        try:
+            write_json(self.part / _FILE, {"of": dict(self.key), "formats": found})
+        except OSError as error:
+            raise CheckpointError(f"cannot write to {self.part}: {error}", "check its free space") from error
+
+
+def budgeted(
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    options: QuantizeOptions,
+    texts: Sequence[Sequence[int]],
+    ops: OpTable,
+    place: Budget,
+    progress: Progress | None = None,
+) -> dict[str, QuantSpec]:
+    """Formats of the matrices that ``options`` leave to a budget of ``options.bits``, by their full names.
+    ``texts``: of calibration. Raises CheckpointError, ConfigError."""
+    assert options.bits is not None
+    kept = place.read()
+    if kept is not None:
+        return kept
+    rotation = Rotation(config, options.seed) if options.rotate else None
+    shapes = {
+        name: (shape[0], shape[1])
+        for name, shape in expected_tensors(Rotation.config(config) if rotation else config).items()
+        if len(shape) == 2
+    }
+    choices, specs, fixed = choices_of(options, config, shapes, place.ends), options.specs(config), 0
+    for name, shape in shapes.items():
+        if name not in choices:
+            spec = specs[name] or _as_stored(checkpoint, name, place.ends)
+            fixed += packed_nbytes(shape, spec, scale_bytes=place.scale_bytes)
+    coarsest = {name: formats[:1] for name, formats in choices.items()}
+    nothing = dict.fromkeys(choices, (0.0,))
+    allot(nothing, coarsest, shapes, fixed, options.bits, place.scale_bytes)  # before any work
+    costs = measure_costs(checkpoint, config, choices, rotation, _some(texts), ops, progress)
+    found = allot(costs, choices, shapes, fixed, options.bits, place.scale_bytes)
+    place.write(found)
+    return found
+
+
+def choices_of(
+    options: QuantizeOptions, config: ModelConfig, shapes: Mapping[str, tuple[int, int]], ends: bool
+) -> dict[str, list[QuantSpec]]:
+    """Formats by matrix: int4 in groups of ``options.group`` and of 32, int8; of those that have no format
+    said. Raises ConfigError."""
+    said = {EMBED: options.embed, HEAD: options.head}
+    found = {}
+    for name, usual in options.specs(config).items():
+        own = said.get(name, FLOATS) != FLOATS or (name in said and not ends)
+        if own or any(re.search(pattern, name) for pattern in options.overrides):
+            continue
+        group = options.group if usual is None else usual.group_size
+        wanted = dict.fromkeys((("int4", group), ("int4", min(32, group)), ("int8", group)))
+        specs = [QuantSpec(kind=kind, group_size=size) for kind, size in wanted]
+        if all(spec.fits(shapes[name][1]) for spec in specs):
+            found[name] = specs
+    return found
+
+
+def _as_stored(checkpoint: Checkpoint, name: str, ends: bool) -> QuantSpec:
+    """The format of an embedding or a head that stays as it is; floats of 16 bits where a layout has no
+    place for it, or where a rotation makes a head of tied embeddings."""
+    stored = checkpoint.tensors.get(name)
+    return QuantSpec(kind="bf16") if stored is None or (stored.spec.row.group and not ends) else stored.spec
+
+
+def _some(texts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Of calibration texts those that costs are measured on: evenly spread, their first tokens."""
+    picked = sorted({int(i) for i in np.linspace(0, len(texts) - 1, min(TEXTS, len(texts)))})
+    return [list(texts[i][:TOKENS]) for i in picked]
+
+
+def measure_costs(
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    choices: Choices,
+    rotation: Rotation | None,
+    texts: Sequence[Sequence[int]],
+    ops: OpTable,
+    progress: Progress | None = None,
+) -> dict[str, list[float]]:
+    """What each format of ``choices`` costs, in nats a token of ``texts``: by matrix, in the order of its
+    formats. Memory: embeddings and head, the states of the texts once for each layer. Raises
+    CheckpointError."""
+    embed = read_tensor(checkpoint, EMBED)
+    used, places = np.unique(np.concatenate([np.asarray(one) for one in texts]), return_inverse=True)
+    ids = [one.tolist() for one in np.split(places, np.cumsum([len(one) for one in texts])[:-1])]
+    rows = embed[used] if rotation is None else rotation.embed(embed[used])
+    walk, variants, count = Walk(ops, config, as_floats(rows), ids), list[str](), len(ids)
+    errors, moved = dict[str, list[float]](), dict[str, dict[str, float]]()
+    if EMBED in choices:
+        errors[EMBED] = _errors(rows, choices[EMBED])
+        walk.join(Walk(ops, config, pack_from_float(rows, choices[EMBED][0]), ids))
+        variants.append(EMBED)
+    for index in range(config.num_hidden_layers):
+        layer, prefix = read_layer(checkpoint, config, index), f"model.layers.{index}."
+        if rotation is not None:
+            rotation.layer(layer)
+        wanted = {name: formats for name, formats in choices.items() if name.startswith(prefix)}
+        for name, formats in wanted.items():
+            errors[name] = _errors(layer.floats[name.removeprefix(prefix)], formats)
+        changed = walk.apart(count)
+        walk.advance(index, layer.weights())
+        if wanted:
+            moved[prefix] = _alone(layer, index, prefix, wanted, changed, walk.x[:count])
+            walk.join(changed)
+            variants.append(prefix)
+        if progress is not None:
+            progress(index + 1, config.num_hidden_layers)
+    norm = read_tensor(checkpoint, "model.norm.weight")
+    head = embed if config.tie_word_embeddings else read_tensor(checkpoint, HEAD)
+    if rotation is not None:
+        head, norm = rotation.head(head, norm), np.ones_like(norm)
+    if HEAD in choices:
+        errors[HEAD] = _errors(head, choices[HEAD])
+        walk.join(walk.apart(count))
+        variants.append(HEAD)
+    own_head = HEAD in choices or rotation is not None or not config.tie_word_embeddings
+    through = HEAD if HEAD in choices else EMBED if EMBED in choices and not own_head else ""
+    small = pack_from_float(head, choices[through][0]) if through else None
+    totals = _divergences(ops, config, walk.x, norm, (as_floats(head), small), variants, count, through)
+    return _shared_out(totals, moved, errors)
+
+
+def _shared_out(
+    totals: Mapping[str, float],
+    moved: Mapping[str, Mapping[str, float]],
+    errors: Mapping[str, Sequence[float]],
+) -> dict[str, list[float]]:
+    """Costs by matrix and format: ``totals`` of layers, by what is ``moved`` in each, and of other
+    matrices."""
+    costs = {}
+    for name, each in errors.items():
+        layer = next((prefix for prefix in moved if name.startswith(prefix)), None)
+        cost = totals[name if layer is None else layer]
+        if layer is not None:
+            cost *= moved[layer][name] / max(sum(moved[layer].values()), 1e-30)
+        costs[name] = [cost * error / max(each[0], 1e-30) for error in each]
+    return costs
+
+
+def _errors(weights: Floats, formats: Sequence[QuantSpec]) -> list[float]:
+    """Squared errors of some rows of a matrix in each of ``formats``."""
+    rows = np.ascontiguousarray(weights[:: -(-len(weights) // _ROWS)])
+    return [float(np.square(unpack(pack_from_float(rows, spec)) - rows).sum()) for spec in formats]
+
+
+def _alone(
+    layer: Layer, index: int, prefix: str, wanted: Choices, walk: Walk, plain: Sequence[Floats]
+) -> dict[str, float]:
+    """By matrix how far it moves the layer's output from ``plain`` when it alone is rounded to its first
+    format, squared; ``walk`` goes through the layer with all of them rounded."""
+    packed = {
+        name: pack_from_float(layer.floats[name.removeprefix(prefix)], formats[0])
+        for name, formats in wanted.items()
+    }
+    moved = {}
+    for name in packed:
+        layer.packed = {_short(name, prefix): packed[name]}
+        tried = walk.apart(len(walk.x))
+        tried.advance(index, layer.weights())
+        moved[name] = float(sum(np.square(a - b).sum() for a, b in zip(tried.x, plain, strict=True)))
+    layer.packed = {_short(name, prefix): one for name, one in packed.items()}
+    walk.advance(index, layer.weights())
+    return moved
+
+
+def _short(name: str, prefix: str) -> str:
+    return name.removeprefix(prefix).removesuffix(".weight")
+
+
+def _divergences(
+    ops: OpTable,
+    config: ModelConfig,
+    states: Sequence[Floats],
+    norm: Floats,
+    heads: tuple[PackedTensor, PackedTensor | None],
+    variants: Sequence[str],
+    count: int,
+    through: str,
+) -> dict[str, float]:
+    """By variant, ``count`` texts each behind those that nothing was done to, the mean divergence of its
+    answers. ``heads``: the head, and rounded; the variant ``through`` goes through that."""
+    totals = dict.fromkeys(variants, 0.0)
+
+    def answers(x: Floats, head: PackedTensor | None) -> NDArray[np.float64]:
+        assert head is not None
+        hidden = np.asarray(ops.rms_norm(x, norm, config.rms_norm_eps)) * np.float32(config.logit_scale)
+        return log_probabilities(np.array(ops.linear(hidden, Linear(weight=head))))
+
+    for text in range(count):
+        old = answers(states[text], heads[0])
+        for number, name in enumerate(variants, 1):
+            new = answers(states[number * count + text], heads[name == through])
+            totals[name] += float(kullback_leibler(old, new).sum())
+    tokens = sum(len(one) for one in states[:count])
+    return {name: total / tokens for name, total in totals.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A finer format of a matrix: how much less it costs than the one before, for how many bytes."""
+
+    name: str
+    before: QuantSpec
+    after: QuantSpec
+    gain: float
+    nbytes: int
+
+
+def allot(
+    costs: Mapping[str, Sequence[float]],
+    choices: Choices,
+    shapes: Mapping[str, tuple[int, int]],
+    fixed: int,
+    bits: float,
+    scale_bytes: int = 2,
+) -> dict[str, QuantSpec]:
+    """A format for each matrix of ``choices``, so that the sum of ``costs`` is small and all matrices of
+    ``shapes`` together take at most ``bits`` a weight; ``fixed``: bytes of those without a choice;
+    ``scale_bytes``: that a group takes beside its codes. Step by step the format that saves most for a byte.
+    Raises ConfigError where the coarsest take more."""
+    most = int(bits * sum(rows * columns for rows, columns in shapes.values()) / 8)
+    chosen = {name: formats[0] for name, formats in choices.items()}
+    sizes = {
+        name: [packed_nbytes(shapes[name], spec, scale_bytes=scale_bytes) for spec in formats]
+        for name, formats in choices.items()
+    }
+    spent = fixed + sum(each[0] for each in sizes.values())
+    if spent > most:
+        weights = sum(rows * columns for rows, columns in shapes.values())
+        raise ConfigError(
+            f"the matrices take {8 * spent / weights:.2f} bits a weight in their smallest formats, "
+            f"{bits:g} are asked for",
+            "ask for more bits, a larger group, or a layout that holds embeddings and head rounded (gguf)",
+        )
+    steps = [step for name in choices for step in _steps(name, costs[name], choices[name], sizes[name])]
+    for step in sorted(steps, key=lambda one: -one.gain / one.nbytes):
+        if chosen[step.name] == step.before and spent + step.nbytes <= most:
+            chosen[step.name] = step.after
+            spent += step.nbytes
+    return chosen
+
+
+def _steps(
+    name: str, costs: Sequence[float], formats: Sequence[QuantSpec], sizes: Sequence[int]
+) -> list[_Step]:
+    """From the first format to finer ones, each saving less for a byte than the one before."""
+    found, at = [], 0
+    while at < len(formats) - 1:
+        rates = [
+            (costs[at] - costs[i]) / (sizes[i] - sizes[at]) if sizes[i] > sizes[at] else 0.0
+            for i in range(at + 1, len(formats))
+        ]
+        best = at + 1 + int(np.argmax(rates))
+        if rates[best - at - 1] <= 0:
+            break
+        gain, nbytes = costs[at] - costs[best], sizes[best] - sizes[at]
+        found.append(_Step(name, formats[at], formats[best], gain, nbytes))
+        at = best
+    return found
