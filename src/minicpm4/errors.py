@@ -7,6 +7,7 @@
     ├── RequestError       one request cannot be served (too long, empty, out of range)
     │   └── ToolSchemaError    calls of a tool cannot be held to its schema
     ├── EngineError        the engine failed beneath a request that was right; asked again, it may be served
+    ├── ToolServerError    a server of tools cannot be started or reached, or does not keep to the protocol
     ├── MemoryPlanError    what was asked for does not fit in memory
     ├── UnsupportedError   this machine or installation lacks something that was asked for
     ├── TrainingError      a training run cannot go on
@@ -30,6 +31,7 @@ __all__ = [
     "RequestError",
     "TextError",
     "ToolSchemaError",
+    "ToolServerError",
     "TrainingError",
     "UnsupportedError",
 ]
@@ -70,6 +72,10 @@ class ToolSchemaError(RequestError):
 
 class EngineError(Minicpm4Error):
     """The engine failed beneath a request that was right; asked again, it may be served."""
+
+
+class ToolServerError(Minicpm4Error):
+    """A server of tools cannot be started or reached, or does not keep to the protocol."""
 
 
 class MemoryPlanError(Minicpm4Error):

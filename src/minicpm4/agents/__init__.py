@@ -1,0 +1,1 @@
+"""Agents on top of the engine: models that act, step by step, with a person who decides what they may do."""

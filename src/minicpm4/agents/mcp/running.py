@@ -1,0 +1,132 @@
+"""A request under way: how long it may take, when its time stands still, what is told of its failure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+import mcp_types as types
+from mcp.client.session import ClientSession
+from mcp.shared.exceptions import MCPError
+from mcp_types.version import MODERN_PROTOCOL_VERSIONS
+from pydantic import ValidationError
+
+from minicpm4.agents.mcp.config import ServerSpec
+from minicpm4.agents.mcp.wire import Wire
+from minicpm4.errors import ToolServerError
+
+__all__ = ["Running", "named_versions", "told_of", "why_not"]
+
+
+class Running:
+    """A request under way: how long it may take, what it asked, and why it was given up."""
+
+    def __init__(
+        self, spec: ServerSpec, wire: Wire, session: ClientSession, seconds: float, what: str, tool: str
+    ) -> None:
+        self.session, self.tool = session, tool
+        self._spec, self._wire, self._seconds, self._what = spec, wire, seconds, what
+        self._scope = anyio.CancelScope()
+        self._why = ""
+        self.questions = 0
+
+    def __enter__(self) -> Running:
+        self._scope.deadline = anyio.current_time() + self._seconds
+        self._scope.__enter__()
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> bool:
+        swallowed = bool(self._scope.__exit__(kind, error, trace))
+        if self._scope.cancelled_caught:
+            name, wire = self._spec.name, self._wire
+            if self._why:
+                wire.broke(f"it {self._why}")
+                raise ToolServerError(f"{name}: {self.tool} was given up: it {self._why}")
+            wire.broke(f"it did not {self._what} in {self._seconds:g} s")
+            raise ToolServerError(
+                f"{name} did not {self._what} in {self._seconds:g} s",
+                "give more seconds as timeout in its entry"
+                if self.tool
+                else "see what it writes: mcp servers",
+            )
+        return swallowed
+
+    def give_up(self, why: str) -> None:
+        self._why = self._why or why
+        self._scope.cancel()
+
+    def paused(self) -> _Pause:
+        """Time that passes in it does not count."""
+        return _Pause(self._scope)
+
+    async def wait(self, ask: Callable[[], Awaitable[Any]]) -> Any:
+        """What the server answers. Raises ToolServerError."""
+        name = self._spec.name
+        try:
+            return await ask()
+        except MCPError as error:
+            if not self._wire.why and error.error.code != types.CONNECTION_CLOSED:
+                told = f"{error.error.code}: {error.error.message:.2000}"
+                raise ToolServerError(f"{name} answered with error {told}") from error
+            raise self._ended() from error
+        except (anyio.ClosedResourceError, anyio.BrokenResourceError) as error:
+            raise self._ended() from error
+        except (ValidationError, ValueError) as error:
+            raise ToolServerError(f"{name} did not {self._what} in the protocol's form") from error
+
+    def _ended(self) -> ToolServerError:
+        self._wire.broke("it ended")
+        return ToolServerError(why_not(self._spec, [self._wire.why], self._wire))
+
+
+class _Pause:
+    def __init__(self, scope: anyio.CancelScope) -> None:
+        self._scope, self._left = scope, 0.0
+
+    def __enter__(self) -> None:
+        self._left = self._scope.deadline - anyio.current_time()
+        self._scope.deadline = math.inf
+
+    def __exit__(self, *_: object) -> None:
+        self._scope.deadline = anyio.current_time() + self._left
+
+
+def named_versions(error: MCPError) -> list[str] | None:
+    """Of the refusal of a version: the new versions that the server speaks too; None: of an older one, or
+    another error."""
+    if error.error.code != types.UNSUPPORTED_PROTOCOL_VERSION:
+        return None
+    data = error.error.data
+    speaks = data.get("supported") if isinstance(data, dict) else None
+    if not isinstance(speaks, list):
+        return None
+    mutual = [version for version in MODERN_PROTOCOL_VERSIONS if version in speaks]
+    modern = all(isinstance(one, str) and one >= MODERN_PROTOCOL_VERSIONS[0] for one in speaks)
+    return mutual if mutual or (speaks and modern) else None
+
+
+def told_of(error: BaseException) -> str:
+    """Of a group of errors, the first of those that say something."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, ToolServerError):
+        return str(error)
+    text = f"{error}"[:500]
+    return (
+        text
+        if isinstance(error, MCPError)
+        else f"{type(error).__name__}: {text}"
+        if text
+        else type(error).__name__
+    )
+
+
+def why_not(spec: ServerSpec, said: list[str], wire: Wire) -> str:
+    reasons = "; then: ".join(dict.fromkeys(filter(None, said))) or "it ended"
+    noise = "; it writes lines that are no JSON-RPC on standard output" if wire.was_noisy else ""
+    last = [line for line in wire.complaints.splitlines() if line.strip()][-3:]
+    complaint = f"; its last words: {' | '.join(last)[:1000]}" if last else ""
+    verb = "cannot be used" if spec.command is not None else "cannot be reached"
+    return f"{spec.name} {verb}: {reasons}{noise}{complaint}"

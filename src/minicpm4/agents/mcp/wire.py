@@ -1,0 +1,119 @@
+"""What happens between a server and us, counted: how much it says, what it complains of, why it ended."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx2
+
+from minicpm4.agents.mcp.limits import Limits
+
+__all__ = ["Wire", "http_client"]
+
+# The SDK logs what servers write, as it is: a terminal is no place for that.
+logging.getLogger("mcp").addHandler(logging.NullHandler())
+logging.getLogger("client").addHandler(logging.NullHandler())
+
+HTTP_SECONDS = 30.0  # to connect and to send
+
+
+class Wire:
+    """One connection's counts. ``why``: why it broke, once it has."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.why = ""
+        self._heard = self._noise = 0
+        self._complaints = bytearray()
+
+    def asked(self) -> None:
+        """It was told something: it may say as much again."""
+        self._heard = 0
+
+    def count(self, nbytes: int) -> bool:
+        """Whether it may say so much more."""
+        self._heard += nbytes
+        if self._heard > self.limits.request_bytes:
+            self.broke(f"it wrote over {self.limits.request_bytes:,} bytes without being asked for more")
+        return not self.why
+
+    def noise(self, nbytes: int) -> bool:
+        """Whether it may write so much more that is no message."""
+        self._noise += nbytes
+        if self._noise > self.limits.noise_bytes:
+            self.broke("what it writes is no JSON-RPC")
+        return not self.why
+
+    def complained(self, chunk: bytes) -> None:
+        self._complaints += chunk
+        del self._complaints[: -self.limits.stderr_bytes]
+
+    def broke(self, why: str) -> None:
+        self.why = self.why or why
+
+    @property
+    def complaints(self) -> str:
+        """The end of what it wrote on standard error."""
+        return self._complaints.decode(errors="replace")
+
+    @property
+    def was_noisy(self) -> bool:
+        return self._noise > 0
+
+
+class _Bounded(httpx2.AsyncByteStream):
+    """A body of which no more is read than a message may have. It is not compressed: that was not offered."""
+
+    def __init__(self, inner: Any, wire: Wire, *, stream: bool, aside: bool) -> None:
+        """``stream``: of many messages; ``aside``: what breaks it breaks no request."""
+        self._inner, self._wire, self._stream, self._aside, self._read = inner, wire, stream, aside, 0
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        limits = self._wire.limits
+        most = limits.request_bytes if self._stream else limits.message_bytes
+        async for chunk in self._inner:
+            self._read += len(chunk)
+            if self._read > most:
+                why = f"it answered with over {most:,} bytes"
+                if not self._aside:
+                    self._wire.broke(why)
+                raise httpx2.StreamError(why)
+            yield chunk
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+class _Transport(httpx2.AsyncHTTPTransport):
+    def __init__(self, wire: Wire) -> None:
+        super().__init__()
+        self._wire = wire
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        self._wire.asked()
+        response = await super().handle_async_request(request)
+        if response.headers.get("content-encoding", "identity").lower() != "identity":
+            await response.aclose()
+            self._wire.broke("it answered compressed, which it was not asked for")
+            raise httpx2.TransportError(self._wire.why)
+        streamed = response.headers.get("content-type", "").lower().startswith("text/event-stream")
+        response.stream = _Bounded(
+            response.stream, self._wire, stream=streamed, aside=request.method != "POST"
+        )
+        return response
+
+
+@asynccontextmanager
+async def http_client(headers: dict[str, str], seconds: float, wire: Wire) -> AsyncIterator[Any]:
+    """A client that sends ``headers``, waits so many seconds for each piece of an answer and reads bounded
+    answers. It goes through no proxy and follows no redirection by itself."""
+    async with httpx2.AsyncClient(
+        headers={**headers, "accept-encoding": "identity"},
+        timeout=httpx2.Timeout(HTTP_SECONDS, read=seconds),
+        transport=_Transport(wire),
+        trust_env=False,
+    ) as client:
+        yield client

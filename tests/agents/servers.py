@@ -1,0 +1,87 @@
+"""What tests of clients share: made servers as specs, and somebody who answers questions."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from minicpm4.agents.mcp.asking import Ask, Consent, Form, May
+from minicpm4.agents.mcp.config import ServerSpec
+from minicpm4.agents.mcp.limits import Limits
+from minicpm4.agents.mcp.server import Server
+from tests.waiting import until_true
+
+HERE = Path(__file__).parent
+SOON = Limits(probe_seconds=0.5)  # silence is found out soon
+
+
+def made(manner: str, log: Path | None = None, name: str = "made", **more: Any) -> ServerSpec:
+    """A server of ``made_server.py`` or ``hostile_server.py``."""
+    file = HERE / ("hostile_server.py" if manner.startswith("hostile") else "made_server.py")
+    words = [str(file), manner, *([str(log)] if log is not None else [])]
+    return ServerSpec(name=name, command=sys.executable, args=tuple(words), **more)
+
+
+def reached(url: str, **more: Any) -> ServerSpec:
+    return ServerSpec(name="made", url=url, **more)
+
+
+class Person:
+    """Answers in order, the last for ever; keeps what was asked."""
+
+    def __init__(self, *consents: Consent, values: Mapping[str, Any] | None = None) -> None:
+        self._consents = list(consents) or ["no"]
+        self.values = values
+        self.asked: list[May] = []
+        self.forms: list[Form] = []
+
+    @property
+    def ask(self) -> Ask:
+        return Ask(self._may, self._tell)
+
+    @property
+    def calls(self) -> list[May]:
+        return [one for one in self.asked if one.what == "call"]
+
+    async def _may(self, may: May) -> Consent:
+        self.asked.append(may)
+        return self._consents.pop(0) if len(self._consents) > 1 else self._consents[0]
+
+    async def _tell(self, form: Form) -> Mapping[str, Any] | None:
+        self.forms.append(form)
+        return self.values
+
+
+async def _fine(_: ServerSpec) -> None:
+    """Nobody minds that it is started."""
+
+
+@asynccontextmanager
+async def running(
+    spec: ServerSpec, limits: Limits = SOON, person: Person | None = None
+) -> AsyncIterator[Server]:
+    server = Server(spec, limits, (person or Person()).ask, _fine)
+    try:
+        yield server
+    finally:
+        await server.close()
+
+
+@asynccontextmanager
+async def served(app: Any) -> AsyncIterator[str]:
+    """The address of an ASGI application that runs meanwhile."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="auto"))
+    task = asyncio.create_task(server.serve())
+    try:
+        await until_true(lambda: server.started or task.done())
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = server.force_exit = True
+        await task
