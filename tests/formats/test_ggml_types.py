@@ -18,9 +18,9 @@ from tests.formats.gguf_files import HIDDEN, INNER, hf_weights, metadata, raw_gg
 
 BLOCKS = Path(__file__).parent / "data" / "ggml_blocks.npz"
 EXPECTED_SPECS = {
-    "F32": "f32", "F16": "f16", "BF16": "bf16", "Q4_0": "int4-g32", "Q4_1": "int4-g32", "Q5_0": "int8-g32",
-    "Q5_1": "int8-g32", "Q8_0": "int8-g32", "Q4_K": "int4-g32", "Q5_K": "int8-g32", "Q6_K": "int8-g16",
-    "TQ1_0": "ternary-g256", "TQ2_0": "ternary-g256", "F64": "f32", "Q2_K": "int8-g16", "Q3_K": "int8-g16",
+    "F32": "f32", "F16": "f16", "BF16": "bf16", "Q4_0": "int4-g32", "Q4_1": "int4-g32", "Q5_0": "int5-g32",
+    "Q5_1": "int5-g32", "Q8_0": "int8-g32", "Q4_K": "int4-g32", "Q5_K": "int5-g32", "Q6_K": "int6-g16",
+    "TQ1_0": "ternary-g256", "TQ2_0": "ternary-g256", "F64": "f32", "Q2_K": "int2-g16", "Q3_K": "int3-g16",
     "IQ4_NL": "int8-g32", "Q2_0": "int4-g64",
 }  # fmt: skip
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from minicpm4.errors import CheckpointError, ConfigError
 from minicpm4.formats.bf16 import f32_to_bf16
-from minicpm4.formats.kinds import KINDS, grouped_kinds
+from minicpm4.formats.kinds import KINDS, rounded_kinds
 from minicpm4.formats.packing import (
     default_spec,
     detect_rounded,
@@ -23,7 +23,7 @@ from minicpm4.formats.packing import (
 )
 from minicpm4.formats.quant import PackedTensor, QuantSpec
 
-SPECS = [QuantSpec(kind=k, group_size=g) for k in grouped_kinds() for g in (32, 64, 128)]
+SPECS = [QuantSpec(kind=k, group_size=g) for k in rounded_kinds() for g in (32, 64, 128)]
 
 
 def spec(kind: str, group: int = 0) -> QuantSpec:
@@ -68,6 +68,23 @@ def test_layout_of_ternary() -> None:
     packed = KINDS["ternary"].pack(codes)[0]
     assert packed[3] == 1 | 2 << 2 | 0 << 4 | 1 << 6
     assert packed[:3].tolist() == [0, 0, 0]
+
+
+def test_layout_of_two_planes() -> None:
+    codes = np.random.default_rng(5).integers(0, 64, (1, 64), np.uint8)
+    six, low, high = KINDS["int6"].pack(codes)[0], codes[0] & 15, codes[0] >> 4
+    assert six[:32].tolist() == [
+        low[j + j // 16 * 16] | low[j + j // 16 * 16 + 16] << 4 for j in range(32)
+    ]  # two units of int4's
+    assert six[32:].tolist() == [sum(high[j + 16 * f] << 2 * f for f in range(4)) for j in range(16)]
+    codes = codes[:, :32] % 32
+    five, top = KINDS["int5"].pack(codes)[0], codes[0] >> 4
+    assert five[:16].tolist() == KINDS["int4"].pack(codes & 15)[0].tolist()
+    assert five[16:].tolist() == [sum(top[8 * i + j] << j for j in range(8)) for i in range(4)]
+    codes = np.arange(64, dtype=np.uint8)[None] * 5 % 8
+    three, top = KINDS["int3"].pack(codes)[0], codes[0] >> 2
+    assert three[:16].tolist() == KINDS["ternary"].pack(codes & 3)[0].tolist()
+    assert three[16:].tolist() == [sum(top[8 * i + j] << j for j in range(8)) for i in range(8)]
 
 
 def test_unpack_is_the_table_in_quant() -> None:
@@ -247,8 +264,9 @@ def test_default_spec() -> None:
     assert default_spec("int4", 40) is None
     assert default_spec("ternary", 96) is None
     assert default_spec("bf16", 7) == spec("bf16")
-    with pytest.raises(ConfigError, match=r"weight format 'int5' is unknown\. did you mean 'int"):
-        default_spec("int5", 64)
+    assert default_spec("int5", 64) is None  # it is only read
+    with pytest.raises(ConfigError, match=r"weight format 'int7' is unknown\. did you mean 'int"):
+        default_spec("int7", 64)
 
 
 @pytest.mark.parametrize(

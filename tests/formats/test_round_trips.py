@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from hypothesis import given, settings
@@ -11,8 +13,16 @@ from hypothesis import strategies as st
 from minicpm4.formats.ggml_types import GGML_TYPES, GgmlType, encoded
 from minicpm4.formats.kinds import grouped_kinds
 from minicpm4.formats.marlin import pack_tiles, scales_in_order, scales_of_threads, unpack_tiles
-from minicpm4.formats.packing import packed_if_exact, unpack
-from minicpm4.formats.quant import PARTS, PackedTensor, QuantSpec
+from minicpm4.formats.packing import packed_if_exact, unpack, widened, wider
+from minicpm4.formats.quant import (
+    PARTS,
+    PackedTensor,
+    QuantSpec,
+    ScaleForm,
+    packed_nbytes,
+    packed_shapes,
+    scale_types,
+)
 from minicpm4.formats.quantised import QuantisedMatrix, layout_of
 from minicpm4.formats.words import awq_columns, awq_words, pack_words, unpack_words
 from minicpm4.quantize.grid import pack
@@ -33,6 +43,48 @@ def test_codes_in_memory(seed: int, kind: str, rows: int, units: int) -> None:
     packed = row.pack(found)
     assert packed.shape == (rows, row.width(found.shape[1])) and packed.dtype == row.codes
     np.testing.assert_array_equal(row.unpack(packed), found)
+
+
+@ROUND_TRIP
+@given(SEEDS, st.sampled_from(list(grouped_kinds())), st.sampled_from(["f16", "f32", "steps"]), st.booleans())
+def test_widened_weights_are_the_same(seed: int, kind: str, form: ScaleForm, offsets: bool) -> None:
+    """In every kind and form of scales, to the bit."""
+    tensor = drawn(seed, QuantSpec(kind=kind, group_size=32), form, offsets)
+    wide = widened(tensor)
+    assert not wide.two_level and wide.spec == wider(tensor.spec) and not wide.spec.row.wider
+    np.testing.assert_array_equal(unpack(wide), unpack(tensor))
+    assert tensor.nbytes == packed_nbytes(tensor.shape, tensor.spec, scales=form, offsets=offsets)
+
+
+@ROUND_TRIP
+@given(SEEDS, st.booleans())
+def test_steps_of_four_bits_share_a_byte(seed: int, offsets: bool) -> None:
+    """What a byte holds is what two bytes would."""
+    spec = QuantSpec(kind="int2", group_size=16)
+    whole = drawn(seed, spec, "steps", offsets=True, most=15)
+    assert whole.scales is not None and whole.offsets is not None
+    both = (whole.scales | whole.offsets << 4).astype(np.uint8)
+    supers = {"super_scales": whole.super_scales, "super_offsets": whole.super_offsets if offsets else None}
+    half = PackedTensor(spec=spec, shape=whole.shape, codes=whole.codes, scales=both, **supers)
+    if not offsets:
+        whole = replace(whole, offsets=None, super_offsets=None)
+    assert half.shifted == whole.shifted == offsets
+    np.testing.assert_array_equal(unpack(half), unpack(whole))
+
+
+def drawn(seed: int, spec: QuantSpec, form: ScaleForm, offsets: bool, most: int = 127) -> PackedTensor:
+    """A matrix of random codes and scales, which are negative here and there."""
+    rng = np.random.default_rng(seed)
+    shape = int(rng.integers(1, 9)), 256 * int(rng.integers(1, 4))
+    shapes, least = packed_shapes(shape, spec, "rows"), 0 if most < 16 else -128
+    parts: dict[str, Any] = {}
+    for part, one in scale_types(form, offsets).items():
+        steps = one == np.int8
+        values = rng.integers(least, most + 1, shapes[part]) if steps else rng.standard_normal(shapes[part])
+        parts[part] = values.astype(one)
+    found = codes(seed, spec.row.bits, *shape)
+    found = found % np.uint8(3) if spec.kind == "ternary" else found
+    return PackedTensor(spec=spec, shape=shape, codes=spec.row.pack(found.view(spec.row.codes)), **parts)
 
 
 @ROUND_TRIP
@@ -88,9 +140,8 @@ WRITTEN = {kind.name: kind for kind in GGML_TYPES.values() if kind.decode is not
 
 def decoded(kind: GgmlType, raw: np.ndarray) -> PackedTensor:
     assert kind.decode is not None
-    found, scales, offsets = kind.decode(raw)
-    shape = raw.shape[0], raw.shape[1] * kind.block
-    return PackedTensor(spec=kind.spec, shape=shape, codes=found, scales=scales, offsets=offsets)
+    parts: dict[str, Any] = kind.decode(raw)
+    return PackedTensor(spec=kind.spec, shape=(raw.shape[0], raw.shape[1] * kind.block), **parts)
 
 
 @settings(max_examples=30, deadline=5000)

@@ -200,4 +200,4 @@ def test_conversion_gives_the_numbers_of_this_version() -> None:
         tensor = pack_from_float(values, QuantSpec(kind=kind, group_size=64))
         assert tensor.scales is not None
         digest.update(tensor.codes.tobytes() + tensor.scales.tobytes())
-    assert (packed_cache.VERSION, digest.hexdigest()[:16]) == (2, "fa1be577836139f7")
+    assert (packed_cache.VERSION, digest.hexdigest()[:16]) == (3, "fa1be577836139f7")

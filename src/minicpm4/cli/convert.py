@@ -145,7 +145,7 @@ def command(
     on after an interruption. What was written is opened again, and every value compared with what was
     rounded."""
     from minicpm4.evals.conversion import Calibration, convert, measure
-    from minicpm4.formats.kinds import float_kinds, grouped_kinds, weight_choices
+    from minicpm4.formats.kinds import float_kinds, rounded_kinds, weight_choices
     from minicpm4.quantize.export import LAYOUTS
     from minicpm4.quantize.gguf_export import GgufTypes
     from minicpm4.quantize.options import SKIP_FIRST, QuantizeOptions
@@ -194,7 +194,7 @@ def command(
             "say what they become: --weights",
         )
     else:
-        method = method or ("gptq" if weights in grouped_kinds() else "rtn")
+        method = method or ("gptq" if weights in rounded_kinds() else "rtn")
         require(
             weights not in float_kinds() or group is None,
             f"--weights {weights} has no groups",

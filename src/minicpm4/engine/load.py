@@ -190,6 +190,7 @@ def plan_model(source: OpenModel, text: ModelText, asked: EngineOptions) -> Insp
     weights = plan_weights(source.checkpoint, config, asked.weights)
     options, sparse, tuned = tune(asked, config, weights)
     ops = resolve(options.backend, threads=options.threads, isa=options.isa, activations=options.activations)
+    weights = weights.on(ops)
     sizes: Any = {"context": options.context, "max_batch": options.max_batch, "max_rows": options.max_rows}
     sizes |= {"memory": options.memory, "kept_pages": BUFFERS + 1 if options.cache_dir is not None else 0}
     plan = plan_memory(ops, config, weights, sparse, options.kv, **sizes)

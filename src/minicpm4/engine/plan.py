@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from minicpm4.config import ModelConfig, SparseConfig
 from minicpm4.engine.steps import logit_rows
 from minicpm4.errors import MemoryPlanError
+from minicpm4.formats.kinds import grouped_kinds
 from minicpm4.kernels.contract import OpTable
 from minicpm4.kernels.pages import KVFormat
 from minicpm4.model.cache import page_nbytes
@@ -16,11 +17,7 @@ from minicpm4.model.rotary import RotaryTable
 LOGIT_ROWS = 64  # rows of logits held at once when a whole text is scored
 BATCH_TOKENS = 1024  # cache planned for each sequence beside the longest one
 MIN_CONTEXT = 256  # a context shorter than this was not worth loading the model for
-_SMALL = {
-    "int8",
-    "int4",
-    "ternary",
-}  # kinds of weights: int4 makes a model of several of these little smaller
+_SMALL = frozenset(grouped_kinds())  # int4 makes a model of several of these little smaller
 MARGIN = 0.05  # of the available memory stays free when the context is chosen here
 
 

@@ -271,16 +271,10 @@ class _Part:
         if rows == tensor.shape[0]:
             return tensor
 
-        def cut(array: NDArray | None) -> NDArray | None:
-            return None if array is None else np.ascontiguousarray(array[:rows])
-
-        return replace(
-            tensor,
-            shape=(rows, tensor.shape[1]),
-            codes=tensor.codes[:rows],
-            scales=cut(tensor.scales),
-            offsets=cut(tensor.offsets),
-        )
+        parts: dict[str, Any] = {
+            part: np.ascontiguousarray(array[:rows]) for part, array in tensor.parts.items()
+        }
+        return replace(tensor, shape=(rows, tensor.shape[1]), **parts)
 
     def load_vector(self, name: str) -> NDArray[np.float32]:
         return self._whole.load_vector(name)

@@ -120,7 +120,7 @@ class BenchModel:
         self.config, self.options, self.room = config, options, room
         self.sparse = {name: resolve_sparse(engine, config) for name, engine in engines.items()}
         self.ops: OpTable = resolve(options.backend, threads=options.threads, activations=options.activations)
-        weights = plan_weights(checkpoint, config, options.weights)
+        weights = plan_weights(checkpoint, config, options.weights).on(self.ops)
         paged = next((sparse for sparse in self.sparse.values() if sparse is not None), None)
         page_size = page_size_for(paged)
         every = options.batch * -(-room // page_size) * page_size  # as if all were one sequence

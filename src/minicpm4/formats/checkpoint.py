@@ -18,7 +18,8 @@ class TensorInfo:
     """One stored tensor: row-major ``shape``, the file's own name for its type, and its size.
 
     ``spec`` is the format that ``Checkpoint.load`` returns for it, ``loaded_nbytes`` the size of that;
-    ``narrows``: its weights may prove to be of a kind of fewer bits.
+    ``narrows``: its weights may prove to be of a kind of fewer bits; ``wide_nbytes``: the size once widened
+    (``packing.widened``), 0: that does nothing.
     """
 
     shape: tuple[int, ...]
@@ -27,6 +28,7 @@ class TensorInfo:
     spec: QuantSpec
     loaded_nbytes: int
     narrows: bool = False
+    wide_nbytes: int = 0
 
 
 class Checkpoint(Protocol):

@@ -1,73 +1,101 @@
 """From our packed layout to the blocks of GGML's types: the inverse of each decoder of ``ggml_types.py``.
 
-An encoder takes numbers as ``WeightKind.unpack`` gives them, a code a weight (rows, columns), and float32
-scales and offsets (rows, groups); it returns raw blocks, uint8 (rows, blocks, bytes per block). What a block
+An encoder takes codes as ``WeightKind.unpack`` gives them, one a weight (rows, columns), and scales and
+offsets; it returns raw blocks, uint8 (rows, blocks, bytes per block). What a block
 can represent is kept to the bit. Where scales of a super-block do not lie on its grid, they move to the
 nearest that do, and codes follow them. Codes that a type has no room for are refused with CheckpointError.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from minicpm4.errors import CheckpointError
+from minicpm4.formats.quant import PackedTensor
 
-__all__ = ["q2_0", "q4_0", "q4_1", "q4_k", "q5_0", "q5_1", "q5_k", "q6_k", "q8_0", "tq1_0", "tq2_0"]
+__all__ = [
+    "Scales", "q2_0", "q4_0", "q4_1", "q4_k", "q5_0", "q5_1", "q5_k", "q6_k", "q8_0", "scales_of", "tq1_0",
+    "tq2_0",
+]  # fmt: skip
 
 Array = NDArray[np.float32]
 Raw = NDArray[np.uint8]
 
 
-def q2_0(codes: NDArray, scales: Array, offsets: Array | None) -> Raw:
+@dataclass(frozen=True, slots=True)
+class Scales:
+    """Scales or offsets ``values`` (rows, groups); of two levels they are ``steps`` (rows, groups) times
+    ``supers`` (rows, columns / 256)."""
+
+    values: Array
+    steps: Array | None = None
+    supers: Array | None = None
+
+    def __neg__(self) -> Scales:
+        return Scales(-self.values, self.steps, None if self.supers is None else -self.supers)
+
+
+def scales_of(tensor: PackedTensor, rows: slice) -> tuple[Scales, Scales | None]:
+    """Scales and offsets of some rows of a matrix."""
+    scales, offsets = tensor.scale_floats(rows), tensor.offset_floats(rows)
+    moved = None if offsets is None else Scales(offsets, *(tensor.levels("offsets", rows) or ()))
+    return Scales(scales, *(tensor.levels("scales", rows) or ())), moved
+
+
+def q2_0(codes: NDArray, scales: Scales, offsets: Scales | None) -> Raw:
     _no(offsets)
     # Of its four numbers only the three that ternary weights have: other readers know no more.
-    found = (_blocks(codes, 64, 7, 9) - 7).reshape(*scales.shape, 16, 4)
-    return _join(_half(scales), (found << np.arange(0, 8, 2)).sum(axis=-1).astype(np.uint8))
+    found = (_blocks(codes, 64, 7, 9) - 7).reshape(*scales.values.shape, 16, 4)
+    return _join(_half(scales.values), (found << np.arange(0, 8, 2)).sum(axis=-1).astype(np.uint8))
 
 
-def q4_0(codes: NDArray, scales: Array, offsets: Array | None) -> Raw:
+def q4_0(codes: NDArray, scales: Scales, offsets: Scales | None) -> Raw:
     _no(offsets)
-    return _join(_half(scales), _to_nibbles(_blocks(codes, 32, 0, 15)))
+    return _join(_half(scales.values), _to_nibbles(_blocks(codes, 32, 0, 15)))
 
 
-def q4_1(codes: NDArray, scales: Array, offsets: Array | None) -> Raw:
-    return _join(_half(scales), _half(_given(offsets)), _to_nibbles(_blocks(codes, 32, 0, 15)))
+def q4_1(codes: NDArray, scales: Scales, offsets: Scales | None) -> Raw:
+    return _join(_half(scales.values), _half(_given(offsets).values), _to_nibbles(_blocks(codes, 32, 0, 15)))
 
 
-def q5_0(codes: NDArray, scales: Array, offsets: Array | None) -> Raw:
+def q5_0(codes: NDArray, scales: Scales, offsets: Scales | None) -> Raw:
     _no(offsets)
-    found = _blocks(codes, 32, -16, 15) + 16
-    return _join(_half(scales), _fifth_bits(found), _to_nibbles(found & 15))
-
-
-def q5_1(codes: NDArray, scales: Array, offsets: Array | None) -> Raw:
     found = _blocks(codes, 32, 0, 31)
-    return _join(_half(scales), _half(_given(offsets)), _fifth_bits(found), _to_nibbles(found & 15))
+    return _join(_half(scales.values), _fifth_bits(found), _to_nibbles(found & 15))
 
 
-def q8_0(codes: NDArray, scales: Array, offsets: Array | None) -> Raw:
+def q5_1(codes: NDArray, scales: Scales, offsets: Scales | None) -> Raw:
+    found = _blocks(codes, 32, 0, 31)
+    return _join(
+        _half(scales.values), _half(_given(offsets).values), _fifth_bits(found), _to_nibbles(found & 15)
+    )
+
+
+def q8_0(codes: NDArray, scales: Scales, offsets: Scales | None) -> Raw:
     _no(offsets)
-    return _join(_half(scales), _blocks(codes, 32, -128, 127).astype(np.int8).view(np.uint8))
+    return _join(_half(scales.values), _blocks(codes, 32, -128, 127).astype(np.int8).view(np.uint8))
 
 
-def q4_k(codes: NDArray, scales: Array, offsets: Array | None) -> Raw:
+def q4_k(codes: NDArray, scales: Scales, offsets: Scales | None) -> Raw:
     found, head = _k_blocks(codes, scales, _given(offsets), 15)
     return _join(*head, _k_nibbles(found))
 
 
-def q5_k(codes: NDArray, scales: Array, offsets: Array | None) -> Raw:
+def q5_k(codes: NDArray, scales: Scales, offsets: Scales | None) -> Raw:
     found, head = _k_blocks(codes, scales, _given(offsets), 31)
     high = (found >> 4).reshape(*found.shape[:2], 8, 32)
     bits = (high << np.arange(8).reshape(8, 1)).sum(axis=2)
     return _join(*head, bits.astype(np.uint8), _k_nibbles(found & 15))
 
 
-def q6_k(codes: NDArray, scales: Array, offsets: Array | None) -> Raw:
+def q6_k(codes: NDArray, scales: Scales, offsets: Scales | None) -> Raw:
     _no(offsets)
-    wanted = _blocks(scales, 16)
-    d, steps, exact = _grid(wanted, -128, 127)
-    numbers = _blocks(codes, 256, -32, 31)
+    wanted = _blocks(scales.values, 16)
+    d, steps, exact = _grid_of(scales, 16, -128, 127)
+    numbers = _blocks(codes, 256, 0, 63) - 32
     if not exact.all():
         groups = numbers.reshape(*wanted.shape, 16)
         moved = _nearest(groups * wanted[..., None], (steps * d[..., None])[..., None], -32, 31)
@@ -80,29 +108,29 @@ def q6_k(codes: NDArray, scales: Array, offsets: Array | None) -> Raw:
     return _join(low, high, steps.astype(np.int8).view(np.uint8), _half(d[..., None]))
 
 
-def tq1_0(codes: NDArray, scales: Array, offsets: Array | None) -> Raw:
+def tq1_0(codes: NDArray, scales: Scales, offsets: Scales | None) -> Raw:
     _no(offsets)
     found, parts = _blocks(codes, 256, 0, 2), []
     for start, stop, digits in ((0, 160, 5), (160, 240, 5), (240, 256, 4)):
         numbers = found[..., start:stop].reshape(*found.shape[:2], digits, -1)
         total = (numbers * (3 ** (4 - np.arange(digits))).reshape(digits, 1)).sum(axis=2)
         parts.append(((total * 256 + 242) // 243).astype(np.uint8))
-    return _join(*parts, _half(scales))
+    return _join(*parts, _half(scales.values))
 
 
-def tq2_0(codes: NDArray, scales: Array, offsets: Array | None) -> Raw:
+def tq2_0(codes: NDArray, scales: Scales, offsets: Scales | None) -> Raw:
     _no(offsets)
     found = _blocks(codes, 256, 0, 2).reshape(codes.shape[0], -1, 2, 4, 32)
     packed = (found << (2 * np.arange(4).reshape(4, 1))).sum(axis=3).astype(np.uint8)
-    return _join(packed.reshape(*packed.shape[:2], 64), _half(scales))
+    return _join(packed.reshape(*packed.shape[:2], 64), _half(scales.values))
 
 
-def _no(offsets: Array | None) -> None:
+def _no(offsets: Scales | None) -> None:
     if offsets is not None:
         raise CheckpointError("this GGML type has no place for offsets", "choose one that has")
 
 
-def _given(offsets: Array | None) -> Array:
+def _given(offsets: Scales | None) -> Scales:
     if offsets is None:
         raise CheckpointError("this GGML type needs offsets", "give them, such as -8 times int4's scales")
     return offsets
@@ -149,14 +177,14 @@ def _k_nibbles(codes: NDArray) -> Raw:
     return _to_nibbles(codes.reshape(*lead, 4, 64)).reshape(*lead, 128)
 
 
-def _k_blocks(codes: NDArray, scales: Array, offsets: Array, top: int) -> tuple[NDArray, tuple[Raw, ...]]:
+def _k_blocks(codes: NDArray, scales: Scales, offsets: Scales, top: int) -> tuple[NDArray, tuple[Raw, ...]]:
     """Codes (rows, blocks, 256), and the fields before them, of Q4_K and Q5_K."""
     numbers = _blocks(codes, 256, 0, top)
-    wanted, minima = _blocks(scales, 8), -_blocks(offsets, 8)
+    wanted, minima = _blocks(scales.values, 8), -_blocks(offsets.values, 8)
     groups = numbers.reshape(*wanted.shape, 32)
     weights = groups * wanted[..., None] - minima[..., None]
-    d, steps, exact = _grid(wanted, 0, 63)
-    d_min, min_steps, also = _grid(minima, 0, 63)
+    d, steps, exact = _grid_of(scales, 8, 0, 63)
+    d_min, min_steps, also = _grid_of(-offsets, 8, 0, 63)
     inexact = ~(exact & also)
     if inexact.any():
         # A group of negative scale counts the other way round: such super-blocks have positive ones.
@@ -184,6 +212,15 @@ def _pack_k(steps: NDArray, minima: NDArray) -> Raw:
         m[..., low] | (m[..., high] >> 4) << 6,
         (s[..., high] & 15) | (m[..., high] & 15) << 4,
     )
+
+
+def _grid_of(scales: Scales, size: int, low: int, high: int) -> tuple[Array, Array, NDArray[np.bool_]]:
+    """``_grid`` of ``size`` groups at a time: as it was stored, where that fits."""
+    if scales.steps is not None and scales.supers is not None:
+        steps = _blocks(scales.steps, size)
+        if not steps.size or (steps.min() >= low and steps.max() <= high):
+            return scales.supers, steps, np.ones(scales.supers.shape, bool)
+    return _grid(_blocks(scales.values, size), low, high)
 
 
 def _grid(values: Array, low: int, high: int) -> tuple[Array, Array, NDArray[np.bool_]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +17,9 @@ from numpy.typing import NDArray
 from minicpm4.config.strict import suggest
 from minicpm4.errors import CheckpointError, ConfigError
 from minicpm4.formats.ggml_types import GGML_TYPES, GgmlType, encoded
+from minicpm4.formats.kinds import WeightKind
 from minicpm4.formats.packing import pack_from_float, repack, row_slices, unpack, unpack_rows
-from minicpm4.formats.quant import PackedTensor, QuantSpec
+from minicpm4.formats.quant import PARTS, PackedTensor, QuantSpec
 
 __all__ = ["check_columns", "distance", "own_types", "rounded_to", "same_in", "same_values", "type_id"]
 
@@ -52,6 +54,10 @@ _OF_KIND = {
     "ternary": ("TQ2_0", "Q2_0", "Q4_0"),
     "int4": ("Q4_0", "Q4_K", "Q4_1"),
     "int8": ("Q5_0", "Q5_K", "Q5_1", "Q6_K", "Q8_0"),
+    "int6": ("Q6_K", "Q8_0"),
+    "int5": ("Q5_0", "Q5_K", "Q5_1", "Q6_K", "Q8_0"),
+    "int3": ("Q6_K", "Q8_0"),
+    "int2": ("Q6_K", "Q8_0"),
 }
 
 
@@ -96,9 +102,7 @@ def _fits(kind: GgmlType, spec: QuantSpec, columns: int, offsets: bool) -> bool:
 def same_in(tensor: PackedTensor, kind: GgmlType) -> PackedTensor | None:
     """``tensor`` in the format of a type, every value as it was; None where the type cannot hold it."""
     grouped = tensor.spec.row.group
-    if kind.spec.row.group and not (
-        grouped and _fits(kind, tensor.spec, tensor.shape[1], tensor.offsets is not None)
-    ):
+    if kind.spec.row.group and not (grouped and _fits(kind, tensor.spec, tensor.shape[1], tensor.shifted)):
         return None
     try:
         found = _regrouped(tensor, kind) if kind.spec.row.group else repack(tensor, kind.spec)
@@ -112,34 +116,35 @@ def _regrouped(tensor: PackedTensor, kind: GgmlType) -> PackedTensor:
     """The same matrix in the smaller groups of a type, and as its kind has numbers. Raises
     CheckpointError."""
     own, row = tensor.spec.row, kind.spec.row
-    shifted = tensor.offsets is not None
     codes = np.empty((tensor.shape[0], row.width(tensor.shape[1])), row.codes)
     for part in row_slices(*tensor.shape):
         found = own.unpack(tensor.codes[part])
         if row is not own:
-            numbers = own.numbers(found, shifted)
-            found = numbers.astype(row.codes) if shifted else row.codes_of(numbers)
+            found = _codes_in(row, own.numbers(found, tensor.shifted), tensor.shifted)
         codes[part] = row.pack(found)
     times = tensor.spec.group_size // kind.spec.group_size
 
-    def spread(values: NDArray | None) -> NDArray | None:
-        return values if values is None or times == 1 else np.repeat(values, times, axis=1)
+    parts = {one: getattr(tensor, one) for one in PARTS[1:]}
+    if times > 1:
+        parts |= {one: np.repeat(parts[one], times, axis=1) for one in PARTS[1:3] if parts[one] is not None}
+    return PackedTensor(spec=kind.spec, shape=tensor.shape, codes=codes, **parts)
 
-    return PackedTensor(
-        spec=kind.spec,
-        shape=tensor.shape,
-        codes=codes,
-        scales=spread(tensor.scales),
-        offsets=spread(tensor.offsets),
-    )
+
+def _codes_in(row: WeightKind, numbers: Floats, shifted: bool) -> NDArray:
+    """Codes of whole ``numbers`` in a kind. Raises CheckpointError where it has none for one."""
+    found = numbers if shifted else numbers + np.float32(row.zero)
+    low = -128 if row.codes == np.int8 else 0
+    if found.size and (found.min() < low or found.max() >= low + (1 << row.bits)):
+        raise CheckpointError(f"numbers of {found.min():g} to {found.max():g} are no codes of {row.name}")
+    return found.astype(row.codes)
 
 
 def _again(tensor: PackedTensor, kind: GgmlType) -> PackedTensor:
     """A matrix as it is read from the blocks that it is written in. Raises CheckpointError."""
     assert kind.decode is not None
     raw = encoded(tensor, kind).reshape(tensor.shape[0], -1, kind.nbytes)
-    codes, scales, offsets = kind.decode(raw)
-    return PackedTensor(spec=kind.spec, shape=tensor.shape, codes=codes, scales=scales, offsets=offsets)
+    parts: dict[str, Any] = kind.decode(raw)
+    return PackedTensor(spec=kind.spec, shape=tensor.shape, **parts)
 
 
 def same_values(one: PackedTensor, other: PackedTensor) -> bool:
@@ -173,13 +178,14 @@ def _anew(tensor: PackedTensor, kind: GgmlType) -> PackedTensor:
 
 def _kept_codes(tensor: PackedTensor, kind: GgmlType) -> PackedTensor | None:
     """The same codes, with scales and offsets as float16 has them; None where a type has no room for that."""
-    fits = tensor.spec.row.group and _fits(kind, tensor.spec, tensor.shape[1], tensor.offsets is not None)
-    if not kind.spec.row.group or kind.scale_bytes != 2 or not fits:
+    fits = tensor.spec.row.group and _fits(kind, tensor.spec, tensor.shape[1], tensor.shifted)
+    if not kind.spec.row.group or kind.scales != "f16" or not fits:
         return None
     try:
         found = _regrouped(tensor, kind)
         scales, offsets = (
-            None if one is None else _half(one).astype(np.float16) for one in (found.scales, found.offsets)
+            None if one is None else _half(one).astype(np.float16)
+            for one in (found.scale_floats(), found.offset_floats())
         )
         found = PackedTensor(
             spec=found.spec, shape=found.shape, codes=found.codes, scales=scales, offsets=offsets
@@ -217,7 +223,7 @@ def _to_numbers(tensor: PackedTensor, kind: GgmlType, numbers: _Numbers) -> Pack
         if offsets is not None:
             offsets[part] = low = -_held(-low, numbers.steps, blocks)
         found = _nearest(groups, scale, low, numbers).reshape(values.shape)
-        codes[part] = row.pack(found.astype(np.int8) if row.codes == np.int8 else found.astype(np.uint8))
+        codes[part] = row.pack(_codes_in(row, found, kind.offsets))
     return PackedTensor(spec=kind.spec, shape=tensor.shape, codes=codes, scales=scales, offsets=offsets)
 
 

@@ -1,7 +1,7 @@
 """GGML tensor types: block sizes, and exact decoding of each into our packed layout.
 
 A decoder takes the raw blocks of some rows, uint8 (rows, blocks, bytes per block), and returns
-packed codes, scales and offsets as in formats/quant.py. "Exact" means that scale * code + offset
+the arrays of a matrix as in formats/quant.py, by name. "Exact" means that scale * code + offset
 evaluates in float32 to the very numbers that GGML's own dequantisation gives.
 """
 
@@ -9,21 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minicpm4.errors import CheckpointError
 from minicpm4.formats import ggml_encode
-from minicpm4.formats.codes import pack_nibbles, pack_pairs
+from minicpm4.formats.codes import pack_fives, pack_nibbles, pack_pairs, pack_sixes, pack_threes
 from minicpm4.formats.packing import row_slices
-from minicpm4.formats.quant import PackedTensor, QuantSpec
+from minicpm4.formats.quant import PackedTensor, QuantSpec, ScaleForm, scale_types
 
 __all__ = ["GGML_TYPES", "TYPE_NAMES", "GgmlType", "encoded"]
 
-Decoded = tuple[NDArray, NDArray, NDArray | None]
+Decoded = dict[str, NDArray]
 Decoder = Callable[[NDArray[np.uint8]], Decoded]
-Encoder = Callable[[NDArray, NDArray[np.float32], NDArray[np.float32] | None], NDArray[np.uint8]]
+Encoder = Callable[[NDArray, ggml_encode.Scales, ggml_encode.Scales | None], NDArray[np.uint8]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,7 +32,8 @@ class GgmlType:
     """One tensor type: ``block`` weights take ``nbytes`` bytes; ``decode`` is None for float types, in which
     ``stored`` says how weights lie in the file where that is not as in their format. ``encode``, the inverse
     of ``decode`` (formats/ggml_encode.py), is None where nothing writes a type. ``narrows``: weights mostly
-    are of a kind with fewer bits than ``spec`` has, which must hold all that a block may."""
+    are of a kind with fewer bits than ``spec`` has, which must hold all that a block may. ``scales``: their
+    form, and that of offsets."""
 
     name: str
     block: int
@@ -39,7 +41,7 @@ class GgmlType:
     spec: QuantSpec
     decode: Decoder | None = None
     encode: Encoder | None = None
-    scale_bytes: int = 2
+    scales: ScaleForm = "f16"
     offsets: bool = False
     stored: str = ""
     narrows: bool = False
@@ -48,6 +50,11 @@ class GgmlType:
     def writable(self) -> bool:
         """Whether matrices can be written in it (``encoded``)."""
         return self.decode is None or self.encode is not None
+
+    @property
+    def types(self) -> dict[str, np.dtype[Any]]:
+        """The types of the arrays that ``decode`` gives, by name."""
+        return {"codes": self.spec.row.codes} | scale_types(self.scales, self.offsets)
 
 
 def _field(raw: NDArray[np.uint8], start: int, kind: str) -> NDArray:
@@ -78,45 +85,53 @@ def _flat(array: NDArray) -> NDArray:
     return np.ascontiguousarray(array).reshape(array.shape[0], -1)
 
 
+def _plain(codes: NDArray, scales: NDArray, offsets: NDArray | None = None) -> Decoded:
+    found = {"codes": codes, "scales": scales}
+    return found if offsets is None else found | {"offsets": offsets}
+
+
 def _q4_0(raw: NDArray[np.uint8]) -> Decoded:
-    return _bytes_from(raw, 2), _f16(raw, 0), None
+    return _plain(_bytes_from(raw, 2), _f16(raw, 0))
 
 
 def _q4_1(raw: NDArray[np.uint8]) -> Decoded:
-    return _bytes_from(raw, 4), _f16(raw, 0), _f16(raw, 2)
+    return _plain(_bytes_from(raw, 4), _f16(raw, 0), _f16(raw, 2))
 
 
 def _q8_0(raw: NDArray[np.uint8]) -> Decoded:
-    return _bytes_from(raw, 2).view(np.int8), _f16(raw, 0), None
+    return _plain(_bytes_from(raw, 2).view(np.int8), _f16(raw, 0))
 
 
-def _fifth_bits(raw: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Bit j of four bytes, little endian, is the fifth bit of weight j: returns 0 or 16 for each."""
-    return np.unpackbits(np.ascontiguousarray(raw), axis=-1, bitorder="little") << np.uint8(4)
+def _fives(raw: NDArray[np.uint8], start: int) -> NDArray[np.uint8]:
+    """Codes whose fifth bits are four bytes from ``start`` on, whose others are the 16 bytes behind these."""
+    parts = _field(raw, start + 4, "V16"), _field(raw, start, "V4")
+    lead = raw.shape[:2]
+    return _flat(np.concatenate([part.view(np.uint8).reshape(*lead, -1) for part in parts], axis=-1))
 
 
 def _q5_0(raw: NDArray[np.uint8]) -> Decoded:
-    codes = (_nibbles(raw[..., 6:]) | _fifth_bits(raw[..., 2:6])).view(np.int8) - np.int8(16)
-    return _flat(codes), _f16(raw, 0), None
+    return _plain(_fives(raw, 2), _f16(raw, 0))
 
 
 def _q5_1(raw: NDArray[np.uint8]) -> Decoded:
-    codes = (_nibbles(raw[..., 8:]) | _fifth_bits(raw[..., 4:8])).view(np.int8)
-    return _flat(codes), _f16(raw, 0), _f16(raw, 2)
+    return _plain(_fives(raw, 4), _f16(raw, 0), _f16(raw, 2))
 
 
-def _k_scales(raw: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Scales and offsets of the eight 32-weight groups of Q4_K and Q5_K super-blocks: (rows, groups).
+def _k_scales(raw: NDArray[np.uint8]) -> Decoded:
+    """Scales and offsets of the eight 32-weight groups of Q4_K and Q5_K super-blocks.
 
     Twelve bytes hold 8 + 8 six-bit numbers: four of each in the low six bits of bytes 0-3 and 4-7;
     of the other four, the low nibble is in bytes 8-11 and the top two bits atop bytes 0-7.
     """
     a, b, c = raw[..., 4:8], raw[..., 8:12], raw[..., 12:16]
-    scale = np.concatenate([a & 63, (c & 15) | ((a >> 6) << 4)], axis=-1).astype(np.float32)
-    minimum = np.concatenate([b & 63, (c >> 4) | ((b >> 6) << 4)], axis=-1).astype(np.float32)
-    scale *= _f16(raw, 0).astype(np.float32)[..., None]
-    minimum *= -_f16(raw, 2).astype(np.float32)[..., None]
-    return _flat(scale), _flat(minimum)
+    scale = np.concatenate([a & 63, (c & 15) | ((a >> 6) << 4)], axis=-1)
+    minimum = np.concatenate([b & 63, (c >> 4) | ((b >> 6) << 4)], axis=-1)
+    return {
+        "scales": _flat(scale).view(np.int8),
+        "offsets": _flat(minimum).view(np.int8),
+        "super_scales": _f16(raw, 0),
+        "super_offsets": -_f16(raw, 2),
+    }
 
 
 def _k_nibbles(raw: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -125,8 +140,7 @@ def _k_nibbles(raw: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _q4_k(raw: NDArray[np.uint8]) -> Decoded:
-    scales, offsets = _k_scales(raw)
-    return pack_nibbles(_flat(_k_nibbles(raw[..., 16:]))), scales, offsets
+    return {"codes": pack_nibbles(_flat(_k_nibbles(raw[..., 16:])))} | _k_scales(raw)
 
 
 def _pairs(raw: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -137,29 +151,31 @@ def _pairs(raw: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return ((raw.reshape(*lead, -1, 1, 32) >> shifts) & np.uint8(3)).reshape(*lead, -1)
 
 
+def _bits(raw: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Bit k of byte j of 32 is of weight 32 k + j: 0 or 1 (rows, blocks, 256)."""
+    shifts = np.arange(8, dtype=np.uint8).reshape(8, 1)
+    return ((raw[..., None, :] >> shifts) & np.uint8(1)).reshape(*raw.shape[:2], 256)
+
+
 def _q2_k(raw: NDArray[np.uint8]) -> Decoded:
     # A byte for each 16 weights: the scale's multiple in its low, that of the offset in its high bits.
-    scales = (raw[..., :16] & np.uint8(15)).astype(np.float32)
-    scales *= _f16(raw, 80).astype(np.float32)[..., None]
-    offsets = (raw[..., :16] >> np.uint8(4)).astype(np.float32)
-    offsets *= -_f16(raw, 82).astype(np.float32)[..., None]
-    return _flat(_pairs(raw[..., 16:80]).view(np.int8)), _flat(scales), _flat(offsets)
+    return {
+        "codes": pack_pairs(_flat(_pairs(raw[..., 16:80]))),
+        "scales": _flat(raw[..., :16]),
+        "super_scales": _f16(raw, 80),
+        "super_offsets": -_f16(raw, 82),
+    }
 
 
 def _q3_k(raw: NDArray[np.uint8]) -> Decoded:
-    lead = raw.shape[:2]
-    # Bit k of byte j is set where weight 32 k + j is not to be four less.
-    high = (raw[..., None, :32] >> np.arange(8, dtype=np.uint8).reshape(8, 1)) & np.uint8(1)
-    codes = _pairs(raw[..., 32:96]).view(np.int8) + (
-        (high.reshape(*lead, 256) << 2).view(np.int8) - np.int8(4)
-    )
+    # A bit of the first 32 bytes is set where a weight is not to be four less.
+    codes = _pairs(raw[..., 32:96]) | _bits(raw[..., :32]) << np.uint8(2)
     # Sixteen six-bit numbers: low nibbles, then high ones, of 8 bytes; their top bits in the next 4.
     low, top = raw[..., 96:104], raw[..., 104:108]
     shifts = np.arange(0, 8, 2, dtype=np.uint8).reshape(4, 1)
-    tops = ((top[..., None, :] >> shifts) & np.uint8(3)).reshape(*lead, 16)
-    multiples = (_nibbles(low) | (tops << np.uint8(4))).view(np.int8) - np.int8(32)
-    scales = multiples.astype(np.float32) * _f16(raw, 108).astype(np.float32)[..., None]
-    return _flat(codes), _flat(scales), None
+    tops = ((top[..., None, :] >> shifts) & np.uint8(3)).reshape(*raw.shape[:2], 16)
+    steps = (_nibbles(low) | (tops << np.uint8(4))).view(np.int8) - np.int8(32)
+    return _plain(pack_threes(_flat(codes)), _flat(steps)) | {"super_scales": _f16(raw, 108)}
 
 
 # The numbers that codes of IQ4_NL stand for.
@@ -167,34 +183,29 @@ _IQ4_NL = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53,
 
 
 def _iq4_nl(raw: NDArray[np.uint8]) -> Decoded:
-    return _flat(_IQ4_NL[_nibbles(raw[..., 2:])]), _f16(raw, 0), None
+    return _plain(_flat(_IQ4_NL[_nibbles(raw[..., 2:])]), _f16(raw, 0))
 
 
 def _q2_0(raw: NDArray[np.uint8]) -> Decoded:
     # Codes 0 to 3, neighbours in a byte, lowest bits first, stand for -1 to 2; those of int4 have 8 added.
     shifts = np.arange(0, 8, 2, dtype=np.uint8)
     codes = ((raw[..., 2:, None] >> shifts) & np.uint8(3)) + np.uint8(7)
-    return pack_nibbles(_flat(codes)), _f16(raw, 0), None
+    return _plain(pack_nibbles(_flat(codes)), _f16(raw, 0))
 
 
 def _q5_k(raw: NDArray[np.uint8]) -> Decoded:
-    scales, offsets = _k_scales(raw)
-    # Bit k of byte j is the fifth bit of weight 32 k + j.
-    high = (raw[..., 16:48, None] >> np.arange(8, dtype=np.uint8)) & np.uint8(1)
-    high = high.swapaxes(-1, -2).reshape(*raw.shape[:2], 256) << np.uint8(4)
-    return _flat((_k_nibbles(raw[..., 48:]) | high).view(np.int8)), scales, offsets
+    codes = _k_nibbles(raw[..., 48:]) | _bits(raw[..., 16:48]) << np.uint8(4)
+    return {"codes": pack_fives(_flat(codes))} | _k_scales(raw)
 
 
 def _q6_k(raw: NDArray[np.uint8]) -> Decoded:
     lead = raw.shape[:2]
     # Each half of 128 weights: 64 bytes of low nibbles (first all low, then all high), 32 of top bits.
     low = _nibbles(raw[..., :128].reshape(*lead, 2, 64))
-    shifts = np.arange(0, 8, 2, dtype=np.uint8).reshape(1, 1, 1, 4, 1)
-    top = (raw[..., 128:192].reshape(*lead, 2, 1, 32) >> shifts) & np.uint8(3)
-    codes = (low | (top.reshape(*lead, 2, 128) << np.uint8(4))).view(np.int8) - np.int8(32)
-    scales = np.ascontiguousarray(raw[..., 192:208]).view(np.int8).astype(np.float32)
-    scales *= _f16(raw, 208).astype(np.float32)[..., None]
-    return _flat(codes), _flat(scales), None
+    top = _pairs(raw[..., 128:192]).reshape(*lead, 2, 128)
+    codes = low | top << np.uint8(4)
+    steps = np.ascontiguousarray(raw[..., 192:208]).view(np.int8)
+    return _plain(pack_sixes(_flat(codes)), _flat(steps)) | {"super_scales": _f16(raw, 208)}
 
 
 def _tq1_0(raw: NDArray[np.uint8]) -> Decoded:
@@ -206,21 +217,21 @@ def _tq1_0(raw: NDArray[np.uint8]) -> Decoded:
         powers = np.array([3**k for k in range(digits)], np.uint8).reshape(1, 1, digits, 1)
         moved = raw[..., None, start:stop] * powers
         parts.append(((moved.astype(np.uint16) * 3) >> 8).astype(np.uint8).reshape(*lead, -1))
-    return pack_pairs(_flat(np.concatenate(parts, axis=-1))), _f16(raw, 52), None
+    return _plain(pack_pairs(_flat(np.concatenate(parts, axis=-1))), _f16(raw, 52))
 
 
 def _tq2_0(raw: NDArray[np.uint8]) -> Decoded:
     bits = raw[..., :64]
     if (bits & (bits >> np.uint8(1)) & np.uint8(0x55)).any():
         raise CheckpointError("a TQ2_0 block holds code 3, which stands for no ternary weight")
-    return pack_pairs(_flat(_pairs(bits))), _f16(raw, 64), None
+    return _plain(pack_pairs(_flat(_pairs(bits))), _f16(raw, 64))
 
 
 def _spec(kind: str, group: int = 0) -> QuantSpec:
     return QuantSpec(kind=kind, group_size=group)
 
 
-_I4, _I8, _I8_16 = _spec("int4", 32), _spec("int8", 32), _spec("int8", 16)
+_I4, _I5, _I8 = _spec("int4", 32), _spec("int5", 32), _spec("int8", 32)
 _TERNARY = _spec("ternary", 256)
 
 GGML_TYPES: dict[int, GgmlType] = {
@@ -230,13 +241,21 @@ GGML_TYPES: dict[int, GgmlType] = {
     3: GgmlType(
         name="Q4_1", block=32, nbytes=20, spec=_I4, decode=_q4_1, encode=ggml_encode.q4_1, offsets=True
     ),
-    6: GgmlType(name="Q5_0", block=32, nbytes=22, spec=_I8, decode=_q5_0, encode=ggml_encode.q5_0),
+    6: GgmlType(name="Q5_0", block=32, nbytes=22, spec=_I5, decode=_q5_0, encode=ggml_encode.q5_0),
     7: GgmlType(
-        name="Q5_1", block=32, nbytes=24, spec=_I8, decode=_q5_1, encode=ggml_encode.q5_1, offsets=True
+        name="Q5_1", block=32, nbytes=24, spec=_I5, decode=_q5_1, encode=ggml_encode.q5_1, offsets=True
     ),
     8: GgmlType(name="Q8_0", block=32, nbytes=34, spec=_I8, decode=_q8_0, encode=ggml_encode.q8_0),
-    10: GgmlType(name="Q2_K", block=256, nbytes=84, spec=_I8_16, decode=_q2_k, scale_bytes=4, offsets=True),
-    11: GgmlType(name="Q3_K", block=256, nbytes=110, spec=_I8_16, decode=_q3_k, scale_bytes=4),
+    10: GgmlType(
+        name="Q2_K",
+        block=256,
+        nbytes=84,
+        spec=_spec("int2", 16),
+        decode=_q2_k,
+        scales="half steps",
+        offsets=True,
+    ),
+    11: GgmlType(name="Q3_K", block=256, nbytes=110, spec=_spec("int3", 16), decode=_q3_k, scales="steps"),
     12: GgmlType(
         name="Q4_K",
         block=256,
@@ -244,27 +263,27 @@ GGML_TYPES: dict[int, GgmlType] = {
         spec=_I4,
         decode=_q4_k,
         encode=ggml_encode.q4_k,
-        scale_bytes=4,
+        scales="steps",
         offsets=True,
     ),
     13: GgmlType(
         name="Q5_K",
         block=256,
         nbytes=176,
-        spec=_I8,
+        spec=_I5,
         decode=_q5_k,
         encode=ggml_encode.q5_k,
-        scale_bytes=4,
+        scales="steps",
         offsets=True,
     ),
     14: GgmlType(
         name="Q6_K",
         block=256,
         nbytes=210,
-        spec=_I8_16,
+        spec=_spec("int6", 16),
         decode=_q6_k,
         encode=ggml_encode.q6_k,
-        scale_bytes=4,
+        scales="steps",
     ),
     20: GgmlType(name="IQ4_NL", block=32, nbytes=18, spec=_I8, decode=_iq4_nl),
     28: GgmlType(name="F64", block=1, nbytes=8, spec=_spec("f32"), stored="<f8"),
@@ -296,15 +315,13 @@ def encoded(tensor: PackedTensor, kind: GgmlType) -> NDArray[np.uint8]:
     if kind.encode is None:
         codes = tensor.codes.astype(kind.stored) if kind.stored else tensor.codes
         return np.ascontiguousarray(codes).view(np.uint8).reshape(rows, -1)
-    assert tensor.scales is not None
     if columns % kind.block:
         raise CheckpointError(f"{columns} columns do not fill blocks of {kind.block} ({kind.name})")
     out = np.empty((rows, columns // kind.block * kind.nbytes), np.uint8)
     for part in row_slices(rows, columns):
-        scales = tensor.scales[part].astype(np.float32)
-        offsets = None if tensor.offsets is None else tensor.offsets[part].astype(np.float32)
+        scales, offsets = ggml_encode.scales_of(tensor, part)
         if offsets is None and kind.offsets:
-            offsets = scales * np.float32(-tensor.spec.row.zero)
+            offsets = ggml_encode.Scales(scales.values * np.float32(-tensor.spec.row.zero))
         out[part] = kind.encode(tensor.spec.row.unpack(tensor.codes[part]), scales, offsets).reshape(
             out[part].shape
         )

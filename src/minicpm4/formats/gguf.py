@@ -17,8 +17,8 @@ from minicpm4.formats.checkpoint import TensorInfo
 from minicpm4.formats.gguf_parse import GgufHeader, GgufTensor, parse_gguf
 from minicpm4.formats.mapping import MappedFile
 from minicpm4.formats.names import gguf_to_hf
-from minicpm4.formats.packing import as_codes, row_slices, unpack
-from minicpm4.formats.quant import PackedTensor, packed_nbytes
+from minicpm4.formats.packing import as_codes, row_slices, unpack, wider
+from minicpm4.formats.quant import PackedTensor, ScaleForm, packed_nbytes, packed_shapes
 
 __all__ = ["GgufCheckpoint", "heads_in_pairs", "pairs_of_rows"]
 
@@ -132,25 +132,21 @@ class GgufCheckpoint:
             return PackedTensor(spec=spec, shape=shape, codes=codes if order is None else codes[order])
         rows, columns = shape
         blocks = raw.reshape(rows, -1, kind.nbytes)
-        groups = (rows, columns // spec.group_size)
-        scale_dtype = np.float16 if kind.scale_bytes == 2 else np.float32
-        codes = np.empty((rows, spec.row.width(columns)), spec.row.codes)
-        scales = np.empty(groups, scale_dtype)
-        offsets = np.empty(groups, scale_dtype) if kind.offsets else None
+        shapes = packed_shapes(shape, spec, "rows")
+        parts: dict[str, Any] = {part: np.empty(shapes[part], dtype) for part, dtype in kind.types.items()}
         for part in row_slices(rows, columns):
             try:
                 decoded = kind.decode(blocks[part if order is None else order[part]])
             except CheckpointError as error:
                 raise CheckpointError(f"{self.path}: tensor {name}: {error.condition}") from error
-            codes[part], scales[part] = decoded[0], decoded[1]
-            if offsets is not None:
-                offsets[part] = decoded[2]
-        if not (np.isfinite(scales).all() and (offsets is None or np.isfinite(offsets).all())):
+            for one, array in parts.items():
+                array[part] = decoded[one]
+        if not all(np.isfinite(array).all() for array in parts.values() if array.dtype.kind == "f"):
             raise CheckpointError(
                 f"{self.path}: tensor {name} has a scale that is not finite",
                 "the file is corrupt: download it again",
             )
-        return PackedTensor(spec=spec, shape=shape, codes=codes, scales=scales, offsets=offsets)
+        return PackedTensor(spec=spec, shape=shape, **parts)
 
 
 def _parts(path: Path) -> list[tuple[MappedFile, GgufHeader]]:
@@ -206,12 +202,13 @@ def _check_parts(parts: list[tuple[MappedFile, GgufHeader]]) -> None:
 def _info(record: GgufTensor) -> TensorInfo:
     kind = record.type
     shape = (record.nbytes // kind.nbytes, kind.block)  # as many weights, whatever the dimensions
-    whole = kind.spec.group_size == 0
-    loaded = (
-        record.nbytes // kind.nbytes * kind.spec.row.codes.itemsize
-        if whole
-        else packed_nbytes(shape, kind.spec, scale_bytes=kind.scale_bytes, offsets=kind.offsets)
-    )
+    wide, widened = wider(kind.spec), 0
+    if kind.spec.group_size == 0:
+        loaded = record.nbytes // kind.nbytes * kind.spec.row.codes.itemsize
+    else:
+        loaded = packed_nbytes(shape, kind.spec, scales=kind.scales, offsets=kind.offsets)
+        form: ScaleForm = "f32" if "steps" in kind.scales else kind.scales
+        widened = packed_nbytes(shape, wide, scales=form, offsets=kind.offsets)
     return TensorInfo(
         shape=record.shape,
         dtype=kind.name,
@@ -219,4 +216,5 @@ def _info(record: GgufTensor) -> TensorInfo:
         spec=kind.spec,
         loaded_nbytes=loaded,
         narrows=kind.narrows,
+        wide_nbytes=widened if (wide, widened) != (kind.spec, loaded) else 0,
     )

@@ -21,14 +21,28 @@ from minicpm4.formats import rounding
 from minicpm4.formats.bf16 import bf16_to_f32, f32_to_bf16
 from minicpm4.formats.codes import (
     as_int8,
+    pack_fives,
     pack_nibbles,
     pack_pairs,
+    pack_sixes,
+    pack_threes,
     same,
+    unpack_fives,
     unpack_nibbles,
     unpack_pairs,
+    unpack_sixes,
+    unpack_threes,
 )
 
-__all__ = ["KINDS", "WeightKind", "float_kinds", "grouped_kinds", "kind_of", "weight_choices"]
+__all__ = [
+    "KINDS",
+    "WeightKind",
+    "float_kinds",
+    "grouped_kinds",
+    "kind_of",
+    "rounded_kinds",
+    "weight_choices",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,8 +61,9 @@ class WeightKind:
 
     ``groups``: sizes to choose from where none is asked for. ``searched``: sizes in which a matrix of floats
     may prove to be of this kind, tried in this order, kinds of fewer bits first. ``blocks``: whether rows of
-    groups may share a scale. ``panels``: whether there is such a layout (formats/quant.py). ``choice``:
-    whether users may ask for it by name.
+    groups may share a scale. ``panels``: group sizes in that layout (formats/quant.py) are multiples of this,
+    0: there is none. ``wider``: the kind that holds the same numbers for who has no kernels for these.
+    ``choice``: whether users may ask for it by name.
 
     Of float kinds, ``dtype``: what NumPy, torch and config.json call the type; ``file``: what safetensors and
     GGUF call it; ``infinity``: its bits there.
@@ -69,7 +84,8 @@ class WeightKind:
     groups: tuple[int, ...] = ()
     searched: tuple[int, ...] = ()
     blocks: bool = False
-    panels: bool = False
+    panels: int = 0
+    wider: str = ""
     choice: bool = False
     dtype: str = ""
     file: str = ""
@@ -167,7 +183,7 @@ _ROWS = (
         round=rounding.int8,
         groups=(64, 32),
         searched=(256, 192, 128, 96, 64, 32),
-        panels=True,
+        panels=32,
         choice=True,
     ),
     WeightKind(
@@ -184,8 +200,65 @@ _ROWS = (
         round=rounding.int4,
         groups=(64, 32),
         searched=(256, 192, 128, 96, 64, 32),
-        panels=True,
+        panels=32,
         choice=True,
+    ),
+    # Of GGUF's types: files are read into these, nothing is rounded to them.
+    WeightKind(
+        name="int6",
+        bits=6,
+        codes=np.dtype(np.uint8),
+        pack=pack_sixes,
+        unpack=unpack_sixes,
+        columns=64,
+        group=16,
+        zero=32,
+        least=-32,
+        most=31,
+        panels=16,
+        wider="int8",
+    ),
+    WeightKind(
+        name="int5",
+        bits=5,
+        codes=np.dtype(np.uint8),
+        pack=pack_fives,
+        unpack=unpack_fives,
+        columns=32,
+        group=32,
+        zero=16,
+        least=-16,
+        most=15,
+        panels=32,
+        wider="int8",
+    ),
+    WeightKind(
+        name="int3",
+        bits=3,
+        codes=np.dtype(np.uint8),
+        pack=pack_threes,
+        unpack=unpack_threes,
+        columns=64,
+        group=16,
+        zero=4,
+        least=-4,
+        most=3,
+        panels=16,
+        wider="int8",
+    ),
+    WeightKind(
+        name="int2",
+        bits=2,
+        codes=np.dtype(np.uint8),
+        pack=pack_pairs,
+        unpack=unpack_pairs,
+        columns=64,
+        group=16,
+        zero=2,
+        least=-2,
+        most=1,
+        panels=16,
+        wider="int8",
     ),
     WeightKind(
         name="ternary",
@@ -202,7 +275,7 @@ _ROWS = (
         groups=(64, 32),
         searched=(256, 128, 64, 32),
         blocks=True,
-        panels=True,
+        panels=32,
         choice=True,
     ),
 )
@@ -225,6 +298,11 @@ def float_kinds() -> dict[str, WeightKind]:
 def grouped_kinds() -> dict[str, WeightKind]:
     """Kinds whose weights share scales in groups."""
     return {name: row for name, row in KINDS.items() if row.group}
+
+
+def rounded_kinds() -> dict[str, WeightKind]:
+    """Grouped kinds that weights can be rounded to; the others are only read."""
+    return {name: row for name, row in grouped_kinds().items() if row.round is not None}
 
 
 def weight_choices() -> tuple[str, ...]:

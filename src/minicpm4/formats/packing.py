@@ -8,12 +8,13 @@ whatever the size of the matrix.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minicpm4.errors import CheckpointError, ConfigError
-from minicpm4.formats.kinds import KINDS, WeightKind, grouped_kinds, kind_of
+from minicpm4.formats.kinds import KINDS, WeightKind, kind_of, rounded_kinds
 from minicpm4.formats.quant import PackedTensor, QuantSpec
 from minicpm4.formats.rounding import F16_MAX, in_half
 
@@ -24,6 +25,7 @@ __all__ = [
     "detect_ternary",
     "exact_float",
     "exact_spec",
+    "flattened",
     "pack_from_float",
     "pack_ternary_exact",
     "packed_if_exact",
@@ -31,6 +33,8 @@ __all__ = [
     "row_slices",
     "unpack",
     "unpack_rows",
+    "widened",
+    "wider",
 ]
 
 SLICE = 1 << 18  # weights handled at a time: 1 MB of float32, which stays in cache
@@ -65,13 +69,14 @@ def as_codes(stored: NDArray, spec: QuantSpec) -> NDArray:
 def unpack_rows(tensor: PackedTensor, rows: slice) -> NDArray[np.float32]:
     """Return float32 weights (len(rows), in) of some rows: scale * number + offset, in that order."""
     row, group = tensor.spec.row, tensor.spec.group_size
-    values = row.numbers(row.unpack(tensor.codes[rows]), tensor.offsets is not None)
+    values = row.numbers(row.unpack(tensor.codes[rows]), tensor.shifted)
     if tensor.scales is None:
         return values
     values = values.reshape(values.shape[0], -1, group)
-    values *= tensor.scales[rows].astype(np.float32)[:, :, None]
-    if tensor.offsets is not None:
-        values += tensor.offsets[rows].astype(np.float32)[:, :, None]
+    values *= tensor.scale_floats(rows)[:, :, None]
+    offsets = tensor.offset_floats(rows)
+    if offsets is not None:
+        values += offsets[:, :, None]
     return values.reshape(values.shape[0], -1)
 
 
@@ -102,6 +107,37 @@ def repack(tensor: PackedTensor, spec: QuantSpec) -> PackedTensor:
     if tensor.spec == spec:
         return tensor
     return _pack_stream(tensor.shape, spec, lambda rows: unpack_rows(tensor, rows))
+
+
+def flattened(tensor: PackedTensor) -> PackedTensor:
+    """``tensor`` with scales of one level, in float32 where they had two."""
+    if not tensor.two_level:
+        return tensor
+    return PackedTensor(
+        spec=tensor.spec,
+        shape=tensor.shape,
+        codes=tensor.codes,
+        scales=tensor.scale_floats(),
+        offsets=tensor.offset_floats(),
+    )
+
+
+def wider(spec: QuantSpec) -> QuantSpec:
+    """``spec`` with the kind that its own names as wider; as it is where it names none."""
+    return QuantSpec(kind=spec.row.wider, group_size=spec.group_size) if spec.row.wider else spec
+
+
+def widened(tensor: PackedTensor) -> PackedTensor:
+    """The same weights for who has kernels for common kinds alone: in the wider kind, and with scales of one
+    level."""
+    tensor, row, spec = flattened(tensor), tensor.spec.row, wider(tensor.spec)
+    if not row.wider:
+        return tensor
+    codes = np.empty((tensor.shape[0], spec.row.width(tensor.shape[1])), spec.row.codes)
+    for part in row_slices(*tensor.shape):
+        numbers = row.unpack(tensor.codes[part]).view(np.int8)
+        codes[part] = spec.row.pack(numbers if tensor.shifted else numbers - np.int8(row.zero))
+    return replace(tensor, spec=spec, codes=codes)
 
 
 def exact_float(weights: NDArray[np.float32]) -> str:
@@ -180,7 +216,7 @@ def exact_spec(tensor: PackedTensor) -> QuantSpec | None:
 def _narrow_spec(tensor: PackedTensor) -> QuantSpec | None:
     """The ternary format of a matrix of int4 whose numbers are -1, 0 and 1; None: they are not."""
     row = tensor.spec.row
-    if row.name != "int4" or tensor.offsets is not None:
+    if row.name != "int4" or tensor.shifted:
         return None
     spec, low = QuantSpec(kind="ternary", group_size=tensor.spec.group_size), row.zero - 1
     if not spec.fits(tensor.shape[1]):
@@ -229,7 +265,7 @@ def detect_rounded(tensor: PackedTensor) -> QuantSpec | None:
     if tensor.spec.kind != "f32" or not rows:
         return None  # 16 bits cannot hold code times scale
     # What is ternary in float32 has been found exactly, whatever its scales.
-    kinds = [row for row in grouped_kinds().values() if row.round is not None and row.reach > 1]
+    kinds = [row for row in rounded_kinds().values() if row.reach > 1]
     for row in sorted(kinds, key=lambda one: one.bits):
         for group in row.searched:
             spec = QuantSpec(kind=row.name, group_size=group)

@@ -217,7 +217,7 @@ def dict_or_empty(value: Any) -> dict[str, Any]:
 
 
 def _quantised_info(matrix: QuantisedMatrix) -> TensorInfo:
-    loaded = packed_nbytes(matrix.shape, matrix.spec, scale_bytes=4, offsets=True)
+    loaded = packed_nbytes(matrix.shape, matrix.spec, scales="f32", offsets=True)
     return TensorInfo(
         shape=matrix.shape,
         dtype=matrix.entry_type,

@@ -198,6 +198,8 @@ class OpTable(ABC):
     """Whether it has kernels for steps that are trees of drafts."""
     weight_kinds: frozenset[str] | None = None
     """Kinds of weights that it has kernels for; None: all in ``formats/kinds.py``, by unpacking them."""
+    widens: bool = False
+    """Whether weights of kinds that name a wider one are to be held in that, and scales in one level."""
     activations: tuple[str, ...] = ("auto",)
     """Ways of rounding activations that it has kernels for; see ``registry.resolve``."""
 

@@ -15,7 +15,8 @@ import numpy as np
 from minicpm4 import _cpu
 from minicpm4.config import ModelConfig, SparseConfig
 from minicpm4.errors import UnsupportedError
-from minicpm4.formats.quant import PANEL_GROUP, PackedTensor, packed_shapes
+from minicpm4.formats.packing import widened
+from minicpm4.formats.quant import PackedTensor, packed_shapes
 from minicpm4.kernels.contract import Accepted, Array, Floats, Ints, KVLayer, OpTable, Selection, Step
 from minicpm4.kernels.layer_weights import AttentionWeights, FeedForwardWeights, Linear
 from minicpm4.kernels.scratch import call_every_op, untouched
@@ -41,6 +42,7 @@ class CpuOps(OpTable):
 
     name = "cpu"
     weight_kinds = frozenset(_cpu.weight_kinds())
+    widens = True
 
     def __init__(
         self,
@@ -99,17 +101,16 @@ class CpuOps(OpTable):
         return counted.reserved
 
     def prepare(self, tensor: PackedTensor) -> PackedTensor:
+        tensor = widened(tensor) if self.widens else tensor
         spec = tensor.spec
-        if spec.kind not in self._panels or spec.group_size % PANEL_GROUP or tensor.layout != "rows":
+        if spec.kind not in self._panels or spec.group_size % spec.row.panels or tensor.layout != "rows":
             return tensor
-        shape, groups = packed_shapes(tensor.shape, spec, "panels")
-        codes = self._empty(shape, tensor.codes.dtype)
-        scales, offsets = (
-            None if part is None else self._empty(groups, part.dtype)
-            for part in (tensor.scales, tensor.offsets)
-        )
-        _weight(tensor).to_panels(self._ctx, codes, scales, offsets)
-        return replace(tensor, codes=codes, scales=scales, offsets=offsets, layout="panels")
+        shapes = packed_shapes(tensor.shape, spec, "panels")
+        parts: dict[str, Any] = {
+            part: self._empty(shapes[part], array.dtype) for part, array in tensor.parts.items()
+        }
+        _weight(tensor).to_panels(self._ctx, parts["codes"], parts["scales"], parts.get("offsets"))
+        return replace(tensor, layout="panels", **parts)
 
     def embed(self, table: PackedTensor, ids: Ints, scale: float, out: Array | None = None) -> Array:
         out = _result(out, (len(ids), table.shape[1]))
@@ -217,8 +218,16 @@ def _weight(w: PackedTensor) -> _cpu.Weight:
     found = w.native.get("cpu")
     if found is None:
         rows, cols = w.shape
+        plain = w if w.layout == "panels" else widened(w)
         found = _cpu.Weight(
-            w.spec.kind, w.layout, rows, cols, w.spec.group_size, w.codes, w.scales, w.offsets
+            plain.spec.kind,
+            plain.layout,
+            rows,
+            cols,
+            plain.spec.group_size,
+            plain.codes,
+            plain.scales,
+            plain.offsets,
         )
         w.native["cpu"] = found
     return found

@@ -18,6 +18,8 @@ from minicpm4.kernels.pages import page_arrays
 
 # A group size for each kind: the smallest, of which most is kept beside x.
 GROUPS = {"f32": 0, "f16": 0, "bf16": 0, "int8": 32, "int4": 32, "ternary": 32}
+GROUPS |= {"int6": 16, "int5": 32, "int3": 16, "int2": 16}
+SHIFTED = ("int4", "int5", "int2")  # kinds that files have offsets of
 PAGE_SIZE = 64  # without sparse attention
 _CHAIN = np.add.accumulate(np.uint64(1) << np.arange(Tree.MOST, dtype=np.uint64))  # of a tree that sees most
 
@@ -73,12 +75,11 @@ def _spec(kind: str) -> QuantSpec:
 
 def _linear(kind: str, features: int, columns: int, ops: OpTable) -> Linear:
     spec, shape = _spec(kind), (features, columns)
-    codes, groups = packed_shapes(shape, spec, "rows")
-    scales = untouched(groups, np.float16) if spec.group_size else None
-    offsets = scales if kind == "int4" else None
-    tensor = PackedTensor(
-        spec=spec, shape=shape, codes=untouched(codes, spec.row.codes), scales=scales, offsets=offsets
-    )
+    shapes = packed_shapes(shape, spec, "rows")
+    scales = untouched(shapes["scales"], np.float16) if spec.group_size else None
+    offsets = scales if kind in SHIFTED else None
+    codes = untouched(shapes["codes"], spec.row.codes)
+    tensor = PackedTensor(spec=spec, shape=shape, codes=codes, scales=scales, offsets=offsets)
     return Linear(weight=ops.prepare(tensor))
 
 

@@ -32,12 +32,8 @@ class Arena:
 
     def place(self, tensor: PackedTensor) -> PackedTensor:
         """Return ``tensor`` with its arrays moved here."""
-        return replace(
-            tensor,
-            codes=self._move(tensor.codes),
-            scales=None if tensor.scales is None else self._move(tensor.scales),
-            offsets=None if tensor.offsets is None else self._move(tensor.offsets),
-        )
+        parts: dict[str, Any] = {part: self._move(array) for part, array in tensor.parts.items()}
+        return replace(tensor, **parts)
 
     def _move(self, array: NDArray) -> NDArray:
         if not array.nbytes:

@@ -69,10 +69,7 @@ def write(file: Path, key: Mapping[str, Any], tensors: Mapping[str, PackedTensor
 
 def _arrays(tensors: Mapping[str, PackedTensor]) -> dict[str, NDArray]:
     return {
-        f"{name}.{part}": array
-        for name, tensor in tensors.items()
-        for part in PARTS
-        if (array := getattr(tensor, part)) is not None
+        f"{name}.{part}": array for name, tensor in tensors.items() for part, array in tensor.parts.items()
     }
 
 
@@ -83,7 +80,7 @@ class _Plan:
     spec: QuantSpec
     shape: tuple[int, int]
     layout: Layout
-    parts: Mapping[str, str]  # codes, scales, offsets -> names of their arrays
+    parts: Mapping[str, str]  # PARTS -> names of their arrays
 
 
 class PackedFile:
@@ -150,7 +147,7 @@ class PackedFile:
             if not fits or "codes" not in parts:
                 raise CheckpointError(f"{name[:100]!r} is not a matrix of this model")
             # No layout needs twice the bytes: a file must not take more memory than was planned for.
-            most = 2 * packed_nbytes(shape, spec, scale_bytes=4, offsets=True) + (1 << 20)
+            most = 2 * packed_nbytes(shape, spec, scales="f32", offsets=True) + (1 << 20)
             if sum(self._entries[one].nbytes for one in parts.values()) > most:
                 raise CheckpointError(f"{name[:100]!r} is too large for {spec} and {shape}")
             found[name], used = _Plan(spec, shape, layout, parts), used + len(parts)
@@ -170,14 +167,12 @@ def checksum(array: NDArray) -> int:
 
 
 def _tensor(name: str, plan: _Plan, arrays: Mapping[str, NDArray]) -> PackedTensor:
-    parts = {part: arrays[plan.parts[part]] if part in plan.parts else None for part in PARTS}
-    codes = parts.pop("codes")
-    assert codes is not None
-    wrong = layout_problem(plan.spec, plan.shape, plan.layout, codes, **parts)
+    parts = {part: arrays[name] for part, name in plan.parts.items()}
+    wrong = layout_problem(plan.spec, plan.shape, plan.layout, parts)
     if wrong is not None:
         raise CheckpointError(f"{name[:100]!r}: {wrong}")
     try:
-        return PackedTensor(spec=plan.spec, shape=plan.shape, layout=plan.layout, codes=codes, **parts)
+        return PackedTensor(spec=plan.spec, shape=plan.shape, layout=plan.layout, **parts)
     except ConfigError as error:
         raise CheckpointError(f"{name[:100]!r}: {error.condition}") from error
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from minicpm4.config import ModelConfig
 from minicpm4.config.strict import shown, suggest
 from minicpm4.errors import ConfigError
 from minicpm4.formats import Checkpoint
-from minicpm4.formats.kinds import grouped_kinds, kind_of, weight_choices
+from minicpm4.formats.kinds import kind_of, rounded_kinds, weight_choices
 from minicpm4.formats.names import EMBED, HEAD, expected_tensors
-from minicpm4.formats.packing import default_spec
+from minicpm4.formats.packing import default_spec, wider
 from minicpm4.formats.quant import QuantSpec, packed_nbytes
+from minicpm4.kernels.contract import OpTable
 
 __all__ = ["MatrixPlan", "WeightPlan", "check_weights_choice", "plan_weights", "target_spec"]
 
@@ -23,7 +24,8 @@ class MatrixPlan:
     """One matrix (out, in): ``stored`` is the file's name for its type, ``read`` the format that the
     checkpoint's reader gives, ``target`` the one that it is held in. ``packs``: where its floats prove to be
     on the grid of a grouped kind, or its codes those of one of fewer bits, it is held in that instead, which
-    takes less.
+    takes less. ``widens``: it is widened before (``packing.widened``); ``wide_nbytes``: what it would take
+    then, 0: as much, as it is no other.
     """
 
     name: str
@@ -33,6 +35,8 @@ class MatrixPlan:
     target: QuantSpec
     nbytes: int
     packs: bool
+    widens: bool = False
+    wide_nbytes: int = 0
 
     def may_be(self, spec: QuantSpec) -> bool:
         """Whether ``spec`` can be the format that it is held in."""
@@ -62,11 +66,24 @@ class WeightPlan:
     @property
     def possible_kinds(self) -> frozenset[str]:
         """These, and what matrices that pack may prove to be."""
-        return self.kinds.union(grouped_kinds() if any(matrix.packs for matrix in self) else ())
+        return self.kinds.union(rounded_kinds() if any(matrix.packs for matrix in self) else ())
+
+    def on(self, ops: OpTable | None) -> WeightPlan:
+        """The plan for the kernels of ``ops``."""
+        if ops is None or not ops.widens:
+            return self
+        return replace(self, matrices=tuple(map(_widened, self)))
 
     def formats(self) -> dict[str, int]:
         """How many matrices are held in each format."""
         return dict(sorted(Counter(str(matrix.target) for matrix in self).items()))
+
+
+def _widened(matrix: MatrixPlan) -> MatrixPlan:
+    if not matrix.wide_nbytes:
+        return matrix
+    target = wider(matrix.target)
+    return replace(matrix, target=target, nbytes=matrix.wide_nbytes, wide_nbytes=0, widens=True)
 
 
 def plan_weights(checkpoint: Checkpoint, config: ModelConfig, weights: str = "auto") -> WeightPlan:
@@ -87,6 +104,7 @@ def plan_weights(checkpoint: Checkpoint, config: ModelConfig, weights: str = "au
                 target=target,
                 nbytes=info.loaded_nbytes if target == info.spec else packed_nbytes(both, target),
                 packs=weights == "auto" and (not target.row.group or info.narrows),
+                wide_nbytes=info.wide_nbytes if target == info.spec else 0,
             )
         )
     return WeightPlan(weights=weights, matrices=tuple(matrices))

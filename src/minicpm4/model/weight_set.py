@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from minicpm4.config import ModelConfig
 from minicpm4.errors import CheckpointError
 from minicpm4.formats import Checkpoint, check_tensors
-from minicpm4.formats.packing import exact_spec, packed_if_exact, repack
+from minicpm4.formats.packing import exact_spec, packed_if_exact, repack, widened
 from minicpm4.formats.quant import PackedTensor
 from minicpm4.kernels.contract import OpTable
 from minicpm4.kernels.layer_weights import AttentionWeights, FeedForwardWeights, Linear
@@ -88,7 +88,7 @@ class WeightSet:
                 "load it anew",
             )
         held = dict(self.weights.named_matrices())
-        for row in plan_weights(checkpoint, self.config, self.plan.weights):
+        for row in plan_weights(checkpoint, self.config, self.plan.weights).on(self.ops):
             becomes = (row.packs and exact_spec(checkpoint.load(row.name))) or row.target
             if becomes != held[row.name].spec:
                 raise CheckpointError(
@@ -112,7 +112,7 @@ def convert(checkpoint: Checkpoint, row: MatrixPlan, ops: OpTable | None = None)
     """A matrix as ``row`` has it, in the layout that ``ops`` likes: read-only views into the file, where they
     serve as they are, or new arrays. Raises CheckpointError."""
     tensor = checkpoint.load(row.name)
-    result = repack(tensor, row.target)
+    result = widened(tensor) if row.widens else repack(tensor, row.target)
     result = packed_if_exact(result) if row.packs else result
     result = result if ops is None else ops.prepare(result)
     if result is not tensor or row.read.row.group:

@@ -61,9 +61,9 @@ class Budget:
         return self.layout in ("gguf", "mlx", "hf", "llama")
 
     @property
-    def scale_bytes(self) -> int:
-        """Bytes that a group takes beside its codes."""
-        return 4 if self.layout == "mlx" else 2
+    def offsets(self) -> bool:
+        """Whether groups have an offset each, needed or not."""
+        return self.layout == "mlx"
 
     def read(self) -> dict[str, QuantSpec] | None:
         """What an earlier run has chosen; None: there is nothing of this conversion."""
@@ -107,12 +107,12 @@ def budgeted(
     for name, shape in shapes.items():
         if name not in choices:
             spec = specs[name] or _as_stored(checkpoint, name, place.ends)
-            fixed += packed_nbytes(shape, spec, scale_bytes=place.scale_bytes)
+            fixed += packed_nbytes(shape, spec, offsets=place.offsets)
     coarsest = {name: formats[:1] for name, formats in choices.items()}
     nothing = dict.fromkeys(choices, (0.0,))
-    allot(nothing, coarsest, shapes, fixed, options.bits, place.scale_bytes)  # before any work
+    allot(nothing, coarsest, shapes, fixed, options.bits, place.offsets)  # before any work
     costs = measure_costs(checkpoint, config, choices, rotation, _some(texts), ops, progress)
-    found = allot(costs, choices, shapes, fixed, options.bits, place.scale_bytes)
+    found = allot(costs, choices, shapes, fixed, options.bits, place.offsets)
     place.write(found)
     return found
 
@@ -293,16 +293,16 @@ def allot(
     shapes: Mapping[str, tuple[int, int]],
     fixed: int,
     bits: float,
-    scale_bytes: int = 2,
+    offsets: bool = False,
 ) -> dict[str, QuantSpec]:
     """A format for each matrix of ``choices``, so that the sum of ``costs`` is small and all matrices of
     ``shapes`` together take at most ``bits`` a weight; ``fixed``: bytes of those without a choice;
-    ``scale_bytes``: that a group takes beside its codes. Step by step the format that saves most for a byte.
+    ``offsets``: whether groups have an offset each. Step by step the format that saves most for a byte.
     Raises ConfigError where the coarsest take more."""
     most = int(bits * sum(rows * columns for rows, columns in shapes.values()) / 8)
     chosen = {name: formats[0] for name, formats in choices.items()}
     sizes = {
-        name: [packed_nbytes(shapes[name], spec, scale_bytes=scale_bytes) for spec in formats]
+        name: [packed_nbytes(shapes[name], spec, offsets=offsets) for spec in formats]
         for name, formats in choices.items()
     }
     spent = fixed + sum(each[0] for each in sizes.values())

@@ -1,5 +1,6 @@
-"""Embeddings and a head that are stored quantised and were not asked to change: kept where a layout holds
-them so, else floats that hold every value."""
+"""What is stored quantised and was not asked to change, as a layout can hold it: kinds that GGUF alone has
+are widened for others; embeddings and a head are kept where a layout holds them so, else floats that hold
+every value."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from minicpm4.errors import CheckpointError, ConfigError
 from minicpm4.formats.ggml_fit import own_types, same_in
 from minicpm4.formats.ggml_types import GGML_TYPES
 from minicpm4.formats.names import EMBED, HEAD
-from minicpm4.formats.packing import exact_float, pack_from_float, unpack
+from minicpm4.formats.packing import exact_float, pack_from_float, unpack, widened
 from minicpm4.formats.quant import PackedTensor, QuantSpec
 from minicpm4.formats.quantised_config import check_writable
 from minicpm4.formats.quantised_write import QUANTISED, OutMatrix, quantised_sources
@@ -38,6 +39,8 @@ class FittingEnds:
 
     def part(self, stem: str) -> dict[str, PackedTensor]:
         found = self.made.part(stem)
+        if self.layout != "gguf":  # others have no place for GGUF's kinds
+            found = {name: widened(tensor) for name, tensor in found.items()}
         if stem == ENDS:
             for name in (EMBED, HEAD):
                 tensor = found.get(name)
@@ -53,7 +56,7 @@ def _held(layout: str, name: str, tensor: PackedTensor) -> bool:
     if not tensor.spec.row.group:
         return True
     if layout == "gguf":
-        types = own_types(tensor.spec, tensor.shape[1], offsets=tensor.offsets is not None)
+        types = own_types(tensor.spec, tensor.shape[1], offsets=tensor.shifted)
         return any(same_in(tensor, GGML_TYPES[number]) is not None for number in types)
     if layout not in QUANTISED:
         return True

@@ -87,7 +87,7 @@ def write_model(made: Parts, folder: Path, layout: str, text: ModelText | None) 
                 weights += tensor.shape[0] * tensor.shape[1]
             if layout in QUANTISED and tensor.spec.row.group:
                 specs[name] = tensor.spec
-                shifted += [name] if tensor.offsets is not None else []
+                shifted += [name] if tensor.shifted else []
                 packed.append(OutMatrix.of(name, tensor, load))
                 continue
             sources[name] = _floats(tensor, vector, load)

@@ -189,7 +189,7 @@ def _type_of(name: str, tensor: PackedTensor, asked: GgufTypes) -> int:
         return number
     if not tensor.spec.row.group:
         return type_id(exact_float(tensor.codes) if tensor.spec.kind == "f32" else tensor.spec.kind)
-    for number in own_types(tensor.spec, tensor.shape[1], offsets=tensor.offsets is not None):
+    for number in own_types(tensor.spec, tensor.shape[1], offsets=tensor.shifted):
         if same_in(tensor, GGML_TYPES[number]) is not None:
             return number
     raise CheckpointError(
@@ -243,13 +243,9 @@ def _bytes(plan: _Plan, stem: str, name: str) -> NDArray:
         order = np.argsort(pairs_of_rows(rows, count))
         if vector:
             return np.ascontiguousarray(tensor.codes[0][order])
-        parts = {part: _rows(getattr(tensor, part), order) for part in ("codes", "scales", "offsets")}
+        parts: dict[str, Any] = {part: array[order] for part, array in tensor.parts.items()}
         tensor = PackedTensor(spec=tensor.spec, shape=tensor.shape, **parts)
     return tensor.codes[0] if vector else encoded(tensor, GGML_TYPES[plan.types[name]])
-
-
-def _rows(array: NDArray | None, order: NDArray[np.intp]) -> Any:
-    return None if array is None else array[order]
 
 
 def check_gguf(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from minicpm4.config import ModelConfig
 from minicpm4.config.strict import check_choice, check_integer, check_pattern, require, suggest
 from minicpm4.errors import ConfigError
-from minicpm4.formats.kinds import float_kinds, grouped_kinds
+from minicpm4.formats.kinds import float_kinds, rounded_kinds
 from minicpm4.formats.names import EMBED, HEAD, layer_tensors
 from minicpm4.formats.quant import QuantSpec
 from minicpm4.quantize.gptq import DAMPING
@@ -58,7 +58,7 @@ class QuantizeOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_choice("weights", self.weights, [*grouped_kinds(), *_float_choices()])
+        check_choice("weights", self.weights, [*rounded_kinds(), *_float_choices()])
         check_choice("method", self.method, list(METHODS))
         parse_format(self._usual)
         require(
@@ -90,7 +90,7 @@ class QuantizeOptions:
     @property
     def grouped(self) -> bool:
         """Whether layers become codes with scales."""
-        return self.weights in grouped_kinds()
+        return self.weights in rounded_kinds()
 
     @property
     def _usual(self) -> str:
@@ -161,7 +161,7 @@ def parse_format(text: str) -> QuantSpec | None:
     if text in _float_choices():
         return QuantSpec(kind=text)
     match = re.fullmatch(r"([a-z0-9]+)-g([0-9]{1,5})", text)
-    known = list(grouped_kinds())
+    known = list(rounded_kinds())
     if match is None or match[1] not in known:
         raise ConfigError(
             f"{text!r} is not a format of weights",

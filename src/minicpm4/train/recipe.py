@@ -22,7 +22,7 @@ from minicpm4.config.strict import from_table, require, suggest
 from minicpm4.data.corpora import PLAIN, Corpus
 from minicpm4.errors import ConfigError, ModelNotFoundError
 from minicpm4.files import read_text
-from minicpm4.formats.kinds import grouped_kinds
+from minicpm4.formats.kinds import rounded_kinds
 from minicpm4.formats.quant import BlockSpec, QuantSpec
 from minicpm4.train.settings import MAX_RATE, Adapter, Decay, OptimConfig, check_factor
 from minicpm4.zoo import resolve
@@ -296,7 +296,7 @@ class Recipe:
 
 def parse_spec(text: str, where: str) -> QuantSpec:
     """Read a weight format such as ternary-g64, int4-g32, ternary-b128x128. Raises ConfigError."""
-    rows = {name: row for name, row in grouped_kinds().items() if row.round is not None}
+    rows = rounded_kinds()
     block = re.fullmatch(r"([a-z0-9]+)-b(\d{1,6})x(\d{1,6})", text)
     if block is not None and block[1] in rows and rows[block[1]].blocks:
         return BlockSpec(kind=block[1], rows=int(block[2]), group_size=int(block[3]))

@@ -53,6 +53,8 @@ class GpuOps(OpTable):
     on_host = False
     kv_formats = ("bf16", "float32")
     reads_windows = False
+    widens = True
+    layout = "rows-wide"
 
     def __init__(self, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> None:
         self.device, self.dtype = device, dtype

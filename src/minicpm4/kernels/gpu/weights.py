@@ -19,8 +19,10 @@ from torch import Tensor
 from minicpm4.errors import UnsupportedError
 from minicpm4.formats.codes import UNIT_BITS
 from minicpm4.formats.kinds import KINDS
-from minicpm4.formats.quant import PARTS, PackedTensor, QuantSpec
+from minicpm4.formats.quant import PackedTensor, QuantSpec
 from minicpm4.kernels.layer_weights import Linear
+
+PARTS = ("codes", "scales", "offsets")  # those of scales in one level
 
 __all__ = ["TYPES", "DeviceMatrix", "device_matrix", "fill", "to_device", "weight_kinds"]
 
@@ -63,7 +65,7 @@ def weight_kinds() -> frozenset[str]:
     return frozenset(
         name
         for name, row in KINDS.items()
-        if not row.group or (not row.levels and UNIT_BITS.get(row.unpack) == row.bits)
+        if not row.group or (not (row.levels or row.wider) and UNIT_BITS.get(row.unpack) == row.bits)
     )
 
 
@@ -89,6 +91,8 @@ def device_matrix(linears: Sequence[Linear], device: torch.device) -> DeviceMatr
                 f"weights in the CPU's layout {weight.layout!r} cannot be read by the GPU",
                 "load the model with backend='gpu'",
             )
+        if weight.two_level:
+            raise UnsupportedError("scales of two levels cannot be read by the GPU", "widen the weights")
         if _kind(weight) != _kind(first):
             return None
     biases = None
