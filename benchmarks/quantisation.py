@@ -46,6 +46,7 @@ from minicpm4.formats.tensor_source import array_source, checkpoint_source
 from minicpm4.kernels.registry import exact_isa, host_table
 from minicpm4.machine import cpu_name, total_cores
 from minicpm4.model.source import OpenModel, open_model
+from minicpm4.model.weight_plan import plan_weights
 from minicpm4.quantize.layer import Layer, read_layer, read_tensor
 from minicpm4.quantize.options import FLOATS, METHODS, QuantizeOptions
 from minicpm4.quantize.rotate import Rotation
@@ -197,6 +198,13 @@ def tables(args: argparse.Namespace) -> dict[str, Any]:
             kept["rows"][name] = row | {"texts": read(original, str(target), windows)}
             write_json(done, finite(kept))
             print(line(name, kept["rows"][name]), flush=True)
+        for weights in args.loaded:
+            name = f"{weights} at load"
+            if name not in kept["rows"]:
+                row = loaded_size(source, weights)
+                kept["rows"][name] = row | {"texts": read(original, str(source), windows, weights)}
+                write_json(done, finite(kept))
+                print(line(name, kept["rows"][name]), flush=True)
         for one in args.also:
             name, _, file = one.partition("=")
             kept["rows"][name] = file_size(file) | {"texts": read(original, file, windows)}
@@ -246,6 +254,14 @@ def file_size(model: str) -> dict[str, float]:
     return {"nbytes": nbytes, "bits": 8 * nbytes / sum(rows * columns for rows, columns in shapes)}
 
 
+def loaded_size(model: Path, weights: str) -> dict[str, float]:
+    """Of matrices as they lie in memory when ``model`` is loaded with ``weights``."""
+    opened = open_model(model)
+    plan = plan_weights(opened.checkpoint, opened.config, weights)
+    count = sum(one.shape[0] * one.shape[1] for one in plan)
+    return {"nbytes": plan.nbytes, "bits": 8 * plan.nbytes / count}
+
+
 def size(config: ModelConfig, options: QuantizeOptions) -> dict[str, float]:
     """Bytes of all matrices, scales included, and bits a weight; floats count 16 bits. A rotated model has a
     head of its own, which a tied one has not."""
@@ -258,10 +274,16 @@ def size(config: ModelConfig, options: QuantizeOptions) -> dict[str, float]:
     return {"nbytes": nbytes, "bits": 8 * nbytes / sum(rows * columns for rows, columns in shapes.values())}
 
 
-def read(original: Remembered, made: str, windows: dict[str, list[list[int]]]) -> dict[str, Any]:
-    """By kind of text what a file that was made of ``original`` is like."""
+def read(
+    original: Remembered, made: str, windows: dict[str, list[list[int]]], weights: str = "auto"
+) -> dict[str, Any]:
+    """By kind of text what a file that was made of ``original`` is like, with ``weights`` as it is loaded."""
     with LLM(
-        made, context=max(len(one) for each in windows.values() for one in each) + 8, max_batch=1, **EXACT
+        made,
+        weights=weights,
+        context=max(len(one) for each in windows.values() for one in each) + 8,
+        max_batch=1,
+        **EXACT,
     ) as llm:
         return {kind: compare(original, llm, each).as_dict() for kind, each in windows.items()}
 
@@ -337,6 +359,8 @@ def parse() -> argparse.Namespace:
     add("--length", type=int, default=512)
     add("--windows", type=int, default=9, help="of each kind of text, to compare on")
     add("--seed", type=int, default=0)
+    add("--loaded", type=lambda text: text.split(","), default=[], metavar="WEIGHTS",
+        help="choices of --weights, rounded when the original is loaded")  # fmt: skip
     add("--also", action="append", default=[], metavar="NAME=MODEL", help="a file that another tool made")
     add("--json", type=Path)
     return parser.parse_args()

@@ -43,3 +43,27 @@ def test_floats_as_stored_may_prove_to_be_rounded(folder: Path) -> None:
 def test_unknown_choices_are_refused(folder: Path) -> None:
     with pytest.raises(ConfigError, match="weights = 'int5' is not a weight format"):
         plan(folder, "int5")
+
+
+def test_int4_has_groups_of_32_unless_others_are_said(folder: Path) -> None:
+    assert plan(folder, "int4").formats() == {"int4-g32": 14, "int8-g64": 2}
+    assert plan(folder, "int4-g64").formats() == {"int4-g64": 14, "int8-g64": 2}
+    assert plan(folder, "int8-g32").formats() == {"int8-g32": 16}
+
+
+def test_where_a_group_does_not_fit_another_is_taken(tmp_path: Path) -> None:
+    wide = make_checkpoint(tmp_path / "model", hidden_size=96, intermediate_size=160, head_dim=24)
+    formats = {one.name: str(one.target) for one in plan(wide, "int4-g64")}
+    assert set(formats.values()) == {"int4-g32", "int8-g32"}
+
+
+@pytest.mark.parametrize("weights", ["int4-g", "int4-g48", "bf16-g64", "f32", "int4-g64 "])
+def test_groups_that_cannot_be_are_refused(folder: Path, weights: str) -> None:
+    with pytest.raises(ConfigError, match="groups may be said: int4-g64"):
+        plan(folder, weights)
+
+
+@pytest.mark.parametrize("weights", ["int4", "int4-g64"])
+def test_loading_with_a_group_makes_what_was_planned(folder: Path, weights: str) -> None:
+    loaded = load_model(folder, weights).weights
+    assert {str(matrix.spec) for matrix in loaded.matrices()} == set(plan(folder, weights).formats())

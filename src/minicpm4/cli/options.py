@@ -108,7 +108,10 @@ def _given(group: object, *without: str) -> dict[str, Any]:
 class EngineFlags:
     """How a model runs."""
 
-    weights: Annotated[str | None, Option(help=f"Weights in memory: {weight_words('as stored')}.")] = None
+    weights: Annotated[
+        str | None,
+        Option(help=f"Weights in memory: {weight_words('as stored')}; int4 in groups of 32, int4-g64 of 64."),
+    ] = None
     attention: Annotated[
         str | None,
         Option(help="auto (sparse for long inputs where the model or --sparse says so), dense, sparse."),

@@ -38,10 +38,11 @@ class LLM(Texts, Scores):
     same time is answered together. (AsyncLLM is for asyncio.)
 
     ``model``: a name of ``minicpm4 models``, a folder, a .gguf file, or a hub repository. ``weights``: "auto"
-    (as stored), "bf16", "int8", "int4" or "ternary". ``attention``: "auto" (sparse from ``dense_len`` tokens
-    on where the checkpoint has a sparse_config or ``sparse`` is given), "dense", or "sparse" (at every token
-    unless ``sparse`` sets dense_len). ``sparse``: a SparseConfig, or a mapping of single settings over the
-    checkpoint's. ``backend``: "auto", "cpu", "gpu" or "ref"; ``threads`` and ``isa`` are for the CPU.
+    (as stored), "bf16", "int8", "int4", "ternary", or with a group, "int4-g64". ``attention``: "auto" (sparse
+    from ``dense_len`` tokens on where the checkpoint has a sparse_config or ``sparse`` is given), "dense", or
+    "sparse" (at every token unless ``sparse`` sets dense_len). ``sparse``: a SparseConfig, or a mapping of
+    single settings over the checkpoint's. ``backend``: "auto", "cpu", "gpu" or "ref"; ``threads`` and ``isa``
+    are for the CPU.
     ``context``: tokens of prompt and answer together; None: the model's own, or what fits in memory. Rotary
     scalings that depend on the length (dynamic, longrope) are fixed for this length. ``kv``: "bf16", "int8"
     or "float32", the precision of cached keys and values. ``activations``: "auto" (at least 16 bits where

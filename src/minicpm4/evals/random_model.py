@@ -97,14 +97,14 @@ class RandomCheckpoint:
 
 
 def random_checkpoint(name: str, weights: str = "auto") -> RandomCheckpoint:
-    """The random model ``name`` (one of SHAPES), held in ``weights``; "auto" means int4.
+    """The random model ``name`` (one of SHAPES), held in ``weights``; "auto" means int4 in groups of 64.
 
     Raises ConfigError.
     """
     check_weights_choice(weights)
     if name not in SHAPES:
         raise ConfigError(f"{name!r} is not a random model", "use " + " or ".join(SHAPES))
-    kind, stored = "int4" if weights == "auto" else weights, QuantSpec(kind="bf16")
+    kind, stored = "int4-g64" if weights == "auto" else weights, QuantSpec(kind="bf16")
     return RandomCheckpoint(
         SHAPES[name], lambda tensor, shape: target_spec(tensor, stored, shape, kind), name=name
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -10,13 +11,13 @@ from minicpm4.config import ModelConfig
 from minicpm4.config.strict import shown, suggest
 from minicpm4.errors import ConfigError
 from minicpm4.formats import Checkpoint
-from minicpm4.formats.kinds import kind_of, rounded_kinds, weight_choices
+from minicpm4.formats.kinds import float_kinds, kind_of, rounded_kinds, weight_choices
 from minicpm4.formats.names import EMBED, HEAD, expected_tensors
 from minicpm4.formats.packing import default_spec, wider
 from minicpm4.formats.quant import QuantSpec, packed_nbytes
 from minicpm4.kernels.contract import OpTable
 
-__all__ = ["MatrixPlan", "WeightPlan", "check_weights_choice", "plan_weights", "target_spec"]
+__all__ = ["MatrixPlan", "WeightPlan", "check_weights_choice", "parse_spec", "plan_weights", "target_spec"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,20 +112,52 @@ def plan_weights(checkpoint: Checkpoint, config: ModelConfig, weights: str = "au
 
 
 def check_weights_choice(weights: str) -> None:
-    """Raise ConfigError unless ``weights`` is one of ``weight_choices()``."""
+    """Raise ConfigError unless ``weights`` is one of ``weight_choices()``, or one of those with a group."""
     known = list(weight_choices())
-    if weights not in known:
-        raise ConfigError(f"weights = {shown(weights)} is not a weight format", suggest(str(weights), known))
+    if weights not in known and _with_group(weights) is None:
+        raise ConfigError(
+            f"weights = {shown(weights)} is not a weight format",
+            suggest(str(weights), known) + "; groups may be said: int4-g64",
+        )
 
 
 def target_spec(name: str, stored: QuantSpec, shape: tuple[int, int], weights: str) -> QuantSpec:
     """The format in which a matrix will be held.
 
     Embeddings and head keep 8 bits when less is asked for: their rows meet every token, and rounding
-    them costs far more accuracy than it saves memory.
+    them costs far more accuracy than it saves memory. int4 has groups of 32 unless said: a sixteenth more
+    to read than groups of 64, for a good part of what rounding to nearest loses (docs/quantisation.md).
     """
-    if weights in ("auto", stored.kind):
+    asked = _with_group(weights)
+    if weights in ("auto", stored.kind) or asked == stored:
         return stored
-    if name in (EMBED, HEAD) and kind_of(weights).bits < 8:
+    kind = weights if asked is None else asked.kind
+    if name in (EMBED, HEAD) and kind_of(kind).bits < 8:
         return stored if stored.row.group else default_spec("int8", shape[1]) or stored
-    return default_spec(weights, shape[1]) or stored
+    finest = QuantSpec(kind="int4", group_size=32) if weights == "int4" else asked
+    if finest is not None and finest.fits(shape[1]):
+        return finest
+    return default_spec(kind, shape[1]) or stored
+
+
+def _with_group(weights: str) -> QuantSpec | None:
+    """The format that "int4-g64" and the like name; None: it is none."""
+    try:
+        spec = parse_spec(weights)
+    except ConfigError:
+        return None
+    return spec if spec.group_size else None
+
+
+def parse_spec(text: str) -> QuantSpec:
+    """ "int4-g64" and the like, or "bf16". Raises ConfigError."""
+    floats = [name for name, row in float_kinds().items() if row.choice]
+    if text in floats:
+        return QuantSpec(kind=text)
+    match = re.fullmatch(r"([a-z0-9]+)-g([0-9]{1,5})", text)
+    if match is None or match[1] not in rounded_kinds():
+        raise ConfigError(
+            f"{text!r} is not a format of weights",
+            suggest(text, [*(f"{kind}-g64" for kind in rounded_kinds()), *floats, "float"]),
+        )
+    return QuantSpec(kind=match[1], group_size=int(match[2]))

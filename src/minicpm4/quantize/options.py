@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from minicpm4.config import ModelConfig
-from minicpm4.config.strict import check_choice, check_integer, check_pattern, require, suggest
+from minicpm4.config.strict import check_choice, check_integer, check_pattern, require
 from minicpm4.errors import ConfigError
 from minicpm4.formats.kinds import float_kinds, rounded_kinds
 from minicpm4.formats.names import EMBED, HEAD, layer_tensors
 from minicpm4.formats.quant import QuantSpec
+from minicpm4.model.weight_plan import parse_spec
 from minicpm4.quantize.gptq import DAMPING
 
 __all__ = ["METHODS", "SKIP_FIRST", "QuantizeOptions", "parse_format"]
@@ -156,18 +157,7 @@ class QuantizeOptions:
 
 def parse_format(text: str) -> QuantSpec | None:
     """ "int4-g64" and the like, or "bf16"; "float", as it is: None. Raises ConfigError."""
-    if text == FLOATS:
-        return None
-    if text in _float_choices():
-        return QuantSpec(kind=text)
-    match = re.fullmatch(r"([a-z0-9]+)-g([0-9]{1,5})", text)
-    known = list(rounded_kinds())
-    if match is None or match[1] not in known:
-        raise ConfigError(
-            f"{text!r} is not a format of weights",
-            suggest(text, [f"{kind}-g64" for kind in known] + [*_float_choices(), FLOATS]),
-        )
-    return QuantSpec(kind=match[1], group_size=int(match[2]))
+    return None if text == FLOATS else parse_spec(text)
 
 
 def _float_choices() -> list[str]:
