@@ -8,6 +8,7 @@
     │   └── ToolSchemaError    calls of a tool cannot be held to its schema
     ├── EngineError        the engine failed beneath a request that was right; asked again, it may be served
     ├── ToolServerError    a server of tools cannot be started or reached, or does not keep to the protocol
+    ├── NotAllowedError    something was not allowed by whoever was asked, or nobody was there to ask
     ├── MemoryPlanError    what was asked for does not fit in memory
     ├── UnsupportedError   this machine or installation lacks something that was asked for
     ├── TrainingError      a training run cannot go on
@@ -28,6 +29,7 @@ __all__ = [
     "MemoryPlanError",
     "Minicpm4Error",
     "ModelNotFoundError",
+    "NotAllowedError",
     "RequestError",
     "TextError",
     "ToolSchemaError",
@@ -76,6 +78,10 @@ class EngineError(Minicpm4Error):
 
 class ToolServerError(Minicpm4Error):
     """A server of tools cannot be started or reached, or does not keep to the protocol."""
+
+
+class NotAllowedError(Minicpm4Error):
+    """Something was not allowed by whoever was asked, or nobody was there to ask."""
 
 
 class MemoryPlanError(Minicpm4Error):

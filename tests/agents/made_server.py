@@ -170,6 +170,7 @@ class Asks(Made):
 
 class Hangs(Made):
     def call(self, number: Any, name: str, given: dict[str, Any]) -> None:
+        self.note(str(os.getpid()))
         time.sleep(3600)
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 
+from minicpm4.agents.mcp.approvals import Approvals
 from minicpm4.agents.mcp.asking import Ask, Consent, Form, May
-from minicpm4.agents.mcp.config import ServerSpec
+from minicpm4.agents.mcp.config import ServerConfig, ServerSpec
 from minicpm4.agents.mcp.limits import Limits
 from minicpm4.agents.mcp.server import Server
+from minicpm4.agents.mcp.toolbox import Toolbox
 from tests.waiting import until_true
 
 HERE = Path(__file__).parent
@@ -71,6 +73,20 @@ async def running(
         yield server
     finally:
         await server.close()
+
+
+@asynccontextmanager
+async def boxed(
+    specs: Sequence[ServerSpec],
+    person: Person,
+    limits: Limits = SOON,
+    approvals: Approvals | None = None,
+) -> AsyncIterator[Toolbox]:
+    """A toolbox over servers that are listed."""
+    config = ServerConfig({spec.name: spec for spec in specs})
+    async with Toolbox(config, approvals or Approvals(None), person.ask, limits) as box:
+        await box.refresh()
+        yield box
 
 
 @asynccontextmanager

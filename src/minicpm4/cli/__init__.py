@@ -27,6 +27,7 @@ COMMANDS = {
     "chat": "Talk with a model, turn by turn.",
     "generate": "Continue a prompt, or answer one, and print the text.",
     "serve": "Answer over HTTP, by the APIs of OpenAI and Anthropic.",
+    "mcp": "Use tools of MCP servers, each allowed first.",
     "models": "List the models known by name, and which are present.",
     "pull": "Download a model's files.",
     "convert": "Make a model small: int4, int8 or ternary weights, in files that others read too.",

@@ -119,6 +119,9 @@ async def _message(line: bytes, said: MemoryObjectSendStream[Any], wire: Wire) -
     try:
         message = types.jsonrpc_message_adapter.validate_json(line, by_name=False)
     except (ValueError, RecursionError):
+        if line.lstrip().startswith(b"{") and b'"jsonrpc"' in line:  # somebody waits for it
+            wire.broke("it wrote a message that cannot be read")
+            return False
         return wire.noise(len(line))
     await said.send(SessionMessage(message))
     return True
