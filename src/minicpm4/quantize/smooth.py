@@ -23,6 +23,7 @@ __all__ = ["fold", "shared", "smooth"]
 
 POWERS = np.arange(0, 1.01, 0.1)  # of the mean magnitude, tried
 LEAST = 1e-4  # of a factor
+ROWS = 512  # of a matrix, on which factors are tried: one power of eleven is chosen for all
 
 Floats = NDArray[np.float32]
 
@@ -36,8 +37,9 @@ def smooth(
         share = shared(layer.config, names)
         size = np.maximum(_alike(hessian.mean_size, share, layer.config.head_dim), 1e-8)
         h = hessian.sum.astype(np.float32, copy=False)
-        right = {name: squared_output(layer.weight(name), h) for name in names if name in specs}
-        tried = [(_error(layer, right, h, _factors(size, power), specs), power) for power in POWERS]
+        rows = {name: _spread(layer.weight(name)) for name in names if name in specs}
+        right = {name: squared_output(weight, h) for name, weight in rows.items()}
+        tried = [(_error(rows, right, h, _factors(size, power), specs), power) for power in POWERS]
         power = min(tried)[1]
         if power:
             fold(layer, names, _factors(size, power), share)
@@ -50,16 +52,24 @@ def _factors(size: NDArray, power: float) -> Floats:
 
 
 def _error(
-    layer: Layer, right: Mapping[str, float], h: Floats, factors: Floats, specs: dict[str, QuantSpec]
+    rows: Mapping[str, Floats],
+    right: Mapping[str, float],
+    h: Floats,
+    factors: Floats,
+    specs: dict[str, QuantSpec],
 ) -> float:
-    """Output error of the matrices rounded to nearest after ``factors``, each as a part of its squared
-    outputs ``right``."""
+    """Output error of ``rows`` of matrices rounded to nearest after ``factors``, each as a part of its
+    squared outputs ``right``."""
     total = 0.0
-    for name, squared in right.items():
-        weight = layer.weight(name)
+    for name, weight in rows.items():
         rounded = unpack(pack_from_float(weight * factors, specs[name])) / factors
-        total += squared_output(rounded - weight, h) / squared if squared > 0 else 0.0
+        total += squared_output(rounded - weight, h) / right[name] if right[name] > 0 else 0.0
     return total
+
+
+def _spread(weight: Floats) -> Floats:
+    """At most ROWS rows, evenly spread."""
+    return np.ascontiguousarray(weight[:: -(-len(weight) // ROWS)])
 
 
 def shared(config: ModelConfig, names: Sequence[str]) -> int:
