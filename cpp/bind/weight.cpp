@@ -11,7 +11,7 @@
 namespace minicpm4 {
 namespace {
 
-constexpr i64 kPanelGroup = 32;  // groups in panels are multiples of this
+constexpr i64 kPanelGroup = 16;  // groups in panels are multiples of this
 constexpr i64 kPanelBytes = 4;   // bytes of codes of each row that lie together
 
 const KindInfo& kind_info(const std::string& name) {

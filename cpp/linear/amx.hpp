@@ -92,7 +92,7 @@ MC_INLINE __m512 lane_codes(__m512i codes, int index) {
     }
 }
 
-// Columns [k, end) of panel p as tiles: lanes are weight rows as they lie.
+// Columns [k, end) of panel p as tiles, the last filled up with zeros: lanes are weight rows as they lie.
 template <class F, int BIAS>
 static void unpack_amx_panel(const Matrix& m, i64 p, i64 k, i64 end, TileWords* to) {
     constexpr i64 kStep = PanelStep<F>::value;
@@ -118,6 +118,7 @@ static void unpack_amx_panel(const Matrix& m, i64 p, i64 k, i64 end, TileWords* 
             }
         }
     }
+    if (m.cols % kTileDepth != 0 && end == m.cols) memset(row, 0, kTileSide / 2 * 64);  // half a tile
 }
 
 // As above, from the layout that the matrix has; r is a multiple of 16.

@@ -6,7 +6,6 @@
 // (of x in a tile), kPanelRows (of W in a panel), pack, unpack and multiply. Included inside the
 // namespace of the instruction set.
 
-constexpr i64 kBlockDepth = 128;  // columns of W at once
 constexpr i64 kBlockRows = 96;    // weight rows of a block at most
 constexpr int kMostSegments = 8;
 
@@ -32,7 +31,7 @@ MC_INLINE Segments find_segments(const Matrix& m, i64 k) {
 }
 
 // Columns [k, end) of a row of x as 16-bit integers, 16 at a time to place(column, q); returns their scale, and with
-// `sums` theirs over segments.
+// `sums` the sums of the integers of segments.
 template <class Place>
 MC_INLINE float quantise_depth(const float* x, i64 k, i64 end, const Segments& s, float* sums, const Place& place) {
     const float scale = int16_scale(x + k, end - k), inverse = inverse_scale(scale);
@@ -40,7 +39,7 @@ MC_INLINE float quantise_depth(const float* x, i64 k, i64 end, const Segments& s
     for (int segment = 0; segment < s.count; from = s.stop[segment++]) {
         const auto shifted = [&](i64 at, const Ints* q) { place(from + at, q); };
         const float sum = quantise_x(x + k + from, s.stop[segment] - from, inverse, shifted);
-        if (sums != nullptr) sums[segment] = scale * sum;
+        if (sums != nullptr) sums[segment] = sum;
     }
     return scale;
 }
@@ -98,7 +97,7 @@ MC_INLINE void write_y(const BlockOutput& out, V (*total)[COLUMNS]) {
         for (int a = 0; a < ROWS; ++a) {
             if (a >= out.rows) break;
             float* y = args.y + (out.row + a) * args.w.rows + column;
-            V value = add(total[a][b], bias);
+            V value = args.bias != nullptr ? add(total[a][b], bias) : total[a][b];
             if (args.add) value = fma(set1(args.scale), value, get(y));
             if (WHOLE) {
                 store(y, value);
@@ -124,10 +123,9 @@ MC_INLINE void store_tile(const BlockOutput& out, V (*total)[COLUMNS]) {
     }
 }
 
-// Sums of a depth block: times the scales of x, plus those of earlier depths and the products of offsets.
-template <int ROWS, int COLUMNS, bool SCALED, bool OFFSETS, class XTile, class Panel>
-MC_INLINE void finish_tile(const Segments& s, const XTile& x, const Panel& w, const BlockOutput& out,
-                           V (*total)[COLUMNS]) {
+// Parts of a depth block: times the scales of x, plus the sums of earlier depths.
+template <int ROWS, int COLUMNS, bool SCALED, class XTile>
+MC_INLINE void finish_tile(const XTile& x, const BlockOutput& out, V (*total)[COLUMNS]) {
     MC_UNROLL
     for (int a = 0; a < ROWS; ++a) {
         const V scale = set1(SCALED ? x.scale[a] : 1.0F);
@@ -135,16 +133,6 @@ MC_INLINE void finish_tile(const Segments& s, const XTile& x, const Panel& w, co
         for (int b = 0; b < COLUMNS; ++b) {
             const V before = out.first ? zero() : load(out.c + a * kBlockRows + W * b);
             total[a][b] = fma(total[a][b], scale, before);
-        }
-    }
-    for (int segment = 0; OFFSETS && segment < s.count; ++segment) {
-        MC_UNROLL
-        for (int b = 0; b < COLUMNS; ++b) {
-            const V offset = load(w.offsets[segment] + W * b);
-            MC_UNROLL
-            for (int a = 0; a < ROWS; ++a) {
-                total[a][b] = fma(set1(x.sums[segment][a]), offset, total[a][b]);
-            }
         }
     }
     store_tile<ROWS, COLUMNS>(out, total);

@@ -67,6 +67,11 @@ struct MatrixUnit {
         const float32x2_t two = vld1_f32(scales + 2 * (v % 4));
         return {vcombine_f32(two, two)};
     }
+    // What rows of x have one of each, as lanes of sum v.
+    static V of_x(const float* rows, int v) {
+        const float* two = rows + v / 4 * 2;
+        return {vcombine_f32(vdup_n_f32(two[0]), vdup_n_f32(two[1]))};
+    }
     static void rows(const V* total, V (*to)[2]) { rows_of_matrices(total, to); }
 };
 using HalfUnit = MatrixUnit;
@@ -97,6 +102,7 @@ struct DotUnit {
         multiply_four<0>(sum, left, w);
     }
     static V scale(const float* scales, int v) { return load(scales + W * (v % 2)); }
+    static V of_x(const float* rows, int v) { return set1(rows[v / 2]); }
     static void rows(const V* total, V (*to)[2]) {
         MC_UNROLL
         for (int v = 0; v < kHalfSums; ++v) to[v / 2][v % 2] = total[v];
@@ -143,11 +149,12 @@ static void tile_halves(const Segments& s, const HalfTile& x, const HalfPanel& w
         MC_UNROLL
         for (int v = 0; v < kHalfSums; ++v) {
             total[v] = fma(to_floats(join_halves(high[v], low[v])), U::scale(w.scales[segment], v), total[v]);
+            if (OFFSETS) total[v] = fma(U::of_x(x.sums[segment], v), U::scale(w.offsets[segment], v), total[v]);
         }
     }
     V rows[kHalfTile][2];
     U::rows(total, rows);
-    finish_tile<kHalfTile, 2, true, OFFSETS>(s, x, w, out, rows);
+    finish_tile<kHalfTile, 2, true>(x, out, rows);
 }
 
 template <class U>
@@ -192,13 +199,11 @@ struct HalfKernel {
 // The same of bf16: for each 4 columns the rows together.
 struct alignas(64) BF16Tile {
     bfloat16_t values[kBlockDepth / 4][4 * kHalfTile];
-    float scale[1];  // not used: with the next one, what finish_tile may look at
-    float sums[1][1];
+    float scale[1];  // not used: what finish_tile may look at
 };
 
 struct alignas(64) BF16Panel {
     bfloat16_t values[kBlockDepth / 4][4 * kHalfPanel];
-    float offsets[1][1];
 };
 
 struct BF16Kernel {
@@ -251,7 +256,7 @@ struct BF16Kernel {
         }
         V rows[kHalfTile][2];
         rows_of_matrices(total, rows);
-        finish_tile<kHalfTile, 2, false, false>(s, x, w, out, rows);
+        finish_tile<kHalfTile, 2, false>(x, out, rows);
     }
 };
 #endif

@@ -1,6 +1,7 @@
 // y = x W^T with x in 8 bits, a choice (activations = "int8"): many rows of x, weights in panels.
 //
-// vpdpbusd does twice the products of vpdpwssd. Each unit of x (32 to 128 columns of one group) is rounded to
+// vpdpbusd does twice the products of vpdpwssd. Each unit of x (16 to 128 columns of one group, a block and a piece
+// of linear/quantise.hpp) is rounded to
 // signed bytes with a scale of its own; codes are exact, as unsigned bytes, and their shift starts the sums. Two panels at a
 // time are unpacked to bytes over the whole depth, and stay in the second cache level while all rows of x pass by,
 // kInt8Rows at once with their totals in registers. Included inside the namespace of the instruction set, with
@@ -80,34 +81,30 @@ template <int ROWS, int COLUMNS>
 static void tile_int8(const LinearArgs& args, const PanelX& x, i64 first, i64 p, const Int8Panels& w) {
     constexpr i64 kLanes = kInt8Panels * kPanelRows;
     const Matrix& m = args.w;
-    const i64 unit = panel_unit(m), per_group = m.group / unit, groups = m.cols / m.group;
+    const i64 unit = panel_unit(m), per_group = m.group / unit;
     __m512 total[ROWS][COLUMNS];
     MC_UNROLL
     for (int a = 0; a < ROWS; ++a) {
         MC_UNROLL
         for (int b = 0; b < COLUMNS; ++b) total[a][b] = _mm512_setzero_ps();
     }
-    for (i64 u = 0; u < x.units; ++u) {
+    for (i64 u = 0; u < m.cols / unit; ++u) {
         __m512i sum[ROWS][COLUMNS];
         dot_int8_unit<ROWS, COLUMNS>(x, first, u, unit, w, sum);
         const float* scales = w.scales + u / per_group * kLanes;
+        const float* offsets = w.offsets + u / per_group * kLanes;
         MC_UNROLL
         for (int a = 0; a < ROWS; ++a) {
             const __m512 scale = _mm512_set1_ps(x.scales(first + a)[u]);
             MC_UNROLL
             for (int b = 0; b < COLUMNS; ++b) {
-                const __m512 factor = _mm512_mul_ps(scale, _mm512_load_ps(scales + b * kPanelRows));
-                total[a][b] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[a][b]), factor, total[a][b]);
-            }
-        }
-    }
-    for (i64 g = 0; m.offsets != nullptr && g < groups; ++g) {
-        MC_UNROLL
-        for (int a = 0; a < ROWS; ++a) {
-            const __m512 of_x = _mm512_set1_ps(x.sums[(first + a) * x.groups + g]);
-            MC_UNROLL
-            for (int b = 0; b < COLUMNS; ++b) {
-                total[a][b] = _mm512_fmadd_ps(of_x, _mm512_load_ps(w.offsets + g * kLanes + b * kPanelRows), total[a][b]);
+                const __m512 real = _mm512_cvtepi32_ps(sum[a][b]);
+                __m512 part = _mm512_fmadd_ps(real, _mm512_load_ps(scales + b * kPanelRows), _mm512_setzero_ps());
+                if (m.offsets != nullptr) {
+                    const __m512 of_x = _mm512_set1_ps(x.sums(first + a)[u]);
+                    part = _mm512_fmadd_ps(of_x, _mm512_load_ps(offsets + b * kPanelRows), part);
+                }
+                total[a][b] = _mm512_fmadd_ps(part, scale, total[a][b]);
             }
         }
     }

@@ -4,10 +4,8 @@
 #include "linear/floats.hpp"
 #if defined(MC_HAS_INTS)
 #include "linear/quantise.hpp"
+#if defined(MC_HAS_WORDS)
 #include "linear/few.hpp"
-#if defined(MC_HAS_VNNI)
-#include "linear/bytes.hpp"
-#else
 #include "linear/words.hpp"
 #endif
 #if defined(MC_HAS_PANELS)

@@ -10,8 +10,8 @@ constexpr i64 kPairs = kBlockDepth / 2;
 constexpr int kPairTile = 6;         // x rows at once in registers
 constexpr i64 kPairPanel = 2 * W;    // weight rows side by side
 
-// One depth block of kPairTile rows of x: word t of a row holds columns 2t and 2t + 1. Sums are over segments, for
-// offsets.
+// One depth block of kPairTile rows of x: word t of a row holds columns 2t and 2t + 1. Sums are those of a segment's
+// integers, for offsets.
 struct alignas(64) PairTile {
     u32 pairs[kPairTile][kPairs];
     float scale[kPairTile];
@@ -151,9 +151,14 @@ static void tile_pairs(const Segments& s, const PairTile& x, const PairPanel& w,
             const V scale = P::kScaled ? load(w.scales[segment] + W * b) : set1(1.0F);
             MC_UNROLL
             for (int a = 0; a < kPairTile; ++a) total[a][b] = fma(P::real(sum[a][b]), scale, total[a][b]);
+            if constexpr (OFFSETS) {
+                const V offset = load(w.offsets[segment] + W * b);
+                MC_UNROLL
+                for (int a = 0; a < kPairTile; ++a) total[a][b] = fma(set1(x.sums[segment][a]), offset, total[a][b]);
+            }
         }
     }
-    finish_tile<kPairTile, COLUMNS, P::kScaled, OFFSETS>(s, x, w, out, total);
+    finish_tile<kPairTile, COLUMNS, P::kScaled>(x, out, total);
 }
 
 #if defined(MC_HAS_PANELS)

@@ -1,9 +1,9 @@
-// y = x W^T for few rows of x and weights in panels (formats/quant.py), by products of bytes.
+// y = x W^T for few rows of x and weights in panels (formats/quant.py), by products of small integers.
 //
 // Lanes are weight rows, so a panel is one stream of codes and one of scales, x is broadcast from memory, and no lanes
-// are summed at the end. Each unit of x (32 to 128 columns of one group) becomes 16-bit integers q = 256 hi + lo with
-// a scale, hi and lo signed bytes: all but that rounding, to 1/65024 of the unit's largest value, is exact until a
-// unit's sum is scaled. In 8 bits, a choice (activations = "int8") that takes VNNI, there is hi alone. The products are in
+// are summed at the end. Each block of x (linear/quantise.hpp) becomes 16-bit integers q = 256 hi + lo with a scale, hi and lo
+// signed bytes: all but that rounding, to 1/65024 of the block's largest value, is exact until a piece's sum is
+// scaled. In 8 bits, a choice (activations = "int8") that takes VNNI, there is hi alone, and blocks are shorter. The products are in
 // linear/panels_avx512.hpp and linear/panels_avx2.hpp. Included inside the namespace of the instruction set, with MC_HAS_PANELS only.
 
 constexpr i64 kFewPanelRows = 16;   // of x; more go to linear/int8.hpp
@@ -15,7 +15,7 @@ struct CodeBytes;
 template <>
 struct CodeBytes<FormatInt8> {
     static constexpr i64 kParts = 1;
-    static constexpr int kBias = 128;
+    static constexpr int kBias = kHasVnni ? 128 : 0;  // AVX2 multiplies 16-bit words
 };
 template <>
 struct CodeBytes<FormatInt4> {
@@ -34,23 +34,65 @@ struct PanelStep {
     static constexpr i64 value = 4 * CodeBytes<F>::kParts;
 };
 
-// Columns that share a scale of x.
-MC_INLINE i64 panel_unit(const Matrix& m) { return m.group % 128 == 0 ? 128 : m.group % 64 == 0 ? 64 : 32; }
+// Whether a piece may end with 16 columns: groups are multiples of those only.
+template <class F>
+constexpr bool has_half_spans = kKinds[static_cast<int>(F::KIND)].group_multiple % 32 != 0;
 
-// x rows, `pitch` bytes apart: hi (cols), lo (cols, in 16 bits only), then of each unit -bias times the sum of q as
-// i32 and the scale as float; sums (rows, groups) with offsets only.
+// Columns that share a scale of x in 8 bits: of one group.
+MC_INLINE i64 panel_unit(const Matrix& m) {
+    return m.group % 128 == 0 ? 128 : m.group % 64 == 0 ? 64 : m.group % 32 == 0 ? 32 : 16;
+}
+
+// A piece of columns (linear/quantise.hpp).
+struct Piece {
+    u8 sixteens;     // of columns
+    bool group_ends;
+    bool block_ends;
+};
+
+// x rows, `pitch` bytes apart: hi (cols), lo (cols, in 16 bits only; or both as words, see words_of_x), then of each piece
+// -bias times the sum of q as i32 and with offsets that sum as float, then the scale of each block.
 struct PanelX {
     const u8* rows;
     i64 pitch;
     i64 cols;
     i64 bytes;  // of codes: cols or 2 cols
-    i64 units;
-    const float* sums;
-    i64 groups;
+    i64 block;  // columns that share a scale
+    const Piece* pieces;
+    i64 most;       // pieces at most
+    i64 sums_at;    // from shifts on
+    i64 scales_at;
 
     const i32* shifts(i64 j) const { return reinterpret_cast<const i32*>(rows + j * pitch + bytes); }
-    const float* scales(i64 j) const { return reinterpret_cast<const float*>(shifts(j) + units); }
+    const float* sums(i64 j) const { return reinterpret_cast<const float*>(shifts(j)) + sums_at; }
+    const float* scales(i64 j) const { return reinterpret_cast<const float*>(shifts(j)) + scales_at; }
 };
+
+MC_INLINE PanelX panel_x(const Matrix& m, bool narrow) {
+    PanelX x = {};
+    x.cols = m.cols;
+    x.bytes = narrow ? m.cols : 2 * m.cols;
+    x.block = narrow ? panel_unit(m) : kBlockDepth;
+    const i64 blocks = (m.cols + x.block - 1) / x.block;
+    x.most = blocks + m.cols / m.group;
+    x.sums_at = m.offsets != nullptr ? x.most : 0;
+    x.scales_at = x.most + x.sums_at;
+    // A line more than a row takes: rows a multiple of 4096 bytes apart would fall on the same cache sets.
+    x.pitch = (x.bytes + 4 * (x.scales_at + blocks) + 63) / 64 * 64 + 64;
+    return x;
+}
+
+static void cut_pieces(const Matrix& m, i64 block, Piece* to) {
+    i64 group_end = m.group, block_end = block;
+    for (i64 k = 0; k < m.cols; ++to) {
+        if (block_end > m.cols) block_end = m.cols;
+        const i64 end = group_end < block_end ? group_end : block_end;
+        *to = {static_cast<u8>((end - k) / 16), end == group_end, end == block_end};
+        if (end == group_end) group_end += m.group;
+        if (end == block_end) block_end += block;
+        k = end;
+    }
+}
 
 // What codes exceed weights by: int4 with offsets is as stored; int8 is shifted to be unsigned.
 template <class F>
@@ -64,34 +106,39 @@ MC_INLINE int panel_bias(const Matrix& m) {
 #include "linear/panels_avx2.hpp"
 #endif
 
-// One unit of x to hi and lo, or in 8 bits (lo null) to hi alone, its shift and its scale; returns the sum of its
-// quantised values times that.
-MC_INLINE float quantise_panel_unit(const float* x, i64 unit, int bias, u8* hi, u8* lo, i32* shift, float* scales) {
-    // 32512 = 256 * 127: the largest value becomes hi = 127, lo = 0.
-    const float scale = int16_scale(x, unit) * (lo != nullptr ? 1.0F : 256.0F);
-    const float sum = quantise_x(x, unit, inverse_scale(scale), [hi, lo](i64 k, const Ints* q) {
-        if (lo != nullptr) {
-            store_halves(hi + k, lo + k, q);
-        } else {
-            store_bytes(hi + k, q);
-        }
-    });
-    *shift = -bias * static_cast<i32>(sum);
-    *scales = scale;
-    return scale * sum;
+// Columns [k, k + count) of x to hi and lo, or in 8 bits (narrow) to hi alone, or to words; returns the sum of their
+// integers.
+template <class F>
+MC_INLINE float quantise_panel_piece(const float* x, i64 k, i64 count, float inverse, const PanelX& layout, u8* to) {
+    if constexpr (words_of_x<F>) {
+        return quantise_x(x + k, count, inverse, [=](i64 at, const Ints* q) { store_x_words(to + 2 * (k + at), q); });
+    }
+    u8 *hi = to + k, *lo = hi + layout.cols;
+    if (layout.bytes == layout.cols) {
+        return quantise_x(x + k, count, inverse, [hi](i64 at, const Ints* q) { store_bytes(hi + at, q); });
+    }
+    return quantise_x(x + k, count, inverse, [hi, lo](i64 at, const Ints* q) { store_halves(hi + at, lo + at, q); });
 }
 
 template <class F>
-static void quantise_panel_row(const Matrix& m, const float* x, const PanelX& layout, u8* to, float* sums) {
-    const i64 unit = panel_unit(m), per_group = m.group / unit;
+static void quantise_panel_row(const Matrix& m, const float* x, const PanelX& layout, u8* to) {
+    const bool narrow = layout.bytes == layout.cols;
+    const int bias = panel_bias<F>(m);
     i32* shifts = reinterpret_cast<i32*>(to + layout.bytes);
-    float* scales = reinterpret_cast<float*>(shifts + layout.units);
-    for (i64 u = 0; u < layout.units; ++u) {
-        const i64 k = u * unit;
-        u8* low = layout.bytes > m.cols ? to + m.cols + k : nullptr;
-        const float sum =
-            quantise_panel_unit(x + k, unit, panel_bias<F>(m), to + k, low, shifts + u, scales + u);
-        if (sums != nullptr) sums[u / per_group] = (u % per_group == 0 ? 0.0F : sums[u / per_group]) + sum;
+    float* sums = reinterpret_cast<float*>(shifts) + layout.sums_at;
+    float* scales = reinterpret_cast<float*>(shifts) + layout.scales_at;
+    const Piece* piece = layout.pieces;
+    for (i64 k = 0; k < m.cols;) {
+        const i64 left = m.cols - k, size = left < layout.block ? left : layout.block;
+        // 32512 = 256 * 127: the largest value becomes hi = 127, lo = 0.
+        const float scale = int16_scale(x + k, size) * (narrow ? 256.0F : 1.0F);
+        *scales++ = scale;
+        do {
+            const float sum = quantise_panel_piece<F>(x, k, 16 * piece->sixteens, inverse_scale(scale), layout, to);
+            *shifts++ = -bias * static_cast<i32>(sum);
+            if (layout.sums_at > 0) *sums++ = sum;
+            k += 16 * piece->sixteens;
+        } while (!piece++->block_ends);
     }
 }
 
@@ -125,25 +172,18 @@ template <class F>
 static void linear_panels(Pool& pool, const SharedProducts& all) {
     const LinearArgs& args = *all.args;
     const Matrix& m = args.w;
-    PanelX x = {};
-    x.cols = m.cols;
-    x.bytes = args.bytes ? m.cols : 2 * m.cols;
-    x.units = m.cols / panel_unit(m);
-    x.groups = m.offsets != nullptr ? m.cols / m.group : 0;
-    // A line more than a row takes: rows a multiple of 4096 bytes apart would fall on the same cache sets.
-    x.pitch = (x.bytes + 8 * x.units + 63) / 64 * 64 + 64;
-    pool.reserve_shared(args.n * (x.pitch + x.groups * static_cast<i64>(sizeof(float))));
+    PanelX x = panel_x(m, args.bytes);
+    pool.reserve_shared(args.n * x.pitch + x.most * static_cast<i64>(sizeof(Piece)));
     u8* rows = static_cast<u8*>(pool.shared());
-    float* sums = reinterpret_cast<float*>(rows + args.n * x.pitch);
+    Piece* pieces = reinterpret_cast<Piece*>(rows + args.n * x.pitch);
+    x.rows = rows;
+    x.pieces = pieces;
+    auto cut = [&](i64, i64, int) { cut_pieces(m, x.block, pieces); };
+    parallel(pool, 1, 1, cut);
     auto quantise = [&](i64 begin, i64 end, int) {
-        for (i64 j = begin; j < end; ++j) {
-            quantise_panel_row<F>(m, args.x + j * m.cols, x, rows + j * x.pitch,
-                                  x.groups > 0 ? sums + j * x.groups : nullptr);
-        }
+        for (i64 j = begin; j < end; ++j) quantise_panel_row<F>(m, args.x + j * m.cols, x, rows + j * x.pitch);
     };
     parallel(pool, args.n, 4, quantise);
-    x.rows = rows;
-    x.sums = sums;
 #if defined(MC_HAS_VNNI)
     if (args.n > kFewPanelRows) return many_panel_rows<F>(pool, all, x);
 #endif

@@ -1,9 +1,20 @@
 // Products with panels by AVX2: vpmaddubsw multiplies unsigned codes by signed bytes of x and adds two neighbours in
-// 16 bits, which hold the sums of 32 columns as codes are below 16. int8 stays in rows: as two halves of 4 bits it was no
-// faster for one row of x, and slower for several. A panel is two vectors of 8 rows. For linear/panels.hpp.
+// 16 bits, which hold the sums of 32 columns as codes are below 16. Codes of 8 bits become words, which vpmaddwd multiplies
+// by words of x. A panel is two vectors of 8 rows. For linear/panels.hpp.
 
 constexpr int kPanelX = 4;          // x rows at once
 constexpr i64 kPanelSpan = 32;      // columns summed in 16 bits: 8 products of two, at most 8 * 2 * 15 * 128
+
+// Whether x is 16-bit words: of each four columns the first and third, then the second and fourth.
+template <class F>
+constexpr bool words_of_x = CodeBytes<F>::kParts == 1;
+
+MC_INLINE void store_x_words(u8* to, const Ints* q) {
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(q[0].v, q[1].v), 0xd8);
+    const __m256i order = _mm256_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15, 0, 1, 4, 5, 2, 3, 6, 7, 8, 9,
+                                           12, 13, 10, 11, 14, 15);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_shuffle_epi8(words, order));
+}
 
 // Codes number `part` of each byte.
 template <class F>
@@ -34,20 +45,20 @@ MC_INLINE V panel_floats(const void* data, bool half_type, i64 i, i64 half) {
     return half_type ? load_f16(static_cast<const u16*>(data) + at) : load(static_cast<const float*>(data) + at);
 }
 
-// Adds the products of kPanelSpan columns from column k on; codes: 8 rows of those of the panel there.
-template <class F, int NX>
-MC_INLINE void dot_panel_span(const u8* codes, const PanelX& x, i64 first, i64 k, __m256i* sum) {
+// Adds the products of SPAN columns; row: theirs of the first x row, codes: 8 rows of those of the panel there.
+template <class F, int NX, i64 SPAN>
+MC_INLINE void dot_byte_span(const u8* codes, const u8* row, const PanelX& x, Ints* sum) {
     constexpr i64 kStep = PanelStep<F>::value, kParts = CodeBytes<F>::kParts;
     __m256i high[NX], low[NX];
     MC_UNROLL
     for (int j = 0; j < NX; ++j) high[j] = low[j] = _mm256_setzero_si256();
     MC_UNROLL
-    for (i64 c = 0; c < kPanelSpan / kStep; ++c) {
+    for (i64 c = 0; c < SPAN / kStep; ++c) {
         const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + c * 64));
         MC_UNROLL
         for (int part = 0; part < kParts; ++part) {
             const __m256i w = part_of_codes<F>(raw, part);
-            const u8* at = x.rows + first * x.pitch + k + c * kStep + 4 * part;
+            const u8* at = row + c * kStep + 4 * part;
             MC_UNROLL
             for (int j = 0; j < NX; ++j, at += x.pitch) {
                 high[j] = add_in_16_bits(high[j], _mm256_maddubs_epi16(w, broadcast_four(at)));
@@ -59,41 +70,101 @@ MC_INLINE void dot_panel_span(const u8* codes, const PanelX& x, i64 first, i64 k
     for (int j = 0; j < NX; ++j) {
         const __m256i upper = _mm256_madd_epi16(high[j], _mm256_set1_epi16(256));
         const __m256i lower = _mm256_madd_epi16(low[j], _mm256_set1_epi16(1));
-        sum[j] = _mm256_add_epi32(sum[j], _mm256_add_epi32(upper, lower));
+        sum[j].v = _mm256_add_epi32(sum[j].v, _mm256_add_epi32(upper, lower));
+    }
+}
+
+// The same by words.
+template <class F, int NX, i64 SPAN>
+MC_INLINE void dot_word_span(const u8* codes, const u8* row, const PanelX& x, Ints* sum) {
+    MC_UNROLL
+    for (i64 c = 0; c < SPAN / 4; ++c) {
+        const Words raw = load_words(codes + c * 64);
+        const Words even = low_bytes(raw), odd = high_bytes(raw);
+        const u8* at = row + 8 * c;
+        MC_UNROLL
+        for (int j = 0; j < NX; ++j, at += x.pitch) {
+            sum[j] = dot(sum[j], even, {broadcast_four(at)});
+            sum[j] = dot(sum[j], odd, {broadcast_four(at + 4)});
+        }
+    }
+}
+
+template <class F, int NX, i64 SPAN>
+MC_INLINE void dot_panel_span(const u8* codes, const u8* row, const PanelX& x, Ints* sum) {
+    if constexpr (words_of_x<F>) {
+        dot_word_span<F, NX, SPAN>(codes, row, x, sum);
+    } else {
+        dot_byte_span<F, NX, SPAN>(codes, row, x, sum);
+    }
+}
+
+// The columns of a piece, passed by in row and codes.
+template <class F, int NX>
+MC_INLINE void dot_panel_piece(i64 sixteens, const u8*& codes, const u8*& row, const PanelX& x, Ints* sum) {
+    constexpr i64 kSpanBytes = kPanelSpan / PanelStep<F>::value * 64, kRowBytes = kPanelSpan * (words_of_x<F> ? 2 : 1);
+    for (i64 spans = sixteens / 2; spans > 0; --spans, row += kRowBytes, codes += kSpanBytes) {
+        dot_panel_span<F, NX, kPanelSpan>(codes, row, x, sum);
+    }
+    if constexpr (has_half_spans<F>) {
+        if (sixteens % 2 == 0) return;
+        dot_panel_span<F, NX, kPanelSpan / 2>(codes, row, x, sum);
+        row += kRowBytes / 2;
+        codes += kSpanBytes / 2;
+    }
+}
+
+// Where a block begins.
+struct PanelPlace {
+    const Piece* piece;
+    const u8 *codes, *row;
+    const i32* shifts;
+    i64 group;
+};
+
+// part[j] = 8 of the parts of a block, of the weight rows of a half; goes on to the next block.
+template <class F, int NX>
+MC_INLINE void dot_panel_block(const Matrix& m, i64 half, const PanelX& x, PanelPlace& at, V* part) {
+    const i64 pitch = x.pitch / 4;
+    MC_UNROLL
+    for (int j = 0; j < NX; ++j) part[j] = zero();
+    for (bool last = false; !last; ++at.piece, ++at.shifts) {
+        Ints sum[NX];
+        MC_UNROLL
+        for (int j = 0; j < NX; ++j) sum[j].v = _mm256_set1_epi32(at.shifts[j * pitch]);
+        dot_panel_piece<F, NX>(at.piece->sixteens, at.codes, at.row, x, sum);
+        const V scale = panel_floats(m.scales, m.half_scales, at.group, half);
+        MC_UNROLL
+        for (int j = 0; j < NX; ++j) part[j] = fma(to_floats(sum[j]), scale, part[j]);
+        if (m.offsets != nullptr) {
+            const V offset = panel_floats(m.offsets, m.half_offsets, at.group, half);
+            const float* sums = reinterpret_cast<const float*>(at.shifts) + x.sums_at;
+            MC_UNROLL
+            for (int j = 0; j < NX; ++j) part[j] = fma(set1(sums[j * pitch]), offset, part[j]);
+        }
+        at.group += at.piece->group_ends ? 1 : 0;
+        last = at.piece->block_ends;
     }
 }
 
 // total[j][half] = 8 of the products of panel p and x row first + j.
 template <class F, int NX>
 MC_INLINE void dot_panel(const Matrix& m, i64 p, const PanelX& x, i64 first, V (*total)[2]) {
-    constexpr i64 kSpanBytes = kPanelSpan / PanelStep<F>::value * 64;
-    const i64 unit = panel_unit(m), groups = m.cols / m.group, per_group = m.group / unit;
-    const u8* codes = static_cast<const u8*>(m.codes) + p * (m.cols / kPanelSpan) * kSpanBytes;
+    constexpr i64 kBlockBytes = kBlockDepth / PanelStep<F>::value * 64;
+    const u8* codes = static_cast<const u8*>(m.codes) + p * (m.cols / PanelStep<F>::value) * 64;
+    const i64 pitch = x.pitch / 4;
+    const float *scales = x.scales(first), *end = scales + (m.cols + kBlockDepth - 1) / kBlockDepth;
+    PanelPlace at = {x.pieces, codes, x.rows + first * x.pitch, x.shifts(first), p * (m.cols / m.group)};
     for (int j = 0; j < NX; ++j) total[j][0] = total[j][1] = zero();
-    for (i64 u = 0; u < x.units; ++u, codes += unit / kPanelSpan * kSpanBytes) {
-        const i64 group = p * groups + u / per_group;
-        for (i64 b = 0; b < unit / kPanelSpan * kSpanBytes; b += 64) prefetch_far(codes + b);
-        for (i64 half = 0; half < 2; ++half) {
-            __m256i sum[NX];
-            for (int j = 0; j < NX; ++j) sum[j] = _mm256_set1_epi32(x.shifts(first + j)[u]);
-            for (i64 s = 0; s < unit / kPanelSpan; ++s) {
-                const u8* rows = codes + s * kSpanBytes + half * 32;
-                dot_panel_span<F, NX>(rows, x, first, u * unit + s * kPanelSpan, sum);
-            }
-            const V scale = panel_floats(m.scales, m.half_scales, group, half);
-            for (int j = 0; j < NX; ++j) {
-                const V factor = mul(scale, set1(x.scales(first + j)[u]));
-                total[j][half] = fma(to_floats({sum[j]}), factor, total[j][half]);
-            }
-        }
-    }
-    for (i64 g = 0; m.offsets != nullptr && g < groups; ++g) {
-        for (i64 half = 0; half < 2; ++half) {
-            const V offset = panel_floats(m.offsets, m.half_offsets, p * groups + g, half);
-            for (int j = 0; j < NX; ++j) {
-                total[j][half] = fma(set1(x.sums[(first + j) * x.groups + g]), offset, total[j][half]);
-            }
-        }
+    for (; scales < end; ++scales) {
+        for (i64 b = 0; b < kBlockBytes; b += 64) prefetch_far(at.codes + b);
+        PanelPlace other = at;
+        other.codes += 32;
+        V part[NX];
+        dot_panel_block<F, NX>(m, 0, x, at, part);
+        for (int j = 0; j < NX; ++j) total[j][0] = fma(part[j], set1(scales[j * pitch]), total[j][0]);
+        dot_panel_block<F, NX>(m, 1, x, other, part);
+        for (int j = 0; j < NX; ++j) total[j][1] = fma(part[j], set1(scales[j * pitch]), total[j][1]);
     }
 }
 

@@ -3,6 +3,49 @@
 
 constexpr int kPanelX = 8;          // x rows at once
 
+template <class F>
+constexpr bool words_of_x = false;
+MC_INLINE void store_x_words(u8*, const Ints*) {}
+
+// Prefetched this far ahead, to the second level: the first has too few misses in flight to fill a core's
+// share of the bandwidth (measured: 9 against 16 GB/s).
+constexpr i64 kAhead = 16384;
+
+// kParts vectors of unsigned bytes from 64 bytes of codes; kBias is what they exceed weights by.
+template <class F>
+struct Bytes;
+
+template <>
+struct Bytes<FormatInt8> {
+    static constexpr int kParts = 1;
+    static constexpr int kBias = 128;
+    static void split(__m512i* w, __m512i codes) { w[0] = _mm512_xor_si512(codes, _mm512_set1_epi8(-128)); }
+};
+
+template <>
+struct Bytes<FormatInt4> {
+    static constexpr int kParts = 2;
+    static constexpr int kBias = 8;
+    static void split(__m512i* w, __m512i codes) {
+        const __m512i mask = _mm512_set1_epi8(15);
+        w[0] = _mm512_and_si512(codes, mask);
+        w[1] = _mm512_and_si512(_mm512_srli_epi16(codes, 4), mask);
+    }
+};
+
+template <>
+struct Bytes<FormatTernary> {
+    static constexpr int kParts = 4;
+    static constexpr int kBias = 1;
+    static void split(__m512i* w, __m512i codes) {
+        const __m512i mask = _mm512_set1_epi8(3);
+        w[0] = _mm512_and_si512(codes, mask);
+        w[1] = _mm512_and_si512(_mm512_srli_epi16(codes, 2), mask);
+        w[2] = _mm512_and_si512(_mm512_srli_epi16(codes, 4), mask);
+        w[3] = _mm512_and_si512(_mm512_srli_epi16(codes, 6), mask);
+    }
+};
+
 MC_INLINE __m512i add_broadcast_products(__m512i sum, __m512i codes, const u8* four) {
 #if defined(__GNUC__)
     __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(codes), "m"(*reinterpret_cast<const u32*>(four)));
@@ -22,12 +65,13 @@ MC_INLINE __m512 panel_floats(const void* data, bool half, i64 i) {
     return _mm512_loadu_ps(static_cast<const float*>(data) + i * kPanelRows);
 }
 
-// Adds the products of 32 columns from column k on; codes: those of the panel there. In 8 bits there is no low half.
-template <class F, int NX, bool BYTES>
-MC_INLINE void dot_panel_step(const u8* codes, const PanelX& x, i64 first, i64 k, __m512i* high, __m512i* low) {
+// Adds the products of SPAN columns; row: theirs of the first x row, codes: those of the panel there. In 8 bits there is no
+// low half.
+template <class F, int NX, bool BYTES, i64 SPAN>
+MC_INLINE void dot_panel_span(const u8* codes, const u8* row, const PanelX& x, __m512i* high, __m512i* low) {
     constexpr i64 kStep = PanelStep<F>::value;
     MC_UNROLL
-    for (i64 c = 0; c < 32 / kStep; ++c) {
+    for (i64 c = 0; c < SPAN / kStep; ++c) {
         const u8* p = codes + c * 64;
         _mm_prefetch(reinterpret_cast<const char*>(p) + kAhead, _MM_HINT_T1);
         __m512i raw = _mm512_loadu_si512(p);
@@ -36,7 +80,7 @@ MC_INLINE void dot_panel_step(const u8* codes, const PanelX& x, i64 first, i64 k
         Bytes<F>::split(w, raw);
         MC_UNROLL
         for (int part = 0; part < Bytes<F>::kParts; ++part) {
-            const u8* at = x.rows + first * x.pitch + k + c * kStep + 4 * part;
+            const u8* at = row + c * kStep + 4 * part;
             MC_UNROLL
             for (int j = 0; j < NX; ++j) {
                 high[j] = add_broadcast_products(high[j], w[part], at + j * x.pitch);
@@ -46,44 +90,67 @@ MC_INLINE void dot_panel_step(const u8* codes, const PanelX& x, i64 first, i64 k
     }
 }
 
+// The columns of a piece; row: its first of x row 0, passed by as the codes are.
+template <class F, int NX, bool BYTES>
+MC_INLINE void dot_panel_piece(i64 sixteens, const u8*& codes, const u8*& row, const PanelX& x, __m512i* high, __m512i* low) {
+    constexpr i64 kSpanBytes = 32 / PanelStep<F>::value * 64;
+    for (i64 spans = sixteens / 2; spans > 0; --spans, row += 32, codes += kSpanBytes) {
+        dot_panel_span<F, NX, BYTES, 32>(codes, row, x, high, low);
+    }
+    if constexpr (has_half_spans<F>) {
+        if (sixteens % 2 == 0) return;
+        dot_panel_span<F, NX, BYTES, 16>(codes, row, x, high, low);
+        row += 16;
+        codes += kSpanBytes / 2;
+    }
+}
+
 // total[j] = the 16 products of panel p and x row first + j.
 template <class F, int NX, bool BYTES>
 MC_INLINE void dot_panel(const Matrix& m, i64 p, const PanelX& x, i64 first, __m512* total) {
-    const i64 unit = panel_unit(m), groups = m.cols / m.group, per_group = m.group / unit;
-    const i64 step_bytes = 32 / PanelStep<F>::value * 64;
-    const u8* codes = static_cast<const u8*>(m.codes) + p * (m.cols / 32) * step_bytes;
-    for (int j = 0; j < NX; ++j) total[j] = _mm512_setzero_ps();
-    for (i64 u = 0; u < x.units; ++u) {
-        const i64 group = p * groups + u / per_group;
+    const u8* codes = static_cast<const u8*>(m.codes) + p * (m.cols / PanelStep<F>::value) * 64;
+    const u8 *row = x.rows + first * x.pitch, *end = row + x.cols;
+    const i32* shifts = x.shifts(first);
+    const float* scales = x.scales(first);
+    const i64 pitch = x.pitch / 4;
+    i64 group = p * (m.cols / m.group);
+    __m512 part[NX];
+    MC_UNROLL
+    for (int j = 0; j < NX; ++j) total[j] = part[j] = _mm512_setzero_ps();
+    for (const Piece* piece = x.pieces; row < end; ++piece, ++shifts) {
         __m512i high[NX], low[NX];
         MC_UNROLL
         for (int j = 0; j < NX; ++j) {
-            low[j] = _mm512_set1_epi32(x.shifts(first + j)[u]);
+            low[j] = _mm512_set1_epi32(shifts[j * pitch]);
             if (BYTES) {
                 high[j] = low[j];
             } else {
                 MC_ZERO(high[j]);
             }
         }
-        for (i64 k = u * unit; k < (u + 1) * unit; k += 32, codes += step_bytes) {
-            dot_panel_step<F, NX, BYTES>(codes, x, first, k, high, low);
-        }
+        dot_panel_piece<F, NX, BYTES>(piece->sixteens, codes, row, x, high, low);
         _mm_prefetch(static_cast<const char*>(m.scales) + group * kPanelRows * (m.half_scales ? 2 : 4) + kScalesAhead,
                      _MM_HINT_T0);
         const __m512 scale = panel_floats(m.scales, m.half_scales, group);
         MC_UNROLL
         for (int j = 0; j < NX; ++j) {
             const __m512i sum = BYTES ? high[j] : _mm512_add_epi32(_mm512_slli_epi32(high[j], 8), low[j]);
-            const __m512 factor = _mm512_mul_ps(scale, _mm512_set1_ps(x.scales(first + j)[u]));
-            total[j] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), factor, total[j]);
+            part[j] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, part[j]);
         }
-    }
-    for (i64 g = 0; m.offsets != nullptr && g < groups; ++g) {
-        const __m512 offset = panel_floats(m.offsets, m.half_offsets, p * groups + g);
+        if (m.offsets != nullptr) {
+            const __m512 offset = panel_floats(m.offsets, m.half_offsets, group);
+            const float* sums = reinterpret_cast<const float*>(shifts) + x.sums_at;
+            MC_UNROLL
+            for (int j = 0; j < NX; ++j) part[j] = _mm512_fmadd_ps(_mm512_set1_ps(sums[j * pitch]), offset, part[j]);
+        }
+        group += piece->group_ends ? 1 : 0;
+        if (!piece->block_ends) continue;
         MC_UNROLL
         for (int j = 0; j < NX; ++j) {
-            total[j] = _mm512_fmadd_ps(_mm512_set1_ps(x.sums[(first + j) * x.groups + g]), offset, total[j]);
+            total[j] = _mm512_fmadd_ps(part[j], _mm512_set1_ps(scales[j * pitch]), total[j]);
+            part[j] = _mm512_setzero_ps();
         }
+        ++scales;
     }
 }
 

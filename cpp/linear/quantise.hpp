@@ -1,5 +1,13 @@
 // Activations as 16-bit integers with a scale: what every method of small integers makes of x.
+//
+// One order of additions for all of them, so that a product has the same bits by every method, whatever rows stand beside
+// it. Columns are cut in blocks of kBlockDepth, which share a scale of x, and these at the ends of groups into pieces.
+// The sum of a piece is a whole number, exact in any order. Then, in float32 with one rounding an operation, by columns:
+//   part = 0 for each block; for each of its pieces part = fma(sum, scale of the group, part), and with offsets
+//   part = fma(sum of x's integers in the piece, offset of the group, part); then total = fma(part, scale of x, total)
 // Included inside the namespace of the instruction set, where simd files have Ints.
+
+constexpr i64 kBlockDepth = 128;
 
 // Of lanes: a sum that is exact in any order, the largest where none is NaN, and whether one is.
 #if defined(MC_ISA_AVX512_BF16)

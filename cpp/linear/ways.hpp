@@ -10,9 +10,9 @@
 namespace minicpm4 {
 
 enum class Method : int {
-    few_floats, many_floats, words, bytes, panels, narrow_panels, pairs, bf16_pairs, halves, bf16_matrices, tiles,
+    few_floats, many_floats, words, panels, narrow_panels, pairs, bf16_pairs, halves, bf16_matrices, tiles,
 };
-enum : int { kMethods = 11 };
+enum : int { kMethods = 10 };
 
 struct MethodInfo {
     const char* name;
@@ -25,8 +25,7 @@ constexpr MethodInfo kMethodInfos[] = {
     {"few floats", "floats.hpp", "weights become float32 in registers, and meet all rows of x at once"},
     {"many floats", "floats.hpp", "blocks of weights become float32 in the cache, and meet packed rows of x"},
     {"words", "words.hpp", "x becomes 16-bit integers, which meet codes in registers: in pairs, or as two bytes in fours"},
-    {"bytes", "bytes.hpp", "x becomes two bytes, which meet codes in registers in fours"},
-    {"panels", "panels.hpp", "x becomes two bytes, which are broadcast to panels of codes; lanes are weight rows"},
+    {"panels", "panels.hpp", "x becomes two bytes (for int8 with AVX2 words), which are broadcast to panels of codes; lanes are weight rows"},
     {"narrow panels", "int8.hpp", "the same with x in one byte: only where activations may be rounded to 8 bits"},
     {"pairs", "pairs.hpp", "x and codes become blocks of 16-bit integers, multiplied in pairs"},
     {"bf16 pairs", "pairs.hpp", "x and weights become blocks of bf16, multiplied in pairs"},
@@ -65,18 +64,15 @@ constexpr Way kScalarWays[] = {
     {kAllKinds, Layout::rows, 9, kMany, 0, 0, false, Method::many_floats},
 };
 constexpr Way kAvx2Ways[] = {
-    {kSmall, Layout::panels, 1, 16, 0, 0, false, Method::panels},
-    {kSmall, Layout::panels, 17, kMany, 0, 0, false, Method::pairs},
-    {kGrouped, Layout::rows, 1, 8, 2, 0, false, Method::words},
-    {kGrouped, Layout::rows, 9, 16, 2, 128, false, Method::words},
-    {kGrouped, Layout::rows, 9, kMany, 0, 0, false, Method::pairs},
+    {kGrouped, Layout::panels, 1, 16, 0, 0, false, Method::panels},
+    {kGrouped, Layout::panels, 17, kMany, 0, 0, false, Method::pairs},
+    {kGrouped, Layout::rows, 1, kMany, 0, 0, false, Method::pairs},
 };
 constexpr Way kAvx512DotWays[] = {
     {kGrouped, Layout::panels, 1, kMany, 0, 0, true, Method::narrow_panels},
     {kGrouped, Layout::panels, 1, 16, 0, 0, false, Method::panels},
     {kGrouped, Layout::panels, 17, kMany, 0, 0, false, Method::pairs},
-    {kGrouped, Layout::rows, 1, 16, 4, 0, false, Method::bytes},
-    {kGrouped, Layout::rows, 9, kMany, 0, 0, false, Method::pairs},
+    {kGrouped, Layout::rows, 1, kMany, 0, 0, false, Method::pairs},
     {kHalves, Layout::rows, 9, kMany, 0, 0, false, Method::bf16_pairs},
 };
 constexpr Way kAmxWays[] = {
@@ -108,9 +104,9 @@ enum : int { kScalarLevel, kAvx2Level, kAvx512Level, kAvx512DotLevel, kAmxLevel,
 
 constexpr Level kLevels[] = {
     {"scalar", kScalarWays, 2, -1},
-    {"avx2", kAvx2Ways, 5, kScalarLevel},
+    {"avx2", kAvx2Ways, 3, kScalarLevel},
     {"avx512", nullptr, 0, kScalarLevel},
-    {"avx512_bf16", kAvx512DotWays, 6, kScalarLevel},
+    {"avx512_bf16", kAvx512DotWays, 5, kScalarLevel},
     {"amx", kAmxWays, 2, kAvx512DotLevel},
     {"amx_emulated", kAmxWays, 2, kAvx512DotLevel},
     {"neon", kNeonWays, 2, kScalarLevel},
@@ -176,7 +172,7 @@ static constexpr void each_product(int level, Kind kind, See&& see) {
         for (const i64 n : kProbedRows) {
             for (int i = 0; i < 4; ++i) {
                 const Product p = {kind, i % 2 == 1, multiple > 0 ? group : 0, n, i / 2 == 1};
-                if (p.panels && (multiple == 0 || group % 32 != 0)) continue;
+                if (p.panels && multiple == 0) continue;
                 see(p, OWN ? find_own_way(level, p) : find_way(level, p));
             }
         }

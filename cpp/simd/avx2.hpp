@@ -88,7 +88,6 @@ MC_INLINE float hsum(V a) { return hsum256(a.v); }
 
 // Vectors of 16 int16 and of 8 int32, for linear/words.hpp and linear/pairs.hpp.
 #define MC_HAS_INTS
-#define MC_HAS_WORDS
 #define MC_HAS_PAIRS
 #define MC_HAS_PANELS
 struct Words {

@@ -265,7 +265,7 @@ BAD_WEIGHTS = {
     "columns": (("int4", "rows", 4, 50, 32, CODES, SCALES, None), "50 columns do not fit"),
     "panel codes": (("int4", "panels", 17, 64, 32, PANEL, PANEL_SCALES, None), r"expected \(2, 8, 64\)"),
     "panel scales": (("int4", "panels", 4, 64, 32, PANEL, SCALES, None), "weight scales has shape"),
-    "panel group": (("int8", "panels", 4, 32, 16, PANEL.view(np.int8), PANEL_SCALES, None), "group size 16"),
+    "panel group": (("int8", "panels", 4, 32, 8, PANEL.view(np.int8), PANEL_SCALES, None), "group size 8"),
     "no panels": (("f32", "panels", 4, 8, 0, np.ones((4, 8), np.float32), None, None), "has no panels"),
 }
 

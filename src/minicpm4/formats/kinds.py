@@ -183,7 +183,7 @@ _ROWS = (
         round=rounding.int8,
         groups=(64, 32),
         searched=(256, 192, 128, 96, 64, 32),
-        panels=32,
+        panels=16,
         choice=True,
     ),
     WeightKind(

@@ -26,7 +26,7 @@ emulated_levels = _cpu.emulated_levels
 cpu_features = _cpu.cpu_features
 BUILD = _cpu.__file__
 
-PANELS = "panels-1"  # raise it when to_panels writes anything else: weights are kept on disk
+PANELS = "panels-2"  # raise it when to_panels writes anything else: weights are kept on disk
 _NO_SPARSE = SparseConfig()
 
 
