@@ -11,7 +11,7 @@ from minicpm4.formats.quant import QuantSpec
 from minicpm4.quantize import gptq as module
 from minicpm4.quantize.factor import inverse_factor
 from minicpm4.quantize.gptq import Hessian, gptq, output_error
-from minicpm4.quantize.grid import search_scales
+from minicpm4.quantize.grid import search_scales, to_nearest
 
 INT4 = QuantSpec(kind="int4", group_size=32)
 
@@ -172,3 +172,28 @@ def test_matrices_of_a_stage_share_the_factor(monkeypatch: pytest.MonkeyPatch) -
     before = hessian.factor(0.01, False)
     hessian.add(rows(10, 96, 4))
     assert not np.array_equal(hessian.factor(0.01, False), before)
+
+
+def test_five_bits_have_the_grid_of_their_file_type_and_a_quarter_of_the_error() -> None:
+    int5, weights = QuantSpec(kind="int5", group_size=32), rows(24, 96, 2)
+    errors = [np.square(unpack(to_nearest(weights, spec)) - weights).sum() for spec in (INT4, int5)]
+    assert 2.5 < errors[0] / errors[1] < 6
+    packed = to_nearest(weights, int5)
+    assert packed.spec == int5 and packed.scales is not None and packed.scales.dtype == np.float16
+    again = unpack(to_nearest(unpack(packed), int5))
+    scales = np.abs(unpack(packed)).reshape(24, 3, 32).max(axis=2)
+    reached = scales == 16 * np.abs(packed.scales.astype(np.float32))  # by the code that reaches furthest
+    np.testing.assert_array_equal(
+        again.reshape(24, 3, 32)[reached], unpack(packed).reshape(24, 3, 32)[reached]
+    )
+    assert reached.mean() > 0.3
+    x = rows(400, 96, 1)
+    calibrated = output_error(weights, unpack(gptq(weights, seen(x), int5)), seen(x))
+    assert calibrated < 0.6 * output_error(weights, unpack(packed), seen(x))
+
+
+def test_five_bits_refuse_what_is_not_finite() -> None:
+    weights = rows(4, 64, 2)
+    weights[1, 3] = np.inf
+    with pytest.raises(CheckpointError, match="not finite"):
+        to_nearest(weights, QuantSpec(kind="int5", group_size=32))

@@ -53,8 +53,8 @@ def command(
     method: Annotated[
         str | None,
         typer.Option(
-            help="rtn (to nearest, no calibration), awq, gptq (the default), p-gptq (the first tokens of a "
-            "text do not count), or either after smoothing: s-gptq, s-p-gptq."
+            help="rtn (to nearest, no calibration), awq, gptq, p-gptq (the first tokens of a text do not "
+            "count), or either after smoothing: s-gptq (the default), s-p-gptq."
         ),
     ] = None,
     group: Annotated[
@@ -92,8 +92,8 @@ def command(
         float | None,
         typer.Option(
             metavar="N",
-            help="int4: choose formats by matrix (int4, int8), as rounding costs least, so that all together "
-            "take at most N bits a weight, scales, embeddings and head included: 5.5.",
+            help="int4: choose formats by matrix (int4, int8; for gguf int5, too), as rounding costs least, "
+            "so that all together take at most N bits a weight, scales, embeddings and head included: 5.5.",
         ),
     ] = None,
     head: Annotated[
@@ -194,7 +194,7 @@ def command(
             "say what they become: --weights",
         )
     else:
-        method = method or ("gptq" if weights in rounded_kinds() else "rtn")
+        method = method or ("s-gptq" if weights in rounded_kinds() else "rtn")
         require(
             weights not in float_kinds() or group is None,
             f"--weights {weights} has no groups",

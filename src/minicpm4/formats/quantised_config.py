@@ -60,10 +60,10 @@ def _check_matrix(layout: str, name: str, rows: int, spec: QuantSpec) -> None:
     if name == HEAD and not rules.head:
         raise ConfigError(f"few readers of {layout} have a place for {where}", "leave the head float")
     if spec.kind not in rules.kinds:
-        others = [name for name, one in _RULES.items() if spec.kind in one.kinds]
+        others = [*(name for name, one in _RULES.items() if spec.kind in one.kinds), "gguf"]
         raise ConfigError(
             f"{layout} has no place for {where}",
-            f"it holds {' and '.join(rules.kinds)}; {spec.kind} goes into {', '.join(others)}, gguf and hf",
+            f"it holds {' and '.join(rules.kinds)}; {spec.kind} goes into {', '.join(others)} and hf",
         )
     if rules.groups and spec.group_size not in rules.groups:
         sizes = " or ".join(map(str, rules.groups))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 from minicpm4.config import ModelConfig
@@ -149,13 +149,13 @@ def _with_group(weights: str) -> QuantSpec | None:
     return spec if spec.group_size else None
 
 
-def parse_spec(text: str) -> QuantSpec:
-    """ "int4-g64" and the like, or "bf16". Raises ConfigError."""
+def parse_spec(text: str, more: Collection[str] = ()) -> QuantSpec:
+    """ "int4-g64" and the like, also of kinds ``more``, or "bf16". Raises ConfigError."""
     floats = [name for name, row in float_kinds().items() if row.choice]
     if text in floats:
         return QuantSpec(kind=text)
     match = re.fullmatch(r"([a-z0-9]+)-g([0-9]{1,5})", text)
-    if match is None or match[1] not in rounded_kinds():
+    if match is None or match[1] not in (*rounded_kinds(), *more):
         raise ConfigError(
             f"{text!r} is not a format of weights",
             suggest(text, [*(f"{kind}-g64" for kind in rounded_kinds()), *floats, "float"]),

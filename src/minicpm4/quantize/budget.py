@@ -24,12 +24,13 @@ from minicpm4.errors import CheckpointError, ConfigError
 from minicpm4.files import read_json, write_json
 from minicpm4.formats import Checkpoint
 from minicpm4.formats.names import EMBED, HEAD, expected_tensors
-from minicpm4.formats.packing import pack_from_float, unpack
+from minicpm4.formats.packing import unpack
 from minicpm4.formats.quant import PackedTensor, QuantSpec, packed_nbytes
 from minicpm4.kernels.contract import OpTable
 from minicpm4.kernels.layer_weights import Linear
 from minicpm4.progress import Progress
 from minicpm4.quantize.divergence import kullback_leibler, log_probabilities
+from minicpm4.quantize.grid import to_nearest
 from minicpm4.quantize.layer import Layer, read_layer, read_tensor
 from minicpm4.quantize.options import FLOATS, QuantizeOptions, parse_format
 from minicpm4.quantize.rotate import Rotation
@@ -59,6 +60,11 @@ class Budget:
     def ends(self) -> bool:
         """Whether embeddings and head can be rounded."""
         return self.layout in ("gguf", "mlx", "hf", "llama")
+
+    @property
+    def fives(self) -> bool:
+        """Whether it has a place for int5: floats hold the same values."""
+        return self.layout in ("gguf", "hf", "llama")
 
     @property
     def offsets(self) -> bool:
@@ -103,7 +109,7 @@ def budgeted(
         for name, shape in expected_tensors(Rotation.config(config) if rotation else config).items()
         if len(shape) == 2
     }
-    choices, specs, fixed = choices_of(options, config, shapes, place.ends), options.specs(config), 0
+    choices, specs, fixed = choices_of(options, config, shapes, place), options.specs(config), 0
     for name, shape in shapes.items():
         if name not in choices:
             spec = specs[name] or _as_stored(checkpoint, name, place.ends)
@@ -118,18 +124,19 @@ def budgeted(
 
 
 def choices_of(
-    options: QuantizeOptions, config: ModelConfig, shapes: Mapping[str, tuple[int, int]], ends: bool
+    options: QuantizeOptions, config: ModelConfig, shapes: Mapping[str, tuple[int, int]], place: Budget
 ) -> dict[str, list[QuantSpec]]:
-    """Formats by matrix: int4 in groups of ``options.group`` and of 32, int8; of those that have no format
-    said. Raises ConfigError."""
+    """Formats by matrix: int4 in groups of ``options.group`` and of 32, int5 in those of 32, int8; of those
+    that have no format said. Raises ConfigError."""
     said = {EMBED: options.embed, HEAD: options.head}
     found = {}
     for name, usual in options.specs(config).items():
-        own = said.get(name, FLOATS) != FLOATS or (name in said and not ends)
+        own = said.get(name, FLOATS) != FLOATS or (name in said and not place.ends)
         if own or any(re.search(pattern, name) for pattern in options.overrides):
             continue
         group = options.group if usual is None else usual.group_size
-        wanted = dict.fromkeys((("int4", group), ("int4", min(32, group)), ("int8", group)))
+        fives = [("int5", 32)] if place.fives else []
+        wanted = dict.fromkeys((("int4", group), ("int4", min(32, group)), *fives, ("int8", group)))
         specs = [QuantSpec(kind=kind, group_size=size) for kind, size in wanted]
         if all(spec.fits(shapes[name][1]) for spec in specs):
             found[name] = specs
@@ -169,7 +176,7 @@ def measure_costs(
     errors, moved = dict[str, list[float]](), dict[str, dict[str, float]]()
     if EMBED in choices:
         errors[EMBED] = _errors(rows, choices[EMBED])
-        walk.join(Walk(ops, config, pack_from_float(rows, choices[EMBED][0]), ids))
+        walk.join(Walk(ops, config, to_nearest(rows, choices[EMBED][0]), ids))
         variants.append(EMBED)
     for index in range(config.num_hidden_layers):
         layer, prefix = read_layer(checkpoint, config, index), f"model.layers.{index}."
@@ -196,7 +203,7 @@ def measure_costs(
         variants.append(HEAD)
     own_head = HEAD in choices or rotation is not None or not config.tie_word_embeddings
     through = HEAD if HEAD in choices else EMBED if EMBED in choices and not own_head else ""
-    small = pack_from_float(head, choices[through][0]) if through else None
+    small = to_nearest(head, choices[through][0]) if through else None
     totals = _divergences(ops, config, walk.x, norm, (as_floats(head), small), variants, count, through)
     return _shared_out(totals, moved, errors)
 
@@ -221,7 +228,7 @@ def _shared_out(
 def _errors(weights: Floats, formats: Sequence[QuantSpec]) -> list[float]:
     """Squared errors of some rows of a matrix in each of ``formats``."""
     rows = np.ascontiguousarray(weights[:: -(-len(weights) // _ROWS)])
-    return [float(np.square(unpack(pack_from_float(rows, spec)) - rows).sum()) for spec in formats]
+    return [float(np.square(unpack(to_nearest(rows, spec)) - rows).sum()) for spec in formats]
 
 
 def _alone(
@@ -230,7 +237,7 @@ def _alone(
     """By matrix how far it moves the layer's output from ``plain`` when it alone is rounded to its first
     format, squared; ``walk`` goes through the layer with all of them rounded."""
     packed = {
-        name: pack_from_float(layer.floats[name.removeprefix(prefix)], formats[0])
+        name: to_nearest(layer.floats[name.removeprefix(prefix)], formats[0])
         for name, formats in wanted.items()
     }
     moved = {}

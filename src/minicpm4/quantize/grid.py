@@ -6,17 +6,20 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from minicpm4.errors import CheckpointError
 from minicpm4.formats import rounding
 from minicpm4.formats.kinds import WeightKind
+from minicpm4.formats.packing import pack_from_float, row_slices
 from minicpm4.formats.quant import PackedTensor, QuantSpec
 
-__all__ = ["pack", "search_scales"]
+__all__ = ["can_round", "pack", "search_scales", "to_nearest"]
 
 Floats = NDArray[np.float32]
 
-# Scales tried, as parts of the one that maps the largest magnitude to the lowest code (int4), of that which
-# maps it to the highest (int8), or of the mean magnitude (ternary).
+# Scales tried, as parts of the one that maps the largest magnitude to the lowest code (int4, int5), of that
+# which maps it to the highest (int8), or of the mean magnitude (ternary).
 _TRIES = {
+    "int5": np.linspace(1.12, 0.72, 11, dtype=np.float32).round(2),  # among them 1: what lies on a grid stays
     "int4": np.linspace(1.16, 0.60, 29, dtype=np.float32),
     "int8": np.array([1.0], np.float32),
     "ternary": np.linspace(0.6, 2.0, 29, dtype=np.float32),
@@ -28,10 +31,10 @@ def search_scales(groups: Floats, importance: Floats | None, kind: WeightKind) -
     weighted by ``importance`` (groups, size), None: all alike. float16 holds each unless it is too large
     for that."""
     size = np.abs(groups)
-    if kind.name == "int4":
+    if kind.least < -kind.most and kind.zero > 1:
         high, low = groups.max(axis=2), groups.min(axis=2)
         base = np.where(high > -low, high, low) / np.float32(kind.least) + np.float32(0)
-    elif kind.name == "int8":
+    elif kind.most > 1:
         base = size.max(axis=2) / np.float32(kind.most)
     else:
         base = size.mean(axis=2, dtype=np.float32)
@@ -48,6 +51,29 @@ def search_scales(groups: Floats, importance: Floats | None, kind: WeightKind) -
         better = error < best_error
         best, best_error = np.where(better, scales, best), np.where(better, error, best_error)
     return best
+
+
+def can_round(kind: str) -> bool:
+    """Whether weights can be rounded to the kind."""
+    return kind in _TRIES
+
+
+def to_nearest(weights: Floats, spec: QuantSpec) -> PackedTensor:
+    """``weights`` (out, in) rounded to the nearest values of ``spec``, as ``pack_from_float`` does, and to
+    kinds that files have and it does not make: scales are then searched. Raises CheckpointError,
+    ConfigError."""
+    if spec.row.round is not None or not spec.row.group:
+        return pack_from_float(weights, spec)
+    if not np.isfinite(weights).all():
+        raise CheckpointError("a weight is not finite")
+    numbers = np.empty(weights.shape, np.float32)
+    scales = np.empty((len(weights), weights.shape[1] // spec.group_size), np.float32)
+    for part in row_slices(*weights.shape):
+        groups = weights[part].reshape(-1, scales.shape[1], spec.group_size)
+        scales[part] = search_scales(groups, None, spec.row)
+        found = rounding.whole_numbers(np, groups, scales[part], spec.row.least, spec.row.most)
+        numbers[part] = found.reshape(-1, weights.shape[1])
+    return pack(numbers, scales, spec)
 
 
 def _storable(scales: Floats) -> Floats:

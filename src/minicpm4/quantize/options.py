@@ -9,11 +9,12 @@ from dataclasses import dataclass, field, replace
 from minicpm4.config import ModelConfig
 from minicpm4.config.strict import check_choice, check_integer, check_pattern, require
 from minicpm4.errors import ConfigError
-from minicpm4.formats.kinds import float_kinds, rounded_kinds
+from minicpm4.formats.kinds import KINDS, float_kinds, rounded_kinds
 from minicpm4.formats.names import EMBED, HEAD, layer_tensors
 from minicpm4.formats.quant import QuantSpec
 from minicpm4.model.weight_plan import parse_spec
 from minicpm4.quantize.gptq import DAMPING
+from minicpm4.quantize.grid import can_round
 
 __all__ = ["METHODS", "SKIP_FIRST", "QuantizeOptions", "parse_format"]
 
@@ -41,12 +42,12 @@ class QuantizeOptions:
     METHODS; ``skip_first``: positions of each text that P-GPTQ leaves out; ``embed`` and ``head``: a format
     of their own ("int8-g32"), or "float": as they are; ``overrides``: formats by a regular expression that
     is searched for in a matrix's name, the last that fits counts; ``rotate``: fold a rotation in first;
-    ``act_order``, ``damping``: see ``gptq``; ``bits``: let the matrices that no override names become int4 or
-    int8 as rounding costs least, at so many bits a weight at most (``quantize/budget.py``); ``seed``: of the
-    rotation."""
+    ``act_order``, ``damping``: see ``gptq``; ``bits``: let the matrices that no override names become int4,
+    int5 (where the layout has it) or int8 as rounding costs least, at so many bits a weight at most
+    (``quantize/budget.py``); ``seed``: of the rotation."""
 
     weights: str = "int4"
-    method: str = "gptq"
+    method: str = "s-gptq"
     group: int = 64
     embed: str = FLOATS
     head: str = FLOATS
@@ -157,7 +158,7 @@ class QuantizeOptions:
 
 def parse_format(text: str) -> QuantSpec | None:
     """ "int4-g64" and the like, or "bf16"; "float", as it is: None. Raises ConfigError."""
-    return None if text == FLOATS else parse_spec(text)
+    return None if text == FLOATS else parse_spec(text, [name for name in KINDS if can_round(name)])
 
 
 def _float_choices() -> list[str]:

@@ -19,14 +19,14 @@ from minicpm4.errors import CheckpointError
 from minicpm4.files import finite, read_json, write_json
 from minicpm4.formats import Checkpoint, rounding
 from minicpm4.formats.names import EMBED, HEAD
-from minicpm4.formats.packing import pack_from_float, packed_if_exact, unpack
+from minicpm4.formats.packing import packed_if_exact, unpack
 from minicpm4.formats.quant import PackedTensor, QuantSpec
 from minicpm4.kernels.contract import OpTable
 from minicpm4.model.arena import Arena
 from minicpm4.model.packed_file import PackedFile, write
 from minicpm4.progress import Progress
 from minicpm4.quantize.gptq import Hessian, gptq, output_error
-from minicpm4.quantize.grid import pack, search_scales
+from minicpm4.quantize.grid import pack, search_scales, to_nearest
 from minicpm4.quantize.layer import Layer, from_packed, read_layer, read_tensor
 from minicpm4.quantize.options import QuantizeOptions
 from minicpm4.quantize.parts import ENDS, stem_of
@@ -175,7 +175,7 @@ def _round(
 
 def _to_nearest(layer: Layer, prefix: str, specs: Mapping[str, QuantSpec]) -> list[LayerReport]:
     for name, spec in specs.items():
-        layer.packed[name] = pack_from_float(layer.weight(name), spec)
+        layer.packed[name] = to_nearest(layer.weight(name), spec)
     return [LayerReport(prefix + name, str(spec), "rtn", None) for name, spec in specs.items()]
 
 
@@ -190,7 +190,7 @@ def _one(
 ) -> LayerReport:
     weights, how = layer.weight(name), options.method
     if hessian.rows < ENOUGH_ROWS:
-        packed, how = pack_from_float(weights, spec), "too few rows: rtn"
+        packed, how = to_nearest(weights, spec), "too few rows: rtn"
     elif options.gptq:
         try:
             packed = gptq(weights, hessian, spec, damping=options.damping, act_order=options.act_order)
@@ -284,6 +284,6 @@ def _ends(
             tensors[name] = packed_if_exact(checkpoint.load(own))
         else:
             plain = "f32" if stored.row.group else stored.kind
-            tensors[name] = pack_from_float(values, spec or QuantSpec(kind=plain))
+            tensors[name] = to_nearest(values, spec or QuantSpec(kind=plain))
         del values
     _save(made, ENDS, tensors)

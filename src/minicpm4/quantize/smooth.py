@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minicpm4.config import ModelConfig
-from minicpm4.formats.packing import pack_from_float, unpack
+from minicpm4.formats.packing import unpack
 from minicpm4.formats.quant import QuantSpec
 from minicpm4.quantize.gptq import Hessian, squared_output
+from minicpm4.quantize.grid import to_nearest
 from minicpm4.quantize.layer import Layer
 
 __all__ = ["fold", "shared", "smooth"]
@@ -62,7 +63,7 @@ def _error(
     squared outputs ``right``."""
     total = 0.0
     for name, weight in rows.items():
-        rounded = unpack(pack_from_float(weight * factors, specs[name])) / factors
+        rounded = unpack(to_nearest(weight * factors, specs[name])) / factors
         total += squared_output(rounded - weight, h) / right[name] if right[name] > 0 else 0.0
     return total
 
