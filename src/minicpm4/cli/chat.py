@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from minicpm4.cli.conversation import Conversation
 from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, SamplingFlags, expand
-from minicpm4.cli.summary import cut, print_summary
-from minicpm4.cli.terminal import one_line, progress_bar, write_text
-from minicpm4.config.strict import suggest
+from minicpm4.cli.summary import print_summary
+from minicpm4.cli.terminal import one_line
+from minicpm4.config.strict import require, suggest
 from minicpm4.errors import ConfigError, Minicpm4Error, RequestError
 from minicpm4.files import json_text, write_file
 
 if TYPE_CHECKING:
-    from minicpm4 import LLM, SamplingParams
-    from minicpm4.engine.metrics import Metrics
-    from minicpm4.engine.outputs import Piece
+    pass
 
 HELP = """\
 /help              this list
@@ -27,6 +26,7 @@ HELP = """\
 /forget N          forget the oldest N questions and their answers
 /system TEXT       set the system message and forget the conversation (no TEXT: none)
 /think on|off|auto whether a reasoning model thinks before it answers
+/tools             the tools that the model may call (--mcp)
 /stats             figures of the last answer
 /save FILE         write the conversation to FILE as JSON
 /exit              leave (Ctrl-D too)
@@ -43,110 +43,41 @@ def command(
         typer.Option("--think/--no-think", help="Ask a reasoning model to think first, or not to."),
     ] = None,
     stats: Annotated[bool, typer.Option("--stats", help="Figures after every answer.")] = False,
+    mcp: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Tools for the model: MCP servers; each call is asked for."),
+    ] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="With --mcp: a server or SERVER.TOOL that is not asked for."),
+    ] = None,
     *,
     engine: EngineFlags,
     sampling: SamplingFlags,
 ) -> None:
     """Talk with a model. What was said before stays in the cache and is not read again."""
     sampling.params()  # refuses before the loading what would be refused after it
+    require(mcp is not None or not allow, "--allow is about tools", "give their servers with --mcp")
+    if mcp is not None:
+        from minicpm4.cli.mcp_servers import ServerFlags
+
+        ServerFlags(config=mcp, allow=allow).read(tell=False)
     llm = engine.load(model)
     params = sampling.params(llm.sampling_defaults)
     if not llm.has_chat_template:
         raise RequestError(f"{model} has no chat template", "use: minicpm4 generate --raw")
-    session = Conversation(llm, params, system=system, think=think, stats=stats)
     if sys.stdin.isatty():
         _remember_lines()
         print(one_line(f"{llm.description}; sampling: {params.drawn()}"), file=sys.stderr)
         print("/help lists the commands, Ctrl-D leaves.", file=sys.stderr)
-    talk(session, read_line)
+    if mcp is None:
+        talk(Conversation(llm, params, system=system, think=think, stats=stats), read_line)
+        return
+    from minicpm4.cli.chat_tools import tool_conversation
 
-
-class Conversation:
-    """A conversation: its messages, and the settings that commands change."""
-
-    def __init__(
-        self, llm: LLM, params: SamplingParams, *, system: str | None, think: bool | None, stats: bool
-    ) -> None:
-        self.llm, self.params, self.think, self.stats = llm, params, think, stats
-        self.last: Metrics | None = None
-        self.messages: list[dict[str, Any]] = []
-        self.restart(system)
-
-    def restart(self, system: str | None) -> None:
-        """Forget what was said; ``system`` is the first message, or None."""
-        self.system = system
-        self.messages = [] if system is None else [{"role": "system", "content": system}]
-
-    def answer(self, text: str) -> None:
-        """Say ``text`` and print the answer as it comes. A stopped answer is kept as far as it came.
-
-        Raises Minicpm4Error, with the conversation as it was before.
-        """
-        asked = [*self.messages, {"role": "user", "content": text}]
-        self.require_room(asked)
-        written: list[str] = []
-        metrics, reason, new = None, None, 0
-        with progress_bar("reading", "tokens") as progress:
-            pieces = self.llm.stream_chat(asked, self.params, enable_thinking=self.think, progress=progress)
-            try:
-                for piece in pieces:
-                    write_text(piece.text, sys.stdout)
-                    written.append(piece.text)
-                    new += len(piece.token_ids)
-                    metrics, reason = piece.metrics or metrics, piece.finish_reason
-            except KeyboardInterrupt:
-                cast("Generator[Piece]", pieces).close()
-                print(" [stopped]", end="", file=sys.stderr, flush=True)
-        write_text("\n", sys.stdout)
-        if reason == "length":
-            full = f"conversation and answer fill the context of {self.llm.limits.context:,}"
-            print(cut(new, self.params.max_tokens, full, "/forget N makes room"), file=sys.stderr)
-        self.messages = [*asked, {"role": "assistant", "content": "".join(written)}]
-        self.last = metrics
-        if metrics is not None:
-            print_summary(metrics, self.stats)
-
-    def require_room(self, asked: list[dict[str, Any]]) -> int:
-        """Tokens that are left for an answer. Raises RequestError, with the way on, where there are none."""
-        length, context = self._length(asked), self.llm.limits.context
-        if length < context:
-            return context - length
-        said, alone = self.exchanges, self._length(_without(asked, self.exchanges))
-        if alone >= context:
-            remedy = f"it has {alone:,} even alone: shorten it, or start with a larger --context"
-        else:
-            least = next(n for n in range(1, said + 1) if self._length(_without(asked, n)) < context)
-            remedy = f"/forget {least} leaves out the oldest {least} of {said} questions, /reset all of them"
-        raise RequestError(
-            f"with this message the conversation has {length:,} tokens, the context is {context:,}; "
-            "it was not sent",
-            remedy,
-        )
-
-    @property
-    def exchanges(self) -> int:
-        """Questions so far, each with its answer."""
-        return sum(message["role"] == "user" for message in self.messages)
-
-    def forget(self, count: int) -> int:
-        """Leave out the oldest questions and their answers; return how many tokens these were."""
-        before, self.messages = self.messages, _without(self.messages, count)
-        # Some templates take no conversation without a question: compare with one.
-        asked = {"role": "user", "content": ""}
-        return self._length([*before, asked]) - self._length([*self.messages, asked])
-
-    def _length(self, messages: list[dict[str, Any]]) -> int:
-        return len(self.llm.chat_ids(messages, enable_thinking=self.think))
-
-
-def _without(messages: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """Messages without the oldest ``count`` questions and what was answered to each; system messages stay."""
-    kept, seen = [], 0
-    for message in messages:
-        seen += message["role"] == "user"
-        if seen > count or message["role"] == "system":
-            kept.append(message)
-    return kept
+    made = tool_conversation(llm, params, config=mcp, allow=allow, system=system, think=think, stats=stats)
+    with made as session:
+        talk(session, read_line)
 
 
 def talk(session: Conversation, read: Callable[[], str | None]) -> None:
@@ -222,12 +153,17 @@ def _save(session: Conversation, rest: str) -> None:
     print(f"saved {len(session.messages)} messages to {rest}", file=sys.stderr)
 
 
+def _tools(session: Conversation, rest: str) -> None:
+    print(session.told_tools, file=sys.stderr)
+
+
 ACTIONS: dict[str, Callable[[Conversation, str], None]] = {
     "/help": _help,
     "/reset": _reset,
     "/forget": _forget,
     "/system": _system,
     "/think": _think,
+    "/tools": _tools,
     "/stats": _stats,
     "/save": _save,
 }

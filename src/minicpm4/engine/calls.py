@@ -9,12 +9,15 @@ from typing import Any
 
 from minicpm4.config.strict import require, shown
 from minicpm4.engine.schemas import checked_schema
+from minicpm4.errors import ConfigError, ToolSchemaError, UnsupportedError
 from minicpm4.text.messages import MAX_TOOLS
 from minicpm4.text.toolcalls import schemas_of
 
-__all__ = ["ANY", "Calls"]
+__all__ = ["ANY", "UNHELD", "Calls", "looser"]
 
 ANY: dict[str, Any] = {"type": "object"}
+UNHELD = (ToolSchemaError, ConfigError, UnsupportedError)
+"""What is raised where calls cannot be held: by their schemas, a bound, or for want of a package."""
 MAX_CALL_CHARS = 1 << 20  # of all schemas together, as JSON
 
 
@@ -69,3 +72,8 @@ class Calls:
     def schema(self, name: str) -> Mapping[str, Any]:
         """What the arguments of a tool are held to."""
         return ANY if name in self.loose else self.schemas[name]
+
+
+def looser(error: BaseException | None, loose: Collection[str]) -> tuple[str, ...]:
+    """The tools to be ``loose`` after ``error``, which came of those that were; none: nothing can be held."""
+    return error.tools if isinstance(error, ToolSchemaError) and not loose else ()

@@ -14,6 +14,7 @@ from minicpm4.engine.prompts import Messages, Prompt, plain_ids
 from minicpm4.errors import RequestError
 from minicpm4.text.messages import check_variables
 from minicpm4.text.replies import ReplyReader
+from minicpm4.text.reply_stream import ReplyStream
 from minicpm4.text.tokenizer import Tokenizer
 from minicpm4.text.toolcalls import ParsedReply
 
@@ -62,6 +63,35 @@ class Texts:
         by name. Raises RequestError, TextError."""
         more = check_variables(variables or {})
         return self._text.encode_chat(messages, tools=tools, enable_thinking=enable_thinking, **more)
+
+    def with_marks(self, params: SamplingParams) -> tuple[SamplingParams, bool]:
+        """Parameters with which an answer's text has the marks of thoughts and calls in it, and whether it
+        has other special tokens, too, that ``reply_stream`` is to leave out."""
+        if not (self.replies.marks_are_hidden and params.skip_special_tokens):
+            return params, False
+        return replace(params, skip_special_tokens=False), True
+
+    def reply_stream(
+        self,
+        ids: Sequence[int],
+        params: SamplingParams,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        enable_thinking: bool | None = None,
+        with_specials: bool = False,
+    ) -> ReplyStream:
+        """What takes the answer to the prompt ``ids`` apart while it is written. ``params``,
+        ``with_specials``: as ``with_marks`` gave them."""
+        calls = params.calls
+        return self.replies.stream(
+            ids,
+            tools=tools,
+            held_to=None if calls is None else self.replies.written_form(calls.forced),
+            either=calls is not None and params.form is not None,
+            forced=calls is not None and calls.forced,
+            enable_thinking=enable_thinking,
+            with_specials=with_specials,
+        )
 
     def parse_reply(
         self, output: RequestOutput, tools: Sequence[Mapping[str, Any]] | None = None

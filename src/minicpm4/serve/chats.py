@@ -10,11 +10,11 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from minicpm4.engine.calls import Calls
+from minicpm4.engine.calls import UNHELD, Calls, looser
 from minicpm4.engine.metrics import Metrics
 from minicpm4.engine.outputs import Piece, Prefilled, TokenLogprobs
 from minicpm4.engine.params import FORMS, SamplingParams
-from minicpm4.errors import ConfigError, ToolSchemaError, UnsupportedError
+from minicpm4.errors import ConfigError
 from minicpm4.serve.errors import ApiError, api_error, invalid
 from minicpm4.serve.forced import told_of
 from minicpm4.serve.responses import header_list
@@ -26,7 +26,6 @@ from minicpm4.text.toolcalls import ToolCall, schemas_of
 LOOSE, IGNORED = "X-Loose-Tools", "X-Ignored-Fields"
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 """What every template is given; other roles are known to some, which name them."""
-_UNHELD = (ToolSchemaError, ConfigError, UnsupportedError)
 Finish = Literal["stop", "length", "tool_calls", "abort"]
 
 
@@ -139,13 +138,10 @@ class Chat:
         return number[:ID_CHARS] if self.service.llm.replies.short_ids else f"{prefix}_{number[:24]}"
 
     def _stream(self) -> ReplyStream:
-        replies, calls = self.service.llm.replies, self.params.calls
-        return replies.stream(
+        return self.service.llm.reply_stream(
             self.ids,
-            tools=self.asked.tools,
-            held_to=None if calls is None else replies.written_form(calls.forced),
-            either=calls is not None and self.params.form is not None,
-            forced=calls is not None and calls.forced,
+            self.params,
+            self.asked.tools,
             enable_thinking=self.asked.enable_thinking,
             with_specials=self.with_specials,
         )
@@ -222,9 +218,7 @@ async def open_chat(service: Service, asked: ChatAsked) -> Chat:
     ids = await read_chat(service, asked.messages, asked.tools, asked.enable_thinking, asked.variables)
     with told_of(asked.held_by):
         params, loose = await _checked(service, ids, asked)
-    with_specials = service.llm.replies.marks_are_hidden and params.skip_special_tokens
-    if with_specials:
-        params = replace(params, skip_special_tokens=False)
+    params, with_specials = service.llm.with_marks(params)
     headers = {LOOSE: header_list(loose)} if loose else {}
     if asked.tools and not service.llm.replies.shows_tools:
         headers[IGNORED] = "tools"
@@ -249,12 +243,10 @@ async def _checked(
         try:
             return await check(loose), loose
         except ApiError as error:
-            if asked.forced or not asked.tools or not isinstance(error.__cause__, _UNHELD):
+            if asked.forced or not asked.tools or not isinstance(error.__cause__, UNHELD):
                 raise
             # In auto any schema may be offered: less is held then, which a header says.
-            loose = (
-                error.__cause__.tools if isinstance(error.__cause__, ToolSchemaError) and not loose else ()
-            )
+            loose = looser(error.__cause__, loose)
             if not loose:
                 if asked.params.form is not None:  # what no grammar holds may be no call, nor have its form
                     raise

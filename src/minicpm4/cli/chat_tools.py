@@ -1,0 +1,111 @@
+"""``minicpm4 chat --mcp``: a conversation whose model may call tools, each allowed first."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minicpm4.cli.asking import shown
+from minicpm4.cli.conversation import Conversation
+from minicpm4.cli.mcp_agent import tell_step
+from minicpm4.cli.mcp_servers import ServerFlags, tell_troubles
+from minicpm4.cli.summary import print_summary
+from minicpm4.cli.terminal import write_text
+
+if TYPE_CHECKING:
+    from minicpm4 import LLM, SamplingParams
+    from minicpm4.agents.mcp.blocking import Blocking
+    from minicpm4.agents.mcp.models import Reply
+    from minicpm4.agents.mcp.toolbox import Toolbox
+    from minicpm4.text.reply_stream import ReplyPart
+
+MAX_STEPS = 12  # answers to one message
+
+
+@contextmanager
+def tool_conversation(
+    llm: LLM,
+    params: SamplingParams,
+    *,
+    config: Path,
+    allow: list[str] | None,
+    system: str | None,
+    think: bool | None,
+    stats: bool,
+) -> Iterator[ToolConversation]:
+    """A conversation with the servers of a file. Raises Minicpm4Error."""
+    from minicpm4.agents.mcp.agent import SYSTEM
+
+    with ServerFlags(config=config, allow=allow).toolbox() as (blocking, box):
+        blocking.run(box.refresh())
+        tell_troubles(box)
+        given = SYSTEM if system is None else system
+        yield ToolConversation(llm, params, blocking, box, system=given, think=think, stats=stats)
+
+
+class ToolConversation(Conversation):
+    """As Conversation. A call that is asked for is shown, allowed or not, and what it says goes on to the
+    model; all of it stays in the conversation."""
+
+    def __init__(
+        self, llm: LLM, params: SamplingParams, blocking: Blocking, box: Toolbox, **settings: Any
+    ) -> None:
+        from minicpm4.agents.mcp.models import Local
+
+        self._blocking, self._box = blocking, box
+        self._functions = [tool.function for tool in box.tools.values()]
+        self._model = Local.of(llm, params)
+        super().__init__(llm, params, **settings)
+
+    @property
+    def told_tools(self) -> str:
+        names = ", ".join(f"{tool.server}.{tool.name}" for tool in self._box.tools.values())
+        return shown(names) or "no server offers a tool"
+
+    def answer(self, text: str) -> None:
+        """Say ``text``; print answers and calls as they come, until there is an answer without a call. A
+        stopped answer is kept as far as it came. Raises Minicpm4Error, with the conversation as it was."""
+        messages = [*self.messages, {"role": "user", "content": text}]
+        for _ in range(MAX_STEPS):
+            self.require_room(messages)
+            reply, stopped = self._heard(messages)
+            write_text("\n", sys.stdout)
+            messages = [*messages, reply.as_message()]
+            if stopped or not reply.calls:
+                break
+            messages += self._called(reply)
+        else:
+            print(f"stopped after {MAX_STEPS} answers", file=sys.stderr)
+        self.messages, self.last = messages, self._model.metrics
+        if self.last is not None:
+            print_summary(self.last, self.stats)
+
+    def _heard(self, messages: list[dict[str, Any]]) -> tuple[Reply, bool]:
+        """The model's next answer, printed while it comes; whether it was stopped."""
+        from minicpm4.agents.mcp.models import Reply
+
+        written: list[str] = []
+
+        def heard(part: ReplyPart) -> None:
+            written.append(part.content)
+            write_text(part.content, sys.stdout)
+
+        self._model.enable_thinking = self.think
+        try:
+            return self._model.reply(messages, self._functions, heard=heard), False
+        except KeyboardInterrupt:
+            print(" [stopped]", end="", file=sys.stderr, flush=True)
+            return Reply(text="".join(written)), True
+
+    def _called(self, reply: Reply) -> list[dict[str, Any]]:
+        from minicpm4.agents.mcp.agent import called
+
+        return [
+            self._blocking.run(called(self._box, number, call, tell_step))[1] for number, call in reply.calls
+        ]
+
+    def _length(self, messages: list[dict[str, Any]]) -> int:
+        return len(self.llm.chat_ids(messages, tools=self._functions or None, enable_thinking=self.think))

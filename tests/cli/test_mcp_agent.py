@@ -1,0 +1,110 @@
+"""``minicpm4 mcp run`` and ``minicpm4 chat --mcp`` with a scripted model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.agents.servers import HERE
+from tests.agents.test_agent import hermes
+from tests.cli.conftest import Result, Script
+
+Run = Callable[..., Result]
+CALL = hermes("sums__add", a=2, b=3)
+ALLOWED = ("--allow=sums", "--allow=sums.add")
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MINICPM4_HOME", str(tmp_path / "home"))
+    server = {
+        "command": sys.executable,
+        "args": [str(HERE / "made_server.py"), "made", str(tmp_path / "log")],
+    }
+    file = tmp_path / "mcp.json"
+    file.write_text(json.dumps({"mcpServers": {"sums": server}}))
+    return file
+
+
+def test_a_task_is_done_and_each_call_asked_for(
+    tmp_path: Path, minicpm: Run, script: Script, config: Path
+) -> None:
+    script.answers = [CALL, "It is 5."]
+    saved = tmp_path / "done.json"
+    words = ("mcp", "run", "2 + 3?", f"--config={config}", f"--save={saved}")
+    done = minicpm(*words, stdin="y\ny\n", terminal=True)
+    assert (done.code, done.out) == (0, "It is 5.\n")
+    assert 'sums__add {"a": 2, "b": 3}' in done.err and "← 5" in done.err
+    exported = minicpm("mcp", "export", str(saved))
+    assert "**calls `sums__add`**" in exported.out
+    line = minicpm("mcp", "export", str(saved), "--to=training", f"--output={tmp_path / 'x.jsonl'}")
+    assert line.code == 0 and json.loads((tmp_path / "x.jsonl").read_text())["tools"]
+    script.answers = ["Five."]
+    on = minicpm("mcp", "run", "Again?", f"--config={config}", f"--resume={saved}", *ALLOWED)
+    assert on.out == "Five.\n" and len(json.loads(saved.read_text())["messages"]) == 7
+
+
+def test_a_task_that_is_not_done_is_an_error(minicpm: Run, script: Script, config: Path) -> None:
+    script.answers = [CALL] * 9
+    done = minicpm("mcp", "run", "2 + 3?", f"--config={config}", "--max-steps=2", *ALLOWED)
+    assert done.code == 2 and "not done in 2 answers" in done.err
+
+
+def test_a_dry_run_loads_and_starts_nothing(
+    tmp_path: Path, minicpm: Run, script: Script, config: Path
+) -> None:
+    done = minicpm("mcp", "run", "2 + 3?", f"--config={config}", "--dry-run")
+    assert done.code == 0 and "made_server.py" in done.out and "at most 12 times" in done.out
+    assert script.loads == [] and not (tmp_path / "log").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("run",), "there is no task"),
+        (("run", "x", "--max-steps=0"), "outside 1 to 1000"),
+        (("run", "x", "--temperature=-1"), "temperature"),
+        (("run", "x", "--resume=/nowhere.json"), "cannot read /nowhere.json"),
+        (("export", "/nowhere.json"), "cannot read /nowhere.json"),
+    ],
+)
+def test_what_is_wrong_is_told_before_a_model_is_loaded(
+    minicpm: Run, script: Script, config: Path, words: tuple[str, ...], told: str
+) -> None:
+    more = (f"--config={config}",) if words[0] == "run" else ()
+    done = minicpm("mcp", *words, *more)
+    assert done.code == 2 and told in done.err and script.loads == []
+
+
+def test_a_chat_has_tools(minicpm: Run, script: Script, config: Path) -> None:
+    script.answers = ["Let me see. " + CALL, "It is 5.", "Fine."]
+    lines = "2 + 3?\ny\nThanks.\n/tools\n"
+    done = minicpm("chat", f"--mcp={config}", "--allow=sums", stdin=lines, terminal=True)
+    assert done.code == 0
+    assert done.out.replace("> ", "") == "Let me see.\nIt is 5.\nFine.\n"
+    assert "May the tool sums.add be called?" in done.err and "← 5" in done.err
+    assert done.err.rstrip().endswith("sums.add")
+
+
+def test_a_chat_keeps_what_its_tools_said(tmp_path: Path, minicpm: Run, script: Script, config: Path) -> None:
+    script.answers = [CALL, "5.", "Still 5."]
+    saved = tmp_path / "talk.json"
+    lines = f"2 + 3?\nAnd now?\n/save {saved}\n/forget 1\n"
+    done = minicpm("chat", f"--mcp={config}", *ALLOWED, stdin=lines)
+    assert done.code == 0
+    roles = [one["role"] for one in json.loads(saved.read_text())]
+    assert roles == ["system", "user", "assistant", "tool", "assistant", "user", "assistant"]
+    assert "left out 1 of 2 questions" in done.err
+
+
+def test_tools_of_a_chat_without_servers_are_told_of(minicpm: Run, script: Script) -> None:
+    assert "start with --mcp" in minicpm("chat", stdin="/tools\n").err
+    script.loads.clear()
+    refused = minicpm("chat", "--allow=x")
+    assert refused.code == 2 and "--mcp" in refused.err and script.loads == []
+    missing = minicpm("chat", "--mcp=/nowhere.json")
+    assert missing.code == 2 and "/nowhere.json" in missing.err and script.loads == []
