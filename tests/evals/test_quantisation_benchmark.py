@@ -59,6 +59,29 @@ def quantisation_source(run) -> Path:
     return given.work / "original"
 
 
+def test_budgets_and_what_is_rounded_at_load_stand_beside(run) -> None:
+    more = ["--methods", "gptq", "--bits", "as-said,6.5", "--loaded", "int4,int8"]
+    rows = run("tables", *SMALL, *more)["rows"]
+    assert set(rows) == {"int4-g32 gptq", "int4-g32 gptq to 6.5 bits", "int4 at load", "int8 at load"}
+    budget = rows["int4-g32 gptq to 6.5 bits"]
+    assert budget["bits"] <= 6.5 and sum(budget["formats"].values()) == 14
+    kl = {name: row["texts"]["english"]["kl_mean"] for name, row in rows.items()}
+    assert kl["int8 at load"] < kl["int4-g32 gptq to 6.5 bits"] < kl["int4 at load"]
+
+
+def test_files_of_others_are_compared_with_ours_of_the_same_size() -> None:
+    def row(nbytes: int, kl: float, **more: int) -> dict:
+        return {"nbytes": nbytes, "texts": {"english": {"window_kl": [kl, kl + 0.25]}}, **more}
+
+    rows = {
+        "ours": row(990, 0.5, tokens=9),
+        "larger": row(1001, 0.0, tokens=9),
+        "small": row(900, 0.0, tokens=0),
+    }
+    found = quantisation.at_equal_size(rows | {"theirs": row(1000, 1.0), "huge": row(5000, 1.0)})
+    assert found == {"ours": {"theirs": {"english": [-0.5, 0.0]}}}
+
+
 def test_a_moved_model_is_the_same_function_with_other_weights(tmp_path: Path) -> None:
     for shape in ({"num_key_value_heads": 2}, {"model_type": "qwen2", "tie": True}):
         name = tmp_path / shape.get("model_type", "minicpm")
