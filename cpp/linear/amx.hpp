@@ -105,8 +105,8 @@ static void unpack_amx_panel(const Matrix& m, i64 p, i64 k, i64 end, TileWords* 
     while (k < end) {
         const i64 g = k / m.group, at = p * groups + g;
         const i64 stop = (g + 1) * m.group < end ? (g + 1) * m.group : end;
-        const __m512 scale = panel_floats(m.scales, m.half_scales, at);
-        const __m512 offset = m.offsets != nullptr ? panel_floats(m.offsets, m.half_offsets, at) : zero().v;
+        const __m512 scale = panel_lanes(scales_of(m), at, 0).v;
+        const __m512 offset = m.offsets != nullptr ? panel_lanes(offsets_of(m), at, 0).v : zero().v;
         for (; k < stop; k += kStep, codes += 64) {
             const __m512i raw = _mm512_loadu_si512(codes);
             MC_UNROLL

@@ -145,8 +145,8 @@ MC_INLINE void copy_groups(const Matrix& m, i64 r, i64 count, const Segments& s,
     for (i64 i = 0; i < count; ++i) {
         for (int g = 0; g < s.count; ++g) {
             const i64 at = (r + i) * groups + s.group[g];
-            scales[g * pitch + i] = float_at(m.scales, m.half_scales, at);
-            if (m.offsets != nullptr) offsets[g * pitch + i] = float_at(m.offsets, m.half_offsets, at);
+            scales[g * pitch + i] = float_at(scales_of(m), at);
+            if (m.offsets != nullptr) offsets[g * pitch + i] = float_at(offsets_of(m), at);
         }
     }
 }

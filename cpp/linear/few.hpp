@@ -19,8 +19,12 @@ struct FewX {
     FewX from(i64 row) const { return {blocks + row * pitch, pitch, sums + row * sums_pitch, sums_pitch}; }
 };
 
-MC_INLINE V floats_at(const void* data, bool half, i64 i, int n) {
-    return half ? loadn_f16(static_cast<const u16*>(data) + i, n) : loadn(static_cast<const float*>(data) + i, n);
+MC_INLINE V floats_at(const GroupFloats& g, i64 i, int n) {
+    if (g.type == ScaleType::f16) return loadn_f16(static_cast<const u16*>(g.data) + i, n);
+    if (g.type == ScaleType::f32) return loadn(static_cast<const float*>(g.data) + i, n);
+    float lanes[W];
+    for (int k = 0; k < n; ++k) lanes[k] = float_at(g, i + k);
+    return loadn(lanes, n);
 }
 
 // Floats of scratch that the scales of one weight row take.
@@ -33,9 +37,9 @@ MC_INLINE void read_groups(const Matrix& m, i64 row, const FewX& x, float* scale
     i64 g = 0;
     for (; g < groups; g += W) {
         const int n = groups - g < W ? static_cast<int>(groups - g) : W;
-        store(scales + g, floats_at(m.scales, m.half_scales, row * groups + g, n));
+        store(scales + g, floats_at(scales_of(m), row * groups + g, n));
         if (m.offsets == nullptr) continue;
-        const V offsets = floats_at(m.offsets, m.half_offsets, row * groups + g, n);
+        const V offsets = floats_at(offsets_of(m), row * groups + g, n);
         for (int j = 0; j < NX; ++j) total[j] = fma(offsets, loadn(x.sums + j * x.sums_pitch + g, n), total[j]);
     }
     store(scales + g, zero());

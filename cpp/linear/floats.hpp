@@ -48,10 +48,10 @@ static void dot_grouped(const Matrix& m, i64 r, const FewRows& few, float (*out)
             }
         }
         for (int i = 0; i < ROWS; ++i) {
-            const V scale = set1(float_at(m.scales, m.half_scales, first[i] + g));
+            const V scale = set1(float_at(scales_of(m), first[i] + g));
             for (int j = 0; j < NX; ++j) total[i][j] = fma(scale, part[i][j], total[i][j]);
             if constexpr (OFFSETS) {
-                const float offset = float_at(m.offsets, m.half_offsets, first[i] + g);
+                const float offset = float_at(offsets_of(m), first[i] + g);
                 for (int j = 0; j < NX; ++j) shift[i][j] += offset * few.sums[j][g];
             }
         }

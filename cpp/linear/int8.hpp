@@ -28,24 +28,42 @@ MC_INLINE Int8Panels int8_panels(float* base, const Matrix& m) {
     return {reinterpret_cast<u8*>(base), scales, scales + kLanes * (m.cols / m.group)};
 }
 
+// 16 columns of codes in two planes to their places, and on.
+template <class F>
+struct PlanesToBytes {
+    u8** four;
+
+    template <int H>
+    MC_INLINE void run(const PlanesToBytes& to, const u8* unit, const u8*) {
+        __m512i w[4];
+        PanelPlanes<F>::template get<H>(w, unit);
+        for (int t = 0; t < 4; ++t, *to.four += 4 * kInt8Panels * kPanelRows) _mm512_store_si512(*to.four, w[t]);
+    }
+};
+
 // Panel p to lanes [16 half, 16 half + 16).
 template <class F>
 static void unpack_int8_panel(const Matrix& m, i64 p, i64 half, const Int8Panels& to) {
-    constexpr i64 kParts = Bytes<F>::kParts, kLanes = kInt8Panels * kPanelRows;
-    const i64 chunks = m.cols / PanelStep<F>::value, groups = m.cols / m.group;
-    const u8* codes = static_cast<const u8*>(m.codes) + p * chunks * 64;
-    for (i64 c = 0; c < chunks; ++c) {
-        __m512i w[kParts];
-        Bytes<F>::split(w, _mm512_loadu_si512(codes + c * 64));
-        for (i64 part = 0; part < kParts; ++part) {
-            _mm512_store_si512(to.codes + ((c * kParts + part) * kLanes + half * kPanelRows) * 4, w[part]);
+    constexpr i64 kLanes = kInt8Panels * kPanelRows;
+    const i64 groups = m.cols / m.group;
+    const u8* codes = static_cast<const u8*>(m.codes) + p * panel_bytes<F>(m.cols);
+    u8* four = to.codes + half * kPanelRows * 4;  // columns of the panel's rows
+    if constexpr (is_planes<F>) {
+        const u8* none = nullptr;
+        each_sixteen<F, false>(m.cols / 16, false, codes, none, PlanesToBytes<F>{&four});
+    } else {
+        constexpr i64 kParts = Bytes<F>::kParts;
+        for (i64 c = 0; c < m.cols / PanelStep<F>::value; ++c) {
+            __m512i w[kParts];
+            Bytes<F>::split(w, _mm512_loadu_si512(codes + c * 64));
+            for (i64 part = 0; part < kParts; ++part, four += 4 * kLanes) _mm512_store_si512(four, w[part]);
         }
     }
     for (i64 g = 0; g < groups; ++g) {
         const i64 at = g * kLanes + half * kPanelRows;
-        _mm512_store_ps(to.scales + at, panel_floats(m.scales, m.half_scales, p * groups + g));
+        _mm512_store_ps(to.scales + at, panel_lanes(scales_of(m), p * groups + g, 0).v);
         if (m.offsets != nullptr) {
-            _mm512_store_ps(to.offsets + at, panel_floats(m.offsets, m.half_offsets, p * groups + g));
+            _mm512_store_ps(to.offsets + at, panel_lanes(offsets_of(m), p * groups + g, 0).v);
         }
     }
 }

@@ -62,6 +62,10 @@ static void multiply(Pool& pool, const SharedProducts& all) {
         case Kind::int8: return multiply_by<FormatInt8>(way->method, pool, all);
         case Kind::int4: return multiply_by<FormatInt4>(way->method, pool, all);
         case Kind::ternary: return multiply_by<FormatTernary>(way->method, pool, all);
+        case Kind::int6: return multiply_by<FormatInt6>(way->method, pool, all);
+        case Kind::int5: return multiply_by<FormatInt5>(way->method, pool, all);
+        case Kind::int3: return multiply_by<FormatInt3>(way->method, pool, all);
+        case Kind::int2: return multiply_by<FormatInt2>(way->method, pool, all);
     }
 }
 
@@ -104,6 +108,10 @@ static void embed(Pool& pool, const EmbedArgs& args) {
         case Kind::int8: return embed_format<FormatInt8>(pool, args);
         case Kind::int4: return embed_format<FormatInt4>(pool, args);
         case Kind::ternary: return embed_format<FormatTernary>(pool, args);
+        case Kind::int6: return embed_format<FormatInt6>(pool, args);
+        case Kind::int5: return embed_format<FormatInt5>(pool, args);
+        case Kind::int3: return embed_format<FormatInt3>(pool, args);
+        case Kind::int2: return embed_format<FormatInt2>(pool, args);
     }
 }
 

@@ -83,9 +83,18 @@ struct PairsOfInt16 {
     // Columns [k, end) of weight row r: codes without their implied offset.
     template <class F>
     static void unpack(const Matrix& m, i64 r, i64 k, i64 end, u16* to) {
-        using Codes = CodeWords<F>;
-        const u8* p = F::row(m, r) + k / Codes::kParts;
-        for (i64 at = 0; at < end - k; at += 16 * Codes::kParts, p += 16) Codes::store(to + at, p, m.offsets != nullptr);
+        if constexpr (is_planes<F>) {
+            const __m256i bias = _mm256_set1_epi16(m.offsets != nullptr ? 0 : F::BIAS);
+            u8 codes[16];
+            for (i64 at = 0; at < end - k; at += 16) {
+                F::sixteen(codes, F::row(m, r), k + at);
+                store_codes(to + at, wide_bytes(codes), bias);
+            }
+        } else {
+            using Codes = CodeWords<F>;
+            const u8* p = F::row(m, r) + k / Codes::kParts;
+            for (i64 at = 0; at < end - k; at += 16 * Codes::kParts, p += 16) Codes::store(to + at, p, m.offsets != nullptr);
+        }
     }
 };
 

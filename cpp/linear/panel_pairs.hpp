@@ -1,33 +1,56 @@
 // From weights in panels to the pairs of 16-bit integers of linear/pairs.hpp: no transposition is needed. Included inside
 // the namespace of the instruction set, with MC_HAS_PANELS only.
 
-// Weight rows [r, r + W), W dividing r, at depth k, to lanes from `lane` on.
+// Pairs of 16 columns of codes in two planes to their places, and on.
 template <class F>
-static void unpack_panel(const Matrix& m, i64 r, i64 lane, i64 k, const Segments& s, PairPanel* panel) {
-    constexpr i64 kStep = PanelStep<F>::value, kParts = CodeBytes<F>::kParts;
-    constexpr int kBits = 8 / static_cast<int>(kParts);
-    const i64 p = r / kPanelRows, row = r % kPanelRows;
-    const i64 groups = m.cols / m.group, chunks = (depth_end(m, k) - k) / kStep;
-    const u8* codes = static_cast<const u8*>(m.codes) + (p * (m.cols / kStep) + k / kStep) * 64 + 4 * row;
-    const Words bias = all_words(kParts == 1 ? 0 : panel_bias<F>(m));
-    for (i64 c = 0; c < chunks; ++c) {
-        const Words raw = load_words(codes + c * 64);
+struct PlanesToPairs {
+    u32** pairs;
+    Words bias;
+
+    template <int H>
+    MC_INLINE void run(const PlanesToPairs& to, const u8* unit, const u8*) {
+        PanelBytes w[4];
+        PanelPlanes<F>::template get<H>(w, unit);
         MC_UNROLL
-        for (int part = 0; part < kParts; ++part) {
+        for (int t = 0; t < 4; ++t) {
             MC_UNROLL
-            for (int i = 0; i < 2; ++i) {
-                const Words pairs = byte_pairs<kBits>(raw, part, i, bias);
-                store_words(panel->pairs[(c * kStep + 4 * part) / 2 + i] + lane, pairs);
+            for (int i = 0; i < 2; ++i, *to.pairs += kPairPanel) {
+                store_words(*to.pairs, byte_pairs<F::kLow + F::kHigh>({w[t]}, 0, i, to.bias));
             }
         }
     }
-    const auto floats = [&](const void* data, bool half, i64 at) {
-        return half ? load_f16(static_cast<const u16*>(data) + at) : load(static_cast<const float*>(data) + at);
-    };
+};
+
+// The first `columns` of W weight rows of a panel, from `codes` on, to pairs.
+template <class F>
+MC_INLINE void unpack_panel_codes(const u8* codes, i64 columns, Words bias, u32* pairs) {
+    if constexpr (is_planes<F>) {
+        const u8* none = nullptr;
+        each_sixteen<F, false>(columns / 16, false, codes, none, PlanesToPairs<F>{&pairs, bias});
+    } else {
+        constexpr i64 kStep = PanelStep<F>::value, kParts = CodeBytes<F>::kParts;
+        constexpr int kBits = 8 / static_cast<int>(kParts);
+        for (i64 c = 0; c < columns / kStep; ++c) {
+            const Words raw = load_words(codes + c * 64);
+            MC_UNROLL
+            for (int part = 0; part < kParts; ++part) {
+                MC_UNROLL
+                for (int i = 0; i < 2; ++i, pairs += kPairPanel) store_words(pairs, byte_pairs<kBits>(raw, part, i, bias));
+            }
+        }
+    }
+}
+
+// Weight rows [r, r + W), W dividing r, at depth k, to lanes from `lane` on.
+template <class F>
+static void unpack_panel(const Matrix& m, i64 r, i64 lane, i64 k, const Segments& s, PairPanel* panel) {
+    const i64 p = r / kPanelRows, row = r % kPanelRows, groups = m.cols / m.group;
+    const u8* codes = static_cast<const u8*>(m.codes) + p * panel_bytes<F>(m.cols) + panel_bytes<F>(k) + 4 * row;
+    const Words bias = all_words(F::KIND == Kind::int8 ? 0 : panel_bias<F>(m));
+    unpack_panel_codes<F>(codes, depth_end(m, k) - k, bias, panel->pairs[0] + lane);
     for (int g = 0; g < s.count; ++g) {
-        const i64 at = (p * groups + s.group[g]) * kPanelRows + row;
-        store(panel->scales[g] + lane, floats(m.scales, m.half_scales, at));
-        if (m.offsets != nullptr) store(panel->offsets[g] + lane, floats(m.offsets, m.half_offsets, at));
+        store(panel->scales[g] + lane, panel_lanes(scales_of(m), p * groups + s.group[g], row));
+        if (m.offsets != nullptr) store(panel->offsets[g] + lane, panel_lanes(offsets_of(m), p * groups + s.group[g], row));
     }
 }
 

@@ -28,11 +28,23 @@ struct CodeBytes<FormatTernary> {
     static constexpr int kBias = 1;
 };
 
+template <Kind KIND, int LOW, int HIGH, i64 UNIT, int BIAS>
+struct CodeBytes<PlaneFormat<KIND, LOW, HIGH, UNIT, BIAS>> {
+    static constexpr i64 kParts = 0;  // see linear/plane_panels.hpp
+    static constexpr int kBias = BIAS;
+};
+
 // Columns that four bytes of a row's codes hold.
 template <class F>
 struct PanelStep {
     static constexpr i64 value = 4 * CodeBytes<F>::kParts;
 };
+
+// Bytes of codes that `columns` of a panel take.
+template <class F>
+MC_INLINE constexpr i64 panel_bytes(i64 columns) {
+    return kPanelRows * kKinds[static_cast<int>(F::KIND)].row_bytes(columns);
+}
 
 // Whether a piece may end with 16 columns: groups are multiples of those only.
 template <class F>
@@ -46,6 +58,7 @@ MC_INLINE i64 panel_unit(const Matrix& m) {
 // A piece of columns (linear/quantise.hpp).
 struct Piece {
     u8 sixteens;     // of columns
+    bool odd;        // sixteens before it
     bool group_ends;
     bool block_ends;
 };
@@ -87,18 +100,20 @@ static void cut_pieces(const Matrix& m, i64 block, Piece* to) {
     for (i64 k = 0; k < m.cols; ++to) {
         if (block_end > m.cols) block_end = m.cols;
         const i64 end = group_end < block_end ? group_end : block_end;
-        *to = {static_cast<u8>((end - k) / 16), end == group_end, end == block_end};
+        *to = {static_cast<u8>((end - k) / 16), k / 16 % 2 == 1, end == group_end, end == block_end};
         if (end == group_end) group_end += m.group;
         if (end == block_end) block_end += block;
         k = end;
     }
 }
 
-// What codes exceed weights by: int4 with offsets is as stored; int8 is shifted to be unsigned.
+// What codes exceed weights by: with offsets they are as stored, but for int8, which is shifted to be unsigned.
 template <class F>
 MC_INLINE int panel_bias(const Matrix& m) {
-    return m.kind == Kind::int4 && m.offsets != nullptr ? 0 : CodeBytes<F>::kBias;
+    return F::KIND != Kind::int8 && m.offsets != nullptr ? 0 : CodeBytes<F>::kBias;
 }
+
+#include "linear/plane_panels.hpp"
 
 #if defined(MC_HAS_VNNI)
 #include "linear/panels_avx512.hpp"
@@ -201,23 +216,30 @@ struct Multiply<Method::panels> {
 template <>
 struct Multiply<Method::narrow_panels> : Multiply<Method::panels> {};  // args.bytes tells them apart
 
+// The number that the code in column k of a panel's row `lane` stands for.
+template <class F>
+MC_INLINE int code_in_panel(const u8* panel, i64 lane, i64 k, int bias) {
+    if constexpr (is_planes<F>) {
+        return panel_code<F>(panel, lane, k) - bias;
+    } else {
+        constexpr i64 kParts = CodeBytes<F>::kParts, kStep = PanelStep<F>::value;
+        constexpr int kBits = 8 / static_cast<int>(kParts);
+        const u8 byte = panel[k / kStep * 64 + 4 * lane + k % 4];
+        if (kParts == 1) return static_cast<i8>(byte);
+        return (byte >> k % kStep / 4 * kBits & ((1 << kBits) - 1)) - bias;
+    }
+}
+
 // Row r of a matrix in panels, times `scale`, to out: one token's embedding.
 template <class F>
 static void unpack_panel_row(const Matrix& m, i64 r, float scale, float* out) {
-    constexpr i64 kParts = CodeBytes<F>::kParts, kStep = PanelStep<F>::value;
-    constexpr int kBits = 8 / static_cast<int>(kParts);
     const i64 groups = m.cols / m.group, p = r / kPanelRows, lane = r % kPanelRows;
-    const u8* codes = static_cast<const u8*>(m.codes) + p * (m.cols / kStep) * 64 + 4 * lane;
+    const u8* codes = static_cast<const u8*>(m.codes) + p * panel_bytes<F>(m.cols);
     const int bias = panel_bias<F>(m);
     for (i64 k = 0; k < m.cols; k += 4) {
-        const u8* four = codes + k / kStep * 64;
-        const int shift = static_cast<int>(k % kStep / 4) * kBits;
-        const i64 at = (p * groups + k / m.group) * kPanelRows + lane;
-        const float s = float_at(m.scales, m.half_scales, at) * scale;
-        const float o = m.offsets != nullptr ? float_at(m.offsets, m.half_offsets, at) * scale : 0.0F;
-        for (i64 b = 0; b < 4; ++b) {
-            const int code = kParts == 1 ? static_cast<i8>(four[b]) : (four[b] >> shift & ((1 << kBits) - 1)) - bias;
-            out[k + b] = static_cast<float>(code) * s + o;
-        }
+        const i64 at = p * groups + k / m.group;
+        const float s = panel_float_at(scales_of(m), at, lane) * scale;
+        const float o = m.offsets != nullptr ? panel_float_at(offsets_of(m), at, lane) * scale : 0.0F;
+        for (i64 b = 0; b < 4; ++b) out[k + b] = static_cast<float>(code_in_panel<F>(codes, lane, k + b, bias)) * s + o;
     }
 }

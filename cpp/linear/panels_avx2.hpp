@@ -39,11 +39,36 @@ MC_INLINE __m256i add_in_16_bits(__m256i sum, __m256i term) {
 #endif
 }
 
-// Scales or offsets of 8 rows of a panel: vector number i of 16, its half `half`.
-MC_INLINE V panel_floats(const void* data, bool half_type, i64 i, i64 half) {
-    const i64 at = i * kPanelRows + half * W;
-    return half_type ? load_f16(static_cast<const u16*>(data) + at) : load(static_cast<const float*>(data) + at);
-}
+// 16 columns of codes in two planes, of 8 rows of a panel: of 6 bits two, of fewer four products of two fit in 16 bits.
+template <class F, int NX>
+struct PlanesDot {
+    const PanelX* x;
+    Ints* sum;
+
+    template <int H>
+    MC_INLINE void run(const PlanesDot& to, const u8* unit, const u8* row) {
+        constexpr int kTogether = F::kLow + F::kHigh == 6 ? 2 : 4;
+        __m256i w[4];
+        PanelPlanes<F>::template get<H>(w, unit);
+        const i64 cols = to.x->cols;
+        MC_UNROLL
+        for (int j = 0; j < NX; ++j, row += to.x->pitch) {
+            MC_UNROLL
+            for (int t = 0; t < 4; t += kTogether) {
+                __m256i high = _mm256_maddubs_epi16(w[t], broadcast_four(row + 4 * t));
+                __m256i low = _mm256_maddubs_epi16(w[t], broadcast_four(row + 4 * t + cols));
+                MC_UNROLL
+                for (int u = t + 1; u < t + kTogether; ++u) {
+                    high = add_in_16_bits(high, _mm256_maddubs_epi16(w[u], broadcast_four(row + 4 * u)));
+                    low = add_in_16_bits(low, _mm256_maddubs_epi16(w[u], broadcast_four(row + 4 * u + cols)));
+                }
+                const __m256i upper = _mm256_madd_epi16(high, _mm256_set1_epi16(256));
+                const __m256i lower = _mm256_madd_epi16(low, _mm256_set1_epi16(1));
+                to.sum[j].v = _mm256_add_epi32(to.sum[j].v, _mm256_add_epi32(upper, lower));
+            }
+        }
+    }
+};
 
 // Adds the products of SPAN columns; row: theirs of the first x row, codes: 8 rows of those of the panel there.
 template <class F, int NX, i64 SPAN>
@@ -101,16 +126,21 @@ MC_INLINE void dot_panel_span(const u8* codes, const u8* row, const PanelX& x, I
 
 // The columns of a piece, passed by in row and codes.
 template <class F, int NX>
-MC_INLINE void dot_panel_piece(i64 sixteens, const u8*& codes, const u8*& row, const PanelX& x, Ints* sum) {
-    constexpr i64 kSpanBytes = kPanelSpan / PanelStep<F>::value * 64, kRowBytes = kPanelSpan * (words_of_x<F> ? 2 : 1);
-    for (i64 spans = sixteens / 2; spans > 0; --spans, row += kRowBytes, codes += kSpanBytes) {
-        dot_panel_span<F, NX, kPanelSpan>(codes, row, x, sum);
-    }
-    if constexpr (has_half_spans<F>) {
-        if (sixteens % 2 == 0) return;
-        dot_panel_span<F, NX, kPanelSpan / 2>(codes, row, x, sum);
-        row += kRowBytes / 2;
-        codes += kSpanBytes / 2;
+MC_INLINE void dot_panel_piece(const Piece& piece, const u8*& codes, const u8*& row, const PanelX& x, Ints* sum) {
+    const i64 sixteens = piece.sixteens;
+    if constexpr (is_planes<F>) {
+        each_sixteen<F, has_half_spans<F>>(sixteens, piece.odd, codes, row, PlanesDot<F, NX>{&x, sum});
+    } else {
+        constexpr i64 kSpanBytes = panel_bytes<F>(kPanelSpan), kRowBytes = kPanelSpan * (words_of_x<F> ? 2 : 1);
+        for (i64 spans = sixteens / 2; spans > 0; --spans, row += kRowBytes, codes += kSpanBytes) {
+            dot_panel_span<F, NX, kPanelSpan>(codes, row, x, sum);
+        }
+        if constexpr (has_half_spans<F>) {
+            if (sixteens % 2 == 0) return;
+            dot_panel_span<F, NX, kPanelSpan / 2>(codes, row, x, sum);
+            row += kRowBytes / 2;
+            codes += kSpanBytes / 2;
+        }
     }
 }
 
@@ -132,12 +162,12 @@ MC_INLINE void dot_panel_block(const Matrix& m, i64 half, const PanelX& x, Panel
         Ints sum[NX];
         MC_UNROLL
         for (int j = 0; j < NX; ++j) sum[j].v = _mm256_set1_epi32(at.shifts[j * pitch]);
-        dot_panel_piece<F, NX>(at.piece->sixteens, at.codes, at.row, x, sum);
-        const V scale = panel_floats(m.scales, m.half_scales, at.group, half);
+        dot_panel_piece<F, NX>(*at.piece, at.codes, at.row, x, sum);
+        const V scale = panel_lanes(scales_of(m), at.group, half * W);
         MC_UNROLL
         for (int j = 0; j < NX; ++j) part[j] = fma(to_floats(sum[j]), scale, part[j]);
         if (m.offsets != nullptr) {
-            const V offset = panel_floats(m.offsets, m.half_offsets, at.group, half);
+            const V offset = panel_lanes(offsets_of(m), at.group, half * W);
             const float* sums = reinterpret_cast<const float*>(at.shifts) + x.sums_at;
             MC_UNROLL
             for (int j = 0; j < NX; ++j) part[j] = fma(set1(sums[j * pitch]), offset, part[j]);
@@ -150,8 +180,8 @@ MC_INLINE void dot_panel_block(const Matrix& m, i64 half, const PanelX& x, Panel
 // total[j][half] = 8 of the products of panel p and x row first + j.
 template <class F, int NX>
 MC_INLINE void dot_panel(const Matrix& m, i64 p, const PanelX& x, i64 first, V (*total)[2]) {
-    constexpr i64 kBlockBytes = kBlockDepth / PanelStep<F>::value * 64;
-    const u8* codes = static_cast<const u8*>(m.codes) + p * (m.cols / PanelStep<F>::value) * 64;
+    constexpr i64 kBlockBytes = panel_bytes<F>(kBlockDepth);
+    const u8* codes = static_cast<const u8*>(m.codes) + p * panel_bytes<F>(m.cols);
     const i64 pitch = x.pitch / 4;
     const float *scales = x.scales(first), *end = scales + (m.cols + kBlockDepth - 1) / kBlockDepth;
     PanelPlace at = {x.pieces, codes, x.rows + first * x.pitch, x.shifts(first), p * (m.cols / m.group)};

@@ -57,13 +57,31 @@ MC_INLINE __m512i add_broadcast_products(__m512i sum, __m512i codes, const u8* f
 #endif
 }
 
-// Scales or offsets of the 16 rows of a panel: vector number i.
-MC_INLINE __m512 panel_floats(const void* data, bool half, i64 i) {
-    if (half) {
-        return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(static_cast<const u16*>(data) + i * kPanelRows)));
+// 16 columns of codes in two planes.
+template <class F, int NX, bool BYTES>
+struct PlanesDot {
+    const PanelX* x;
+    __m512i *high, *low;
+
+    template <int H>
+    MC_INLINE void run(const PlanesDot& to, const u8* unit, const u8* row) {
+        for (i64 b = 0; b < PanelPlanes<F>::kBytes * 16 / PanelPlanes<F>::kColumns; b += 64) {
+            _mm_prefetch(reinterpret_cast<const char*>(unit) + kAhead + H * PanelPlanes<F>::kBytes / 2 + b, _MM_HINT_T1);
+        }
+        __m512i w[4];
+        PanelPlanes<F>::template get<H>(w, unit);
+        MC_UNROLL
+        for (int t = 0; t < 4; ++t) {
+            MC_KEEP(w[t]);
+            MC_UNROLL
+            for (int j = 0; j < NX; ++j) {
+                const u8* four = row + 4 * t + j * to.x->pitch;
+                to.high[j] = add_broadcast_products(to.high[j], w[t], four);
+                if (!BYTES) to.low[j] = add_broadcast_products(to.low[j], w[t], four + to.x->cols);
+            }
+        }
     }
-    return _mm512_loadu_ps(static_cast<const float*>(data) + i * kPanelRows);
-}
+};
 
 // Adds the products of SPAN columns; row: theirs of the first x row, codes: those of the panel there. In 8 bits there is no
 // low half.
@@ -92,23 +110,28 @@ MC_INLINE void dot_panel_span(const u8* codes, const u8* row, const PanelX& x, _
 
 // The columns of a piece; row: its first of x row 0, passed by as the codes are.
 template <class F, int NX, bool BYTES>
-MC_INLINE void dot_panel_piece(i64 sixteens, const u8*& codes, const u8*& row, const PanelX& x, __m512i* high, __m512i* low) {
-    constexpr i64 kSpanBytes = 32 / PanelStep<F>::value * 64;
-    for (i64 spans = sixteens / 2; spans > 0; --spans, row += 32, codes += kSpanBytes) {
-        dot_panel_span<F, NX, BYTES, 32>(codes, row, x, high, low);
-    }
-    if constexpr (has_half_spans<F>) {
-        if (sixteens % 2 == 0) return;
-        dot_panel_span<F, NX, BYTES, 16>(codes, row, x, high, low);
-        row += 16;
-        codes += kSpanBytes / 2;
+MC_INLINE void dot_panel_piece(const Piece& piece, const u8*& codes, const u8*& row, const PanelX& x, __m512i* high, __m512i* low) {
+    const i64 sixteens = piece.sixteens;
+    if constexpr (is_planes<F>) {
+        each_sixteen<F, has_half_spans<F>>(sixteens, piece.odd, codes, row, PlanesDot<F, NX, BYTES>{&x, high, low});
+    } else {
+        constexpr i64 kSpanBytes = panel_bytes<F>(32);
+        for (i64 spans = sixteens / 2; spans > 0; --spans, row += 32, codes += kSpanBytes) {
+            dot_panel_span<F, NX, BYTES, 32>(codes, row, x, high, low);
+        }
+        if constexpr (has_half_spans<F>) {
+            if (sixteens % 2 == 0) return;
+            dot_panel_span<F, NX, BYTES, 16>(codes, row, x, high, low);
+            row += 16;
+            codes += kSpanBytes / 2;
+        }
     }
 }
 
 // total[j] = the 16 products of panel p and x row first + j.
 template <class F, int NX, bool BYTES>
 MC_INLINE void dot_panel(const Matrix& m, i64 p, const PanelX& x, i64 first, __m512* total) {
-    const u8* codes = static_cast<const u8*>(m.codes) + p * (m.cols / PanelStep<F>::value) * 64;
+    const u8* codes = static_cast<const u8*>(m.codes) + p * panel_bytes<F>(m.cols);
     const u8 *row = x.rows + first * x.pitch, *end = row + x.cols;
     const i32* shifts = x.shifts(first);
     const float* scales = x.scales(first);
@@ -128,17 +151,17 @@ MC_INLINE void dot_panel(const Matrix& m, i64 p, const PanelX& x, i64 first, __m
                 MC_ZERO(high[j]);
             }
         }
-        dot_panel_piece<F, NX, BYTES>(piece->sixteens, codes, row, x, high, low);
-        _mm_prefetch(static_cast<const char*>(m.scales) + group * kPanelRows * (m.half_scales ? 2 : 4) + kScalesAhead,
+        dot_panel_piece<F, NX, BYTES>(*piece, codes, row, x, high, low);
+        _mm_prefetch(static_cast<const char*>(m.scales) + group * kPanelRows * scale_bytes(m.scale_type) + kScalesAhead,
                      _MM_HINT_T0);
-        const __m512 scale = panel_floats(m.scales, m.half_scales, group);
+        const __m512 scale = panel_lanes(scales_of(m), group, 0).v;
         MC_UNROLL
         for (int j = 0; j < NX; ++j) {
             const __m512i sum = BYTES ? high[j] : _mm512_add_epi32(_mm512_slli_epi32(high[j], 8), low[j]);
             part[j] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, part[j]);
         }
         if (m.offsets != nullptr) {
-            const __m512 offset = panel_floats(m.offsets, m.half_offsets, group);
+            const __m512 offset = panel_lanes(offsets_of(m), group, 0).v;
             const float* sums = reinterpret_cast<const float*>(shifts) + x.sums_at;
             MC_UNROLL
             for (int j = 0; j < NX; ++j) part[j] = _mm512_fmadd_ps(_mm512_set1_ps(sums[j * pitch]), offset, part[j]);

@@ -101,8 +101,20 @@ struct FormatTernary {
     }
 };
 
-MC_INLINE float float_at(const void* data, bool half, i64 i) {
-    return half ? f16_to_f32(static_cast<const u16*>(data)[i]) : static_cast<const float*>(data)[i];
+#include "linear/planes.hpp"
+
+// Number i of scales or offsets, of whose float16 for several groups it is number `super`.
+MC_INLINE float float_at(const GroupFloats& g, i64 i, i64 super) {
+    if (g.type == ScaleType::f16) return f16_to_f32(static_cast<const u16*>(g.data)[i]);
+    if (g.type == ScaleType::f32) return static_cast<const float*>(g.data)[i];
+    const u8 byte = static_cast<const u8*>(g.data)[i];
+    const int step = g.type == ScaleType::steps ? static_cast<i8>(byte) : g.type == ScaleType::low_steps ? byte & 15 : byte >> 4;
+    return static_cast<float>(step) * f16_to_f32(g.supers[super]);  // exact
+}
+// The same in rows, and in panels, of a panel's row `lane` and vector `i` of kPanelRows.
+MC_INLINE float float_at(const GroupFloats& g, i64 i) { return float_at(g, i, i >> g.shift); }
+MC_INLINE float panel_float_at(const GroupFloats& g, i64 i, i64 lane) {
+    return float_at(g, i * kPanelRows + lane, (i >> g.shift) * kPanelRows + lane);
 }
 
 // Columns [begin, end) of row r, times `scale`, to out. Grouped formats: begin is a multiple of 64,
@@ -128,8 +140,8 @@ static void unpack_row(const Matrix& m, i64 r, i64 begin, i64 end, float scale, 
             const i64 g = k / m.group;
             const i64 stop = (g + 1) * m.group < end ? (g + 1) * m.group : end;
             const i64 at = r * groups + g;
-            const V s = set1(float_at(m.scales, m.half_scales, at) * scale);
-            const V o = set1(m.offsets ? float_at(m.offsets, m.half_offsets, at) * scale : 0.0F);
+            const V s = set1(float_at(scales_of(m), at) * scale);
+            const V o = set1(m.offsets ? float_at(offsets_of(m), at) * scale : 0.0F);
             for (; k < stop; k += F::STEP) {
                 if (m.offsets != nullptr) {
                     F::template load<true>(v, row, k);

@@ -36,8 +36,8 @@ constexpr MethodInfo kMethodInfos[] = {
 
 enum class Layout : int { rows, panels, any };
 
-// Weights of a unit, the codes in 16 bytes.
-MC_INLINE constexpr i64 unit_of(Kind kind) { return 16 * kKinds[static_cast<int>(kind)].weights_per_code; }
+// Weights of a unit.
+MC_INLINE constexpr i64 unit_of(Kind kind) { return kKinds[static_cast<int>(kind)].unit; }
 
 struct Way {
     u32 kinds;  // a bit for each Kind
@@ -54,7 +54,10 @@ constexpr u32 kHalves = 1U << static_cast<int>(Kind::f16) | 1U << static_cast<in
 constexpr u32 kInt8 = 1U << static_cast<int>(Kind::int8);
 constexpr u32 kSmall = 1U << static_cast<int>(Kind::int4) | 1U << static_cast<int>(Kind::ternary);
 constexpr u32 kGrouped = kInt8 | kSmall;
-constexpr u32 kAllKinds = kFloat32 | kHalves | kGrouped;
+constexpr u32 kPlanes = 1U << static_cast<int>(Kind::int6) | 1U << static_cast<int>(Kind::int5) |
+                        1U << static_cast<int>(Kind::int3) | 1U << static_cast<int>(Kind::int2);
+constexpr u32 kIntegers = kGrouped | kPlanes;
+constexpr u32 kAllKinds = kFloat32 | kHalves | kIntegers;
 constexpr i64 kMany = i64(1) << 40;  // any number of rows of x
 
 // Up to how many rows of x are few is measured (docs/log.md). Scaling the sums of short groups costs what integers
@@ -64,15 +67,15 @@ constexpr Way kScalarWays[] = {
     {kAllKinds, Layout::rows, 9, kMany, 0, 0, false, Method::many_floats},
 };
 constexpr Way kAvx2Ways[] = {
-    {kGrouped, Layout::panels, 1, 16, 0, 0, false, Method::panels},
-    {kGrouped, Layout::panels, 17, kMany, 0, 0, false, Method::pairs},
-    {kGrouped, Layout::rows, 1, kMany, 0, 0, false, Method::pairs},
+    {kIntegers, Layout::panels, 1, 16, 0, 0, false, Method::panels},
+    {kIntegers, Layout::panels, 17, kMany, 0, 0, false, Method::pairs},
+    {kIntegers, Layout::rows, 1, kMany, 0, 0, false, Method::pairs},
 };
 constexpr Way kAvx512DotWays[] = {
-    {kGrouped, Layout::panels, 1, kMany, 0, 0, true, Method::narrow_panels},
-    {kGrouped, Layout::panels, 1, 16, 0, 0, false, Method::panels},
-    {kGrouped, Layout::panels, 17, kMany, 0, 0, false, Method::pairs},
-    {kGrouped, Layout::rows, 1, kMany, 0, 0, false, Method::pairs},
+    {kIntegers, Layout::panels, 1, kMany, 0, 0, true, Method::narrow_panels},
+    {kIntegers, Layout::panels, 1, 16, 0, 0, false, Method::panels},
+    {kIntegers, Layout::panels, 17, kMany, 0, 0, false, Method::pairs},
+    {kIntegers, Layout::rows, 1, kMany, 0, 0, false, Method::pairs},
     {kHalves, Layout::rows, 9, kMany, 0, 0, false, Method::bf16_pairs},
 };
 constexpr Way kAmxWays[] = {

@@ -26,9 +26,17 @@ class Weight:
         codes: Array,
         scales: Array | None,
         offsets: Array | None,
+        super_scales: Array | None = None,
+        super_offsets: Array | None = None,
     ) -> None: ...
     def to_panels(
-        self, context: Context, codes: Array, scales: Array | None, offsets: Array | None
+        self,
+        context: Context,
+        codes: Array | None,
+        scales: Array | None,
+        offsets: Array | None,
+        super_scales: Array | None = None,
+        super_offsets: Array | None = None,
     ) -> None: ...
 
 class QkvWeights:

@@ -251,7 +251,7 @@ SCALES = np.ones((4, 2), np.float16)
 PANEL = np.zeros((1, 8, 64), np.uint8)
 PANEL_SCALES = np.ones((1, 2, 16), np.float32)
 BAD_WEIGHTS = {
-    "unknown": (("int5", "rows", 4, 64, 32, CODES, SCALES, None), "'int5' is unknown"),
+    "unknown": (("int7", "rows", 4, 64, 32, CODES, SCALES, None), "'int7' is unknown"),
     "layout": (("int4", "tiles", 4, 64, 32, CODES, SCALES, None), "'tiles' is unknown"),
     "codes": (("int4", "rows", 4, 64, 32, CODES[:, :16].copy(), SCALES, None), r"\(4, 16\), expected"),
     "dtype": (("int4", "rows", 4, 64, 32, CODES.view(np.int8), SCALES, None), "wrong dtype"),

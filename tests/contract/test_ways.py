@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from minicpm4 import _cpu
+from minicpm4.formats.kinds import KINDS
 from minicpm4.formats.quant import PackedTensor
 from minicpm4.kernels.cpu import CpuOps, emulated_levels, isa_levels
 from minicpm4.kernels.layer_weights import Linear
@@ -28,13 +29,14 @@ def matrix(level: str, way: Way, format: str, n: int) -> tuple[PackedTensor, np.
     layout = "rows" if way.layout == "any" else way.layout
     groups = [0] if format in ("f32", "f16", "bf16") else GROUPS[::-1]
     taken = [g for g in groups if _cpu.method(level, format, layout, g, n, way.narrow) == way.method]
-    fitting = [g for g in taken if not g or g % {"int8": 16, "int4": 32, "ternary": 32}[format] == 0]
+    fitting = [g for g in taken if not g or g % KINDS[format].group == 0]
     if not fitting:
         return None
     group = fitting[0]
     cols = 3 * group if group else 131
-    cols += group if format == "ternary" and cols % 64 else 0
-    return random_weight(np.random.default_rng(n), 53, (format, group, cols, format in ("int4", "int8")))
+    cols += group if cols % KINDS[format].columns else 0
+    offsets = format in ("int4", "int8", "int5", "int2")
+    return random_weight(np.random.default_rng(n), 53, (format, group, cols, offsets))
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,14 @@ constexpr Case kCases[] = {
     {"ternary-g64", Kind::ternary, 320, 64, false, false},
     {"ternary-g128", Kind::ternary, 640, 128, false, true},
     {"ternary-row", Kind::ternary, 320, 320, false, false},
+    {"int6-g16", Kind::int6, 192, 16, false, true},
+    {"int6-g64 offsets", Kind::int6, 192, 64, true, false},
+    {"int5-g32", Kind::int5, 352, 32, false, true},
+    {"int5-g96 offsets", Kind::int5, 288, 96, true, false},
+    {"int3-g48 offsets", Kind::int3, 192, 48, true, true},
+    {"int3-g16", Kind::int3, 320, 16, false, false},
+    {"int2-g16 offsets", Kind::int2, 192, 16, true, false},
+    {"int2-g64", Kind::int2, 64, 64, false, true},
 };
 
 // float16 bits of a value that float16 holds.
@@ -80,6 +88,18 @@ void pack_plain(Random& random, Packed& p) {
     }
 }
 
+// The same for codes in two planes: their lower and their upper bits.
+float put_planes(Random& random, Packed& p, i64 r, i64 k) {
+    const i64 bits = p.m.kind == Kind::int6 ? 6 : p.m.kind == Kind::int5 ? 5 : 3, low = bits == 3 ? 2 : 4;
+    const i64 unit = bits == 5 ? 32 : 64, code = random.below(1 << bits), field = k % unit / 16, per = 8 / low;
+    u8* start = p.codes.data() + (r * p.m.cols + k / unit * unit) * bits / 8;
+    u8& lower = start[field / per * 16 + k % 16];
+    lower = static_cast<u8>(lower | (code & ((1 << low) - 1)) << (field % per * low));
+    u8& upper = start[unit * low / 8 + (bits == 6 ? k % 16 : k % unit / 8)];
+    upper = static_cast<u8>(upper | code >> low << (bits == 6 ? 2 * field : k % 8));
+    return static_cast<float>(p.m.offsets != nullptr ? code : code - (1 << (bits - 1)));
+}
+
 // Writes one code of row r, and returns the number that it stands for.
 float put_code(Random& random, Packed& p, i64 r, i64 k) {
     u8* row = p.codes.data();
@@ -94,6 +114,15 @@ float put_code(Random& random, Packed& p, i64 r, i64 k) {
             u8& byte = row[r * (p.m.cols / 2) + k / 32 * 16 + k % 16];
             byte = static_cast<u8>(byte | code << (k % 32 / 16 * 4));
             return static_cast<float>(p.m.offsets != nullptr ? code : code - 8);
+        }
+        case Kind::int6:
+        case Kind::int5:
+        case Kind::int3: return put_planes(random, p, r, k);
+        case Kind::int2: {
+            const i64 code = random.below(4);
+            u8& byte = row[r * (p.m.cols / 4) + k / 64 * 16 + k % 16];
+            byte = static_cast<u8>(byte | code << (k % 64 / 16 * 2));
+            return static_cast<float>(p.m.offsets != nullptr ? code : code - 2);
         }
         default: {
             const i64 code = random.below(3);
@@ -118,13 +147,13 @@ Packed random_matrix(Random& random, const Case& c, i64 rows) {
     }
     const int size = c.half ? 2 : 4;
     const i64 groups = c.cols / c.group;
-    p.codes.resize(p.values.size() / (c.kind == Kind::int8 ? 1 : c.kind == Kind::int4 ? 2 : 4));
+    p.codes.resize(static_cast<size_t>(rows * kKinds[static_cast<int>(c.kind)].row_bytes(c.cols)));
     p.scales.resize(static_cast<size_t>(rows * groups * size));
     p.offsets.resize(c.offsets ? p.scales.size() : 0);
     p.m.codes = p.codes.data();
     p.m.scales = p.scales.data();
     p.m.offsets = c.offsets ? p.offsets.data() : nullptr;
-    p.m.half_scales = p.m.half_offsets = c.half;
+    p.m.scale_type = p.m.offset_type = c.half ? ScaleType::f16 : ScaleType::f32;
     for (i64 i = 0; i < rows * groups; ++i) {
         const float scale = short_float(0.01F + 0.1F * random.uniform());
         const float offset = c.offsets ? short_float(random.normal()) : 0.0F;

@@ -11,7 +11,7 @@ from minicpm4.errors import CheckpointError
 from minicpm4.formats.ggml_types import GGML_TYPES
 from minicpm4.formats.gguf import GgufCheckpoint
 from minicpm4.formats.gguf_write import OutTensor, matrix, write_gguf
-from minicpm4.formats.packing import packed_if_exact, unpack
+from minicpm4.formats.packing import packed_if_exact, unpack, widened
 from minicpm4.quantize.grid import pack
 from tests.fixtures.loading import load_model
 from tests.formats.gguf_files import HIDDEN, INNER, hf_weights, metadata, raw_gguf, tensor, to_gguf
@@ -59,6 +59,10 @@ def test_values_equal_the_gguf_package(type_id: int, tmp_path: Path) -> None:
     info = checkpoint.tensors["w"]
     assert str(packed.spec) == EXPECTED_SPECS[name] and info.spec == packed.spec
     assert info.loaded_nbytes == packed.nbytes and info.nbytes == raw.nbytes and info.dtype == name
+    assert packed.nbytes <= 1.04 * raw.nbytes or name in ("IQ4_NL", "TQ1_0", "Q2_0")
+    wide = widened(packed)
+    assert wide.nbytes == (info.wide_nbytes or packed.nbytes)
+    np.testing.assert_array_equal(unpack(wide), values)
 
 
 def test_all_types_are_covered() -> None:

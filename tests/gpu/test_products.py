@@ -11,7 +11,8 @@ from minicpm4.errors import UnsupportedError
 from minicpm4.formats.quant import PackedTensor
 from minicpm4.kernels.layer_weights import FeedForwardWeights, Linear
 from minicpm4.kernels.ref import RefOps
-from tests.contract.packed import FORMATS, format_id, random_weight
+from tests.contract.packed import COMMON as FORMATS
+from tests.contract.packed import format_id, random_weight
 from tests.gpu.arrays import OnArrays
 
 # NumPy, which the interpreter computes with, warns where a GPU goes on.

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from minicpm4.cli import run
 from minicpm4.errors import ConfigError
 from minicpm4.formats.names import EMBED
+from minicpm4.formats.packing import unpack
 from minicpm4.formats.quant import QuantSpec
+from minicpm4.kernels.ref import RefOps
+from minicpm4.model.loader import load_weights
 from minicpm4.model.source import open_model
 from minicpm4.model.weight_plan import WeightPlan, plan_weights
 from tests.fixtures.loading import load_model
@@ -38,6 +43,35 @@ def test_floats_as_stored_may_prove_to_be_rounded(folder: Path) -> None:
     int4, stored = QuantSpec(kind="int4", group_size=64), next(iter(plan(folder))).read
     assert all(one.packs and one.may_be(int4) and one.may_be(stored) for one in plan(folder))
     assert not any(one.packs or one.may_be(int4) for one in plan(folder, "int8"))
+
+
+class Wide(RefOps):
+    """A table without kernels for GGUF's kinds."""
+
+    widens = True
+
+
+def test_types_of_gguf_are_held_as_they_are(tmp_path: Path) -> None:
+    """And as the plan says; where a table asks for it widened, every weight the same."""
+    model = make_checkpoint(tmp_path / "model", hidden_size=256, intermediate_size=512, head_dim=64, seed=4)
+    types = ("q5_0", "down_proj=q4_k", "gate_proj=q5_k", "embed|lm_head|v_proj=q6_k", "o_proj=q8_0")
+    asked = [word for one in types for word in ("--gguf-type", one)]
+    assert run(["convert", str(model), str(tmp_path / "m.gguf"), *asked]) == 0
+    found = open_model(tmp_path / "m.gguf")
+    planned, ops = plan_weights(found.checkpoint, found.config), Wide()
+    wide = planned.on(ops)
+    assert planned.on(RefOps()) is planned and planned.kinds == {"int4", "int5", "int6", "int8"}
+    assert wide.kinds == {"int4", "int8"} and wide.nbytes > 1.2 * planned.nbytes
+    one, other = (
+        load_weights(found.checkpoint, found.config, plan, ops=table)
+        for plan, table in ((planned, RefOps()), (wide, ops))
+    )
+    assert "Q5_K as int5-g32" in one.notes and "Q5_K as int8-g32" in other.notes
+    assert (one.weights.nbytes, other.weights.nbytes) == (planned.nbytes, wide.nbytes)
+    for held, widened in zip(one.weights.matrices(), other.weights.matrices(), strict=True):
+        np.testing.assert_array_equal(unpack(held), unpack(widened))
+    other.refill(found.checkpoint)
+    assert other.version == 1 and other.weights.nbytes == wide.nbytes
 
 
 def test_unknown_choices_are_refused(folder: Path) -> None:

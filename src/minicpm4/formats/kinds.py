@@ -200,7 +200,7 @@ _ROWS = (
         round=rounding.int4,
         groups=(64, 32),
         searched=(256, 192, 128, 96, 64, 32),
-        panels=32,
+        panels=16,
         choice=True,
     ),
     # Of GGUF's types: files are read into these, nothing is rounded to them.
@@ -229,7 +229,7 @@ _ROWS = (
         zero=16,
         least=-16,
         most=15,
-        panels=32,
+        panels=16,
         wider="int8",
     ),
     WeightKind(
@@ -275,7 +275,7 @@ _ROWS = (
         groups=(64, 32),
         searched=(256, 128, 64, 32),
         blocks=True,
-        panels=32,
+        panels=16,
         choice=True,
     ),
 )

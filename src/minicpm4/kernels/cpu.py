@@ -15,8 +15,7 @@ import numpy as np
 from minicpm4 import _cpu
 from minicpm4.config import ModelConfig, SparseConfig
 from minicpm4.errors import UnsupportedError
-from minicpm4.formats.packing import widened
-from minicpm4.formats.quant import PackedTensor, packed_shapes
+from minicpm4.formats.quant import PARTS, PackedTensor, packed_shapes
 from minicpm4.kernels.contract import Accepted, Array, Floats, Ints, KVLayer, OpTable, Selection, Step
 from minicpm4.kernels.layer_weights import AttentionWeights, FeedForwardWeights, Linear
 from minicpm4.kernels.scratch import call_every_op, untouched
@@ -26,7 +25,7 @@ emulated_levels = _cpu.emulated_levels
 cpu_features = _cpu.cpu_features
 BUILD = _cpu.__file__
 
-PANELS = "panels-2"  # raise it when to_panels writes anything else: weights are kept on disk
+PANELS = "panels-3"  # raise it when to_panels writes anything else: weights are kept on disk
 _NO_SPARSE = SparseConfig()
 
 
@@ -42,7 +41,6 @@ class CpuOps(OpTable):
 
     name = "cpu"
     weight_kinds = frozenset(_cpu.weight_kinds())
-    widens = True
 
     def __init__(
         self,
@@ -101,7 +99,6 @@ class CpuOps(OpTable):
         return counted.reserved
 
     def prepare(self, tensor: PackedTensor) -> PackedTensor:
-        tensor = widened(tensor) if self.widens else tensor
         spec = tensor.spec
         if spec.kind not in self._panels or spec.group_size % spec.row.panels or tensor.layout != "rows":
             return tensor
@@ -109,7 +106,7 @@ class CpuOps(OpTable):
         parts: dict[str, Any] = {
             part: self._empty(shapes[part], array.dtype) for part, array in tensor.parts.items()
         }
-        _weight(tensor).to_panels(self._ctx, parts["codes"], parts["scales"], parts.get("offsets"))
+        _weight(tensor).to_panels(self._ctx, *(parts.get(part) for part in PARTS))
         return replace(tensor, layout="panels", **parts)
 
     def embed(self, table: PackedTensor, ids: Ints, scale: float, out: Array | None = None) -> Array:
@@ -218,17 +215,8 @@ def _weight(w: PackedTensor) -> _cpu.Weight:
     found = w.native.get("cpu")
     if found is None:
         rows, cols = w.shape
-        plain = w if w.layout == "panels" else widened(w)
-        found = _cpu.Weight(
-            plain.spec.kind,
-            plain.layout,
-            rows,
-            cols,
-            plain.spec.group_size,
-            plain.codes,
-            plain.scales,
-            plain.offsets,
-        )
+        arrays = (getattr(w, part) for part in PARTS)
+        found = _cpu.Weight(w.spec.kind, w.layout, rows, cols, w.spec.group_size, *arrays)
         w.native["cpu"] = found
     return found
 
