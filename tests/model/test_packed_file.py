@@ -80,7 +80,7 @@ def _entry(header: dict[str, Any], **changes: Any) -> None:
         lambda header, metadata: _entry(header, data_offsets=[0, 4096]),
         lambda header, metadata: _entry(header, data_offsets=[-1, 2**60]),
         lambda header, metadata: header.update({f"{NAME}.codes": None}),
-        lambda header, metadata: metadata["matrices"].update({NAME: ["int4", 32, 64, 128, "rows"]}),
+        lambda header, metadata: metadata["matrices"].update({NAME: ["int4", 64, 64, 128, "rows"]}),
         lambda header, metadata: metadata["matrices"].update({NAME: ["int4", 64, 128, 64, "rows"]}),
         lambda header, metadata: metadata["matrices"].update({NAME: ["int4", 64.0, 64, 128, "rows"]}),
         lambda header, metadata: metadata["matrices"].update({NAME: ["int8", 64, 64, 128, "rows"]}),
