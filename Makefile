@@ -35,7 +35,7 @@ PAGE    := src/minicpm4/serve/page
 TEXT    := examples/how_sqlite_is_tested.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow models test-models test-transformers test-gguf test-isa test-interpreted test-page test-clients test-ray test-gpu gpu-check test-arm lint format types docs page page-check page-compare slim sanitize clean
+.PHONY: help setup run test test-slow models test-models test-transformers test-gguf test-isa test-interpreted test-page test-clients test-mcp test-ray test-gpu gpu-check test-arm lint format types docs page page-check page-compare slim sanitize clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
@@ -66,7 +66,7 @@ run: $(RUNS)  ## read examples/ with sparse attention and answer a question abou
 	  --attention sparse --sparse topk=12,window=256 --temperature 0 --max-tokens 96 --stats
 
 test: $(READY)  ## all tests but the slow ones, those of fetched models and those in a browser
-	$(PYTEST) -m "not slow and not models and not browser"
+	$(PYTEST) -m "not slow and not models and not browser and not servers"
 
 test-slow: $(READY)  ## the tests that take minutes
 	$(PYTEST) -m slow
@@ -106,6 +106,9 @@ test-clients: $(READY)  ## what people plug into `minicpm4 serve`: lm-evaluation
 	@$(PLUGGED)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(PLUGGED)
 	$(PLUGGED)/bin/python -m pip --disable-pip-version-check install --quiet $(CLIENTS)
 	MINICPM4_PYTHON=$(abspath $(BIN))/python $(PLUGGED)/bin/python -m pytest tests/clients
+
+test-mcp: $(READY)  ## tasks with real MCP servers (installs eleven of them by pip and npm, in .mcp/)
+	MINICPM4_HOME=$(abspath .mcp) $(BIN)/python -m pytest -rs -m servers tests/agents
 
 test-ray: $(READY)  ## two replicas on Ray Serve (installs it into .venv/)
 	$(PIP) $(RAY)

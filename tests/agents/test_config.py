@@ -63,7 +63,6 @@ def test_what_is_not_followed_is_told(tmp_path: Path) -> None:
         ({"command": "x", "type": "http"}, "does not fit"),
         ({"command": "x", "timeout": 600_000}, "give seconds"),
         ({"command": "x", "args": "-y"}, "no list"),
-        ({"command": "x", "args": ["${NOPE}"]}, "wants the variable NOPE"),
         ({"command": "x", "args": ["${input:key}"]}, "not filled in here"),
         ({"command": "x", "env": {"A": 1}}, "env.A is no text"),
         ({"url": "http://a/", "headers": {"A": "x\r\nB: y"}}, "is no header"),
@@ -74,6 +73,12 @@ def test_what_is_not_followed_is_told(tmp_path: Path) -> None:
 def test_a_wrong_entry_is_refused_by_name(tmp_path: Path, entry: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         read(tmp_path, {"a": entry})
+
+
+def test_a_server_whose_variable_is_not_set_is_left_out_and_told(tmp_path: Path) -> None:
+    found = read(tmp_path, {"a": {"command": "x", "env": {"KEY": "${NOPE}"}}, "b": {"command": "y"}})
+    assert [*found.servers] == ["b"]
+    assert "a is not used" in found.notes[0] and "wants the variable NOPE" in found.notes[0]
 
 
 def test_errors_show_no_value_that_may_be_secret(tmp_path: Path) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from minicpm4.cli.mcp_agent import export, run
+from minicpm4.cli.mcp_catalogue import add, catalogue
 from minicpm4.cli.mcp_servers import allowed, call, search, servers, tools
 
 commands = {
     "run": run,
+    "catalogue": catalogue,
+    "add": add,
     "servers": servers,
     "tools": tools,
     "search": search,

@@ -29,6 +29,10 @@ _UNASKED = ("autoApprove", "alwaysAllow", "trust")
 _MERE_WORDS = ("description", "name", "note", "notes", "comment", "_comment", "icon", "homepage")
 
 
+class _UnsetError(ConfigError):
+    """A variable that an entry wants is not set."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServerSpec:
     """One server: a ``command`` that is started and spoken to over its standard streams, or the ``url`` of
@@ -78,7 +82,8 @@ class ServerConfig:
 
 
 def read_config(path: Path, variables: Mapping[str, str] | None = None) -> ServerConfig:
-    """The servers of a file. ``variables``: what ``${NAME}`` in it stands for; None: the environment.
+    """The servers of a file. ``variables``: what ``${NAME}`` in it stands for; None: the environment. A
+    server that wants one that is not set is left out, and told.
 
     Raises ConfigError.
     """
@@ -97,9 +102,17 @@ def read_config(path: Path, variables: Mapping[str, str] | None = None) -> Serve
         f"{path}: {key!r:.60} is not known and not followed" for key in whole if key not in _TABLES
     ]
     values = os.environ if variables is None else variables
-    servers = {name: spec_of(name, one, f"{path}: {name}", values, notes) for name, one in table.items()}
-    folded = {name.casefold() for name in servers}
-    require(len(folded) == len(servers), f"{path}: two names of servers differ in case alone", "rename one")
+    servers = {}
+    for name, one in table.items():
+        try:
+            servers[name] = spec_of(name, one, f"{path}: {name}", values, notes)
+        except _UnsetError as error:  # the others may work all the same
+            notes.append(f"{name} is not used: {error}")
+    require(
+        len({name.casefold() for name in table}) == len(table),
+        f"{path}: two names of servers differ in case alone",
+        "rename one",
+    )
     return ServerConfig(servers, tuple(notes))
 
 
@@ -212,7 +225,7 @@ def _filled(text: str, where: str, variables: Mapping[str, str]) -> str:
     def value(found: re.Match[str]) -> str:
         given = variables.get(found[1]) or found[2]
         if given is None:
-            raise ConfigError(f"{where} wants the variable {found[1]}, which is not set", "set it")
+            raise _UnsetError(f"{where} wants the variable {found[1]}, which is not set", "set it")
         return given
 
     rest = _VARIABLE.sub("", text)
