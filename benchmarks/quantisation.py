@@ -212,7 +212,8 @@ def tables(args: argparse.Namespace) -> dict[str, Any]:
             kept["rows"][name] = file_size(file) | {"texts": read(original, file, windows)}
             write_json(done, finite(kept))
     rows = kept["rows"]
-    return {**key, **notes, "rows": rows, "paired": paired(rows), "equal_size": at_equal_size(rows)}
+    named = {**key, "model": shown_name(args.model)}
+    return {**named, **notes, "rows": rows, "paired": paired(rows), "equal_size": at_equal_size(rows)}
 
 
 class Remembered:
@@ -350,7 +351,12 @@ def activations(args: argparse.Namespace) -> dict[str, Any]:
             found[names[0]] = [*mean[:FIRST].tolist(), float(mean[FIRST:].mean())]
         layers.append(found)
         print(index, {name: [round(v, 3) for v in values] for name, values in found.items()}, flush=True)
-    return {"model": args.model, "positions": [*range(FIRST), f"{FIRST} on"], "layers": layers}
+    return {"model": shown_name(args.model), "positions": [*range(FIRST), f"{FIRST} on"], "layers": layers}
+
+
+def shown_name(model: str) -> str:
+    """A model's name as results have it: of a file or folder without where it is."""
+    return Path(model).stem if Path(model).exists() else model
 
 
 def parse() -> argparse.Namespace:
