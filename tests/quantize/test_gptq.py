@@ -9,7 +9,7 @@ from minicpm4.errors import CheckpointError
 from minicpm4.formats.packing import pack_from_float, unpack
 from minicpm4.formats.quant import QuantSpec
 from minicpm4.quantize import gptq as module
-from minicpm4.quantize.factor import inverse_factor
+from minicpm4.quantize.factor import factor_in_place, factored_product, restore
 from minicpm4.quantize.gptq import Hessian, gptq, output_error
 from minicpm4.quantize.grid import search_scales, to_nearest
 
@@ -130,27 +130,51 @@ def test_scales_too_large_for_float16_are_float32() -> None:
 
 @pytest.mark.parametrize("width", [1, 96, 256, 257, 700])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_the_factor_in_blocks_is_of_the_inverse(width: int, dtype: type) -> None:
+@pytest.mark.parametrize("ordered", [False, True])
+def test_the_factor_in_place_is_of_the_inverse(width: int, dtype: type, ordered: bool) -> None:
+    """And what it is of stays: in the other triangle, and whole when it is asked for again."""
     x = rows(2 * width + 8, width, width).astype(np.float64)
+    x[:, 49::50] = 0
     h = (x.T @ x).astype(dtype)
-    kept, order = h.copy(), np.random.default_rng(9).permutation(width)
-    dead = np.arange(width) % 50 == 49
-    u = inverse_factor(h, order, dead, 0.01).astype(np.float64)
-    assert np.array_equal(h, kept) and not np.tril(u, -1).any()
-    wanted = kept.astype(np.float64)
-    mean = np.diag(wanted)[~dead].mean()
-    wanted[dead, :], wanted[:, dead] = 0.0, 0.0
+    kept, order = h.copy(), np.arange(width)
+    if ordered:
+        order = np.random.default_rng(9).permutation(width)
+    diagonal = factor_in_place(h, order, 0.01)
+    there = kept[np.ix_(order, order)]
+    assert np.array_equal(diagonal, np.diag(there)) and np.array_equal(np.tril(h, -1), np.tril(there, -1))
+    wanted, dead = there.astype(np.float64), diagonal <= 0
+    mean = diagonal[~dead].astype(np.float64).mean()
     wanted[dead, dead] = mean
-    wanted = wanted[np.ix_(order, order)] + 0.01 * mean * np.eye(width)
+    u = np.triu(h).astype(np.float64)
+    wanted += 0.01 * mean * np.eye(width)
     np.testing.assert_allclose(u.T @ u @ wanted, np.eye(width), atol=1e-9 if dtype is np.float64 else 5e-3)
+    some = rows(5, width, 1)
+    exact = np.einsum("ri,ij,rj->", some[:, order], there, some[:, order], dtype=np.float64)
+    assert factored_product(h, diagonal, some[:, order]) == pytest.approx(exact, rel=1e-4)
+    restore(h, order, diagonal)
+    assert np.array_equal(h, kept)
 
 
 def test_more_damping_is_tried_where_there_is_no_factor() -> None:
-    h = np.ones((64, 64)) - 0.05 * np.eye(64)  # the least eigenvalues are below 0 by more than 1%
-    u = inverse_factor(h, np.arange(64), np.zeros(64, bool), 0.01)
-    np.testing.assert_allclose(u.T @ u @ (h + 0.095 * np.eye(64)), np.eye(64), atol=1e-9)
+    whole = np.ones((600, 600)) - 0.05 * np.eye(600)  # the least eigenvalues are below 0 by more than 1%
+    h = whole.copy()
+    diagonal = factor_in_place(h, np.arange(600), 0.01)
+    u = np.triu(h)
+    np.testing.assert_allclose(u.T @ u @ (whole + 0.095 * np.eye(600)), np.eye(600), atol=1e-8)
+    restore(h, np.arange(600), diagonal)
+    assert np.array_equal(h, whole)
     with pytest.raises(CheckpointError, match="cannot be inverted"):
-        inverse_factor(-np.eye(8) - 1, np.arange(8), np.zeros(8, bool), 0.01)
+        factor_in_place(np.full((8, 8), 30.0) - 29 * np.eye(8), np.arange(8), 0.01)
+
+
+def test_the_output_error_is_the_same_before_and_after_the_factor() -> None:
+    weights, other, hessian = rows(9, 300, 1), rows(9, 300, 2), seen(rows(700, 300, 3))
+    before, diagonal, whole = output_error(weights, other, hessian), hessian.diagonal, hessian.sum.copy()
+    for act_order in (False, True):
+        hessian.factor(0.01, act_order)
+        assert output_error(weights, other, hessian) == pytest.approx(before, rel=1e-5)
+        assert np.array_equal(hessian.diagonal, diagonal)
+    assert np.array_equal(hessian.sum, whole)
 
 
 def test_statistics_of_wide_matrices_are_float32(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,12 +188,12 @@ def test_statistics_of_wide_matrices_are_float32(monkeypatch: pytest.MonkeyPatch
 
 def test_matrices_of_a_stage_share_the_factor(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    monkeypatch.setattr(module, "inverse_factor", lambda *given: made.append(1) or inverse_factor(*given))
+    monkeypatch.setattr(module, "factor_in_place", lambda *given: made.append(1) or factor_in_place(*given))
     hessian = seen(rows(400, 96, 1))
     for seed in (2, 3):
         gptq(rows(24, 96, seed), hessian, INT4)
     assert len(made) == 1
-    before = hessian.factor(0.01, False)
+    before = hessian.factor(0.01, False).copy()
     hessian.add(rows(10, 96, 4))
     assert not np.array_equal(hessian.factor(0.01, False), before)
 

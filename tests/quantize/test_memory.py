@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
 
 from minicpm4.cli import run
+from minicpm4.config import ModelConfig
 from minicpm4.evals import conversion
+from minicpm4.quantize.memory import memory_bound, planned_memory
+from minicpm4.quantize.options import METHODS, QuantizeOptions
 from tests.fixtures.random_checkpoint import make_checkpoint
 
 CHILD = """
@@ -88,6 +92,42 @@ def test_the_plan_is_near_the_peak(
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
     assert 0.4 * found["planned"] < found["peak"] < 1.1 * found["planned"] + (40 << 20), found
+
+
+LARGE = {
+    "SmolLM2-135M": (49152, 576, 1536, 30, 9, 3, True),
+    "MiniCPM4-0.5B": (73448, 1024, 4096, 24, 16, 2, True),
+    "Qwen2.5-1.5B": (151936, 1536, 8960, 28, 12, 2, True),
+    "MiniCPM4-8B": (73448, 4096, 16384, 32, 32, 2, False),
+}
+
+
+@pytest.mark.parametrize("model", LARGE)
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "rtn"])
+def test_conversions_of_all_sizes_are_planned_within_the_bound(model: str, method: str) -> None:
+    vocab, hidden, inner, layers, heads, kv, tied = LARGE[model]
+    config = ModelConfig(
+        model_type="llama",
+        vocab_size=vocab,
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv,
+        head_dim=hidden // heads,
+        max_position_embeddings=4096,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=tied,
+    )
+    tokens = 32 * 512
+    for weights, rotate, act_order in product(("int4", "int8"), (False, True), (False, True)):
+        if act_order and "gptq" not in method:
+            continue
+        options = QuantizeOptions(
+            weights=weights, method=method, group=32, rotate=rotate, act_order=act_order
+        )
+        for layout in ("compressed-tensors", "gguf", "mlx"):
+            assert planned_memory(config, options, layout, tokens) <= memory_bound(config, tokens)
 
 
 def test_what_does_not_fit_is_refused_before_any_work(

@@ -27,6 +27,7 @@ __all__ = [
     "exact_spec",
     "flattened",
     "pack_from_float",
+    "pack_rows",
     "pack_ternary_exact",
     "packed_if_exact",
     "repack",
@@ -96,7 +97,7 @@ def pack_from_float(weights: NDArray[np.float32], spec: QuantSpec) -> PackedTens
     Scales are float16 unless one is too large for it. Raises CheckpointError when a weight is not
     finite, or too large for f16; ConfigError when the columns do not fit.
     """
-    return _pack_stream((weights.shape[0], weights.shape[1]), spec, lambda rows: weights[rows])
+    return pack_rows((weights.shape[0], weights.shape[1]), spec, lambda rows: weights[rows])
 
 
 def repack(tensor: PackedTensor, spec: QuantSpec) -> PackedTensor:
@@ -106,7 +107,7 @@ def repack(tensor: PackedTensor, spec: QuantSpec) -> PackedTensor:
     """
     if tensor.spec == spec:
         return tensor
-    return _pack_stream(tensor.shape, spec, lambda rows: unpack_rows(tensor, rows))
+    return pack_rows(tensor.shape, spec, lambda rows: unpack_rows(tensor, rows))
 
 
 def flattened(tensor: PackedTensor) -> PackedTensor:
@@ -153,9 +154,10 @@ def exact_float(weights: NDArray[np.float32]) -> str:
     return "f32"
 
 
-def _pack_stream(
+def pack_rows(
     shape: tuple[int, int], spec: QuantSpec, read: Callable[[slice], NDArray[np.float32]]
 ) -> PackedTensor:
+    """``pack_from_float`` of a matrix (out, in) of which ``read`` gives some rows at a time."""
     row, group = spec.row, spec.group_size
     if not spec.fits(shape[1]):
         raise ConfigError(f"{shape[1]} columns do not fit weight format {spec}")

@@ -13,20 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minicpm4.formats import rounding
+from minicpm4.formats.packing import row_slices
 from minicpm4.formats.quant import PackedTensor, QuantSpec
-from minicpm4.quantize.factor import inverse_factor
+from minicpm4.quantize.factor import BLOCK as BLOCK_ROWS
+from minicpm4.quantize.factor import blocks, factor_in_place, factored_product, restore
 from minicpm4.quantize.grid import pack, search_scales
 
-__all__ = [
-    "BLOCK",
-    "DAMPING",
-    "Hessian",
-    "factor_nbytes",
-    "gptq",
-    "output_error",
-    "squared_output",
-    "sum_nbytes",
-]
+__all__ = ["BLOCK", "DAMPING", "Hessian", "gptq", "hessian_nbytes", "output_error"]
 
 BLOCK = 64  # columns whose errors are handed on together: within it one by one, beyond it as one product
 DAMPING = 0.01  # of the mean of the diagonal, added to it
@@ -40,26 +33,45 @@ Floats = NDArray[np.floating]
 @dataclass(slots=True, eq=False)
 class Hessian:
     """X^T X (width, width) of the rows that reach the matrices of a stage, and the mean magnitude of each of
-    their columns. Memory: two arrays of width², of float64 up to 7,000 columns, beyond of float32."""
+    their columns. Memory: one array of width², of float64 up to 7,000 columns, beyond of float32."""
 
     width: int
     skip: int = 0
     rows: int = 0
-    sum: Floats = field(init=False)
     size: Doubles = field(init=False)
-    _factors: dict[tuple[float, bool], Floats] = field(init=False, default_factory=dict)
+    _sum: Floats = field(init=False)
+    _factored: _Factored | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        self.sum = np.zeros((self.width, self.width), _dtype(self.width))
+        self._sum = np.zeros((self.width, self.width), _dtype(self.width))
         self.size = np.zeros(self.width)
 
     def add(self, x: NDArray[np.float32]) -> None:
         """Add the rows x (n, width) of one sequence from its beginning; the first ``skip`` are left out."""
-        self._factors.clear()
-        x = np.ascontiguousarray(x[self.skip :])
-        self.sum += x.T @ x
+        x, h = np.ascontiguousarray(x[self.skip :]), self.sum
+        for part in blocks(self.width):  # one triangle of it, and the other the same to the bit
+            made = x[:, part.start :].T @ x[:, part]
+            width = made.shape[1]
+            made[:width] = np.tril(made[:width]) + np.tril(made[:width], -1).T
+            h[part.start :, part] += made
+            h[part, part.stop :] += made[width:].T
         self.size += np.abs(x).sum(axis=0, dtype=np.float64)
         self.rows += len(x)
+
+    @property
+    def sum(self) -> Floats:
+        """X^T X; a factor that was made of it is gone afterwards."""
+        if self._factored is not None:
+            restore(self._sum, self._factored.order, self._factored.diagonal)
+            self._factored = None
+        return self._sum
+
+    @property
+    def diagonal(self) -> Floats:
+        """That of ``sum``."""
+        if self._factored is None:
+            return np.diag(self._sum).copy()
+        return self._factored.diagonal[np.argsort(self._factored.order)]
 
     @property
     def mean_size(self) -> Doubles:
@@ -68,42 +80,52 @@ class Hessian:
 
     def order(self, act_order: bool) -> NDArray[np.intp]:
         """Columns in the order in which they are rounded."""
-        return np.argsort(-np.diag(self.sum), kind="stable") if act_order else np.arange(self.width)
+        return np.argsort(-self.diagonal, kind="stable") if act_order else np.arange(self.width)
 
     def factor(self, damping: float, act_order: bool) -> Floats:
-        """See ``inverse_factor``; made once for all matrices of a stage. Raises CheckpointError."""
-        key = (damping, act_order)
-        if key not in self._factors:
-            dead = np.diag(self.sum) <= 0
-            self._factors = {key: inverse_factor(self.sum, self.order(act_order), dead, damping)}
-        return self._factors[key]
+        """On and above its diagonal the factor that ``factor_in_place`` makes, in the place of ``sum``; once
+        for all matrices of a stage. Raises CheckpointError."""
+        if self._factored is None or self._factored.key != (damping, act_order):
+            order = self.order(act_order)
+            diagonal = factor_in_place(self.sum, order, damping)
+            self._factored = _Factored((damping, act_order), order, diagonal)
+        return self._sum
+
+    def squared(self, weights: NDArray[np.float32]) -> float:
+        """The sum of the squared outputs of ``weights`` (out, width) over all rows."""
+        if self._factored is not None:
+            order = self._factored.order
+            ordered = weights if (order == np.arange(self.width)).all() else weights[:, order]
+            return factored_product(self._sum, self._factored.diagonal, ordered)
+        parts = ((weights @ self._sum[:, part].astype(np.float32), part) for part in blocks(self.width))
+        return sum(
+            float(np.einsum("oi,oi->", made, weights[:, part], dtype=np.float64)) for made, part in parts
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Factored:
+    """A factor that is there: of which damping and order, and H's diagonal in that order."""
+
+    key: tuple[float, bool]
+    order: NDArray[np.intp]
+    diagonal: Floats
 
 
 def _dtype(width: int) -> str:
     return "float64" if width <= _WIDE else "float32"
 
 
-def sum_nbytes(width: int) -> int:
-    """Bytes of a Hessian's ``sum``."""
-    return width * width * np.dtype(_dtype(width)).itemsize
-
-
-def factor_nbytes(width: int) -> int:
-    """Bytes of what is made of it: the factor, and where it is float64 a float32 copy of the sum."""
-    return sum_nbytes(width) + (4 * width * width if width <= _WIDE else 0)
+def hessian_nbytes(width: int) -> int:
+    """Bytes of a Hessian and of what is made of it."""
+    return width * (width + 2 * BLOCK_ROWS) * np.dtype(_dtype(width)).itemsize
 
 
 def output_error(weights: NDArray[np.float32], other: NDArray[np.float32], hessian: Hessian) -> float:
     """Squared error of the outputs of ``other`` (out, in), as a part of the squared outputs of
     ``weights``."""
-    h = hessian.sum.astype(np.float32, copy=False)
-    wrong, right = squared_output(other - weights, h), squared_output(weights, h)
+    wrong, right = hessian.squared(other - weights), hessian.squared(weights)
     return wrong / right if right > 0 else 0.0
-
-
-def squared_output(weights: NDArray[np.float32], h: NDArray[np.float32]) -> float:
-    """Sum of the squared outputs of ``weights`` (out, in) over the rows whose sum of products is ``h``."""
-    return float(np.einsum("oi,oi->", weights @ h, weights, dtype=np.float64))
 
 
 def gptq(
@@ -122,7 +144,7 @@ def gptq(
     Hessian one that can be inverted."""
     kind, group = spec.row, spec.group_size
     columns = weights.shape[1]
-    diagonal = np.diag(hessian.sum).copy()
+    diagonal = hessian.diagonal
     dead = diagonal <= 0
     work = np.ascontiguousarray(weights.T, np.float32)  # a column is a row of it
     order = hessian.order(act_order)
@@ -131,9 +153,10 @@ def gptq(
     factor = hessian.factor(damping, act_order)
     scales = np.zeros((columns // group, weights.shape[0]), np.float32)
     if act_order:
-        scales = np.ascontiguousarray(_scales(work, importance, slice(0, columns), spec).T)
-    work = work[order]
-    numbers = np.empty_like(work)
+        for rows in row_slices(weights.shape[0], columns):
+            scales[:, rows] = _scales(work[:, rows], importance, slice(0, columns), spec).T
+        work = work[order]
+    numbers = np.empty(work.shape, np.int8)
     block = max(1, BLOCK // group) * group if group <= _MOST else BLOCK
     for start in range(0, columns, block):
         stop = min(start + block, columns)
@@ -145,14 +168,16 @@ def gptq(
                 # What earlier blocks left to these columns is in them; what this one did, too.
                 scales[place] = _scales(work, importance, slice(i, i + group), spec)[:, 0]
             column = work[i]
-            numbers[i] = rounding.whole_numbers(
+            rounded = rounding.whole_numbers(
                 np, column[None, :, None], scales[place][None], kind.least, kind.most
             )[0, :, 0]
+            numbers[i] = rounded
             j = i - start
-            error = (column - numbers[i] * scales[place]) / upper[j, j]
+            error = (column - rounded * scales[place]) / upper[j, j]
             work[i + 1 : stop] -= upper[j, j + 1 : stop - start, None] * error
             errors[j] = error
         work[stop:] -= upper[:, stop - start :].T @ errors
+    del work
     back = np.argsort(order)
     return pack(np.ascontiguousarray(numbers[back].T), np.ascontiguousarray(scales.T), spec)
 

@@ -3,16 +3,18 @@ matter."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
 from minicpm4.errors import CheckpointError
 from minicpm4.formats import rounding
 from minicpm4.formats.kinds import WeightKind
-from minicpm4.formats.packing import pack_from_float, row_slices
+from minicpm4.formats.packing import pack_rows, row_slices
 from minicpm4.formats.quant import PackedTensor, QuantSpec
 
-__all__ = ["can_round", "pack", "search_scales", "to_nearest"]
+__all__ = ["can_round", "pack", "rows_to_nearest", "search_scales", "to_nearest"]
 
 Floats = NDArray[np.float32]
 
@@ -62,17 +64,23 @@ def to_nearest(weights: Floats, spec: QuantSpec) -> PackedTensor:
     """``weights`` (out, in) rounded to the nearest values of ``spec``, as ``pack_from_float`` does, and to
     kinds that files have and it does not make: scales are then searched. Raises CheckpointError,
     ConfigError."""
+    return rows_to_nearest((weights.shape[0], weights.shape[1]), spec, lambda rows: weights[rows])
+
+
+def rows_to_nearest(shape: tuple[int, int], spec: QuantSpec, read: Callable[[slice], Floats]) -> PackedTensor:
+    """``to_nearest`` of a matrix (out, in) of which ``read`` gives some rows at a time."""
     if spec.row.round is not None or not spec.row.group:
-        return pack_from_float(weights, spec)
-    if not np.isfinite(weights).all():
-        raise CheckpointError("a weight is not finite")
-    numbers = np.empty(weights.shape, np.float32)
-    scales = np.empty((len(weights), weights.shape[1] // spec.group_size), np.float32)
-    for part in row_slices(*weights.shape):
-        groups = weights[part].reshape(-1, scales.shape[1], spec.group_size)
+        return pack_rows(shape, spec, read)
+    numbers = np.empty(shape, np.int8)
+    scales = np.empty((shape[0], shape[1] // spec.group_size), np.float32)
+    for part in row_slices(*shape):
+        weights = read(part)
+        if not np.isfinite(weights).all():
+            raise CheckpointError("a weight is not finite")
+        groups = weights.reshape(-1, scales.shape[1], spec.group_size)
         scales[part] = search_scales(groups, None, spec.row)
         found = rounding.whole_numbers(np, groups, scales[part], spec.row.least, spec.row.most)
-        numbers[part] = found.reshape(-1, weights.shape[1])
+        numbers[part] = found.reshape(-1, shape[1])
     return pack(numbers, scales, spec)
 
 
@@ -82,14 +90,15 @@ def _storable(scales: Floats) -> Floats:
     return found
 
 
-def pack(numbers: Floats, scales: Floats, spec: QuantSpec) -> PackedTensor:
-    """``numbers`` (out, in), whole, and ``scales`` (out, groups) as a matrix: scale * number, exactly."""
+def pack(numbers: NDArray, scales: Floats, spec: QuantSpec) -> PackedTensor:
+    """``numbers`` (out, in), whole, of any type, and ``scales`` (out, groups) as a matrix: scale * number,
+    exactly."""
     row = spec.row
     small, exact = rounding.in_half(scales)
     codes = np.empty((len(numbers), row.width(numbers.shape[1])), row.codes)
     step = max(1, (1 << 20) // numbers.shape[1])
     for start in range(0, len(numbers), step):
-        codes[start : start + step] = row.pack(row.codes_of(numbers[start : start + step]))
+        codes[start : start + step] = row.pack(row.codes_of(numbers[start : start + step].astype(np.float32)))
     return PackedTensor(
         spec=spec,
         shape=(numbers.shape[0], numbers.shape[1]),

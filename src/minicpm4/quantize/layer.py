@@ -13,20 +13,20 @@ from minicpm4.config import ModelConfig
 from minicpm4.errors import CheckpointError
 from minicpm4.formats import Checkpoint
 from minicpm4.formats.names import layer_tensors
-from minicpm4.formats.packing import unpack
+from minicpm4.formats.packing import row_slices, unpack, unpack_rows
 from minicpm4.formats.quant import PackedTensor
 from minicpm4.kernels.contract import Floats
 from minicpm4.kernels.layer_weights import Linear
 from minicpm4.model.weights import LayerWeights, build_layer
 from minicpm4.quantize.walk import as_floats
 
-__all__ = ["Layer", "read_layer"]
+__all__ = ["Layer", "check_rows_finite", "from_packed", "read_layer", "read_tensor"]
 
 
 @dataclass(slots=True, eq=False)
 class Layer:
-    """``floats``: every tensor of the layer, by its name within it; ``packed``: matrices that are rounded, by
-    theirs without ".weight"."""
+    """``floats``: tensors of the layer by their names within it, all but matrices that are rounded;
+    ``packed``: these, by theirs without ".weight"."""
 
     config: ModelConfig
     floats: dict[str, NDArray[np.float32]]
@@ -35,6 +35,11 @@ class Layer:
     def weight(self, name: str) -> NDArray[np.float32]:
         """A matrix (out, in) that is not rounded yet; what is changed in it is changed."""
         return self.floats[f"{name}.weight"]
+
+    def round(self, name: str, packed: PackedTensor) -> None:
+        """Put ``packed`` in the place of a matrix, whose floats are let go."""
+        self.packed[name] = packed
+        del self.floats[f"{name}.weight"]
 
     def weights(self) -> LayerWeights:
         """The layer as it is now, for a forward pass."""
@@ -59,11 +64,19 @@ def read_tensor(checkpoint: Checkpoint, name: str) -> NDArray[np.float32]:
     """A tensor in float32, an array of its own. Raises CheckpointError, also where it is not finite."""
     if len(checkpoint.tensors[name].shape) == 1:
         return np.array(checkpoint.load_vector(name), np.float32)
-    found = unpack(checkpoint.load(name))
+    stored = checkpoint.load(name)
+    check_rows_finite(checkpoint, name, stored)
+    found = unpack(stored)
     checkpoint.release(name)
-    if not np.isfinite(found).all():
-        raise CheckpointError(f"{checkpoint.path}: tensor {name} holds a value that is not finite")
     return found
+
+
+def check_rows_finite(checkpoint: Checkpoint, name: str, stored: PackedTensor) -> None:
+    """Raise CheckpointError where ``stored``, the tensor ``name``, is not finite, whose rows are floats a few
+    at a time."""
+    for rows in row_slices(*stored.shape):
+        if not np.isfinite(unpack_rows(stored, rows)).all():
+            raise CheckpointError(f"{checkpoint.path}: tensor {name} holds a value that is not finite")
 
 
 def from_packed(config: ModelConfig, tensors: Mapping[str, PackedTensor]) -> Layer:

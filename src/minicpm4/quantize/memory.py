@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
 
 from minicpm4.config import ModelConfig
 from minicpm4.formats.names import layer_tensors
+from minicpm4.formats.quant import packed_nbytes
 from minicpm4.quantize.budget import TEXTS, TOKENS
-from minicpm4.quantize.gptq import factor_nbytes, sum_nbytes
+from minicpm4.quantize.gptq import hessian_nbytes
 from minicpm4.quantize.options import QuantizeOptions
+from minicpm4.quantize.smooth import ROWS
+from minicpm4.quantize.walk import STAGES
 
-__all__ = ["planned_memory"]
+__all__ = ["memory_bound", "planned_memory"]
 
-_TEMPORARY = 4  # float32 arrays of a matrix's size while it is rounded
+_TEMPORARY = 3  # float32 arrays of a matrix's size while it is rounded
+_SPARE = 10**9
+
+
+def memory_bound(config: ModelConfig, tokens: int) -> int:
+    """What a calibrated conversion may take at most: the weights of two layers in float32 (of embeddings and
+    head, where these are larger), activations of a layer (what comes in, what attention gives, what goes
+    out), and 1 GB."""
+    layer = 4 * sum(prod(shape) for shape in layer_tensors(config).values())
+    ends = 4 * config.vocab_size * config.hidden_size
+    return 2 * max(layer, ends) + _states(config, tokens, 2) + _SPARE
 
 
 def planned_memory(config: ModelConfig, options: QuantizeOptions | None, layout: str, tokens: int) -> int:
     """Bytes at the peak of a conversion, beside the source's mapped file: rounding that looks at calibration
     texts of ``tokens`` tokens together (``options`` None: nothing is rounded), writing in ``layout``,
-    reading again."""
+    reading again. Raises ConfigError for options that do not fit."""
     embeddings = 4 * config.vocab_size * config.hidden_size
     sizes = [4 * prod(shape) for shape in layer_tensors(config).values()]
     layer, largest = sum(sizes), max(sizes)
@@ -29,18 +43,43 @@ def planned_memory(config: ModelConfig, options: QuantizeOptions | None, layout:
     plain = max(ends, 2 * layer + _TEMPORARY * largest)
     if options is None or not options.calibrated:
         return plain
-    attended = config.num_attention_heads * config.head_dim
-    widths = (config.hidden_size, attended, config.hidden_size, config.intermediate_size)
-    states = 4 * tokens * (config.hidden_size * (2 if options.smoothed else 1) + attended)
-    copies = [4 * width * width for width in widths]
-    factors = [factor_nbytes(width) for width in widths] if options.gptq else copies
-    sums = [sum_nbytes(width) for width in widths]
-    statistics = max(sum(pair) for pair in zip(sums, factors, strict=True))
-    if options.smoothed:
-        statistics = max(statistics, sum(sums) + max(copies))
+    states = _states(config, tokens, 2 if options.smoothed else 1)
     if options.bits is not None:  # embeddings and a head, and the head rounded; each layer's own texts
         few = 4 * TEXTS * TOKENS * config.hidden_size * (config.num_hidden_layers + 4)
         plain = max(plain, (heads + 2) * embeddings * 9 // 8 + few + 2 * layer)
-    # Embeddings are there while states are made of them; later a layer, and what it has become.
-    begun = (heads + 1 + options.rotate) * embeddings * 9 // 8 + states
-    return max(plain, begun, layer + layer // 2 + states + statistics + _TEMPORARY * largest)
+    return max(plain, states + _rounding(config, options))
+
+
+def _states(config: ModelConfig, tokens: int, copies: int) -> int:
+    """Bytes of ``copies`` of all texts' states, and of what attention gives of them."""
+    attended = config.num_attention_heads * config.head_dim
+    return 4 * tokens * (config.hidden_size * copies + attended)
+
+
+def _rounding(config: ModelConfig, options: QuantizeOptions) -> int:
+    """Bytes of a layer and all that is made of it, beside the texts' states: in the stage that takes most."""
+    shapes = layer_tensors(config)
+    specs = {
+        name.removeprefix("model.layers.0."): spec
+        for name, spec in options.specs(config).items()
+        if name.startswith("model.layers.0.")
+    }
+    held = sum(4 * prod(shape) for shape in shapes.values())
+    hessians = {names: hessian_nbytes(_matrix(shapes, names[0])[1]) for names in STAGES}
+    peaks = []
+    if options.smoothed:
+        # All statistics together; of a matrix it is some rows that are tried.
+        width = max(config.hidden_size, config.intermediate_size)
+        peaks.append(held + sum(hessians.values()) + _TEMPORARY * 4 * ROWS * width)
+    for names in STAGES:
+        for name in names:
+            shape, spec = _matrix(shapes, name), specs[f"{name}.weight"]
+            peaks.append(held + hessians[names] + _TEMPORARY * 4 * prod(shape))
+            if spec is not None and spec.row.group:  # its floats are let go
+                held += packed_nbytes(shape, spec) - 4 * prod(shape)
+    return max(peaks)
+
+
+def _matrix(shapes: Mapping[str, tuple[int, ...]], name: str) -> tuple[int, int]:
+    rows, columns = shapes[f"{name}.weight"]
+    return rows, columns

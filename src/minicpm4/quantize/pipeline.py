@@ -5,9 +5,10 @@ Memory: ``memory.planned_memory``."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,16 @@ from minicpm4.config import ModelConfig
 from minicpm4.errors import CheckpointError
 from minicpm4.files import finite, read_json, write_json
 from minicpm4.formats import Checkpoint, rounding
-from minicpm4.formats.names import EMBED, HEAD
-from minicpm4.formats.packing import packed_if_exact, unpack
+from minicpm4.formats.names import EMBED, HEAD, layer_tensors
+from minicpm4.formats.packing import packed_if_exact, unpack, unpack_rows
 from minicpm4.formats.quant import PackedTensor, QuantSpec
 from minicpm4.kernels.contract import OpTable
 from minicpm4.model.arena import Arena
 from minicpm4.model.packed_file import PackedFile, write
 from minicpm4.progress import Progress
 from minicpm4.quantize.gptq import Hessian, gptq, output_error
-from minicpm4.quantize.grid import pack, search_scales, to_nearest
-from minicpm4.quantize.layer import Layer, from_packed, read_layer, read_tensor
+from minicpm4.quantize.grid import pack, rows_to_nearest, search_scales, to_nearest
+from minicpm4.quantize.layer import Layer, check_rows_finite, from_packed, read_layer, read_tensor
 from minicpm4.quantize.options import QuantizeOptions
 from minicpm4.quantize.parts import ENDS, stem_of
 from minicpm4.quantize.rotate import Rotation
@@ -109,15 +110,8 @@ def quantize(
     rotation = Rotation(config, options.seed) if options.rotate else None
     made = Rounded(Rotation.config(config) if rotation else config, folder, dict(key))
     folder.mkdir(parents=True, exist_ok=True)
-    embed = read_tensor(checkpoint, EMBED)
-    _ends(checkpoint, config, embed, rotation, specs, made)
-    walk = None
-    if options.calibrated:
-        turned = embed if rotation is None else rotation.embed(embed)
-        # Rows of the texts are looked up in floats: what rounding the embeddings costs is not the layers'
-        # to mend.
-        walk = Walk(ops, made.config, as_floats(turned), texts)
-    del embed
+    _ends(checkpoint, config, rotation, specs, made)
+    walk = Walk(ops, made.config, *_looked_up(checkpoint, rotation, texts)) if options.calibrated else None
     for index in range(config.num_hidden_layers):
         layer = _kept(made, index, config)
         if layer is None:
@@ -175,7 +169,7 @@ def _round(
 
 def _to_nearest(layer: Layer, prefix: str, specs: Mapping[str, QuantSpec]) -> list[LayerReport]:
     for name, spec in specs.items():
-        layer.packed[name] = to_nearest(layer.weight(name), spec)
+        layer.round(name, to_nearest(layer.weight(name), spec))
     return [LayerReport(prefix + name, str(spec), "rtn", None) for name, spec in specs.items()]
 
 
@@ -198,14 +192,14 @@ def _one(
             raise CheckpointError(f"{prefix}{name}: {error.condition}", error.remedy) from error
     else:
         packed = _weighted(weights, hessian, spec)
-    layer.packed[name] = packed
+    layer.round(name, packed)
     return LayerReport(prefix + name, str(spec), how, output_error(weights, unpack(packed), hessian))
 
 
 def _weighted(weights: NDArray[np.float32], hessian: Hessian, spec: QuantSpec) -> PackedTensor:
     """Rounded to nearest, scales chosen with columns weighted by what reaches them."""
     groups = weights.reshape(len(weights), -1, spec.group_size)
-    importance = np.diag(hessian.sum).reshape(-1, spec.group_size).astype(np.float32)
+    importance = hessian.diagonal.reshape(-1, spec.group_size).astype(np.float32)
     scales = search_scales(groups, importance / max(float(importance.mean()), 1e-30), spec.row)
     numbers = rounding.whole_numbers(np, groups, scales, spec.row.least, spec.row.most)
     return pack(numbers.reshape(weights.shape), scales, spec)
@@ -243,9 +237,11 @@ def _report_file(made: Rounded, index: int) -> Path:
 
 def _write(made: Rounded, index: int, layer: Layer, rows: Sequence[LayerReport]) -> None:
     tensors = {}
-    for name, values in layer.floats.items():
-        packed = layer.packed.get(name.removesuffix(".weight")) if values.ndim == 2 else None
-        tensors[f"model.layers.{index}.{name}"] = packed or as_floats(values.reshape(-1, values.shape[-1]))
+    for name, shape in layer_tensors(layer.config).items():
+        packed = layer.packed.get(name.removesuffix(".weight"))
+        tensors[f"model.layers.{index}.{name}"] = packed or as_floats(
+            layer.floats[name].reshape(-1, shape[-1])
+        )
     report = {"key": dict(made.key), "rows": [finite(asdict(row)) for row in rows]}
     _save(made, stem_of(index), tensors, (_report_file(made, index), report))
 
@@ -261,29 +257,51 @@ def _save(
         raise CheckpointError(f"cannot write to {made.folder}: {error}", "check its free space") from error
 
 
+def _looked_up(
+    checkpoint: Checkpoint, rotation: Rotation | None, texts: Sequence[Sequence[int]]
+) -> tuple[PackedTensor, list[list[int]]]:
+    """Of the embeddings the rows that ``texts`` look up, and the texts as numbers of these. In floats: what
+    rounding the embeddings costs is not the layers' to mend."""
+    used = np.unique(np.concatenate([np.asarray(text, np.intp) for text in texts]))
+    stored = checkpoint.load(EMBED)
+    rows = np.concatenate([unpack_rows(stored, slice(i, i + 1)) for i in used])
+    checkpoint.release(EMBED)
+    found = as_floats(rows if rotation is None else rotation.embed(rows))
+    return found, [np.searchsorted(used, text).tolist() for text in texts]
+
+
 def _ends(
     checkpoint: Checkpoint,
     config: ModelConfig,
-    embed: NDArray[np.float32],
     rotation: Rotation | None,
     specs: Mapping[str, QuantSpec | None],
     made: Rounded,
 ) -> None:
     """Embeddings, last norm and head, rounded to nearest where that is asked for; else in the format that
-    they are stored in, and rotated ones in the floats they were."""
+    they are stored in, and rotated ones in the floats they were. Some rows are floats at a time."""
     norm = read_tensor(checkpoint, "model.norm.weight")
     tensors = {"model.norm.weight": as_floats((norm if rotation is None else np.ones_like(norm))[None])}
     names = [EMBED] if config.tie_word_embeddings and rotation is None else [HEAD, EMBED]
-    for name in names:  # one of them in floats at a time, beside the embeddings themselves
+    for name in names:
         own = HEAD if name == HEAD and not config.tie_word_embeddings else EMBED
-        values = embed if own == EMBED else read_tensor(checkpoint, HEAD)
-        if rotation is not None:
-            values = rotation.embed(values) if name == EMBED else rotation.head(values, norm)
-        spec, stored = specs[name], checkpoint.tensors[own].spec
+        stored = checkpoint.load(own)
+        check_rows_finite(checkpoint, own, stored)
+        spec = specs[name]
         if spec is None and rotation is None:
-            tensors[name] = packed_if_exact(checkpoint.load(own))
-        else:
-            plain = "f32" if stored.row.group else stored.kind
-            tensors[name] = to_nearest(values, spec or QuantSpec(kind=plain))
-        del values
+            tensors[name] = packed_if_exact(stored)
+            continue
+        plain = "f32" if stored.spec.row.group else stored.spec.kind
+        read = _reading(name, stored, rotation, norm)
+        tensors[name] = rows_to_nearest(stored.shape, spec or QuantSpec(kind=plain), read)
+        checkpoint.release(own)
     _save(made, ENDS, tensors)
+
+
+def _reading(
+    name: str, stored: PackedTensor, rotation: Rotation | None, norm: NDArray[np.float32]
+) -> Callable[[slice], NDArray[np.float32]]:
+    """What some rows of ``stored`` are as embeddings, or as a head."""
+    if rotation is None:
+        return partial(unpack_rows, stored)
+    turned = rotation.embed if name == EMBED else partial(rotation.head, norm=norm)
+    return lambda rows: turned(unpack_rows(stored, rows))

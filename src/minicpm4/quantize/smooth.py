@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from minicpm4.config import ModelConfig
 from minicpm4.formats.packing import unpack
 from minicpm4.formats.quant import QuantSpec
-from minicpm4.quantize.gptq import Hessian, squared_output
+from minicpm4.quantize.gptq import Hessian
 from minicpm4.quantize.grid import to_nearest
 from minicpm4.quantize.layer import Layer
 
@@ -37,10 +37,9 @@ def smooth(
     for names, hessian in zip(stages, hessians, strict=True):
         share = shared(layer.config, names)
         size = np.maximum(_alike(hessian.mean_size, share, layer.config.head_dim), 1e-8)
-        h = hessian.sum.astype(np.float32, copy=False)
         rows = {name: _spread(layer.weight(name)) for name in names if name in specs}
-        right = {name: squared_output(weight, h) for name, weight in rows.items()}
-        tried = [(_error(rows, right, h, _factors(size, power), specs), power) for power in POWERS]
+        right = {name: hessian.squared(weight) for name, weight in rows.items()}
+        tried = [(_error(rows, right, hessian, _factors(size, power), specs), power) for power in POWERS]
         power = min(tried)[1]
         if power:
             fold(layer, names, _factors(size, power), share)
@@ -55,7 +54,7 @@ def _factors(size: NDArray, power: float) -> Floats:
 def _error(
     rows: Mapping[str, Floats],
     right: Mapping[str, float],
-    h: Floats,
+    hessian: Hessian,
     factors: Floats,
     specs: dict[str, QuantSpec],
 ) -> float:
@@ -64,7 +63,7 @@ def _error(
     total = 0.0
     for name, weight in rows.items():
         rounded = unpack(to_nearest(weight * factors, specs[name])) / factors
-        total += squared_output(rounded - weight, h) / right[name] if right[name] > 0 else 0.0
+        total += hessian.squared(rounded - weight) / right[name] if right[name] > 0 else 0.0
     return total
 
 

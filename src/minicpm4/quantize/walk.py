@@ -41,8 +41,8 @@ def as_floats(values: Floats) -> PackedTensor:
 
 
 class Walk:
-    """The states of all ``texts`` (token ids of each) at one depth of a model; ``advance`` goes a layer
-    further.
+    """The states of all ``texts`` (of each the numbers of rows of ``embed``) at one depth of a model;
+    ``advance`` goes a layer further.
 
     Each text is run from its first token, alone, with dense attention and float32 keys and values. ``x``: a
     state (n, hidden) for each text. Memory: these, and twice the widest activations of one text."""
