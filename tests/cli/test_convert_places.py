@@ -132,7 +132,7 @@ def test_own_texts_of_kept_layers_are_not_replaced(
     capsys.readouterr()
     texts = (tmp_path / "out.part" / "texts.json").read_bytes()
     assert run([*args, "2"]) == 2
-    assert "1 layers of another conversion (int4 gptq)" in capsys.readouterr().err
+    assert "1 layers of another conversion (int4 s-gptq)" in capsys.readouterr().err
     assert (tmp_path / "out.part" / "texts.json").read_bytes() == texts
     assert run([*args, "1"]) == 0
 
@@ -208,3 +208,35 @@ def test_a_place_that_cannot_be_given_away_is_refused(
     (tmp_path / "link").symlink_to(here)
     assert convert(model, Path("link")) == 0
     assert (tmp_path / "link").is_symlink() and "config.json" in names(here)
+
+
+def test_a_loop_of_links_is_no_place(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    for target in (loop, loop / "inside"):
+        assert convert(model, target) == 2
+        assert "Too many levels of symbolic links" in capsys.readouterr().err
+    assert names(tmp_path) == {"model", "loop"}
+
+
+def test_the_report_has_a_name_of_its_own(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, out = tmp_path / "text.txt", tmp_path / "out"
+    text.write_text("Some text to look at. " * 400)
+    for other, more in ((out, []), (text, ["--test", str(text)])):
+        assert convert(model, out, *more, "--json", str(other)) == 2
+        assert "named twice" in capsys.readouterr().err and not out.exists()
+    assert run(["eval", "ppl", str(model), "--text", str(text), "--json", str(text)]) == 2
+    assert "named twice" in capsys.readouterr().err and text.read_text().startswith("Some")
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["convert", "{}", "{}/out", "--to", ""],
+        ["eval", "ppl", "{}", "--text", "t", "--window", "64", "--stride", "65"],
+    ],
+)
+def test_values_that_are_none_are_refused(model: Path, args: list[str]) -> None:
+    assert run([one.format(model) for one in args]) == 2

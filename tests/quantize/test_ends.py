@@ -76,6 +76,22 @@ def test_growth_is_told_with_the_option_that_avoids_it(
     assert new.dtype == "BF16" and new.nbytes * 2 == open_checkpoint(out).tensors[EMBED].nbytes
 
 
+@pytest.mark.parametrize("kind", ["int8-g64", "int4-g32"])
+def test_compressed_tensors_has_quantised_embeddings_where_they_are_asked_for(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    """And the report says that few read them; they go on from there as floats of the same values."""
+    out, again = tmp_path / "out", tmp_path / "again"
+    assert run(["convert", str(source), str(out), *ROUND, "--override", f"embed_tokens={kind}"]) == 0
+    assert "transformers" in capsys.readouterr().err
+    assert str(open_checkpoint(out).tensors[EMBED].spec) == kind
+    groups = json.loads((out / "config.json").read_text())["quantization_config"]["config_groups"].values()
+    assert any({"Embedding", "model.embed_tokens"} & set(one["targets"]) for one in groups)
+    assert run(["convert", str(out), str(again), "--weights", "auto"]) == 0
+    assert not open_checkpoint(again).tensors[EMBED].spec.row.group and same_embeddings(out, again)
+    assert "transformers" not in capsys.readouterr().err
+
+
 def test_as_they_are_stored_layers_keep_codes_and_embeddings_become_floats(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from minicpm4.cli.options import IgnoreOption, check_output, number, words, write_figures
+from minicpm4.cli.options import IgnoreOption, check_apart, check_output, number, words, write_figures
 from minicpm4.cli.terminal import print_facts, progress_or_lines, show, table
 from minicpm4.config.strict import check_choice, require
 from minicpm4.engine.plan import human
@@ -151,7 +151,11 @@ def command(
     from minicpm4.quantize.options import SKIP_FIRST, QuantizeOptions
 
     one_file = target.suffix.lower() == ".gguf"
-    to = to or ("gguf" if one_file else "hf" if weights in float_kinds() else "compressed-tensors")
+    to = (
+        to
+        if to is not None
+        else ("gguf" if one_file else "hf" if weights in float_kinds() else "compressed-tensors")
+    )
     check_choice("--to", to, list(LAYOUTS))
     require(
         to == "gguf" or not one_file,
@@ -169,6 +173,7 @@ def command(
     if length is not None:
         texts = replace(texts, length=number("--length", length, MAX_LENGTH, least=64))
     check_output("--json", json_file)
+    check_apart("--json", json_file, (target, *(calibration or ()), *((test,) if test else ())))
     for file in (*(calibration or ()), *((test,) if test else ())):
         require(file.is_file(), f"there is no file {file}")
     if test is not None and any(test.samefile(file) for file in calibration or ()):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from minicpm4.cli.options import EngineFlags, check_output, expand, number, write_figures
+from minicpm4.cli.options import EngineFlags, check_apart, check_output, expand, number, write_figures
 from minicpm4.cli.terminal import progress_bar, show, table
 from minicpm4.config.strict import require
 from minicpm4.errors import ConfigError
@@ -63,8 +63,9 @@ def ppl(
     if window is not None:
         number("--window", window, 1 << 24, least=2)
     if stride is not None:
-        number("--stride", stride, 1 << 24, least=1)
+        number("--stride", stride, 1 << 24 if window is None else window, least=1)
     check_output("--json", json_file)
+    check_apart("--json", json_file, text)
     texts = {str(file): read_text(file, MAX_TEXT_BYTES, ConfigError, "give a file of text") for file in text}
     for name, content in texts.items():
         require(bool(content.strip()), f"{name} holds no text", "give another file")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -333,6 +334,12 @@ def check_output(option: str, file: Path | None) -> None:
         check_writing(file)
     except OSError as error:
         raise ConfigError(f"cannot write {option} {file}: {error.strerror}") from error
+
+
+def check_apart(option: str, file: Path | None, others: Iterable[Path]) -> None:
+    """Refuse to write where something else is read or written. Raises ConfigError."""
+    if file is not None and os.path.realpath(file) in {os.path.realpath(other) for other in others}:
+        raise ConfigError(f"{option} {file} is named twice in this command", "give it a name of its own")
 
 
 def write_figures(file: Path, figures: Any) -> None:

@@ -21,9 +21,9 @@ from minicpm4.evals.growth import growth, stored_nbytes
 from minicpm4.files import read_json, read_text, write_json, writing_folder, writing_path
 from minicpm4.formats.gguf import GgufCheckpoint
 from minicpm4.formats.hf_write import hf_config
-from minicpm4.formats.names import expected_tensors
+from minicpm4.formats.names import EMBED, expected_tensors
 from minicpm4.formats.quant import QuantSpec
-from minicpm4.formats.quantised_config import check_rows, one_format
+from minicpm4.formats.quantised_config import check_rows, keeps_embeddings, one_format
 from minicpm4.formats.target import require_free
 from minicpm4.kernels.registry import exact_table, host_table
 from minicpm4.machine import available_memory
@@ -54,6 +54,10 @@ from minicpm4.text.tokenizer import MAX_TEXT_BYTES
 
 __all__ = ["Calibration", "Conversion", "convert", "measure", "read_windows"]
 
+_FEW = (
+    "embeddings are quantised in compressed-tensors: this package reads them, transformers (5.17 with "
+    "compressed-tensors 0.19) does not. --to mlx and --to gguf have a place for them"
+)
 Bar = Callable[[str, str], AbstractContextManager[Progress | None]]
 
 
@@ -237,7 +241,10 @@ class _Writer:
                 prove(made, Stored(again.checkpoint, again.config), exact_table(), progress)
             if self.text is not None:
                 check_tokens(self.text, again.text())
-        return Conversion(written=written)
+        grouped = bool(again.checkpoint.tensors[EMBED].spec.row.group)
+        return Conversion(
+            written=written, notes=[_FEW] if grouped and not keeps_embeddings(self.layout) else []
+        )
 
     def _gguf(self, made: Parts) -> Conversion:
         general = {"general.name": self.target.stem, **self.sampling}

@@ -13,7 +13,7 @@ from minicpm4.formats.names import EMBED, HEAD
 from minicpm4.formats.quant import QuantSpec
 from minicpm4.formats.quantised_methods import FUSED
 
-__all__ = ["check_rows", "check_writable", "quantisation"]
+__all__ = ["check_rows", "check_writable", "keeps_embeddings", "quantisation"]
 
 Specs = Mapping[str, QuantSpec]
 _OTHER = "use compressed-tensors"
@@ -23,7 +23,8 @@ _LATER = frozenset(part for parts in FUSED.values() for part in parts[1:])
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Rules:
     """``kinds`` that a layout holds, in ``groups`` of these sizes (none: any); ``rows`` that matrices have
-    multiples of, for 4 bits; ``head`` and ``embed``: whether they may be quantised; ``one``: all matrices of
+    multiples of, for 4 bits; ``head`` and ``embed``: whether they may be quantised; ``few``: that few readers
+    have a place for such embeddings, which are written where they are asked for; ``one``: all matrices of
     layers are, in one format."""
 
     kinds: tuple[str, ...] = ("int4", "int8")
@@ -31,11 +32,12 @@ class _Rules:
     rows: int = 0
     head: bool = False
     embed: bool = False
+    few: bool = False
     one: bool = True
 
 
 _RULES = {
-    "compressed-tensors": _Rules(head=True, one=False),
+    "compressed-tensors": _Rules(head=True, embed=True, few=True, one=False),
     "gptq": _Rules(rows=8),
     "awq": _Rules(kinds=("int4",), rows=8),
     # Of CPM.cu's kernel and its converter.
@@ -82,6 +84,11 @@ def _check_matrix(layout: str, name: str, rows: int, spec: QuantSpec) -> None:
 def one_format(layout: str) -> bool:
     """Whether all matrices of a folder in ``layout`` have the same format."""
     return layout in _RULES and _RULES[layout].one
+
+
+def keeps_embeddings(layout: str) -> bool:
+    """Whether embeddings that are stored quantised stay so in ``layout`` without being asked for."""
+    return layout not in _RULES or (_RULES[layout].embed and not _RULES[layout].few)
 
 
 def check_rows(layout: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -185,7 +192,8 @@ def _compressed(specs: Specs, plain: Collection[str], shifted: Collection[str]) 
             "observer": "minmax",
         }
         # All of one kind: all linear layers but those ignored. Else each by its name.
-        targets = ["Linear"] if len(by_spec) == 1 else names
+        classes = ["Linear", "Embedding"] if EMBED in specs else ["Linear"]
+        targets = classes if len(by_spec) == 1 else names
         groups[f"group_{index}"] = {"targets": targets, "weights": weights}
     # A tied head is a linear layer too, which has no tensor.
     floats = {*plain, HEAD} - {EMBED, *specs}

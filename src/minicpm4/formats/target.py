@@ -28,6 +28,12 @@ def obstacle(folder: Path) -> str:
     seen beforehand. A folder is made where it would be, and removed: there are places (/proc) whose
     permissions say that anything may be."""
     try:
+        folder.stat()  # which sees loops of links, and names that are too long
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        return error.strerror or str(error)
+    try:
         there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     except OSError as error:
         return error.strerror or str(error)

@@ -14,7 +14,7 @@ from minicpm4.formats.ggml_types import GGML_TYPES
 from minicpm4.formats.names import EMBED, HEAD
 from minicpm4.formats.packing import exact_float, pack_from_float, unpack, widened
 from minicpm4.formats.quant import PackedTensor, QuantSpec
-from minicpm4.formats.quantised_config import check_writable
+from minicpm4.formats.quantised_config import check_writable, keeps_embeddings
 from minicpm4.formats.quantised_write import QUANTISED, OutMatrix, quantised_sources
 from minicpm4.quantize.parts import ENDS, Parts
 
@@ -60,6 +60,8 @@ def _held(layout: str, name: str, tensor: PackedTensor) -> bool:
         return any(same_in(tensor, GGML_TYPES[number]) is not None for number in types)
     if layout not in QUANTISED:
         return True
+    if name == EMBED and not keeps_embeddings(layout):
+        return False
     try:
         check_writable(layout, {name: tensor.spec}, {name: tensor.shape})
         quantised_sources(layout, [OutMatrix.of(name, tensor, lambda: tensor)])
