@@ -157,11 +157,22 @@ static void quantise_panel_row(const Matrix& m, const float* x, const PanelX& la
     }
 }
 
-// Panel p by all x rows: those after the first kPanelX find it in a near cache.
+// x rows at once. Where pieces may begin in the middle of a unit, GCC keeps no more sums than those of four in registers.
+template <class F>
+constexpr int panel_x_rows() {
+    if constexpr (is_planes<F>) {
+        return PanelPlanes<F>::kColumns == 32 && has_half_spans<F> ? 4 : kPanelX;
+    } else {
+        return kPanelX;
+    }
+}
+
+// Panel p by all x rows: those after the first find it in a near cache.
 template <class F>
 static void panel_rows(const LinearArgs& args, i64 p, const PanelX& x) {
+    constexpr int kMost = panel_x_rows<F>();
     i64 j = 0;
-    for (; args.n - j >= kPanelX; j += kPanelX) finish_panel_rows<F, kPanelX>(args, p, x, j);
+    for (; args.n - j >= kMost; j += kMost) finish_panel_rows<F, kMost>(args, p, x, j);
     for (; args.n - j >= 4; j += 4) finish_panel_rows<F, 4>(args, p, x, j);
     if (args.n - j == 3) finish_panel_rows<F, 3>(args, p, x, j);
     if (args.n - j == 2) finish_panel_rows<F, 2>(args, p, x, j);

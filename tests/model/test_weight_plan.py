@@ -55,8 +55,8 @@ def test_types_of_gguf_are_held_as_they_are(tmp_path: Path) -> None:
     """And as the plan says; where a table asks for it widened, every weight the same."""
     model = make_checkpoint(tmp_path / "model", hidden_size=256, intermediate_size=512, head_dim=64, seed=4)
     types = ("q5_0", "down_proj=q4_k", "gate_proj=q5_k", "embed|lm_head|v_proj=q6_k", "o_proj=q8_0")
-    asked = [word for one in types for word in ("--gguf-type", one)]
-    assert run(["convert", str(model), str(tmp_path / "m.gguf"), *asked]) == 0
+    more = [word for one in types for word in ("--gguf-type", one)]
+    assert run(["convert", str(model), str(tmp_path / "m.gguf"), *more]) == 0
     found = open_model(tmp_path / "m.gguf")
     planned, ops = plan_weights(found.checkpoint, found.config), Wide()
     wide = planned.on(ops)
@@ -72,6 +72,13 @@ def test_types_of_gguf_are_held_as_they_are(tmp_path: Path) -> None:
         np.testing.assert_array_equal(unpack(held), unpack(widened))
     other.refill(found.checkpoint)
     assert other.version == 1 and other.weights.nbytes == wide.nbytes
+    # int8 that is asked for holds what had fewer bits, too, as it was; int4 is rounded anew.
+    asked = load_model(tmp_path / "m.gguf", "int8")
+    assert asked.weights.nbytes == asked.plan.nbytes
+    for name, matrix in asked.weights.named_matrices():
+        values = unpack(dict(one.weights.named_matrices())[name])
+        same = np.array_equal(unpack(matrix), values)
+        assert matrix.spec.kind == "int8" and same != ("down_proj" in name), name
 
 
 def test_unknown_choices_are_refused(folder: Path) -> None:

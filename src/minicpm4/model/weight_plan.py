@@ -95,19 +95,19 @@ def plan_weights(checkpoint: Checkpoint, config: ModelConfig, weights: str = "au
         if len(shape) != 2:
             continue
         info, both = checkpoint.tensors[name], (shape[0], shape[1])
-        target = target_spec(name, info.spec, both, weights)
-        matrices.append(
-            MatrixPlan(
-                name=name,
-                shape=both,
-                stored=info.dtype,
-                read=info.spec,
-                target=target,
-                nbytes=info.loaded_nbytes if target == info.spec else packed_nbytes(both, target),
-                packs=weights == "auto" and (not target.row.group or info.narrows),
-                wide_nbytes=info.wide_nbytes if target == info.spec else 0,
-            )
+        wide = info.spec.row.wider == weights  # asked for, and every weight stays as it is
+        target = info.spec if wide else target_spec(name, info.spec, both, weights)
+        matrix = MatrixPlan(
+            name=name,
+            shape=both,
+            stored=info.dtype,
+            read=info.spec,
+            target=target,
+            nbytes=info.loaded_nbytes if target == info.spec else packed_nbytes(both, target),
+            packs=weights == "auto" and (not target.row.group or info.narrows),
+            wide_nbytes=info.wide_nbytes if target == info.spec else 0,
         )
+        matrices.append(_widened(matrix) if wide else matrix)
     return WeightPlan(weights=weights, matrices=tuple(matrices))
 
 
