@@ -155,7 +155,11 @@ class Asks(Made):
         self.ask()
 
     def ask(self) -> None:
-        schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+        fields = {
+            "n": {"type": "integer"},
+            "way": {"type": "string", "enum": ["up", "down"], "default": "up"},
+        }
+        schema = {"type": "object", "properties": fields, "required": ["n"]}
         asked = {"message": "Which number?", "requestedSchema": schema, "mode": "form"}
         send({"id": f"q{self.left}", "method": "elicitation/create", "params": asked})
 

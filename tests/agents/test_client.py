@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from minicpm4.agents.mcp.asking import form_of
 from minicpm4.agents.mcp.config import ServerSpec
 from minicpm4.agents.mcp.limits import Limits
 from minicpm4.errors import ToolServerError
@@ -201,10 +202,24 @@ def test_a_server_s_question_is_the_user_s(manner: str) -> None:
 
     told = asyncio.run(go())
     answer = told["answers"]["one"] if manner == "newasks" else told
-    assert answer == {"action": "accept", "content": {"n": 7}}
+    assert answer["action"] == "accept" and answer["content"]["n"] == 7
+    assert answer["content"].get("way", "up") == "up", "what nobody said is the server's default"
     (form,) = person.forms
     assert form.message == "Which number?" and form.tool == "add"
-    assert [(one.name, one.kind, one.required) for one in form.fields] == [("n", "integer", True)]
+    first = form.fields[0]
+    assert (first.name, first.kind, first.required) == ("n", "integer", True)
+
+
+def test_defaults_of_a_question_are_taken_where_they_fit() -> None:
+    properties = {
+        "a": {"type": "integer", "default": 3},
+        "b": {"type": "integer", "default": "x"},
+        "c": {"type": "boolean", "default": True},
+        "d": {"type": "array", "items": {"enum": ["p", "q"]}, "default": ["p"]},
+        "e": {"type": "string", "enum": ["up"], "default": "down"},
+    }
+    form = form_of("s", "t", "?", {"properties": properties})
+    assert [one.default for one in form.fields] == [3, None, True, ["p"], None]
 
 
 def test_a_question_that_is_declined_is_declined() -> None:

@@ -85,11 +85,12 @@ class Terminal:
     def _field(self, field: Field) -> Any:
         told = f" ({shown(field.told)})" if field.told else ""
         choices = f" [{shown(', '.join(field.choices))}]" if field.choices else ""
-        needed = "" if field.required else ", empty for none"
+        default = None if field.default is None else shown(json.dumps(field.default, ensure_ascii=False))
+        needed = f", empty for {default or 'none'}" if default or not field.required else ""
         while True:
             text = self._read(f"  {shown(field.name)}{told}{choices} as {field.kind}{needed}: ")
-            if not text.strip() and not field.required:
-                return None
+            if not text.strip() and needed:
+                return field.default
             try:
                 value = field.read(text)
             except ConfigError as error:

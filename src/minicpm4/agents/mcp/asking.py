@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from minicpm4.config.strict import require
@@ -33,13 +33,15 @@ class May:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Field:
-    """One thing that a server wants to know. ``kind``: of its JSON value; ``choices``: the only answers."""
+    """One thing that a server wants to know. ``kind``: of its JSON value; ``choices``: the only answers;
+    ``default``: what it is if nobody says."""
 
     name: str
     kind: Literal["string", "number", "integer", "boolean", "array"]
     told: str = ""
     choices: tuple[str, ...] = ()
     required: bool = False
+    default: Any = None
 
     def read(self, text: str) -> Any:
         """The value that ``text``, which a person typed, stands for. Raises ConfigError."""
@@ -60,6 +62,15 @@ class Field:
             return int(text) if self.kind == "integer" else float(text)
         except ValueError:
             raise ConfigError(f"{self.name}: {text!r:.40} is no {self.kind}") from None
+
+    def takes(self, value: Any) -> bool:
+        """Whether a value is of its kind, and among its choices."""
+        if self.kind == "array":
+            texts = isinstance(value, list) and all(isinstance(one, str) for one in value)
+            return texts and (not self.choices or set(value) <= set(self.choices))
+        kinds = {"string": (str,), "number": (int, float), "integer": (int,), "boolean": (bool,)}
+        right = type(value) in kinds[self.kind]
+        return right and len(str(value)) <= MAX_TEXT and (not self.choices or value in self.choices)
 
     def _check(self, one: str) -> None:
         require(
@@ -130,7 +141,9 @@ def _field(name: str, schema: Any, required: bool, where: str) -> Field:
     require(len(choices) <= MAX_CHOICES, f"{where}: {name!r:.60} has {len(choices)} choices")
     told = " ".join(str(schema[key]) for key in ("title", "description") if isinstance(schema.get(key), str))
     require(len(told) <= MAX_TEXT, f"{where}: {name!r:.60} is described in {len(told):,} characters")
-    return Field(name=name, kind=kind, told=told, choices=choices, required=required)
+    made = Field(name=name, kind=kind, told=told, choices=choices, required=required)
+    default = schema.get("default")
+    return replace(made, default=default) if made.takes(default) else made
 
 
 def _choices(schema: Mapping[str, Any]) -> tuple[str, ...]:

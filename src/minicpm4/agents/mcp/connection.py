@@ -243,7 +243,9 @@ class Connection:
             answer = await self._ask.tell(form)
         if answer is None:
             return types.ElicitResult(action="decline")
-        return types.ElicitResult(action="accept", content=None if form.url else dict(answer))
+        defaults = {one.name: one.default for one in form.fields if one.default is not None}
+        content = None if form.url else {**defaults, **answer}
+        return types.ElicitResult(action="accept", content=content)
 
     def _form(self, tool: str, params: types.ElicitRequestParams) -> Form:
         if isinstance(params, types.ElicitRequestURLParams):
