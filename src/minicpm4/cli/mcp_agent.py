@@ -30,20 +30,21 @@ WHY = {
     "circles": "it made the same call over and over",
     "cut": "its answer was cut at --max-tokens",
 }
+EndpointOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="Ask --model at this OpenAI-compatible address (up to /v1) instead of loading it; its key "
+        f"stands in {KEY_VARIABLE}.",
+    ),
+]
 
 
 @expand
 def run(
     task: Annotated[str | None, typer.Argument(help="What is to be done; none: go on with --resume.")] = None,
     model: ModelOption = DEFAULT_MODEL,
-    endpoint: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            help="Ask --model at this OpenAI-compatible address (up to /v1) instead of loading it; its key "
-            f"stands in {KEY_VARIABLE}.",
-        ),
-    ] = None,
+    endpoint: EndpointOption = None,
     save: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write what is done here, after each step.")
     ] = None,
@@ -92,8 +93,16 @@ def run(
     write_text(transcript.answer + "\n", sys.stdout)
 
 
-def open_model(model: str, endpoint: str | None, engine: EngineFlags, sampling: SamplingFlags) -> Model:
-    """The model that answers, here or elsewhere. Raises Minicpm4Error."""
+def open_model(
+    model: str,
+    endpoint: str | None,
+    engine: EngineFlags,
+    sampling: SamplingFlags,
+    *,
+    grammar: bool = True,
+) -> Model:
+    """The model that answers, here or elsewhere; ``grammar``: its calls are held here. Raises
+    Minicpm4Error."""
     from minicpm4.agents.mcp.models import Endpoint, Local
 
     params = sampling.params(DEFAULTS)
@@ -103,7 +112,9 @@ def open_model(model: str, endpoint: str | None, engine: EngineFlags, sampling: 
     llm = engine.load(model)
     if not llm.has_chat_template:
         raise RequestError(f"{model} has no chat template", "choose a chat model")
-    return Local.of(llm, params)
+    speaker = Local.of(llm, params)
+    speaker.hold = grammar
+    return speaker
 
 
 def tell_step(step: Step) -> None:

@@ -76,13 +76,15 @@ class Model(Protocol):
 class Local:
     """A model in this process. Calls are held to the tools' schemas by a grammar where one can be made: from
     the mark that opens a call on, or from the first token where it must call. ``loose``: tools of whose
-    arguments that could not be; ``held``: whether any could; ``metrics``: of the last answer."""
+    arguments that could not be; ``held``: whether any could; ``hold``: False
+    holds none; ``metrics``: of the last answer."""
 
     llm: LLM
     params: SamplingParams = field(default_factory=SamplingParams)
     enable_thinking: bool | None = None
     loose: tuple[str, ...] = ()
     held: bool = True
+    hold: bool = True
     metrics: Metrics | None = None
 
     @classmethod
@@ -152,7 +154,8 @@ class Local:
 
     def _held(self, ids: Sequence[int], tools: Tools, must_call: bool) -> SamplingParams:
         """The parameters with as much held as can be. Raises what refuses them for another reason."""
-        if not tools:
+        if not (tools and self.hold):
+            self.loose, self.held = tuple(schemas_of(tools)), False
             return self.params
         loose: tuple[str, ...] = ()
         for _ in range(2):

@@ -1,0 +1,192 @@
+"""How well a model calls tools: step by step, with the right previous steps given.
+
+A sample is one answer of a conversation that calls tools; before it the model is shown what was said and done
+as it should have been. Each call is right in its function, then in the names of its parameters, then in their
+values: none of these counts where the one before is wrong. Averages weigh every call alike.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minicpm4.agents.mcp.models import Model
+from minicpm4.agents.mcp.search import best_tools
+from minicpm4.agents.mcp.tools import Tool
+from minicpm4.config.strict import require
+from minicpm4.errors import ConfigError
+from minicpm4.files import parse_json, read_text
+
+__all__ = ["Mark", "Sample", "Scores", "evaluate", "offered", "read_samples", "score_of"]
+
+MAX_BYTES = 256 << 20
+OWN = "(one)"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """``messages``: what was said and done before; ``calls``: the right ones, as (name, arguments);
+    ``server``: whose tool the first is of."""
+
+    messages: Sequence[Mapping[str, Any]]
+    tools: Sequence[Mapping[str, Any]]
+    calls: Sequence[tuple[str, Mapping[str, Any]]]
+
+    @property
+    def server(self) -> str:
+        server, apart, _ = self.calls[0][0].partition("__")
+        return server if apart else OWN
+
+    @property
+    def asked(self) -> str:
+        """What the user said."""
+        return " ".join(str(one.get("content")) for one in self.messages if one.get("role") == "user")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mark:
+    """One call: whether it was right, and what was called in its place (None: nothing)."""
+
+    server: str
+    wanted: tuple[str, Mapping[str, Any]]
+    given: tuple[str, Mapping[str, Any]] | None
+
+    @property
+    def function(self) -> bool:
+        return self.given is not None and self.given[0] == self.wanted[0]
+
+    @property
+    def names(self) -> bool:
+        return self.function and self.given is not None and {*self.given[1]} == {*self.wanted[1]}
+
+    @property
+    def values(self) -> bool:
+        return self.names and self.given is not None and _plain(self.given[1]) == _plain(self.wanted[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Shares of calls, 0 to 1."""
+
+    calls: int
+    function: float
+    names: float
+    values: float
+
+
+def read_samples(file: Path) -> list[Sample]:
+    """The samples of a file of conversations, a line of JSON each with ``messages`` and ``tools``, as
+    ``minicpm4 mcp export --to training`` writes. Raises ConfigError."""
+    found = []
+    for number, line in enumerate(read_text(file, MAX_BYTES, ConfigError).splitlines(), 1):
+        where = f"{file}, line {number}"
+        if line.strip():
+            found += _samples(parse_json(line, where, ConfigError), where)
+    require(bool(found), f"{file} has no conversation with calls")
+    return found
+
+
+def _samples(talk: Any, where: str) -> list[Sample]:
+    try:
+        messages, tools = talk["messages"], talk["tools"]
+        known = {tool["function"]["name"] for tool in tools}
+        found = []
+        for i, message in enumerate(messages):
+            made = [one["function"] for one in message.get("tool_calls") or ()]
+            calls = [(str(one["name"]), _table(one["arguments"])) for one in made]
+            for name, _ in calls:
+                told = f"{where}: messages[{i}] calls {name!r:.80}, which is not among its tools"
+                require(name in known, told)
+            if calls:
+                found.append(Sample(messages=messages[:i], tools=tools, calls=calls))
+        return found
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{where} is no conversation with tools: {error!r:.200}") from error
+
+
+def _table(arguments: Any) -> Mapping[str, Any]:
+    given = json.loads(arguments) if isinstance(arguments, str) else arguments
+    if not isinstance(given, Mapping):
+        raise TypeError("arguments are no table")
+    return given
+
+
+def offered(
+    sample: Sample, pool: Sequence[Mapping[str, Any]], count: int | None, *, retrieve: bool = False
+) -> list[Mapping[str, Any]]:
+    """The tools that a sample's model is offered: its own (``count`` None); or ``count`` of ``pool``: the
+    right ones and others drawn evenly, always the same for the same sample; or (``retrieve``) those that a
+    search finds for what the user said, the right ones or not."""
+    if count is None:
+        return list(sample.tools)
+    by_name = {tool["function"]["name"]: tool for tool in pool}
+    if retrieve:
+        tools = [_searched(tool["function"]) for tool in by_name.values()]
+        return [by_name[tool.called] for tool in best_tools(tools, sample.asked, count)]
+    right = dict.fromkeys(name for name, _ in sample.calls)
+    rest = sorted(by_name.keys() - right.keys())
+    draw = random.Random(sample.asked + str(len(sample.messages)))
+    chosen = [*right, *draw.sample(rest, min(len(rest), max(0, count - len(right))))]
+    draw.shuffle(chosen)
+    return [by_name[name] for name in chosen]
+
+
+def _searched(function: Mapping[str, Any]) -> Tool:
+    name = str(function["name"])
+    server, _, own = name.partition("__")
+    return Tool(server=server, name=own, called=name, description=str(function.get("description") or ""))
+
+
+async def evaluate(
+    model: Model,
+    samples: Sequence[Sample],
+    *,
+    count: int | None = None,
+    retrieve: bool = False,
+    must_call: bool = False,
+    told: Callable[[int], None] | None = None,
+) -> list[Mark]:
+    """A mark for each call of each sample, in order. Raises what the model refuses."""
+    pool = [tool for sample in samples for tool in sample.tools]
+    marks: list[Mark] = []
+    for number, sample in enumerate(samples, 1):
+        tools = offered(sample, pool, count, retrieve=retrieve)
+        reply = await model.answer(sample.messages, tools, must_call=must_call)
+        given = [(call.name, call.arguments) for _, call in reply.calls]
+        for i, wanted in enumerate(sample.calls):
+            mine = given[i] if i < len(given) else None
+            marks.append(Mark(server=sample.server, wanted=wanted, given=mine))
+        if told is not None:
+            told(number)
+    return marks
+
+
+def score_of(marks: Iterable[Mark]) -> Scores:
+    """Shares of calls; every call weighs alike."""
+    every = list(marks)
+    count = max(1, len(every))
+    return Scores(
+        len(every),
+        sum(one.function for one in every) / count,
+        sum(one.names for one in every) / count,
+        sum(one.values for one in every) / count,
+    )
+
+
+def _plain(value: Any) -> Any:
+    """A value as it is compared: 3 and 3.0 are one, spaces around a text are none."""
+    if isinstance(value, bool) or value is None:
+        return value
+    if isinstance(value, int | float):
+        return ("number", float(value))
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value

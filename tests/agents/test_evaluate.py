@@ -1,0 +1,163 @@
+"""Scores of calls, against those that were computed by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minicpm4.agents.mcp.evaluate import Mark, Sample, Scores, evaluate, offered, read_samples, score_of
+from minicpm4.errors import ConfigError
+from tests.agents.test_agent import hermes, scripted
+from tests.cli.conftest import Result, Script, minicpm, script
+
+Run = Callable[..., Result]
+__all__ = ["minicpm", "script"]
+
+
+def tool(name: str, description: str = "", **properties: str) -> dict[str, Any]:
+    schema = {"type": "object", "properties": {key: {"type": kind} for key, kind in properties.items()}}
+    return {"type": "function", "function": {"name": name, "description": description, "parameters": schema}}
+
+
+ADD = tool("sums__add", "Add two numbers.", a="integer", b="integer")
+NOW = tool("time__now", "The time in a zone.", zone="string")
+
+
+def talk(*calls: tuple[str, dict[str, Any]], task: str = "Add 2 and 3.") -> dict[str, Any]:
+    """A conversation in which a call follows the other."""
+    messages: list[dict[str, Any]] = [{"role": "user", "content": task}]
+    for i, (name, given) in enumerate(calls):
+        call = {"id": f"c{i}", "type": "function", "function": {"name": name, "arguments": given}}
+        messages.append({"role": "assistant", "content": "", "tool_calls": [call]})
+        messages.append({"role": "tool", "tool_call_id": f"c{i}", "name": name, "content": f"r{i}"})
+    return {"messages": [*messages, {"role": "assistant", "content": "Done."}], "tools": [ADD, NOW]}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Four calls: three of sums, one of time."""
+    made = tmp_path / "talks.jsonl"
+    talks = [
+        talk(("sums__add", {"a": 2, "b": 3}), ("sums__add", {"a": 5, "b": 4})),
+        talk(("time__now", {"zone": "Asia/Tokyo"}), task="What time is it in Tokyo?"),
+        talk(("sums__add", {"a": 1, "b": 1})),
+    ]
+    made.write_text("".join(json.dumps(one) + "\n" for one in talks))
+    return made
+
+
+ANSWERS = (
+    hermes("sums__add", a=2, b=3),  # right
+    hermes("sums__add", a=5, b=5),  # a wrong value
+    hermes("time__now"),  # a parameter is missing
+    "I do not know.",  # no call
+)
+
+
+def test_each_call_is_a_sample_with_the_right_steps_before_it(file: Path) -> None:
+    samples = read_samples(file)
+    assert [(one.server, len(one.messages)) for one in samples] == [
+        *(("sums", 1), ("sums", 3), ("time", 1), ("sums", 1))
+    ]
+
+
+def test_scores_are_those_computed_by_hand(file: Path) -> None:
+    model, engine = scripted(*ANSWERS)
+    marks = asyncio.run(evaluate(model, read_samples(file)))
+    assert score_of(marks) == Scores(4, 3 / 4, 2 / 4, 1 / 4)
+    assert score_of(one for one in marks if one.server == "sums") == Scores(3, 2 / 3, 2 / 3, 1 / 3)
+    assert score_of(one for one in marks if one.server == "time") == Scores(1, 1.0, 0.0, 0.0)
+    assert '"a": 2, "b": 3' in engine.prompts[1] and "r0" in engine.prompts[1]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "given", "right"),
+    [
+        ({"a": 3}, {"a": 3.0}, True),
+        ({"a": " x "}, {"a": "x"}, True),
+        ({"a": True}, {"a": 1}, False),
+        ({"a": [1, {"b": 2}]}, {"a": [1.0, {"b": 2}]}, True),
+        ({"a": "3"}, {"a": 3}, False),
+        ({"a": None}, {"a": None}, True),
+    ],
+)
+def test_values_are_compared_by_what_they_are(wanted: Any, given: Any, right: bool) -> None:
+    assert Mark(server="s", wanted=("f", wanted), given=("f", given)).values is right
+
+
+def test_no_call_and_another_call_are_wrong_in_all() -> None:
+    for given in (None, ("g", {"a": 1})):
+        mark = Mark(server="s", wanted=("f", {"a": 1}), given=given)
+        assert not (mark.function or mark.names or mark.values)
+
+
+def sample(name: str, asked: str) -> Sample:
+    return Sample(messages=[{"role": "user", "content": asked}], tools=[ADD], calls=[(name, {})])
+
+
+def test_the_right_tools_are_among_those_that_are_offered() -> None:
+    pool = [ADD, NOW, *(tool(f"s{i}__t{i}", f"Thing {i}") for i in range(50))]
+    one = sample("sums__add", "Add.")
+    names = [one["function"]["name"] for one in offered(one, pool, 5)]
+    assert len(set(names)) == 5 and "sums__add" in names
+    assert offered(one, pool, 5) == offered(one, pool, 5), "always the same"
+    assert offered(one, pool, None) == [ADD] and len(offered(one, pool, 100)) == 52
+
+
+def test_a_search_offers_what_it_finds() -> None:
+    pool = [ADD, NOW, *(tool(f"s{i}__t{i}", f"Thing {i}") for i in range(50))]
+    found = offered(sample("sums__add", "Which time is it in this zone?"), pool, 1, retrieve=True)
+    assert found == [NOW]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "no conversation with calls"),
+        ("{", "line 1 is not JSON"),
+        ("[]", "no conversation with tools"),
+        (json.dumps({"messages": [], "tools": []}), "no conversation with calls"),
+        (json.dumps({**talk(("sums__sub", {}))}), "not among its tools"),
+    ],
+)
+def test_a_file_that_is_none_is_refused(tmp_path: Path, text: str, told: str) -> None:
+    made = tmp_path / "x.jsonl"
+    made.write_text(text)
+    with pytest.raises(ConfigError, match=told):
+        read_samples(made)
+
+
+def test_the_command_prints_the_table_and_writes_every_call(
+    tmp_path: Path, minicpm: Run, script: Script, file: Path
+) -> None:
+    script.answers = list(ANSWERS)
+    output = tmp_path / "scores.json"
+    done = minicpm("mcp", "eval", str(file), f"--output={output}")
+    assert done.code == 0
+    rows = {line.split()[0]: line.split()[-4:] for line in done.out.splitlines() if line}
+    assert rows["sums"] == ["3", "66.7", "66.7", "33.3"] and rows["time"] == ["1", "100.0", "0.0", "0.0"]
+    assert rows["all"] == ["4", "75.0", "50.0", "25.0"]
+    written = json.loads(output.read_text())
+    assert written["scores"]["all"]["function"] == 0.75 and len(written["calls"]) == 4
+    assert written["calls"][3]["given"] is None and written["held"] is True
+
+
+def test_free_calls_are_not_held(minicpm: Run, script: Script, file: Path) -> None:
+    script.answers = [hermes("sums__sub", a="x")] * 4
+    done = minicpm("mcp", "eval", str(file), "--free")
+    assert done.code == 0 and "0.0" in done.out
+    assert all(call.params.calls is None for call in script.calls)
+
+
+@pytest.mark.parametrize(
+    "words", [("--offer=0",), ("--retrieve",), ("--free", "--must-call")], ids=lambda words: words[0]
+)
+def test_what_does_not_go_together_is_refused_before_loading(
+    minicpm: Run, script: Script, file: Path, words: tuple[str, ...]
+) -> None:
+    assert minicpm("mcp", "eval", str(file), *words).code == 2 and script.loads == []
