@@ -5,6 +5,7 @@ from __future__ import annotations
 from minicpm4.cli.mcp_agent import export, run
 from minicpm4.cli.mcp_catalogue import add, catalogue
 from minicpm4.cli.mcp_eval import evaluate
+from minicpm4.cli.mcp_inspect import inspect
 from minicpm4.cli.mcp_servers import allowed, call, search, servers, tools
 
 commands = {
@@ -18,4 +19,5 @@ commands = {
     "allowed": allowed,
     "export": export,
     "eval": evaluate,
+    "inspect": inspect,
 }

@@ -58,6 +58,10 @@ def run(
     must_call: Annotated[
         bool, typer.Option("--must-call", help="The first answer has to be a call.")
     ] = False,
+    inspected: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Offer only tools that passed in this report of `mcp inspect`."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Tell what would be started and asked; do nothing.")
     ] = False,
@@ -68,6 +72,7 @@ def run(
 ) -> None:
     """Do a task with the servers' tools, step after step; each call is asked for. The answer is printed."""
     from minicpm4.agents.mcp.agent import Agent, AgentOptions
+    from minicpm4.agents.mcp.inspection import passed, read_report
     from minicpm4.agents.mcp.transcript import Transcript
 
     require(task is not None or resume is not None, "there is no task", "say what is to be done, or --resume")
@@ -75,6 +80,7 @@ def run(
     sampling.params(DEFAULTS)  # refuses before the loading what would be refused after it
     flags.read(tell=False)
     done = Transcript.load(resume) if resume is not None else None
+    report = read_report(inspected) if inspected is not None else None
     if dry_run:
         print_plan(flags)
         print(f"then {shown(model)} is asked, at most {max_steps} times; each call that is not allowed asks")
@@ -83,6 +89,8 @@ def run(
     with flags.toolbox() as (blocking, box):
         blocking.run(box.refresh())
         tell_troubles(box)
+        if report is not None:
+            box.tools = passed(box.tools, box, report)
         require(bool(box.tools), "there is no tool to work with", "see: minicpm4 mcp servers")
         file = save or resume
         agent = Agent(speaker, box, options, transcript=done, file=file, told=tell_step)
