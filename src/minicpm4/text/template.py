@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError
 
-from minicpm4.errors import RequestError, TextError
+from minicpm4.errors import Minicpm4Error, RequestError, TextError
 from minicpm4.files import read_text
 from minicpm4.text.files import own_roles, read_settings, template_files, text_settings
 from minicpm4.text.messages import check_messages, check_tools
@@ -164,10 +164,12 @@ class ChatTemplate:
                 raise TextError(f"the chat template does what the sandbox forbids: {error}") from error
             except TemplateError as error:
                 raise TextError(f"the chat template refuses the messages: {error}") from error
-            except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
-                raise TextError(f"the chat template fails on these messages: {error}") from error
             except (RecursionError, MemoryError, OverflowError) as error:
                 raise TextError(f"the chat template takes too much: {type(error).__name__}") from error
+            except Minicpm4Error:
+                raise
+            except Exception as error:  # whatever the code of a stranger raises
+                raise TextError(f"the chat template fails on these messages: {error}") from error
 
     def _compile_all(self, sandbox: TemplateSandbox) -> dict[str, jinja2.Template]:
         return {name: self._compile(name, text, sandbox) for name, text in self.sources.items()}
