@@ -1,10 +1,13 @@
 // Attention over pages, dense or over chosen blocks. Included by each instruction set's unit.
 //
 // A tile is a few query rows of one sequence with the heads of one kv head, walked page by page with
-// an online softmax. Each row reads its own list of pages; rows that read the same page next share
-// its conversion and one matrix product. Few tiles (decoding): each is split into parts of its pages,
-// which are merged at the end. Of a tree of drafts rows share the pages of the text before it; the others
-// are put together path by path (attention/path_page.hpp), and then pages as any.
+// an online softmax. Each row reads its own list of pages, in ranges (attention/ranges.hpp); rows that read the
+// same page next share its conversion and one matrix product. Few tiles (decoding): threads share the ranges of each.
+// Of a tree of drafts rows share the pages of the text before it; the others are put together path by path
+// (attention/path_page.hpp), and then pages as any.
+//
+// A row's bits depend on the row, its list and what is in its pages alone. Hence whatever takes a page for several rows
+// adds for each what it would for that row alone, in the same order; and which of the ways takes a page goes by the row.
 
 #include "attention/append.hpp"
 #include "select/select.hpp"
@@ -21,12 +24,7 @@ struct AttendTile {
     i64 tail;   // of a tree: the first page that may have drafts
 };
 
-// A softmax under way: sums (m, d) of weighted values, top (m) largest score, total (m) of weights.
-struct Partial {
-    float* sums;
-    float* top;
-    float* total;
-};
+#include "attention/ranges.hpp"
 
 #include "attention/seen.hpp"
 
@@ -34,22 +32,6 @@ struct Partial {
 #include "attention/amx.hpp"
 
 #include "attention/path_page.hpp"
-
-struct AttendScratch {
-    float* queries;  // (rows * group, d), scaled
-    float* scores;   // (rows * group, P rounded up to W)
-    float* keys;     // (d, P), where pages are not float32
-    float* values;   // (P, d)
-    i64* next;       // (rows) index into each row's list
-    i64* page;       // (rows) the page there, or the end of the walk
-    i64* leaf;       // (rows) of a tree: the row at the end of a path that the row is on
-    PathPage* path;  // of a tree
-    float* partial;  // see Partial
-    DotScratch dot;  // where has_dot(kv)
-    AmxScratch amx;  // where has_tiles(kv)
-};
-
-MC_INLINE Partial partial_at(float* base, i64 m, i64 d) { return {base, base + m * d, base + m * (d + 1)}; }
 
 // The pages that one row reads: a list, or `count` from `first` on where list is null. Of those from `tail` on, which rows of a
 // tree have for their path alone, the numbers in the walk are higher by `shift`.
@@ -59,6 +41,30 @@ struct PageList {
     i64 tail;
     i64 shift;
     i64 first;
+};
+
+// Where a row is in its list.
+struct RowWalk {
+    PageList list;
+    i64 index;  // of the page where it is
+    i64 page;   // its number, kNoPage behind the end
+    i64 end;    // index at which the walk ends
+    i64 size;   // pages of a range
+    i64 next;   // index at which the next range begins
+};
+
+struct AttendScratch {
+    float* queries;  // (rows * group, d), scaled
+    float* scores;   // (rows * group, P rounded up to W)
+    float* keys;     // (d, P), where pages are not float32
+    float* values;   // (P, d)
+    RowWalk* rows;   // (rows)
+    PathPage* path;  // of a tree
+    Partial range;   // of each row the range that it reads
+    Partial whole;   // the ranges before, where none are kept apart
+    float* ranges;   // the first of the tile's ranges, each a Partial, where they are
+    DotScratch dot;  // where has_dot(kv)
+    AmxScratch amx;  // where has_tiles(kv)
 };
 
 MC_INLINE PageList pages_of(const AttendArgs& a, const AttendTile& t, i64 r, i64 leaf) {
@@ -76,21 +82,6 @@ MC_INLINE i64 page_at(PageList p, i64 i) {
     return page < p.tail ? page : page + p.shift;
 }
 
-// Index of the first page >= page.
-MC_INLINE i64 first_from(PageList p, i64 page) {
-    i64 low = 0;
-    i64 high = p.count;
-    while (low < high) {
-        const i64 middle = (low + high) / 2;
-        if (page_at(p, middle) < page) {
-            low = middle + 1;
-        } else {
-            high = middle;
-        }
-    }
-    return low;
-}
-
 static void scale_queries(const AttendArgs& a, const AttendTile& t, float* to) {
     const i64 d = a.kv.d;
     const i64 group = a.hq / a.kv.hkv;
@@ -104,19 +95,21 @@ static void scale_queries(const AttendArgs& a, const AttendTile& t, float* to) {
 // Folds `count` scores of one query into its softmax; scores become weights. Rescales the sums.
 MC_INLINE void soften(float* scores, i64 count, float* sums, i64 d, float* top, float* total) {
     for (i64 i = count; i < round_up(count, W); ++i) scores[i] = -INFINITY;
-    V most = set1(*top);
+    V most = set1(-INFINITY);
     for (i64 i = 0; i < count; i += W) most = max(load(scores + i), most);
     const float peak = hmax(most);
-    const V base = set1(peak == -INFINITY ? 0.0F : peak);  // all hidden: no weight, and no NaN
-    if (peak > *top) {
-        float scale[W];
-        store(scale, exp(sub(set1(*top), base)));
-        *total *= scale[0];
-        each_vector(d, [&](i64 i, int n) {
-            store_some(sums + i, mul(load_some(sums + i, n), set1(scale[0])), n);
-        });
+    if (peak > *top + kSlack) {
+        if (*total != 0.0F) {
+            float scale[W];
+            store(scale, exp(set1(*top - peak)));
+            *total *= scale[0];
+            each_vector(d, [&](i64 i, int n) {
+                store_some(sums + i, mul(load_some(sums + i, n), set1(scale[0])), n);
+            });
+        }
         *top = peak;
     }
+    const V base = set1(*top == -INFINITY ? 0.0F : *top);  // all hidden: no weight, and no NaN
     V weights = zero();
     for (i64 i = 0; i < count; i += W) {
         const V weight = exp(sub(load(scores + i), base));
@@ -141,6 +134,12 @@ static void attend_cut_page(const AttendScratch& s, const Partial& p, i64 d, i64
     }
 }
 
+static bool are_finite(const float* x, i64 n) {
+    V sum = zero();
+    each_vector(n, [&](i64 i, int count) { sum = fma(load_some(x + i, count), zero(), sum); });
+    return hsum(sum) == 0.0F;
+}
+
 // Rows [first, last) read a page. Of what one does not see nothing reaches a result, not even as 0 * NaN.
 static void attend_page(const AttendArgs& a, const AttendScratch& s, const Partial& p, i64 first, i64 last,
                         const Seen& seen, const float* keys, const float* values) {
@@ -156,18 +155,22 @@ static void attend_page(const AttendArgs& a, const AttendScratch& s, const Parti
         attend_cut_page(s, p, d, group, first, last, width, seen, values);
         return;
     }
-    const i64 common = seen.count(first);
+    const i64 least_seen = seen.count(first), most_seen = seen.count(last - 1);
     for (i64 r = first; r < last; ++r) {
         for (i64 i = r * group; i < (r + 1) * group; ++i) {
-            soften(s.scores + i * width, seen.count(r), p.sums + i * d, d, p.top + i, p.total + i);
+            float* row = s.scores + i * width;
+            soften(row, seen.count(r), p.sums + i * d, d, p.top + i, p.total + i);
+            for (i64 e = seen.count(r); e < most_seen; ++e) row[e] = 0.0F;
         }
     }
-    tile(m, d, common, scores, width, values, d, sums, d, true);
+    // Adding 0 times a number changes no bit, and 0 times what is none would.
+    if (are_finite(values + least_seen * d, (most_seen - least_seen) * d)) {
+        tile(m, d, most_seen, scores, width, values, d, sums, d, true);
+        return;
+    }
     for (i64 r = first; r < last; ++r) {
         const i64 i = (r - first) * group;
-        const i64 rest = seen.count(r) - common;
-        if (rest == 0) continue;
-        tile(group, d, rest, scores + i * width + common, width, values + common * d, d, sums + i * d, d, true);
+        tile(group, d, seen.count(r), scores + i * width, width, values, d, sums + i * d, d, true);
     }
 }
 
@@ -202,70 +205,111 @@ MC_INLINE Seen seen_of(const AttendArgs& a, const AttendTile& t, i64 page) {
     return {a.step.angles + t.row, block_of(t, page) * a.kv.page_size, a.kv.page_size, a.kv.window};
 }
 
-// The page that row r reads after the one where it is, or `high`.
-MC_INLINE i64 page_after(const AttendArgs& a, const AttendTile& t, const AttendScratch& s, i64 r, i64 high) {
-    const PageList list = pages_of(a, t, r, s.leaf[r]);
-    const i64 page = s.next[r] < list.count ? page_at(list, s.next[r]) : high;
-    return page < high ? page : high;
+// The page that a row reads after the one where it is.
+MC_INLINE i64 page_after(const RowWalk& w) { return w.index + 1 < w.end ? page_at(w.list, w.index + 1) : kNoPage; }
+
+MC_INLINE void move_on(RowWalk* w) {
+    w->page = page_after(*w);
+    ++w->index;
 }
 
-MC_INLINE void move_on(const AttendArgs& a, const AttendTile& t, const AttendScratch& s, i64 r, i64 high) {
-    s.page[r] = page_after(a, t, s, r, high);
-    ++s.next[r];
+// Which of the ranges of each row of a tile are read: those of part `part` of `parts`.
+struct TilePart {
+    i64 part;
+    i64 parts;
+};
+
+MC_INLINE RowWalk start_row(const AttendArgs& a, const AttendTile& t, i64 r, TilePart part) {
+    RowWalk w;
+    w.list = pages_of(a, t, r, leaf_in(a, t, r));
+    w.size = range_of(w.list.count);
+    const i64 ranges = ranges_of(w.list.count);
+    w.index = ranges * part.part / part.parts * w.size;
+    w.end = least(ranges * (part.part + 1) / part.parts * w.size, w.list.count);
+    w.next = w.index + w.size;
+    w.page = w.index < w.end ? page_at(w.list, w.index) : kNoPage;
+    return w;
 }
 
-static void start_tile(const AttendArgs& a, const AttendTile& t, const AttendScratch& s, const Partial& p,
-                       i64 low, i64 high) {
+static void start_tile(const AttendArgs& a, const AttendTile& t, const AttendScratch& s, TilePart part) {
     const i64 m = t.rows * (a.hq / a.kv.hkv);
-    for (i64 i = 0; i < m * a.kv.d; ++i) p.sums[i] = 0.0F;
-    for (i64 i = 0; i < m; ++i) {
-        p.top[i] = -INFINITY;
-        p.total[i] = 0.0F;
-    }
+    clear(s.range, 0, m, a.kv.d);
     scale_queries(a, t, s.queries);
     if (has_dot(a.kv)) load_dot_queries(s.queries, m, a.kv.d, s.dot);
     if (has_tiles(a.kv)) load_amx_queries(s.queries, m, a.kv.d, s.amx);
     s.path->page = -1;
-    for (i64 r = 0; r < t.rows; ++r) {
-        s.leaf[r] = leaf_in(a, t, r);
-        s.next[r] = first_from(pages_of(a, t, r, s.leaf[r]), low);
-        move_on(a, t, s, r, high);
+    for (i64 r = 0; r < t.rows; ++r) s.rows[r] = start_row(a, t, r, part);
+}
+
+// Of rows [first, last), which have read as many ranges: takes what the last one has found.
+static void take_range(const AttendArgs& a, const AttendTile& t, const AttendScratch& s, i64 first, i64 last) {
+    const i64 d = a.kv.d;
+    const i64 group = a.hq / a.kv.hkv;
+    const i64 index = s.rows[first].next / s.rows[first].size - 1;
+    if (s.ranges) {
+        float* base = s.ranges + index * partial_floats(t.rows * group, d);
+        copy(partial_at(base, t.rows * group, d), s.range, first * group, (last - first) * group, d);
+    } else if (index == 0) {
+        copy(s.whole, s.range, first * group, (last - first) * group, d);
+    } else {
+        join(s.whole, s.range, first * group, (last - first) * group, d);
+    }
+}
+
+// The number of the range that a row begins with `page`, 0 where it begins none or its first one.
+MC_INLINE i64 range_begun(const RowWalk& w, i64 page) {
+    return w.page == page && w.index == w.next ? w.index / w.size : 0;
+}
+
+// Rows that come to `page` as the first one of a range.
+static void begin_ranges(const AttendArgs& a, const AttendTile& t, const AttendScratch& s, i64 page) {
+    const i64 group = a.hq / a.kv.hkv;
+    for (i64 first = 0, last = 0; first < t.rows; first = last) {
+        const i64 number = range_begun(s.rows[first], page);
+        while (last < t.rows && range_begun(s.rows[last], page) == number) ++last;
+        if (number == 0) continue;
+        take_range(a, t, s, first, last);
+        clear(s.range, first * group, (last - first) * group, a.kv.d);
+        for (i64 r = first; r < last; ++r) s.rows[r].next += s.rows[r].size;
     }
 }
 
 // Rows that come to `page`, by dot products where queries, page and windows allow it; they move on. Whether to try
 // again: rows are left that see more of the page than those did.
-static bool attend_pairs(const AttendArgs& a, const AttendTile& t, const AttendScratch& s, const Partial& p,
-                         i64 page, i64 high) {
+static bool attend_pairs(const AttendArgs& a, const AttendTile& t, const AttendScratch& s, i64 page) {
+    const Partial& p = s.range;
     const i64 group = a.hq / a.kv.hkv;
     const bool int8 = a.kv.kind == KvKind::int8;
     const Seen seen = seen_of(a, t, page);
     const auto takes = [&](i64 r) {
-        if (s.page[r] != page || seen.hidden(r) > 0) return false;
+        if (s.rows[r].page != page || seen.hidden(r) > 0) return false;
         bool usable = true;
         for (i64 i = r * group; i < (r + 1) * group; ++i) usable = usable && s.dot.scales[i] > 0.0F;
         return usable;
     };
     i64 m = 0;
-    i64 next = high;
+    i64 next = kNoPage;
     for (i64 r = 0; r < t.rows; ++r) {
-        const i64 after = s.page[r] == page ? page_after(a, t, s, r, high) : s.page[r];
+        const i64 after = s.rows[r].page == page ? page_after(s.rows[r]) : s.rows[r].page;
         next = after < next ? after : next;
         if (!takes(r)) continue;
         for (i64 i = r * group; i < (r + 1) * group; ++i) s.dot.who[m++] = static_cast<i32>(i);
     }
     Ahead ahead = {};
-    if (next < high && next < t.tail) ahead = pages_ahead(a.kv, t.table[next] * a.kv.hkv + t.head);
+    if (next < kNoPage && next < t.tail) ahead = pages_ahead(a.kv, t.table[next] * a.kv.hkv + t.head);
     if (m == 0) return false;
     const PagePlace place = place_of(a, t, s.path, page);
     const KvView& kv = *place.kv;
     const i64 at = place.at;
     const i64 least = seen.count(s.dot.who[0] / group);
     const DotSeen pairs = {seen, group, least == a.kv.page_size};
-    const bool few = least == a.kv.page_size && has_few(m, a.kv.d);
+    const bool few = least == a.kv.page_size && !has_tiles(kv) && has_few(m, a.kv.d);
     i64 left = 0;
     if (int8) {
-        if (!attend_int8(kv, at, s.dot, m, pairs, p, ahead)) return false;
+        const i64 count = int8_usable(kv, at, pairs.count(s.dot.who[m - 1]));
+        for (; m > 0 && pairs.count(s.dot.who[m - 1]) > count; --m) ++left;
+        if (m == 0) return false;
+        attend_int8(kv, at, s.dot, m, pairs, p, ahead);
     } else if (few) {
         if (!attend_few(kv, at, s.dot, m, p, ahead)) return false;
     } else {
@@ -273,7 +317,7 @@ static bool attend_pairs(const AttendArgs& a, const AttendTile& t, const AttendS
         for (; m > 0 && pairs.count(s.dot.who[m - 1]) > count; --m) ++left;
         if (m == 0) return false;
     }
-    for (i64 i = 0; i < m; i += group) move_on(a, t, s, s.dot.who[i] / group, high);
+    for (i64 i = 0; i < m; i += group) move_on(s.rows + s.dot.who[i] / group);
     if (!int8 && !few && has_tiles(a.kv)) {
         attend_amx(s.dot, s.amx, m, t.rows * group, a.kv.d, pairs, p, ahead);
     } else if (!int8 && !few) {
@@ -283,8 +327,7 @@ static bool attend_pairs(const AttendArgs& a, const AttendTile& t, const AttendS
 }
 
 // Rows that come to `page` (and are not past it by now), in float32; they move on.
-static void attend_rest(const AttendArgs& a, const AttendTile& t, const AttendScratch& s, const Partial& p,
-                        i64 page, i64 high) {
+static void attend_rest(const AttendArgs& a, const AttendTile& t, const AttendScratch& s, i64 page) {
     bool loaded = a.kv.kind == KvKind::f32;
     const PagePlace place = place_of(a, t, s.path, page);
     const i64 offset = loaded ? place.at * a.kv.d * a.kv.page_size : 0;
@@ -292,27 +335,27 @@ static void attend_rest(const AttendArgs& a, const AttendTile& t, const AttendSc
     const float* values = loaded ? static_cast<const float*>(place.kv->values) + offset : s.values;
     for (i64 first = 0; first < t.rows;) {
         i64 last = first;
-        while (last < t.rows && s.page[last] == page) move_on(a, t, s, last++, high);
+        while (last < t.rows && s.rows[last].page == page) move_on(s.rows + last++);
         if (last > first && !loaded) {
             load_page(*place.kv, place.at, s.keys, s.values);
             loaded = true;
         }
-        if (last > first) attend_page(a, s, p, first, last, seen_of(a, t, page), keys, values);
+        if (last > first) attend_page(a, s, s.range, first, last, seen_of(a, t, page), keys, values);
         first = last > first ? last : first + 1;
     }
 }
 
-// Walks the pages [low, high) (numbers within the sequence) that the rows of a tile read.
-static void attend_tile(const AttendArgs& a, const AttendTile& t, const AttendScratch& s, const Partial& p,
-                        i64 low, i64 high) {
-    start_tile(a, t, s, p, low, high);
+// Walks the pages that the rows of a tile read in some of their ranges; the last one of each is left in s.range.
+static void attend_tile(const AttendArgs& a, const AttendTile& t, const AttendScratch& s, TilePart part) {
+    start_tile(a, t, s, part);
     for (;;) {
-        i64 page = high;
-        for (i64 r = 0; r < t.rows; ++r) page = s.page[r] < page ? s.page[r] : page;
-        if (page >= high) return;
-        while (has_dot(a.kv) && attend_pairs(a, t, s, p, page, high)) {
+        i64 page = kNoPage;
+        for (i64 r = 0; r < t.rows; ++r) page = least(s.rows[r].page, page);
+        if (page >= kNoPage) return;
+        begin_ranges(a, t, s, page);
+        while (has_dot(a.kv) && attend_pairs(a, t, s, page)) {
         }
-        attend_rest(a, t, s, p, page, high);
+        attend_rest(a, t, s, page);
     }
 }
 

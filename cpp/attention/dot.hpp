@@ -68,9 +68,8 @@ MC_INLINE void load_dot_queries(const float*, i64, i64, const DotScratch&) {}
 MC_INLINE bool has_few(i64, i64) { return false; }
 MC_INLINE bool attend_few(const KvView&, i64, const DotScratch&, i64, const Partial&, Ahead&) { return false; }
 MC_INLINE void attend_dot(const DotScratch&, i64, i64, const DotSeen&, const Partial&, Ahead&) {}
-MC_INLINE bool attend_int8(const KvView&, i64, const DotScratch&, i64, const DotSeen&, const Partial&, Ahead&) {
-    return false;
-}
+MC_INLINE i64 int8_usable(const KvView&, i64, i64) { return 0; }
+MC_INLINE void attend_int8(const KvView&, i64, const DotScratch&, i64, const DotSeen&, const Partial&, Ahead&) {}
 
 #else
 
@@ -150,15 +149,16 @@ static void dot_values(const u16* weights, const i32* values, i64 d, i64 first, 
     }
 }
 
-// Makes `peak` the top of a query's softmax if it is higher: rescales what was summed.
+// Makes `peak` the top of a query's softmax if it is far higher: rescales what was summed.
 MC_INLINE void raise_top(float peak, float* sums, i64 d, float* top, float* total) {
-    if (!(peak > *top)) return;
-    const __m512 shrink = _mm512_scalef_ps(exp(set1(*top - peak)).v, _mm512_setzero_ps());
+    if (!(peak > *top + kSlack)) return;
+    const __m512 shrink = exp(set1(*top - peak)).v;
+    *top = peak;
+    if (*total == 0.0F) return;
     *total *= _mm512_cvtss_f32(shrink);
     for (i64 e = 0; e < d; e += W) {
         _mm512_storeu_ps(sums + e, _mm512_mul_ps(_mm512_loadu_ps(sums + e), shrink));
     }
-    *top = peak;
 }
 
 // 2^a within 8e-5 of itself: enough for what is rounded to bf16, within 2e-3.
@@ -186,7 +186,7 @@ MC_INLINE void soften_scores(__m512* score, float scale, u64 mask, float* sums, 
     const __m512 most = _mm512_max_ps(_mm512_max_ps(score[0], score[1]), _mm512_max_ps(score[2], score[3]));
     const __m512 factor = _mm512_set1_ps(scale * kLog2e);
     __m512 base = _mm512_set1_ps(*top * -kLog2e);
-    if (_mm512_cmp_ps_mask(_mm512_fmadd_ps(most, factor, base), _mm512_setzero_ps(), _CMP_GT_OQ)) {
+    if (_mm512_cmp_ps_mask(_mm512_fmadd_ps(most, factor, base), _mm512_set1_ps(kSlack * kLog2e), _CMP_GT_OQ)) {
         raise_top(_mm512_reduce_max_ps(most) * scale, sums, d, top, total);
         base = _mm512_set1_ps(*top * -kLog2e);
     }

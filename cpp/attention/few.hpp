@@ -1,12 +1,7 @@
 // A whole bf16 page for few queries (decoding): converted in registers, never stored, because the page and
 // its conversion together would fill the first-level cache. The same bits as attention/dot.hpp computes.
 
-// Tiles take a page for 16 queries in the time in which these kernels take it for 4.
-#if defined(MC_HAS_TILES)
-static constexpr i64 kFewQueries = 8;
-#else
 static constexpr i64 kFewQueries = 16;
-#endif
 
 MC_INLINE bool has_few(i64 m, i64 d) { return m <= kFewQueries && d % 32 == 0; }
 

@@ -5,17 +5,19 @@
 // which the largest is 32766: finer than bf16, and no sum of 64 leaves 32 bits. Tokens that a row does not see
 // get weight 0, and whole numbers have no NaN: so the page that a row reads in part goes this way, too.
 
-// Whether the scales of the first `count` tokens are numbers, and not huge.
-static bool int8_usable(const float* key_scales, const float* value_scales, i64 count) {
-    unsigned bad = 0;
+// Of the first `count` tokens of page `at`, how many come before one whose scales are no numbers, or huge.
+static i64 int8_usable(const KvView& kv, i64 at, i64 count) {
+    const Int8Page page(kv, at);
+    u64 bad = 0;
     for (int j = 0; j < kDotPage / 16; ++j) {
         const __mmask16 mask = seen_lanes(low_bits(count), j);
         const __m512 most = _mm512_set1_ps(1e18F);
-        const __m512 keys = _mm512_maskz_loadu_ps(mask, key_scales + 16 * j);
-        const __m512 values = _mm512_maskz_loadu_ps(mask, value_scales + 16 * j);
-        bad |= _mm512_cmp_ps_mask(keys, most, _CMP_NLT_UQ) | _mm512_cmp_ps_mask(values, most, _CMP_NLT_UQ);
+        const __m512 keys = _mm512_maskz_loadu_ps(mask, page.key_scales + 16 * j);
+        const __m512 values = _mm512_maskz_loadu_ps(mask, page.value_scales + 16 * j);
+        const u64 beyond = _mm512_cmp_ps_mask(keys, most, _CMP_NLT_UQ) | _mm512_cmp_ps_mask(values, most, _CMP_NLT_UQ);
+        bad |= beyond << (16 * j);
     }
-    return bad == 0;
+    return lowest_bit(bad, count);
 }
 
 // 16 pairs of codes.
@@ -161,13 +163,11 @@ static void attend_int8_rows(const Int8View& v, const DotScratch& s, const i32* 
     for (; e < d; e += 16) int8_values<ROWS, 1>(weights, factors, v.values, d, e, sums, ahead);
 }
 
-// The first m queries of s.who, which ascend, read page `at`; false where only float32 will do.
-static bool attend_int8(const KvView& kv, i64 at, const DotScratch& s, i64 m, const DotSeen& seen, const Partial& p,
+// The first m queries of s.who, which ascend, read page `at`.
+static void attend_int8(const KvView& kv, i64 at, const DotScratch& s, i64 m, const DotSeen& seen, const Partial& p,
                         Ahead& ahead) {
     const i64 d = kv.d;
     const Int8Page page(kv, at);
-    const i64 count = seen.count(s.who[m - 1]);
-    if (!int8_usable(page.key_scales, page.value_scales, count)) return false;
     const Int8View v = {page.keys, page.values, page.key_scales, page.value_scales, seen};
     const i32* who = s.who;
     const i64 lines = (ahead.lines + m / kDotRows) / (m / kDotRows + 1);
@@ -178,5 +178,4 @@ static bool attend_int8(const KvView& kv, i64 at, const DotScratch& s, i64 m, co
     for (; m >= 8; m -= 8, who += 8) attend_int8_rows<8, 2>(v, s, who, d, p, ahead);
     for (; m >= 4; m -= 4, who += 4) attend_int8_rows<4, 2>(v, s, who, d, p, ahead);
     for (; m >= 1; --m, ++who) attend_int8_rows<1, 2>(v, s, who, d, p, ahead);
-    return true;
 }

@@ -1,33 +1,46 @@
-// How attention is cut into tiles and parts, its memory, and the merging of parts. Included by attention/attention.hpp.
+// How attention is cut into tiles, and these into parts; its memory, and its results. Included by attention/attention.hpp.
 
-static constexpr i64 kMinPartPages = 8;   // fewer pages are not worth a thread
-
-// Writes sums / total of a tile's queries; a query that read nothing gets 0.
-static void finish_tile(const AttendArgs& a, const AttendTile& t, const Partial& p) {
+// Writes sums / total of the queries of rows [first, last); a query that read nothing gets 0.
+static void finish_rows(const AttendArgs& a, const AttendTile& t, const Partial& p, i64 first, i64 last) {
     const i64 d = a.kv.d;
     const i64 group = a.hq / a.kv.hkv;
-    for (i64 i = 0; i < t.rows * group; ++i) {
+    for (i64 i = first * group; i < last * group; ++i) {
         float* to = a.out + ((t.row + i / group) * a.hq + t.head * group + i % group) * d;
         const V inverse = set1(p.total[i] == 0.0F ? 0.0F : 1.0F / p.total[i]);
         each_vector(d, [&](i64 e, int n) { store_some(to + e, mul(load_some(p.sums + i * d + e, n), inverse), n); });
     }
 }
 
-// Adds the softmax of `other` to that of `p`, query by query.
-static void merge(const Partial& p, const Partial& other, i64 m, i64 d) {
-    for (i64 i = 0; i < m; ++i) {
-        if (other.total[i] == 0.0F) continue;
-        const float top = p.top[i] > other.top[i] ? p.top[i] : other.top[i];
-        float ours[W];
-        float theirs[W];
-        store(ours, exp(set1(p.total[i] == 0.0F ? -INFINITY : p.top[i] - top)));
-        store(theirs, exp(set1(other.top[i] - top)));
-        p.top[i] = top;
-        p.total[i] = p.total[i] * ours[0] + other.total[i] * theirs[0];
-        for (i64 e = 0; e < d; ++e) {
-            p.sums[i * d + e] = p.sums[i * d + e] * ours[0] + other.sums[i * d + e] * theirs[0];
-        }
+// Writes the results of a tile that has been walked whole.
+static void finish_tile(const AttendArgs& a, const AttendTile& t, const AttendScratch& s) {
+    const i64 group = a.hq / a.kv.hkv;
+    const auto has_one = [&](i64 r) { return s.rows[r].next == s.rows[r].size; };  // range
+    for (i64 first = 0, last = 0; first < t.rows; first = last) {
+        const bool one = has_one(first);
+        while (last < t.rows && has_one(last) == one) ++last;
+        if (!one) join(s.whole, s.range, first * group, (last - first) * group, a.kv.d);
+        finish_rows(a, t, one ? s.range : s.whole, first, last);
     }
+}
+
+// Keeps the last range of each row that has one in the part that has been walked.
+static void keep_last_ranges(const AttendArgs& a, const AttendTile& t, const AttendScratch& s) {
+    for (i64 r = 0; r < t.rows; ++r) {
+        if (s.rows[r].next - s.rows[r].size < s.rows[r].end) take_range(a, t, s, r, r + 1);
+    }
+}
+
+// The same of one whose ranges are kept apart, from `base` on.
+static void finish_ranges(const AttendArgs& a, const AttendTile& t, float* base) {
+    const i64 d = a.kv.d;
+    const i64 group = a.hq / a.kv.hkv;
+    const i64 floats = partial_floats(t.rows * group, d);
+    const Partial p = partial_at(base, t.rows * group, d);
+    for (i64 r = 0; r < t.rows; ++r) {
+        const i64 ranges = ranges_of(pages_of(a, t, r, leaf_in(a, t, r)).count);
+        for (i64 i = 1; i < ranges; ++i) join(p, partial_at(base + i * floats, t.rows * group, d), r * group, group, d);
+    }
+    finish_rows(a, t, p, 0, t.rows);
 }
 
 // Rows of a tile: enough that a page is loaded for many, few enough for every thread to have some.
@@ -64,20 +77,13 @@ static AttendTile find_attend_tile(const AttendArgs& a, i64 item, i64 size) {
     return t;
 }
 
-// First page of part `part` of `parts`: the last row's pages are shared out evenly.
-static i64 part_start(const AttendArgs& a, const AttendTile& t, i64 part, i64 parts) {
-    if (part == 0) return 0;
-    const PageList list = pages_of(a, t, t.rows - 1, leaf_in(a, t, t.rows - 1));
-    const i64 index = list.count * part / parts;
-    return part == parts || index == list.count ? kNoPage : page_at(list, index);
-}
-
 struct AttendPlan {
     i64 rows;     // of a tile
     i64 tiles;
     i64 parts;    // of each tile
     i64 m;        // queries of the largest tile
     i64 partial;  // floats of its Partial
+    i64 ranges;   // most ranges of a row
 };
 
 static AttendPlan plan_attend(const AttendArgs& a, i64 threads) {
@@ -96,13 +102,13 @@ static AttendPlan plan_attend(const AttendArgs& a, i64 threads) {
     }
     const i64 group = a.hq / a.kv.hkv;
     plan.m = (rows < plan.rows ? rows : plan.rows) * group;
-    plan.partial = round_up(plan.m * (a.kv.d + 2), W);
+    plan.partial = partial_floats(plan.m, a.kv.d);
+    plan.ranges = most_ranges(a.blocks ? greatest(pages, a.budget) : pages);
     plan.parts = 1;
     if (plan.tiles > 0 && threads > 1 && plan.tiles < 4 * threads) {
         plan.parts = (4 * threads + plan.tiles - 1) / plan.tiles;
         if (a.blocks && a.budget < pages && a.step.n == a.step.sequences) pages = a.budget;
-        if (plan.parts > pages / kMinPartPages) plan.parts = pages / kMinPartPages;
-        if (plan.parts < 1) plan.parts = 1;
+        plan.parts = greatest(least(plan.parts, most_ranges(pages)), 1);
     }
     return plan;
 }
@@ -114,15 +120,15 @@ static void attend(Pool& pool, const AttendArgs& a) {
     const i64 area = a.kv.kind == KvKind::f32 ? 0 : round_up(d * a.kv.page_size, W);
     const i64 queries = round_up(plan.m * d, W);
     const i64 scores = plan.m * round_up(a.kv.page_size, W);
-    const i64 next = round_up(6 * plan.rows, W);  // three arrays of i64
+    const i64 rows = round_up(plan.rows * static_cast<i64>(sizeof(RowWalk) / sizeof(float)), W);
     const i64 dot = has_dot(a.kv) ? dot_floats(plan.m, d) : 0;
     const i64 amx = has_tiles(a.kv) ? amx_floats(plan.m, d) : 0;
     const i64 path = a.step.ancestors ? place_path_page(a.kv, nullptr, nullptr) : 0;
-    const i64 floats = queries + scores + 2 * area + next + plan.partial + dot + amx + path;
-    pool.reserve(floats * static_cast<i64>(sizeof(float)));
     const bool split = plan.parts > 1;
+    const i64 floats = queries + scores + 2 * area + rows + 2 * plan.partial + dot + amx + path;
+    pool.reserve(floats * static_cast<i64>(sizeof(float)));
     if (split) {
-        pool.reserve_shared(plan.tiles * plan.parts * plan.partial * static_cast<i64>(sizeof(float)));
+        pool.reserve_shared(plan.tiles * plan.ranges * plan.partial * static_cast<i64>(sizeof(float)));
     }
     auto walk = [&](i64 begin, i64 end, int worker) {
         [[maybe_unused]] HeldTiles tiles;
@@ -131,36 +137,31 @@ static void attend(Pool& pool, const AttendArgs& a) {
         s.scores = s.queries + queries;
         s.keys = s.scores + scores;
         s.values = s.keys + area;
-        s.next = reinterpret_cast<i64*>(s.values + area);
-        s.page = s.next + plan.rows;
-        s.leaf = s.page + plan.rows;
-        s.partial = s.values + area + next;
-        s.dot = dot_scratch(s.partial + plan.partial, plan.m, d);
-        s.amx = amx_scratch(s.partial + plan.partial + dot, d, &tiles);
+        s.rows = reinterpret_cast<RowWalk*>(s.values + area);
+        float* partials = s.values + area + rows;
+        float* others = partials + 2 * plan.partial;
+        s.dot = dot_scratch(others, plan.m, d);
+        s.amx = amx_scratch(others + dot, d, &tiles);
         PathPage held = {};
-        if (path > 0) place_path_page(a.kv, s.partial + plan.partial + dot + amx, &held);
+        if (path > 0) place_path_page(a.kv, others + dot + amx, &held);
         s.path = &held;
         for (i64 item = begin; item < end; ++item) {
-            const i64 part = item % plan.parts;
-            const AttendTile t = find_attend_tile(a, item / plan.parts, plan.rows);
-            float* base = split ? static_cast<float*>(pool.shared()) + item * plan.partial : s.partial;
-            const Partial p = partial_at(base, t.rows * group, d);
-            attend_tile(a, t, s, p, part_start(a, t, part, plan.parts),
-                        part_start(a, t, part + 1, plan.parts));
-            if (!split) finish_tile(a, t, p);
+            const i64 number = item / plan.parts;
+            const AttendTile t = find_attend_tile(a, number, plan.rows);
+            s.range = partial_at(partials, t.rows * group, d);
+            s.whole = partial_at(partials + plan.partial, t.rows * group, d);
+            if (split) s.ranges = static_cast<float*>(pool.shared()) + number * plan.ranges * plan.partial;
+            attend_tile(a, t, s, {item % plan.parts, plan.parts});
+            split ? keep_last_ranges(a, t, s) : finish_tile(a, t, s);
         }
     };
     parallel(pool, plan.tiles * plan.parts, 1, walk);
     if (!split) return;
-    auto join = [&](i64 begin, i64 end, int) {
+    auto finish = [&](i64 begin, i64 end, int) {
         for (i64 item = begin; item < end; ++item) {
-            const AttendTile t = find_attend_tile(a, item, plan.rows);
-            const i64 m = t.rows * group;
-            float* base = static_cast<float*>(pool.shared()) + item * plan.parts * plan.partial;
-            const Partial p = partial_at(base, m, d);
-            for (i64 i = 1; i < plan.parts; ++i) merge(p, partial_at(base + i * plan.partial, m, d), m, d);
-            finish_tile(a, t, p);
+            float* ranges = static_cast<float*>(pool.shared()) + item * plan.ranges * plan.partial;
+            finish_ranges(a, find_attend_tile(a, item, plan.rows), ranges);
         }
     };
-    parallel(pool, plan.tiles, 1, join);
+    parallel(pool, plan.tiles, 1, finish);
 }

@@ -27,9 +27,9 @@ namespace MC_NAMESPACE {
 
 #include "attention/attention.hpp"
 
-// Steps of one row each (decoding) and pages that tiles do not take are left to the other kernels.
+// Pages that tiles do not take are left to the other kernels; steps of one row are not, or a row would have other bits alone.
 static void attend_some(Pool& pool, const AttendArgs& a) {
-    if (!has_tiles(a.kv) || a.step.n == a.step.sequences) return isa_avx512_bf16::table.attention.attend(pool, a);
+    if (!has_tiles(a.kv)) return isa_avx512_bf16::table.attention.attend(pool, a);
     attend(pool, a);
 }
 

@@ -117,6 +117,27 @@ static void find_keys(const SelectArgs& a, const i32* table, i64 head, const Key
     }
 }
 
+// Where codes of keys first to first + count - 1 lie, and the scales of a unit of them, 0 behind the last. Places are filled
+// up with the last key's: whole chunks are read, and chunks ahead asked for.
+static void find_codes(const SelectArgs& a, const i32* table, i64 head, const KeySet& k, i64 first, i64 count,
+                       const i16** keys, float* scales) {
+    const i64 end = first * k.shape.stride + k.shape.size - 1;  // last token of the first one
+    const i64 skip = k.shape.stride > a.kv.page_size ? k.shape.stride / a.kv.page_size : 1;
+    const i64 slots = k.store->slots;
+    const i16* codes = static_cast<const i16*>(k.store->data);
+    i64 index = end / a.kv.page_size;
+    i64 slot = end % a.kv.page_size / k.shape.stride;
+    for (i64 j = 0; j < count; index += skip, slot = 0) {
+        const i64 base = (table[index] * a.kv.hkv + head) * slots;
+        for (; slot < slots && j < count; ++slot, ++j) {
+            keys[j] = codes + (base + slot) * a.kv.d;
+            if (j < kUnit) scales[j] = k.store->scales[base + slot];
+        }
+    }
+    for (i64 j = count; j < kUnit; ++j) scales[j] = 0.0F;
+    for (i64 j = count; j < kUnit + kKeysAhead; ++j) keys[j] = keys[count - 1];
+}
+
 // Asks for keys that are read soon: into the second cache, whose misses in flight are more.
 MC_INLINE void ask_for(const KeySet& k, const i64* numbers, i64 count, i64 d) {
 #if defined(__GNUC__)

@@ -119,6 +119,7 @@ static i64 place_scratch(const SelectArgs& a, i64 columns, float* base, SelectSc
     s->unit = take(kUnit);
     s->own = take(a.step.ancestors ? a.hq / a.kv.hkv * kChunk : 0);
     s->numbers = reinterpret_cast<i64*>(take(2 * (kUnit + kKeysAhead)));
+    s->keys = reinterpret_cast<const i16**>(take(2 * (kUnit + kKeysAhead)));
     return at;
 }
 
@@ -264,13 +265,17 @@ static void select_rows(Pool& pool, const SelectArgs& a, i64 floats) {
     auto body = [&](i64 begin, i64 end, int worker) {
         SelectScratch s;
         place_scratch(a, group, static_cast<float*>(pool.scratch(worker)), &s);
+        i64 loaded = -1;
         each_unit(a, begin, end, 1, size, [&](const SelectTile& t, i64 unit, i64 offset) {
             Weights w;
             place_weights(t, all + offset, &w);
             if (t.fine.visible > 0) {
-                load_queries<DOT>(a, t, s);
-                if (reads_pages(DOT, a.kv.d)) {
-                    spread_queries(reinterpret_cast<const i16*>(s.queries), t.columns, a.kv.d, s.spread);
+                if (loaded != t.row * a.kv.hkv + t.head) {
+                    load_queries<DOT>(a, t, s);
+                    if (reads_pages(DOT, a.kv.d)) {
+                        spread_queries(reinterpret_cast<const i16*>(s.queries), t.columns, a.kv.d, s.spread);
+                    }
+                    loaded = t.row * a.kv.hkv + t.head;
                 }
                 measure<DOT>(a, t, s, w, unit);
                 if (!is_last(w.left)) return;
@@ -278,7 +283,7 @@ static void select_rows(Pool& pool, const SelectArgs& a, i64 floats) {
             finish_tile(a, t, w);
         });
     };
-    parallel(pool, units, 1, body);
+    parallel(pool, units, greatest(1, units / (8 * pool.threads())), body);
 }
 
 template <bool DOT>

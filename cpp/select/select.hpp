@@ -81,6 +81,7 @@ struct SelectScratch {
     float* unit;      // (kUnit) scales of keys
     float* own;       // (group, kChunk) scores of keys that end in a tree
     i64* numbers;     // (kUnit) of keys
+    const i16** keys; // (kUnit + kKeysAhead) where they lie, if codes are read there
     Compressed paths[2];  // of a step over trees: keys that end in row n of kv head h, as n * hkv + h; coarse ones
 };
 
@@ -123,7 +124,7 @@ static void take_powers(const SelectArgs& a, const SelectTile& t, const KeySet& 
 }
 
 // Scores (columns, kChunk) of the keys c to c + kChunk - 1 of a unit, or powers as dot_columns has them.
-// Those that are not side by side yet: s.numbers has the unit's and the next ones.
+// Those that are not side by side yet: s.numbers or s.keys have the unit's and the next ones.
 template <bool DOT>
 static void score_chunk(const SelectArgs& a, const SelectTile& t, const SelectScratch& s, const KeySet& k, i64 unit,
                         i64 c, const float* scales, float* lanes, float* to) {
@@ -132,19 +133,12 @@ static void score_chunk(const SelectArgs& a, const SelectTile& t, const SelectSc
     if (k.codes) {
         codes = k.codes + (unit * kUnit + c) / kChunk * chunk_floats(DOT, d);
     } else {
-        const i64 count = least(k.visible - unit * kUnit - c, kChunk);
-        const i64 known = least(k.visible - unit * kUnit, kUnit + kKeysAhead);
         if (reads_pages(DOT, d)) {
-            const i16* keys[kChunk];
-            const i16* soon[kChunk];
-            const i16* store = static_cast<const i16*>(k.store->data);
-            for (i64 j = 0; j < kChunk; ++j) {
-                keys[j] = store + s.numbers[c + least(j, count - 1)] * d;
-                soon[j] = store + s.numbers[least(c + j + kKeysAhead, known - 1)] * d;
-            }
-            dot_pages(s.spread, s.scales, t.columns, d, keys, soon, scales, to, lanes);
+            dot_pages(s.spread, s.scales, t.columns, d, s.keys + c, s.keys + c + kKeysAhead, scales, to, lanes);
             return;
         }
+        const i64 count = least(k.visible - unit * kUnit - c, kChunk);
+        const i64 known = least(k.visible - unit * kUnit, kUnit + kKeysAhead);
         ask_for(k, s.numbers + c + kKeysAhead, least(known - c - kKeysAhead, kChunk), d);
         gather_chunk<DOT>(a, k, s.numbers + c, count, s.loaded, s.chunk);
     }
@@ -196,6 +190,8 @@ static void measure_unit(const SelectArgs& a, const SelectTile& t, const SelectS
     const float* scales = s.unit;
     if (k.codes) {
         scales = k.scales + first;
+    } else if (reads_pages(DOT, a.kv.d)) {
+        find_codes(a, t.table, t.head, k, first, least(k.visible - first, kUnit + kKeysAhead), s.keys, s.unit);
     } else {
         find_keys(a, t.table, t.head, k, first, least(k.visible - first, kUnit + kKeysAhead), s.numbers);
         if (unit == 0) ask_for(k, s.numbers, least(count, kKeysAhead), a.kv.d);

@@ -19,7 +19,7 @@ DRAFTS = [(SMALL, "float32"), (RELEASED, "bf16"), (RELEASED, "int8")]
 
 def tolerance(ops: OpTable, kv: str, base: dict[str, Any]) -> float:
     """Relative; levels of PAIRS round weights to bf16 where they read whole pages of 64 by dot products."""
-    return 2e-3 if kv != "float32" and level(ops) in PAIRS and base["block_size"] == 64 else 2e-5
+    return 2.5e-3 if kv != "float32" and level(ops) in PAIRS and base["block_size"] == 64 else 2e-5
 
 
 def close(found: Any, truth: Any, within: float) -> bool:
@@ -56,7 +56,7 @@ def test_a_row_reads_the_same_whatever_is_beside_it(ops: OpTable, window: int, k
     for p in (0, 3, 62, 63, 64, 65, 127, 128, 199):
         alone = [(p, p + 1), (0, 0)]
         out = ops.attend(world.rows(world.q, alone), layer, world.step(alone), None)
-        assert close(out[0], whole[p], tolerance(ops, kv, RELEASED))
+        np.testing.assert_array_equal(out[0], whole[p])
 
 
 @pytest.mark.parametrize("kv", ["float32", "bf16", "int8"])

@@ -18,6 +18,7 @@ constexpr Shape kShapes[] = {
     {4, 2, 16, 16, KvKind::f32, false, false, false}, {8, 1, 64, 64, KvKind::bf16, true, false, false},
     {6, 2, 24, 32, KvKind::bf16, false, true, false}, {2, 2, 32, 16, KvKind::f32, true, true, true},
     {4, 2, 32, 16, KvKind::int8, true, false, false}, {16, 1, 128, 16, KvKind::bf16, false, false, true},
+    {6, 2, 64, 64, KvKind::int8, true, true, false},
 };
 
 // Two sequences of random keys, values and queries, and pages full of NaN.
@@ -262,6 +263,48 @@ void check_rows(Pool& pool, const KernelTable& table, Report& report, const Page
     report.close(mine.out, truth.out, allowed, "attend to everything, " + at);
 }
 
+// Of each sequence the rows from `first` and `second` on: chosen blocks, counts and results, one row after another.
+struct Bits {
+    std::vector<i32> chosen;
+    std::vector<float> sparse, dense;
+};
+
+Bits read(Pool& pool, const KernelTable& table, const Paged& p, const Rows& rows, Outcome& o) {
+    Bits found;
+    select(pool, table, p, rows, o.kv, o);
+    found.chosen = o.blocks;
+    found.chosen.insert(found.chosen.end(), o.counts.begin(), o.counts.end());
+    attend(pool, table, p, rows, o.kv, &o, o);
+    found.sparse = o.out;
+    attend(pool, table, p, rows, o.kv, nullptr, o);
+    found.dense = o.out;
+    return found;
+}
+
+// The last rows have the same bits alone and after others, of other numbers in each sequence; with one thread and more.
+void check_bits(Pool& pool, const KernelTable& table, Report& report, const Paged& p, Outcome& mine, const std::string& name) {
+    Pool one(1), three(3);
+    const i64 width = p.shape.hq * p.shape.d, chosen = p.shape.hkv * (kTopk + kLocal);
+    const i64 firsts[][2] = {{2, 2}, {50, 9}, {p.lengths[0], 33}, {7, p.lengths[1]}};
+    const Rows last(p, p.lengths[0] - 1, p.lengths[1] - 1);
+    const Bits alone = read(one, table, p, last, mine);
+    for (const auto& before : firsts) {
+        const Rows rows(p, p.lengths[0] - before[0], p.lengths[1] - before[1]);
+        for (Pool* threads : {&one, &three, &pool}) {
+            const Bits all = read(*threads, table, p, rows, mine);
+            for (const i64 s : {0, 1}) {
+                const i64 row = rows.view.cu_rows[s + 1] - 1;
+                const auto same = [&](const auto& a, const auto& b, i64 size) {
+                    return std::memcmp(a.data() + s * size, b.data() + row * size, static_cast<size_t>(size) * sizeof(a[0])) == 0;
+                };
+                const bool equal = same(alone.chosen, all.chosen, chosen) && same(alone.sparse, all.sparse, width) &&
+                                   same(alone.dense, all.dense, width);
+                report.expect(equal, "the same bits beside " + std::to_string(before[0]) + " rows, " + name);
+            }
+        }
+    }
+}
+
 void check_shape(Pool& pool, const KernelTable& table, Report& report, Random& random, const Shape& s) {
     const Paged p(random, s, 9 * s.page_size + 5, 8 * s.page_size - 3);
     Outcome mine(p), truth(p);
@@ -276,6 +319,7 @@ void check_shape(Pool& pool, const KernelTable& table, Report& report, Random& r
         const Rows rows(p, first, first);
         check_rows(pool, table, report, p, rows, mine, truth, name + ", rows from " + std::to_string(first));
     }
+    check_bits(pool, table, report, p, mine, name);
     Rows trees(p, p.lengths[0] - 64, shortest - 23), kept(p, 0, 0);
     trees.grow_trees(random);
     check_rows(pool, table, report, p, trees, mine, truth, name + ", trees");

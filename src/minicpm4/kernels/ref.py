@@ -147,7 +147,13 @@ def unrotate(x: Array, cos: Array, sin: Array) -> Doubles:
 def softmax(scores: Doubles) -> Doubles:
     """Softmax over the last axis; each row has at least one finite entry."""
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    return np.asarray(weights / weights.sum(axis=-1, keepdims=True))
+    return np.asarray(weights / total(weights, -1))
+
+
+def total(x: Doubles, axis: int) -> Doubles:
+    """Sum over an axis, kept, one number after another: zeros at the end, as of tokens that other rows alone
+    see, change no bit. NumPy's own order goes by the length."""
+    return np.cumsum(x, axis=axis).take([-1], axis=axis)
 
 
 def gather(kv: KVLayer, table: Ints, length: int) -> tuple[Doubles, Doubles]:
@@ -210,11 +216,11 @@ def _weighted_sum(weights: Doubles, values: Doubles, allowed: NDArray[np.bool_])
     """Sums (rows, hkv, group, d) of weights (rows, hkv, group, t) times values (hkv, t, d). A token that
     a row may not read does not reach it, not even as 0 * NaN."""
     good: NDArray[np.bool_] = np.all(np.isfinite(values), axis=-1)
-    total: Doubles = np.einsum("nhgt,htd->nhgd", weights, np.where(good[..., None], values, 0))
+    sums: Doubles = np.einsum("nhgt,htd->nhgd", weights, np.where(good[..., None], values, 0))
     for h, t in np.argwhere(~good):
         rows = allowed[:, h, t]
-        total[rows, h] += weights[rows, h, :, t][..., None] * values[h, t]
-    return total
+        sums[rows, h] += weights[rows, h, :, t][..., None] * values[h, t]
+    return sums
 
 
 def _sequences(step: Step) -> Iterator[tuple[slice, Ints]]:
@@ -332,9 +338,9 @@ def _block_scores(q: Doubles, kv: KVLayer, table: Ints, positions: Ints, config:
         lse = _lse(fine)
         if config.lse_approx and kv.coarse is not None:
             lse = _coarse_lse(q, kv, table, positions, config, lse)
-        total = np.exp(fine - lse).sum(axis=2)
-        total[np.broadcast_to(np.arange(count) >= visible[:, None, None], total.shape)] = -np.inf
-        padded[..., overlap - 1 : overlap - 1 + count] = total
+        shared = total(np.exp(fine - lse), 2)[:, :, 0]
+        shared[np.broadcast_to(np.arange(count) >= visible[:, None, None], shared.shape)] = -np.inf
+        padded[..., overlap - 1 : overlap - 1 + count] = shared
     windows = [padded[..., t : t + (blocks - 1) * ratio + 1 : ratio] for t in range(ratio + overlap - 1)]
     return np.asarray(np.max(windows, axis=0))
 
@@ -350,8 +356,8 @@ def _lse(scores: Doubles) -> Doubles:
     """Log-sum-exp over compressed keys, keeping the axis; 0 where nothing is visible."""
     top = scores.max(axis=-1, keepdims=True, initial=-np.inf)
     top = np.where(np.isfinite(top), top, 0.0)
-    total = np.exp(scores - top).sum(axis=-1, keepdims=True)
-    return np.asarray(np.log(np.where(total > 0, total, 1.0)) + top)
+    weights = total(np.exp(scores - top), -1)
+    return np.asarray(np.log(np.where(weights > 0, weights, 1.0)) + top)
 
 
 def _coarse_lse(
