@@ -92,3 +92,15 @@ def test_where_no_terminal_is_a_line_tells_now_and_then(
             progress(done, 6)
     lines = capsys.readouterr().err.splitlines()
     assert lines == [f"rounding: {done} of 6 layers, 6 s each" for done in (2, 4, 6)]
+
+
+@pytest.mark.parametrize(
+    ("more", "group"),
+    [([], 32), (["--to", "mlx"], 64), (["--to", "mlx", "--weights", "ternary"], 64), (["--group", "64"], 64)],
+)
+def test_groups_of_32_unless_a_layout_pays_twice(
+    model: Path, tmp_path: Path, more: list[str], group: int
+) -> None:
+    assert run(["convert", str(model), str(tmp_path / "out"), *RTN, *more]) == 0
+    spec = open_checkpoint(tmp_path / "out").tensors["model.layers.0.mlp.down_proj.weight"].spec
+    assert spec.group_size == group

@@ -60,7 +60,8 @@ def command(
     group: Annotated[
         int | None,
         typer.Option(
-            help="Weights that share a scale: a multiple of 32 (64; int4 and int8 for gguf 32; marlin 128)."
+            help="Weights that share a scale: a multiple of 32 (32; mlx, ternary and with --bits 64; "
+            "marlin 128)."
         ),
     ] = None,
     to: Annotated[
@@ -208,7 +209,7 @@ def command(
         options = QuantizeOptions(
             weights=weights,
             method=method,
-            group=_usual_group(to, weights) if group is None else group,
+            group=_usual_group(to, weights, bits) if group is None else group,
             head=head,
             overrides=_overrides(override or ()),
             rotate=rotate,
@@ -266,11 +267,14 @@ def _refuse(given: Mapping[str, object], why: str, remedy: str) -> None:
         require(value is None or value == [], why.format(name), remedy)
 
 
-def _usual_group(to: str, weights: str) -> int:
-    """Weights that share a scale where nothing is said: what the layout has at all, or likes best."""
+def _usual_group(to: str, weights: str, bits: float | None) -> int:
+    """Weights that share a scale where nothing is said: what the layout has at all, else what lost least for
+    its size (docs/quantisation.md). MLX has an offset beside each scale, so smaller groups cost it twice as
+    much; a budget begins at larger ones, and comes to smaller ones by itself."""
     if to == "marlin":
         return 128
-    return 32 if to == "gguf" and weights != "ternary" else 64
+    large = weights == "ternary" or to == "mlx" or (bits is not None and to != "gguf")
+    return 64 if large else 32
 
 
 @contextmanager
