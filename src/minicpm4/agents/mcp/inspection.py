@@ -110,7 +110,8 @@ async def _tried(model: Model, box: Toolbox, tool: Tool, query: str) -> Trial:
     try:
         reply = await model.answer(messages, [tool.function], must_call=True)
         if not reply.calls:
-            return Trial(query=query, text=reply.unread or "the model made no call")
+            cut = "its call was cut at max_tokens" if reply.cut else "the model made no call"
+            return Trial(query=query, text=reply.unread or cut)
         call = reply.calls[0][1]
         result = await box.call(call.name, call.arguments)
     except Minicpm4Error as error:
