@@ -87,7 +87,7 @@ def test_errors_show_no_value_that_may_be_secret(tmp_path: Path) -> None:
     assert "s3cret" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["a__b", "", "a b", "-a", "x" * 49, "é"])
+@pytest.mark.parametrize("name", ["a__b", "a.b", "", "a b", "-a", "x" * 49, "é"])
 def test_names_of_servers_are_plain(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match="cannot name a server"):
         read(tmp_path, {name: {"command": "x"}})

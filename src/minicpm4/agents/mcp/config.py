@@ -19,7 +19,7 @@ __all__ = ["MAX_SERVERS", "ServerConfig", "ServerSpec", "read_config", "spec_of"
 MAX_CONFIG_BYTES = 1 << 20
 MAX_SERVERS = 64
 MAX_SECONDS = 3600.0
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,47}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,47}")  # without a dot: SERVER.TOOL is one thing only
 _VARIABLE = re.compile(r"\$\{(?:env:)?([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 _INPUT = re.compile(r"\$\{[^}]*\}")
 _TABLES = ("mcpServers", "servers")  # the latter as VS Code writes it
@@ -123,7 +123,7 @@ def spec_of(
     require(
         _NAME.fullmatch(name) is not None and "__" not in name,
         f"{where}: {name!r:.60} cannot name a server",
-        "letters, digits, '.', '-' and single '_', at most 48, a letter or digit first",
+        "letters, digits, '-' and single '_', at most 48, a letter or digit first",
     )
     require(isinstance(table, Mapping), f"{where} = {shown(table)} is no table")
     notes = [] if notes is None else notes
