@@ -19,7 +19,7 @@ from minicpm4.agents.mcp.toolbox import Toolbox
 from minicpm4.errors import ToolServerError
 from tests.agents.servers import SOON, Person, boxed, made, running
 
-TIGHT = Limits(probe_seconds=0.5, request_bytes=4 << 20, message_bytes=1 << 20, noise_bytes=200_000)
+TIGHT = Limits(request_bytes=4 << 20, message_bytes=1 << 20, noise_bytes=200_000)
 GIVEN = {"a": 2, "b": 3}
 
 
