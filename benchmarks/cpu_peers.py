@@ -41,9 +41,13 @@ RESULTS = Path(__file__).parent / "results"
 START = "start"  # the part that is no contest: minicpm4 generate, from the command to its first text
 
 
-def weights(model: str, folder: Path) -> dict[str, str]:
-    """Paths of the GGUF file and of the bf16 folder, made where they are not there yet."""
+def weights(part: Part, folder: Path) -> dict[str, str]:
+    """Paths of the GGUF file and of the bf16 folder, made where they are not there yet; of a real model that
+    is fetched by hand (make models) of the file alone. Raises ModelNotFoundError."""
     folder.mkdir(parents=True, exist_ok=True)
+    model = part.model
+    if "transformers" not in part.peers and model.endswith("-instruct"):
+        return {"gguf": str(zoo.resolve(model))}
     if model == "smollm2-135m":
         gguf = zoo.resolve("smollm2-135m-instruct")
     else:
@@ -62,7 +66,7 @@ def run_part(args: argparse.Namespace, key: str, deadline: float) -> dict[str, A
     print(f"{part.name}: loading", flush=True)
     chosen = points(key, smoke=args.smoke, deep=args.deep)
     room = max(point.depth + point.tokens for point in chosen)
-    request = {"threads": args.threads, "room": room + 64, **weights(part.model, args.work)}
+    request = {"threads": args.threads, "room": room + 64, **weights(part, args.work)}
     wanted = entries(part, args, max(point.batch for point in chosen))
     columns, children, left_out = start(wanted, request, print)
     try:
@@ -160,6 +164,8 @@ def main() -> None:
         "start": first_text() if START in args.parts else None,
         "models": [],
     }
+    for key in parts:
+        weights(PARTS[key], args.work)  # what is not there is said before anything long begins
     for number, key in enumerate(parts):
         share = PARTS[key].share / sum(PARTS[later].share for later in parts[number:])
         left = deadline - time.monotonic()

@@ -1,10 +1,11 @@
-"""Write the tables of README.md and docs/performance.md from a result of cpu_peers.py.
+"""Write the tables and pictures of README.md and docs/performance.md from a result of cpu_peers.py.
 
     python -m benchmarks.readme_table benchmarks/results/cpu_peers_CPU_DATE.json
 
 A table stands between ``<!-- KIND: FILE -->`` and ``<!-- end of KIND -->``. Kinds: speed (the shape of
-MiniCPM4-0.5B), speed of PART (another part of the run), and goals. A test checks that every table is what
-this makes of the file that it names.
+MiniCPM4-0.5B), speed of PART (another part of the run), picture of PART (decoding against depth, an SVG in
+docs/images/), and goals. A test checks that every table and picture is what this makes of the file that it
+names.
 """
 
 from __future__ import annotations
@@ -19,10 +20,14 @@ from typing import Any
 from benchmarks.peers import goals
 from benchmarks.peers.parts import PARTS
 from benchmarks.peers.report import limits_text
+from minicpm4.plot import chart
 
 ROOT = Path(__file__).parents[1]
+IMAGES = ROOT / "docs" / "images"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
-BLOCK = re.compile(r"<!-- (speed|speed of [\w.-]+|goals): (\S+) -->\n.*?<!-- end of \1 -->", re.DOTALL)
+BLOCK = re.compile(
+    r"<!-- (speed|(?:speed|picture) of [\w.-]+|goals): (\S+) -->\n.*?<!-- end of \1 -->", re.DOTALL
+)
 SHAPE = "minicpm4-0.5b-shape"  # the part shown unless another is named
 
 Load = Callable[[str], dict[str, Any]]  # a result by its file's name
@@ -33,13 +38,42 @@ def block(kind: str, name: str, run: dict[str, Any]) -> str:
     if kind == "goals":
         head = f"{run['machine']['cpu']}, {run['threads']} threads, {run['date'][:10]}."
         lines = [head, "", *goals.table(run)]
+    elif kind.startswith("picture of "):
+        part = kind.removeprefix("picture of ")
+        lines = [f"![Tokens a second against depth, {PARTS[part].name}](docs/images/decode-{part}.svg)"]
     else:
         lines = _speed(run, PARTS[kind.removeprefix("speed").removeprefix(" of ") or SHAPE].name)
     return "\n".join([f"<!-- {kind}: {name} -->", *lines, f"<!-- end of {kind} -->"])
 
 
+def picture(part: str, run: dict[str, Any]) -> str:
+    """An SVG of tokens a second while decoding, against depth, of all columns that were measured."""
+    model = _model(run, PARTS[part].name)
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for entry in model["points"]:
+        if entry["kind"] == "decode" and entry.get("batch", 1) == 1:
+            for name, rate in entry["rates"].items():
+                if rate.get("tokens_per_s"):
+                    curves.setdefault(name, []).append((entry["depth"], rate["tokens_per_s"]))
+    title = (
+        f"{model['name']}: tokens/s, {run['machine']['cpu']}, {run['threads']} threads, {run['date'][:10]}"
+    )
+    return chart(title, curves, "tokens before", "tokens per second", log_x=False, log_y=False)
+
+
+def pictures(page: str, load: Load) -> dict[str, str]:
+    """The pictures that ``page`` shows: file names, and what is in them."""
+    found = [(kind.removeprefix("picture of "), name) for kind, name in BLOCK.findall(page)
+             if kind.startswith("picture of ")]  # fmt: skip
+    return {f"decode-{part}.svg": picture(part, load(name)) for part, name in found}
+
+
+def _model(run: dict[str, Any], part: str) -> dict[str, Any]:
+    return next(model for model in run["models"] if model["name"] == part)
+
+
 def _speed(run: dict[str, Any], part: str) -> list[str]:
-    model = next(model for model in run["models"] if model["name"] == part)
+    model = _model(run, part)
     found = [column for column in model["columns"] if column["ours"]]
     flavours = [column.get("flavour", "") for column in found]
     # Sparse before dense: it is what runs on long inputs unless told otherwise.
@@ -94,6 +128,8 @@ def main() -> None:
     for page in PAGES:
         before = page.read_text(encoding="utf-8")
         page.write_text(replace(before, file.name, run), encoding="utf-8")
+        for name, svg in pictures(before, lambda _: run).items():
+            IMAGES.joinpath(name).write_text(svg, encoding="utf-8")
         print(f"{page.name}: {len(BLOCK.findall(before))} tables")
 
 

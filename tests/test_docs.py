@@ -9,10 +9,11 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks.readme_table import BLOCK, refresh
+from benchmarks.readme_table import BLOCK, IMAGES, pictures, refresh
 from benchmarks.readme_table import PAGES as TABLES
 
 ROOT = Path(__file__).parents[1]
@@ -111,8 +112,15 @@ def test_commands_are_found_in_pages() -> None:
 def test_tables_show_what_was_measured(page: Path) -> None:
     results = ROOT / "benchmarks" / "results"
     text = page.read_text(encoding="utf-8")
-    fresh = refresh(text, lambda name: json.loads((results / name).read_text(encoding="utf-8")))
-    assert text == fresh, "run python -m benchmarks.readme_table with the result that it is to show"
+
+    def load(name: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((results / name).read_text(encoding="utf-8"))
+        return found
+
+    stale = "run python -m benchmarks.readme_table with the result that it is to show"
+    assert text == refresh(text, load), stale
+    for name, svg in pictures(text, load).items():
+        assert (IMAGES / name).read_text(encoding="utf-8") == svg, stale
     if page.name == "README.md":
         assert BLOCK.search(text)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .parts import PARTS
+from .parts import PARTS, REAL
 
 SHAPE, TOGETHER, SMOLLM2, AVX2 = (
     PARTS[key].name for key in ("minicpm4-0.5b-shape", "together", "smollm2-135m", "avx2")
@@ -166,7 +166,40 @@ def prefill(tokens: int, depth: int = 0) -> Key:
     return "prefill", depth, tokens, 1
 
 
+def file_decode(part: str) -> Ask:
+    """Of a real file our dense decoding at depth 0: over llama.cpp's as a part of 1.3, or over the bandwidth
+    as a part of 85%, whichever is nearer."""
+
+    def ask(results: Results, flavour: str) -> Seen | None:
+        column = _ours(flavour, "dense")
+        ratio = _over(results.rate(part, decode(0), column), _best(results, part, decode(0), "llama.cpp"))
+        share = results.share(part, decode(0), column)
+        found = [
+            replace(seen, value=seen.value / goal, where=where)
+            for seen, goal, where in ((ratio, 1.3, "of 1.3x llama.cpp"), (share, 0.85, "of 85% of bandwidth"))
+            if seen
+        ]
+        return max(found, key=lambda seen: seen.value, default=None)
+
+    return ask
+
+
+def file_prefill(part: str) -> Ask:
+    """The lesser of our ratios to llama.cpp at prompts of 512 and of 2,048 tokens."""
+
+    def ask(results: Results, flavour: str) -> Seen | None:
+        column, found = _ours(flavour, "dense"), []
+        for tokens in (512, 2048):
+            seen = _over(results.rate(part, prefill(tokens), column), _best(results, part, prefill(tokens)))
+            if seen:
+                found.append(replace(seen, where=f"{tokens:,} tokens"))
+        return min(found, key=lambda seen: seen.value, default=None)
+
+    return ask
+
+
 DEEP = 131072
+FILES = [PARTS[key + tail].name for key in REAL for tail in ("", "-avx2")]
 GOALS = (
     Goal(name="prefill, 512-token prompt", least=1.6, aim=2.5, ask=against(prefill(512), "dense")),
     Goal(name="the same, of the matrix peak", least=0.25, unit="%", ask=limit(prefill(512))),
@@ -208,6 +241,8 @@ GOALS = (
     Goal(name="SmolLM2 against llama.cpp, at every point", least=1, ask=everywhere(SMOLLM2, "llama.cpp")),
     Goal(name="the shape against llama.cpp, at every point", least=1, ask=everywhere(SHAPE, "llama.cpp")),
     Goal(name="the same with AVX2 only, at every point", least=1, ask=everywhere(AVX2, "llama.cpp")),
+    *(Goal(name=f"{part}: decode at depth 0", least=1, ask=file_decode(part)) for part in FILES),
+    *(Goal(name=f"{part}: prompts against llama.cpp", least=1.8, ask=file_prefill(part)) for part in FILES),
 )
 
 

@@ -27,6 +27,8 @@ class Part:
     environment: tuple[tuple[str, str], ...] = ()
 
 
+AVX2 = (("MINICPM4_ISA", "avx2"),)
+REAL = {"qwen-0.5b": "Qwen2.5-Coder-0.5B", "qwen-1.5b": "Qwen2.5-Coder-1.5B"}  # Q4_K_M, of make models
 ALL = ("llama.cpp", "OpenVINO", "transformers")
 SHAPE = "MiniCPM4-0.5B's shape, random weights, Q4_0"
 # The quick ones first: what they leave of their share of the time goes to the others.
@@ -45,8 +47,19 @@ PARTS = {
         model="minicpm4-0.5b-shape",
         share=3,
         peers=("llama.cpp-avx2",),
-        environment=(("MINICPM4_ISA", "avx2"),),
+        environment=AVX2,
     ),
+    **{
+        key + tail: Part(
+            name=f"{name}, Q4_K_M{', AVX2 only' if tail else ''}",
+            model=f"{name.lower()}-instruct",
+            share=2,
+            peers=("llama.cpp" + tail,),
+            environment=AVX2 if tail else (),
+        )
+        for key, name in REAL.items()
+        for tail in ("", "-avx2")
+    },
     "minicpm4-0.5b-shape": Part(name=SHAPE, model="minicpm4-0.5b-shape", share=12, peers=ALL),
 }
 
@@ -58,14 +71,17 @@ def points(part: str, *, smoke: bool = False, deep: bool = False) -> list[Point]
             Point(kind="decode", depth=0, tokens=4 if smoke else SHORT, batch=batch)
             for batch in (1, *TOGETHER)
         ]
+    real = part.removesuffix("-avx2") in REAL
     deepest = 2048 if smoke else 131072 if deep else 32768
     if part != "minicpm4-0.5b-shape":
-        deepest = min(deepest, 8192)
-    depths = [depth for depth in (0, 2048, 8192, 32768, 131072) if depth <= deepest]
+        deepest = min(deepest, 24576 if real else 8192)
+    depths = [depth for depth in (0, 2048, 8192, 24576, 32768, 131072) if depth <= deepest]
+    if not real:
+        depths = [depth for depth in depths if depth != 24576]  # near the end of the real files' contexts
     lengths = [length for length in (512, 2048, 8192, 32768) if length <= deepest]
     if smoke:
         lengths = [512]
-    elif part == "avx2":
+    elif part == "avx2" or real:
         lengths = [512, 2048]
     decode = [
         Point(kind="decode", depth=depth, tokens=4 if smoke else DECODED if depth else SHORT)
@@ -74,4 +90,4 @@ def points(part: str, *, smoke: bool = False, deep: bool = False) -> list[Point]
     chunks = [Point(kind="prefill", depth=depth, tokens=512) for depth in depths if depth]
     whole = [Point(kind="prefill", depth=0, tokens=tokens) for tokens in lengths]
     # A whole prompt of 512 is the chunk at depth 0 from which longer ones are worked out.
-    return [*decode, *whole[:1], *([] if part == "avx2" else chunks), *whole[1:]]
+    return [*decode, *whole[:1], *([] if part == "avx2" or real else chunks), *whole[1:]]

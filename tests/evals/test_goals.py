@@ -138,3 +138,22 @@ def test_parts_of_two_runs_make_one_result() -> None:
     assert found["date"] == "2" and found["start"] == {"seconds": 1}
     with pytest.raises(ValueError, match="threads"):
         merge(old, new | {"threads": 1})
+
+
+def test_goals_of_real_files() -> None:
+    file = PARTS["qwen-0.5b-avx2"].name
+    found = rows(
+        part(
+            file,
+            entry("decode", 0, ours(120, 120, llama_cpp=100)),
+            entry("prefill", 0, ours(200, 200, llama_cpp=100), 512),
+            entry("prefill", 0, ours(170, 170, llama_cpp=100), 2048),
+        )
+    )
+    # 1.2x of 1.3x, but 85% of the bandwidth.
+    assert found[f"{file}: decode at depth 0"] == ["1.00x", "–", "1.00x (of 85% of bandwidth)", "yes"]
+    assert found[f"{file}: prompts against llama.cpp"] == ["1.80x", "–", "1.70x (2,048 tokens)", "no"]
+    depths = {point.depth for point in points("qwen-0.5b")}
+    assert (
+        depths == {0, 2048, 8192, 24576} and max(point.tokens for point in points("qwen-1.5b-avx2")) == 2048
+    )

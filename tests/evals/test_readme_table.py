@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.peers.parts import PARTS
-from benchmarks.readme_table import block, refresh, replace
+from benchmarks.readme_table import block, pictures, refresh, replace
 
 RUN: dict[str, Any] = {
     "machine": {"cpu": "A CPU"},
@@ -69,3 +69,12 @@ def test_other_settings_of_ours_stand_beside_the_usual() -> None:
     made = block("speed of minicpm4-0.5b-shape", "a.json", RUN | {"models": [model]})
     assert "| tokens/s | 8-bit sparse | sparse | dense | other |" in made
     assert made.endswith("<!-- end of speed of minicpm4-0.5b-shape -->")
+
+
+def test_pictures_show_decoding_by_depth() -> None:
+    made = block("picture of minicpm4-0.5b-shape", "a.json", RUN)
+    assert "](docs/images/decode-minicpm4-0.5b-shape.svg)" in made
+    ((name, svg),) = pictures(f"text\n{made}\n", {"a.json": RUN}.__getitem__).items()
+    assert name == "decode-minicpm4-0.5b-shape.svg" and svg.startswith("<svg")
+    assert svg.count("<polyline") == 3 and "slow" not in svg  # which was measured nowhere
+    assert pictures("none", {}.__getitem__) == {}
