@@ -33,7 +33,9 @@ MC_INLINE AmxBlocks cut_columns(i64 cols) {
 }
 
 MC_INLINE void round_bf16(const float* x, i64 k, i64 end, u16* to) {
-    PairsOfBF16::pack(x, k, end, Segments{}, to, nullptr);
+    for (i64 at = k; at < end; at += W) {
+        store_bf16s(to + at - k, loadn(x + at, end - at < W ? static_cast<int>(end - at) : W));
+    }
 }
 
 // Columns [k, end) of x rows [row, row + 16), those from `last` on taken as zeros.
@@ -55,7 +57,9 @@ static void unpack_bf16(const Matrix& m, i64 r, i64 k, i64 end, u16* to) {
         unpack_row<F>(m, r, k, end, 1.0F, real);
         round_bf16(real, 0, end - k, to);
     } else {
-        PairsOfBF16::unpack<F>(m, r, k, end, to);
+        for (i64 at = k; at < end; at += W) {
+            store_bf16s(to + at - k, F::load_some(F::row(m, r), at, end - at < W ? static_cast<int>(end - at) : W));
+        }
     }
 }
 

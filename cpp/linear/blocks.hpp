@@ -124,11 +124,11 @@ MC_INLINE void store_tile(const BlockOutput& out, V (*total)[COLUMNS]) {
 }
 
 // Parts of a depth block: times the scales of x, plus the sums of earlier depths.
-template <int ROWS, int COLUMNS, bool SCALED, class XTile>
+template <int ROWS, int COLUMNS, class XTile>
 MC_INLINE void finish_tile(const XTile& x, const BlockOutput& out, V (*total)[COLUMNS]) {
     MC_UNROLL
     for (int a = 0; a < ROWS; ++a) {
-        const V scale = set1(SCALED ? x.scale[a] : 1.0F);
+        const V scale = set1(x.scale[a]);
         MC_UNROLL
         for (int b = 0; b < COLUMNS; ++b) {
             const V before = out.first ? zero() : load(out.c + a * kBlockRows + W * b);

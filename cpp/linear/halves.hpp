@@ -3,8 +3,7 @@
 // x becomes 16-bit integers q = 256 high + low with a scale for each row and depth block; high, low and the codes of
 // grouped weights are signed bytes, whose products are summed in 32 bits: exact until a group's scale multiplies
 // them. A unit multiplies kHalfTile rows of x by kHalfPanel weight rows, 16 columns at a time: DotUnit by
-// dot products of four (dotprod), MatrixUnit by 2 x 8 times 8 x 2 matrices (i8mm). With the latter comes bf16: bf16
-// and f16 weights by 2 x 4 times 4 x 2 matrices of bf16, summed in float32. Included inside the namespace of the
+// dot products of four (dotprod), MatrixUnit by 2 x 8 times 8 x 2 matrices (i8mm). Included inside the namespace of the
 // instruction set, with MC_HAS_BYTE_DOT only.
 
 constexpr int kHalfTile = 4;   // x rows at once in registers
@@ -112,22 +111,15 @@ using HalfUnit = DotUnit;
 #endif
 
 // Columns [k, end) of weight row r as row i of a panel: codes without their implied offset.
-template <class F, class U, int PART = 0>
-MC_INLINE void unpack_part(Words codes, int8x16_t bias, i64 i, HalfPanel* panel, i64 step) {
-    using Fields = WordFields<F>;
-    const int8x16_t part = vreinterpretq_s8_s16(Fields::template get<PART>(codes).v);
-    U::place_codes(panel->codes[step + PART], i, vsubq_s8(part, bias));
-    if constexpr (2 * PART + 2 < Fields::kFields) unpack_part<F, U, PART + 1>(codes, bias, i, panel, step);
-}
-
 template <class F, class U>
 static void unpack_codes(const Matrix& m, i64 r, i64 k, i64 end, i64 i, HalfPanel* panel) {
-    constexpr i64 kParts = WordFields<F>::kFields / 2;
-    const bool raw = m.kind == Kind::int4 && m.offsets != nullptr;
-    const int8x16_t bias = vdupq_n_s8(raw ? 0 : WordFields<F>::kBias);
+    constexpr int kParts = kCodeParts<F>;
+    const int8x16_t bias = code_bias<F>(m);
     const u8* p = F::row(m, r) + k / kParts;
     for (i64 step = 0; 16 * step < end - k; step += kParts, p += 16) {
-        unpack_part<F, U>(load_words(p), bias, i, panel, step);
+        const uint8x16_t bytes = vld1q_u8(p);
+        MC_UNROLL
+        for (int part = 0; part < kParts; ++part) U::place_codes(panel->codes[step + part], i, sixteen_codes<F>(bytes, part, bias));
     }
 }
 
@@ -154,7 +146,7 @@ static void tile_halves(const Segments& s, const HalfTile& x, const HalfPanel& w
     }
     V rows[kHalfTile][2];
     U::rows(total, rows);
-    finish_tile<kHalfTile, 2, true>(x, out, rows);
+    finish_tile<kHalfTile, 2>(x, out, rows);
 }
 
 template <class U>
@@ -195,72 +187,6 @@ struct HalfKernel {
     }
 };
 
-#if defined(MC_HAS_BYTE_MATRICES)
-// The same of bf16: for each 4 columns the rows together.
-struct alignas(64) BF16Tile {
-    bfloat16_t values[kBlockDepth / 4][4 * kHalfTile];
-    float scale[1];  // not used: what finish_tile may look at
-};
-
-struct alignas(64) BF16Panel {
-    bfloat16_t values[kBlockDepth / 4][4 * kHalfPanel];
-};
-
-struct BF16Kernel {
-    using XTile = BF16Tile;
-    using Panel = BF16Panel;
-    static constexpr i64 kRows = kHalfTile;
-    static constexpr i64 kPanelRows = kHalfPanel;
-
-    static void pack(const LinearArgs& args, i64 row, i64 last, i64 k, BF16Tile* to) {
-        const i64 cols = args.w.cols, end = depth_end(args.w, k);
-        if (row + kRows > last) memset(to->values, 0, sizeof to->values);
-        for (i64 j = 0; j < kRows && row + j < last; ++j) {
-            const float* x = args.x + (row + j) * cols;
-            for (i64 at = k; at < end; at += 4) {
-                const V four = loadn(x + at, end - at < 4 ? static_cast<int>(end - at) : 4);
-                vst1_bf16(to->values[(at - k) / 4] + 4 * j, vcvt_bf16_f32(four.v));
-            }
-        }
-    }
-
-    template <class F>
-    static void unpack(const Matrix& m, i64 r, i64 rows, i64 k, const Segments&, BF16Panel* panel) {
-        const i64 end = depth_end(m, k);
-        if (rows < kPanelRows) memset(panel->values, 0, sizeof panel->values);
-        for (i64 i = 0; i < rows; ++i) {
-            for (i64 at = k; at < end; at += 4) {
-                const V four = F::load_some(F::row(m, r + i), at, end - at < 4 ? static_cast<int>(end - at) : 4);
-                vst1_bf16(panel->values[(at - k) / 4] + 4 * i, vcvt_bf16_f32(four.v));
-            }
-        }
-    }
-
-    static void multiply(const Segments& s, const BF16Tile& x, const BF16Panel& w, const BlockOutput& out) {
-        prefetch_output<kHalfTile, kHalfPanel>(out);
-        V total[kHalfSums];
-        MC_UNROLL
-        for (int v = 0; v < kHalfSums; ++v) total[v] = zero();
-        for (i64 t = 0; 4 * t < s.stop[0]; ++t) {
-            bfloat16x8_t right[kHalfPanel / 2];
-            MC_UNROLL
-            for (int b = 0; b < kHalfPanel / 2; ++b) right[b] = vld1q_bf16(w.values[t] + 8 * b);
-            MC_UNROLL
-            for (int a = 0; a < kHalfTile / 2; ++a) {
-                const bfloat16x8_t left = vld1q_bf16(x.values[t] + 8 * a);
-                MC_UNROLL
-                for (int b = 0; b < kHalfPanel / 2; ++b) {
-                    total[4 * a + b].v = vbfmmlaq_f32(total[4 * a + b].v, left, right[b]);
-                }
-            }
-        }
-        V rows[kHalfTile][2];
-        rows_of_matrices(total, rows);
-        finish_tile<kHalfTile, 2, false>(x, out, rows);
-    }
-};
-#endif
-
 template <>
 struct Multiply<Method::halves> {
     template <class F>
@@ -268,13 +194,3 @@ struct Multiply<Method::halves> {
         linear_blocks<F, HalfKernel<HalfUnit>>(pool, all);
     }
 };
-
-#if defined(MC_HAS_BYTE_MATRICES)
-template <>
-struct Multiply<Method::bf16_matrices> {
-    template <class F>
-    static void run(Pool& pool, const SharedProducts& all) {
-        linear_blocks<F, BF16Kernel>(pool, all);
-    }
-};
-#endif

@@ -4,18 +4,17 @@
 #include "linear/floats.hpp"
 #if defined(MC_HAS_INTS)
 #include "linear/quantise.hpp"
-#if defined(MC_HAS_WORDS)
-#include "linear/few.hpp"
-#include "linear/words.hpp"
-#endif
+#include "linear/blocks.hpp"
 #if defined(MC_HAS_PANELS)
 #include "linear/panels.hpp"
 #endif
 #if defined(MC_HAS_PAIRS)
-#include "linear/blocks.hpp"
 #include "linear/pairs.hpp"
-#elif defined(MC_HAS_BYTE_DOT)
-#include "linear/blocks.hpp"
+#endif
+#if defined(MC_HAS_WORDS)
+#include "linear/words.hpp"
+#endif
+#if defined(MC_HAS_BYTE_DOT)
 #include "linear/halves.hpp"
 #endif
 #endif

@@ -1,9 +1,9 @@
-// Many rows of x by dot products of pairs of 16-bit values summed in 32 bits: a kernel for linear/blocks.hpp.
+// Many rows of x and grouped weights by dot products of pairs of 16-bit integers summed in 32 bits: a kernel for
+// linear/blocks.hpp.
 //
-// Grouped weights: their codes are exact as int16, x becomes int16 with a scale for each row and depth block,
-// and sums are exact until a group's scale multiplies them (vpdpwssd of VNNI; vpmaddwd and an addition in AVX2).
-// bf16 and f16 weights, with MC_HAS_BF16_DOT: both sides are rounded to bf16 and summed in float32 (vdpbf16ps).
-// Either does up to twice the products of a float32 fma. Lanes are weight rows. Included inside the
+// Codes are exact as int16, x becomes int16 with a scale for each row and depth block, and sums are exact until a group's
+// scale multiplies them (vpdpwssd of VNNI; vpmaddwd and an addition in AVX2): up to twice the products of a float32
+// fma. Lanes are weight rows. Included inside the
 // namespace of the instruction set, with MC_HAS_PAIRS only.
 
 constexpr i64 kPairs = kBlockDepth / 2;
@@ -69,65 +69,25 @@ struct CodeWords<FormatTernary> {
     }
 };
 
-struct PairsOfInt16 {
-    static constexpr bool kScaled = true;
-    using Sum = Ints;
-    static Sum none() { return no_ints(); }
-    static Sum add(Sum sum, Words a, Words b) { return dot_tile(sum, a, b); }
-    static V real(Sum sum) { return to_floats(sum); }
-
-    // Columns [k, end) of a row of x; returns the scale, and with `sums` those over segments.
-    static float pack(const float* x, i64 k, i64 end, const Segments& s, u16* to, float* sums) {
-        return quantise_depth(x, k, end, s, sums, [to](i64 at, const Ints* q) { store_int16(to + at, q); });
-    }
-    // Columns [k, end) of weight row r: codes without their implied offset.
-    template <class F>
-    static void unpack(const Matrix& m, i64 r, i64 k, i64 end, u16* to) {
-        if constexpr (is_planes<F>) {
-            const __m256i bias = _mm256_set1_epi16(m.offsets != nullptr ? 0 : F::BIAS);
-            u8 codes[16];
-            for (i64 at = 0; at < end - k; at += 16) {
-                F::sixteen(codes, F::row(m, r), k + at);
-                store_codes(to + at, wide_bytes(codes), bias);
-            }
-        } else {
-            using Codes = CodeWords<F>;
-            const u8* p = F::row(m, r) + k / Codes::kParts;
-            for (i64 at = 0; at < end - k; at += 16 * Codes::kParts, p += 16) Codes::store(to + at, p, m.offsets != nullptr);
+// Columns [k, end) of weight row r: codes without their implied offset.
+template <class F>
+static void unpack_words(const Matrix& m, i64 r, i64 k, i64 end, u16* to) {
+    if constexpr (is_planes<F>) {
+        const __m256i bias = _mm256_set1_epi16(m.offsets != nullptr ? 0 : F::BIAS);
+        u8 codes[16];
+        for (i64 at = 0; at < end - k; at += 16) {
+            F::sixteen(codes, F::row(m, r), k + at);
+            store_codes(to + at, wide_bytes(codes), bias);
         }
+    } else {
+        using Codes = CodeWords<F>;
+        const u8* p = F::row(m, r) + k / Codes::kParts;
+        for (i64 at = 0; at < end - k; at += 16 * Codes::kParts, p += 16) Codes::store(to + at, p, m.offsets != nullptr);
     }
-};
-
-#if defined(MC_HAS_BF16_DOT)
-struct PairsOfBF16 {
-    static constexpr bool kScaled = false;
-    using Sum = V;
-    static Sum none() { return zero(); }
-    static Sum add(Sum sum, Words a, Words b) {
-        return {_mm512_dpbf16_ps(sum.v, reinterpret_cast<__m512bh>(a.v), reinterpret_cast<__m512bh>(b.v))};
-    }
-    static V real(Sum sum) { return sum; }
-
-    static void round(u16* to, V a) {
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a.v)));
-    }
-    static float pack(const float* x, i64 k, i64 end, const Segments&, u16* to, float*) {
-        for (i64 at = k; at < end; at += W) {
-            round(to + at - k, loadn(x + at, end - at < W ? static_cast<int>(end - at) : W));
-        }
-        return 1.0F;
-    }
-    template <class F>
-    static void unpack(const Matrix& m, i64 r, i64 k, i64 end, u16* to) {
-        for (i64 at = k; at < end; at += W) {
-            round(to + at - k, F::load_some(F::row(m, r), at, end - at < W ? static_cast<int>(end - at) : W));
-        }
-    }
-};
-#endif
+}
 
 // kPairTile rows of x by COLUMNS vectors of weight rows.
-template <class P, int COLUMNS, bool OFFSETS>
+template <int COLUMNS, bool OFFSETS>
 static void tile_pairs(const Segments& s, const PairTile& x, const PairPanel& w, const BlockOutput& out) {
     V total[kPairTile][COLUMNS];
     prefetch_output<kPairTile, COLUMNS * W>(out);
@@ -138,11 +98,11 @@ static void tile_pairs(const Segments& s, const PairTile& x, const PairPanel& w,
     }
     i64 t = 0;
     for (int segment = 0; segment < s.count; ++segment) {
-        typename P::Sum sum[kPairTile][COLUMNS];
+        Ints sum[kPairTile][COLUMNS];
         MC_UNROLL
         for (int a = 0; a < kPairTile; ++a) {
             MC_UNROLL
-            for (int b = 0; b < COLUMNS; ++b) sum[a][b] = P::none();
+            for (int b = 0; b < COLUMNS; ++b) sum[a][b] = no_ints();
         }
         for (; 2 * t < s.stop[segment]; ++t) {
             Words right[COLUMNS];
@@ -152,14 +112,14 @@ static void tile_pairs(const Segments& s, const PairTile& x, const PairPanel& w,
             for (int a = 0; a < kPairTile; ++a) {
                 const Words left = all_pairs(x.pairs[a][t]);
                 MC_UNROLL
-                for (int b = 0; b < COLUMNS; ++b) sum[a][b] = P::add(sum[a][b], left, right[b]);
+                for (int b = 0; b < COLUMNS; ++b) sum[a][b] = dot_tile(sum[a][b], left, right[b]);
             }
         }
         MC_UNROLL
         for (int b = 0; b < COLUMNS; ++b) {
-            const V scale = P::kScaled ? load(w.scales[segment] + W * b) : set1(1.0F);
+            const V scale = load(w.scales[segment] + W * b);
             MC_UNROLL
-            for (int a = 0; a < kPairTile; ++a) total[a][b] = fma(P::real(sum[a][b]), scale, total[a][b]);
+            for (int a = 0; a < kPairTile; ++a) total[a][b] = fma(to_floats(sum[a][b]), scale, total[a][b]);
             if constexpr (OFFSETS) {
                 const V offset = load(w.offsets[segment] + W * b);
                 MC_UNROLL
@@ -167,14 +127,13 @@ static void tile_pairs(const Segments& s, const PairTile& x, const PairPanel& w,
             }
         }
     }
-    finish_tile<kPairTile, COLUMNS, P::kScaled>(x, out, total);
+    finish_tile<kPairTile, COLUMNS>(x, out, total);
 }
 
 #if defined(MC_HAS_PANELS)
 #include "linear/panel_pairs.hpp"
 #endif
 
-template <class P>
 struct PairKernel {
     using XTile = PairTile;
     using Panel = PairPanel;
@@ -188,7 +147,8 @@ struct PairKernel {
         const i64 end = depth_end(m, k);
         if (row + kRows > last || end - k < kBlockDepth) memset(to->pairs, 0, sizeof to->pairs);
         pack_scaled(args, row, kRows, last, s, to, [&](i64 j, const float* x, float* sums) {
-            return P::pack(x, k, end, s, reinterpret_cast<u16*>(to->pairs[j]), sums);
+            u16* words = reinterpret_cast<u16*>(to->pairs[j]);
+            return quantise_depth(x, k, end, s, sums, [words](i64 at, const Ints* q) { store_int16(words + at, q); });
         });
     }
 
@@ -197,18 +157,14 @@ struct PairKernel {
     static void unpack(const Matrix& m, i64 r, i64 rows, i64 k, const Segments& s, PairPanel* panel) {
         const i64 end = depth_end(m, k);
 #if defined(MC_HAS_PANELS)
-        if constexpr (F::GROUPED) {
-            if (m.panels) return unpack_panels<F>(m, r, rows, k, s, panel);
-        }
+        if (m.panels) return unpack_panels<F>(m, r, rows, k, s, panel);
 #endif
         for (i64 half = 0; half < rows; half += W) {
             alignas(64) u16 words[W][kBlockDepth];
             const i64 count = rows - half < W ? rows - half : W;
             if (count < W || end - k < kBlockDepth) memset(words, 0, sizeof words);
-            for (i64 i = 0; i < count; ++i) P::template unpack<F>(m, r + half + i, k, end, words[i]);
-            if constexpr (F::GROUPED) {
-                copy_groups(m, r + half, count, s, panel->scales[0] + half, panel->offsets[0] + half, kPairPanel);
-            }
+            for (i64 i = 0; i < count; ++i) unpack_words<F>(m, r + half + i, k, end, words[i]);
+            copy_groups(m, r + half, count, s, panel->scales[0] + half, panel->offsets[0] + half, kPairPanel);
             for (i64 t = 0; 2 * t < end - k; t += W) {
                 Words v[W];
                 for (int i = 0; i < W; ++i) v[i] = load_words(words[i] + 2 * t);
@@ -220,10 +176,10 @@ struct PairKernel {
 
     template <int COLUMNS>
     static void choose(const Segments& s, const PairTile& x, const PairPanel& w, const BlockOutput& out) {
-        if (P::kScaled && out.args->w.offsets != nullptr) {
-            tile_pairs<P, COLUMNS, P::kScaled>(s, x, w, out);
+        if (out.args->w.offsets != nullptr) {
+            tile_pairs<COLUMNS, true>(s, x, w, out);
         } else {
-            tile_pairs<P, COLUMNS, false>(s, x, w, out);
+            tile_pairs<COLUMNS, false>(s, x, w, out);
         }
     }
 
@@ -240,16 +196,6 @@ template <>
 struct Multiply<Method::pairs> {
     template <class F>
     static void run(Pool& pool, const SharedProducts& all) {
-        linear_blocks<F, PairKernel<PairsOfInt16>>(pool, all);
+        linear_blocks<F, PairKernel>(pool, all);
     }
 };
-
-#if defined(MC_HAS_BF16_DOT)
-template <>
-struct Multiply<Method::bf16_pairs> {
-    template <class F>
-    static void run(Pool& pool, const SharedProducts& all) {
-        linear_blocks<F, PairKernel<PairsOfBF16>>(pool, all);
-    }
-};
-#endif

@@ -10,9 +10,9 @@
 namespace minicpm4 {
 
 enum class Method : int {
-    few_floats, many_floats, words, panels, narrow_panels, pairs, bf16_pairs, halves, bf16_matrices, tiles,
+    floats, bf16, words, panels, narrow_panels, pairs, halves, tiles,
 };
-enum : int { kMethods = 10 };
+enum : int { kMethods = 8 };
 
 struct MethodInfo {
     const char* name;
@@ -22,15 +22,13 @@ struct MethodInfo {
 
 // In the order of Method.
 constexpr MethodInfo kMethodInfos[] = {
-    {"few floats", "floats.hpp", "weights become float32 in registers, and meet all rows of x at once"},
-    {"many floats", "floats.hpp", "blocks of weights become float32 in the cache, and meet packed rows of x"},
-    {"words", "words.hpp", "x becomes 16-bit integers, which meet codes in registers: in pairs, or as two bytes in fours"},
+    {"floats", "floats.hpp", "weights become float32 and meet x in dot products; lanes are columns"},
+    {"bf16", "floats.hpp", "the same with x and weights rounded to bf16, in pairs"},
+    {"words", "words.hpp", "x becomes 16-bit integers, which meet codes in registers, or two bytes, which do in fours"},
     {"panels", "panels.hpp", "x becomes two bytes (for int8 with AVX2 words), which are broadcast to panels of codes; lanes are weight rows"},
     {"narrow panels", "int8.hpp", "the same with x in one byte: only where activations may be rounded to 8 bits"},
     {"pairs", "pairs.hpp", "x and codes become blocks of 16-bit integers, multiplied in pairs"},
-    {"bf16 pairs", "pairs.hpp", "x and weights become blocks of bf16, multiplied in pairs"},
     {"halves", "halves.hpp", "x becomes blocks of two bytes, codes of one, multiplied in fours or as matrices"},
-    {"bf16 matrices", "halves.hpp", "x and weights become blocks of bf16, multiplied as matrices"},
     {"tiles", "amx.hpp", "x and weights become tiles of bf16"},
 };
 
@@ -63,8 +61,7 @@ constexpr i64 kMany = i64(1) << 40;  // any number of rows of x
 // Up to how many rows of x are few is measured (docs/log.md). Scaling the sums of short groups costs what integers
 // gain: the more rows, the better are methods that unpack weights once for all.
 constexpr Way kScalarWays[] = {
-    {kAllKinds, Layout::rows, 1, 8, 0, 0, false, Method::few_floats},
-    {kAllKinds, Layout::rows, 9, kMany, 0, 0, false, Method::many_floats},
+    {kAllKinds, Layout::rows, 1, kMany, 0, 0, false, Method::floats},
 };
 constexpr Way kAvx2Ways[] = {
     {kIntegers, Layout::panels, 1, 16, 0, 0, false, Method::panels},
@@ -76,23 +73,21 @@ constexpr Way kAvx512DotWays[] = {
     {kIntegers, Layout::panels, 1, 16, 0, 0, false, Method::panels},
     {kIntegers, Layout::panels, 17, kMany, 0, 0, false, Method::pairs},
     {kIntegers, Layout::rows, 1, kMany, 0, 0, false, Method::pairs},
-    {kHalves, Layout::rows, 9, kMany, 0, 0, false, Method::bf16_pairs},
+    {kHalves, Layout::rows, 1, kMany, 0, 0, false, Method::bf16},
 };
 constexpr Way kAmxWays[] = {
     {kGrouped, Layout::any, 17, kMany, 0, 0, false, Method::tiles},
     {kHalves, Layout::rows, 9, kMany, 0, 0, false, Method::tiles},
 };
 constexpr Way kNeonWays[] = {
-    {kGrouped, Layout::rows, 1, 8, 1, 0, false, Method::words},
-    {kGrouped, Layout::rows, 9, 16, 1, 64, false, Method::words},
+    {kGrouped, Layout::rows, 1, kMany, 0, 0, false, Method::words},
 };
 constexpr Way kNeonDotWays[] = {
-    {kGrouped, Layout::rows, 1, 8, 1, 0, false, Method::words},
-    {kGrouped, Layout::rows, 9, 16, 1, 128, false, Method::words},
+    {kGrouped, Layout::rows, 1, 8, 0, 0, false, Method::words},
     {kGrouped, Layout::rows, 9, kMany, 0, 0, false, Method::halves},
 };
 constexpr Way kNeonMatrixWays[] = {
-    {kHalves, Layout::rows, 9, kMany, 0, 0, false, Method::bf16_matrices},
+    {kHalves, Layout::rows, 1, kMany, 0, 0, false, Method::bf16},
 };
 
 // A level's own ways, and the one (number in kLevels) whose ways follow them.
@@ -106,14 +101,14 @@ struct Level {
 enum : int { kScalarLevel, kAvx2Level, kAvx512Level, kAvx512DotLevel, kAmxLevel, kEmulatedLevel, kNeonLevel, kNeonDotLevel, kNumLevels = 9 };
 
 constexpr Level kLevels[] = {
-    {"scalar", kScalarWays, 2, -1},
+    {"scalar", kScalarWays, 1, -1},
     {"avx2", kAvx2Ways, 3, kScalarLevel},
     {"avx512", nullptr, 0, kScalarLevel},
     {"avx512_bf16", kAvx512DotWays, 5, kScalarLevel},
     {"amx", kAmxWays, 2, kAvx512DotLevel},
     {"amx_emulated", kAmxWays, 2, kAvx512DotLevel},
-    {"neon", kNeonWays, 2, kScalarLevel},
-    {"neon_dotprod", kNeonDotWays, 3, kScalarLevel},
+    {"neon", kNeonWays, 1, kScalarLevel},
+    {"neon_dotprod", kNeonDotWays, 2, kScalarLevel},
     {"neon_i8mm", kNeonMatrixWays, 1, kNeonDotLevel},
 };
 

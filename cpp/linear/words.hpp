@@ -1,283 +1,173 @@
-// y = x W^T for few rows of x and grouped weights, by products of small integers.
+// y = x W^T for grouped weights in rows on ARM, by products of small integers: for few rows of x, and where there are no
+// dot products of bytes for any number.
 //
-// Each unit of x (the weights in 16 bytes of codes) becomes 16-bit integers q with a scale. Codes become 16-bit
-// integers in registers, the even bytes apart from the odd ones, which costs a shift and a mask, and are multiplied
-// in pairs; or, with MC_HAS_BYTE_DOT, they stay bytes and meet the two bytes of q, in fours. Products
-// are summed in 32 bits, so all but x's rounding, to 1/65024 of the unit's largest value, is exact until a
-// unit's sum is scaled. Groups must be units or whole vectors of codes. A method for linear/few.hpp. Included inside the
-// namespace of the instruction set, with MC_HAS_WORDS only: simd files then have vectors Words of 2 W int16 and Ints of W int32.
+// x becomes 16-bit integers (linear/quantise.hpp), as two signed bytes with MC_HAS_BYTE_DOT; codes of kFourRows weight rows
+// are made signed bytes in registers, 16 columns at a time. Lanes are columns until a piece ends: its sums are whole numbers, so
+// that adding their lanes is exact, and four rows then share a vector. Included inside the namespace of the instruction
+// set, with MC_HAS_WORDS only.
 
-constexpr i64 kWordUnits = W / 4;  // 16-byte units of codes in a vector
+constexpr int kMostWordX = 4;  // x rows at once
 
-// A vector of codes has kFields vectors of integers of x to meet. As 16-bit integers (the even bytes' first),
-// they each meet codes of their own; as bytes, with MC_HAS_BYTE_DOT, upper halves of x come first, then
-// lower ones, and meet the same codes. Codes exceed weights by kBias.
-#if defined(MC_HAS_BYTE_DOT)
-struct Sums {
-    Ints high, low;
+// A block of a row of x: of each 16 columns the upper bytes, then the lower ones, or all as words.
+struct alignas(64) WordBlock {
+    u8 values[2 * kBlockDepth];
+    float scale;
+    float sums[kMostSegments];
 };
-MC_INLINE Sums start_sums(Ints ints) { return {no_ints(), ints}; }
-MC_INLINE void add_field(Sums& sums, bool high, Words w, Words q) {
-    Ints& half = high ? sums.high : sums.low;
-    half = dot_bytes(half, w, q);
+
+template <class F>
+constexpr int kCodeParts = static_cast<int>(8 / kKinds[static_cast<int>(F::KIND)].bits);
+
+// What codes exceed weights by.
+template <class F>
+MC_INLINE int8x16_t code_bias(const Matrix& m) {
+    constexpr int kBias = kCodeParts<F> == 1 ? 0 : kCodeParts<F> == 2 ? 8 : 1;
+    return vdupq_n_s8(m.offsets != nullptr ? 0 : kBias);
 }
-MC_INLINE Ints whole(Sums sums) { return join_halves(sums.high, sums.low); }
-MC_INLINE void store_fields(u8* first, u8* second, const Ints* q) { store_halves(first, second, q); }
-MC_INLINE Words all_fields(int x) { return all_bytes(x); }
-#else
-using Sums = Ints;
-MC_INLINE Sums start_sums(Ints ints) { return ints; }
-MC_INLINE void add_field(Sums& sums, bool, Words w, Words q) { sums = dot(sums, w, q); }
-MC_INLINE Ints whole(Sums sums) { return sums; }
-MC_INLINE void store_fields(u8* first, u8* second, const Ints* q) { store_even_odd(first, second, q); }
-MC_INLINE Words all_fields(int x) { return all_words(x); }
-#endif
 
+// 16 codes, number `part` of each byte, without their bias.
 template <class F>
-struct WordFields;
+MC_INLINE int8x16_t sixteen_codes(uint8x16_t bytes, int part, int8x16_t bias) {
+    constexpr int kBits = 8 / kCodeParts<F>;
+    if (kBits == 8) return vreinterpretq_s8_u8(bytes);
+    const uint8x16_t code = vshlq_u8(bytes, vdupq_n_s8(static_cast<i8>(-kBits * part)));
+    return vsubq_s8(vreinterpretq_s8_u8(vandq_u8(code, vdupq_n_u8((1 << kBits) - 1))), bias);
+}
 
-template <>
-struct WordFields<FormatInt8> {
-    static constexpr int kFields = 2;
-    static constexpr int kBias = 0;
-    template <int FIELD>
-    static Words get(Words codes) {
 #if defined(MC_HAS_BYTE_DOT)
-        return codes;
+struct WordSums {
+    Ints high = no_ints(), low = no_ints();
+
+    void add(int8x16_t codes, const u8* x) {
+        const Words w = {vreinterpretq_s16_s8(codes)};
+        high = dot_bytes(high, w, load_words(x));
+        low = dot_bytes(low, w, load_words(x + 16));
+    }
+    int32x4_t whole() const { return join_halves(high, low).v; }
+};
+MC_INLINE void store_x_words(u8* to, const Ints* q) { store_halves(to, to + 16, q); }
 #else
-        return FIELD == 0 ? low_bytes(codes) : high_bytes(codes);
+struct WordSums {
+    Ints sum = no_ints();
+
+    void add(int8x16_t codes, const u8* x) {
+        sum = dot(sum, {vmovl_s8(vget_low_s8(codes))}, load_words(x));
+        sum = dot(sum, {vmovl_s8(vget_high_s8(codes))}, load_words(x + 16));
+    }
+    int32x4_t whole() const { return sum.v; }
+};
+MC_INLINE void store_x_words(u8* to, const Ints* q) {
+    const int16x8x2_t words = narrow(q);
+    vst1q_s16(reinterpret_cast<int16_t*>(to), words.val[0]);
+    vst1q_s16(reinterpret_cast<int16_t*>(to) + 8, words.val[1]);
+}
 #endif
-    }
-};
 
-template <int BITS>
-struct UnsignedFields {
-    static constexpr int kFields = 16 / BITS;
-    template <int FIELD>
-    static Words get(Words codes) {
-#if defined(MC_HAS_BYTE_DOT)
-        return byte_field<FIELD % (8 / BITS) * BITS, BITS>(codes);
-#else
-        return bit_field<FIELD * BITS, BITS>(codes);
-#endif
-    }
-};
-
-template <>
-struct WordFields<FormatInt4> : UnsignedFields<4> {
-    static constexpr int kBias = 8;
-};
-
-template <>
-struct WordFields<FormatTernary> : UnsignedFields<2> {
-    static constexpr int kBias = 1;
-};
-
-// x in blocks, each to meet one or several vectors of codes: for each vector and field one of q, then
-// -bias times the sums of q that share a lane, then the scale of each lane.
-template <class F>
-struct WordLayout {
-    static constexpr int kFields = WordFields<F>::kFields;
-    static constexpr i64 kVector = 4 * W;              // bytes
-    static constexpr i64 kUnit = 8 * kFields;          // weights
-    static constexpr i64 kChunk = kWordUnits * kUnit;  // weights in a vector of codes
-    // Of codes in a block, where groups are that long: 128 weights share a scale of x.
-    static constexpr int kMostVectors = kChunk < 128 ? static_cast<int>(128 / kChunk) : 1;
-
-    int vectors;  // of codes in a block: 1 or kMostVectors
-    bool units;   // each unit of a vector is a group: its scales are its own
-    i64 blocks;
-    i64 block_bytes;
-
-    explicit WordLayout(const Matrix& m) {
-        units = m.group == kUnit;
-        vectors = m.group % (kMostVectors * kChunk) == 0 ? kMostVectors : 1;
-        blocks = (m.cols + vectors * kChunk - 1) / (vectors * kChunk);
-        block_bytes = (vectors * kFields + 2) * kVector;
-    }
-    i64 shift() const { return block_bytes - 2 * kVector; }
-    i64 scale() const { return block_bytes - kVector; }
-};
-
-// One unit of x to its place in the fields of a vector; returns the sum of q.
-template <class F>
-MC_INLINE float quantise_words(const float* x, float inverse, u8* to) {
-    using L = WordLayout<F>;
-    constexpr i64 kParts = L::kFields / 2;
-    return quantise_x(x, L::kUnit, inverse, [to](i64 k, const Ints* q) {
-        store_fields(to + k / 16 * L::kVector, to + (kParts + k / 16) * L::kVector, q);
+// Block number b of a row of x.
+MC_INLINE void pack_word_block(const Matrix& m, const float* x, i64 b, const Segments& s, WordBlock* to) {
+    const i64 k = b * kBlockDepth;
+    to->scale = quantise_depth(x, k, depth_end(m, k), s, to->sums, [to](i64 at, const Ints* q) {
+        store_x_words(to->values + 2 * at, q);
     });
 }
 
-// A row of x to blocks, and with offsets its sums over groups.
+// Scales or offsets of kFourRows weight rows.
+MC_INLINE V four_floats(const GroupFloats& floats, const i64* first, i64 group) {
+    float four[kFourRows];
+    for (int i = 0; i < kFourRows; ++i) four[i] = float_at(floats, first[i] + group);
+    return load(four);
+}
+
+// kFourRows weight rows from r on, those beyond the last one in vain, by NX rows of x from `row` on, whose blocks are at x.
+template <class F, int NX>
+static void multiply_words(const LinearArgs& args, i64 r, i64 row, const WordBlock* x, const Segments* segments) {
+    const Matrix& m = args.w;
+    const i64 groups = m.cols / m.group, blocks = (m.cols + kBlockDepth - 1) / kBlockDepth;
+    const int8x16_t bias = code_bias<F>(m);
+    const u8* rows[kFourRows];
+    i64 first[kFourRows];
+    for (int i = 0; i < kFourRows; ++i) {
+        const i64 from = r + i < m.rows ? r + i : m.rows - 1;
+        rows[i] = F::row(m, from);
+        first[i] = from * groups;
+    }
+    V total[NX];
+    for (int j = 0; j < NX; ++j) total[j] = zero();
+    for (i64 b = 0; b < blocks; ++b, ++x) {
+        const Segments& s = segments[b];
+        V part[NX];
+        for (int j = 0; j < NX; ++j) part[j] = zero();
+        i64 at = 0;
+        for (int segment = 0; segment < s.count; ++segment) {
+            WordSums sum[kFourRows][NX];
+            for (; at < s.stop[segment]; at += 16) {
+                const i64 sixteen = (b * kBlockDepth + at) / 16;
+                MC_UNROLL
+                for (int i = 0; i < kFourRows; ++i) {
+                    const uint8x16_t bytes = vld1q_u8(rows[i] + sixteen / kCodeParts<F> * 16);
+                    const int8x16_t codes = sixteen_codes<F>(bytes, static_cast<int>(sixteen % kCodeParts<F>), bias);
+                    MC_UNROLL
+                    for (int j = 0; j < NX; ++j) sum[i][j].add(codes, x[j * blocks].values + 2 * at);
+                }
+            }
+            const V scale = four_floats(scales_of(m), first, s.group[segment]);
+            const V offset = m.offsets != nullptr ? four_floats(offsets_of(m), first, s.group[segment]) : zero();
+            MC_UNROLL
+            for (int j = 0; j < NX; ++j) {
+                const int32x4_t left = vpaddq_s32(sum[0][j].whole(), sum[1][j].whole());
+                const int32x4_t right = vpaddq_s32(sum[2][j].whole(), sum[3][j].whole());
+                part[j] = fma(to_floats({vpaddq_s32(left, right)}), scale, part[j]);
+                if (m.offsets != nullptr) part[j] = fma(set1(x[j * blocks].sums[segment]), offset, part[j]);
+            }
+        }
+        for (int j = 0; j < NX; ++j) total[j] = fma(part[j], set1(x[j * blocks].scale), total[j]);
+    }
+    const int n = m.rows - r < kFourRows ? static_cast<int>(m.rows - r) : kFourRows;
+    for (int j = 0; j < NX; ++j) {
+        float* y = args.y + (row + j) * m.rows + r;
+        V value = total[j];
+        if (args.bias != nullptr) value = add(value, loadn(args.bias + r, n));
+        if (args.add) value = fma(set1(args.scale), value, loadn(y, n));
+        storen(y, value, n);
+    }
+}
+
+// The weight rows of a task by all rows of x: those after the first find the weights in a near cache.
 template <class F>
-static void quantise_words_row(const Matrix& m, const float* x, u8* blocks, float* sums) {
-    using L = WordLayout<F>;
-    const L layout(m);
-    // int4 offsets are those of codes 0 to 15; the implied one goes into the sums.
-    const bool raw = m.kind == Kind::int4 && m.offsets != nullptr;
-    const Words bias = all_fields(raw ? 0 : -WordFields<F>::kBias);
-    const i64 block_units = layout.vectors * kWordUnits, scope = layout.units ? 1 : block_units;
-    const i64 units = m.cols / L::kUnit, per_group = m.group / L::kUnit;
-    memset(blocks + (layout.blocks - 1) * layout.block_bytes, 0, static_cast<size_t>(layout.block_bytes));
-    for (i64 g = 0; sums != nullptr && g < units / per_group; ++g) sums[g] = 0.0F;
-    for (i64 u = 0; u < units; u += scope) {
-        u8* block = blocks + u / block_units * layout.block_bytes;
-        const float scale = int16_scale(x + u * L::kUnit, scope * L::kUnit), inverse = inverse_scale(scale);
-        float sum = 0.0F;
-        for (i64 i = u; i < u + scope; ++i) {
-            const i64 vector = i % block_units / kWordUnits, lane = i % kWordUnits;
-            u8* to = block + vector * L::kFields * L::kVector + lane * 16;
-            sum += quantise_words<F>(x + i * L::kUnit, inverse, to);
-            for (int j = 0; j < 4; ++j) memcpy(block + layout.scale() + lane * 16 + j * 4, &scale, sizeof scale);
-        }
-        if (sums != nullptr) sums[u / per_group] += scale * sum;
-    }
-    for (i64 b = 0; b < layout.blocks; ++b) {
-        u8* block = blocks + b * layout.block_bytes;
-        Sums sums_of_q = start_sums(no_ints());
-        for (i64 i = 0; i * L::kVector < layout.shift(); ++i) {
-            add_field(sums_of_q, i % L::kFields < L::kFields / 2, bias, load_words(block + i * L::kVector));
-        }
-        store_ints(block + layout.shift(), whole(sums_of_q));
+static void multiply_words_task(const ProductTask& task, const WordBlock* x, const Segments* segments) {
+    const LinearArgs& args = *task.args;
+    const i64 blocks = (args.w.cols + kBlockDepth - 1) / kBlockDepth;
+    for (i64 r = task.r; r < task.r + task.rows; r += kFourRows) {
+        i64 j = 0;
+        for (; args.n - j >= kMostWordX; j += kMostWordX) multiply_words<F, kMostWordX>(args, r, j, x + j * blocks, segments);
+        for (; args.n - j >= 2; j += 2) multiply_words<F, 2>(args, r, j, x + j * blocks, segments);
+        if (args.n - j == 1) multiply_words<F, 1>(args, r, j, x + j * blocks, segments);
     }
 }
 
-template <class F, int FIELD, int ROWS, int NX>
-MC_INLINE void dot_field(const Words* codes, const u8* x, i64 pitch, Sums (*sum)[NX]) {
-    Words w[ROWS];
-    MC_UNROLL
-    for (int i = 0; i < ROWS; ++i) w[i] = WordFields<F>::template get<FIELD>(codes[i]);
-    MC_UNROLL
-    for (int j = 0; j < NX; ++j) {
-        const Words q = load_words(x + j * pitch + FIELD * WordLayout<F>::kVector);
-        MC_UNROLL
-        for (int i = 0; i < ROWS; ++i) add_field(sum[i][j], FIELD < WordLayout<F>::kFields / 2, w[i], q);
-    }
-    if constexpr (FIELD + 1 < WordLayout<F>::kFields) dot_field<F, FIELD + 1, ROWS, NX>(codes, x, pitch, sum);
-}
-
-// Adds the products of a block of x in NX rows with the codes, from byte `at` on, of ROWS weight rows. HALF: the
-// last block of a row has one unit.
-template <class F, int ROWS, int NX, int VECTORS, bool HALF>
-MC_INLINE void dot_words_block(const WordLayout<F>& layout, const u8* codes, i64 stride, const u8* x, i64 pitch,
-                               const V* scale, V (*total)[NX]) {
-    using L = WordLayout<F>;
-    Sums sum[ROWS][NX];
-    MC_UNROLL
-    for (int j = 0; j < NX; ++j) {
-        MC_UNROLL
-        for (int i = 0; i < ROWS; ++i) {
-            sum[i][j] = start_sums(WordFields<F>::kBias != 0 ? load_ints(x + j * pitch + layout.shift()) : no_ints());
-        }
-    }
-    MC_UNROLL
-    for (int v = 0; v < VECTORS; ++v) {
-        Words w[ROWS];
-        MC_UNROLL
-        for (int i = 0; i < ROWS; ++i) {
-            const u8* p = codes + i * stride + v * L::kVector;
-            if (v * L::kVector % 64 == 0) prefetch_far(p);
-            w[i] = HALF ? load_unit(p) : load_words(p);
-        }
-        dot_field<F, 0, ROWS, NX>(w, x + v * L::kFields * L::kVector, pitch, sum);
-    }
-    MC_UNROLL
-    for (int j = 0; j < NX; ++j) {
-        const V xs = load(reinterpret_cast<const float*>(x + j * pitch + layout.scale()));
-        MC_UNROLL
-        for (int i = 0; i < ROWS; ++i) {
-            total[i][j] = fma(to_floats(whole(sum[i][j])), mul(scale[i], xs), total[i][j]);
-        }
-    }
-}
-
-// out[i][j] = dot(weight row r + i, x row j).
-template <class F, int ROWS, int NX, int VECTORS>
-static void dot_words(const Matrix& m, i64 r, const FewX& x, float* scratch, float (*out)[NX]) {
-    using L = WordLayout<F>;
-    const u8* codes = F::row(m, r);
-    const i64 stride = m.cols / L::kUnit * 16, pitch = scales_pitch(m);
-    V total[ROWS][NX];
-    for (int i = 0; i < ROWS; ++i) {
-        for (int j = 0; j < NX; ++j) total[i][j] = zero();
-        read_groups<NX>(m, r + i, x, scratch + i * pitch, total[i]);
-    }
-    const L layout(m);
-    const i64 step = VECTORS * L::kVector;
-    const i64 whole = m.cols / (VECTORS * L::kChunk);
-    const i64 span = layout.units ? 1 : m.group / (VECTORS * L::kChunk);
-    V scale[ROWS];
-    const float* next = scratch;
-    const auto scales = [&] {
-        MC_UNROLL
-        for (int i = 0; i < ROWS; ++i) {
-            const float* p = next + i * pitch;
-            scale[i] = layout.units ? unit_scales(p) : set1(*p);
-        }
-        next += layout.units ? kWordUnits : 1;
-    };
-    const u8* block = x.blocks;
-    for (i64 b = 0; b < whole;) {
-        scales();
-        const i64 stop = b + span;
-        do {
-            dot_words_block<F, ROWS, NX, VECTORS, false>(layout, codes, stride, block, x.pitch, scale, total);
-            codes += step;
-            block += layout.block_bytes;
-        } while (++b < stop);
-    }
-    if (whole < layout.blocks) {
-        scales();
-        dot_words_block<F, ROWS, NX, 1, true>(layout, codes, stride, block, x.pitch, scale, total);
-    }
-    for (int i = 0; i < ROWS; ++i) {
-        for (int j = 0; j < NX; ++j) out[i][j] = hsum(total[i][j]);
-    }
-}
-
-// Rows [r, r + ROWS) of W by x rows [first, first + NX).
-template <class F, int ROWS, int NX>
-static void finish_words(const LinearArgs& args, i64 r, i64 first, const FewX& x, float* scratch) {
-    const FewX some = x.from(first);
-    float out[ROWS][NX];
-    if (WordLayout<F>(args.w).vectors == 1) {
-        dot_words<F, ROWS, NX, 1>(args.w, r, some, scratch, out);
-    } else {
-        dot_words<F, ROWS, NX, WordLayout<F>::kMostVectors>(args.w, r, some, scratch, out);
-    }
-    for (int i = 0; i < ROWS; ++i) {
-        for (int j = 0; j < NX; ++j) finish(args, first + j, r + i, out[i][j]);
-    }
-}
-
-template <class F>
-struct FewWords {
-    static constexpr i64 kRows = 8;  // small enough for the first cache level with their x
-    static constexpr i64 kWeightsPerTask = 131072;
-
-    static i64 row_bytes(const Matrix& m) {
-        const WordLayout<F> layout(m);
-        return layout.blocks * layout.block_bytes;
-    }
-    static void quantise(const Matrix& m, const float* x, u8* to, float* sums) {
-        quantise_words_row<F>(m, x, to, sums);
-    }
-    // As many weight rows at a time as registers hold sums.
-    template <int NX>
-    static void multiply(const LinearArgs& args, i64 r, i64 end, i64 first, const FewX& x, float* scratch) {
-        constexpr int kAtOnce = NX == 1 ? 4 : NX == 2 || W == 4 ? 2 : 1;
-        for (; r + kAtOnce <= end; r += kAtOnce) finish_words<F, kAtOnce, NX>(args, r, first, x, scratch);
-        if constexpr (kAtOnce > 1) {
-            for (; r < end; ++r) finish_words<F, 1, NX>(args, r, first, x, scratch);
-        }
-    }
-};
-
+// x is quantised once for all products.
 template <>
 struct Multiply<Method::words> {
     template <class F>
     static void run(Pool& pool, const SharedProducts& all) {
-        linear_few_integers<FewWords<F>>(pool, all);
+        constexpr i64 kRows = 16, kWeightsPerTask = 131072;
+        const LinearArgs& args = *all.args;
+        const Matrix& m = args.w;
+        const i64 blocks = (m.cols + kBlockDepth - 1) / kBlockDepth;
+        pool.reserve_shared(blocks * (args.n * static_cast<i64>(sizeof(WordBlock)) + static_cast<i64>(sizeof(Segments))));
+        WordBlock* x = static_cast<WordBlock*>(pool.shared());
+        Segments* segments = reinterpret_cast<Segments*>(x + args.n * blocks);
+        auto cut = [&](i64, i64, int) {
+            for (i64 b = 0; b < blocks; ++b) segments[b] = find_segments(m, b * kBlockDepth);
+        };
+        parallel(pool, 1, 1, cut);
+        auto pack = [&](i64 begin, i64 end, int) {
+            for (i64 t = begin; t < end; ++t) pack_word_block(m, args.x + t / blocks * m.cols, t % blocks, segments[t % blocks], x + t);
+        };
+        parallel(pool, args.n * blocks, 4 * blocks, pack);
+        auto multiply = [&](i64 begin, i64 end, int) {
+            for (i64 t = begin; t < end; ++t) multiply_words_task<F>(find_task(all, kRows, t), x, segments);
+        };
+        parallel(pool, count_tasks(all, kRows), kWeightsPerTask / (kRows * args.n * m.cols) + 1, multiply);
     }
 };

@@ -85,8 +85,20 @@ MC_INLINE float hsum256(__m256 a) {
     return _mm_cvtss_f32(_mm_add_ss(b, _mm_movehdup_ps(b)));
 }
 MC_INLINE float hsum(V a) { return hsum256(a.v); }
+#define MC_HAS_HSUM4
+// hsum of each.
+MC_INLINE void hsum4(V a, V b, V c, V d, float* out) {
+    const __m256 ab = _mm256_add_ps(_mm256_permute2f128_ps(a.v, b.v, 0x20), _mm256_permute2f128_ps(a.v, b.v, 0x31));
+    const __m256 cd = _mm256_add_ps(_mm256_permute2f128_ps(c.v, d.v, 0x20), _mm256_permute2f128_ps(c.v, d.v, 0x31));
+    const __m256d left = _mm256_castps_pd(ab), right = _mm256_castps_pd(cd);
+    const __m256 low = _mm256_castpd_ps(_mm256_unpacklo_pd(left, right)), high = _mm256_castpd_ps(_mm256_unpackhi_pd(left, right));
+    const __m256 two = _mm256_add_ps(low, high);  // of a, c, b, d
+    const __m256 one = _mm256_add_ps(two, _mm256_movehdup_ps(two));
+    const __m256 order = _mm256_permutevar8x32_ps(one, _mm256_setr_epi32(0, 4, 2, 6, 0, 4, 2, 6));
+    _mm_storeu_ps(out, _mm256_castps256_ps128(order));
+}
 
-// Vectors of 16 int16 and of 8 int32, for linear/words.hpp and linear/pairs.hpp.
+// Vectors of 16 int16 and of 8 int32, for linear/panels.hpp and linear/pairs.hpp.
 #define MC_HAS_INTS
 #define MC_HAS_PAIRS
 #define MC_HAS_PANELS
@@ -98,21 +110,10 @@ struct Ints {
 };
 
 MC_INLINE Words load_words(const void* p) { return {_mm256_loadu_si256(static_cast<const __m256i*>(p))}; }
-// 16 bytes, and zeros.
-MC_INLINE Words load_unit(const void* p) {
-    return {_mm256_inserti128_si256(_mm256_setzero_si256(), _mm_loadu_si128(static_cast<const __m128i*>(p)), 0)};
-}
 MC_INLINE Words all_words(int x) { return {_mm256_set1_epi16(static_cast<short>(x))}; }
 MC_INLINE Words low_bytes(Words a) { return {_mm256_srai_epi16(_mm256_slli_epi16(a.v, 8), 8)}; }
 MC_INLINE Words high_bytes(Words a) { return {_mm256_srai_epi16(a.v, 8)}; }
-template <int SHIFT, int BITS>
-MC_INLINE Words bit_field(Words a) {
-    const __m256i low = SHIFT > 0 ? _mm256_srli_epi16(a.v, SHIFT) : a.v;
-    return {SHIFT + BITS < 16 ? _mm256_and_si256(low, _mm256_set1_epi16((1 << BITS) - 1)) : low};
-}
 MC_INLINE Ints no_ints() { return {_mm256_setzero_si256()}; }
-MC_INLINE Ints load_ints(const void* p) { return {_mm256_loadu_si256(static_cast<const __m256i*>(p))}; }
-MC_INLINE void store_ints(void* p, Ints a) { _mm256_storeu_si256(static_cast<__m256i*>(p), a.v); }
 // sum + a * b, two neighbours in a lane.
 MC_INLINE Ints dot(Ints sum, Words a, Words b) {
     __m256i more = _mm256_add_epi32(sum.v, _mm256_madd_epi16(a.v, b.v));
@@ -148,20 +149,6 @@ MC_INLINE void store_bytes(void* p, const Ints* q) {
     const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(q[0].v, q[1].v), 0xd8);
     const __m256i bytes = _mm256_permute4x64_epi64(_mm256_packs_epi16(words, words), 0xd8);
     _mm_storeu_si128(static_cast<__m128i*>(p), _mm256_castsi256_si128(bytes));
-}
-// 16 integers as int16, even ones apart from odd ones.
-MC_INLINE void store_even_odd(void* even, void* odd, const Ints* q) {
-    const __m256i order = _mm256_permute4x64_epi64(_mm256_packs_epi32(q[0].v, q[1].v), 0xd8);
-    const __m256i evens = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, 0, 1, 4, 5, 8, 9,
-                                           12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
-    const __m256i apart = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(order, evens), 0xd8);
-    _mm_storeu_si128(static_cast<__m128i*>(even), _mm256_castsi256_si128(apart));
-    _mm_storeu_si128(static_cast<__m128i*>(odd), _mm256_extracti128_si256(apart, 1));
-}
-// p[0] and p[1], each in the lanes of its 16 bytes of codes.
-MC_INLINE V unit_scales(const float* p) {
-    const __m256 two = _mm256_castpd_ps(_mm256_broadcast_sd(reinterpret_cast<const double*>(p)));
-    return {_mm256_permutevar8x32_ps(two, _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1))};
 }
 MC_INLINE void prefetch_far(const void* p) { _mm_prefetch(static_cast<const char*>(p) + 16384, _MM_HINT_T1); }
 

@@ -87,3 +87,16 @@ MC_INLINE float hsum256(__m256 a) {
 MC_INLINE float hsum(V a) {
     return hsum256(_mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1)));
 }
+#define MC_HAS_HSUM4
+// hsum of each.
+MC_INLINE void hsum4(V a, V b, V c, V d, float* out) {
+    const auto halves = [](__m512 left, __m512 right) {
+        return _mm512_add_ps(_mm512_shuffle_f32x4(left, right, 0x44), _mm512_shuffle_f32x4(left, right, 0xee));
+    };
+    const __m512 ab = halves(a.v, b.v), cd = halves(c.v, d.v);
+    const __m512 four = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
+    const __m512 two = _mm512_add_ps(four, _mm512_permute_ps(four, 0xee));
+    const __m512 one = _mm512_add_ps(two, _mm512_movehdup_ps(two));
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12);
+    _mm_storeu_ps(out, _mm512_castps512_ps128(_mm512_permutexvar_ps(order, one)));
+}

@@ -101,20 +101,7 @@ struct Ints {
 };
 
 MC_INLINE Words load_words(const void* p) { return {vld1q_s16(static_cast<const int16_t*>(p))}; }
-MC_INLINE Words load_unit(const void* p) { return load_words(p); }
-MC_INLINE Words all_words(int x) { return {vdupq_n_s16(static_cast<int16_t>(x))}; }
-MC_INLINE Words low_bytes(Words a) { return {vshrq_n_s16(vshlq_n_s16(a.v, 8), 8)}; }
-MC_INLINE Words high_bytes(Words a) { return {vshrq_n_s16(a.v, 8)}; }
-template <int SHIFT, int BITS>
-MC_INLINE Words bit_field(Words a) {
-    uint16x8_t field = vreinterpretq_u16_s16(a.v);
-    if constexpr (SHIFT > 0) field = vshrq_n_u16(field, SHIFT);
-    if constexpr (SHIFT + BITS < 16) field = vandq_u16(field, vdupq_n_u16((1 << BITS) - 1));
-    return {vreinterpretq_s16_u16(field)};
-}
 MC_INLINE Ints no_ints() { return {vdupq_n_s32(0)}; }
-MC_INLINE Ints load_ints(const void* p) { return {vld1q_s32(static_cast<const i32*>(p))}; }
-MC_INLINE void store_ints(void* p, Ints a) { vst1q_s32(static_cast<i32*>(p), a.v); }
 // sum + a * b, two in a lane.
 MC_INLINE Ints dot(Ints sum, Words a, Words b) {
     return {vmlal_high_s16(vmlal_s16(sum.v, vget_low_s16(a.v), vget_low_s16(b.v)), a.v, b.v)};
@@ -127,14 +114,6 @@ MC_INLINE int16x8x2_t narrow(const Ints* q) {
 }
 #if defined(MC_ISA_NEON_DOTPROD) || defined(MC_ISA_NEON_I8MM)
 #define MC_HAS_BYTE_DOT
-template <int SHIFT, int BITS>
-MC_INLINE Words byte_field(Words a) {
-    uint8x16_t field = vreinterpretq_u8_s16(a.v);
-    if constexpr (SHIFT > 0) field = vshrq_n_u8(field, SHIFT);
-    if constexpr (SHIFT + BITS < 8) field = vandq_u8(field, vdupq_n_u8((1 << BITS) - 1));
-    return {vreinterpretq_s16_u8(field)};
-}
-MC_INLINE Words all_bytes(int x) { return {vreinterpretq_s16_s8(vdupq_n_s8(static_cast<i8>(x)))}; }
 // sum + a * b, four signed bytes in a lane.
 MC_INLINE Ints dot_bytes(Ints sum, Words a, Words b) {
     return {vdotq_s32(sum.v, vreinterpretq_s8_s16(a.v), vreinterpretq_s8_s16(b.v))};
@@ -148,15 +127,17 @@ MC_INLINE void store_halves(void* high, void* low, const Ints* q) {
     vst1q_s8(static_cast<i8*>(low), vcombine_s8(vmovn_s16(words.val[0]), vmovn_s16(words.val[1])));
 }
 #endif
-// 16 integers as int16, even ones apart from odd ones.
-MC_INLINE void store_even_odd(void* even, void* odd, const Ints* q) {
-    const int16x8x2_t words = narrow(q);
-    vst1q_s16(static_cast<int16_t*>(even), vuzp1q_s16(words.val[0], words.val[1]));
-    vst1q_s16(static_cast<int16_t*>(odd), vuzp2q_s16(words.val[0], words.val[1]));
-}
-MC_INLINE V unit_scales(const float* p) { return set1(*p); }
-MC_INLINE void prefetch_far(const void* p) { __builtin_prefetch(static_cast<const char*>(p) + 16384, 0, 2); }
 MC_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
 #if defined(MC_ISA_NEON_I8MM)
 #define MC_HAS_BYTE_MATRICES
+#define MC_HAS_BF16_DOT
+// 8 bf16 values, for linear/floats.hpp.
+struct BF16s {
+    bfloat16x8_t v;
+};
+MC_INLINE BF16s load_bf16s(const u16* p) { return {vreinterpretq_bf16_u16(vld1q_u16(p))}; }
+MC_INLINE void store_bf16s(u16* p, V a) { vst1_u16(p, vreinterpret_u16_bf16(vcvt_bf16_f32(a.v))); }
+MC_INLINE BF16s join_bf16(V low, V high) { return {vcombine_bf16(vcvt_bf16_f32(low.v), vcvt_bf16_f32(high.v))}; }
+// sum + a * b, two neighbours in a lane.
+MC_INLINE V dot_bf16(V sum, BF16s a, BF16s b) { return {vbfdotq_f32(sum.v, a.v, b.v)}; }
 #endif

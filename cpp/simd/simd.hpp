@@ -50,6 +50,16 @@ MC_INLINE float hsum(V a) {
 }
 #endif
 
+#if !defined(MC_HAS_HSUM4)
+// hsum of each.
+MC_INLINE void hsum4(V a, V b, V c, V d, float* out) {
+    out[0] = hsum(a);
+    out[1] = hsum(b);
+    out[2] = hsum(c);
+    out[3] = hsum(d);
+}
+#endif
+
 // Largest lane; NaN lanes are passed over.
 MC_INLINE float hmax(V a) {
     float lane[W];

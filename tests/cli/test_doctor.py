@@ -43,7 +43,7 @@ def test_it_shows_a_forced_instruction_set(minicpm: Run, monkeypatch: pytest.Mon
 
 def test_it_shows_the_ways_of_this_machine(minicpm: Run) -> None:
     result = minicpm("doctor", "--ways")
-    assert result.code == 0 and "few floats" in result.out
+    assert result.code == 0 and "floats" in result.out
     assert all(level in result.out for level in isa_levels())
 
 

@@ -28,8 +28,8 @@ def bound(ops: CpuOps, weight: PackedTensor, x: NDArray, w: NDArray) -> NDArray[
     """What the instruction set may lose on this product, beyond float32 only where it says so.
 
     Grouped weights at levels above scalar but avx512: x is rounded to 1/65024 of the largest value among
-    at most 128 columns. bf16 and f16 weights at levels of HALVES by more than 8 rows: x and weight are
-    rounded to bf16. Any weights at levels with matrix tiles by more than 16 rows: likewise.
+    at most 128 columns. bf16 and f16 weights at levels of HALVES: x and weight are rounded to bf16. Any
+    weights at levels with matrix tiles by more than 16 rows: likewise.
     """
     lost = tolerance(x, w)
     if ops.isa in TILES and len(x) > 16 and weight.spec.kind != "f32":
@@ -38,7 +38,7 @@ def bound(ops: CpuOps, weight: PackedTensor, x: NDArray, w: NDArray) -> NDArray[
     if exact or weight.spec.kind == "f32":
         return lost
     if not weight.spec.group_size:
-        roundings = 0 if len(x) <= 8 else 1 if weight.spec.kind == "bf16" else 2
+        roundings = 1 if weight.spec.kind == "bf16" else 2
         return lost + roundings * 2.0**-8 * (np.abs(x).astype(np.float64) @ np.abs(w).T)
     for start in range(0, x.shape[1], 128):
         most = np.abs(x[:, start : start + 128]).max(axis=1, keepdims=True).astype(np.float64)

@@ -48,7 +48,6 @@ def asked() -> Asked:
 
 @pytest.mark.parametrize("backend", ["cpu", "ref"])
 def test_every_answer_keeps_its_form_and_is_that_which_it_is_alone(make_llm: Make, backend: str) -> None:
-    """Steps of at most 8 rows: products of more rows are computed otherwise, to other last bits."""
     options = {"sparse": {**SPARSE, "dense_len": 60}, "chunk": 8, "max_batch": 4, "backend": backend}
     lonely, llm = make_llm(prefix_cache=False, **options), make_llm(**options)
     alone = [lonely.generate(ids, params) for _, ids, params in asked()]

@@ -23,7 +23,7 @@ def case(request, tmp_path_factory):
 def bound(ops, name):
     """What logits may be off by, in units of the largest: float32, except where a table says otherwise.
 
-    Levels of HALVES round both sides of products of more than 8 rows with bf16 weights to bf16: seen 8e-3.
+    Levels of HALVES round both sides of products with bf16 weights to bf16: seen 8e-3.
     """
     rounds = level(ops) in HALVES and CASES[name].get("dtype") == "bfloat16"
     return 2e-2 if rounds else 1e-4

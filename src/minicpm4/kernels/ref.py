@@ -44,7 +44,9 @@ class RefOps(OpTable):
         return (x64 * scale * weight).astype(np.float32)
 
     def linear(self, x: Array, linear: Linear, out: Array | None = None) -> Array:
-        y = x @ unpack(linear.weight).T
+        # Row by row: BLAS adds in another order where there are more of them.
+        weight = unpack(linear.weight).T
+        y = np.stack([row @ weight for row in x]) if len(x) else np.empty((0, weight.shape[1]), np.float32)
         return y if linear.bias is None else y + linear.bias
 
     def rotary(self, x: Array, positions: Ints, cos: Array, sin: Array) -> Array:
