@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 
 from minicpm4.cli import run
+from minicpm4.evals.growth import expected, stored_nbytes
 from minicpm4.formats import open_checkpoint
 from minicpm4.formats.packing import unpack
+from minicpm4.model.source import open_model
+from minicpm4.quantize.options import QuantizeOptions
 from tests.fixtures.random_checkpoint import make_checkpoint
 
 EMBED = "model.embed_tokens.weight"
@@ -59,13 +62,19 @@ def test_the_direct_way_to_gguf_gives_what_the_detour_gives(source: Path, tmp_pa
 
 @pytest.mark.parametrize("layout", ["compressed-tensors", "gptq", "awq"])
 def test_growth_is_told_with_the_option_that_avoids_it(
-    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], layout: str
+    source: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    layout: str,
 ) -> None:
     out, report = tmp_path / "out", tmp_path / "report.json"
     args = ["convert", str(source), str(out), "--to", layout, *ROUND]
     assert run([*args, "--json", str(report)]) == 0
     said, error = capsys.readouterr()
-    assert "before)" in said and "larger than its source" in error
+    assert "before)" in said and "the result is larger than its source" in error
+    ahead = caplog.text  # before any work
+    assert "the result will be larger" in ahead and "--override 'embed_tokens=bf16'" in ahead
     assert f"{EMBED}: " in error and "(Q8_0)" in error and "(F32)" in error
     assert "--override 'embed_tokens=bf16'" in error and same_embeddings(source, out)
     found = json.loads(report.read_text())
@@ -90,6 +99,17 @@ def test_compressed_tensors_has_quantised_embeddings_where_they_are_asked_for(
     assert run(["convert", str(out), str(again), "--weights", "auto"]) == 0
     assert not open_checkpoint(again).tensors[EMBED].spec.row.group and same_embeddings(out, again)
     assert "transformers" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("layout", ["compressed-tensors", "gptq", "mlx", "hf", "llama", "gguf"])
+def test_what_is_expected_is_near_what_is_written(source: Path, tmp_path: Path, layout: str) -> None:
+    out = tmp_path / ("out.gguf" if layout == "gguf" else "out")
+    assert run(["convert", str(source), str(out), "--to", layout, *ROUND]) == 0
+    opened, made = open_model(source), open_model(out)
+    options = QuantizeOptions(method="rtn", group=32)
+    found = expected(opened.checkpoint.tensors, made.config, options.specs(opened.config), layout)
+    size = stored_nbytes(made.checkpoint.tensors)
+    assert abs(stored_nbytes(found) - size) < 0.1 * size
 
 
 def test_as_they_are_stored_layers_keep_codes_and_embeddings_become_floats(

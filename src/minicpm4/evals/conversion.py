@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -17,7 +18,7 @@ from minicpm4.engine.params import gguf_sampling
 from minicpm4.engine.plan import human
 from minicpm4.errors import CheckpointError, MemoryPlanError, TextError
 from minicpm4.evals.fidelity import Fidelity, compare, own_texts, windows
-from minicpm4.evals.growth import growth, stored_nbytes
+from minicpm4.evals.growth import expected, growth, stored_nbytes
 from minicpm4.files import read_json, read_text, write_json, writing_folder, writing_path
 from minicpm4.formats.gguf import GgufCheckpoint
 from minicpm4.formats.hf_write import hf_config
@@ -54,6 +55,7 @@ from minicpm4.text.tokenizer import MAX_TEXT_BYTES
 
 __all__ = ["Calibration", "Conversion", "convert", "measure", "read_windows"]
 
+logger = logging.getLogger("minicpm4")
 _FEW = (
     "embeddings are quantised in compressed-tensors: this package reads them, transformers (5.17 with "
     "compressed-tensors 0.19) does not. --to mlx and --to gguf have a place for them"
@@ -107,6 +109,8 @@ def convert(
     Minicpm4Error."""
     opened = open_model(source, ignore_fields)
     require_free(target)
+    if options is not None:
+        check_rows(layout, expected_tensors(opened.config))
     _check_memory(opened.config, options, layout, calibration.samples * calibration.length)
     part = place_for(target, file=layout == "gguf")
     text = _text(opened)
@@ -119,7 +123,6 @@ def convert(
         stored = FittingEnds(Stored(opened.checkpoint, opened.config), layout)
         return replace(_compared(writer.write(stored), opened, target, layout, options), tests=tests)
     config = Rotation.config(opened.config) if options.rotate else opened.config
-    check_rows(layout, expected_tensors(opened.config))
     specs = options.specs(opened.config)
     writer.check(config, _grouped(specs))
     require(
@@ -131,6 +134,10 @@ def convert(
         raise CheckpointError(
             f"{source} has no tokenizer to read or write text with", "use --method rtn, without --test"
         )
+    if options.bits is None:
+        old = opened.checkpoint.tensors
+        for line in growth(old, expected(old, config, specs, layout), layout, rounded=True, ahead=True):
+            logger.warning("%s", line)
     texts: list[list[int]] = []
     with work_folder(part):
         check_kept(part, _key(opened, options, texts), without=("texts",))

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from minicpm4.config import ModelConfig
 from minicpm4.engine.plan import human
 from minicpm4.formats.checkpoint import TensorInfo
 from minicpm4.formats.kinds import float_kinds
-from minicpm4.formats.names import EMBED, HEAD
+from minicpm4.formats.names import EMBED, HEAD, expected_tensors
+from minicpm4.formats.quant import QuantSpec, packed_nbytes
+from minicpm4.formats.quantised_config import keeps_embeddings
 from minicpm4.formats.quantised_write import QUANTISED
 
-__all__ = ["growth", "stored_nbytes"]
+__all__ = ["expected", "growth", "stored_nbytes"]
 
 Tensors = Mapping[str, TensorInfo]
+Specs = Mapping[str, QuantSpec | None]
 FLOATS = [row.file for row in float_kinds().values()]
 
 
@@ -21,13 +25,34 @@ def stored_nbytes(tensors: Tensors) -> int:
     return sum(info.nbytes for info in tensors.values())
 
 
-def growth(old: Tensors, new: Tensors, layout: str, *, rounded: bool) -> list[str]:
+def expected(old: Tensors, config: ModelConfig, specs: Specs, layout: str) -> dict[str, TensorInfo]:
+    """About what will be written of a model with ``config`` whose matrices become ``specs`` (None: as they
+    are stored); floats that hold what a layout has no place for are taken for float32."""
+    found = {}
+    for name, shape in expected_tensors(config).items():
+        info, spec = old.get(name), specs.get(name)
+        if len(shape) == 2 and spec is None and info is not None:
+            kept = not info.spec.row.group or (name in (EMBED, HEAD) and keeps_embeddings(layout))
+            spec = info.spec if kept else None
+        if spec is None or (spec.row.group and layout in ("hf", "llama")):
+            spec = QuantSpec(kind="f32")
+        both = (shape[0], shape[1]) if len(shape) == 2 else (1, shape[0])
+        size = packed_nbytes(both, spec)
+        found[name] = TensorInfo(
+            shape=shape, dtype=spec.row.file or str(spec), nbytes=size, spec=spec, loaded_nbytes=size
+        )
+    return found
+
+
+def growth(old: Tensors, new: Tensors, layout: str, *, rounded: bool, ahead: bool = False) -> list[str]:
     """What to tell of a model that takes more than its source: the matrices that do, and the options that
-    avoid it. ``rounded``: whether formats could be asked for. Empty: it takes no more."""
+    avoid it. ``rounded``: whether formats could be asked for; ``ahead``: it is not made yet, and ``new``
+    what is expected. Empty: it takes no more."""
     before, after = stored_nbytes(old), stored_nbytes(new)
     if after <= before:
         return []
-    told = [f"the result is larger than its source: {human(before)} became {human(after)}"]
+    verb, became = ("will be", "will become about") if ahead else ("is", "became")
+    told = [f"the result {verb} larger than its source: {human(before)} {became} {human(after)}"]
     matrices = [name for name, info in new.items() if len(info.shape) == 2]
     layers = [name for name in matrices if name not in (EMBED, HEAD)]
     for name in (EMBED, HEAD):
