@@ -97,7 +97,10 @@ class SafetensorsCheckpoint:
     def load(self, name: str) -> PackedTensor:
         """Return a matrix as a view into the file, or, where it is quantised, in arrays of its own."""
         if name in self._quantised:
-            return self._quantised[name].load()
+            try:
+                return self._quantised[name].load()
+            except CheckpointError as error:
+                raise CheckpointError(f"{self.path}: {error.condition}", error.remedy) from error
         stored = self._get(name)
         if len(stored.shape) != 2:
             raise CheckpointError(f"{self.path}: tensor {name} has shape {stored.shape}, it is not a matrix")
