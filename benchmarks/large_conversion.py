@@ -42,6 +42,7 @@ class Watch:
     def __init__(self) -> None:
         self.peaks: dict[str, int] = {}
         self.times: dict[str, list[float]] = {}
+        self.work: dict[str, list[float]] = {}  # seconds of all cores, which tell more on a shared machine
         self._part, self._done, self._before = "beginning", threading.Event(), anonymous()
         threading.Thread(target=self._look, daemon=True).start()
 
@@ -51,11 +52,12 @@ class Watch:
     @contextmanager
     def bar(self, what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
         """Progress of one part of a conversion."""
-        self._part, began = what, time.monotonic()
-        times = self.times.setdefault(what, [])
+        self._part, began, before = what, time.monotonic(), time.process_time()
+        times, work = self.times.setdefault(what, []), self.work.setdefault(what, [])
 
         def step(done: int, count: int) -> None:
             times.append(round(time.monotonic() - began, 1))
+            work.append(round(time.process_time() - before, 1))
             print(f"{what}: {done} of {count} {unit}, {times[-1]:.0f} s", file=sys.stderr, flush=True)
 
         yield step
@@ -74,9 +76,9 @@ def anonymous() -> int:
 
 
 def main() -> None:
-    arguments = parse()
+    arguments, version = parse(), commit()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as place:
-        report = measure(arguments, Path(place))
+        report = measure(arguments, Path(place)) | {"commit": version}
     text = json.dumps(report, indent=1)
     print(text)
     if arguments.json:
@@ -94,8 +96,7 @@ def measure(arguments: argparse.Namespace, place: Path) -> dict[str, Any]:
     done = convert(str(model), place / "made", options, arguments.to, texts, watch.bar)
     seconds = time.monotonic() - began
     watch.end()
-    ends = watch.times["rounding"]
-    layer = (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else ends[0]
+    layer, work = (a_layer(one["rounding"]) for one in (watch.times, watch.work))
     layers = ALL_LAYERS[arguments.shape]
     return {
         "shape": arguments.shape,
@@ -108,6 +109,8 @@ def measure(arguments: argparse.Namespace, place: Path) -> dict[str, Any]:
         "peaks": watch.peaks,
         "seconds": round(seconds, 1),
         "seconds_by_part": watch.times,
+        "seconds_of_cores_by_part": watch.work,
+        "seconds_of_cores_a_layer": round(work, 1),
         "seconds_a_layer": round(layer, 1),
         "all_layers": layers,
         "estimated_seconds": round(seconds + layer * (layers - arguments.layers)),
@@ -115,8 +118,12 @@ def measure(arguments: argparse.Namespace, place: Path) -> dict[str, Any]:
         "worst_output_error": max(row.error or 0.0 for row in done.rows),
         "machine": {"cpu": cpu_name(), "cpus": total_cores()},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit(),
     }
+
+
+def a_layer(ends: list[float]) -> float:
+    """Seconds between the ends of layers."""
+    return (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else ends[0]
 
 
 def parse() -> argparse.Namespace:

@@ -67,30 +67,32 @@ def final_logits(
     progress: Callable[[int, int], None] | None = None,
 ) -> Floats:
     """Logits (n, vocab) of ``made``, a layer of which is in memory at a time. Raises CheckpointError."""
-    config, ends = made.config, made.part(ENDS)
+    config = made.config
 
     def weight(tensor: PackedTensor) -> PackedTensor:
         return tensor if packed else as_floats(unpack(tensor))
 
-    rows = np.unique(ids)  # all others of the embeddings, which may be large, are not looked at
-    embed = np.concatenate([unpack_rows(ends[EMBED], slice(i, i + 1)) for i in rows])
-    walk = Walk(ops, config, as_floats(embed), [np.searchsorted(rows, ids).tolist()])
+    def advance(index: int) -> None:
+        prefix, tensors = f"model.layers.{index}.", made.part(stem_of(index))
+        own = {name.removeprefix(prefix): one for name, one in tensors.items()}
+        layer = {name: one if is_vector(name) else weight(one) for name, one in own.items()}
+        walk.advance(index, from_packed(config, layer).weights())
+
+    # Of the embeddings, which may be large, some rows alone; they and the head are read again afterwards.
+    rows = np.unique(ids)
+    walk = Walk(ops, config, _rows(made.part(ENDS)[EMBED], rows), [np.searchsorted(rows, ids).tolist()])
     for index in range(config.num_hidden_layers):
-        prefix = f"model.layers.{index}."
-        tensors = made.part(stem_of(index)).items()
-        layer = from_packed(
-            config,
-            {
-                name.removeprefix(prefix): tensor if is_vector(name) else weight(tensor)
-                for name, tensor in tensors
-            },
-        )
-        walk.advance(index, layer.weights())
+        advance(index)
         if progress is not None:
             progress(index + 1, config.num_hidden_layers)
+    ends = made.part(ENDS)
     hidden = ops.rms_norm(walk.x[0], unpack(ends["model.norm.weight"])[0], config.rms_norm_eps)
     scaled, head = np.asarray(hidden) * np.float32(config.logit_scale), ends.get(HEAD, ends[EMBED])
     if packed:
         return np.array(ops.linear(scaled, Linear(weight=head)))
     parts = (as_floats(unpack_rows(head, part)) for part in row_slices(*head.shape))
     return np.concatenate([np.array(ops.linear(scaled, Linear(weight=one))) for one in parts], axis=1)
+
+
+def _rows(embed: PackedTensor, rows: NDArray[np.intp]) -> PackedTensor:
+    return as_floats(np.concatenate([unpack_rows(embed, slice(i, i + 1)) for i in rows]))
