@@ -71,7 +71,7 @@ def test_a_text_may_be_called_all(
     [
         (["--window", "1"], "--window"),
         (["--stride", "0"], "--stride"),
-        (["--window", "64", "--stride", "65"], "stride = 65"),
+        (["--window", "64", "--stride", "65"], "--stride 65 is outside 1 to 64"),
         (["--window", "100000"], "more than the"),
         (["--text", "nowhere.txt"], "nowhere.txt"),
         (["--text", "{empty}"], "holds no text"),

@@ -262,7 +262,6 @@ def shapes(**rows: int) -> dict[str, tuple[int, ...]]:
         ("marlin", {}, {NAME: 96}, f"no place for the 96 rows of {NAME}, no multiple of 64"),
         ("marlin", {}, {ATTENTION[1]: 32}, r"the 288 rows of .*q_proj.weight with k_proj and v_proj"),
         ("mlx", {"down": "int4-g96"}, {}, "its groups are of 32 or 64 or 128"),
-        ("compressed-tensors", {"embed": "int4-g64"}, {}, "leave embeddings as they are"),
     ],
 )
 def test_what_a_layout_has_no_place_for_is_named(

@@ -114,7 +114,7 @@ def plan_weights(checkpoint: Checkpoint, config: ModelConfig, weights: str = "au
 def check_weights_choice(weights: str) -> None:
     """Raise ConfigError unless ``weights`` is one of ``weight_choices()``, or one of those with a group."""
     known = list(weight_choices())
-    if weights not in known and _with_group(weights) is None:
+    if not isinstance(weights, str) or (weights not in known and _with_group(weights) is None):
         raise ConfigError(
             f"weights = {shown(weights)} is not a weight format",
             suggest(str(weights), known) + "; groups may be said: int4-g64",
