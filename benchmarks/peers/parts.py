@@ -74,10 +74,10 @@ def points(part: str, *, smoke: bool = False, deep: bool = False) -> list[Point]
     real = part.removesuffix("-avx2") in REAL
     deepest = 2048 if smoke else 131072 if deep else 32768
     if part != "minicpm4-0.5b-shape":
-        deepest = min(deepest, 24576 if real else 8192)
-    depths = [depth for depth in (0, 2048, 8192, 24576, 32768, 131072) if depth <= deepest]
+        deepest = min(deepest, 16384 if real else 8192)
+    depths = [depth for depth in (0, 2048, 8192, 16384, 32768, 131072) if depth <= deepest]
     if not real:
-        depths = [depth for depth in depths if depth != 24576]  # near the end of the real files' contexts
+        depths = [depth for depth in depths if depth != 16384]
     lengths = [length for length in (512, 2048, 8192, 32768) if length <= deepest]
     if smoke:
         lengths = [512]

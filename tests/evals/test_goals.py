@@ -155,5 +155,5 @@ def test_goals_of_real_files() -> None:
     assert found[f"{file}: prompts against llama.cpp"] == ["1.80x", "–", "1.70x (2,048 tokens)", "no"]
     depths = {point.depth for point in points("qwen-0.5b")}
     assert (
-        depths == {0, 2048, 8192, 24576} and max(point.tokens for point in points("qwen-1.5b-avx2")) == 2048
+        depths == {0, 2048, 8192, 16384} and max(point.tokens for point in points("qwen-1.5b-avx2")) == 2048
     )
