@@ -19,12 +19,11 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib.util
 import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
@@ -32,6 +31,7 @@ from typing import Any
 
 import numpy as np
 from commits import commit
+from moved_original import EXACT, check_moved, move, texts
 
 from minicpm4 import LLM
 from minicpm4.cli.terminal import progress_bar
@@ -39,102 +39,21 @@ from minicpm4.config import ModelConfig
 from minicpm4.errors import Minicpm4Error
 from minicpm4.evals.conversion import Calibration, convert, read_windows
 from minicpm4.evals.fidelity import compare
-from minicpm4.files import finite, write_file, write_json, writing_folder, writing_path
-from minicpm4.formats.hf_write import write_folder
-from minicpm4.formats.names import EMBED, HEAD, expected_tensors
-from minicpm4.formats.packing import pack_from_float, unpack
+from minicpm4.files import finite, write_json, writing_path
+from minicpm4.formats.names import EMBED, expected_tensors
 from minicpm4.formats.quant import QuantSpec, packed_nbytes
-from minicpm4.formats.tensor_source import array_source, checkpoint_source
-from minicpm4.kernels.registry import exact_isa, host_table
+from minicpm4.kernels.registry import host_table
 from minicpm4.machine import cpu_name, total_cores
-from minicpm4.model.source import OpenModel, open_model
+from minicpm4.model.source import open_model
 from minicpm4.model.weight_plan import plan_weights
-from minicpm4.quantize.layer import Layer, read_layer, read_tensor
+from minicpm4.quantize.layer import read_layer, read_tensor
 from minicpm4.quantize.options import FLOATS, METHODS, QuantizeOptions
 from minicpm4.quantize.rotate import Rotation
-from minicpm4.quantize.smooth import fold, shared
 from minicpm4.quantize.walk import STAGES, Walk, as_floats
 
-ROOT = Path(__file__).parents[1]
 REFERENCE = "gptq"
-RANGE = (0.7, 1.4)
-# Products in float32: what is compared is what rounding did, not what the engine does.
-EXACT: dict[str, Any] = {"kv": "float32", "isa": exact_isa()}
 KINDS = {"english": ["english"], "python": ["python"], "both": ["english", "python"], "own": []}
 FIRST = 8  # positions that ``activations`` tells apart
-LIBRARY = {  # of Python: what code is calibrated on, and what it is tested on
-    "calibration": ("argparse", "ast", "configparser", "datetime", "decimal", "inspect", "mailbox", "pickle"),
-    "test": ("fractions", "heapq", "shlex", "statistics", "textwrap"),
-}
-
-
-def texts(folder: Path) -> dict[str, dict[str, Path]]:
-    """Files of text by use ("calibration", "test") and kind ("english", "python")."""
-    from pydoc_data.topics import topics
-
-    folder.mkdir(parents=True, exist_ok=True)
-    found: dict[str, dict[str, Path]] = {}
-    sources = {use: "\n\n".join(_source(name) for name in names) for use, names in LIBRARY.items()}
-    english = {
-        "calibration": "\n\n".join(topics.values()),
-        "test": (ROOT / "examples" / "how_sqlite_is_tested.txt").read_text(encoding="utf-8"),
-    }
-    for use in LIBRARY:
-        found[use] = {"english": folder / f"{use}-english.txt", "python": folder / f"{use}-python.txt"}
-        write_file(found[use]["english"], english[use])
-        write_file(found[use]["python"], sources[use])
-    return found
-
-
-def _source(name: str) -> str:
-    spec = importlib.util.find_spec(name)
-    assert spec is not None and spec.origin is not None
-    return Path(spec.origin).read_text(encoding="utf-8")
-
-
-def factors(layer: Layer, names: Sequence[str], rng: np.random.Generator) -> tuple[np.ndarray, int]:
-    """Random factors of a stage's columns, those that come from one row equal; and how many do."""
-    share, width = shared(layer.config, names), layer.weight(names[0]).shape[1]
-    if share == 1:
-        return rng.uniform(*RANGE, width).astype(np.float32), share
-    heads = rng.uniform(*RANGE, (width // share // layer.config.head_dim, 1, layer.config.head_dim))
-    return np.repeat(heads, share, axis=1).reshape(-1).astype(np.float32), share
-
-
-def move(opened: OpenModel, target: Path, seed: int) -> None:
-    """Write a model, moved off its grid, to the folder ``target`` in float32."""
-    rng, config = np.random.default_rng(seed), opened.config
-    ends = (EMBED, "model.norm.weight", *(() if config.tie_word_embeddings else (HEAD,)))
-    sources = {name: checkpoint_source(opened.checkpoint, name) for name in ends}
-    for index in range(config.num_hidden_layers):
-        layer = read_layer(opened.checkpoint, config, index)
-        for names in STAGES:
-            fold(layer, names, *factors(layer, names, rng))
-        prefix = f"model.layers.{index}."
-        sources |= {prefix + name: array_source(values) for name, values in layer.floats.items()}
-    with writing_folder(target.resolve(), durable=True) as new:
-        write_folder(new, config, sources, beside=opened.text().files())
-
-
-def check_moved(name: str, target: Path, ids: list[int]) -> dict[str, float | None]:
-    """How far the moved model's logits are from the original's, as a part of the largest; and what part of
-    the values of its matrices of 4 bits change when they are rounded to the original's format again,
-    None where it has none."""
-    logits = []
-    for one in (name, str(target)):
-        with LLM(one, context=len(ids) + 8, max_batch=1, **EXACT) as llm:
-            logits.append(llm.logits(ids).astype(np.float64))
-    before, after = open_model(name).checkpoint, open_model(target).checkpoint
-    changed = []
-    for tensor, described in before.tensors.items():
-        if described.spec.kind == "int4":
-            values = unpack(after.load(tensor))
-            changed.append(float((unpack(pack_from_float(values, described.spec)) != values).mean()))
-            after.release(tensor)
-    return {
-        "logits_apart": float(np.abs(logits[1] - logits[0]).max() / np.abs(logits[0]).max()),
-        "off_grid": float(np.mean(changed)) if changed else None,
-    }
 
 
 def cases(args: argparse.Namespace, tied: bool) -> Iterator[tuple[str, QuantizeOptions, str]]:
