@@ -14,8 +14,8 @@
 namespace minicpm4 {
 namespace {
 
-// (formats, layout, first and last row count, units, least group, only with 8 bits, method)
-using Row = std::tuple<std::vector<std::string>, std::string, i64, std::optional<i64>, i64, i64, bool, std::string>;
+// (formats, layout, first and last row count, only with 8 bits, method)
+using Row = std::tuple<std::vector<std::string>, std::string, i64, std::optional<i64>, bool, std::string>;
 
 const char* name_of(Method method) { return kMethodInfos[static_cast<int>(method)].name; }
 
@@ -46,18 +46,18 @@ std::vector<Row> ways(const std::string& name) {
             const std::vector<std::string> formats = formats_of(start, way);
             if (formats.empty()) continue;
             const std::optional<i64> last = way.last == kMany ? std::nullopt : std::optional<i64>(way.last);
-            rows.emplace_back(formats, kLayouts[static_cast<int>(way.layout)], way.first, last, way.units, way.group,
-                              way.narrow, name_of(way.method));
+            rows.emplace_back(formats, kLayouts[static_cast<int>(way.layout)], way.first, last, way.narrow,
+                              name_of(way.method));
         }
     }
     return rows;
 }
 
 std::optional<std::string> method(const std::string& name, const std::string& format, const std::string& layout,
-                                  i64 group, i64 n, bool narrow) {
+                                  i64 n, bool narrow) {
     for (const KindInfo& info : kKinds) {
         if (format != info.name) continue;
-        const Way* way = find_way(level_of(name), {info.kind, layout == "panels", group, n, narrow});
+        const Way* way = find_way(level_of(name), {info.kind, layout == "panels", n, narrow});
         return way == nullptr ? std::nullopt : std::optional<std::string>(name_of(way->method));
     }
     fail("weight format '" + format + "' is unknown");
@@ -91,7 +91,7 @@ constexpr bool sees_every_change() {
     return true;
 }
 
-// Weights in rows may have any groups and any number of rows of x.
+// Weights in rows may meet any number of rows of x.
 constexpr bool takes_all_rows() {
     bool all = true;
     for (int level = 0; level < kNumLevels; ++level) {
@@ -113,8 +113,8 @@ void bind_ways(nb::module_& module) {
     module.def("methods", &methods, "(name, file in cpp/linear/, meaning) of each way to multiply.");
     module.def("ways", &ways, nb::arg("level"),
                "How a level multiplies, in the order in which it looks: (formats, layout, first and last number of rows of "
-               "x, units of a group, least group, only with narrow activations, method).");
-    module.def("method", &method, nb::arg("level"), nb::arg("format"), nb::arg("layout"), nb::arg("group"), nb::arg("rows"),
+               "x, only with narrow activations, method).");
+    module.def("method", &method, nb::arg("level"), nb::arg("format"), nb::arg("layout"), nb::arg("rows"),
                nb::arg("narrow") = false, "The method of one product; None for panels that a level does not take.");
 }
 

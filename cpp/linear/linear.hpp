@@ -46,7 +46,7 @@ static void multiply_by(Method method, Pool& pool, const SharedProducts& all) {
 
 static void multiply(Pool& pool, const SharedProducts& all) {
     const LinearArgs& args = *all.args;
-    const Product product = {args.w.kind, args.w.panels, args.w.group, args.n, args.bytes};
+    const Product product = {args.w.kind, args.w.panels, args.n, args.bytes};
 #if defined(MC_HAS_TILES)
     const Way* way = args.w.cols > 0 ? find_own_way(kLevel, product) : nullptr;
     if (way == nullptr) return isa_avx512_bf16::table.linears(pool, all.args, all.count);

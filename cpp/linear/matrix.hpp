@@ -11,7 +11,6 @@ struct KindInfo {
     const char* name;
     Kind kind;
     i64 bits;            // of a weight's code
-    i64 unit;            // weights whose codes are told apart together: 16 bytes of them, or two planes
     i64 row_multiple;
     i64 group_multiple;  // 0: no groups
 
@@ -22,11 +21,11 @@ struct KindInfo {
 
 // In the order of Kind. formats/kinds.py has more to say of each.
 constexpr KindInfo kKinds[] = {
-    {"f32", Kind::f32, 32, 16, 1, 0},       {"f16", Kind::f16, 16, 16, 1, 0},
-    {"bf16", Kind::bf16, 16, 16, 1, 0},     {"int8", Kind::int8, 8, 16, 16, 16},
-    {"int4", Kind::int4, 4, 32, 32, 32},    {"ternary", Kind::ternary, 2, 64, 64, 32},
-    {"int6", Kind::int6, 6, 64, 64, 16},    {"int5", Kind::int5, 5, 32, 32, 32},
-    {"int3", Kind::int3, 3, 64, 64, 16},    {"int2", Kind::int2, 2, 64, 64, 16},
+    {"f32", Kind::f32, 32, 1, 0},       {"f16", Kind::f16, 16, 1, 0},
+    {"bf16", Kind::bf16, 16, 1, 0},     {"int8", Kind::int8, 8, 16, 16},
+    {"int4", Kind::int4, 4, 32, 32},    {"ternary", Kind::ternary, 2, 64, 32},
+    {"int6", Kind::int6, 6, 64, 16},    {"int5", Kind::int5, 5, 32, 32},
+    {"int3", Kind::int3, 3, 64, 16},    {"int2", Kind::int2, 2, 64, 16},
 };
 enum : int { kNumKinds = 10 };
 

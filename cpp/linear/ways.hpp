@@ -34,15 +34,10 @@ constexpr MethodInfo kMethodInfos[] = {
 
 enum class Layout : int { rows, panels, any };
 
-// Weights of a unit.
-MC_INLINE constexpr i64 unit_of(Kind kind) { return kKinds[static_cast<int>(kind)].unit; }
-
 struct Way {
     u32 kinds;  // a bit for each Kind
     Layout layout;
     i64 first, last;  // rows of x
-    i64 units;        // groups are this many units, or a divisor or a multiple of it; 0: any groups
-    i64 group;        // weights of a group at least
     bool narrow;      // only where x may be rounded to 8 bits
     Method method;
 };
@@ -58,36 +53,36 @@ constexpr u32 kIntegers = kGrouped | kPlanes;
 constexpr u32 kAllKinds = kFloat32 | kHalves | kIntegers;
 constexpr i64 kMany = i64(1) << 40;  // any number of rows of x
 
-// Up to how many rows of x are few is measured (docs/log.md). Scaling the sums of short groups costs what integers
-// gain: the more rows, the better are methods that unpack weights once for all.
+// Up to how many rows of x are few is measured (docs/log.md): of more, methods that unpack weights once for all are
+// faster.
 constexpr Way kScalarWays[] = {
-    {kAllKinds, Layout::rows, 1, kMany, 0, 0, false, Method::floats},
+    {kAllKinds, Layout::rows, 1, kMany, false, Method::floats},
 };
 constexpr Way kAvx2Ways[] = {
-    {kIntegers, Layout::panels, 1, 16, 0, 0, false, Method::panels},
-    {kIntegers, Layout::panels, 17, kMany, 0, 0, false, Method::pairs},
-    {kIntegers, Layout::rows, 1, kMany, 0, 0, false, Method::pairs},
+    {kIntegers, Layout::panels, 1, 16, false, Method::panels},
+    {kIntegers, Layout::panels, 17, kMany, false, Method::pairs},
+    {kIntegers, Layout::rows, 1, kMany, false, Method::pairs},
 };
 constexpr Way kAvx512DotWays[] = {
-    {kIntegers, Layout::panels, 1, kMany, 0, 0, true, Method::narrow_panels},
-    {kIntegers, Layout::panels, 1, 16, 0, 0, false, Method::panels},
-    {kIntegers, Layout::panels, 17, kMany, 0, 0, false, Method::pairs},
-    {kIntegers, Layout::rows, 1, kMany, 0, 0, false, Method::pairs},
-    {kHalves, Layout::rows, 1, kMany, 0, 0, false, Method::bf16},
+    {kIntegers, Layout::panels, 1, kMany, true, Method::narrow_panels},
+    {kIntegers, Layout::panels, 1, 16, false, Method::panels},
+    {kIntegers, Layout::panels, 17, kMany, false, Method::pairs},
+    {kIntegers, Layout::rows, 1, kMany, false, Method::pairs},
+    {kHalves, Layout::rows, 1, kMany, false, Method::bf16},
 };
 constexpr Way kAmxWays[] = {
-    {kGrouped, Layout::any, 17, kMany, 0, 0, false, Method::tiles},
-    {kHalves, Layout::rows, 9, kMany, 0, 0, false, Method::tiles},
+    {kGrouped, Layout::any, 17, kMany, false, Method::tiles},
+    {kHalves, Layout::rows, 9, kMany, false, Method::tiles},
 };
 constexpr Way kNeonWays[] = {
-    {kGrouped, Layout::rows, 1, kMany, 0, 0, false, Method::words},
+    {kGrouped, Layout::rows, 1, kMany, false, Method::words},
 };
 constexpr Way kNeonDotWays[] = {
-    {kGrouped, Layout::rows, 1, 8, 0, 0, false, Method::words},
-    {kGrouped, Layout::rows, 9, kMany, 0, 0, false, Method::halves},
+    {kGrouped, Layout::rows, 1, 8, false, Method::words},
+    {kGrouped, Layout::rows, 9, kMany, false, Method::halves},
 };
 constexpr Way kNeonMatrixWays[] = {
-    {kHalves, Layout::rows, 1, kMany, 0, 0, false, Method::bf16},
+    {kHalves, Layout::rows, 1, kMany, false, Method::bf16},
 };
 
 // A level's own ways, and the one (number in kLevels) whose ways follow them.
@@ -124,11 +119,10 @@ MC_INLINE constexpr int find_level(const char* name) {
     return i;
 }
 
-// What a choice hangs on. `group` is 0 where there are none.
+// What a choice hangs on.
 struct Product {
     Kind kind;
     bool panels;
-    i64 group;
     i64 n;  // rows of x
     bool narrow;
 };
@@ -136,10 +130,7 @@ struct Product {
 MC_INLINE constexpr bool fits(const Way& way, const Product& p) {
     if ((way.kinds >> static_cast<int>(p.kind) & 1U) == 0 || p.n < way.first || p.n > way.last) return false;
     if (way.layout != Layout::any && (way.layout == Layout::panels) != p.panels) return false;
-    if (p.group < way.group || (way.narrow && !p.narrow)) return false;
-    const i64 units = p.group / unit_of(p.kind);
-    return way.units == 0 ||
-           (units > 0 && p.group % unit_of(p.kind) == 0 && (units % way.units == 0 || way.units % units == 0));
+    return !way.narrow || p.narrow;
 }
 
 // The first way that fits, or null. Own: of those that are the level's own.
@@ -159,20 +150,15 @@ MC_INLINE constexpr const Way* find_way(int level, const Product& p) {
 // Numbers of rows of x at which a choice may change.
 constexpr i64 kProbedRows[] = {1, 8, 9, 16, 17, 512};
 
-// Calls see(product, way or null) for products with every number of rows at which a choice may change and groups of all sorts;
-// OWN: ways of the level alone.
+// Calls see(product, way or null) for products with every number of rows at which a choice may change; OWN: ways of the level alone.
 template <bool OWN, class See>
 static constexpr void each_product(int level, Kind kind, See&& see) {
-    constexpr i64 kGroups[] = {16, 32, 48, 64, 96, 128, 192, 256, 384, 512};
-    for (const i64 group : kGroups) {
-        const i64 multiple = kKinds[static_cast<int>(kind)].group_multiple;
-        if (multiple > 0 && group % multiple != 0) continue;
-        for (const i64 n : kProbedRows) {
-            for (int i = 0; i < 4; ++i) {
-                const Product p = {kind, i % 2 == 1, multiple > 0 ? group : 0, n, i / 2 == 1};
-                if (p.panels && multiple == 0) continue;
-                see(p, OWN ? find_own_way(level, p) : find_way(level, p));
-            }
+    const bool grouped = kKinds[static_cast<int>(kind)].group_multiple > 0;
+    for (const i64 n : kProbedRows) {
+        for (int i = 0; i < 4; ++i) {
+            const Product p = {kind, i % 2 == 1, n, i / 2 == 1};
+            if (p.panels && !grouped) continue;
+            see(p, OWN ? find_own_way(level, p) : find_way(level, p));
         }
     }
 }
@@ -189,10 +175,10 @@ static constexpr u32 methods_for(int level, Kind kind) {
 
 // Whether a level takes weights of a format in panels, and whether it may round x to 8 bits.
 MC_INLINE bool takes_panels(int level, Kind kind) {
-    return kKinds[static_cast<int>(kind)].group_multiple > 0 && find_way(level, {kind, true, 32 * unit_of(kind), 1, false}) != nullptr;
+    return kKinds[static_cast<int>(kind)].group_multiple > 0 && find_way(level, {kind, true, 1, false}) != nullptr;
 }
 MC_INLINE bool narrows(int level) {
-    const Way* way = find_way(level, {Kind::int4, true, 128, 1, true});
+    const Way* way = find_way(level, {Kind::int4, true, 1, true});
     return way != nullptr && way->narrow;
 }
 

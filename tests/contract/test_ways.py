@@ -23,20 +23,22 @@ CASES = [
 ]
 
 
-def matrix(level: str, way: Way, format: str, n: int) -> tuple[PackedTensor, np.ndarray] | None:
-    """Weights that go this way by n rows of x: of the longest groups that do, in an odd number of rows. None
-    where an earlier way takes them all."""
+def matrix(level: str, way: Way, format: str, n: int) -> list[tuple[PackedTensor, np.ndarray]]:
+    """Weights that go this way by n rows of x, in an odd number of rows, with groups of each size that
+    the format may have; none where an earlier way takes them."""
     layout = "rows" if way.layout == "any" else way.layout
-    groups = [0] if format in ("f32", "f16", "bf16") else GROUPS[::-1]
-    taken = [g for g in groups if _cpu.method(level, format, layout, g, n, way.narrow) == way.method]
-    fitting = [g for g in taken if not g or g % KINDS[format].group == 0]
-    if not fitting:
-        return None
-    group = fitting[0]
-    cols = 3 * group if group else 131
-    cols += group if cols % KINDS[format].columns else 0
+    if _cpu.method(level, format, layout, n, way.narrow) != way.method:
+        return []
+    row = KINDS[format]
     offsets = format in ("int4", "int8", "int5", "int2")
-    return random_weight(np.random.default_rng(n), 53, (format, group, cols, offsets))
+    found = []
+    for group in [size for size in GROUPS if size % row.group == 0] if row.group else [0]:
+        cols = 3 * group if group else 131
+        cols += group if cols % row.columns else 0
+        cols = -(-cols // row.columns) * row.columns
+        if not group or cols % group == 0:
+            found.append(random_weight(np.random.default_rng(n), 53, (format, group, cols, offsets)))
+    return found
 
 
 @pytest.mark.parametrize(
@@ -45,16 +47,19 @@ def matrix(level: str, way: Way, format: str, n: int) -> tuple[PackedTensor, np.
 def test_every_way_multiplies(level: str, way: Way, format: str) -> None:
     ops = CpuOps(2, level, narrow=way.narrow)
     counts = (way.first, way.last or way.first + 30, way.last or 515)
-    found = {n: weights for n in counts if (weights := matrix(level, way, format, n))}
+    found = [(n, *one) for n in counts for one in matrix(level, way, format, n)]
     assert found
-    for n, (weight, values) in found.items():
+    for n, weight, values in found:
         if way.layout == "panels":
             weight = ops.prepare(weight)
             assert weight.layout == "panels"
         x = np.random.default_rng(n).standard_normal((n, weight.shape[1]), np.float32)
         expected = x.astype(np.float64) @ values.T
         error = np.abs(ops.linear(x, Linear(weight=weight)) - expected).max(axis=1)
-        assert (error <= ROUNDED.get(way.method, 1e-4) * np.linalg.norm(expected, axis=1)).all(), n
+        assert (error <= ROUNDED.get(way.method, 1e-4) * np.linalg.norm(expected, axis=1)).all(), (
+            n,
+            weight.spec,
+        )
 
 
 def test_the_map_knows_what_this_machine_has() -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from minicpm4 import _cpu
 
-HEADINGS = ("level", "weights", "layout", "rows of x", "groups", "method")
+HEADINGS = ("level", "weights", "layout", "rows of x", "method")
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,17 +18,13 @@ class Way:
     """One line of the map: weights of ``formats`` in ``layout`` ("rows", "panels", "any") by ``first`` to
     ``last`` (None: any number) rows of x are multiplied by ``method``.
 
-    Groups are ``units`` units long, or a divisor or a multiple of that, where a unit is what 16 bytes of
-    codes hold (0: any groups), and ``group`` weights at least. ``narrow``: only where activations may be
-    rounded to 8 bits.
+    ``narrow``: only where activations may be rounded to 8 bits.
     """
 
     formats: tuple[str, ...]
     layout: str
     first: int
     last: int | None
-    units: int
-    group: int
     narrow: bool
     method: str
 
@@ -36,18 +32,10 @@ class Way:
     def rows(self) -> str:
         return f"{self.first} or more" if self.last is None else f"{self.first} to {self.last}"
 
-    @property
-    def groups(self) -> str:
-        if not self.units:
-            return "any"
-        lengths = [f"{1 << i}" for i in range(self.units.bit_length() - 1)]
-        text = ", ".join(lengths) + f" or {self.units}n units" if lengths else "whole units"
-        return text + (f", {self.group} weights at least" if self.group else "")
-
     def cells(self) -> tuple[str, ...]:
         """The way as text, under ``HEADINGS`` but the first."""
         method = self.method + (" (8-bit activations)" if self.narrow else "")
-        return ", ".join(self.formats), self.layout, self.rows, self.groups, method
+        return ", ".join(self.formats), self.layout, self.rows, method
 
 
 def ways(level: str) -> list[Way]:

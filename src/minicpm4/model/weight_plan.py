@@ -17,7 +17,15 @@ from minicpm4.formats.packing import default_spec, wider
 from minicpm4.formats.quant import QuantSpec, packed_nbytes
 from minicpm4.kernels.contract import OpTable
 
-__all__ = ["MatrixPlan", "WeightPlan", "check_weights_choice", "parse_spec", "plan_weights", "target_spec"]
+__all__ = [
+    "MatrixPlan",
+    "WeightPlan",
+    "check_weights_choice",
+    "float_choices",
+    "parse_spec",
+    "plan_weights",
+    "target_spec",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,9 +157,14 @@ def _with_group(weights: str) -> QuantSpec | None:
     return spec if spec.group_size else None
 
 
+def float_choices() -> list[str]:
+    """Kinds of floats that can be asked for."""
+    return [name for name, row in float_kinds().items() if row.choice]
+
+
 def parse_spec(text: str, more: Collection[str] = ()) -> QuantSpec:
     """ "int4-g64" and the like, also of kinds ``more``, or "bf16". Raises ConfigError."""
-    floats = [name for name, row in float_kinds().items() if row.choice]
+    floats = float_choices()
     if text in floats:
         return QuantSpec(kind=text)
     match = re.fullmatch(r"([a-z0-9]+)-g([0-9]{1,5})", text)

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from minicpm4.config import ModelConfig
 from minicpm4.config.strict import check_choice, check_integer, check_pattern, require
 from minicpm4.errors import ConfigError
-from minicpm4.formats.kinds import KINDS, float_kinds, rounded_kinds
+from minicpm4.formats.kinds import KINDS, rounded_kinds
 from minicpm4.formats.names import EMBED, HEAD, layer_tensors
 from minicpm4.formats.quant import QuantSpec
-from minicpm4.model.weight_plan import parse_spec
+from minicpm4.model.weight_plan import float_choices, parse_spec
 from minicpm4.quantize.gptq import DAMPING
 from minicpm4.quantize.grid import can_round
 
@@ -60,7 +60,7 @@ class QuantizeOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_choice("weights", self.weights, [*rounded_kinds(), *_float_choices()])
+        check_choice("weights", self.weights, [*rounded_kinds(), *float_choices()])
         check_choice("method", self.method, list(METHODS))
         parse_format(self._usual)
         require(
@@ -159,11 +159,6 @@ class QuantizeOptions:
 def parse_format(text: str) -> QuantSpec | None:
     """ "int4-g64" and the like, or "bf16"; "float", as it is: None. Raises ConfigError."""
     return None if text == FLOATS else parse_spec(text, [name for name in KINDS if can_round(name)])
-
-
-def _float_choices() -> list[str]:
-    """Kinds of floats that can be asked for."""
-    return [name for name, row in float_kinds().items() if row.choice]
 
 
 def _fitting(kind: str, width: int) -> str:

@@ -221,7 +221,8 @@ _FACTORS = {
 
 
 def filter_cost(name: str, value: Any, args: Args, named: Named, meter: Meter) -> int:
-    """Bytes that are charged for a filter of ``value`` which is in no way free."""
+    """Bytes that are to be charged for a filter that is not free, beside those of ``value``, which are
+    charged here: what is too large to be looked at is refused before it is."""
     size = meter.size(value)
     meter.spend(size)
     cost = _FACTORS.get(name, 2) * size + sum(meter.size(one) for one in (*args, *named.values()))
