@@ -138,16 +138,17 @@ def test_a_text_that_is_scored_ends_when_its_client_goes(serve: Any) -> None:
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_an_answer_that_takes_too_long_ends(serve: Any, stream: bool) -> None:
+@pytest.mark.parametrize(("stream", "seconds"), [(False, 0.3), (True, 4.0)])
+def test_an_answer_that_takes_too_long_ends(serve: Any, stream: bool, seconds: float) -> None:
+    """A stream has begun when its time is over: its first token comes before, on a busy machine, too."""
     release = threading.Event()
-    server = serve(["abc", release, "def"], timeout=0.3)
+    server = serve(["abc", release, "def"], timeout=seconds)
     try:
         response = server.chat(stream=stream)
     finally:
         release.set()
     error = events(response)[-1]["error"] if stream else response.json()["error"]
-    assert error["code"] == "timeout" and "0.3 s" in error["message"]
+    assert error["code"] == "timeout" and f"over {seconds:g} s" in error["message"]
     assert response.status_code == (200 if stream else 504)
     asyncio.run(until_true(lambda: server.engine.load.pages_held == 0))
 
