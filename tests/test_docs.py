@@ -77,6 +77,11 @@ def test_links_lead_to_files(page: Path) -> None:
             assert (page.parent / target).exists(), target
 
 
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_no_mark_of_what_was_to_be_filled_in_is_left(page: Path) -> None:
+    assert not re.findall(r"@@\w+@@|\bTODO\b|\bFIXME\b|\bXXX\b", page.read_text(encoding="utf-8"))
+
+
 def commands_in(page: Path) -> list[list[str]]:
     """Calls of ``minicpm4`` in a page's blocks, whatever they are marked as, as words."""
     lines = "".join(snippets(page, r"\w*")).replace("\\\n", " ").splitlines()

@@ -9,20 +9,18 @@ import numpy as np
 import pytest
 
 from minicpm4 import LLM
-from minicpm4.model import loader
 from minicpm4.model.packed_cache import LIMIT_VARIABLE, VARIABLE
 from tests.cli.conftest import Result
 from tests.fixtures.random_checkpoint import make_checkpoint
+from tests.model.kept import keep_in
 
 Run = Callable[..., Result]
 
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(VARIABLE, str(tmp_path / "kept"))
     monkeypatch.setenv(LIMIT_VARIABLE, "3")
-    monkeypatch.setattr(loader, "WORTH_KEEPING", 0.0)
-    return tmp_path / "kept"
+    return keep_in(tmp_path / "kept", monkeypatch)
 
 
 def words(text: str) -> str:

@@ -7,9 +7,9 @@ import pytest
 from minicpm4 import _cpu
 from minicpm4.kernels.cpu import CpuOps
 from minicpm4.kernels.ref import RefOps
-from minicpm4.model import loader
-from minicpm4.model.packed_cache import LIMIT_VARIABLE, VARIABLE
+from minicpm4.model.packed_cache import LIMIT_VARIABLE
 from tests.fixtures.random_checkpoint import make_checkpoint
+from tests.model.kept import keep_in
 
 
 @pytest.fixture(params=["ref", *_cpu.isa_levels(), *_cpu.emulated_levels()], scope="module")
@@ -25,10 +25,8 @@ def ref_ops():
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where converted weights are kept in this test, however quick they are to convert."""
-    monkeypatch.setenv(VARIABLE, str(tmp_path / "kept"))
     monkeypatch.delenv(LIMIT_VARIABLE, raising=False)
-    monkeypatch.setattr(loader, "WORTH_KEEPING", 0.0)
-    return tmp_path / "kept"
+    return keep_in(tmp_path / "kept", monkeypatch)
 
 
 @pytest.fixture

@@ -7,14 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from minicpm4.formats.quant import PackedTensor
-from minicpm4.model import packed_file
+from minicpm4.model import loader, packed_cache, packed_file
 from minicpm4.model.loader import load_weights
-from minicpm4.model.packed_cache import weight_cache
+from minicpm4.model.packed_cache import VARIABLE, weight_cache
 from minicpm4.model.source import open_model
 from minicpm4.model.weight_plan import plan_weights
 from minicpm4.model.weight_set import WeightSet
+
+
+def keep_in(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keep weights in ``place``, however quick they are to convert and however full the disk is."""
+    monkeypatch.setenv(VARIABLE, str(place))
+    monkeypatch.setattr(loader, "WORTH_KEEPING", 0.0)
+    monkeypatch.setattr(packed_cache, "SPARE", (0, 0.0))
+    return place
 
 
 def load(folder: Path, weights: str = "int4", layout: str = "rows", **options: Any) -> WeightSet:

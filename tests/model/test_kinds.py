@@ -17,13 +17,12 @@ from minicpm4.formats.kinds import KINDS, WeightKind
 from minicpm4.formats.packing import detect_rounded, pack_from_float, unpack
 from minicpm4.formats.quant import PackedTensor, QuantSpec, packed_nbytes
 from minicpm4.kernels.ref import RefOps
-from minicpm4.model import packed_cache
 from minicpm4.model.weights import ModelWeights
 from tests.evals.conftest import TINY
 from tests.fixtures.loading import load_model
 from tests.fixtures.random_checkpoint import make_checkpoint
 from tests.model.driver import Driver
-from tests.model.kept import load
+from tests.model.kept import keep_in, load
 
 # Eight weights of three bits lie in three bytes, and stand for numbers that are not evenly spaced.
 LEVELS = (-1.0, -0.6, -0.3, -0.1, 0.1, 0.3, 0.6, 1.0)
@@ -140,8 +139,7 @@ def test_the_engine_generates_with_it(tmp_path: Path) -> None:
 
 
 def test_it_is_kept_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(packed_cache.VARIABLE, str(tmp_path / "kept"))
-    monkeypatch.setattr("minicpm4.model.loader.WORTH_KEEPING", 0.0)
+    keep_in(tmp_path / "kept", monkeypatch)
     folder = make_checkpoint(tmp_path / "model", num_hidden_layers=2)
     first, again = load(folder, "nf3"), load(folder, "nf3")
     assert "kept for the next start" in first.notes and "kept ones" in again.notes
