@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from minicpm4.cli.mcp_agent import export, run
 from minicpm4.cli.mcp_catalogue import add, catalogue
+from minicpm4.cli.mcp_data import data
 from minicpm4.cli.mcp_eval import evaluate
 from minicpm4.cli.mcp_inspect import inspect
 from minicpm4.cli.mcp_servers import allowed, call, search, servers, tools
@@ -18,6 +19,7 @@ commands = {
     "call": call,
     "allowed": allowed,
     "export": export,
+    "data": data,
     "eval": evaluate,
     "inspect": inspect,
 }

@@ -16,9 +16,10 @@ from typing import Any
 
 from minicpm4.agents.mcp.agent import SYSTEM
 from minicpm4.agents.mcp.hidden import escaped
-from minicpm4.agents.mcp.models import Local, Model
+from minicpm4.agents.mcp.models import Model
 from minicpm4.agents.mcp.toolbox import Toolbox
 from minicpm4.agents.mcp.tools import Tool, fingerprint
+from minicpm4.agents.mcp.writing import queries_for
 from minicpm4.config.strict import require
 from minicpm4.errors import ConfigError, Minicpm4Error
 from minicpm4.files import finite, json_text, read_json, writing
@@ -26,7 +27,7 @@ from minicpm4.files import finite, json_text, read_json, writing
 __all__ = ["Inspection", "Trial", "inspect_tool", "page_of", "passed", "read_report", "write_report"]
 
 QUERIES = 10
-MAX_QUERY, MAX_TEXT, MAX_REPORT = 1000, 2000, 64 << 20
+MAX_TEXT, MAX_REPORT = 2000, 64 << 20
 VERSION = 1
 
 
@@ -69,7 +70,7 @@ async def inspect_tool(
     key = fingerprint(box.servers[tool.server].spec, tool.parts)
     made = Inspection(server=tool.server, tool=tool.name, key=key, wanted=count)
     try:
-        queries = await _queries(model, tool, count)
+        queries = await queries_for(model, tool, count)
     except Minicpm4Error as error:
         return replace(made, why=f"no queries could be written: {error}"[:MAX_TEXT])
     trials = []
@@ -78,31 +79,6 @@ async def inspect_tool(
         if told is not None:
             told(trials[-1])
     return replace(made, trials=tuple(trials))
-
-
-async def _queries(model: Model, tool: Tool, count: int) -> list[str]:
-    """Queries that need the tool. Raises ConfigError where the model wrote none or too few."""
-    about = json.dumps(tool.function["function"], ensure_ascii=False)
-    asked = (
-        f"This is a tool:\n{about}\nWrite {count} different requests that a user may make and that cannot be "
-        "answered without it. Name every value that the tool needs, such as real numbers, names and paths. "
-        f"Answer with a JSON list of {count} texts and nothing else."
-    )
-    messages = [{"role": "user", "content": asked}]
-    if isinstance(model, Local):
-        text = {"type": "string", "minLength": 8, "maxLength": 300}
-        schema = {"type": "array", "items": text, "minItems": count, "maxItems": count}
-        writer = Local.of(model.llm, model.params.changed(json_schema=schema, max_tokens=count * 120))
-        reply = await writer.answer(messages, ())
-    else:
-        reply = await model.answer(messages, ())
-    try:
-        found = json.loads(reply.text[reply.text.index("[") : reply.text.rindex("]") + 1])
-    except ValueError as error:
-        raise ConfigError(f"the model wrote no list: {reply.text[:200]!r}") from error
-    fine = isinstance(found, list) and all(isinstance(one, str) and one.strip() for one in found)
-    require(fine and len(found) >= count, f"the model wrote {len(found)} queries in place of {count}")
-    return [one[:MAX_QUERY] for one in found[:count]]
 
 
 async def _tried(model: Model, box: Toolbox, tool: Tool, query: str) -> Trial:

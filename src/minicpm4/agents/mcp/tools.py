@@ -16,7 +16,7 @@ from minicpm4.engine.schemas import checked_schema
 from minicpm4.errors import ConfigError
 from minicpm4.files import json_text
 
-__all__ = ["Tool", "fingerprint", "likenesses", "named", "read_tool", "shown_name"]
+__all__ = ["Tool", "fingerprint", "likenesses", "named", "read_tool", "shown_name", "texts_in"]
 
 MAX_NAME = 64  # of a function, in the APIs of others
 _HINTS = ("readOnlyHint", "destructiveHint", "idempotentHint", "openWorldHint")
@@ -57,7 +57,7 @@ class Tool:
     @property
     def has_hidden(self) -> bool:
         """Whether it is described in characters that a person does not see."""
-        return any(map(has_hidden, (self.name, self.title, self.description, *_texts(self.schema))))
+        return any(map(has_hidden, (self.name, self.title, self.description, *texts_in(self.schema))))
 
 
 def fingerprint(spec: ServerSpec, parts: Mapping[str, str]) -> str:
@@ -133,9 +133,10 @@ def _visible(value: Any) -> Any:
     return [_visible(one) for one in value] if isinstance(value, list) else value
 
 
-def _texts(value: Any) -> list[str]:
+def texts_in(value: Any) -> list[str]:
+    """All texts in a JSON value, names of its tables too."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, Mapping):
-        return [text for key, one in value.items() for text in (key, *_texts(one))]
-    return [text for one in value for text in _texts(one)] if isinstance(value, list) else []
+        return [text for key, one in value.items() for text in (key, *texts_in(one))]
+    return [text for one in value for text in texts_in(one)] if isinstance(value, list) else []

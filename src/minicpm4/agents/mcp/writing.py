@@ -1,0 +1,50 @@
+"""What a model writes for us: JSON of a schema, and queries that need a tool."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from minicpm4.agents.mcp.models import Local, Model
+from minicpm4.agents.mcp.tools import Tool
+from minicpm4.config.strict import require
+from minicpm4.errors import ConfigError
+
+__all__ = ["queries_for", "written"]
+
+MAX_QUERY = 1000
+_ENDS = {"array": ("[", "]"), "object": ("{", "}")}
+
+
+async def written(model: Model, asked: str, schema: Mapping[str, Any], max_tokens: int) -> Any:
+    """A list or table, as the model writes it: held to ``schema`` in this process, read from the text
+    elsewhere. Raises ConfigError where it wrote none."""
+    messages = [{"role": "user", "content": asked}]
+    if isinstance(model, Local):
+        params = model.params.changed(json_schema=schema, max_tokens=max_tokens)
+        reply = await Local.of(model.llm, params).answer(messages, ())
+    else:
+        reply = await model.answer(messages, ())
+    opening, closing = _ENDS[schema["type"]]
+    try:
+        return json.loads(reply.text[reply.text.index(opening) : reply.text.rindex(closing) + 1])
+    except ValueError as error:
+        what = "list" if schema["type"] == "array" else "table"
+        raise ConfigError(f"the model wrote no {what}: {reply.text[:200]!r}") from error
+
+
+async def queries_for(model: Model, tool: Tool, count: int) -> list[str]:
+    """Queries that need the tool. Raises ConfigError where the model wrote none or too few."""
+    about = json.dumps(tool.function["function"], ensure_ascii=False)
+    asked = (
+        f"This is a tool:\n{about}\nWrite {count} different requests that a user may make and that cannot be "
+        "answered without it. Name every value that the tool needs, such as real numbers, names and paths. "
+        f"Answer with a JSON list of {count} texts and nothing else."
+    )
+    text = {"type": "string", "minLength": 8, "maxLength": 300}
+    schema = {"type": "array", "items": text, "minItems": count, "maxItems": count}
+    found = await written(model, asked, schema, count * 120)
+    fine = isinstance(found, list) and all(isinstance(one, str) and one.strip() for one in found)
+    require(fine and len(found) >= count, f"the model wrote {len(found)} queries in place of {count}")
+    return [one[:MAX_QUERY] for one in found[:count]]

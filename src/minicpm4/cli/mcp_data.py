@@ -1,0 +1,205 @@
+"""``minicpm4 mcp data``: conversations with calls of tools, to train on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from minicpm4.cli.mcp_agent import EndpointOption, open_model, tell_step
+from minicpm4.cli.mcp_servers import ServerFlags, print_plan, tell_troubles
+from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, SamplingFlags, expand
+from minicpm4.cli.terminal import progress_or_lines
+from minicpm4.config.strict import check_choice, check_integer, require, suggest
+from minicpm4.errors import ConfigError
+from minicpm4.files import read_text
+
+if TYPE_CHECKING:
+    from minicpm4.agents.mcp.data.making import Maker, Query
+    from minicpm4.agents.mcp.data.talks import Counts, Dropped, Talk
+    from minicpm4.agents.mcp.toolbox import Toolbox
+    from minicpm4.agents.mcp.tools import Tool
+
+MADE = ("forward", "reverse")
+KINDS = (*MADE, "xlam", "glaive", "toolbench")
+MAX_BYTES = 64 << 20
+PARTS = "parts"
+
+
+@expand
+def data(
+    kind: Annotated[
+        str,
+        typer.Argument(
+            metavar="KIND",
+            help="forward: queries, then what the agent makes of them; reverse: calls, then the query that "
+            "asks for them; xlam, glaive, toolbench: files of that layout.",
+        ),
+    ],
+    files: Annotated[
+        list[Path] | None, typer.Argument(metavar="FILE...", help="What is converted: JSON, or JSON lines.")
+    ] = None,
+    *,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FOLDER",
+            help="talks.jsonl for `minicpm4 train`, dropped.jsonl with reasons, counts.json; and what is "
+            "begun.",
+        ),
+    ],
+    model: ModelOption = DEFAULT_MODEL,
+    endpoint: EndpointOption = None,
+    queries: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Forward: queries, a line each, as text or as JSON with query and answer: what was done is "
+            "then kept only if it ends in that answer. Default: the model writes them.",
+        ),
+    ] = None,
+    count: Annotated[int, typer.Option(help="Queries, or calls, for each tool (or two tools).")] = 10,
+    pairs: Annotated[
+        bool, typer.Option("--pairs", help="Reverse: two tools of a server, one after the other.")
+    ] = False,
+    tool: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SERVER.TOOL", help="Make them of this tool alone; repeatable."),
+    ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify/--unverified",
+            help="Reverse: keep a query only if the model, given it, calls the same tool.",
+        ),
+    ] = True,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Tell what would be started and made; do nothing.")
+    ] = False,
+    flags: ServerFlags,
+    engine: EngineFlags,
+    sampling: SamplingFlags,
+) -> None:
+    """Make conversations to train on, or convert those of others; each call is asked for.
+
+    What was made is kept piece by piece: the same command goes on where it was interrupted.
+    """
+    check_choice("KIND", kind, KINDS)
+    check_integer("--count", count, 1, 1000)
+    require(kind not in MADE or not files, f"{kind} takes no files", "give --queries, or name a layout")
+    require(queries is None or kind == "forward", "--queries is for forward", "leave it out")
+    require(not pairs or kind == "reverse", "--pairs is for reverse", "leave it out")
+    if kind not in MADE:
+        require(bool(files), f"nothing to convert: {kind} needs files", "name them behind it")
+        _tell(_convert(kind, files or [], output), output)
+        return
+    sampling.params()  # refuses before the loading what would be refused after it
+    asked = _read_queries(queries) if queries is not None else None
+    if dry_run:
+        print_plan(flags)
+        what = f"{len(asked)} queries" if asked is not None else f"{count} for each of the tools"
+        print(f"then {what}, {kind}, into {output}; each call that is not allowed asks")
+        return
+    from minicpm4.agents.mcp.data.making import Maker
+    from minicpm4.agents.mcp.data.talks import write_set
+    from minicpm4.agents.mcp.kept import Kept
+
+    flags.read(tell=False)
+    kept = Kept(output / PARTS, {"version": 1, "kind": kind, "model": model, "verify": verify})
+    speaker = open_model(model, endpoint, engine, sampling)
+    with flags.toolbox() as (blocking, box), progress_or_lines("making", "talks") as progress:
+        blocking.run(box.refresh())
+        tell_troubles(box)
+        tools = _chosen(box, tool or ())
+        maker = Maker(model=speaker, box=box, kept=kept, verify=verify, step=tell_step)
+        work = (
+            _forward(maker, tools, count, asked)
+            if kind == "forward"
+            else _reverse(maker, tools, count, pairs)
+        )
+        found = blocking.run(_all(work, progress))
+    _tell(write_set(output, found), output)
+
+
+async def _all(work: Any, progress: Any) -> list[Talk | Dropped]:
+    found = []
+    async for one, total in work:
+        found.append(one)
+        if progress is not None:
+            progress(len(found), total)
+    return found
+
+
+async def _forward(maker: Maker, tools: list[Tool], count: int, asked: list[Query] | None) -> Any:
+    from minicpm4.agents.mcp.data.talks import Dropped
+
+    every = asked if asked is not None else await maker.queries(tools, count)
+    for one in every:
+        yield (one if isinstance(one, Dropped) else await maker.forward(one)), len(every)
+
+
+async def _reverse(maker: Maker, tools: list[Tool], count: int, pairs: bool) -> Any:
+    from minicpm4.agents.mcp.data.making import pairs_of
+
+    units: list[tuple[Tool, ...]] = [*pairs_of(tools)] if pairs else [(one,) for one in tools]
+    require(bool(units), "no server has two tools", "leave out --pairs")
+    for unit in units:
+        for number in range(count):
+            yield await maker.reverse(unit, number), len(units) * count
+
+
+def _chosen(box: Toolbox, names: list[str] | tuple[str, ...]) -> list[Tool]:
+    require(bool(box.tools), "there is no tool to work with", "see: minicpm4 mcp servers")
+    return [box.find(name) for name in names] or list(box.tools.values())
+
+
+def _convert(layout: str, files: list[Path], output: Path) -> Counts:
+    from minicpm4.agents.mcp.data.layouts import converted
+    from minicpm4.agents.mcp.data.talks import write_set
+
+    for file in files:
+        require(file.is_file(), f"there is no file {file}")
+    with progress_or_lines("converting", "talks") as progress:
+        tell = None if progress is None else lambda done: progress(done, done + 1)
+        return write_set(output, converted(layout, files), tell)
+
+
+def _read_queries(file: Path) -> list[Query]:
+    return list(_queries(file, read_text(file, MAX_BYTES, ConfigError)))
+
+
+def _queries(file: Path, text: str) -> Iterator[Query]:
+    from minicpm4.agents.mcp.data.making import Query
+
+    found = 0
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        found += 1
+        where = f"{file}, line {number}"
+        if not line.lstrip().startswith("{"):
+            yield Query(text=line.strip())
+            continue
+        try:
+            one = json.loads(line)
+        except ValueError as error:
+            raise ConfigError(f"{where} is not JSON: {error}") from error
+        for name in one.keys() - {"query", "answer"}:
+            raise ConfigError(f"{where} has an unknown key {name!r:.80}", suggest(name, ["query", "answer"]))
+        fine = isinstance(one.get("query"), str) and isinstance(one.get("answer", ""), str)
+        require(fine, f"{where} has no query, or one that is no text")
+        yield Query(text=one["query"], answer=one.get("answer", ""))
+    require(found > 0, f"{file} has no query")
+
+
+def _tell(counts: Counts, output: Path) -> None:
+    from minicpm4.agents.mcp.data.talks import REASONS
+
+    print(f"{output}: {counts.kept:,} conversations with {counts.calls:,} calls")
+    for reason, number in sorted(counts.dropped.items(), key=lambda one: -one[1]):
+        print(f"left out {number:,}, {reason}: {REASONS[reason]}")

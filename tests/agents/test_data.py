@@ -1,0 +1,400 @@
+"""Conversations to train on: converted, made forward and in reverse, and read by a real training run."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minicpm4.agents.mcp.data.layouts import converted
+from minicpm4.agents.mcp.data.making import Maker, Query
+from minicpm4.agents.mcp.data.named import answers, unnamed
+from minicpm4.agents.mcp.data.records import records
+from minicpm4.agents.mcp.data.talks import Dropped, Talk, call_message, fault, result_message, write_set
+from minicpm4.agents.mcp.data.types import schema_of
+from minicpm4.agents.mcp.kept import Kept
+from minicpm4.data.tokenizer import train_tokenizer
+from minicpm4.errors import ConfigError
+from tests.agents.servers import Person, boxed, made
+from tests.agents.test_agent import hermes, scripted
+from tests.agents.test_evaluate import ADD
+from tests.cli.conftest import Result, Script, minicpm, script
+from tests.cli.test_mcp_agent import ALLOWED, config
+from tests.text.call_templates import source_of
+
+Run = Callable[..., Result]
+__all__ = ["config", "minicpm", "script"]
+XLAM = {
+    "id": 1,
+    "query": "Where can I find live giveaways of beta access, and 3 games?",
+    "answers": json.dumps([{"name": "live_giveaways", "arguments": {"kind": "beta", "most": 3}}]),
+    "tools": json.dumps(
+        [
+            {
+                "name": "live_giveaways",
+                "description": "Giveaways.",
+                "parameters": {
+                    "kind": {"description": "Which.", "type": "str", "default": "game"},
+                    "most": {"description": "How many.", "type": "int, optional"},
+                    "ids": {"type": "List[int]", "description": "", "default": ""},
+                },
+            }
+        ]
+    ),
+}
+GLAIVE = {
+    "system": "SYSTEM: You are a helpful assistant with access to the following functions. Use them if "
+    'required -\n{"name": "rate", "description": "A rate.", "parameters": {"type": "object", "properties": '
+    '{"from": {"type": "string"}, "to": {"type": "string"}}, "required": ["from", "to"]}}\n',
+    "chat": "USER: What is a euro in yen?\n\n\nASSISTANT: <functioncall> "
+    '{"name": "rate", "arguments": \'{"from": "EUR", "to": "JPY"}\'} <|endoftext|>\n\n\n'
+    'FUNCTION RESPONSE: {"rate": 160}\n\n\nASSISTANT: A euro is 160 yen. <|endoftext|>\n\n\n',
+}
+APIS = [
+    {
+        "name": "search_for_songs",
+        "description": "It's a search.",
+        "parameters": {
+            "type": "object",
+            "properties": {"term": {"type": "string", "example_value": "x"}},
+            "required": ["term"],
+            "optional": [],
+        },
+    },
+    {"name": "Finish", "description": "The end.", "parameters": {"type": "object", "properties": {}}},
+]
+FINISH = json.dumps({"return_type": "give_answer", "final_answer": "Two songs."})
+TOOLBENCH = {
+    "id": "Step 3: Songs by Cher",
+    "conversations": [
+        {"from": "system", "value": f"You are AutoGPT. You have access to the following APIs: {APIS!r}"},
+        {"from": "user", "value": "\nFind songs by Cher.\nBegin!\n"},
+        {
+            "from": "assistant",
+            "value": '\nThought: I search.\nAction: search_for_songs\nAction Input: {\n "term": "Cher"\n}',
+        },
+        {"from": "function", "value": '{"error": "", "response": "two"}'},
+        {"from": "assistant", "value": f"\nThought: \nAction: Finish\nAction Input: {FINISH}"},
+    ],
+}
+
+
+def convert(tmp_path: Path, layout: str, *given: Any) -> list[Talk | Dropped]:
+    file = tmp_path / "set.json"
+    file.write_text(json.dumps(list(given)))
+    return list(converted(layout, [file]))
+
+
+def only(found: Sequence[Talk | Dropped]) -> Talk:
+    (one,) = found
+    assert isinstance(one, Talk) and fault(one) is None, one
+    return one
+
+
+def test_xlam_is_read(tmp_path: Path) -> None:
+    talk = only(convert(tmp_path, "xlam", XLAM))
+    assert [*talk.calls()] == [("live_giveaways", {"kind": "beta", "most": 3})]
+    schema = talk.tools[0]["function"]["parameters"]
+    assert "required" not in schema and schema["properties"]["kind"]["type"] == "string"
+    assert schema["properties"]["ids"] == {
+        "type": "array",
+        "items": {"type": "integer"},
+        "description": "",
+        "default": "",
+    }
+
+
+def test_glaive_is_read(tmp_path: Path) -> None:
+    talk = only(convert(tmp_path, "glaive", GLAIVE))
+    assert [one["role"] for one in talk.messages] == ["user", "assistant", "tool", "assistant"]
+    assert [*talk.calls()] == [("rate", {"from": "EUR", "to": "JPY"})]
+    assert talk.messages[2]["content"] == '{"rate": 160}'
+    assert talk.messages[3]["content"] == "A euro is 160 yen."
+
+
+def test_toolbench_is_read(tmp_path: Path) -> None:
+    talk = only(convert(tmp_path, "toolbench", TOOLBENCH))
+    assert talk.query == "Find songs by Cher." and talk.messages[1]["content"] == "I search."
+    assert [one["function"]["name"] for one in talk.tools] == ["search_for_songs"]
+    assert talk.messages[-1] == {"role": "assistant", "content": "Two songs."}
+
+
+def dropped(layout: str, record: dict[str, Any], tmp_path: Path) -> str:
+    (one,) = convert(tmp_path, layout, record)
+    found = one if isinstance(one, Dropped) else fault(one)
+    return "" if found is None else found.reason
+
+
+@pytest.mark.parametrize(
+    ("layout", "record", "reason"),
+    [
+        ("xlam", {"query": "x"}, "layout"),
+        ("xlam", {**XLAM, "query": " "}, "no query"),
+        ("xlam", {**XLAM, "answers": "[]"}, "no call"),
+        ("xlam", {**XLAM, "tools": "[]"}, "no tools"),
+        ("xlam", {**XLAM, "answers": '[{"name": "other", "arguments": {}}]'}, "unknown tool"),
+        (
+            "xlam",
+            {**XLAM, "answers": '[{"name": "live_giveaways", "arguments": {"most": "x"}}]'},
+            "arguments",
+        ),
+        ("xlam", {**XLAM, "tools": str(XLAM["tools"]).replace('"game"', "NaN")}, "not JSON"),
+        ("xlam", {**XLAM, "query": "hid\u200bden"}, "hidden"),
+        ("glaive", {**GLAIVE, "chat": "Hello."}, "layout"),
+        ("glaive", {**GLAIVE, "chat": "USER: Hello.\n\n\nFUNCTION RESPONSE: {}"}, "layout"),
+        ("glaive", {**GLAIVE, "system": "SYSTEM: No functions."}, "no tools"),
+        ("toolbench", {"conversations": TOOLBENCH["conversations"][:-1]}, "not answered"),  # type: ignore[index]
+        (
+            "toolbench",
+            json.loads(json.dumps(TOOLBENCH).replace("give_answer", "give_up_and_restart")),
+            "gave up",
+        ),
+        ("toolbench", json.loads(json.dumps(TOOLBENCH).replace("Action Input", "Input")), "layout"),
+    ],
+)
+def test_what_is_not_kept_has_a_reason(
+    layout: str, record: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    assert dropped(layout, record, tmp_path) == reason
+
+
+def test_results_follow_their_calls() -> None:
+    call, user = call_message([("c", "sums__add", {"a": 1, "b": 2})]), {"role": "user", "content": "1 + 2?"}
+    result = result_message("c", "sums__add", "3")
+    for messages, fine in (([user, call, result], True), ([user, result, call], False)):
+        assert (fault(Talk(messages=messages, tools=[ADD])) is None) is fine
+    found = fault(Talk(messages=[user, call, user], tools=[ADD]))
+    assert found is not None and found.reason == "order"
+
+
+@pytest.mark.parametrize(
+    ("told", "schema"),
+    [
+        ("List[List[int]]", {"type": "array", "items": {"type": "array", "items": {"type": "integer"}}}),
+        ("Dict[str, int], optional", {"type": "object"}),
+        ("Optional[float]", {"type": "number"}),
+        ("Tuple[str, int]", {"type": "array"}),
+        ("Callable[[float], float]", {}),
+    ],
+)
+def test_types_of_python_are_schemas(told: str, schema: dict[str, Any]) -> None:
+    assert schema_of({"x": {"type": told}})["properties"]["x"] == schema
+
+
+def test_lists_and_lines_are_read_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minicpm4.agents.mcp.data.records.CHUNK", 7)
+    every = [{"a": i, "b": "x" * i, "c": [1.5, {}]} for i in range(9)]
+    file = tmp_path / "x.json"
+    for text in (json.dumps(every, indent=1), "\n".join(map(json.dumps, every)), json.dumps(every) + " \n"):
+        file.write_text(text)
+        assert [one for _, one in records([file])] == every
+    broken = (('[{"a": 1}, {"a"', "is not JSON"), ("[{}", "ends within its list"), ("[{}, 7]", "has 7 where"))
+    for text, told in broken:
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=told):
+            list(records([file]))
+
+
+def test_a_set_is_written_with_its_counts(tmp_path: Path) -> None:
+    bad = {**XLAM, "answers": "[]"}
+    counts = write_set(tmp_path / "out", convert(tmp_path, "xlam", XLAM, XLAM, bad))
+    assert (counts.kept, counts.calls, counts.dropped) == (1, 1, {"no call": 1, "twice": 1})
+    lines = (tmp_path / "out" / "dropped.jsonl").read_text().splitlines()
+    assert [json.loads(one)["reason"] for one in lines] == ["twice", "no call"]
+    assert json.loads((tmp_path / "out" / "counts.json").read_text())["kept"] == 1
+
+
+def test_a_query_names_the_values_of_its_call() -> None:
+    given = {"path": "/tmp/A b.txt", "n": 3, "on": True, "list": ["x", {"y": "2.50"}]}
+    assert unnamed(given, ["Read /tmp/a b.txt, 3 lines, x and '2.50'"]) == ""
+    assert unnamed({"n": 1500}, ["1,500 rows"]) == "" and unnamed({"n": 3}, ["13 rows"]) == "n: 3"
+    assert unnamed({"a": "b"}, ["c", "ab"]) == "", "or a result before it does"
+
+
+@pytest.mark.parametrize(
+    ("given", "known", "same"),
+    [
+        ("It is 1,234.0 in all.", "1234", True),
+        ("It is 12345.", "1234", False),
+        ("The capital is PARIS.", "paris", True),
+        ("", "", False),
+    ],
+)
+def test_an_answer_is_the_known_one(given: str, known: str, same: bool) -> None:
+    assert answers(given, known) is same
+
+
+def makes(
+    folder: Path, answers: list[str], *, manner: str = "made", pair: bool = False, query: Query | None = None
+) -> tuple[Talk | Dropped, int]:
+    """What is made with a scripted model, and how often that was asked."""
+    model, engine = scripted(*answers)
+
+    async def go() -> Talk | Dropped:
+        async with boxed([made(manner)], Person("session")) as box:
+            maker = Maker(model=model, box=box, kept=Kept(folder, {"kind": "test"}))
+            if query is not None:
+                return await maker.forward(query)
+            (tool,) = [one for one in box.tools.values() if one.name == "add"]
+            return await maker.reverse([tool, tool] if pair else [tool], 0)
+
+    return asyncio.run(go()), len(engine.prompts)
+
+
+SUM = Query(text="What is 2 + 3?", tool="made__add", answer="5")
+DONE = [hermes("made__add", a=2, b=3), "It is 5."]
+
+
+@pytest.mark.parametrize(
+    ("answers", "query", "reason"),
+    [
+        (DONE, SUM, ""),
+        ([DONE[0], "It is 6."], SUM, "other answer"),
+        (["It is 5."], SUM, "not called"),
+        ([DONE[0], " "], SUM, "not answered"),
+    ],
+)
+def test_forward_keeps_what_ends_well(tmp_path: Path, answers: list[str], query: Query, reason: str) -> None:
+    made, _ = makes(tmp_path, answers, query=query)
+    assert (made.reason if isinstance(made, Dropped) else "") == reason
+    assert isinstance(made, Dropped) or fault(made) is None
+    assert makes(tmp_path, ["unasked"], query=query) == (made, 0), "what was made is found again"
+
+
+REVERSED = [
+    hermes("made__add", a=2, b=3),
+    json.dumps({"request": "Please add 2 and 3 for me."}),
+    hermes("made__add", a=2, b=3),
+    "It is 5.",
+]
+
+
+def test_reverse_writes_the_query_of_a_call(tmp_path: Path) -> None:
+    made, _ = makes(tmp_path, REVERSED)
+    assert isinstance(made, Talk) and fault(made) is None
+    assert made.query == "Please add 2 and 3 for me." and made.messages[-1]["content"] == "It is 5."
+    assert [*made.calls()] == [("made__add", {"a": 2, "b": 3})]
+
+
+def test_reverse_chains_two_calls(tmp_path: Path) -> None:
+    wanted = json.dumps({"request": "Add 2 and 3, and 4 to what comes out."})
+    made, _ = makes(
+        tmp_path,
+        [REVERSED[0], hermes("made__add", a=5, b=4), wanted, REVERSED[2], "It is 9."],
+        pair=True,
+    )
+    assert isinstance(made, Talk), made
+    assert [given for _, given in made.calls()] == [{"a": 2, "b": 3}, {"a": 5, "b": 4}], "5 is a result"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({1: json.dumps({"request": "Please add some numbers."})}, "unnamed value"),
+        ({3: hermes("made__add", a=1, b=1)}, "not answered"),
+        ({1: "no table"}, "not written"),
+    ],
+)
+def test_reverse_drops_what_does_not_lead_there(tmp_path: Path, change: dict[int, str], reason: str) -> None:
+    made, _ = makes(tmp_path, [change.get(i, one) for i, one in enumerate(REVERSED)])
+    assert isinstance(made, Dropped) and made.reason == reason
+
+
+def test_work_of_another_kind_is_not_gone_on_with(tmp_path: Path) -> None:
+    Kept(tmp_path, {"kind": "a"}).put({"x": 1}, "key")
+    assert Kept(tmp_path, {"kind": "a"}).get("key") == {"x": 1}
+    with pytest.raises(ConfigError, match="was begun with kind = 'a', now it is 'b'"):
+        Kept(tmp_path, {"kind": "b"})
+
+
+def test_the_command_converts_makes_and_goes_on(
+    tmp_path: Path, minicpm: Run, script: Script, config: Path
+) -> None:
+    file = tmp_path / "xlam.json"
+    file.write_text(json.dumps([XLAM, {**XLAM, "answers": "[]"}]))
+    done = minicpm("mcp", "data", "xlam", str(file), f"--output={tmp_path / 'x'}")
+    assert done.code == 0 and "1 conversations with 1 calls" in done.out and "left out 1, no call" in done.out
+    queries = ["What is 1 plus 1?", "What is 2 plus 1?"]
+    script.answers = [json.dumps(queries), hermes("sums__add", a=1, b=1), "2"]
+    words = (
+        "mcp",
+        "data",
+        "forward",
+        f"--config={config}",
+        f"--output={tmp_path / 'f'}",
+        "--count=2",
+        *ALLOWED,
+    )
+    script.answers += [hermes("sums__add", a=2, b=1), "3"]
+    done = minicpm(*words)
+    assert done.code == 0 and "2 conversations with 2 calls" in done.out, done
+    again = minicpm(*words)
+    assert again.out == done.out and not script.answers, "nothing is made anew"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("forwards",), "did you mean 'forward'?"),
+        (("xlam",), "xlam needs files"),
+        (("reverse", "x.json"), "reverse takes no files"),
+        (("reverse", "--queries=x"), "--queries is for forward"),
+        (("forward", "--pairs"), "--pairs is for reverse"),
+    ],
+)
+def test_wrong_words_are_refused(tmp_path: Path, minicpm: Run, words: tuple[str, ...], told: str) -> None:
+    done = minicpm("mcp", "data", *words, f"--output={tmp_path}")
+    assert done.code == 2 and told in done.err
+
+
+RECIPE = """
+name = "calls"
+output = "{run}"
+[model.shape]
+hidden_size = 64
+intermediate_size = 64
+num_hidden_layers = 1
+num_attention_heads = 2
+num_key_value_heads = 1
+max_position_embeddings = 4096
+rms_norm_eps = 1e-5
+scale_emb = 12.0
+scale_depth = 1.4
+dim_model_base = 64.0
+[tokenizer]
+path = "{tokenizer}"
+[corpora.talks]
+kind = "chat"
+paths = ["{talks}"]
+[[stages]]
+name = "sft"
+steps = 3
+batch_tokens = 4096
+context = 2048
+rate = 0.01
+data = {{ talks = 1.0 }}
+"""
+
+
+def test_a_training_run_reads_what_was_made(tmp_path: Path, minicpm: Run) -> None:
+    found: list[Talk | Dropped] = [makes(tmp_path / "parts", REVERSED)[0]]
+    for layout, record in (("xlam", XLAM), ("glaive", GLAIVE), ("toolbench", TOOLBENCH)):
+        found += convert(tmp_path, layout, record)
+    assert write_set(tmp_path / "out", found).kept == 4
+    tokenizer = tmp_path / "tokenizer"
+    train_tokenizer(["Add 2 and 3, please."] * 20, 300, tokenizer)
+    settings = json.loads((tokenizer / "tokenizer_config.json").read_text())
+    settings["chat_template"] = source_of("qwen2_5")
+    (tokenizer / "tokenizer_config.json").write_text(json.dumps(settings))
+    recipe = tmp_path / "r.toml"
+    talks = tmp_path / "out" / "talks.jsonl"
+    recipe.write_text(RECIPE.format(run=tmp_path / "run", tokenizer=tokenizer, talks=talks))
+    done = minicpm("train", str(recipe))
+    assert done.code == 0, done.err
+    lines = [json.loads(one) for one in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [one["loss"] for one in lines if "loss" in one]
+    assert len(losses) == 3 and losses[-1] < losses[0]
