@@ -174,3 +174,13 @@ def test_what_is_told_at_load_is_what_memory_bounds() -> None:
     plan = make_plan(demand(weights=100_000_000))
     assert describe(RefOps(), plan, None, "n").endswith(f"memory planned: {human(plan.needed)}")
     assert human(plan.needed) != human(plan.total)
+
+
+@pytest.mark.parametrize("kv", ["float32", "bf16", "int8"])
+def test_a_choice_is_planned_for_the_blocks_that_there_are(kv: KVFormat) -> None:
+    """topk and the window are a file's, and may be anything: steps choose among a context's blocks."""
+    few, many = (
+        make_plan(demand(sparse=SparseConfig(topk=topk, window_size=window), context=640, kv=kv))
+        for topk, window in ((10, 640), (1_000_000, 1 << 23))
+    )
+    assert few == many

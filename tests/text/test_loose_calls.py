@@ -163,6 +163,7 @@ LONG = {
     "brackets": "<tool_call>{}" + "}" * (HUGE // 4) + "</tool_call>",
     "a number": "<tool_call>{'name': 'f', 'arguments': {'x': " + "1" * HUGE + "}}</tool_call>",
     "quotes": '<|tool_call_start|>f(a="\n' + "'" * HUGE + ")<|tool_call_end|>",
+    "bad ends": ("<|tool_call_start|>f(a" + ",a" * 8000 + "<|tool_call_end|>") * (HUGE // 64_156),
     "ends": "<|tool_call_start|>f(a='" + "<|tool_call_end|>" * (HUGE // 17) + "')",
 }
 

@@ -119,7 +119,8 @@ class Demand:
     def plan(self, context: int, extra_pages: int) -> MemoryPlan:
         """Add up for a context and pages beyond it."""
         config = self.config
-        num_pages = self.pages_for(context) + extra_pages
+        pages = self.pages_for(context)
+        num_pages = pages + extra_pages
         return MemoryPlan(
             context=context,
             page_size=self.page_size,
@@ -131,7 +132,7 @@ class Demand:
             activations=Buffers.nbytes(config, self.max_rows) + self.max_rows * config.hidden_size * 4,
             scratch=self.ops.scratch_nbytes(
                 config,
-                self.sparse,
+                None if self.sparse is None else self.sparse.within(pages),  # as the steps have it
                 kv=self.kv,
                 rows=self.max_rows,
                 context=context,
@@ -220,7 +221,8 @@ def describe(ops: OpTable, plan: MemoryPlan, sparse: SparseConfig | None, notes:
     attention = "dense"
     if sparse is not None:
         since = "always" if sparse.dense_below <= 1 else f"from {sparse.dense_below:,} tokens"
-        attention = f"sparse {since} (up to {sparse.budget} blocks of {sparse.block_size})"
+        budget = sparse.within(-(-plan.context // sparse.block_size)).budget
+        attention = f"sparse {since} (up to {budget} blocks of {sparse.block_size})"
     return (
         f"attention: {attention}; {notes}; kernels: {ops.description}; context {plan.context:,} tokens; "
         f"memory planned: {human(plan.needed)}"

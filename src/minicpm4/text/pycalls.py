@@ -35,6 +35,7 @@ _STRING_OR_COMMENT = re.compile(
     re.DOTALL,
 )
 _BREAKS = {"\n": "\\n", "\r": "\\r"}
+_LINE_END = re.compile(r"\r\n?")
 _BREAK = re.compile(r"(?P<escape>\\(?:\r\n|.))|[\r\n]", re.DOTALL)
 
 
@@ -96,6 +97,9 @@ def _escape_breaks(source: str) -> str | None:
 
 
 def _parse(source: str) -> list[Call]:
+    # As Python's parser does first of all. The lexer takes a lone \r for no blank before Python 3.12: alone
+    # between parentheses it was an argument, the empty tuple.
+    source = _LINE_END.sub("\n", source)
     try:
         tokens = [t for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type not in _SKIPPED]
     except (tokenize.TokenError, SyntaxError, ValueError) as error:

@@ -28,6 +28,7 @@ MAX_REPLY_CHARS = 1 << 20
 MAX_BLOCKS = 64
 MAX_HEAD = 1024  # characters in which a block of code says of which tool it is a call
 _MAX_ENDS = 8  # an end marker may stand inside a string argument: that many are tried
+_AGAIN = 1 << 16  # characters that may be read again for that, beside as many as a reply has: time is linear
 _PYTHON = ("<|tool_call_start|>", "<|tool_call_end|>")
 _JSON = ("<tool_call>", "</tool_call>")
 CALL_MARKS: tuple[Marks, ...] = (_PYTHON, _JSON)
@@ -133,6 +134,7 @@ class _Parts:
         self._text, self._schemas, self._marks, self._form = text, schemas, marks, form
         self._openings = call_marks(form, schemas)
         self._inside = inside  # None: a closing mark may still tell
+        self._again = len(text) + _AGAIN
         self._missing: set[str] = set()  # closing marks that do not come any more
         self._from = 0  # where the text begins that is in no part yet
         self._looked, self._blank = 0, True  # how far lines were looked at, and whether this one is blank
@@ -215,10 +217,9 @@ class _Parts:
         pair = (opening, self._openings[opening])
         if opening == FENCE[0] and not may_be_fenced(self._text[at : at + MAX_HEAD], self._schemas):
             return at + len(opening)
-        calls, used, note = _read_block(self._text[at:], pair, self._schemas, self._form)
+        calls, stop, note = self._read_block(at, pair)
         if note and opening == FENCE[0]:  # code like any other
             return at + len(opening)
-        stop = at + used
         if note:
             # It may have been spoken of while thinking.
             ends = self._closings(at, stop) if self._inside is None else []
@@ -231,37 +232,37 @@ class _Parts:
         self._from = stop
         return stop
 
-
-def _read_block(
-    text: str, pair: Marks, schemas: Schemas, form: CallFormat | None
-) -> tuple[list[ToolCall], int, str]:
-    """Calls of the block that ``text`` begins with, the characters it takes, and why it failed."""
-    opening, closing = pair
-    if not closing and form is not None and form.is_json:
-        try:
-            calls, end = _read_open(text[len(opening) :], form)
-        except CallSyntaxError as error:
-            return [], len(text), f"a tool call could not be read: {error}"
-        if calls:
-            return calls, len(opening) + end, ""
-    readers = _readers(opening, form)
-    first, reason = 0, ""
-    end = text.find(closing) if closing else -1
-    for _ in range(_MAX_ENDS):
-        used = end + len(closing) if end >= 0 else len(text)
-        first = first or used
-        inner = text[len(opening) : end if end >= 0 else len(text)]
-        for read in readers:
+    def _read_block(self, at: int, pair: Marks) -> tuple[list[ToolCall], int, str]:
+        """Calls of the block that begins at ``at``, where it ends, and why it failed."""
+        text, (opening, closing), form = self._text, pair, self._form
+        start = at + len(opening)
+        if not closing and form is not None and form.is_json:
             try:
-                return read(text[:used] if read is _read_tags else inner, schemas, form), used, ""
+                calls, end = _read_open(text[start:], form)
             except CallSyntaxError as error:
-                reason = reason or str(error)
-        if end < 0:
-            break
-        end = text.find(closing, used)
-        if end < 0:
-            break
-    return [], first, f"a tool call could not be read: {reason}"
+                return [], len(text), f"a tool call could not be read: {error}"
+            if calls:
+                return calls, start + end, ""
+        readers = _readers(opening, form)
+        first, reason = 0, ""
+        end = text.find(closing, start) if closing else -1
+        for _ in range(_MAX_ENDS):
+            stop = end + len(closing) if end >= 0 else len(text)
+            if first:
+                self._again -= stop - at
+                if self._again < 0:
+                    break
+            first = first or stop
+            inner = text[start : end if end >= 0 else len(text)]
+            for read in readers:
+                try:
+                    return read(text[at:stop] if read is _read_tags else inner, self._schemas, form), stop, ""
+                except CallSyntaxError as error:
+                    reason = reason or str(error)
+            end = text.find(closing, stop) if end >= 0 else -1
+            if end < 0:
+                break
+        return [], first, f"a tool call could not be read: {reason}"
 
 
 def _readers(opening: str, form: CallFormat | None) -> list[_Reader]:

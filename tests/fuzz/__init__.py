@@ -1,0 +1,1 @@
+"""Made-up inputs for all that reads what strangers wrote: for scripts/fuzz.py and tests."""
