@@ -297,6 +297,7 @@ def test_reverse_chains_two_calls(tmp_path: Path) -> None:
         ({1: json.dumps({"request": "Please add some numbers."})}, "unnamed value"),
         ({3: hermes("made__add", a=1, b=1)}, "not answered"),
         ({1: "no table"}, "not written"),
+        ({1: json.dumps({"request": "made__add {'a': 2, 'b': 3}"})}, "tool named"),
     ],
 )
 def test_reverse_drops_what_does_not_lead_there(tmp_path: Path, change: dict[int, str], reason: str) -> None:

@@ -10,7 +10,18 @@ from typing import Any
 
 import pytest
 
-from minicpm4.agents.mcp.evaluate import Mark, Sample, Scores, evaluate, offered, read_samples, score_of
+from minicpm4.agents.mcp.evaluate import (
+    Mark,
+    Sample,
+    Scores,
+    Setting,
+    evaluate,
+    fitting,
+    offered,
+    read_samples,
+    score_of,
+)
+from minicpm4.agents.mcp.kept import Kept
 from minicpm4.errors import ConfigError
 from tests.agents.test_agent import hermes, scripted
 from tests.cli.conftest import Result, Script, minicpm, script
@@ -161,3 +172,80 @@ def test_what_does_not_go_together_is_refused_before_loading(
     minicpm: Run, script: Script, file: Path, words: tuple[str, ...]
 ) -> None:
     assert minicpm("mcp", "eval", str(file), *words).code == 2 and script.loads == []
+
+
+def test_answers_are_kept_and_found_again(tmp_path: Path, file: Path) -> None:
+    kept = Kept(tmp_path / "kept", {"kind": "test"})
+    samples = read_samples(file)
+    model, _ = scripted(*ANSWERS)
+    first = asyncio.run(evaluate(model, samples, kept=kept))
+    model, engine = scripted("unasked")
+    assert asyncio.run(evaluate(model, samples, kept=kept)) == first and engine.prompts == []
+    model, engine = scripted("asked")
+    asyncio.run(evaluate(model, samples, Setting(held=False), kept=kept))
+    assert len(engine.prompts) == 3, "another setting is another question; the same prompt is one"
+
+
+def test_time_that_is_up_leaves_the_rest(tmp_path: Path, file: Path) -> None:
+    model, engine = scripted(*ANSWERS)
+    assert asyncio.run(evaluate(model, read_samples(file), until=0.0)) == [] and engine.prompts == []
+
+
+def test_as_many_tools_fit_as_are_sure_to(file: Path) -> None:
+    model, _ = scripted("x", context=1 << 16)
+    samples = read_samples(file)
+    longest = max(len(model.llm.chat_ids(one.messages, tools=[ADD])) for one in samples)
+    assert fitting(model.llm, samples, 1 << 15) == 2
+    both = len(model.llm.chat_ids(samples[1].messages, tools=[ADD, NOW]))
+    assert fitting(model.llm, samples, longest + 200) == 1 < both
+    with pytest.raises(ConfigError, match="no tool is sure to fit"):
+        fitting(model.llm, samples, longest)
+
+
+def test_a_sweep_is_a_line_for_each_way_and_goes_on(
+    tmp_path: Path, minicpm: Run, script: Script, file: Path
+) -> None:
+    script.context = 1 << 14
+    output = tmp_path / "scores.json"
+    words = (
+        "mcp",
+        "eval",
+        str(file),
+        "--sweep",
+        "--offer=1,2",
+        f"--keep={tmp_path / 'k'}",
+        "--max-tokens=200",
+    )
+    script.answers = [*ANSWERS] * 8
+    done = minicpm(*words, f"--output={output}")
+    assert done.code == 0, done.err
+    rows = [line for line in done.out.splitlines() if line[:1].isdigit()]
+    assert [(line.split()[0], "search" in line, "held" in line) for line in rows] == [
+        (str(n), search, held)
+        for n in (1, 2)
+        for search, held in ((False, True), (False, False), (True, True), (True, False))
+    ]
+    assert len(json.loads(output.read_text())["settings"]) == 8
+    again = minicpm(*words)
+    assert again.out == done.out and len(script.calls) == len({*map(id, script.calls)})
+
+
+def test_out_of_time_the_command_says_what_is_not_done(minicpm: Run, script: Script, file: Path) -> None:
+    done = minicpm("mcp", "eval", str(file), "--minutes=0")
+    assert done.code == 0 and "1 of 1 settings are not done" in done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--offer=5,x",), "'x' is no number"),
+        (("--offer=5,20",), "give --sweep, or one"),
+        (("--sweep", "--free"), "--sweep tries both"),
+        (("--sweep", "--endpoint=http://127.0.0.1:1/v1"), "fit needs the model here"),
+    ],
+)
+def test_what_cannot_be_swept_is_refused(
+    minicpm: Run, script: Script, file: Path, words: tuple[str, ...], told: str
+) -> None:
+    done = minicpm("mcp", "eval", str(file), *words)
+    assert done.code == 2 and told in done.err

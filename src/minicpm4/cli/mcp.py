@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from minicpm4.cli.mcp_agent import export, run
+from minicpm4.cli.mcp_bfcl import bfcl
 from minicpm4.cli.mcp_catalogue import add, catalogue
 from minicpm4.cli.mcp_data import data
 from minicpm4.cli.mcp_eval import evaluate
@@ -21,5 +22,6 @@ commands = {
     "export": export,
     "data": data,
     "eval": evaluate,
+    "bfcl": bfcl,
     "inspect": inspect,
 }

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,11 +14,25 @@ import typer
 from minicpm4.cli.mcp_agent import EndpointOption, open_model
 from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, SamplingFlags, check_output, expand
 from minicpm4.cli.terminal import progress_or_lines, show, table
-from minicpm4.config.strict import check_optional_integer, require
+from minicpm4.config.strict import check_integer, require
 from minicpm4.files import write_json
 
 if TYPE_CHECKING:
-    from minicpm4.agents.mcp.evaluate import Mark, Scores
+    from minicpm4.agents.mcp.evaluate import Mark, Sample, Scores, Setting
+    from minicpm4.agents.mcp.models import Model
+
+SWEPT = "5,20,50,fit"
+FIT_TOKENS = 24576  # of a prompt, where the context has them
+KeepOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--keep", metavar="FOLDER", help="Keep each answer there, and go on from those that are there."
+    ),
+]
+MinutesOption = Annotated[
+    float | None,
+    typer.Option(help="Begin no more answers after so many; with --keep the same command goes on."),
+]
 
 
 @expand
@@ -27,14 +44,24 @@ def evaluate(
     model: ModelOption = DEFAULT_MODEL,
     endpoint: EndpointOption = None,
     offer: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Offer N of all tools of the file, the right ones among them."),
+        str | None,
+        typer.Option(
+            metavar="N",
+            help="Offer N of all tools of the file, the right ones among them; fit: as many as are sure to "
+            f"fit in {FIT_TOKENS:,} tokens, or the context. With --sweep: several, as {SWEPT}.",
+        ),
     ] = None,
     retrieve: Annotated[
         bool, typer.Option("--retrieve", help="With --offer: those that a search finds, right or not.")
     ] = False,
     held: Annotated[bool, typer.Option("--held/--free", help="Hold calls to the tools' schemas.")] = True,
     must_call: Annotated[bool, typer.Option("--must-call", help="Every answer has to be a call.")] = False,
+    sweep: Annotated[
+        bool,
+        typer.Option("--sweep", help="Every --offer, drawn and searched for, with calls held and free."),
+    ] = False,
+    keep: KeepOption = None,
+    minutes: MinutesOption = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Scores and every call, as JSON.")
     ] = None,
@@ -43,47 +70,132 @@ def evaluate(
     sampling: SamplingFlags,
 ) -> None:
     """Score a model's calls: function, names of parameters, values; the right previous steps are given."""
-    from minicpm4.agents.mcp.evaluate import evaluate as marks_of
-    from minicpm4.agents.mcp.evaluate import read_samples, score_of
+    from minicpm4.agents.mcp.evaluate import Setting, read_samples
+    from minicpm4.agents.mcp.kept import Kept
 
-    check_optional_integer("--offer", offer, 1, 512)
-    require(offer is not None or not retrieve, "--retrieve chooses what is offered", "give --offer N")
+    counts = _counts(offer or (SWEPT if sweep else None))
+    require(len(counts) == 1 or sweep, "--offer has several numbers", "give --sweep, or one")
+    require(counts != [None] or not retrieve, "--retrieve chooses what is offered", "give --offer N")
+    require(not (sweep and (retrieve or not held)), "--sweep tries both", "leave out --retrieve and --free")
+    require(
+        not (sweep and must_call), "--sweep has free calls, which nothing forces", "leave out --must-call"
+    )
+    require("fit" not in counts or endpoint is None, "fit needs the model here", "give numbers")
     check_output("--output", output)
     require(held or not must_call, "--must-call needs calls that are held", "leave out --free")
+    until = math.inf if minutes is None else time.monotonic() + 60 * minutes
     samples = read_samples(file)
+    kept = Kept(keep, {"version": 1, "kind": "eval", "model": model}) if keep is not None else None
     speaker = open_model(model, endpoint, engine, sampling, grammar=held)
+    sizes = [_fitting(speaker, samples) if isinstance(one, str) else one for one in counts]
+    ways = [(False, True), (False, False), (True, True), (True, False)] if sweep else [(retrieve, held)]
+    settings = [
+        Setting(count=size, retrieve=search, held=hold, must_call=must_call)
+        for size in sizes
+        for search, hold in ways
+    ]
+    found = _marks(speaker, samples, settings, kept, until)
+    _show_all(found, samples) if sweep else _show_servers(found[settings[0]])
+    whole = sum(len(one.calls) for one in samples)
+    undone = sum(len(found.get(one, [])) < whole for one in settings)
+    if undone:
+        how = "the same command goes on" if kept is not None else "with --keep it could go on"
+        print(f"note: time is up: {undone} of {len(settings)} settings are not done; {how}", file=sys.stderr)
+    if output is not None:
+        made = [_told(setting, marks) for setting, marks in found.items()]
+        write_json(output, {"model": model, **(made[0] if not sweep else {"settings": made})})
+
+
+def _counts(offer: str | None) -> list[int | str | None]:
+    if offer is None:
+        return [None]
+    made: list[int | str | None] = []
+    for one in offer.split(","):
+        word = one.strip()
+        require(word == "fit" or word.isdecimal(), f"--offer {word!r:.40} is no number", "as in 5,20,50,fit")
+        if word != "fit":
+            check_integer("--offer", int(word), 1, 512)
+        made.append(word if word == "fit" else int(word))
+    return made
+
+
+def _fitting(model: Model, samples: list[Sample]) -> int:
+    from minicpm4.agents.mcp.evaluate import fitting
+    from minicpm4.agents.mcp.models import Local
+
+    assert isinstance(model, Local)
+    budget = min(FIT_TOKENS, model.llm.limits.context - (model.params.max_tokens or 0))
+    return fitting(model.llm, samples, budget)
+
+
+def _marks(
+    model: Model, samples: list[Sample], settings: list[Setting], kept: Any, until: float
+) -> dict[Setting, list[Mark]]:
+    """Of each setting in turn."""
+    from minicpm4.agents.mcp.evaluate import evaluate
+
+    found: dict[Setting, list[Mark]] = {}
     with progress_or_lines("evaluating", "answers") as progress:
 
         def told(done: int) -> None:
             if progress is not None:
-                progress(done, len(samples))
+                progress((len(found)) * len(samples) + done, len(settings) * len(samples))
 
-        marks = asyncio.run(
-            marks_of(speaker, samples, count=offer, retrieve=retrieve, must_call=must_call, told=told)
-        )
-    by_server: dict[str, list[Mark]] = {}
-    for mark in marks:
-        by_server.setdefault(mark.server, []).append(mark)
-    scores = {name: score_of(some) for name, some in sorted(by_server.items())}
-    whole = score_of(marks)
+        async def each() -> None:
+            for one in settings:
+                found[one] = await evaluate(model, samples, one, kept=kept, until=until, told=told)
+
+        asyncio.run(each())
+    return found
+
+
+def _show_servers(marks: list[Mark]) -> None:
+    scores, whole = _scores(marks)
     made = table("server", "calls", "function", "parameters", "values", left=1)
     for name, score in [*scores.items(), ("all calls", whole)]:
         made.add_row(name, str(score.calls), *_percent(score))
     show(made)
-    if output is not None:
-        asked = {"offer": offer, "retrieve": retrieve, "held": held, "must_call": must_call}
-        found = {"scores": _all(scores, whole), "calls": [*map(_call, marks)]}
-        write_json(output, {"model": model, **asked, **found})
+
+
+def _show_all(found: dict[Setting, list[Mark]], samples: list[Sample]) -> None:
+    from minicpm4.agents.mcp.evaluate import score_of
+
+    whole = sum(len(one.calls) for one in samples)
+    made = table("tools", "chosen", "calls are", "calls", "function", "parameters", "values", left=3)
+    for setting, marks in found.items():
+        score = score_of(marks)
+        count = f"{score.calls}" if score.calls == whole else f"{score.calls} of {whole}"
+        how = "by a search" if setting.retrieve else "drawn, right ones in"
+        made.add_row(str(setting.count), how, "held" if setting.held else "free", count, *_percent(score))
+    show(made)
+
+
+def _scores(marks: list[Mark]) -> tuple[dict[str, Scores], Scores]:
+    """Of each server, and of all."""
+    from minicpm4.agents.mcp.evaluate import score_of
+
+    by_server: dict[str, list[Mark]] = {}
+    for mark in marks:
+        by_server.setdefault(mark.server, []).append(mark)
+    return {name: score_of(some) for name, some in sorted(by_server.items())}, score_of(marks)
 
 
 def _percent(score: Scores) -> list[str]:
     return [f"{100 * share:.1f}" for share in (score.function, score.names, score.values)]
 
 
-def _all(scores: dict[str, Scores], whole: Scores) -> dict[str, Any]:
+def _told(setting: Setting, marks: list[Mark]) -> dict[str, Any]:
+    scores, whole = _scores(marks)
+    shares = ("calls", "function", "parameters", "values")
+    asked = {"offer": setting.count, "retrieve": setting.retrieve, "held": setting.held}
     return {
-        name: {"calls": one.calls, "function": one.function, "parameters": one.names, "values": one.values}
-        for name, one in [*scores.items(), ("all", whole)]
+        **asked,
+        "must_call": setting.must_call,
+        "scores": {
+            name: dict(zip(shares, (one.calls, one.function, one.names, one.values), strict=True))
+            for name, one in [*scores.items(), ("all", whole)]
+        },
+        "calls": [*map(_call, marks)],
     }
 
 

@@ -20,8 +20,9 @@ class Entry:
     """``published``: its name there ("": it is one of ours). ``packages``: of ``source``, pinned;
     ``program``: what they install that is started with ``args``, in which {NAME} is a value of ``settings``:
     by name, what the user has to give. ``needs``: variables, by name, what for; ``system``: programs of the
-    system. ``stands_in``: what it is in place of; "": it is that server. ``state``: what of it works without
-    a network."""
+    system. ``alone``: its packages are all that is installed, not what they say that they need.
+    ``stands_in``: what it is in place of; "": it is that server. ``state``: what of it works without a
+    network."""
 
     name: str
     published: str = ""
@@ -34,6 +35,7 @@ class Entry:
     needs: Mapping[str, str] = field(default_factory=dict)
     system: tuple[str, ...] = ()
     python: tuple[int, int] = (3, 11)
+    alone: bool = False
     stands_in: str = ""
     state: State = "works"
     note: str = ""

@@ -7,23 +7,41 @@ values: none of these counts where the one before is wrong. Averages weigh every
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import random
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from minicpm4.agents.mcp.models import Model
+from minicpm4.agents.mcp.kept import Kept
+from minicpm4.agents.mcp.models import Local, Model
 from minicpm4.agents.mcp.search import best_tools
 from minicpm4.agents.mcp.tools import Tool
 from minicpm4.config.strict import require
-from minicpm4.errors import ConfigError
-from minicpm4.files import parse_json, read_text
+from minicpm4.engine.llm import LLM
+from minicpm4.errors import ConfigError, RequestError
+from minicpm4.files import finite, parse_json, read_text
 
-__all__ = ["Mark", "Sample", "Scores", "evaluate", "offered", "read_samples", "score_of"]
+__all__ = [
+    "Mark",
+    "Sample",
+    "Scores",
+    "Setting",
+    "evaluate",
+    "fitting",
+    "offered",
+    "pool_of",
+    "read_samples",
+    "score_of",
+]
 
 MAX_BYTES = 256 << 20
+BESIDE = 8  # tokens that a template may write around a tool
 OWN = "(one)"
 
 
@@ -143,28 +161,81 @@ def _searched(function: Mapping[str, Any]) -> Tool:
     return Tool(server=server, name=own, called=name, description=str(function.get("description") or ""))
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setting:
+    """How samples are put to a model: tools as ``offered`` has them, calls held to schemas or not."""
+
+    count: int | None = None
+    retrieve: bool = False
+    held: bool = True
+    must_call: bool = False
+
+
 async def evaluate(
     model: Model,
     samples: Sequence[Sample],
+    setting: Setting | None = None,
     *,
-    count: int | None = None,
-    retrieve: bool = False,
-    must_call: bool = False,
+    kept: Kept | None = None,
+    until: float = math.inf,
     told: Callable[[int], None] | None = None,
 ) -> list[Mark]:
-    """A mark for each call of each sample, in order. Raises what the model refuses."""
-    pool = [tool for sample in samples for tool in sample.tools]
+    """A mark for each call of each sample, in order; fewer where ``until`` (by time.monotonic) came first.
+    ``kept``: where answers are put, and found again. Raises what the model refuses."""
+    setting = setting or Setting()
+    pool = pool_of(samples)
     marks: list[Mark] = []
     for number, sample in enumerate(samples, 1):
-        tools = offered(sample, pool, count, retrieve=retrieve)
-        reply = await model.answer(sample.messages, tools, must_call=must_call)
-        given = [(call.name, call.arguments) for _, call in reply.calls]
+        tools = offered(sample, pool, setting.count, retrieve=setting.retrieve)
+        key = _digest([sample.messages, tools, setting.held, setting.must_call])
+        given = None if kept is None else kept.get(key)
+        if given is None:
+            if time.monotonic() > until:
+                return marks
+            given = await _asked(model, sample, tools, setting)
+            if kept is not None:
+                kept.put(given, key)
         for i, wanted in enumerate(sample.calls):
-            mine = given[i] if i < len(given) else None
+            mine = (given[i][0], given[i][1]) if i < len(given) else None
             marks.append(Mark(server=sample.server, wanted=wanted, given=mine))
         if told is not None:
             told(number)
     return marks
+
+
+async def _asked(
+    model: Model, sample: Sample, tools: Sequence[Mapping[str, Any]], setting: Setting
+) -> list[Any]:
+    if isinstance(model, Local):
+        model.hold = setting.held
+    try:
+        reply = await model.answer(sample.messages, tools, must_call=setting.must_call)
+    except RequestError as error:  # its prompt does not fit, say: a model that was not asked is not wrong
+        raise RequestError(f"a step of {sample.server} with {len(tools)} tools: {error}") from error
+    return [[call.name, finite(call.arguments)] for _, call in reply.calls]
+
+
+def pool_of(samples: Sequence[Sample]) -> list[Mapping[str, Any]]:
+    """The tools of all samples, each name once."""
+    every = {tool["function"]["name"]: tool for sample in samples for tool in sample.tools}
+    return list(every.values())
+
+
+def fitting(llm: LLM, samples: Sequence[Sample], budget: int) -> int:
+    """How many tools are sure to fit in a prompt of ``budget`` tokens, whichever they are: the largest of the
+    pool beside the longest conversation. Raises ConfigError where not even one is."""
+    longest = max(len(llm.chat_ids(one.messages, tools=list(one.tools)[:1])) for one in samples)
+    texts = [json.dumps(tool, ensure_ascii=False) for tool in pool_of(samples)]
+    sizes = sorted((len(ids) + BESIDE for ids in llm.tokenizer.encode_many(texts)), reverse=True)
+    totals = accumulate(sizes, initial=longest)
+    count = sum(total <= budget for total in totals) - 1
+    require(count > 0, f"no tool is sure to fit in {budget:,} tokens", "give a larger --context")
+    return count
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, ensure_ascii=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def score_of(marks: Iterable[Mark]) -> Scores:

@@ -78,8 +78,9 @@ def install_steps(entry: Entry) -> list[list[str]]:
             ]
         ]
     python = home / "env" / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
-    pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet", *entry.packages]
-    return [[sys.executable, "-m", "venv", str(home / "env")], pip]
+    pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    pip += ["--no-deps"] if entry.alone else []
+    return [[sys.executable, "-m", "venv", str(home / "env")], [*pip, *entry.packages]]
 
 
 def install(entry: Entry) -> None:

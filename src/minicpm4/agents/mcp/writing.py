@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from minicpm4.agents.mcp.models import Local, Model
+from minicpm4.agents.mcp.models import Endpoint, Local, Model
 from minicpm4.agents.mcp.tools import Tool
 from minicpm4.config.strict import require
 from minicpm4.errors import ConfigError
 
-__all__ = ["queries_for", "written"]
+__all__ = ["queries_for", "varied", "written"]
 
 MAX_QUERY = 1000
+CHANCE = 0.9  # the temperature of what is to be other than before
 _ENDS = {"array": ("[", "]"), "object": ("{", "}")}
 
 
@@ -48,3 +50,13 @@ async def queries_for(model: Model, tool: Tool, count: int) -> list[str]:
     fine = isinstance(found, list) and all(isinstance(one, str) and one.strip() for one in found)
     require(fine and len(found) >= count, f"the model wrote {len(found)} queries in place of {count}")
     return [one[:MAX_QUERY] for one in found[:count]]
+
+
+def varied(model: Model, number: int) -> Model:
+    """The model with chance, another for each number: what the likeliest token gives is always the same."""
+    if isinstance(model, Local):
+        params = model.params.changed(temperature=CHANCE, seed=number)
+        return Local(model.llm, params, enable_thinking=model.enable_thinking, hold=model.hold)
+    if isinstance(model, Endpoint):
+        return replace(model, settings={**model.settings, "temperature": CHANCE, "seed": number})
+    return model

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from minicpm4.agents.mcp.agent import SYSTEM, Agent, AgentOptions, called
-from minicpm4.agents.mcp.data.named import answers, unnamed
+from minicpm4.agents.mcp.data.named import answers, names_tool, unnamed
 from minicpm4.agents.mcp.data.talks import Dropped, Talk, call_message
 from minicpm4.agents.mcp.kept import Kept
 from minicpm4.agents.mcp.models import Model, Reply
@@ -22,7 +22,7 @@ from minicpm4.agents.mcp.search import best_tools
 from minicpm4.agents.mcp.toolbox import Toolbox
 from minicpm4.agents.mcp.tools import Tool, fingerprint
 from minicpm4.agents.mcp.transcript import Step
-from minicpm4.agents.mcp.writing import queries_for, written
+from minicpm4.agents.mcp.writing import queries_for, varied, written
 from minicpm4.errors import ConfigError, RequestError
 
 __all__ = ["Maker", "Query", "pairs_of"]
@@ -141,7 +141,8 @@ class Maker:
         for tool in tools:
             if made:
                 messages.append({"role": "user", "content": _THEN.format(name=tool.called)})
-            reply = await self.model.answer(messages, [tool.function], must_call=True)
+            model = self.model if made or not before else varied(self.model, len(before))
+            reply = await model.answer(messages, [tool.function], must_call=True)
             if not reply.calls:
                 return dropped("not written", reply.unread or reply.text)
             number, call = reply.calls[0]
@@ -154,6 +155,8 @@ class Maker:
             messages += pair
             made.append((step, pair))
         query = await self._request([step for step, _ in made])
+        if any(names_tool(query, tool) for tool in tools):
+            return dropped("tool named", query)
         told = [query]
         for step, _ in made:
             if why := unnamed(step.arguments, told):

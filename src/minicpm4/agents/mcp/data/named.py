@@ -6,7 +6,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-__all__ = ["answers", "unnamed"]
+from minicpm4.agents.mcp.tools import Tool
+
+__all__ = ["answers", "names_tool", "unnamed"]
 
 LONG = 60  # characters: of longer texts half of the words are enough
 _APART = re.compile(r"[\s\"'`]+")
@@ -20,6 +22,12 @@ def unnamed(arguments: Mapping[str, Any], told: Iterable[str]) -> str:
         if not any(_says(text, value) for text in texts):
             return f"{name}: {value!r:.100}"
     return ""
+
+
+def names_tool(query: str, tool: Tool) -> bool:
+    """Whether a query has a tool's name in it, as it is written: a word that people use is none."""
+    written = [tool.called] + [tool.name] * ("_" in tool.name or "-" in tool.name)
+    return any(name.casefold() in query.casefold() for name in written)
 
 
 def answers(given: str, known: str) -> bool:

@@ -33,6 +33,7 @@ REASONS = {
     "not called": "the tool that the query was written for was not called",
     "not answered": "it ends without an answer",
     "other answer": "the answer is not the one that was known",
+    "tool named": "the query is about a tool by its name, as no user says it",
     "unnamed value": "the query does not name a value that the call needs",
     "other tool": "the query, put to the model, leads to another tool",
     "not written": "the model did not write what was asked for",

@@ -1,0 +1,98 @@
+"""``minicpm4 mcp bfcl``: the Berkeley Function Calling Leaderboard's offline categories of one turn."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from minicpm4.cli.mcp_agent import EndpointOption, open_model
+from minicpm4.cli.mcp_eval import MinutesOption
+from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, SamplingFlags, check_output, expand
+from minicpm4.cli.terminal import progress_or_lines, show, table
+from minicpm4.config.strict import check_choice, check_optional_integer
+from minicpm4.files import write_json
+
+if TYPE_CHECKING:
+    from minicpm4.agents.mcp.bfcl.scoring import Part
+
+
+@expand
+def bfcl(
+    category: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Ask this category alone; repeatable. Default: all that are here."),
+    ] = None,
+    model: ModelOption = DEFAULT_MODEL,
+    endpoint: EndpointOption = None,
+    most: Annotated[
+        int | None, typer.Option(metavar="N", help="Ask the first N entries of each category.")
+    ] = None,
+    held: Annotated[bool, typer.Option("--held/--free", help="Hold calls to the tools' schemas.")] = True,
+    minutes: MinutesOption = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Scores and verdicts, as JSON.")
+    ] = None,
+    *,
+    keep: Annotated[
+        Path,
+        typer.Option("--keep", metavar="FOLDER", help="Keep each answer there, and go on from there."),
+    ],
+    engine: EngineFlags,
+    sampling: SamplingFlags,
+) -> None:
+    """Score a model on BFCL v4's offline categories of one turn, by bfcl-eval's own checkers.
+
+    They are installed in an environment of their own. Categories of several turns, of memory and of searches
+    of the web are not here; the weights of the others are renormalised.
+    """
+    from minicpm4.agents.mcp.bfcl import running, scoring
+    from minicpm4.agents.mcp.kept import Kept
+
+    for name in category or ():
+        check_choice("--category", name, scoring.CATEGORIES)
+    check_optional_integer("--most", most, 1, 10_000)
+    check_output("--output", output)
+    until = math.inf if minutes is None else time.monotonic() + 60 * minutes
+    about = {"version": 1, "kind": "bfcl", "model": model, "held": held, "package": running.BFCL.packages[0]}
+    kept = Kept(keep, about)
+    print(f"note: the checkers are {running.BFCL.packages[0]}", file=sys.stderr)
+    entries = running.read_entries(category or scoring.CATEGORIES, most)
+    speaker = open_model(model, endpoint, engine, sampling, grammar=held)
+    with progress_or_lines("asking", "entries") as progress:
+        tell = None if progress is None else lambda done: progress(done, len(entries))
+        found = asyncio.run(running.answers(speaker, entries, kept, until=until, told=tell))
+    verdicts = running.check(found)
+    sizes: dict[str, int] = {}
+    for one in entries:
+        sizes[one["category"]] = sizes.get(one["category"], 0) + 1
+    scored = scoring.shares([(one["category"], verdicts[one["id"]]["valid"]) for one in found], sizes)
+    _show(scored)
+    if len(found) < len(entries):
+        left = len(entries) - len(found)
+        print(f"note: time is up: {left} entries are left; the same command goes on", file=sys.stderr)
+    if output is not None:
+        made = {name: {"right": one.right, "asked": one.asked} for name, one in scored.items()}
+        calls = [{**one, **verdicts[one["id"]]} for one in found]
+        write_json(output, {**about, "most": most, "categories": made, "answers": calls})
+
+
+def _show(scored: dict[str, Part]) -> None:
+    from minicpm4.agents.mcp.bfcl import scoring
+
+    made = table("category", "asked", "right", left=1)
+    for name, one in scored.items():
+        made.add_row(name, str(one.asked), f"{100 * one.share:.1f}")
+    averages: dict[str, Any] = scoring.parts(scored)
+    for name, share in averages.items():
+        made.add_row(f"average, {name}", "", f"{100 * share:.1f}")
+    if (whole := scoring.whole(averages)) is not None:
+        made.add_row("average, weights renormalised", "", f"{100 * whole:.1f}")
+    show(made)
+    left_out = ", ".join(f"{name} ({weight})" for name, weight in scoring.LEFT_OUT.items())
+    print(f"BFCL v4's {left_out} are not here: this is no score of its leaderboard.")
