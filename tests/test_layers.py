@@ -21,7 +21,7 @@ PACKAGE = ROOT / "src" / "minicpm4"
 # Lowest first. "" is the package itself (minicpm4/__init__.py), which shows the engine to users.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "config", "plot", "files", "places", "machine", "progress"),
-    ("text", "formats", "zoo", "_cpu"),
+    ("text", "formats", "zoo", "sandbox", "_cpu"),
     ("kernels",),
     ("model",),
     ("engine", "quantize", "train", "data"),
@@ -42,6 +42,7 @@ SIBLINGS = {
 }
 # Parts that may import packages beyond the core dependencies (each behind an extra).
 EXTRAS = (
+    "sandbox",
     "kernels.gpu",
     "engine.gpu_runner",
     "engine.grammar",

@@ -1,0 +1,81 @@
+"""Plain values as lines of JSON, which keep their types: what passes between two sandboxes.
+
+Only exact built-in types pass, so nothing that a stranger's class says of itself (that it equals everything)
+reaches whoever compares. Runs inside the sandbox, with Python's library alone.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+MAX_LINE = 1 << 22  # bytes
+DEPTH = 100
+
+
+class NotPlain(Exception):
+    """A value that is none of the plain ones."""
+
+
+def dump(message: dict[str, Any]) -> bytes:
+    """A line. Raises NotPlain where it is too long."""
+    line = json.dumps(message).encode() + b"\n"
+    if len(line) > MAX_LINE:
+        raise NotPlain(f"values of {len(line):,} bytes; at most {MAX_LINE:,} pass")
+    return line
+
+
+def load(line: bytes) -> dict[str, Any]:
+    """The message of a line. Raises ValueError for anything else."""
+    try:
+        found = json.loads(line)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(found, dict):
+        raise ValueError("not a message")
+    return found
+
+
+def pack(value: Any, depth: int = DEPTH) -> Any:
+    """``value`` in JSON's types. Raises NotPlain."""
+    kind = type(value)
+    if depth == 0:
+        raise NotPlain(f"nested more than {DEPTH} times, or within itself")
+    if value is None or kind in (bool, float, str):
+        return value
+    if kind is int:
+        return value if abs(value) < 1 << 63 else {"int": hex(value)}
+    if kind is list:
+        return [pack(one, depth - 1) for one in value]
+    if kind in (tuple, set, frozenset):
+        return {kind.__name__: [pack(one, depth - 1) for one in value]}
+    if kind is dict:
+        return {"dict": [[pack(key, depth - 1), pack(one, depth - 1)] for key, one in value.items()]}
+    if kind in (bytes, bytearray):
+        return {kind.__name__: value.hex()}
+    if kind is complex:
+        return {"complex": [value.real, value.imag]}
+    raise NotPlain(f"a value of type {kind.__name__}, which cannot be handed on")
+
+
+def unpack(value: Any) -> Any:
+    """What ``pack`` was given. Raises ValueError for anything else."""
+    if isinstance(value, list):
+        return [unpack(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    if len(value) != 1:
+        raise ValueError("not a packed value")
+    ((kind, held),) = value.items()
+    try:
+        if kind == "dict":
+            return {unpack(key): unpack(one) for key, one in held}
+        if kind == "int":
+            return int(held, 16)
+        if kind == "complex":
+            return complex(*held)
+        if kind in ("bytes", "bytearray"):
+            return bytes.fromhex(held) if kind == "bytes" else bytearray.fromhex(held)
+        return {"tuple": tuple, "set": set, "frozenset": frozenset}[kind](unpack(one) for one in held)
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError("not a packed value") from None

@@ -1,0 +1,187 @@
+"""Whether a stranger's function passes tests: two sandboxes, one with the function, one with the tests.
+
+Tests that run beside what they test believe whatever it does to them: it may end the process with 0, patch
+``assert`` or equality, write the verdict itself. So the tests run elsewhere; of the function they see plain
+values of exact types that come through a pipe, and the verdict comes through another, which the function's
+sandbox does not have.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import resources
+
+from minicpm4.errors import ConfigError
+from minicpm4.sandbox.inside import values
+from minicpm4.sandbox.limits import Limits
+from minicpm4.sandbox.run import Program, Pump, python_command, source_bytes
+
+__all__ = ["Verdict", "judge_function"]
+
+_PIECE = 1 << 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """``why`` it did not pass: the test's exception, "time", "output", or what ended the solution; ``calls``
+    of the function that were answered."""
+
+    passed: bool
+    why: str
+    calls: int
+    seconds: float
+
+
+def judge_function(
+    solution: str, tests: str, name: str, *, context: str = "", limits: Limits | None = None
+) -> Verdict:
+    """Run ``tests`` against the function ``name`` of ``solution``.
+
+    ``tests`` is Python that calls ``name`` and asserts, or defines ``check(candidate)``, as HumanEval's does;
+    ``context`` comes before it (a prompt's own helpers, which are trusted as the tests are). Arguments and
+    results are plain: numbers, text, bytes, lists, tuples, sets, dictionaries. ``limits`` are each sandbox's.
+    Raises UnsupportedError, ConfigError."""
+    if not name.isidentifier():
+        raise ConfigError(f"{name[:100]!r} as the name of a function", "give an identifier")
+    limits = limits or Limits()
+    shared = {"values.py": _inside("values")}
+    solver = {**shared, "solve.py": _inside("solve"), "solution.py": source_bytes(solution)}
+    checker = {**shared, "check.py": _inside("check"), "tests.py": source_bytes(f"{context}\n\n{tests}")}
+    with (
+        _talking(solver, "solve.py", name, limits) as left,
+        _talking(checker, "check.py", name, limits) as right,
+    ):
+        return _Talk(left, right).judge()
+
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """A program, what it is told (a descriptor to write to), what it says (one to read from)."""
+
+    program: Program
+    told: int
+    says: int
+
+
+@contextmanager
+def _talking(files: dict[str, bytes], main: str, name: str, limits: Limits) -> Iterator[_Side]:
+    hears, told = os.pipe()
+    says, speaks = os.pipe()
+    try:
+        try:
+            argv = python_command(main, name, str(hears), str(speaks))
+            program = Program(argv, limits, files, (hears, speaks))
+        finally:
+            os.close(hears)
+            os.close(speaks)
+        with program:
+            os.set_blocking(told, False)
+            os.set_blocking(says, False)
+            yield _Side(program, told, says)
+    finally:
+        os.close(told)
+        os.close(says)
+
+
+class _Talk:
+    """Hands lines from one sandbox to the other and waits for the verdict."""
+
+    def __init__(self, solver: _Side, checker: _Side) -> None:
+        self._solver, self._checker = solver, checker
+        self._pumps = (Pump(solver.program), Pump(checker.program))
+        self._held = {solver.says: bytearray(), checker.says: bytearray()}
+        self._ready = self._asked = False
+        self._calls = 0
+
+    def judge(self) -> Verdict:
+        """Until the tests say how they ended, or one of the two ends or breaks a bound."""
+        with selectors.DefaultSelector() as selector:
+            for says in self._held:
+                selector.register(says, selectors.EVENT_READ)
+            for pump in self._pumps:
+                selector.register(pump, selectors.EVENT_READ, pump)
+            while (left := self._left()) > 0:
+                for key, _ in selector.select(left):
+                    found = self._pumped(selector, key.data) if key.data else self._heard(key.fd)
+                    if found is not None:
+                        return found
+        return self._verdict("time")
+
+    def _left(self) -> float:
+        return min(self._solver.program.left(), self._checker.program.left())
+
+    def _pumped(self, selector: selectors.BaseSelector, pump: Pump) -> Verdict | None:
+        if not pump.step(0.001):
+            selector.unregister(pump)
+        return self._verdict("output") if pump.broken else None
+
+    def _heard(self, says: int) -> Verdict | None:
+        piece, held = os.read(says, _PIECE), self._held[says]
+        held += piece
+        who = "the solution" if says == self._solver.says else "the tests"
+        if not piece:
+            return self._verdict(f"{who} ended")
+        for line in _lines(held):
+            found = self._answered(line) if says == self._solver.says else self._called(line)
+            if found is not None:
+                return found
+        return self._verdict(f"{who} wrote too long a line") if len(held) > values.MAX_LINE else None
+
+    def _called(self, line: bytes) -> Verdict | None:
+        message = values.load(line)
+        if "passed" in message:
+            return self._verdict("" if message["passed"] is True else str(message["why"]))
+        self._asked = True
+        return self._hand(self._solver, line)
+
+    def _answered(self, line: bytes) -> Verdict | None:
+        try:
+            message = values.load(line)
+        except ValueError:
+            message = {}
+        if not self._ready:
+            self._ready = message.get("ready") is True
+            return (
+                None
+                if self._ready
+                else self._verdict(str(message.get("broken", "no answer of the solution")))
+            )
+        if not self._asked or not {"value", "raised", "unfit"} & message.keys():
+            return self._verdict("the solution wrote what is no answer")
+        self._calls, self._asked = self._calls + 1, False
+        return self._hand(self._checker, line)
+
+    def _hand(self, side: _Side, line: bytes) -> Verdict | None:
+        rest = memoryview(line)
+        with selectors.DefaultSelector() as selector:
+            selector.register(side.told, selectors.EVENT_WRITE)
+            while rest:
+                if not selector.select(max(0.0, self._left())):
+                    return self._verdict("time")
+                try:
+                    rest = rest[os.write(side.told, rest[:_PIECE]) :]
+                except BrokenPipeError:
+                    return self._verdict("the solution ended" if side is self._solver else "the tests ended")
+        return None
+
+    def _verdict(self, why: str) -> Verdict:
+        program = self._solver.program
+        return Verdict(
+            passed=not why, why=why[:300], calls=self._calls, seconds=program.limits.seconds - program.left()
+        )
+
+
+def _lines(held: bytearray) -> Iterator[bytes]:
+    """Whole lines, which are taken out of ``held``."""
+    while (found := held.find(b"\n")) >= 0:
+        line = bytes(held[: found + 1])
+        del held[: found + 1]
+        yield line
+
+
+def _inside(name: str) -> bytes:
+    return resources.files("minicpm4.sandbox.inside").joinpath(f"{name}.py").read_bytes()
