@@ -3,6 +3,7 @@ off."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import threading
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from minicpm4.data.shards import Document, ShardSet, is_set, owns, write_shards
 from minicpm4.errors import CheckpointError, ConfigError
@@ -66,14 +68,23 @@ def _shorter(folder: Path) -> None:
 
 def _disorder(folder: Path) -> None:
     file = folder / "00001.ends"
-    np.fromfile(file, "<i8")[::-1].tofile(file)
+    _forge(file, np.fromfile(file, "<i8")[::-1])
+
+
+def _forge(file: Path, values: NDArray) -> None:
+    """Write what a hostile set may hold, and its hash."""
+    values.tofile(file)
+    manifest = json.loads((file.parent / "manifest.json").read_text())
+    hashes = manifest["shards"][int(file.stem)]["sha256"]
+    hashes[file.suffix[1:]] = hashlib.sha256(file.read_bytes()).hexdigest()
+    (file.parent / "manifest.json").write_text(json.dumps(manifest))
 
 
 def _wrapping(folder: Path) -> None:
     file = folder / "00000.ends"
     ends = np.fromfile(file, "<i8")
     ends[1:3] = [(1 << 63) - 1, -3]  # each less the one before it, in int64, is above 0
-    ends.tofile(file)
+    _forge(file, ends)
 
 
 def _renamed(folder: Path) -> None:
@@ -150,7 +161,8 @@ def test_another_tokenizer_another_recipe_and_odd_tokens_are_refused(tmp_path: P
 
 def test_a_token_outside_the_vocabulary_is_found_as_it_is_read(tmp_path: Path) -> None:
     found = write(tmp_path, documents())
-    np.full(found.manifest["shards"][0]["tokens"], 70000, "<u4").tofile(tmp_path / "00000.tokens")
+    _forge(tmp_path / "00000.tokens", np.full(found.manifest["shards"][0]["tokens"], 70000, "<u4"))
+    found = ShardSet(tmp_path)
     with pytest.raises(CheckpointError, match=r"00000.tokens holds token 70000, its vocabulary has 70000"):
         found.read(0, 0, 5)
 

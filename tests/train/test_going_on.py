@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("torch")
 
 from minicpm4.errors import CheckpointError, ConfigError
+from minicpm4.files import CHECKSUMS
 from minicpm4.train.going_on import differences, going_on
 from minicpm4.train.saved import latest
 from tests.train.runs import SHAPE, corpus, recipe, runner, stage
@@ -91,6 +92,7 @@ def test_a_state_without_a_recipe_is_refused(tmp_path: Path) -> None:
     found = latest(run)
     assert found is not None
     (found.folder / "state.json").write_text('{"version": 1, "step": 4, "recipe": [], "data": {}}')
+    (found.folder / CHECKSUMS).unlink()
     with pytest.raises(CheckpointError, match="does not hold a recipe"):
         going_on(recipe(FIRST), run)
 
@@ -99,8 +101,14 @@ def state(**changed: Any) -> Callable[[Path], object]:
     def change(folder: Path) -> None:
         file = folder / "state.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+        (folder / CHECKSUMS).unlink()
 
     return change
+
+
+def exchanged(folder: Path) -> None:
+    shutil.copytree(folder / "model", folder / "mtp", dirs_exist_ok=True)
+    (folder / CHECKSUMS).unlink()
 
 
 def cut(name: str) -> Callable[[Path], object]:
@@ -115,7 +123,7 @@ DAMAGE: list[tuple[Callable[[Path], object], str]] = [
     (cut("model/model.safetensors"), r"model.safetensors"),
     (cut("optimiser.safetensors"), r"optimiser.safetensors"),
     (cut("mtp/model.safetensors"), r"mtp.model.safetensors"),
-    (lambda folder: shutil.copytree(folder / "model", folder / "mtp", dirs_exist_ok=True), "other tensors"),
+    (exchanged, "other tensors"),
     (state(guard=5), "state.json is damaged: its guard holds no losses"),
     (state(guard={"recent": ["a"]}), "state.json is damaged: its guard holds no losses"),
     (state(guard={"bad": 1.5}), "state.json is damaged: its guard holds no losses"),

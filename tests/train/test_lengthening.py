@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("torch")
 
 from minicpm4.errors import ConfigError
+from minicpm4.files import CHECKSUMS
 from minicpm4.train.check import Given, Start, check
 from minicpm4.train.going_on import going_on, way_of
 from minicpm4.train.lengthening import decay_starts
@@ -158,6 +159,7 @@ def test_a_state_without_a_recipe_is_told_as_such(tmp_path: Path) -> None:
     found = latest(tmp_path / "run")
     assert found is not None
     (found.folder / "state.json").write_text(json.dumps({"version": 1, "step": 4, "recipe": {"stages": [3]}}))
+    (found.folder / CHECKSUMS).unlink()
     with pytest.raises(Exception, match="does not hold a recipe"):
         way_of(made(6), tmp_path / "run")
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from minicpm4.data import holdout
 from minicpm4.errors import CheckpointError, ConfigError
-from minicpm4.files import json_text, lock, read_json, write_json, writing
+from minicpm4.files import file_sha256, json_text, lock, read_json, write_json, writing
 
 __all__ = ["Chosen", "Document", "Documents", "ShardSet", "is_set", "owns", "write_shards"]
 
@@ -80,10 +80,12 @@ class Documents(Protocol):
 
 
 class ShardSet:
-    """A written set, mapped. Raises CheckpointError: what is wrong with it, where."""
+    """A written set, mapped; each file is held to its hash when it is first read. Raises CheckpointError:
+    what is wrong with it, where."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._right: set[tuple[int, str]] = set()  # files whose hash is that of the manifest
         self.manifest = read_json(folder / MANIFEST, MAX_MANIFEST, CheckpointError, _AGAIN)
         self.vocab_size: int = self.manifest.get("vocab_size", 0)
         if (
@@ -122,8 +124,12 @@ class ShardSet:
     @property
     def num_learnt(self) -> int:
         """Those of them that are learnt; counted in the files at each call."""
-        sides = zip(self._tokens, self._learn, strict=True)
-        return sum(len(tokens) if learn is None else int(np.count_nonzero(learn)) for tokens, learn in sides)
+        count = 0
+        for number, (tokens, learn) in enumerate(zip(self._tokens, self._learn, strict=True)):
+            if learn is not None:
+                self._check(number, "learn")
+            count += len(tokens) if learn is None else int(np.count_nonzero(learn))
+        return count
 
     @property
     def notes(self) -> list[str]:
@@ -147,7 +153,10 @@ class ShardSet:
         CheckpointError where the files hold what is no token."""
         shard, base = int(self._shard_of[document]), int(self.starts[document])
         part = slice(base + start, base + min(stop, int(self.lengths[document])))
+        self._check(shard, "tokens")
         learn, tokens = self._learn[shard], self._tokens[shard][part]
+        if learn is not None:
+            self._check(shard, "learn")
         if tokens.size and tokens.max() >= self.vocab_size:
             raise CheckpointError(
                 f"{self.folder / f'{shard:05d}.tokens'} holds token {tokens.max()}, "
@@ -191,12 +200,24 @@ class ShardSet:
             )
 
     def verify(self) -> None:
-        """Read every file and compare its hash. Raises CheckpointError."""
+        """Read every file and compare its hash, again where that was done. Raises CheckpointError."""
+        self._right.clear()
         for number, entry in enumerate(self.manifest["shards"]):
             for side in _sides(entry):
-                file = self.folder / f"{number:05d}.{side}"
-                if _hash(file) != entry["sha256"].get(side):
-                    raise CheckpointError(f"{file} is not what was written: its sha256 differs", _AGAIN)
+                self._check(number, side)
+
+    def _check(self, number: int, side: str) -> None:
+        """Compare the hash of a file, once. Raises CheckpointError."""
+        if (number, side) in self._right:
+            return
+        file = self.folder / f"{number:05d}.{side}"
+        try:
+            found = file_sha256(file)
+        except OSError as error:
+            raise CheckpointError(f"cannot read {file}: {error.strerror or error}", _AGAIN) from error
+        if found != dict(self.manifest["shards"][number]["sha256"]).get(side):
+            raise CheckpointError(f"{file} is not what was written: its sha256 differs", _AGAIN)
+        self._right.add((number, side))
 
     def _shard(self, number: int, entry: Any, dtype: np.dtype[Any]) -> tuple[Any, Any, Any, Any]:
         try:
@@ -215,6 +236,8 @@ class ShardSet:
                 found.append(None)
                 continue
             found.append(_mapped(file, kind, items))
+            if side in ("ends", "marks"):  # which are read now
+                self._check(number, side)
         ends = np.asarray(found[1])
         # Neighbours are compared, not subtracted: of hostile ends a difference may wrap around int64.
         if documents and (np.any(ends[1:] <= ends[:-1]) or ends[0] <= 0 or ends[-1] != count):
@@ -374,8 +397,3 @@ def _mapped(file: Path, kind: np.dtype[Any], items: int) -> NDArray[Any]:
     except OSError as error:
         raise CheckpointError(f"cannot read {file}: {error.strerror}", "look at its permissions") from error
     raise CheckpointError(f"{file} has {size} bytes, its manifest says {items * kind.itemsize}", _AGAIN)
-
-
-def _hash(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -3,6 +3,7 @@
 No other part of this package renames or locks a file.
 """
 
+from minicpm4.files.checksums import CHECKSUMS, FileSums, file_sha256, read_checksums, write_checksums
 from minicpm4.files.encodings import UndecodableError, decode_page, decode_text, line_ends
 from minicpm4.files.locks import lock
 from minicpm4.files.reading import LFS_REMEDY, is_lfs_pointer, parse_json, read_bytes, read_json, read_text
@@ -23,12 +24,15 @@ from minicpm4.files.whole import (
 )
 
 __all__ = [
+    "CHECKSUMS",
     "LFS_REMEDY",
+    "FileSums",
     "Part",
     "UndecodableError",
     "check_writing",
     "decode_page",
     "decode_text",
+    "file_sha256",
     "finite",
     "is_lfs_pointer",
     "json_text",
@@ -37,11 +41,13 @@ __all__ = [
     "parse_json",
     "publish",
     "read_bytes",
+    "read_checksums",
     "read_json",
     "read_text",
     "remove_folder",
     "sweep",
     "sync",
+    "write_checksums",
     "write_file",
     "write_json",
     "writing",

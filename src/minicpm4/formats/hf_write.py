@@ -21,7 +21,7 @@ from minicpm4.config.model import MODEL_TYPES
 from minicpm4.config.strict import shown, suggest
 from minicpm4.config.windows import window_fields
 from minicpm4.errors import CheckpointError, ConfigError
-from minicpm4.files import write_file, write_json
+from minicpm4.files import write_checksums, write_file, write_json
 from minicpm4.formats.kinds import KINDS, WeightKind, float_kinds, kind_of
 from minicpm4.formats.names import EMBED, HEAD, expected_tensors
 from minicpm4.formats.packing import row_slices
@@ -250,7 +250,8 @@ def begin_folder(folder: Path, beside: Mapping[str, bytes]) -> None:
 
 
 def end_folder(folder: Path, content: Mapping[str, Any]) -> None:
-    """Write config.json: now the folder is a model. Raises OSError."""
+    """Write the checksums of its tensors, then config.json: now the folder is a model. Raises OSError."""
+    write_checksums(folder, sorted(file.name for file in folder.glob("*.safetensors")))
     write_json(folder / "config.json", content, indent=2, durable=True)
 
 

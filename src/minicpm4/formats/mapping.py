@@ -9,19 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minicpm4.errors import CheckpointError
-from minicpm4.files import LFS_REMEDY, is_lfs_pointer
+from minicpm4.files import LFS_REMEDY, FileSums, is_lfs_pointer
 
 __all__ = ["MappedFile"]
 
 
 class MappedFile:
-    """``path`` mapped for reading; it stays mapped while a view of it lives.
+    """``path`` mapped for reading; it stays mapped while a view of it lives. ``sums``: what it is to hold.
 
     Raises CheckpointError when the file cannot be opened, is empty, or is a pointer of Git LFS.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, sums: FileSums | None = None) -> None:
+        self.path, self._sums = path, sums
         try:
             with path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -39,8 +39,11 @@ class MappedFile:
         return memoryview(self._map)
 
     def view(self, offset: int, nbytes: int) -> NDArray[np.uint8]:
-        """Return ``nbytes`` from ``offset`` on, which the caller has checked to lie in the file."""
+        """Return ``nbytes`` from ``offset`` on, which the caller has checked to lie in the file. Raises
+        CheckpointError where they are not what was written."""
         assert offset >= 0 and offset + nbytes <= self.size, (offset, nbytes, self.size)
+        if self._sums is not None:
+            self._sums.check(memoryview(self._map), offset, nbytes)
         return self._bytes[offset : offset + nbytes]
 
     def release(self, offset: int, nbytes: int) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from minicpm4.config.model import read_hf_config
 from minicpm4.errors import CheckpointError
-from minicpm4.files import read_json
+from minicpm4.files import read_checksums, read_json
 from minicpm4.formats.checkpoint import TensorInfo
 from minicpm4.formats.kinds import float_kinds
 from minicpm4.formats.mapping import MappedFile
@@ -300,7 +300,8 @@ def read_index(folder: Path, name: str = INDEX) -> dict[Path, frozenset[str] | N
 
 
 def open_tensors(file: Path) -> dict[str, StoredTensor]:
-    """Map ``file`` and return its tensors. Raises CheckpointError."""
-    mapped = MappedFile(file)
+    """Map ``file`` and return its tensors, whose bytes are held to the checksums beside it, where there are
+    any, as they are read. Raises CheckpointError."""
+    mapped = MappedFile(file, read_checksums(file.parent).get(file.name))
     header = read_header(lambda offset, count: mapped.view(offset, count).tobytes(), mapped.size, file)
     return {name: StoredTensor(file=mapped, entry=entry) for name, entry in header.entries.items()}

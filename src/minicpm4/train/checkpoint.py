@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from minicpm4.errors import CheckpointError, ConfigError
-from minicpm4.files import Part, json_text, lock, remove_folder, write_file
+from minicpm4.files import Part, json_text, lock, remove_folder, write_checksums, write_file
 from minicpm4.train.saved import LOCK, STATE, VERSION, Saved, saved
 from minicpm4.train.world import World
 
@@ -79,7 +79,15 @@ def _begin(part: Part) -> None:
 
 def _finish(part: Part, text: str) -> None:
     write_file(part.new / STATE, text + "\n")
+    write_checksums(part.new, sorted(_own(part.new)))
     part.commit(durable=True)
+
+
+def _own(folder: Path) -> Iterator[str]:
+    """What its manifest is to tell of: all but the tensors of models in it, of which their own tell."""
+    for file in folder.rglob("*"):
+        if file.is_file() and (file.parent == folder or file.suffix != ".safetensors"):
+            yield file.relative_to(folder).as_posix()
 
 
 def keep(run: Path, last: int, always: Callable[[Saved], bool]) -> None:

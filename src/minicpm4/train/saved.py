@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from minicpm4.errors import CheckpointError
-from minicpm4.files import read_json, sweep
+from minicpm4.files import read_checksums, read_json, sweep
 from minicpm4.formats.safetensors import StoredTensor, open_tensors, read_index
 
 __all__ = [
@@ -44,8 +44,14 @@ class Saved:
     folder: Path
 
     def state(self) -> dict[str, Any]:
-        """What its state.json says. Raises CheckpointError."""
+        """What its state.json says. Raises CheckpointError where a file of it, tensors apart, is damaged."""
         file = self.folder / STATE
+        try:
+            for sums in read_checksums(self.folder).values():
+                if sums.path.suffix != ".safetensors":
+                    sums.check_file()
+        except CheckpointError as error:
+            raise CheckpointError(f"a checkpoint is damaged: {error.condition}", REMEDY) from error
         state = read_json(file, MAX_STATE, CheckpointError, REMEDY)
         if state.get("version") != VERSION or state.get("step") != self.step:
             raise CheckpointError(f"{file} is not the state of step {self.step} in version {VERSION}", REMEDY)

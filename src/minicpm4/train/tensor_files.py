@@ -26,7 +26,7 @@ from minicpm4.formats.safetensors import StoredTensor
 from minicpm4.formats.safetensors_header import described
 from minicpm4.formats.safetensors_write import Check, File, planned, write_index, write_safetensors
 from minicpm4.formats.tensor_source import TensorSource
-from minicpm4.train.saved import stored
+from minicpm4.train.saved import REMEDY, stored
 from minicpm4.train.world import World
 
 __all__ = [
@@ -114,8 +114,11 @@ class Lazy:
         self.shape = torch.Size(stored.shape)
 
     def read(self, rows: slice = slice(None)) -> Tensor:
-        """The tensor, or some of its rows."""
-        view = self._stored.view()
+        """The tensor, or some of its rows. Raises CheckpointError where it is damaged."""
+        try:
+            view = self._stored.view()
+        except CheckpointError as error:
+            raise CheckpointError(f"a checkpoint is damaged: {error.condition}", REMEDY) from error
         found = torch.from_numpy(np.array(view[rows] if self.shape else view))
         return found.view(torch.bfloat16) if self._stored.entry.dtype == "BF16" else found
 
