@@ -94,6 +94,10 @@ def tables(args: argparse.Namespace) -> dict[str, Any]:
     apart, off_grid = notes["logits_apart"], notes["off_grid"]
     if apart is None or not apart <= 1e-5 or (off_grid is not None and off_grid < 0.5):
         raise SystemExit(f"error: the original was not moved as it should be: {notes}")
+    for kind in args.calibration:  # for tools that calibrate on the same (peers/gptqmodel_file.py)
+        if from_files := [files["calibration"][one] for one in KINDS[kind]]:
+            same = read_windows(tokenizer, from_files, args.samples, args.length)
+            write_json(args.work / f"calibration-{kind}.json", same)
     done = args.work / "done.json"
     key = {"model": args.model, "windows": args.windows, "length": args.length, "samples": args.samples,
            "seed": args.seed, "embed": args.embed}  # fmt: skip
