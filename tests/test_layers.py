@@ -62,7 +62,10 @@ EXTRAS = (
     "agents",
 )
 # Parts of the engine that handle integers only, so that they can be tested with plain lists.
-ARRAY_FREE = ("engine.scheduler", "engine.steps", "engine.pages", "engine.sequence")
+ARRAY_FREE = tuple(
+    f"engine.{name}"
+    for name in ("scheduler", "steps", "pages", "sequence", "drafter", "suffix", "effort", "drafting")
+)
 # Parts that reach no torch by any import: data is packed, and a recipe explained, without it.
 TORCH_FREE = (
     "data",

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from random import Random
 
 from minicpm4.engine.sequence import Drafts, Sequence
+from minicpm4.engine.steps import Span, StepPlan
 
 Choose = Callable[[list[int]], int]
 """The token that a model would choose after these."""
@@ -36,3 +37,20 @@ def walk(drafts: Drafts | None, choose: Callable[[int], int]) -> tuple[list[int]
         if child is None:
             return path, token
         path.append(child)
+
+
+def texts_of(span: Span) -> list[list[int]]:
+    """What each row of a span reads, itself included."""
+    first = span.stop - span.num_drafts
+    texts = [span.sequence.tokens[: end + 1] for end in range(span.start, first)]
+    if span.drafts is not None:
+        for token, parent in zip(span.drafts.tokens, span.drafts.parents, strict=True):
+            texts.append([*texts[first - span.start + parent], token])
+    return texts
+
+
+def follow(plan: StepPlan, paths: list[list[int]]) -> None:
+    """The texts go on with the accepted drafts, as they have when a plan is committed."""
+    for span, path in zip(plan.spans, paths, strict=True):
+        if span.drafts is not None:
+            span.sequence.tokens += [span.drafts.tokens[i] for i in path]

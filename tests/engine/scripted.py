@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from minicpm4.engine.drafting import Drafting
 from minicpm4.engine.engine import Engine, EngineLimits
 from minicpm4.engine.kept_pages import KeptPages
 from minicpm4.engine.outputs import Event, Prefilled, Sampled
@@ -15,6 +16,7 @@ from minicpm4.engine.runner import StepResult
 from minicpm4.engine.steps import StepPlan
 from minicpm4.kernels.ref import RefOps
 from minicpm4.text.stream import NoText
+from tests.engine.drafting import texts_of
 from tests.engine.model_cache import ModelCache
 
 VOCAB = 12
@@ -41,11 +43,15 @@ class ScriptedRunner:
         self.plans.append(plan)
         self.cache.run(plan)
         rows = [
-            self.logits(span.sequence.tokens[: end + 1])
+            self.logits(text)
             for span in plan.spans
-            for end in range(span.stop - span.num_logits, span.stop)
+            for text in texts_of(span)[span.count - span.num_logits :]
         ]
         return StepResult(np.array(rows, np.float32).reshape(-1, VOCAB), lambda rows: rows, {})
+
+    def settle(self, plan: StepPlan, accepted: list[list[int]]) -> None:
+        assert self.cache is not None
+        self.cache.settle(plan, accepted)
 
 
 class NumberedEngine(Engine):
@@ -66,7 +72,12 @@ class NumberedEngine(Engine):
 
 
 def make_engine(
-    *, ends: tuple[int, ...] = (), seed: int | None = 0, kept: KeptPages | None = None, **sizes: Any
+    *,
+    ends: tuple[int, ...] = (),
+    seed: int | None = 0,
+    kept: KeptPages | None = None,
+    drafting: Drafting | None = None,
+    **sizes: Any,
 ) -> tuple[NumberedEngine, ScriptedRunner]:
     """An engine of 4-token pages over a ScriptedRunner."""
     limits = {"context": 40, "num_pages": 40, "max_rows": 8, "max_sequences": 4} | sizes
@@ -79,6 +90,7 @@ def make_engine(
         end_ids=ends,
         seed=seed,
         kept=kept,
+        drafting=drafting,
     )
     runner.cache = ModelCache(engine.scheduler.pages)
     return engine, runner

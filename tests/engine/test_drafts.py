@@ -21,7 +21,7 @@ from minicpm4.kernels.contract import OpTable, Tree
 from minicpm4.kernels.ref import RefOps
 from minicpm4.kernels.registry import resolve
 from minicpm4.model.weights import ModelWeights
-from tests.engine.drafting import make_drafts, walk
+from tests.engine.drafting import follow, make_drafts, walk
 from tests.fixtures.loading import load_model
 from tests.fixtures.random_checkpoint import make_checkpoint
 
@@ -71,6 +71,7 @@ class Greedy:
         rows = iter(self.runner.execute(plan).logits.argmax(axis=1).tolist())
         found = [self._walk(span, [next(rows) for _ in range(span.num_logits)]) for span in plan.spans]
         paths = [path for path, _ in found]
+        follow(plan, paths)
         self.runner.settle(plan, paths)
         self.scheduler.commit(plan, paths)
         self.accepted += sum(map(len, paths))

@@ -242,7 +242,7 @@ def interrupt() -> None:
 def test_an_interrupt_in_the_bookkeeping_costs_no_request() -> None:
     engine, _ = make_engine()
     number = engine.ask([1] * 10, greedy())
-    engine.scheduler.commit = lambda plan: interrupt()  # type: ignore[method-assign]
+    engine.scheduler.commit = lambda plan, _: interrupt()  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         engine.step()
     assert tokens_of(run(engine), number) == plain_greedy([1] * 10, 6)
@@ -253,7 +253,7 @@ def test_an_interrupt_while_a_token_is_taken_fails_its_request_by_name(
 ) -> None:
     engine, _ = make_engine()
     torn, other = engine.ask([1, 2], greedy()), engine.ask([2], greedy())
-    monkeypatch.setattr("minicpm4.engine.engine.sample", lambda *_: interrupt())
+    monkeypatch.setattr("minicpm4.engine.request.sample", lambda *_: interrupt())
     with pytest.raises(KeyboardInterrupt):
         engine.step()
     monkeypatch.undo()
@@ -323,10 +323,10 @@ def test_sampled_tokens_come_with_the_probability_of_their_draw() -> None:
 def test_a_request_that_fails_while_it_is_made_leaves_nothing_behind() -> None:
     """It was queued before its owner was registered: every later step met a sequence of nobody."""
     engine, _ = make_engine()
-    engine._sample = lambda *_: interrupt()  # type: ignore[method-assign,assignment,return-value]
+    engine._samples.make = lambda *_: interrupt()  # type: ignore[method-assign,assignment,return-value]
     with pytest.raises(KeyboardInterrupt):
         engine.ask([1, 2], greedy())
-    del engine._sample
+    del engine._samples.make
     assert not engine.has_work
     assert tokens_of(run_one(engine, [1, 2], greedy()), 0) == plain_greedy([1, 2], 6)
 

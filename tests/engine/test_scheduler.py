@@ -15,7 +15,7 @@ from minicpm4.engine.scheduler import Scheduler
 from minicpm4.engine.sequence import Drafts, Sequence, Status
 from minicpm4.engine.steps import StepPlan, logit_rows
 from minicpm4.errors import RequestError
-from tests.engine.drafting import make_drafts, walk
+from tests.engine.drafting import follow, make_drafts, walk
 from tests.engine.model_cache import ModelCache
 
 SIZE = 4
@@ -274,6 +274,7 @@ def fork_and_finish(
     """``forced``: after some tokens others follow at once, as a grammar has it."""
     paths = accepted(plan)
     cache.settle(plan, paths)
+    follow(plan, paths)
     scheduler.commit(plan, paths)
     made = []
     for span, path in zip(plan.spans, paths, strict=True):
@@ -317,6 +318,7 @@ def test_drafts_take_a_row_each_and_rejected_ones_leave_no_trace() -> None:
     span = plan.spans[0]
     assert (span.start, span.count, span.logits, span.ids) == (6, 5, "all", [77, 1, 2, 3, 4])
     assert len(one.pages) == 3 and span.is_tree
+    follow(plan, [[2]])
     scheduler.commit(plan, [[2]])
     assert one.tokens[6:] == [77, 3] and one.computed == 8 and one.drafts is None
     assert len(one.pages) == 2 and one.sealed == 2 and scheduler.pages.num_available == 14
@@ -353,6 +355,7 @@ def test_drafts_stop_before_the_limit() -> None:
     scheduler, one = drafted(tuple(range(14)), tuple(range(-1, 13)), max_rows=20)
     plan = scheduler.schedule()
     assert plan.spans[0].stop == one.limit - 1 == 15
+    follow(plan, [list(range(8))])
     scheduler.commit(plan, [list(range(8))])
     assert len(one.tokens) == one.limit - 1, "one more is sampled"
 

@@ -139,6 +139,20 @@ class EngineFlags:
     threads: Annotated[
         int | None, Option(help="Threads of the CPU kernels. Default: as calibrated, else the cores.")
     ] = None
+    draft: Annotated[
+        str | None,
+        Option(
+            metavar="NAME",
+            help="What guesses tokens, several of which are then checked in one pass; no answer changes: "
+            "off, suffix (from the text so far), auto.",
+        ),
+    ] = None
+    draft_tokens: Annotated[
+        int | None,
+        Option(
+            metavar="N", help="Check so many drafts each time. Default: as many as gain time, maybe none."
+        ),
+    ] = None
     memory: Annotated[
         float | None,
         Option(

@@ -27,7 +27,10 @@ def summary(metrics: Metrics) -> str:
     attention: str = metrics.attention
     if attention == "sparse":
         attention += f", {metrics.blocks_read_share:.0%} of the blocks read"
-    drafted = "" if metrics.accept_length is None else f", {metrics.accept_length:.2f} tokens a pass"
+    drafted = ""
+    if metrics.accept_length is not None:
+        right = metrics.accepted_tokens / metrics.draft_tokens
+        drafted = f", {metrics.accept_length:.2f} tokens a pass ({right:.0%} of drafts right)"
     memory = human(metrics.peak_memory) if metrics.peak_memory else "unknown"
     return (
         f"prompt {metrics.prompt_tokens:,} tokens ({metrics.cached_tokens:,} cached), "

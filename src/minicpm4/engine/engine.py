@@ -3,34 +3,30 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import partial
 from time import perf_counter
-
-import numpy as np
 
 from minicpm4.config import SparseConfig
 from minicpm4.engine.api import Limits, Load, Shown, Visit, check_request, check_text
+from minicpm4.engine.drafting import Drafting
 from minicpm4.engine.grammar import Grammars
+from minicpm4.engine.judging import Judged, judge
 from minicpm4.engine.kept_pages import KeptPages
 from minicpm4.engine.outputs import Event, Failed, Piece, Prefilled, Read, Sampled
 from minicpm4.engine.pace import Pace
 from minicpm4.engine.pages import PageAllocator
 from minicpm4.engine.params import SamplingParams
-from minicpm4.engine.processors import make_processors
-from minicpm4.engine.request import Reading, Request, Sample
+from minicpm4.engine.request import Reading, Request, Sample, Samples, TextStreams, attention_of
 from minicpm4.engine.runner import StepResult, StepRunner
-from minicpm4.engine.sampler import SampleState, log_probabilities, sample
 from minicpm4.engine.scheduler import Scheduler
-from minicpm4.engine.sequence import Attention, Sequence
-from minicpm4.engine.steps import StepPlan
+from minicpm4.engine.sequence import FinishReason, Sequence
+from minicpm4.engine.steps import Span, StepPlan
 from minicpm4.errors import EngineError, Minicpm4Error, RequestError, ToolSchemaError, UnsupportedError
 from minicpm4.kernels.contract import Array, OpTable
-from minicpm4.text.stream import TextStream
-
-TextStreams = Callable[[Items[str], Collection[int], bool], TextStream]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +55,8 @@ class Engine:
     ``text_streams(stop, stop_token_ids, skip_special_tokens)`` makes the decoder of one sample; ``end_ids``
     are the tokens at which the model ends a turn. ``grammars`` compiles what answers are held to; None: such
     requests are refused. Requests without a seed draw theirs from ``seed``. With a ``pace`` prompts leave
-    running answers their speed. ``kept``: pages that are saved elsewhere, and come from there.
+    running answers their speed. ``kept``: pages that are saved elsewhere, and come from there. ``drafting``
+    guesses tokens, which are checked several at a time.
 
     The truth is the requests' tokens. Whatever an exception has torn is thrown away by the next call
     (``_mend``): scheduler and pages are made anew and what is unfinished runs again, to the same tokens.
@@ -79,15 +76,14 @@ class Engine:
         seed: int | None = None,
         pace: Pace | None = None,
         kept: KeptPages | None = None,
+        drafting: Drafting | None = None,
     ) -> None:
         self.limits = limits
         self.events: deque[Event] = deque()
         self._runner, self._ops, self._sparse = runner, ops, sparse
-        self._text_streams, self._end_ids = text_streams, tuple(end_ids)
-        self._grammars = grammars
-        self._entropy = np.random.SeedSequence(None if seed is None else _unsigned(seed)).entropy
+        self._samples = Samples(text_streams, end_ids, grammars, seed)
         self._requests: dict[int, Request | Reading] = {}
-        self._pace, self._kept = pace, kept
+        self._pace, self._kept, self._drafting = pace, kept, drafting
         self._version = runner.version
         self.start_over()
 
@@ -100,12 +96,8 @@ class Engine:
             prefix_cache=limits.prefix_cache,
             salt=b"weights %d" % self._version,
         )
-        scheduler = Scheduler(
-            pages,
-            max_rows=limits.max_rows,
-            max_sequences=limits.max_sequences,
-            pace=self._pace,
-        )
+        sizes = {"max_rows": limits.max_rows, "max_sequences": limits.max_sequences}
+        scheduler = Scheduler(pages, **sizes, pace=self._pace)
         for request in self._requests.values():
             for sequence in request.sequences:
                 sequence.unload()
@@ -113,6 +105,8 @@ class Engine:
                 scheduler.add(sequence)
         if self._kept is not None:
             self._kept.start_over(pages, self._version)
+        if self._drafting is not None:
+            self._drafting.start_over()
         self.scheduler, self._state = scheduler, State.WHOLE
 
     @property
@@ -136,9 +130,9 @@ class Engine:
         check_request(self.limits, ids, params)
         self.scheduler.check(len(ids), self._length_limit(ids, params))
         if params.stop:
-            self._text_streams(params.stop, (), params.skip_special_tokens)
-        if self._grammars is not None:
-            self._grammars.check(params)
+            self._samples.text_streams(params.stop, (), params.skip_special_tokens)
+        if self._samples.grammars is not None:
+            self._samples.grammars.check(params)
         elif params.calls is not None:
             names = list(params.calls.schemas)
             raise ToolSchemaError("tools: this engine cannot hold calls", "leave it out", tools=names)
@@ -151,11 +145,11 @@ class Engine:
         self._mend()
         if request_id in self._requests:
             return
-        attention, sparse = self._attention(params.attention)
+        attention, sparse = attention_of(params.attention, self._sparse)
         request = Request(request_id, params, sparse)
         limit = self._length_limit(ids, params)
         sequence = Sequence(request_id, list(ids), limit, attention=attention)
-        request.samples.append(self._sample(request, sequence))
+        request.samples.append(self._samples.make(request, sequence))
         self._queue(request)
         found = self.scheduler.pages.cached(sequence)
         self.events.append(Prefilled(request_id, found, len(ids), found))
@@ -210,6 +204,8 @@ class Engine:
             return
         self._state = State.CHANGING
         start = perf_counter()
+        if self._drafting is not None:
+            self._drafting.propose(self.scheduler.running)
         plan = self.scheduler.schedule()
         self._note_start(plan)
         try:
@@ -217,17 +213,26 @@ class Engine:
             result = self._runner.execute(plan)
             logits = result.first_logits(sum(s.num_logits for s in plan.spans if not s.sequence.is_read))
             self._state = State.CHANGING
-            self.scheduler.commit(plan)
-            self._advance(plan, logits)
+            judged = self._judge(plan, logits)
+            paths = [found.path for found in judged]
+            self._runner.settle(plan, paths)
+            self.scheduler.commit(plan, paths)
+            self._advance(plan, logits, judged)
             self._show(plan, result)
+            self._note(plan, paths, perf_counter() - start)
             self._state = State.WHOLE
-            if self._pace is not None:
-                self._pace.note(plan.decoding, plan.prompts, perf_counter() - start)
         except BaseException:
             if self._state is State.RUNNING:
                 self.scheduler.rollback(plan)
                 self._state = State.WHOLE
             raise
+
+    def _note(self, plan: StepPlan, paths: Items[Items[int]], seconds: float) -> None:
+        """What a step took teaches how the next ones are cut."""
+        if self._pace is not None:
+            self._pace.note(plan.decoding, plan.prompts, seconds)
+        if self._drafting is not None:
+            self._drafting.note(plan, paths, seconds)
 
     def abort(self, request_id: int, index: int | None = None) -> None:
         """See EngineAPI."""
@@ -249,7 +254,7 @@ class Engine:
         for one in request.unfinished:
             if index is None or one.sequence.index == index:
                 text, number = one.text.finish(), one.sequence.index
-                self.scheduler.finish(one.sequence, "abort")
+                self._finish(one.sequence, "abort")
                 pieces.append(Piece(text=text, token_ids=[], index=number, finish_reason="abort"))
         if pieces and request.finished:
             pieces[-1] = replace(pieces[-1], metrics=request.metrics())
@@ -259,7 +264,7 @@ class Engine:
     def _end(self, request: Request | Reading, event: Event) -> None:
         """Drop what is left of a request."""
         for sequence in request.sequences:
-            self.scheduler.finish(sequence, "abort")
+            self._finish(sequence, "abort")
         self.events.append(event)
         del self._requests[request.request_id]
 
@@ -291,28 +296,6 @@ class Engine:
         room = self.limits.context - len(ids)
         return len(ids) + min(room, params.max_tokens or room)
 
-    def _attention(self, wanted: str | None) -> tuple[Attention, SparseConfig | None]:
-        """How a request attends: its name, empty where that is as all do, and its settings."""
-        own = self._sparse
-        if wanted == "dense" and own is not None:
-            return "dense", None
-        if wanted == "sparse" and own is not None and own != own.at_once:
-            return "sparse", own.at_once
-        return "", own
-
-    def _sample(self, request: Request, sequence: Sequence) -> Sample:
-        params = request.params
-        # A request with a seed draws the same numbers whatever was asked before it.
-        key = [self._entropy, request.request_id] if params.seed is None else [_unsigned(params.seed)]
-        ends = () if params.ignore_eos else self._end_ids
-        stops = (*ends, *params.stop_token_ids)
-        rng = np.random.default_rng([*key, sequence.index])
-        prompt = sequence.tokens[: sequence.num_prompt]
-        constraint = None if self._grammars is None else self._grammars.start(params, prompt)
-        processors = [*make_processors(params, prompt, stops), *([] if constraint is None else [constraint])]
-        state = SampleState(params, rng, processors, constraint)
-        return Sample(sequence, state, self._text_streams(params.stop, stops, params.skip_special_tokens))
-
     def _note_start(self, plan: StepPlan) -> None:
         now = perf_counter()
         for span in plan.spans:
@@ -320,26 +303,41 @@ class Engine:
             if isinstance(request, Request):
                 request.started = request.started or now
 
-    def _advance(self, plan: StepPlan, logits: Array) -> None:
-        assert not any(span.drafts for span in plan.spans), "nothing here checks drafts yet"
-        sampled = iter(logits)
+    def _judge(self, plan: StepPlan, logits: Array) -> list[Judged]:
+        """Draw what follows the spans that have drafts: their texts go on, nothing else changes yet."""
+        judged, stop = [], 0
         for span in plan.spans:
+            start, stop = stop, stop + span.num_logits
+            request = self._requests.get(span.sequence.request_id)
+            if span.drafts is None or not isinstance(request, Request):
+                judged.append(Judged())
+                continue
+            request.torn = True  # until what was drawn has been told
+            member = request.samples[span.sequence.index]
+            judged.append(judge(span, logits[start:stop], partial(self._next_token, request, member)))
+        return judged
+
+    def _advance(self, plan: StepPlan, logits: Array, judged: Items[Judged]) -> None:
+        stop = 0
+        for span, found in zip(plan.spans, judged, strict=True):
             sequence = span.sequence
             if sequence.is_read:
                 continue
-            row = next(sampled) if span.num_logits else None
+            start, stop = stop, stop + span.num_logits
             request = self._requests.get(sequence.request_id)
             if not isinstance(request, Request):  # another of its samples has failed just now
                 continue
-            request.ran(span.start, span.stop)
+            request.ran(span, len(found.path))
             if not sequence.num_sampled:
                 self.events.append(
                     Prefilled(request.request_id, span.stop, sequence.num_prompt, sequence.cached)
                 )
-            if row is not None:
-                request.torn = True
-                self._next_tokens(request, sequence, row)
-                request.torn = False
+            request.torn = True
+            if start < stop and span.drafts is None:
+                self._next_tokens(request, span, logits[start:stop])
+            else:
+                self._tell(request, request.samples[sequence.index], span, found)
+            request.torn = False
 
     def _show(self, plan: StepPlan, result: StepResult) -> None:
         """Of texts that are read, show what came of their rows; it lies behind the others' in the result."""
@@ -362,38 +360,39 @@ class Engine:
                 self._end(reading, Read(reading.request_id))
             reading.torn = False
 
-    def _next_tokens(self, request: Request, sequence: Sequence, logits: Array) -> None:
+    def _next_tokens(self, request: Request, span: Span, logits: Array) -> None:
         """Sample the next token of a sequence; right after the prompt, of every sample."""
+        sequence = span.sequence
         members = [request.samples[sequence.index]]
         if not sequence.num_sampled and request.params.n > 1:
             for child in self.scheduler.fork(sequence, request.params.n - 1):
-                request.samples.append(self._sample(request, child))
+                request.samples.append(self._samples.make(request, child))
             members = request.samples
         for member in members:
-            try:
-                piece = self._next_token(request, member, logits)
-            except Minicpm4Error as error:
-                self._end(request, Failed(request.request_id, error))
+            found = judge(span, logits, partial(self._next_token, request, member))
+            self._tell(request, member, span, found)
+            if found.error is not None:
                 return
-            self.events.append(Sampled(request.request_id, piece))
-        if request.finished:
-            del self._requests[request.request_id]
 
     def _next_token(self, request: Request, member: Sample, logits: Array) -> Piece:
-        draw = sample(self._ops, logits, member.state)
-        wanted = request.params.logprobs
-        logprobs = None if wanted is None else log_probabilities(self._ops, logits, draw, wanted)
-        piece = member.take(draw.token, logprobs)
-        if wanted is None:  # else each token needs the logits before it
-            piece = member.take_forced(piece)
-        request.sampled()
-        if piece.finish_reason is not None:
-            self.scheduler.finish(member.sequence, piece.finish_reason)
-            if request.finished:
-                return replace(piece, metrics=request.metrics())
-        return piece
+        return request.draw(self._ops, member, logits)
 
+    def _tell(self, request: Request, member: Sample, span: Span, found: Judged) -> None:
+        """What was drawn behind a span becomes events."""
+        request.passed(span, len(found.path), sum(len(piece.token_ids) for piece in found.pieces))
+        for piece in found.pieces:
+            if piece.finish_reason is not None:
+                self._finish(member.sequence, piece.finish_reason)
+                if request.finished:
+                    piece = replace(piece, metrics=request.metrics())
+            self.events.append(Sampled(request.request_id, piece))
+        if found.error is not None:
+            self._end(request, Failed(request.request_id, found.error))
+        elif request.finished:
+            del self._requests[request.request_id]
 
-def _unsigned(seed: int) -> int:
-    """Seeds are taken modulo 2^64: NumPy wants no negative ones."""
-    return seed & 0xFFFFFFFFFFFFFFFF
+    def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        """A sequence ends: nothing of it stays."""
+        self.scheduler.finish(sequence, reason)
+        if self._drafting is not None:
+            self._drafting.drop(sequence)

@@ -54,7 +54,10 @@ class LLM(Texts, Scores):
     prompts are in it), ``cache_size``: bytes that it may take; what was used longest ago is removed first.
     ``fair``: prompts are read beside running answers in pieces so small that those keep half their speed,
     unless many short ones wait (for servers: measured times cut the work, so two runs cut it differently).
-    ``seed``: of requests without one, None: random. ``ignore_fields``: fields of config.json, or keys of GGUF
+    ``seed``: of requests without one, None: random. ``draft``: what guesses tokens, several of which are then
+    checked in one pass, which changes no answer: "off", "suffix" (from the text so far), or "auto";
+    ``draft_tokens``: so many each time (None: as many as gain time, by what was measured, which may be none).
+    ``ignore_fields``: fields of config.json, or keys of GGUF
     metadata, that are read as null, though they may change what the model computes. ``threads``, too, are as
     calibrated where not given (``minicpm4 doctor``). ``progress(done, total)`` is called while layers are
     loaded.
@@ -89,6 +92,8 @@ class LLM(Texts, Scores):
         cache_size: int = CACHE_SIZE,
         isa: str | None = None,
         seed: int | None = None,
+        draft: str = "off",
+        draft_tokens: int | None = None,
         ignore_fields: Sequence[str] = (),
         progress: Progress | None = None,
     ) -> None:
@@ -110,6 +115,8 @@ class LLM(Texts, Scores):
             cache_size=cache_size,
             isa=isa,
             seed=seed,
+            draft=draft,
+            draft_tokens=draft_tokens,
             ignore_fields=tuple(ignore_fields),
         )
         self._start(inspect(model, options), progress)

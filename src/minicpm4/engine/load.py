@@ -14,6 +14,7 @@ from typing import Any
 from minicpm4.config import ModelConfig, SparseConfig
 from minicpm4.config.model import read_generation_config
 from minicpm4.engine import calibration
+from minicpm4.engine.drafters import make_drafting
 from minicpm4.engine.engine import Engine, EngineLimits
 from minicpm4.engine.executors import Executor
 from minicpm4.engine.grammar import Grammars
@@ -103,6 +104,7 @@ class Inspection:
             seed=options.seed,
             pace=Pace() if options.fair else None,
             kept=self._kept(executor, runner.version),
+            drafting=make_drafting(ops, options.draft, options.draft_tokens),
         )
         return engine, loaded, describe(self.ops, plan, self.sparse, f"{loaded.notes}; {self.tuned}")
 

@@ -14,8 +14,9 @@ class Metrics:
 
     ``prefill_s``: from its first step to its first token, over prompt_tokens - cached_tokens tokens;
     ``decode_s``: from there to its last token, over new_tokens - n tokens. Both include the work done
-    for requests beside it. ``accept_length``: new tokens a pass of the target model, where drafts
-    were checked; None where none were.
+    for requests beside it. ``accept_length``: tokens written in decoding a pass of the target model, the
+    one drawn behind the last accepted draft included; None where no drafts were checked. ``draft_tokens``:
+    drafts that were checked, ``accepted_tokens`` of which became text.
     ``attention``: "sparse" if any of its tokens chose blocks, else "dense". ``blocks_read_share``:
     blocks read / blocks visible, over the tokens that were run. ``peak_memory``: the most bytes that
     this process has held, 0 where the system does not tell.
@@ -27,9 +28,33 @@ class Metrics:
     new_tokens: int
     decode_s: float
     accept_length: float | None = None
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
     attention: Literal["dense", "sparse"] = "dense"
     blocks_read_share: float = 1.0
     peak_memory: int = 0
+
+
+@dataclass(slots=True)
+class PassCount:
+    """Counts passes of the target model that decode, the tokens that came of them, and drafts."""
+
+    passes: int = 0
+    tokens: int = 0
+    drafts: int = 0
+    accepted: int = 0
+
+    def add(self, drafts: int, accepted: int, tokens: int) -> None:
+        """One sequence's part of a step."""
+        self.passes += 1
+        self.tokens += tokens
+        self.drafts += drafts
+        self.accepted += accepted
+
+    @property
+    def accept_length(self) -> float | None:
+        """Tokens a pass; None where no drafts were checked."""
+        return self.tokens / self.passes if self.drafts else None
 
 
 class BlockCount:

@@ -10,6 +10,8 @@ from typing import Any
 
 from minicpm4.config import ModelConfig, SparseConfig
 from minicpm4.config.strict import check_choice, check_integer, check_optional_integer, require, shown
+from minicpm4.engine.drafters import check_draft
+from minicpm4.engine.sequence import MAX_DRAFTS
 from minicpm4.errors import ConfigError
 from minicpm4.kernels.pages import KV_FORMATS, KVFormat
 from minicpm4.kernels.registry import ACTIVATIONS
@@ -45,6 +47,8 @@ class EngineOptions:
     cache_dir: str | Path | None = None
     cache_size: int = CACHE_SIZE
     seed: int | None = None
+    draft: str = "off"
+    draft_tokens: int | None = None
     ignore_fields: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -58,6 +62,13 @@ class EngineOptions:
         check_integer("max_batch", self.max_batch, 1, 4096)
         check_optional_integer("chunk", self.chunk, 1, 1 << 16)
         check_optional_integer("memory", self.memory, 1, MAX_MEMORY)
+        check_draft(self.draft)
+        check_optional_integer("draft_tokens", self.draft_tokens, 1, MAX_DRAFTS)
+        require(
+            self.draft_tokens is None or self.draft != "off",
+            f"draft_tokens = {self.draft_tokens} is about drafts, and draft is 'off'",
+            "choose a drafter, or leave it out",
+        )
         check_integer("cache_size", self.cache_size, 1, MAX_MEMORY)
         require(
             self.cache_dir is None or (isinstance(self.cache_dir, str | Path) and str(self.cache_dir) != ""),

@@ -174,11 +174,10 @@ class PageAllocator:
             self._own(page)
 
     def trim(self, sequence: Sequence, length: int) -> None:
-        """Forget the tokens from position ``length`` on, and the pages that only they needed."""
+        """Forget what is computed from position ``length`` on, and the pages that only this needed."""
         keep = self.pages_for(length)
         self._disown_all(sequence.pages[keep:])
         del sequence.pages[keep:]
-        del sequence.tokens[length:]
         sequence.computed = min(sequence.computed, length)
         sequence.sealed = min(sequence.sealed, length // self.page_size)
         del sequence.digests[length // self.page_size :]

@@ -3,19 +3,29 @@ it reads."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
+from collections.abc import Sequence as Items
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 
+import numpy as np
+
 from minicpm4.config import SparseConfig
 from minicpm4.engine.api import Visit
-from minicpm4.engine.metrics import BlockCount, Metrics
+from minicpm4.engine.grammar import Grammars
+from minicpm4.engine.metrics import BlockCount, Metrics, PassCount
 from minicpm4.engine.outputs import Piece, TokenLogprobs
 from minicpm4.engine.params import SamplingParams
+from minicpm4.engine.processors import make_processors
 from minicpm4.engine.runner import StepResult
-from minicpm4.engine.sampler import SampleState
-from minicpm4.engine.sequence import FinishReason, Sequence
+from minicpm4.engine.sampler import SampleState, log_probabilities, sample
+from minicpm4.engine.sequence import Attention, FinishReason, Sequence
+from minicpm4.engine.steps import Span
+from minicpm4.kernels.contract import Array, OpTable
 from minicpm4.machine import peak_memory
 from minicpm4.text.stream import TextStream
+
+TextStreams = Callable[[Items[str], Collection[int], bool], TextStream]
 
 
 @dataclass(slots=True, eq=False)
@@ -61,6 +71,50 @@ class Sample:
         return replace(piece, text="".join(texts), token_ids=tokens)
 
 
+class Samples:
+    """Makes the samples of requests. ``text_streams``, ``end_ids``, ``grammars``, ``seed`` as in Engine."""
+
+    def __init__(
+        self,
+        text_streams: TextStreams,
+        end_ids: Collection[int],
+        grammars: Grammars | None,
+        seed: int | None,
+    ) -> None:
+        self.text_streams, self.grammars = text_streams, grammars
+        self._end_ids = tuple(end_ids)
+        self._entropy = np.random.SeedSequence(None if seed is None else _unsigned(seed)).entropy
+
+    def make(self, request: Request, sequence: Sequence) -> Sample:
+        """The sample of a request that ``sequence`` holds."""
+        params = request.params
+        # A request with a seed draws the same numbers whatever was asked before it.
+        key = [self._entropy, request.request_id] if params.seed is None else [_unsigned(params.seed)]
+        ends = () if params.ignore_eos else self._end_ids
+        stops = (*ends, *params.stop_token_ids)
+        rng = np.random.default_rng([*key, sequence.index])
+        prompt = sequence.tokens[: sequence.num_prompt]
+        constraint = None if self.grammars is None else self.grammars.start(params, prompt)
+        processors = [*make_processors(params, prompt, stops), *([] if constraint is None else [constraint])]
+        state = SampleState(params, rng, processors, constraint)
+        return Sample(sequence, state, self.text_streams(params.stop, stops, params.skip_special_tokens))
+
+
+def attention_of(wanted: str | None, own: SparseConfig | None) -> tuple[Attention, SparseConfig | None]:
+    """How a request attends that asks for ``wanted`` of an engine that attends as ``own`` says: its name,
+    empty where that is as all do, and its settings."""
+    if wanted == "dense" and own is not None:
+        return "dense", None
+    if wanted == "sparse" and own is not None and own != own.at_once:
+        return "sparse", own.at_once
+    return "", own
+
+
+def _unsigned(seed: int) -> int:
+    """Seeds are taken modulo 2^64: NumPy wants no negative ones."""
+    return seed & 0xFFFFFFFFFFFFFFFF
+
+
 @dataclass(slots=True, eq=False)
 class Request:
     """One request. Times are those of ``perf_counter``, None before the event. ``torn``: just now its
@@ -75,6 +129,7 @@ class Request:
     first_token: float | None = None
     last_token: float | None = None
     blocks: BlockCount = field(init=False)
+    passes: PassCount = field(default_factory=PassCount)
 
     def __post_init__(self) -> None:
         self.blocks = BlockCount(self.sparse)
@@ -92,9 +147,26 @@ class Request:
     def finished(self) -> bool:
         return not self.unfinished
 
-    def ran(self, start: int, stop: int) -> None:
-        """Count the tokens at positions ``start`` to ``stop`` - 1 of one of its sequences."""
-        self.blocks.add(start, stop)
+    def ran(self, span: Span, accepted: int) -> None:
+        """Count the tokens that have run of one of its sequences, so many of its drafts among them."""
+        self.blocks.add(span.start, span.stop - span.num_drafts + accepted)
+
+    def passed(self, span: Span, accepted: int, new: int) -> None:
+        """Count what came of a pass in which one of its samples was decoded."""
+        if new and span.start >= span.sequence.num_prompt:
+            self.passes.add(span.num_drafts, accepted, new)
+
+    def draw(self, ops: OpTable, member: Sample, logits: Array) -> Piece:
+        """Sample the next token of one of its samples from ``logits`` (vocab,); it takes it, and those that
+        its grammar adds."""
+        draw = sample(ops, logits, member.state)
+        wanted = self.params.logprobs
+        logprobs = None if wanted is None else log_probabilities(ops, logits, draw, wanted)
+        piece = member.take(draw.token, logprobs)
+        if wanted is None:  # else each token needs the logits before it
+            piece = member.take_forced(piece)
+        self.sampled()
+        return piece
 
     def sampled(self) -> None:
         """Note the time of a token."""
@@ -111,6 +183,9 @@ class Request:
             prefill_s=then - start if then and start else 0.0,
             new_tokens=sum(sample.sequence.num_sampled for sample in self.samples),
             decode_s=last - then if last and then else 0.0,
+            accept_length=self.passes.accept_length,
+            draft_tokens=self.passes.drafts,
+            accepted_tokens=self.passes.accepted,
             attention="sparse" if self.blocks.any_sparse else "dense",
             blocks_read_share=self.blocks.share,
             peak_memory=peak_memory(),

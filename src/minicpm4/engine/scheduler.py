@@ -83,15 +83,16 @@ class Scheduler:
         return plan
 
     def commit(self, plan: StepPlan, accepted: Items[Items[int]] = ()) -> None:
-        """The plan's rows are in the cache. ``accepted``: of each span the drafts that its sequence goes on
-        with, in order, a path from its last token; the others leave no trace. Nothing: none of any."""
+        """The plan's rows are in the cache. ``accepted``: of each span the drafts with which its sequence has
+        gone on, in order, a path; the others leave no trace. Nothing: none of any."""
         for span, path in zip(plan.spans, accepted or [()] * len(plan.spans), strict=True):
             sequence = span.sequence
             sequence.drafts = None
             sequence.computed = span.stop - span.num_drafts + len(path)
             if span.drafts is not None:
                 assert span.drafts.is_path(path), "accepted drafts do not follow one another"
-                sequence.tokens += [span.drafts.tokens[i] for i in path]
+                text = sequence.tokens[sequence.computed - len(path) : sequence.computed]
+                assert text == [span.drafts.tokens[i] for i in path], "an accepted draft is not in the text"
                 self.pages.trim(sequence, sequence.computed)
             self.pages.seal(sequence)
 

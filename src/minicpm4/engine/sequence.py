@@ -53,6 +53,13 @@ class Drafts:
         """The first ``count``, a tree by themselves."""
         return self if count >= len(self) else Drafts(self.tokens[:count], self.parents[:count])
 
+    def only(self, kept: Items[int]) -> Drafts | None:
+        """Those of these numbers, which ascend; each comes with those that it follows. None of none."""
+        places = {-1: -1, **{old: new for new, old in enumerate(kept)}}
+        if not kept:
+            return None
+        return Drafts(tuple(self.tokens[i] for i in kept), tuple(places[self.parents[i]] for i in kept))
+
     def child(self, parent: int, token: int) -> int | None:
         """The draft ``token`` that follows draft ``parent`` (-1: the sequence); None: it was not guessed."""
         for i, (own, guess) in enumerate(zip(self.parents, self.tokens, strict=True)):

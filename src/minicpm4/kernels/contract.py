@@ -196,6 +196,8 @@ class OpTable(ABC):
     """Whether it has kernels for layers with a sliding window."""
     reads_trees: bool = True
     """Whether it has kernels for steps that are trees of drafts."""
+    rows_alone: bool = False
+    """Whether a row's results have the same bits whatever rows are computed beside it."""
     weight_kinds: frozenset[str] | None = None
     """Kinds of weights that it has kernels for; None: all in ``formats/kinds.py``, by unpacking them."""
     widens: bool = False

@@ -54,6 +54,7 @@ class CpuOps(OpTable):
         self._narrow = narrow
         self._empty = untouched if measuring else np.empty
         self._panels = frozenset(self._ctx.panels)
+        self.rows_alone = not self.isa.startswith("amx")  # whose tiles have an order of their own
         self.threads = int(self._ctx.threads)
         self.activations = ("auto", "int8") if self._ctx.can_narrow else ("auto",)
         count = f"{self.threads} thread" + ("s" if self.threads > 1 else "")

@@ -34,6 +34,8 @@ class Metrics:
         self._prompt = Counter("minicpm4_prompt_tokens", "Tokens of prompts.", **by_model)
         self._cached = Counter("minicpm4_cached_tokens", "Of these, from the prefix cache.", **by_model)
         self._new = Counter("minicpm4_generated_tokens", "Tokens of answers.", **by_model)
+        self._drafts = Counter("minicpm4_draft_tokens", "Drafts that were checked.", **by_model)
+        self._accepted = Counter("minicpm4_accepted_tokens", "Of these, those that became text.", **by_model)
         self._first = Histogram(
             "minicpm4_prefill_seconds",
             "Seconds from the start of a prompt's reading to the first token.",
@@ -67,7 +69,8 @@ class Metrics:
         }
         for name, value in values.items():
             self._gauges[name].labels(model).set_function(value)
-        for counted in (self._prompt, self._cached, self._new, self._first, self._loads):
+        tokens = (self._prompt, self._cached, self._new, self._drafts, self._accepted)
+        for counted in (*tokens, self._first, self._loads):
             counted.labels(model)
 
     def answered(self, path: str, status: int, seconds: float) -> None:
@@ -86,6 +89,8 @@ class Metrics:
         self._prompt.labels(model).inc(figures.prompt_tokens)
         self._cached.labels(model).inc(figures.cached_tokens)
         self._new.labels(model).inc(figures.new_tokens)
+        self._drafts.labels(model).inc(figures.draft_tokens)
+        self._accepted.labels(model).inc(figures.accepted_tokens)
         self._first.labels(model).observe(figures.prefill_s)
 
     def text(self) -> bytes:

@@ -41,6 +41,7 @@ def timings_of(figures: Metrics) -> dict[str, Any]:
         }
     timings |= {"attention": figures.attention, "blocks_read_share": figures.blocks_read_share}
     if figures.accept_length is not None:
+        timings |= {"draft_n": figures.draft_tokens, "draft_n_accepted": figures.accepted_tokens}
         timings["accept_length"] = figures.accept_length
     return timings
 

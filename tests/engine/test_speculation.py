@@ -1,0 +1,102 @@
+"""Drafting on a real model changes no token: weights, batches, sparse attention, grammars, prefixes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minicpm4 import LLM, SamplingParams
+from minicpm4.engine.outputs import RequestOutput
+from minicpm4.errors import ConfigError
+from minicpm4.kernels.cpu import isa_levels
+from tests.engine.conftest import SPARSE as SMALL
+from tests.engine.conftest import require_smollm
+from tests.engine.test_all_together import FORMS, Make, asked
+
+LICENSE = (Path(__file__).parents[2] / "LICENSE").read_text(encoding="utf-8")
+CODE = """def total(rows):
+    result = 0
+    for name, value in rows:
+        result += value
+    return result
+"""
+PROMPTS = [
+    f"Rename `result` to `sum` in this code and print all of it:\n```python\n{CODE}```",
+    f"Repeat this text word for word:\n\n{LICENSE[:300]}",
+    "Tell a short story about a lighthouse keeper.",
+    "Write the numbers from one to twenty, in words, with commas between.",
+]
+MODEL = "smollm2-135m-instruct"
+
+
+def answers(draft: str, params: list[SamplingParams], long: str = "", **options: Any) -> list[RequestOutput]:
+    """The answers to all prompts, with every one of ``params`` in turn."""
+    found = []
+    with LLM(MODEL, threads=2, context=2048, draft=draft, **options) as llm:
+        ids = [llm.chat_ids([{"role": "user", "content": long + text}]) for text in PROMPTS]
+        for one in params:
+            found += llm.generate(ids, one)
+    return found
+
+
+DRAWN = [
+    SamplingParams(max_tokens=40, temperature=0.0),
+    SamplingParams(max_tokens=24, temperature=1.0, seed=4),
+]
+SPARSE = {"attention": "sparse", "sparse": {"topk": 2, "window_size": 128, "dense_len": -1}}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_batch": 1},
+        {"max_batch": 8, "draft_tokens": 7},
+        {"weights": "bf16", "max_batch": 4, "draft_tokens": 4},
+        {"weights": "ternary", "max_batch": 1, "draft_tokens": 15},
+        {"long": LICENSE[:4000], "max_batch": 4, "draft_tokens": 7, **SPARSE},
+        {"long": LICENSE[:4000], "kv": "int8", "max_batch": 1, "draft_tokens": 7, **SPARSE},
+    ],
+    ids=["alone", "batch", "bf16", "ternary", "sparse", "sparse int8 pages"],
+)
+def test_not_one_token_differs(options: dict[str, Any]) -> None:
+    require_smollm()
+    if isa_levels()[-1] == "amx":  # there a row's bits depend on those beside it
+        options = {**options, "isa": "avx512_bf16"}
+    drafted = answers("suffix", DRAWN, **options)
+    options.pop("draft_tokens", None)
+    plain = answers("off", DRAWN, **options)
+    assert [out.token_ids for out in drafted] == [out.token_ids for out in plain]
+    assert [out.text for out in drafted] == [out.text for out in plain]
+    if "attention" in options:
+        assert all(out.metrics.blocks_read_share < 0.5 for out in plain)
+    assert all(out.metrics.accept_length is None for out in plain)
+    lengths = [out.metrics.accept_length or 1.0 for out in drafted]
+    assert min(lengths) >= 1 and sum(out.metrics.accepted_tokens for out in drafted) > 8
+
+
+@pytest.mark.parametrize("backend", ["cpu", "ref"])
+def test_grammars_sparse_attention_prefixes_and_batches_at_once(make_llm: Make, backend: str) -> None:
+    options = {"sparse": {**SMALL, "dense_len": 60}, "chunk": 8, "max_batch": 4, "backend": backend}
+    plain, drafted = make_llm(**options), make_llm(draft="suffix", draft_tokens=6, **options)
+    ids, params = [ids for _, ids, _ in asked()], [params for _, _, params in asked()]
+    wanted = plain.generate(ids, params)
+    for _ in range(2):  # then all is cached
+        for name, one, other in zip([*FORMS] * 2, drafted.generate(ids, params), wanted, strict=True):
+            assert (one.token_ids, one.finish_reason) == (other.token_ids, other.finish_reason), name
+    pages = drafted.engine.scheduler.pages  # type: ignore[attr-defined]
+    assert pages.num_available == pages.num_pages
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"draft": "sufix"}, "suffix"),
+        ({"draft": "suffix", "draft_tokens": 64}, "draft_tokens"),
+        ({"draft_tokens": 3}, "draft is 'off'"),
+    ],
+)
+def test_what_is_no_drafter_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        LLM(MODEL, **settings)
