@@ -53,9 +53,21 @@ def test_it_measures_a_model_with_files(minicpm: Run, tmp_path: Path) -> None:
     assert "int8" in result.err and "dense" not in result.out
 
 
+def test_it_measures_drafting(minicpm: Run, tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "model", max_position_embeddings=4096)
+    data = tmp_path / "d.json"
+    options = ("--draft", "suffix", "--decode", "8", "--repeats", "1", "--threads", "2", "--json", str(data))
+    result = minicpm("bench", str(folder), *options)
+    assert result.code == 0, result.err
+    assert "tokens that differ: 0" in result.out and "editing" in result.out
+    assert {one["drafter"] for one in json.loads(data.read_text())} == {"off", "suffix"}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (("--draft", "off"), "leaves nothing to compare"),
+        (("--draft", "suffix", "--decode", "1"), "--decode 1 is outside 2"),
         (("--depths", "0,-5"), "--depths has '-5'"),
         (("--depths", "99999999999"), "outside 0 to 16,777,216"),
         (("--prefill", "1k"), "write whole numbers"),

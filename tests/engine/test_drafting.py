@@ -90,7 +90,7 @@ def test_drafts_change_nothing(
     found, alone = run(engine), run(plain)
     for number in range(len(wanted)):
         assert tokens_of(found, number) == tokens_of(alone, number)
-    assert not drafter.known and not engine._drafting._records  # type: ignore[union-attr]
+    assert not drafter.known and not engine.drafting._records  # type: ignore[union-attr]
     assert engine.scheduler.pages.num_available == num_pages
 
 

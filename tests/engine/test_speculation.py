@@ -14,6 +14,7 @@ from minicpm4.kernels.cpu import isa_levels
 from tests.engine.conftest import SPARSE as SMALL
 from tests.engine.conftest import require_smollm
 from tests.engine.test_all_together import FORMS, Make, asked
+from tests.fixtures.random_checkpoint import make_checkpoint
 
 LICENSE = (Path(__file__).parents[2] / "LICENSE").read_text(encoding="utf-8")
 CODE = """def total(rows):
@@ -76,23 +77,65 @@ def test_not_one_token_differs(options: dict[str, Any]) -> None:
     assert min(lengths) >= 1 and sum(out.metrics.accepted_tokens for out in drafted) > 8
 
 
-@pytest.mark.parametrize("backend", ["cpu", "ref"])
-def test_grammars_sparse_attention_prefixes_and_batches_at_once(make_llm: Make, backend: str) -> None:
+@pytest.fixture(scope="session")
+def stranger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another model of the same vocabulary, smaller, which knows nothing of what the first says."""
+    path = tmp_path_factory.mktemp("models") / "stranger"
+    return make_checkpoint(path, num_hidden_layers=1, seed=7)
+
+
+@pytest.mark.parametrize(
+    ("backend", "draft"), [("cpu", "suffix"), ("ref", "suffix"), ("cpu", "itself"), ("cpu", "stranger")]
+)
+def test_grammars_sparse_attention_prefixes_and_batches_at_once(
+    make_llm: Make, checkpoint: Path, stranger: Path, backend: str, draft: str
+) -> None:
     options = {"sparse": {**SMALL, "dense_len": 60}, "chunk": 8, "max_batch": 4, "backend": backend}
-    plain, drafted = make_llm(**options), make_llm(draft="suffix", draft_tokens=6, **options)
+    draft = {"itself": f"model:{checkpoint}", "stranger": f"model:{stranger}"}.get(draft, draft)
+    plain, drafted = make_llm(**options), make_llm(draft=draft, draft_tokens=6, **options)
     ids, params = [ids for _, ids, _ in asked()], [params for _, _, params in asked()]
     wanted = plain.generate(ids, params)
     for _ in range(2):  # then all is cached
         for name, one, other in zip([*FORMS] * 2, drafted.generate(ids, params), wanted, strict=True):
             assert (one.token_ids, one.finish_reason) == (other.token_ids, other.finish_reason), name
-    pages = drafted.engine.scheduler.pages  # type: ignore[attr-defined]
-    assert pages.num_available == pages.num_pages
+    engine: Any = drafted.engine
+    held = [engine.scheduler.pages, getattr(engine.drafting.drafter, "_pages", None)]
+    assert all(pages is None or pages.num_available == pages.num_pages for pages in held)
+    assert not vars(engine.drafting.drafter).get("_mirrors")
+
+
+def test_a_model_that_drafts_for_itself_is_always_right(make_llm: Make, checkpoint: Path) -> None:
+    plain, drafted = make_llm(), make_llm(draft=f"model:{checkpoint}", draft_tokens=5, chunk=16, max_batch=2)
+    assert drafted.plan.draft > 0 == plain.plan.draft
+    prompts = [[*range(5, 70)], [9, 8, 7], [*range(5, 40)]]
+    params = SamplingParams(max_tokens=25, temperature=0.0, ignore_eos=True)
+    for one, other in zip(drafted.generate(prompts, params), plain.generate(prompts, params), strict=True):
+        assert one.token_ids == other.token_ids
+        metrics = one.metrics
+        assert metrics.draft_tokens == metrics.accepted_tokens and (metrics.accept_length or 0) >= 3
+
+
+def test_drawn_answers_are_those_without_drafts(make_llm: Make, stranger: Path, checkpoint: Path) -> None:
+    params = [SamplingParams(max_tokens=20, temperature=1.0, top_p=0.9, seed=s, n=2) for s in range(4)]
+    prompts = [[5 + s, 6, 7] * 9 for s in range(4)]
+    wanted = make_llm(max_batch=3).generate(prompts, params)
+    for name in (stranger, checkpoint):
+        found = make_llm(max_batch=3, draft=f"model:{name}", draft_tokens=3).generate(prompts, params)
+        for one, other in zip(found, wanted, strict=True):
+            assert [s.token_ids for s in one.outputs] == [s.token_ids for s in other.outputs]
+
+
+def test_a_model_of_another_vocabulary_is_refused_by_its_first_token(make_llm: Make) -> None:
+    require_smollm()
+    with pytest.raises(ConfigError, match=f"model:{MODEL} has another vocabulary: its token 0 is"):
+        make_llm(draft=f"model:{MODEL}")
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"draft": "sufix"}, "suffix"),
+        ({"draft": "model:"}, "model:NAME"),
         ({"draft": "suffix", "draft_tokens": 64}, "draft_tokens"),
         ({"draft_tokens": 3}, "draft is 'off'"),
     ],

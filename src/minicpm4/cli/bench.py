@@ -68,6 +68,14 @@ def command(
     backend: Annotated[str, typer.Option(help="Kernels: auto, cpu, gpu, or ref (NumPy, slow).")] = "auto",
     threads: Annotated[int | None, typer.Option(help="Threads of the CPU kernels.")] = None,
     chunk: Annotated[int, typer.Option(help="Tokens read in one step.")] = 512,
+    draft: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Measure drafting instead, as for generate: answers to prompts of several kinds with this "
+            "drafter and without. --weights, --kv, --activations, --backend, --threads and --decode count.",
+        ),
+    ] = None,
     ignore_field: IgnoreOption = None,
     repeats: Annotated[int, typer.Option(help="How often everything is run; medians are shown.")] = 3,
     json_file: Annotated[
@@ -86,6 +94,14 @@ def command(
     """
     for name, file in (("--json", json_file), ("--plot", plot)):
         check_output(name, file)
+    if draft is not None:
+        settings: dict[str, Any] = {"weights": weights, "kv": kv, "activations": activations}
+        settings |= {"backend": backend, "threads": threads, "ignore_fields": tuple(ignore_field or ())}
+        count = number("--repeats", repeats, MAX_REPEATS, least=1)
+        _run_drafts(
+            model, draft, settings, number("--decode", decode, MAX_CONTEXT, least=2), count, json_file
+        )
+        return
     from minicpm4.evals.speed import BenchOptions, Point
 
     attentions = _names(attention)
@@ -148,6 +164,39 @@ def _run(
         write_figures(json_file, report.as_json(name, loaded, measured, limits))
     if plot is not None:
         write_file(plot, report.svg(name, loaded, measured))
+
+
+def _run_drafts(
+    name: str, draft: str, settings: dict[str, Any], tokens: int, repeats: int, json_file: Path | None
+) -> None:
+    from minicpm4 import LLM
+    from minicpm4.evals.draft_prompts import PROMPTS
+    from minicpm4.evals.speculation import PLAIN, cases, measure
+
+    if draft == PLAIN:
+        raise ConfigError("--draft off leaves nothing to compare", "name a drafter")
+    with progress_bar("loading", "layers") as progress:
+        llm = LLM(name, draft=draft, max_batch=1, progress=progress, **settings)
+    with llm:
+        engine: Any = llm.engine
+        if engine.drafting is None:
+            raise ConfigError(f"--draft {draft} is off on these kernels", "name a drafter")
+        print(f"{name}: {llm.description}", file=sys.stderr)
+        every = cases(llm, list(PROMPTS), (0.0, 1.0))
+        drafters = {PLAIN: None, draft: engine.drafting}
+        with progress_bar("measuring", "cases") as progress:
+            found = measure(llm, drafters, every, tokens=tokens, rounds=repeats, progress=progress)
+    shown = table(
+        "prompts", "temperature", "tokens/s", "without", "speed-up", "tokens a pass", "right", left=1
+    )
+    for plain, one in zip(found[::2], found[1::2], strict=True):
+        right = "–" if one.right is None else f"{one.right:.0%}"
+        rates = [_rate(one.rate), _rate(plain.rate), f"{one.speed_up:.2f}x"]
+        shown.add_row(one.case.kind, f"{one.case.temperature:g}", *rates, f"{one.accept_length:.2f}", right)
+    show(shown)
+    print(f"\ntokens that differ: {sum(one.differing for one in found)}")
+    if json_file is not None:
+        write_figures(json_file, [one.as_json() for one in found])
 
 
 def load(name: str, options: Any, room: int) -> Any:

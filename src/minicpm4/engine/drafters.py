@@ -5,24 +5,53 @@ from __future__ import annotations
 import logging
 
 from minicpm4.config.strict import shown, suggest
+from minicpm4.engine.drafter import Drafter
 from minicpm4.engine.drafting import ROWS, Drafting
 from minicpm4.engine.suffix import SuffixDrafter
 from minicpm4.errors import ConfigError
 from minicpm4.kernels.contract import OpTable, Tree
+from minicpm4.text.tokenizer import Tokenizer
 
 logger = logging.getLogger("minicpm4")
 
 DRAFTS = ("off", "auto", "suffix")
+MODEL = "model:"
 
 
 def check_draft(draft: str) -> None:
     """Raise ConfigError unless ``draft`` names a drafter."""
-    if not isinstance(draft, str) or draft not in DRAFTS:
-        raise ConfigError(f"draft = {shown(draft)} is no drafter", suggest(str(draft), list(DRAFTS)))
+    if not isinstance(draft, str) or (draft not in DRAFTS and not draft_model(draft)):
+        remedy = suggest(str(draft), [*DRAFTS, f"{MODEL}NAME"])
+        raise ConfigError(f"draft = {shown(draft)} is no drafter", remedy)
 
 
-def make_drafting(ops: OpTable, draft: str, tokens: int | None) -> Drafting | None:
-    """What guesses for an engine on ``ops``; None: nothing does.
+def draft_model(draft: str) -> str | None:
+    """The name of the model that drafts, if one is to."""
+    return draft.removeprefix(MODEL) if draft.startswith(MODEL) else None
+
+
+def check_vocabularies(target: Tokenizer, own: Tokenizer, name: str) -> None:
+    """Raise ConfigError unless the drafts of the model ``name`` are the same tokens to the target: of all
+    that both have, the spellings are equal, and neither has one that the other lacks."""
+    known, others = target.backend.get_vocab(True), own.backend.get_vocab(True)
+    if known != others:
+        token = min(number for _, number in known.items() ^ others.items())
+        raise ConfigError(
+            f"draft = {MODEL}{name} has another vocabulary: its token {token} is {_spelled(others, token)}, "
+            f"the model's {_spelled(known, token)}",
+            "choose a smaller model of the same family",
+        )
+
+
+def _spelled(vocabulary: dict[str, int], token: int) -> str:
+    """How a token is spelled, or that there is none."""
+    return next((repr(text)[:40] for text, number in vocabulary.items() if number == token), "missing")
+
+
+def make_drafting(
+    ops: OpTable, draft: str, tokens: int | None, model: Drafter | None = None
+) -> Drafting | None:
+    """What guesses for an engine on ``ops``; None: nothing does. ``model``: the drafter where it is a model.
 
     "auto" is the suffix drafter, where a row's bits do not depend on the rows beside it; elsewhere drafts may
     change where two tokens are nearly as likely, and only who names a drafter gets one.
@@ -32,4 +61,4 @@ def make_drafting(ops: OpTable, draft: str, tokens: int | None) -> Drafting | No
         return None
     if not exact:
         logger.warning("%s: drafts may change nearly tied tokens of an answer", ops.description)
-    return Drafting(SuffixDrafter(), tokens=tokens, rows=ROWS if ops.on_host else Tree.MOST)
+    return Drafting(model or SuffixDrafter(), tokens=tokens, rows=ROWS if ops.on_host else Tree.MOST)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Items
 from functools import partial
+from time import perf_counter
 
 from minicpm4.engine.drafter import Drafter, Guess, Wish
 from minicpm4.engine.effort import Costs, Record, most_rows, product, reached, worthwhile
@@ -27,16 +28,20 @@ class Drafting:
         self._costs = Costs()
         self._records: dict[tuple[int, int], Record] = {}
         self._guesses: dict[tuple[int, int], Guess] = {}
+        self._guessing = 0.0  # seconds, of the last step
 
     def propose(self, running: Items[Sequence]) -> None:
         """Give drafts to those that wait for one token."""
         self._guesses.clear()
+        self._guessing = 0.0
         decoding = [one for one in running if one.decodes]
         ready = [one for one in decoding if one.pending == 1 and one.num_sampled]
         wishes = self._fixed(ready) if self.tokens else self._measured(ready, len(decoding))
         if not wishes:
             return
+        start = perf_counter()
         pairs = zip(wishes, self.drafter.guess(wishes), strict=True)
+        self._guessing = perf_counter() - start
         found = {wish.sequence.order: (wish.sequence, guess) for wish, guess in pairs if guess is not None}
         if self.tokens:
             for sequence, guess in found.values():
@@ -62,12 +67,17 @@ class Drafting:
         decoding = plan.spans[: plan.decoding]
         drafts = sum(span.num_drafts for span in decoding)
         if decoding and not plan.prompts and all(span.count == 1 + span.num_drafts for span in decoding):
-            self._costs.note(len(decoding), drafts, seconds)
+            # A guess of which nothing was checked is no part of what a step takes without.
+            self._costs.note(len(decoding), drafts, seconds if drafts else seconds - self._guessing)
         price = self._costs.row(len(decoding)) * len(decoding)
         for span, path in zip(decoding, paths, strict=False):
             guess = self._guesses.get(span.sequence.order)
             if span.drafts is not None and guess is not None:
                 self._record(span.sequence).note(guess, span.drafts, path, price)
+
+    def row_cost(self, sequences: int) -> float:
+        """What a draft adds to a step that decodes so many sequences, in steps without drafts: measured."""
+        return self._costs.row(sequences)
 
     def drop(self, sequence: Sequence) -> None:
         """A sequence has ended."""

@@ -56,7 +56,7 @@ class Engine:
     are the tokens at which the model ends a turn. ``grammars`` compiles what answers are held to; None: such
     requests are refused. Requests without a seed draw theirs from ``seed``. With a ``pace`` prompts leave
     running answers their speed. ``kept``: pages that are saved elsewhere, and come from there. ``drafting``
-    guesses tokens, which are checked several at a time.
+    guesses tokens, which are checked several at a time; between requests it may be changed for another.
 
     The truth is the requests' tokens. Whatever an exception has torn is thrown away by the next call
     (``_mend``): scheduler and pages are made anew and what is unfinished runs again, to the same tokens.
@@ -83,7 +83,8 @@ class Engine:
         self._runner, self._ops, self._sparse = runner, ops, sparse
         self._samples = Samples(text_streams, end_ids, grammars, seed)
         self._requests: dict[int, Request | Reading] = {}
-        self._pace, self._kept, self._drafting = pace, kept, drafting
+        self._pace, self._kept = pace, kept
+        self.drafting = drafting
         self._version = runner.version
         self.start_over()
 
@@ -105,8 +106,8 @@ class Engine:
                 scheduler.add(sequence)
         if self._kept is not None:
             self._kept.start_over(pages, self._version)
-        if self._drafting is not None:
-            self._drafting.start_over()
+        if self.drafting is not None:
+            self.drafting.start_over()
         self.scheduler, self._state = scheduler, State.WHOLE
 
     @property
@@ -204,8 +205,8 @@ class Engine:
             return
         self._state = State.CHANGING
         start = perf_counter()
-        if self._drafting is not None:
-            self._drafting.propose(self.scheduler.running)
+        if self.drafting is not None:
+            self.drafting.propose(self.scheduler.running)
         plan = self.scheduler.schedule()
         self._note_start(plan)
         try:
@@ -231,8 +232,8 @@ class Engine:
         """What a step took teaches how the next ones are cut."""
         if self._pace is not None:
             self._pace.note(plan.decoding, plan.prompts, seconds)
-        if self._drafting is not None:
-            self._drafting.note(plan, paths, seconds)
+        if self.drafting is not None:
+            self.drafting.note(plan, paths, seconds)
 
     def abort(self, request_id: int, index: int | None = None) -> None:
         """See EngineAPI."""
@@ -394,5 +395,5 @@ class Engine:
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """A sequence ends: nothing of it stays."""
         self.scheduler.finish(sequence, reason)
-        if self._drafting is not None:
-            self._drafting.drop(sequence)
+        if self.drafting is not None:
+            self.drafting.drop(sequence)

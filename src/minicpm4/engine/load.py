@@ -14,7 +14,8 @@ from typing import Any
 from minicpm4.config import ModelConfig, SparseConfig
 from minicpm4.config.model import read_generation_config
 from minicpm4.engine import calibration
-from minicpm4.engine.drafters import make_drafting
+from minicpm4.engine.draft_model import ModelDrafter
+from minicpm4.engine.drafters import check_vocabularies, draft_model, make_drafting
 from minicpm4.engine.engine import Engine, EngineLimits
 from minicpm4.engine.executors import Executor
 from minicpm4.engine.grammar import Grammars
@@ -24,6 +25,7 @@ from minicpm4.engine.pace import Pace
 from minicpm4.engine.page_files import BUFFERS, PageFiles, check_folder
 from minicpm4.engine.params import suggested_by_gguf, suggested_sampling
 from minicpm4.engine.plan import Demand, MemoryPlan, describe, human, make_plan
+from minicpm4.engine.runner import Runner
 from minicpm4.errors import CheckpointError, ConfigError, MemoryPlanError, UnsupportedError
 from minicpm4.files import json_text
 from minicpm4.formats import Checkpoint
@@ -60,6 +62,8 @@ class Inspection:
     weights: WeightPlan
     plan: MemoryPlan
     tuned: str
+    draft: Inspection | None
+    """The model that drafts, where another does."""
     sampling: Mapping[str, Any]
     """Settings of SamplingParams that the checkpoint suggests; empty where it suggests none."""
 
@@ -74,12 +78,9 @@ class Inspection:
     def build(self, progress: Progress | None = None) -> tuple[Engine, WeightSet, str]:
         """Load the weights; return an engine, the weights that it runs, and one line that says what was
         chosen."""
-        ops = self.ops
-        loaded = load_planned(self.checkpoint, self.config, self.weights, ops, progress)
         plan, options = self.plan, self.options
-        executor = self._executor()
-        sizes = {"max_rows": options.max_rows, "max_sequences": options.max_batch}
-        runner = executor.runner(loaded.weights, self.sparse, **sizes)
+        loaded, executor, runner = self._load(progress)
+        drafter = None if self.draft is None else self.draft.drafter(self.config.vocab_size, progress)
         limits = EngineLimits(
             vocab_size=self.config.vocab_size,
             context=plan.context,
@@ -104,9 +105,29 @@ class Inspection:
             seed=options.seed,
             pace=Pace() if options.fair else None,
             kept=self._kept(executor, runner.version),
-            drafting=make_drafting(ops, options.draft, options.draft_tokens),
+            drafting=make_drafting(self.ops, options.draft, options.draft_tokens, drafter),
         )
         return engine, loaded, describe(self.ops, plan, self.sparse, f"{loaded.notes}; {self.tuned}")
+
+    def drafter(self, vocab_size: int, progress: Progress | None = None) -> ModelDrafter:
+        """Load the weights of a model that drafts for one of ``vocab_size`` tokens."""
+        _, _, runner = self._load(progress)
+        return ModelDrafter(
+            runner,
+            self.host_ops,
+            num_pages=self.plan.num_pages,
+            page_size=self.plan.page_size,
+            max_rows=self.options.max_rows,
+            context=self.plan.context,
+            vocab_size=min(vocab_size, self.config.vocab_size),
+        )
+
+    def _load(self, progress: Progress | None) -> tuple[WeightSet, Executor, Runner]:
+        """The weights, and what runs them."""
+        loaded = load_planned(self.checkpoint, self.config, self.weights, self.ops, progress)
+        executor = self._executor()
+        sizes = {"max_rows": self.options.max_rows, "max_sequences": self.options.max_batch}
+        return loaded, executor, executor.runner(loaded.weights, self.sparse, **sizes)
 
     def check_room(self) -> None:
         """Raise MemoryPlanError unless there still is room for the plan: for one made a while ago."""
@@ -194,6 +215,8 @@ def plan_model(source: OpenModel, text: ModelText, asked: EngineOptions) -> Insp
     ops = resolve(options.backend, threads=options.threads, isa=options.isa, activations=options.activations)
     weights = weights.on(ops)
     sizes: Any = {"context": options.context, "max_batch": options.max_batch, "max_rows": options.max_rows}
+    draft = plan_draft(asked, config, text)
+    sizes |= {"draft": 0 if draft is None else draft.plan.needed}
     sizes |= {"memory": options.memory, "kept_pages": BUFFERS + 1 if options.cache_dir is not None else 0}
     plan = plan_memory(ops, config, weights, sparse, options.kv, **sizes)
     return Inspection(
@@ -206,8 +229,27 @@ def plan_model(source: OpenModel, text: ModelText, asked: EngineOptions) -> Insp
         weights=weights,
         plan=plan,
         tuned=tuned,
+        draft=draft,
         sampling=suggestion(source),
     )
+
+
+def plan_draft(asked: EngineOptions, config: ModelConfig, text: ModelText) -> Inspection | None:
+    """The model that drafts for one of ``config``, opened and planned; None where none does.
+
+    Raises as ``inspect`` does, ConfigError for one of another vocabulary.
+    """
+    name = draft_model(asked.draft)
+    if name is None:
+        return None
+    source = open_model(name)
+    own = source.text()
+    check_vocabularies(text.tokenizer, own.tokenizer, name)
+    longest = source.config.max_position_embeddings
+    context = min(asked.context or config.max_position_embeddings, longest)
+    changes: dict[str, Any] = {"weights": "auto", "attention": "auto", "sparse": None, "ignore_fields": ()}
+    changes |= {"draft": "off", "draft_tokens": None, "cache_dir": None, "context": context}
+    return plan_model(source, own, replace(asked, **changes))
 
 
 def plan_memory(
@@ -222,6 +264,7 @@ def plan_memory(
     max_rows: int,
     memory: int | None = None,
     kept_pages: int = 0,
+    draft: int = 0,
 ) -> MemoryPlan:
     """Plan what weights, pages and steps take beside what this process holds now; arguments as in Demand.
     ``memory``: bytes that they may take, however much is available.
@@ -245,6 +288,7 @@ def plan_memory(
             max_batch=max_batch,
             max_rows=max_rows,
             kept_pages=kept_pages,
+            draft=draft,
             process=resident_memory(),
             available=available if memory is None else min(memory, available or memory),
             limited=memory is not None and memory <= (available or memory),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from minicpm4.config import SparseConfig
@@ -16,7 +16,8 @@ class Metrics:
     ``decode_s``: from there to its last token, over new_tokens - n tokens. Both include the work done
     for requests beside it. ``accept_length``: tokens written in decoding a pass of the target model, the
     one drawn behind the last accepted draft included; None where no drafts were checked. ``draft_tokens``:
-    drafts that were checked, ``accepted_tokens`` of which became text.
+    drafts that were checked, ``accepted_tokens`` of which became text; ``accepted_by_position``: how many
+    passes accepted a first draft, a second, and so on.
     ``attention``: "sparse" if any of its tokens chose blocks, else "dense". ``blocks_read_share``:
     blocks read / blocks visible, over the tokens that were run. ``peak_memory``: the most bytes that
     this process has held, 0 where the system does not tell.
@@ -30,6 +31,7 @@ class Metrics:
     accept_length: float | None = None
     draft_tokens: int = 0
     accepted_tokens: int = 0
+    accepted_by_position: tuple[int, ...] = ()
     attention: Literal["dense", "sparse"] = "dense"
     blocks_read_share: float = 1.0
     peak_memory: int = 0
@@ -43,6 +45,7 @@ class PassCount:
     tokens: int = 0
     drafts: int = 0
     accepted: int = 0
+    positions: list[int] = field(default_factory=list)
 
     def add(self, drafts: int, accepted: int, tokens: int) -> None:
         """One sequence's part of a step."""
@@ -50,6 +53,9 @@ class PassCount:
         self.tokens += tokens
         self.drafts += drafts
         self.accepted += accepted
+        self.positions += [0] * (accepted - len(self.positions))
+        for i in range(accepted):
+            self.positions[i] += 1
 
     @property
     def accept_length(self) -> float | None:

@@ -39,6 +39,7 @@ class MemoryPlan:
     logits: int
     rotary: int
     kept: int
+    draft: int
     process: int
     available: int | None
 
@@ -46,7 +47,14 @@ class MemoryPlan:
     def needed(self) -> int:
         """Bytes to come: all but what the process already holds."""
         return (
-            self.weights + self.kv + self.activations + self.scratch + self.logits + self.rotary + self.kept
+            self.weights
+            + self.kv
+            + self.activations
+            + self.scratch
+            + self.logits
+            + self.rotary
+            + self.kept
+            + self.draft
         )
 
     @property
@@ -57,6 +65,7 @@ class MemoryPlan:
         """(purpose, bytes) of every part, largest concerns first, as ``info`` prints them."""
         tokens = self.num_pages * self.page_size
         kept = [("pages on their way to and from files", self.kept)] if self.kept else []
+        draft = [("model that drafts, with all its own", self.draft)] if self.draft else []
         return [
             ("weights", self.weights),
             (f"cache of {tokens:,} tokens ({self.num_pages:,} pages of {self.page_size})", self.kv),
@@ -65,6 +74,7 @@ class MemoryPlan:
             ("logits", self.logits),
             (f"rotary table of {self.context:,} positions", self.rotary),
             *kept,
+            *draft,
             ("process before loading", self.process),
         ]
 
@@ -91,7 +101,8 @@ class Demand:
     """What is to be planned, for the kernels of ``ops``. ``weights`` and ``process`` in bytes; ``context``
     None: the most that fits, up to the model's own; ``max_rows`` tokens a step; ``max_batch`` sequences at a
     time; ``kinds`` of weights that kernels may meet; ``kept_pages`` that are on their way to files or
-    from there; ``limited``: ``available`` is what the caller allows, and not all that there is."""
+    from there; ``draft``: bytes of a model that drafts, with all it needs; ``limited``: ``available`` is what
+    the caller allows, and not all that there is."""
 
     ops: OpTable
     config: ModelConfig
@@ -104,6 +115,7 @@ class Demand:
     max_batch: int
     max_rows: int
     kept_pages: int = 0
+    draft: int = 0
     process: int = 0
     available: int | None = None
     limited: bool = False
@@ -142,6 +154,7 @@ class Demand:
             logits=config.vocab_size * (logit_rows(self.max_batch) * 4 + 3 * 8),
             rotary=RotaryTable.nbytes(config, context),
             kept=self.kept_pages * self.page,
+            draft=self.draft,
             process=self.process,
             available=self.available,
         )

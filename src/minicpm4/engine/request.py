@@ -186,6 +186,7 @@ class Request:
             accept_length=self.passes.accept_length,
             draft_tokens=self.passes.drafts,
             accepted_tokens=self.passes.accepted,
+            accepted_by_position=tuple(self.passes.positions),
             attention="sparse" if self.blocks.any_sparse else "dense",
             blocks_read_share=self.blocks.share,
             peak_memory=peak_memory(),

@@ -1,0 +1,174 @@
+"""What drafting gains on this machine: speed, acceptance length, and whether any token differs.
+
+Prompts of several kinds are answered without drafts and with each drafter in turn, round after round; a
+speed-up is the median over rounds, each beside its own round without. With --write, JSON and a table go
+into benchmarks/results.
+
+    .venv/bin/python benchmarks/speculation.py [--minutes 18] [--only smollm2|qwen] [--write]
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from commits import commit
+
+from minicpm4 import LLM
+from minicpm4.engine.drafters import make_drafting
+from minicpm4.engine.drafting import Drafting
+from minicpm4.evals.speculation import PLAIN, Measured, cases, measure
+from minicpm4.files import json_text, write_file
+from minicpm4.machine import cpu_name
+
+HERE = Path(__file__).parent
+LONG = HERE.parent / "docs" / "guide.md"
+ALL = (
+    "editing",
+    "quoting",
+    "summarising",
+    "coding",
+    "mathematics",
+    "chat",
+    "translation",
+    "long",
+    "repeating",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A model, its drafters (fixed numbers of drafts behind a colon), and what it answers."""
+
+    model: str
+    drafters: tuple[str, ...]
+    kinds: tuple[str, ...]
+    tokens: int
+    draft_model: str = ""
+    long: int = 0  # characters
+    share: float = 1.0  # of the time
+
+
+PARTS = {
+    "smollm2": Part(
+        model="smollm2-135m-instruct",
+        drafters=("suffix", "suffix:7"),
+        kinds=ALL,
+        tokens=96,
+        long=12_000,
+        share=0.35,
+    ),
+    "qwen": Part(
+        model="qwen2.5-coder-1.5b-instruct",
+        draft_model="qwen2.5-coder-0.5b-instruct",
+        drafters=("suffix", "model", "model:4"),
+        kinds=("editing", "quoting", "coding", "mathematics", "chat", "repeating"),
+        tokens=48,
+        share=0.65,
+    ),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, default=18.0, help="in all; a round begun is ended")
+    parser.add_argument("--only", choices=sorted(PARTS))
+    parser.add_argument("--rounds", type=int, default=9, help="at most")
+    parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0, 1.0])
+    parser.add_argument("--write", action="store_true", help="into benchmarks/results")
+    options = parser.parse_args()
+    parts = {name: part for name, part in PARTS.items() if options.only in (None, name)}
+    whole = sum(part.share for part in parts.values())
+    for name, part in parts.items():
+        seconds = 60 * options.minutes * part.share / whole
+        _run(name, part, options.temperatures, seconds, options.rounds, options.write)
+
+
+def _run(
+    name: str, part: Part, temperatures: Sequence[float], seconds: float, rounds: int, write: bool
+) -> None:
+    draft = f"model:{part.draft_model}" if part.draft_model else "suffix"
+    with LLM(part.model, context=8192, max_batch=1, draft=draft) as llm:
+        drafters = {PLAIN: None, **{one: _drafting(llm, one) for one in part.drafters}}
+        text = LONG.read_text(encoding="utf-8")[: part.long]
+        every = cases(llm, part.kinds, temperatures, text)
+        sizes = {"tokens": part.tokens, "rounds": rounds}
+        found = measure(llm, drafters, every, **sizes, goes_on=_until(seconds), progress=_tell)
+        figures = {
+            "model": part.model,
+            "draft_model": part.draft_model or None,
+            "kernels": llm.description,
+            "machine": cpu_name(),
+            "commit": commit(),
+            "date": datetime.now(UTC).date().isoformat(),
+            "tokens": part.tokens,
+            "rounds": len(found[0].rates),
+            "costs": {one: _costs(made) for one, made in drafters.items() if made is not None},
+            "cases": [one.as_json() for one in found],
+        }
+    said = f"{part.model}, {figures['rounds']} rounds, {figures['machine']}, {figures['date']}"
+    shown = f"{said}\n\n{_table(found)}"
+    print(shown)
+    if write:
+        stem = f"speculation_{name}_{figures['date']}"
+        write_file(HERE / "results" / f"{stem}.json", json_text(figures, indent=1) + "\n")
+        write_file(HERE / "results" / f"{stem}.md", shown)
+
+
+def _drafting(llm: LLM, name: str) -> Drafting:
+    """A drafter by its name here; "suffix:7" always checks seven drafts."""
+    kind, _, tokens = name.partition(":")
+    engine: Any = llm.engine
+    found = llm._found
+    made = make_drafting(
+        found.ops,
+        "suffix" if kind == "suffix" else f"model:{kind}",
+        int(tokens) if tokens else None,
+        None if kind == "suffix" else engine.drafting.drafter,
+    )
+    assert made is not None
+    return made
+
+
+def _until(seconds: float) -> Callable[[int], bool]:
+    start = time.monotonic()
+
+    def goes_on(done: int) -> bool:
+        spent = time.monotonic() - start
+        # Another round takes as long as those before it.
+        return done == 0 or spent * (done + 1) / done < seconds
+
+    return goes_on
+
+
+def _costs(drafting: Drafting) -> dict[str, float] | None:
+    """What the engine has found a draft to add, in passes without drafts."""
+    return None if drafting.tokens else {"a_draft_adds": round(drafting.row_cost(1), 3)}
+
+
+def _tell(done: int, total: int) -> None:
+    print(f"  {done} of {total} at most", flush=True)
+
+
+def _table(found: Sequence[Measured]) -> str:
+    lines = [
+        "| kind | temperature | drafter | tokens/s | speed-up | tokens a pass | right | other tokens |",
+        "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for one in found:
+        right = "–" if one.right is None else f"{one.right:.0%}"
+        what = [one.case.kind, f"{one.case.temperature:g}", one.drafter, f"{one.rate:.1f}"]
+        what += [f"{one.speed_up:.2f}x", f"{one.accept_length:.2f}", right, str(one.differing)]
+        lines.append(f"| {' | '.join(what)} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
