@@ -43,7 +43,7 @@ def test_exceptions_arrive() -> None:
 
 
 def test_context_comes_before_the_tests() -> None:
-    context = "def twice(x):\n    return 2 * x\n"
+    context = "def twice(x):\n    return 2 * x\ndef f(x):\n    'Of the prompt: it has no body yet.'\n"
     assert judge_function(RIGHT, "assert twice(f(1)) == 4", "f", context=context).passed
 
 

@@ -50,7 +50,8 @@ def judge_function(
     limits = limits or Limits()
     shared = {"values.py": _inside("values")}
     solver = {**shared, "solve.py": _inside("solve"), "solution.py": source_bytes(solution)}
-    checker = {**shared, "check.py": _inside("check"), "tests.py": source_bytes(f"{context}\n\n{tests}")}
+    code = {"context.py": source_bytes(context), "tests.py": source_bytes(tests)}
+    checker = {**shared, "check.py": _inside("check"), **code}
     with (
         _talking(solver, "solve.py", name, limits) as left,
         _talking(checker, "check.py", name, limits) as right,
