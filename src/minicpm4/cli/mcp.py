@@ -9,6 +9,7 @@ from minicpm4.cli.mcp_data import data
 from minicpm4.cli.mcp_eval import evaluate
 from minicpm4.cli.mcp_inspect import inspect
 from minicpm4.cli.mcp_servers import allowed, call, search, servers, tools
+from minicpm4.cli.mcp_tasks import tasks
 
 commands = {
     "run": run,
@@ -22,6 +23,7 @@ commands = {
     "export": export,
     "data": data,
     "eval": evaluate,
+    "tasks": tasks,
     "bfcl": bfcl,
     "inspect": inspect,
 }

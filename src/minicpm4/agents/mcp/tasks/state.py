@@ -1,0 +1,180 @@
+"""What is there before a task, and what is true after it."""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import json
+import re
+import sqlite3
+import subprocess
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from minicpm4.agents.mcp.data.named import answers
+from minicpm4.config.strict import require
+from minicpm4.errors import ConfigError, UnsupportedError
+from minicpm4.files import remove_folder, write_file
+
+__all__ = ["set_up", "wrong"]
+
+BASE, GRAPH, REPOSITORY = "base.db", "memory.jsonl", "repo"
+MAX_PART = 16 << 20
+SECONDS = 60.0
+_KEYS = {"files", "folders", "tables", "commits", "left", "graph", "pages", "before"}
+
+
+def set_up(folder: Path, start: Mapping[str, Any]) -> None:
+    """Make a task's folder anew. Raises ConfigError, UnsupportedError, OSError."""
+    unknown = start.keys() - _KEYS
+    require(not unknown, f"a task's start has {sorted(unknown)}", f"known: {', '.join(sorted(_KEYS))}")
+    if folder.exists():
+        remove_folder(folder)
+    (folder / "home").mkdir(parents=True)
+    for name in start.get("folders", ()):
+        (folder / name).mkdir(parents=True)
+    _write(folder, start.get("files", {}))
+    if "tables" in start:
+        with contextlib.closing(sqlite3.connect(folder / BASE)) as base:
+            base.executescript(start["tables"])
+    if "commits" in start:
+        _commit(folder / REPOSITORY, start["commits"])
+        _write(folder / REPOSITORY, start.get("left", {}))
+    if "graph" in start:
+        write_file(folder / GRAPH, "\n".join(json.dumps(one) for one in start["graph"]))
+
+
+def _write(folder: Path, files: Mapping[str, str]) -> None:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_file(folder / name, text)
+
+
+def _commit(repository: Path, commits: Sequence[Any]) -> None:
+    repository.mkdir()
+    _git(repository, "init", "-q", "-b", "main")
+    _git(repository, "config", "user.name", "Ann")
+    _git(repository, "config", "user.email", "ann@example.org")
+    for message, files in commits:
+        _write(repository, files)
+        _git(repository, "add", "-A")
+        _git(repository, "commit", "-q", "-m", message)
+
+
+def _git(repository: Path, *words: str) -> str:
+    command = ["git", "-C", str(repository), *words]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UnsupportedError(f"git cannot be used: {error}") from error
+    return done.stdout if done.returncode == 0 else f"git failed: {done.stderr}"
+
+
+def wrong(folder: Path, end: Sequence[Sequence[Any]], answer: str, known: str) -> list[str]:
+    """What of a task's end is not as it should be; nothing: it is solved. Raises ConfigError."""
+    found = [] if not known or answers(answer, known) else [f"the answer is {answer!r:.100}, not {known!r}"]
+    for kind, *given in end:
+        if kind not in _CHECKS:
+            raise ConfigError(f"a task's end is {kind!r}, which nothing checks", ", ".join(_CHECKS))
+        try:
+            fine = _CHECKS[kind](folder, *given)
+        except (OSError, sqlite3.Error, zipfile.BadZipFile, UnicodeDecodeError) as error:
+            fine, given = False, [*given, f"{type(error).__name__}: {error}"]
+        if not fine:
+            found.append(f"{kind} {json.dumps(given, ensure_ascii=False)}"[:300])
+    return found
+
+
+def _is(folder: Path, name: str, text: str) -> bool:
+    """The file has this text; an end of line at its end does not count."""
+    return (folder / name).read_text(encoding="utf-8").rstrip("\n") == text.rstrip("\n")
+
+
+def _has(folder: Path, name: str, *texts: str) -> bool:
+    found = (folder / name).read_text(encoding="utf-8")
+    return all(text in found for text in texts)
+
+
+def _lacks(folder: Path, name: str, *texts: str) -> bool:
+    found = (folder / name).read_text(encoding="utf-8")
+    return not any(text in found for text in texts)
+
+
+def _gone(folder: Path, name: str) -> bool:
+    return not (folder / name).exists()
+
+
+def _there(folder: Path, name: str) -> bool:
+    return (folder / name).is_dir()
+
+
+def _rows(folder: Path, query: str, rows: Sequence[Sequence[Any]]) -> bool:
+    with contextlib.closing(sqlite3.connect(folder / BASE)) as base:
+        return [list(one) for one in base.execute(query)] == [list(one) for one in rows]
+
+
+def _repository(folder: Path, words: str, text: str) -> bool:
+    """What git says to these words is this text."""
+    return _git(folder / REPOSITORY, *words.split()).strip() == text.strip()
+
+
+def _remembers(folder: Path, *texts: str) -> bool:
+    return _has(folder, GRAPH, *texts)
+
+
+def _forgot(folder: Path, *texts: str) -> bool:
+    return _lacks(folder, GRAPH, *texts)
+
+
+def _office(folder: Path, name: str, *texts: str) -> bool:
+    """A document or presentation says this, in this order."""
+    said, at = _words(folder / name), 0
+    for text in texts:
+        at = said.find(text, at)
+        if at < 0:
+            return False
+    return True
+
+
+def _unsaid(folder: Path, name: str, *texts: str) -> bool:
+    said = _words(folder / name)
+    return not any(text in said for text in texts)
+
+
+def _slides(folder: Path, name: str, count: int) -> bool:
+    with zipfile.ZipFile(folder / name) as archive:
+        return len([one for one in archive.namelist() if _SLIDE.fullmatch(one)]) == count
+
+
+_SLIDE = re.compile(r"ppt/slides/slide(\d+)\.xml")
+
+
+def _words(file: Path) -> str:
+    """The words of a document, or of a presentation's slides in their order, without what formats them."""
+    with zipfile.ZipFile(file) as archive:
+        slides = {int(found[1]): name for name in archive.namelist() if (found := _SLIDE.fullmatch(name))}
+        names = [slides[number] for number in sorted(slides)] or ["word/document.xml"]
+        parts = []
+        for name in names:
+            with archive.open(name) as part:
+                parts.append(part.read(MAX_PART).decode("utf-8"))
+    text = re.sub(r"</(?:w|a):p>", "\n", "\n".join(parts))
+    return html.unescape(re.sub(r"<[^>]*>", "", text))
+
+
+_CHECKS: dict[str, Any] = {
+    "file": _is,
+    "file has": _has,
+    "file lacks": _lacks,
+    "gone": _gone,
+    "folder": _there,
+    "rows": _rows,
+    "git": _repository,
+    "remembers": _remembers,
+    "forgot": _forgot,
+    "office has": _office,
+    "office lacks": _unsaid,
+    "slides": _slides,
+}

@@ -1,0 +1,220 @@
+"""``minicpm4 mcp tasks``: a hundred tasks over twelve real servers, scored by what is true at their end."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from minicpm4.cli.asking import Terminal
+from minicpm4.cli.mcp_agent import EndpointOption, open_model
+from minicpm4.cli.mcp_eval import MinutesOption
+from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, SamplingFlags, check_output, expand
+from minicpm4.cli.terminal import progress_or_lines, show, table
+from minicpm4.config.strict import check_integer, require, suggest
+from minicpm4.errors import ToolServerError, UnsupportedError
+from minicpm4.files import write_file, write_json
+
+if TYPE_CHECKING:
+    from minicpm4.agents.mcp.blocking import Blocking
+    from minicpm4.agents.mcp.kept import Kept
+    from minicpm4.agents.mcp.tasks.running import Runner
+    from minicpm4.agents.mcp.tasks.task import Task
+
+WAYS = {"both": (True, False), "held": (True,), "free": (False,)}
+Scored = dict[bool, list[tuple[str, dict[str, Any]]]]
+
+
+@expand
+def tasks(
+    only: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="NAME...", help="Tasks, as sqlite-3, or all of a server. Default: all."),
+    ] = None,
+    model: ModelOption = DEFAULT_MODEL,
+    endpoint: EndpointOption = None,
+    offer: Annotated[int, typer.Option(help="Tools offered for each task, the right ones among them.")] = 10,
+    calls: Annotated[
+        str, typer.Option(metavar="WAY", help="held: to the tools' schemas; free; or both, one by one.")
+    ] = "both",
+    minutes: MinutesOption = None,
+    unasked: Annotated[
+        bool,
+        typer.Option(
+            "--unasked",
+            help="Start the servers and carry the model's calls out without asking: they run with your "
+            "rights, code that the model writes too.",
+        ),
+    ] = False,
+    gold: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Ask no model: make the right calls, and write the conversations there, for `mcp eval`.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Scores and every task, as JSON.")
+    ] = None,
+    list_them: Annotated[bool, typer.Option("--list", help="Print the tasks; do nothing.")] = False,
+    *,
+    keep: Annotated[
+        Path | None,
+        typer.Option("--keep", metavar="FOLDER", help="Keep each score there, and go on from there."),
+    ] = None,
+    engine: EngineFlags,
+    sampling: SamplingFlags,
+) -> None:
+    """Let a model do a hundred tasks with twelve real servers, and look at what is true at the end.
+
+    Each is done in a folder that is made anew. Steps are scored by function, parameters and values with the
+    right steps before; then the agent does the whole. Servers that are not installed are installed.
+    """
+    from minicpm4.agents.mcp.kept import Kept
+
+    wanted = _wanted(only or [])
+    if list_them:
+        _list(wanted)
+        return
+    check_integer("--offer", offer, 1, 128)
+    require(calls in WAYS, f"--calls {calls!r:.40} is not a choice", suggest(calls, list(WAYS)))
+    check_output("--output", output)
+    until = math.inf if minutes is None else time.monotonic() + 60 * minutes
+    about = {"version": 1, "kind": "tasks", "model": model, "offer": offer}
+    kept = Kept(keep, about) if keep is not None else None
+    with _asking(unasked) as blocking:
+        runner, wanted = _runner(wanted, offer, blocking)
+        if gold is not None:
+            blocking.run(_write_gold(runner, wanted, gold))
+            return
+        speaker = open_model(model, endpoint, engine, sampling)
+        found: Scored = {way: [] for way in WAYS[calls]}
+        with progress_or_lines("doing", "tasks") as progress:
+            done = blocking.run(_each(runner, speaker, wanted, found, kept, until, progress))
+    _show(found)
+    if done < len(wanted):
+        how = "the same command goes on" if kept is not None else "with --keep it could go on"
+        print(f"note: time is up: {len(wanted) - done} tasks are left; {how}", file=sys.stderr)
+    if output is not None:
+        made = {("held" if way else "free"): dict(some) for way, some in found.items()}
+        write_json(output, {**about, "tasks": made})
+
+
+def _wanted(names: list[str]) -> list[Task]:
+    from minicpm4.agents.mcp.tasks.task import read_tasks
+
+    every = read_tasks()
+    known = {name for one in every for name in (one.id, one.group)}
+    for name in names:
+        require(name in known, f"there is no task {name!r:.60}", suggest(name, sorted(known)))
+    return [one for one in every if not names or one.id in names or one.group in names]
+
+
+def _list(wanted: list[Task]) -> None:
+    made = table("task", "servers", "what is asked")
+    for one in wanted:
+        made.add_row(one.id, ", ".join(one.servers), one.task)
+    show(made)
+
+
+def _asking(unasked: bool) -> Blocking:
+    """Who is asked: the terminal, or nobody."""
+    from minicpm4.agents.mcp.blocking import Blocking
+
+    terminal = Terminal()
+    return Blocking(lambda _: "session", lambda _: None) if unasked else Blocking(terminal.may, terminal.tell)
+
+
+def _runner(wanted: list[Task], offer: int, blocking: Blocking) -> tuple[Runner, list[Task]]:
+    """Whoever runs them, and those whose servers can be had; the others are told."""
+    from minicpm4.agents.mcp.catalogue import CATALOGUE
+    from minicpm4.agents.mcp.install import install
+    from minicpm4.agents.mcp.tasks.running import COMPANIONS, Runner, tools_of
+
+    needed = dict.fromkeys([*COMPANIONS, *(name for one in wanted for name in one.servers)])
+    there, missing = [], {}
+    for name in needed:
+        try:
+            install(CATALOGUE[name])
+            there.append(name)
+        except (ToolServerError, UnsupportedError, OSError) as error:
+            missing[name] = str(error)
+            print(f"note: without {name}: {error}", file=sys.stderr)
+    left = [one for one in wanted if not missing.keys() & {*one.servers}]
+    require(bool(left), "no task can be done", "see: minicpm4 mcp catalogue")
+    if len(left) < len(wanted):
+        print(f"note: {len(wanted) - len(left)} tasks are left out for it", file=sys.stderr)
+    # One place for all runs: the prompts, in which it stands, are then the same.
+    folder = Path(tempfile.gettempdir()) / "minicpm4-tasks"
+    pool = blocking.run(tools_of(there, folder, blocking.ask, ()))
+    return Runner(folder=folder, pool=pool, ask=blocking.ask, offer=offer), left
+
+
+async def _each(
+    runner: Runner,
+    model: Any,
+    wanted: list[Task],
+    found: Scored,
+    kept: Kept | None,
+    until: float,
+    progress: Any,
+) -> int:
+    """Score them in turn; how many are done."""
+    for number, task in enumerate(wanted):
+        whole = None
+        for held, scores in found.items():
+            one = None if kept is None else kept.get(task.id, held)
+            if one is None:
+                if time.monotonic() > until:
+                    return number
+                whole = whole or await runner.gold(task)
+                one = asdict(await runner.score(model, task, whole, held=held))
+                one["marks"] = [[mark["wanted"], mark["given"]] for mark in one["marks"]]
+                if kept is not None:
+                    kept.put(one, task.id, held)
+            scores.append((task.id, one))
+        if progress is not None:
+            progress(number + 1, len(wanted))
+    return len(wanted)
+
+
+async def _write_gold(runner: Runner, wanted: list[Task], file: Path) -> None:
+    lines = []
+    for task in wanted:
+        messages, tools = await runner.gold(task)
+        lines.append(json.dumps({"messages": messages, "tools": tools}, ensure_ascii=False) + "\n")
+        print(f"{task.id}: {len([one for one in messages if one['role'] == 'tool'])} calls", file=sys.stderr)
+    write_file(file, "".join(lines))
+    print(f"{file}: {len(lines)} conversations")
+
+
+def _show(found: Scored) -> None:
+    """A line for each server and way, and for all."""
+    from minicpm4.agents.mcp.evaluate import Mark, score_of
+
+    heads = ("calls are", "tasks", "end state", "calls", "function", "parameters", "values", "unfit")
+    made = table("server", *heads, left=2)
+    for held, scores in found.items():
+        groups: dict[str, list[dict[str, Any]]] = {}
+        for name, one in scores:
+            groups.setdefault(name.rpartition("-")[0], []).append(one)
+        for name, some in [*sorted(groups.items()), ("all tasks", [one for _, one in scores])]:
+            marks = [
+                Mark(server=name, wanted=(wanted[0], wanted[1]), given=given and (given[0], given[1]))
+                for one in some
+                for wanted, given in one["marks"]
+            ]
+            score = score_of(marks)
+            solved = 100 * sum(not one["wrong"] for one in some) / max(1, len(some))
+            shares = [f"{100 * share:.1f}" for share in (score.function, score.names, score.values)]
+            unfit = f"{sum(one['unfit'] for one in some)} of {sum(one['made'] for one in some)}"
+            way = "held" if held else "free"
+            made.add_row(name, way, str(len(some)), f"{solved:.1f}", str(score.calls), *shares, unfit)
+    show(made)

@@ -1,0 +1,149 @@
+"""The hundred tasks: what they say, how their ends are looked at; and (`make test-mcp`) that each is solved
+by its own calls, and by a scripted model, with the real servers."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import zipfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minicpm4.agents.mcp.catalogue import CATALOGUE
+from minicpm4.agents.mcp.install import install
+from minicpm4.agents.mcp.tasks.running import COMPANIONS, Outcome, Runner, tools_of
+from minicpm4.agents.mcp.tasks.state import set_up, wrong
+from minicpm4.agents.mcp.tasks.task import SERVERS, Task, placed, read_tasks
+from minicpm4.errors import ConfigError, ToolServerError, UnsupportedError
+from tests.agents.servers import Person
+from tests.agents.test_agent import hermes, scripted
+from tests.cli.conftest import Result, Script, minicpm, script
+
+Run = Callable[..., Result]
+__all__ = ["minicpm", "script"]
+TASKS = read_tasks()
+
+
+def test_there_are_a_hundred_over_twelve_servers() -> None:
+    assert len(TASKS) == 100 and {name for one in TASKS for name in one.servers} == {*SERVERS}
+    assert min(Counter(one.group for one in TASKS).values()) >= 5
+    assert sum(len({name.split(".")[0] for name, _ in one.calls}) > 1 for one in TASKS) >= 10
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda one: one.id)
+def test_a_task_is_not_done_before_it_is_begun(task: Task, tmp_path: Path) -> None:
+    if "commits" in task.start and shutil.which("git") is None:
+        pytest.skip("no git here")
+    folder = tmp_path / "task"
+    set_up(folder, task.start)
+    if not task.start.get("before"):  # what calls make first is not there
+        assert wrong(folder, placed(list(task.end), folder, "u"), "", task.answer)
+    assert "{" not in placed(task.task, folder, "u").replace('[["', ""), "every place has a name"
+    assert task.answer not in task.task or task.end or not task.answer, "the answer is not given away"
+
+
+OFFICE = "<w:p><w:r><w:t>Tea </w:t></w:r><w:r><w:t>&amp; cake</w:t></w:r></w:p><w:p>Later</w:p>"
+
+
+@pytest.mark.parametrize(
+    ("end", "fine"),
+    [
+        (["file", "a.txt", "one"], True),
+        (["file", "a.txt", "on"], False),
+        (["file", "b.txt", "one"], False),
+        (["file has", "a.txt", "on"], True),
+        (["file lacks", "a.txt", "two"], True),
+        (["file lacks", "a.txt", "one"], False),
+        (["gone", "b.txt"], True),
+        (["gone", "a.txt"], False),
+        (["folder", "home"], True),
+        (["folder", "a.txt"], False),
+        (["rows", "SELECT n FROM t", [[1]]], True),
+        (["rows", "SELECT n FROM t", [[2]]], False),
+        (["rows", "SELECT nothing", []], False),
+        (["git", "log --format=%s", "First"], True),
+        (["git", "log --format=%s", "Second"], False),
+        (["remembers", "Ann"], True),
+        (["forgot", "Bob"], True),
+        (["forgot", "Ann"], False),
+        (["office has", "n.docx", "Tea & cake", "Later"], True),
+        (["office has", "n.docx", "Later", "Tea"], False),
+        (["office lacks", "n.docx", "Coffee"], True),
+        (["office has", "a.txt", "x"], False),
+        (["slides", "n.docx", 0], True),
+    ],
+)
+def test_ends_are_looked_at(tmp_path: Path, end: list[Any], fine: bool) -> None:
+    folder = tmp_path / "task"
+    start = {
+        "files": {"a.txt": "one\n"},
+        "tables": "CREATE TABLE t (n); INSERT INTO t VALUES (1);",
+        "commits": [["First", {"x": "y"}]],
+        "graph": [{"type": "entity", "name": "Ann"}],
+    }
+    if shutil.which("git") is None:
+        pytest.skip("no git here")
+    set_up(folder, start)
+    with zipfile.ZipFile(folder / "n.docx", "w") as archive:
+        archive.writestr("word/document.xml", OFFICE)
+    assert (wrong(folder, [end], "", "") == []) is fine
+
+
+def test_an_unknown_end_or_start_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nothing checks"):
+        wrong(tmp_path, [["fine"]], "", "")
+    with pytest.raises(ConfigError, match="start has"):
+        set_up(tmp_path / "x", {"file": {}})
+
+
+def test_the_command_lists_and_refuses(minicpm: Run, script: Script) -> None:
+    listed = minicpm("mcp", "tasks", "sqlite", "fetch-2", "--list")
+    names = [line.split()[0] for line in listed.out.splitlines() if line[:6] in ("sqlite", "fetch-")]
+    assert listed.code == 0 and len(names) == 13 and names[-1] == "fetch-2"
+    wrong_name = minicpm("mcp", "tasks", "sqlit")
+    assert wrong_name.code == 2 and "did you mean 'sqlite'?" in wrong_name.err
+
+
+def ready(task: Task) -> None:
+    """The servers of a task, installed. Skips where one cannot be."""
+    for name in dict.fromkeys([*COMPANIONS, *task.servers]):
+        try:
+            install(CATALOGUE[name])
+        except (ToolServerError, UnsupportedError, OSError) as error:
+            pytest.skip(f"{name}: {error}")
+
+
+@pytest.mark.servers
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("task", TASKS, ids=lambda one: one.id)
+def test_a_task_is_solved_by_a_scripted_model(task: Task, tmp_path: Path) -> None:
+    """With the right calls all scores are full, by grammar; with none of them the end is not reached."""
+    ready(task)
+    person = Person("session")
+    folder = tmp_path / "task"
+
+    async def go() -> tuple[Outcome, Outcome]:
+        names = tuple(dict.fromkeys([*COMPANIONS, *task.servers]))
+        pool = await tools_of(names, tmp_path / "list", person.ask, ())
+        runner = Runner(folder=folder, pool=pool, ask=person.ask)
+        gold = await runner.gold(task)
+        made = [one["function"] for message in gold[0] for one in message.get("tool_calls", ())]
+        if task.answer:
+            found = " ".join(one["content"] for one in gold[0] if one["role"] == "tool")
+            assert not wrong(folder, [], found, task.answer), f"no result says {task.answer}: {found}"
+        calls = [hermes(one["name"], **one["arguments"]) for one in made]
+        model, _ = scripted(*calls, *calls, task.answer or "Done.", context=1 << 17)
+        idle, _ = scripted("I cannot do this.", context=1 << 17)
+        return (
+            await runner.score(model, task, gold, held=True),
+            await runner.score(idle, task, gold, held=False),
+        )
+
+    done, idled = asyncio.run(go())
+    assert done.wrong == [] and done.ended == "answered" and done.unfit == 0, done
+    assert all(mark.values for mark in done.marks) and len(done.marks) == done.made == len(task.calls)
+    assert idled.wrong and not any(mark.function for mark in idled.marks)
