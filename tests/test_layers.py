@@ -39,6 +39,7 @@ SIBLINGS = {
     ("text", "formats"),
     ("__main__", "cli"),
     ("train", "data"),
+    ("agents", "serve"),
 }
 # Parts that may import packages beyond the core dependencies (each behind an extra).
 EXTRAS = (

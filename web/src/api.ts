@@ -24,7 +24,7 @@ export function setApiKey(key: string): void {
   else localStorage.removeItem(KEY);
 }
 
-async function call(path: string, body?: unknown, signal?: AbortSignal): Promise<Response> {
+export async function call(path: string, body?: unknown, signal?: AbortSignal): Promise<Response> {
   const headers: Record<string, string> = {};
   if (apiKey()) headers["Authorization"] = `Bearer ${apiKey()}`;
   if (body !== undefined) headers["Content-Type"] = "application/json";
@@ -139,13 +139,14 @@ export interface Delta {
 type Part = Record<string, unknown>;
 
 /** What is asked for: only fields that the user has set, so that the server's own defaults hold. */
-export function requestOf(path: Message[], settings: Settings, model: string, known: Props): Part {
+export function requestOf(path: Message[], settings: Settings, model: string, known: Props, tools: unknown[] = []): Part {
   const messages: Part[] = settings.system.trim() ? [{ role: "system", content: settings.system }] : [];
-  for (const message of path) messages.push(inApi(message));
+  for (const message of path) messages.push(inApi(message), ...resultsOf(message));
   const request: Part = { model, messages, stream: true, stream_options: { include_usage: true }, return_progress: true };
   for (const key of SAMPLING_KEYS) if (settings.sampling[key] !== null) request[key] = settings.sampling[key];
   if (settings.thinking !== "default") request["chat_template_kwargs"] = { enable_thinking: settings.thinking === "on" };
   if (settings.attention && known.attentions.includes(settings.attention)) request["attention"] = settings.attention;
+  if (tools.length > 0) request["tools"] = tools;
   return request;
 }
 
@@ -158,6 +159,14 @@ function inApi(message: Message): Part {
     function: { name, arguments: text },
   }));
   return { role: "assistant", content: message.content || null, tool_calls };
+}
+
+/** What the model reads of its calls. */
+function resultsOf(message: Message): Part[] {
+  return message.toolCalls.flatMap(({ id, name }) => {
+    const result = message.results?.[id];
+    return result ? [{ role: "tool", tool_call_id: id, name, content: result.content }] : [];
+  });
 }
 
 /** Files first, each between lines that name it, then what the user wrote. */

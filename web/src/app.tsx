@@ -2,12 +2,14 @@ import { useEffect, useState } from "preact/hooks";
 import { Composer } from "./composer";
 import { Icon, IconButton } from "./icons";
 import { Messages } from "./messages";
+import { QuestionDialog } from "./question";
 import { SettingsDialog } from "./settings";
 import { Sidebar } from "./sidebar";
 import { stop } from "./run";
 import { addFiles, choose, connect, model } from "./server";
 import { dismiss, newChat, state, subscribe } from "./store";
 import { isDark, switchTheme } from "./theme";
+import { ToolsDialog } from "./tools-view";
 import { FailureView, KeyForm } from "./trouble";
 
 const NARROW = matchMedia("(max-width: 800px)");
@@ -17,6 +19,7 @@ export function App() {
   const [narrow, setNarrow] = useState(NARROW.matches);
   const [side, setSide] = useState(!NARROW.matches);
   const [settings, setSettings] = useState(false);
+  const [tools, setTools] = useState(false);
   const again = () => look((count) => count + 1);
   useEffect(() => subscribe(again), []);
   useEffect(() => {
@@ -49,6 +52,9 @@ export function App() {
           <h1 title={title}>{title}</h1>
           <ModelPicker />
           <IconButton icon="plus" label="New chat" class="narrow-only" onClick={newChat} />
+          {state.tools && (
+            <IconButton icon="tool" label="Tools" class={state.useTools ? "on" : ""} onClick={() => setTools(true)} />
+          )}
           <IconButton icon="sliders" label="Settings" onClick={() => setSettings(true)} />
           <IconButton
             icon={isDark() ? "sun" : "moon"}
@@ -68,6 +74,8 @@ export function App() {
         <Messages />
         <Composer narrow={narrow} />
       </main>
+      <ToolsDialog open={tools} close={() => setTools(false)} />
+      <QuestionDialog />
       <SettingsDialog open={settings} close={() => setSettings(false)} />
       <div class="toasts" role="status">
         {state.toasts.map((toast) => (

@@ -3,8 +3,10 @@ import { App } from "./app";
 import { connect } from "./server";
 import { start, toast } from "./store";
 import { applyTheme } from "./theme";
+import { takeToken } from "./tools";
 
 applyTheme();
+takeToken();
 render(<App />, document.getElementById("app")!);
 start()
   .catch((error: unknown) => toast(`The conversations cannot be read: ${String(error)}`))

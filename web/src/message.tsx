@@ -3,9 +3,10 @@ import { Chip, Editor } from "./composer";
 import { Icon, IconButton } from "./icons";
 import { MarkdownView } from "./markdown-view";
 import { copyText } from "./markdown";
-import type { Message, Stats } from "./model";
+import type { CallResult, Message, Stats, ToolCall } from "./model";
 import { regenerate } from "./run";
 import { choose, say, state } from "./store";
+import { visible } from "./tools";
 import { FailureView } from "./trouble";
 
 interface Props {
@@ -101,10 +102,7 @@ function Answer({ message, near }: { message: Message; near: boolean }) {
       )}
       {message.content && (near ? <MarkdownView text={message.content} live={writing} /> : <div class="plain">{message.content}</div>)}
       {message.toolCalls.map((call, i) => (
-        <details class="tool" key={i} open>
-          <summary><Icon name="tool" /> Call of {call.name || "a tool"}, not run</summary>
-          <pre tabIndex={0} role="group" aria-label={`Arguments of ${call.name}`}>{pretty(call.arguments)}</pre>
-        </details>
+        <Called key={i} call={call} result={message.results?.[call.id]} />
       ))}
       {thinking && !message.reasoning && <Prefill message={message} />}
       {writing && <Speed />}
@@ -113,6 +111,19 @@ function Answer({ message, near }: { message: Message; near: boolean }) {
       {message.finish === "length" && <p class="aside">Cut off: the most tokens allowed were reached. “Max tokens” in the settings raises it.</p>}
       {message.state === "done" && !message.content && message.toolCalls.length === 0 && !message.reasoning && <p class="aside">The answer is empty.</p>}
     </>
+  );
+}
+
+/** A call, and what came of it. */
+function Called({ call, result }: { call: ToolCall; result: CallResult | undefined }) {
+  const became = !result ? "not run" : result.denied ? "refused" : result.failed ? "failed" : "done";
+  return (
+    <details class={`tool ${became}`} open>
+      <summary><Icon name="tool" /> Call of {visible(call.name) || "a tool"}, {became}</summary>
+      <pre tabIndex={0} role="group" aria-label={`Arguments of ${call.name}`}>{visible(pretty(call.arguments))}</pre>
+      {result && <pre class="result" tabIndex={0} role="group" aria-label={`What ${call.name} said`}>{result.text}</pre>}
+      {result?.notes.map((note) => <p class="aside" key={note}>{note}</p>)}
+    </details>
   );
 }
 

@@ -15,6 +15,15 @@ export interface ToolCall {
   arguments: string;
 }
 
+/** What came of a call: `text` is shown, `content` is what the model reads. */
+export interface CallResult {
+  text: string;
+  content: string;
+  failed: boolean;
+  denied: boolean;
+  notes: string[];
+}
+
 /** An error as the server worded it. */
 export interface Failure {
   title: string;
@@ -50,6 +59,7 @@ export interface Message {
   content: string;
   reasoning: string;
   toolCalls: ToolCall[];
+  results: Record<string, CallResult>; // of calls that were made or refused, by their ids
   attachments: Attachment[];
   model: string;
   state: State;
@@ -99,6 +109,7 @@ export function newMessage(fields: Partial<Message> & Pick<Message, "conversatio
     content: "",
     reasoning: "",
     toolCalls: [],
+    results: {},
     attachments: [],
     model: "",
     state: "done",

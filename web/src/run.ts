@@ -3,9 +3,11 @@ import * as api from "./api";
 import * as database from "./database";
 import { newMessage, type Attachment, type Failure, type Message, type Stats } from "./model";
 import { connect, model } from "./server";
-import { changed, choose, put, say, state, update, type Run } from "./store";
+import { changed, choose, put, say, state, toast, update, type Run } from "./store";
+import { made, offered } from "./tools";
 
 const SAVE_EVERY = 2000; // milliseconds, while an answer is written
+const MOST_STEPS = 12; // answers with calls, one after another
 
 export async function send(content: string, attachments: Attachment[]): Promise<void> {
   const last = state.thread.path(state.current.chosen).at(-1);
@@ -40,7 +42,7 @@ export function stop(): void {
   state.runs.get(state.current.id)?.controller.abort();
 }
 
-async function answer(question: Message, id?: string): Promise<void> {
+async function answer(question: Message, id?: string, step = 1): Promise<void> {
   const { conversation } = question;
   if (state.runs.has(conversation)) return;
   const name = model();
@@ -59,9 +61,14 @@ async function answer(question: Message, id?: string): Promise<void> {
   choose(run.message, run.message.id);
   void update(conversation, { updated: Date.now() });
   say("The answer is being written.");
-  const request = api.requestOf(path, state.current.settings, name, state.props);
+  const settings = state.current.settings;
+  let goOn = false;
   try {
+    const tools = await offered(path.map((one) => one.content).join("\n"));
+    const system = settings.system.trim() || (tools.length > 0 ? state.tools!.system : "");
+    const request = api.requestOf(path, { ...settings, system }, name, state.props, tools);
     await follow(run, api.chat(request, run.controller.signal));
+    if (tools.length > 0 && run.message.toolCalls.length > 0) goOn = await callAll(run);
     finish(run, { state: "done" });
     say("The answer is complete.");
   } catch (error) {
@@ -77,6 +84,21 @@ async function answer(question: Message, id?: string): Promise<void> {
     state.runs.delete(conversation);
     changed();
   }
+  if (goOn && state.current.id === conversation) {
+    if (step < MOST_STEPS) await answer(run.message, undefined, step + 1);
+    else toast(`The model has made calls in ${MOST_STEPS} answers, one after another. Say how it is to go on.`);
+  }
+}
+
+/** The calls of an answer, one by one, each asked for; whether the model is to be told of them. */
+async function callAll(run: Run): Promise<boolean> {
+  for (const call of run.message.toolCalls) {
+    const result = await made(call, run.controller.signal);
+    run.message = { ...run.message, results: { ...run.message.results, [call.id]: result } };
+    put(run.message);
+    void database.put(null, [run.message]);
+  }
+  return !state.dryRun;
 }
 
 function failureOf(error: unknown): Failure {

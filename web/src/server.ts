@@ -2,6 +2,7 @@
 import * as api from "./api";
 import { readFile } from "./files";
 import { changed, state, toast, update } from "./store";
+import { lookForTools } from "./tools";
 
 let retry: ReturnType<typeof setTimeout> | undefined;
 
@@ -17,6 +18,7 @@ export async function connect(): Promise<void> {
     state.props = await api.props(model());
     state.trouble = null;
     state.keyWanted = false;
+    await lookForTools();
   } catch (error) {
     report(error);
   }

@@ -3,6 +3,7 @@ import * as api from "./api";
 import * as database from "./database";
 import * as transfer from "./transfer";
 import { EMPTY_SETTINGS, Thread, newId, titleOf } from "./model";
+import type { Asked, Tools } from "./tools";
 import type { Attachment, Conversation, Failure, Message, Settings } from "./model";
 
 const UNDO_FOR = 10_000; // milliseconds
@@ -36,6 +37,10 @@ export const state = {
   props: api.NO_PROPS,
   trouble: null as Failure | null, // with the server, while there is any
   keyWanted: false,
+  tools: null as Tools | null, // of servers; null: this page may not use any
+  useTools: sessionStorage.getItem("minicpm4.useTools") === "yes",
+  dryRun: false,
+  question: null as Asked | null, // that waits for an answer
   toasts: [] as Toast[],
   status: "", // for screen readers
 };

@@ -1,6 +1,6 @@
 // Conversations as a file, and back. A file that was written elsewhere is checked field by field.
 import { EMPTY_SETTINGS, SAMPLING_KEYS, newId } from "./model";
-import type { Attachment, Conversation, Message, Settings, ToolCall } from "./model";
+import type { Attachment, CallResult, Conversation, Message, Settings, ToolCall } from "./model";
 
 const FORMAT = "minicpm4-conversations";
 
@@ -76,6 +76,9 @@ function message(source: Record<string, unknown>, ids: Map<string, string>, conv
     content: words(source["content"], `${at}.content`),
     reasoning: words(source["reasoning"] ?? "", `${at}.reasoning`),
     toolCalls: list(source["toolCalls"] ?? [], `${at}.toolCalls`).map((call, i) => toolCall(call, `${at}.toolCalls[${i}]`)),
+    results: Object.fromEntries(
+      Object.entries(record(source["results"] ?? {}, `${at}.results`)).map(([id, one]) => [id, result(one, `${at}.results.${id}`)]),
+    ),
     attachments: list(source["attachments"] ?? [], `${at}.attachments`).map((file, i) =>
       attachment(file, `${at}.attachments[${i}]`),
     ),
@@ -93,6 +96,17 @@ function toolCall(data: unknown, at: string): ToolCall {
     id: words(source["id"] ?? "", `${at}.id`),
     name: words(source["name"], `${at}.name`),
     arguments: words(source["arguments"] ?? "", `${at}.arguments`),
+  };
+}
+
+function result(data: unknown, at: string): CallResult {
+  const source = record(data, at);
+  return {
+    text: words(source["text"], `${at}.text`),
+    content: words(source["content"], `${at}.content`),
+    failed: source["failed"] === true,
+    denied: source["denied"] === true,
+    notes: list(source["notes"] ?? [], `${at}.notes`).map((note, i) => words(note, `${at}.notes[${i}]`)),
   };
 }
 

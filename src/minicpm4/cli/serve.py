@@ -9,7 +9,7 @@ import sys
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,9 @@ from minicpm4.cli.terminal import one_line, progress_bar
 from minicpm4.config.strict import require
 from minicpm4.errors import ConfigError, UnsupportedError
 from minicpm4.files import read_text
+
+if TYPE_CHECKING:
+    from minicpm4.agents.mcp.page import PageTools
 
 KEY_VARIABLE = "MINICPM4_API_KEY"
 MAX_KEY_BYTES = 1 << 16
@@ -98,6 +101,14 @@ class ServerFlags:
             help="Processes that each have the models, on Ray Serve; they share memory and cores evenly.",
         ),
     ] = None
+    mcp: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Servers of tools (a table mcpServers) for the page: each is started, and each call made, "
+            "when you have said so in the page.",
+        ),
+    ] = None
     quiet: Annotated[bool, typer.Option("--quiet", help="No line for each request.")] = False
 
     def settings(self) -> Any:
@@ -165,7 +176,7 @@ def command(
     lets nobody in any more and ends when the answers under way are written.
     """
     try:
-        from minicpm4.serve.run import Socket, serve
+        from minicpm4.serve.run import Socket
     except ImportError as error:
         raise UnsupportedError(
             f"minicpm4 serve needs {error.name}, which is not installed",
@@ -185,8 +196,13 @@ def command(
 
     names = server.name or asked
 
+    tools = _page_tools(server.mcp) if server.mcp is not None else None
+    require(tools is None or server.replicas is None, "--mcp is for one process", "leave out --replicas")
+
     def started(address: str) -> None:
-        print(f"{one_line(', '.join(names))} at {address}", flush=True)
+        # Others on this machine reach the server too: only who sees this line may allow calls.
+        token = "" if tools is None else f"/#tools={tools.token}"
+        print(f"{one_line(', '.join(names))} at {address}{token}", flush=True)
 
     if server.replicas is not None:
         require(
@@ -199,7 +215,34 @@ def command(
         names = shelf.names  # as clients must send them
         with progress_bar("loading", "layers") as progress:
             shelf.load_first(progress)
-        asyncio.run(serve(shelf, settings, where, door, started))
+        asyncio.run(_serve(tools, shelf, settings, where, door, started))
+
+
+async def _serve(
+    tools: PageTools | None, shelf: Any, settings: Any, where: Any, door: Any, told: Any
+) -> None:
+    from minicpm4.serve.app import APIS
+    from minicpm4.serve.run import serve
+
+    if tools is None:
+        await serve(shelf, settings, where, door, told)
+        return
+    try:
+        await serve(shelf, settings, where, door, told, (*APIS, tools.api))
+    finally:
+        await tools.close()
+
+
+def _page_tools(file: Path) -> PageTools:
+    """Tools of the servers of a file; none is started. Raises ConfigError."""
+    from minicpm4.agents.mcp.approvals import Approvals, approvals_file
+    from minicpm4.agents.mcp.config import read_config
+    from minicpm4.agents.mcp.page import PageTools
+
+    config = read_config(file)
+    for note in config.notes:
+        print(f"note: {one_line(note)}", file=sys.stderr)
+    return PageTools(config, Approvals(approvals_file()))
 
 
 def _serve_replicas(*arguments: Any) -> None:

@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ import uvicorn
 
 from minicpm4.engine.async_llm import AsyncLLM
 from minicpm4.errors import ConfigError
-from minicpm4.serve.app import Server, create_app
+from minicpm4.serve.app import APIS, Server, create_app
 from minicpm4.serve.connections import patient
+from minicpm4.serve.endpoints import Api
 from minicpm4.serve.guard import is_loopback
 from minicpm4.serve.settings import ServeSettings
 from minicpm4.serve.shelf import Shelf
@@ -98,11 +99,12 @@ async def serve(
     where: Socket,
     door: socket.socket,
     started: Callable[[str], None],
+    apis: Sequence[Api] = APIS,
 ) -> None:
     """Serve at ``door``, which ``where`` has opened, until SIGTERM or SIGINT; then let nobody in, and end
     when those under way have (``drain`` seconds at most). A second signal ends at once. ``started`` is told
     the server's address."""
-    app = create_app(models, settings)
+    app = create_app(models, settings, apis)
     logging.getLogger("uvicorn").setLevel(logging.ERROR)  # not a line for every scan of our port
     server = uvicorn.Server(
         uvicorn.Config(
