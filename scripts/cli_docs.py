@@ -11,7 +11,7 @@ from typing import get_args
 from typer.models import ArgumentInfo
 
 from minicpm4.cli import COMMANDS
-from minicpm4.cli.chat import HELP
+from minicpm4.cli.chat_commands import HELP
 
 FILE = Path(__file__).parents[1] / "docs" / "cli.md"
 

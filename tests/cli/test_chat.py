@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def test_commands_change_the_conversation(
 
 
 def test_help_lists_every_command(minicpm: Run, script: Script) -> None:
-    from minicpm4.cli.chat import ACTIONS
+    from minicpm4.cli.chat_commands import ACTIONS
 
     result = minicpm("chat", stdin="/help\n")
     assert all(name in result.err for name in ACTIONS)
@@ -125,7 +126,8 @@ def test_what_does_not_fit_is_not_sent_and_says_what_would_make_room(minicpm: Ru
     assert (result.code, len(script.calls)) == (2, 3)
     assert (
         "with this message the conversation has 443 tokens, the context is 400; it was not sent. "
-        "/forget 1 leaves out the oldest 1 of 3 questions, /reset all of them" in result.err
+        "/reset forgets all of it, /forget 1 the oldest 1 of 3 questions; /set drop_oldest on does so"
+        in result.err
     )
 
 
@@ -151,7 +153,10 @@ def test_a_message_too_long_alone_says_so(minicpm: Run, script: Script) -> None:
 @pytest.mark.parametrize(
     ("args", "why"),
     [
-        (("--max-tokens", "20"), "[cut after 20 tokens: --max-tokens allows no more]"),
+        (
+            ("--max-tokens", "20"),
+            "[cut after 20 tokens: --max-tokens allows no more; /set max_tokens N allows",
+        ),
         (("--max-tokens", "200"), "[cut after 78 tokens: conversation and answer fill the context of 100; "),
     ],
 )
@@ -159,3 +164,141 @@ def test_a_cut_answer_says_what_cut_it(minicpm: Run, script: Script, args: Any, 
     script.context, script.answers = 100, ["z" * 300]
     result = minicpm("chat", *args, stdin="hi\n")
     assert why in result.err
+
+
+def test_three_quotes_hold_a_message_together(minicpm: Run, script: Script) -> None:
+    minicpm("chat", stdin='"""\n/reset\n\nx\n"""\n"""open\nto the end\n')
+    assert contents(script, 0) == ["/reset\n\nx"]
+    assert contents(script, 1)[-1] == "open\nto the end"
+
+
+def test_ctrl_c_before_anything_is_written_takes_the_turn_back(minicpm: Run, script: Script) -> None:
+    script.answers = [[KeyboardInterrupt(), ""], ["two"]]
+    result = minicpm("chat", stdin="first\nsecond\n")
+    assert contents(script, 1) == ["second"]
+    assert "[taken back: nothing was answered yet]" in result.err
+
+
+def test_an_empty_answer_is_remarked(minicpm: Run, script: Script) -> None:
+    script.answers = [""]
+    assert "[the answer is empty]" in minicpm("chat", stdin="hi\n").err
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("/reset", "the conversation is forgotten, 1 questions; the system message stays"),
+        ("/system T", "the system message is set; the conversation is forgotten, 1 questions"),
+        ("/system", "there is no system message; the conversation is forgotten, 1 questions"),
+        ("/think on", "thinking: on; the chat template of"),
+        ("/set temperature 0.5", "temperature 0.5\n"),
+        ("/set --max-tokens none", "max_tokens none\n"),
+        ("/set stop END", "stop END\n"),
+        ("/set ignore_eos on", "ignore_eos on\n"),
+        ("/set drop_oldest on", "drop_oldest on\n"),
+        ("/set", "top_p 0.7\n"),
+    ],
+)
+def test_settings_confirm_themselves(minicpm: Run, script: Script, line: str, said: str) -> None:
+    assert said in minicpm("chat", "--system", "S", stdin=f"hi\n{line}\n").err
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("/set temperatur 1", "there is no setting temperatur. did you mean 'temperature'?"),
+        ("/set temperature hot", "/set temperature is not JSON"),
+        ("/set top_p 3", "top_p = 3.0 is outside 0 (excluded) to 1"),
+        ("/set drop_oldest 1", "use on or off"),
+        ("/load", "/load needs a file name"),
+        ("/load /nowhere", "/nowhere"),
+    ],
+)
+def test_wrong_settings_are_explained(minicpm: Run, script: Script, line: str, message: str) -> None:
+    result = minicpm("chat", stdin=f"{line}\n")
+    assert result.code == 2 and message in result.err
+
+
+def test_settings_hold_for_the_next_answer(minicpm: Run, script: Script) -> None:
+    minicpm("chat", stdin="/set temperature 0\n/set seed 7\nhi\n")
+    params = script.calls[0].params
+    assert (params.temperature, params.seed, params.top_p) == (0.0, 7, 0.7)
+
+
+def test_every_setting_of_a_line_is_one_of_sampling() -> None:
+    from minicpm4 import SamplingParams
+    from minicpm4.cli.chat_commands import SETTINGS
+
+    assert set(SETTINGS) <= {field.name for field in fields(SamplingParams)}
+
+
+def test_the_oldest_are_dropped_only_when_told_to(minicpm: Run, script: Script) -> None:
+    result = minicpm("chat", stdin=grown(script, "/set drop_oldest on", "4" * 60))
+    assert result.code == 0
+    assert "[left out 2 of 3 questions with their answers, " in result.err  # a quarter is the answer's
+    assert contents(script, 3) == ["3" * 40, "c" * 60, "4" * 60]
+    result = minicpm("chat", stdin=f"hi\n/set drop_oldest on\n{'x' * 500}\n")
+    assert result.code == 2 and "even alone, the context is 400; it was not sent" in result.err
+
+
+def test_a_saved_conversation_is_loaded(minicpm: Run, script: Script, tmp_path: Path) -> None:
+    file = tmp_path / "talk.json"
+    minicpm("chat", "--system", "S", stdin=f"first\n/save {file}\n")
+    result = minicpm("chat", stdin=f"/load {file}\nsecond\n/reset\nthird\n")
+    assert "loaded 3 messages" in result.err
+    assert contents(script, 1) == ["S", "first", "Paris.", "second"]
+    assert contents(script, 2) == ["S", "third"]
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "[]", '"x"', '[{"role": "user"}]', "null", '{"messages": 3}'])
+def test_what_is_no_conversation_is_not_loaded(
+    minicpm: Run, script: Script, tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "talk.json").write_text(text)
+    result = minicpm("chat", stdin=f"/load {tmp_path / 'talk.json'}\n")
+    assert result.code == 2 and "give a file that /save wrote" in result.err
+
+
+def test_nothing_is_written_over_where_nobody_can_be_asked(
+    minicpm: Run, script: Script, tmp_path: Path
+) -> None:
+    (tmp_path / "talk.json").write_text("mine")
+    result = minicpm("chat", stdin=f"first\n/save {tmp_path / 'talk.json'}\n")
+    assert result.code == 2 and "is there already; nothing was saved" in result.err
+    assert (tmp_path / "talk.json").read_text() == "mine"
+
+
+def test_continue_goes_on_with_the_last_conversation_and_its_model(
+    minicpm: Run, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINICPM4_CHAT", str(tmp_path / "kept"))
+    refused = minicpm("chat", "--continue", stdin="x\n")
+    assert refused.code == 2 and "there is no conversation to go on with" in refused.err
+    minicpm("chat", "-m", "other", stdin="first\n", terminal=True)
+    result = minicpm("chat", "--continue", stdin="second\n")
+    assert "going on after 1 questions" in result.err
+    assert script.loads[-1][0] == "other"
+    assert contents(script, 1) == ["first", "Paris.", "second"]
+    assert minicpm("chat", "--continue", "--system", "S").code == 2
+
+
+def test_nothing_is_kept_where_that_is_switched_off(
+    minicpm: Run, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINICPM4_CHAT", "off")
+    assert minicpm("chat", stdin="first\n", terminal=True).code == 0
+    assert minicpm("chat", "--continue", stdin="x\n").code == 2
+
+
+@pytest.mark.parametrize(
+    ("keys", "text"),
+    [
+        (b"ab\x7fc\x1b[D\x1b[200~d\x1b[201~\x1bOA\x07", "acd"),
+        (b"one\r\ntwo\rthree", "one\ntwo\nthree"),
+        ("\x7fé\xff".encode() + b"\xc3", "éÿ"),
+    ],
+)
+def test_keys_pressed_ahead_are_text(keys: bytes, text: str) -> None:
+    from minicpm4.cli.keyboard import typed_text
+
+    assert typed_text(keys) == text

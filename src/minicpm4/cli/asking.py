@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from minicpm4.cli.keyboard import typed_line
 from minicpm4.cli.terminal import console, sanitize
 from minicpm4.errors import ConfigError
 
@@ -22,17 +23,11 @@ _ANSWERS: dict[str, Consent] = {
 }
 
 
-def _typed(prompt: str) -> str:
-    """A line of standard input; the question is on standard error, as results may go to a file."""
-    print(prompt, end="", file=sys.stderr, flush=True)
-    return input()
-
-
 class Terminal:
     """Asks on standard error, reads answers from standard input. Where that is no terminal, nobody is there:
     nothing is allowed, and ``remedy`` is told once."""
 
-    def __init__(self, read: Callable[[str], str] = _typed, interactive: bool | None = None) -> None:
+    def __init__(self, read: Callable[[str], str] = typed_line, interactive: bool | None = None) -> None:
         self._read = read
         self._interactive = sys.stdin.isatty() if interactive is None else interactive
         self._told = False

@@ -3,46 +3,49 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from minicpm4.cli.conversation import Conversation
-from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, SamplingFlags, expand
-from minicpm4.cli.summary import print_summary
+from minicpm4.cli.chat_commands import ACTIONS, obey, tell, thinking_note
+from minicpm4.cli.conversation import TAKEN_BACK, Conversation
+from minicpm4.cli.kept_chats import KeptChats
+from minicpm4.cli.keyboard import Reader, reader
+from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, SamplingFlags, expand
 from minicpm4.cli.terminal import one_line
-from minicpm4.config.strict import require, suggest
-from minicpm4.errors import ConfigError, Minicpm4Error, RequestError
-from minicpm4.files import json_text, write_file
+from minicpm4.config.strict import require
+from minicpm4.errors import Minicpm4Error, RequestError
 
 if TYPE_CHECKING:
-    pass
-
-HELP = """\
-/help              this list
-/reset             forget the conversation, keep the system message
-/forget N          forget the oldest N questions and their answers
-/system TEXT       set the system message and forget the conversation (no TEXT: none)
-/think on|off|auto whether a reasoning model thinks before it answers
-/tools             the tools that the model may call (--mcp)
-/stats             figures of the last answer
-/save FILE         write the conversation to FILE as JSON
-/exit              leave (Ctrl-D too)
-A line that starts with // is a message that starts with /; one that ends in \\ goes on in
-the next line. Ctrl-C stops an answer and keeps the conversation."""
+    from minicpm4 import LLM, SamplingParams
 
 
 @expand
 def command(
-    model: ModelOption = DEFAULT_MODEL,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="Model: a known name, a folder, a .gguf file, or a hub repository. "
+            f"Default: {DEFAULT_MODEL}; with --continue that of the conversation.",
+        ),
+    ] = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    go_on: Annotated[
+        bool, typer.Option("--continue", "-c", help="Go on with the last conversation held on a terminal.")
+    ] = False,
     think: Annotated[
         bool | None,
         typer.Option("--think/--no-think", help="Ask a reasoning model to think first, or not to."),
     ] = None,
     stats: Annotated[bool, typer.Option("--stats", help="Figures after every answer.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="First say how the model runs, and how tokens are drawn.")
+    ] = False,
     mcp: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Tools for the model: MCP servers; each call is asked for."),
@@ -58,150 +61,89 @@ def command(
     """Talk with a model. What was said before stays in the cache and is not read again."""
     sampling.params()  # refuses before the loading what would be refused after it
     require(mcp is not None or not allow, "--allow is about tools", "give their servers with --mcp")
+    require(
+        not (go_on and system is not None),
+        "--system begins a conversation, --continue goes on with one",
+        "leave one of them out, or use /system",
+    )
     if mcp is not None:
         from minicpm4.cli.mcp_servers import ServerFlags
 
         ServerFlags(config=mcp, allow=allow).read(tell=False)
-    llm = engine.load(model)
-    params = sampling.params(llm.sampling_defaults)
-    if not llm.has_chat_template:
-        raise RequestError(f"{model} has no chat template", "use: minicpm4 generate --raw")
+    kept = KeptChats.usual()
+    held, messages = kept.last() if go_on else (DEFAULT_MODEL, [])
+    model = model or held
+    source = reader(kept.lines(), _remembering(kept), [*ACTIONS, "/exit"])
+    with source.quiet():
+        llm = engine.load(model)
+        params = sampling.params(llm.sampling_defaults)
+        if not llm.has_chat_template:
+            raise RequestError(f"{model} has no chat template", "use: minicpm4 generate --raw")
+        greet(llm, params, think, verbose)
+        settings = {"system": system, "think": think, "stats": stats}
+        with conversation(llm, params, mcp, allow, source, settings) as session:
+            if messages:
+                session.go_on(messages)
+                tell(f"going on after {session.exchanges} questions")
+            keep = kept if go_on or sys.stdin.isatty() else KeptChats(None)
+            talk(session, source, lambda: keep.save(model, session.messages))
+
+
+def greet(llm: LLM, params: SamplingParams, think: bool | None, verbose: bool) -> None:
+    """Say who is there; how it runs, where that was asked for."""
     if sys.stdin.isatty():
-        _remember_lines()
-        print(one_line(f"{llm.description}; sampling: {params.drawn()}"), file=sys.stderr)
-        print("/help lists the commands, Ctrl-D leaves.", file=sys.stderr)
+        tell(llm.name)
+        tell("/help lists the commands, Ctrl-D leaves.")
+    if verbose:
+        tell(f"{llm.description}; sampling: {params.drawn()}")
+    if note := thinking_note(llm, think):
+        tell(f"--think, --no-think: {note}")
+
+
+@contextmanager
+def conversation(
+    llm: LLM,
+    params: SamplingParams,
+    mcp: Path | None,
+    allow: list[str] | None,
+    source: Reader,
+    settings: dict[str, Any],
+) -> Iterator[Conversation]:
+    """The conversation, with tools where ``mcp`` names servers. Raises Minicpm4Error."""
     if mcp is None:
-        talk(Conversation(llm, params, system=system, think=think, stats=stats), read_line)
+        yield Conversation(llm, params, **settings)
         return
     from minicpm4.cli.chat_tools import tool_conversation
 
-    made = tool_conversation(llm, params, config=mcp, allow=allow, system=system, think=think, stats=stats)
-    with made as session:
-        talk(session, read_line)
+    with tool_conversation(llm, params, config=mcp, allow=allow, typed=source.typed, **settings) as session:
+        yield session
 
 
-def talk(session: Conversation, read: Callable[[], str | None]) -> None:
-    """Answer line after line until ``read`` returns None or the user leaves."""
-    while (text := read()) is not None:
-        if not text.strip():
+def talk(session: Conversation, source: Reader, keep: Callable[[], None]) -> None:
+    """Answer message after message until there is none or the user leaves; ``keep`` is called after each."""
+    while (message := source.read()) is not None:
+        if not message.text.strip():
             continue
         try:
-            if text.startswith("//") or not text.startswith("/"):
-                session.answer(text.removeprefix("/"))
-            elif not obey(session, text):
+            if not message.is_command:
+                session.answer(message.said)
+            elif not obey(session, source, message.text):
                 return
+            with suppress(OSError):  # a full disk ends no conversation
+                keep()
+        except KeyboardInterrupt:  # before the model was asked, or at a question of a command
+            if not sys.stdin.isatty():
+                raise
+            tell(TAKEN_BACK)
         except Minicpm4Error as error:
             if not sys.stdin.isatty():
                 raise  # a script must see the failure
             print(f"error: {one_line(str(error))}", file=sys.stderr)
 
 
-def obey(session: Conversation, line: str) -> bool:
-    """Carry out a /command; return False when it ends the session. Raises ConfigError."""
-    name, _, rest = line.strip().partition(" ")
-    rest = rest.strip()
-    if name in ("/exit", "/quit"):
-        return False
-    action = ACTIONS.get(name)
-    if action is None:
-        raise ConfigError(f"there is no command {name}", suggest(name, [*ACTIONS, "/exit"]))
-    action(session, rest)
-    return True
+def _remembering(kept: KeptChats) -> Callable[[str], None]:
+    def remember(line: str) -> None:
+        with suppress(OSError):
+            kept.remember(line)
 
-
-def _help(session: Conversation, rest: str) -> None:
-    print(HELP, file=sys.stderr)
-
-
-def _reset(session: Conversation, rest: str) -> None:
-    session.restart(session.system)
-
-
-def _forget(session: Conversation, rest: str) -> None:
-    said = session.exchanges
-    if not rest.isascii() or not rest.isdigit() or not 0 < int(rest[:9]) <= said:
-        raise ConfigError(f"/forget {rest}: there are {said} questions", f"say how many, 1 to {said}")
-    tokens = session.forget(int(rest))
-    print(f"left out {rest} of {said} questions with their answers, {tokens:,} tokens", file=sys.stderr)
-
-
-def _system(session: Conversation, rest: str) -> None:
-    session.restart(rest or None)
-
-
-def _think(session: Conversation, rest: str) -> None:
-    choices = {"on": True, "off": False, "auto": None}
-    if rest not in choices:
-        raise ConfigError(f"/think {rest}: not a choice", "use on, off or auto")
-    session.think = choices[rest]
-
-
-def _stats(session: Conversation, rest: str) -> None:
-    if session.last is None:
-        raise ConfigError("there is no complete answer yet")
-    print_summary(session.last, True)
-
-
-def _save(session: Conversation, rest: str) -> None:
-    if not rest:
-        raise ConfigError("/save needs a file name", "as in: /save talk.json")
-    try:
-        text = json_text(session.messages, indent=2, ascii_only=False)
-        write_file(Path(rest).expanduser(), text + "\n")
-    except (OSError, ValueError, RuntimeError) as error:  # the last two: of names that no file can have
-        raise ConfigError(f"cannot write {rest}: {getattr(error, 'strerror', None) or error}") from error
-    print(f"saved {len(session.messages)} messages to {rest}", file=sys.stderr)
-
-
-def _tools(session: Conversation, rest: str) -> None:
-    print(session.told_tools, file=sys.stderr)
-
-
-ACTIONS: dict[str, Callable[[Conversation, str], None]] = {
-    "/help": _help,
-    "/reset": _reset,
-    "/forget": _forget,
-    "/system": _system,
-    "/think": _think,
-    "/tools": _tools,
-    "/stats": _stats,
-    "/save": _save,
-}
-
-
-def read_line() -> str | None:
-    """Read one message from standard input; None at its end.
-
-    Ctrl-C drops the line being typed; twice in a row it leaves (KeyboardInterrupt).
-    """
-    interrupted = False
-    while True:
-        try:
-            return _read_continued()
-        except EOFError:
-            if sys.stdin.isatty():
-                print(file=sys.stderr)
-            return None
-        except KeyboardInterrupt:
-            print(file=sys.stderr)
-            if interrupted or not sys.stdin.isatty():
-                raise
-            interrupted = True
-            print("Ctrl-C again, Ctrl-D or /exit leaves.", file=sys.stderr)
-
-
-def _read_continued() -> str:
-    prompts = ("> ", "… ") if sys.stdin.isatty() else ("", "")
-    lines = [input(prompts[0]).removeprefix("\ufeff")]  # a byte-order mark, of a file on standard input
-    while lines[-1].endswith("\\"):
-        lines[-1] = lines[-1][:-1]
-        lines.append(input(prompts[1]))
-    return "\n".join(lines)
-
-
-def _remember_lines() -> None:
-    try:
-        import readline  # arrow keys and line editing for input()
-    except ImportError:  # Windows has its own
-        return
-    readline.set_history_length(1000)
+    return remember

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minicpm4.cli.asking import shown
-from minicpm4.cli.conversation import Conversation
+from minicpm4.cli.asking import Terminal, shown
+from minicpm4.cli.conversation import EMPTY, TAKEN_BACK, Conversation
+from minicpm4.cli.keyboard import typed_line
 from minicpm4.cli.mcp_agent import tell_step
 from minicpm4.cli.mcp_servers import ServerFlags, tell_troubles
 from minicpm4.cli.summary import print_summary
@@ -35,11 +36,12 @@ def tool_conversation(
     system: str | None,
     think: bool | None,
     stats: bool,
+    typed: Callable[[str], str] = typed_line,
 ) -> Iterator[ToolConversation]:
-    """A conversation with the servers of a file. Raises Minicpm4Error."""
+    """A conversation with the servers of a file; ``typed`` answers questions. Raises Minicpm4Error."""
     from minicpm4.agents.mcp.agent import SYSTEM
 
-    with ServerFlags(config=config, allow=allow).toolbox() as (blocking, box):
+    with ServerFlags(config=config, allow=allow).toolbox(Terminal(typed)) as (blocking, box):
         blocking.run(box.refresh())
         tell_troubles(box)
         given = SYSTEM if system is None else system
@@ -67,13 +69,18 @@ class ToolConversation(Conversation):
 
     def answer(self, text: str) -> None:
         """Say ``text``; print answers and calls as they come, until there is an answer without a call. A
-        stopped answer is kept as far as it came. Raises Minicpm4Error, with the conversation as it was."""
-        messages = [*self.messages, {"role": "user", "content": text}]
+        stopped answer is kept as far as it came, as in Conversation. Raises Minicpm4Error, with the
+        conversation as it was."""
+        asked = messages = [*self.messages, {"role": "user", "content": text}]
         for _ in range(MAX_STEPS):
-            self.require_room(messages)
+            messages = self.fitting(messages)
             reply, stopped = self._heard(messages)
             write_text("\n", sys.stdout)
+            if stopped and not reply.text and len(messages) <= len(asked):
+                print(TAKEN_BACK, file=sys.stderr)
+                return
             messages = [*messages, reply.as_message()]
+            self._tell(reply, stopped)
             if stopped or not reply.calls:
                 break
             messages += self._called(reply)
@@ -82,6 +89,14 @@ class ToolConversation(Conversation):
         self.messages, self.last = messages, self._model.metrics
         if self.last is not None:
             print_summary(self.last, self.stats)
+
+    def _tell(self, reply: Reply, stopped: bool) -> None:
+        if stopped:
+            print("[stopped]", file=sys.stderr)
+        elif not reply.text.strip() and not reply.calls:
+            print(EMPTY, file=sys.stderr)
+        if reply.cut:
+            self.tell_cut(0 if self._model.metrics is None else self._model.metrics.new_tokens)
 
     def _heard(self, messages: list[dict[str, Any]]) -> tuple[Reply, bool]:
         """The model's next answer, printed while it comes; whether it was stopped."""
@@ -97,7 +112,6 @@ class ToolConversation(Conversation):
         try:
             return self._model.reply(messages, self._functions, heard=heard), False
         except KeyboardInterrupt:
-            print(" [stopped]", end="", file=sys.stderr, flush=True)
             return Reply(text="".join(written)), True
 
     def _called(self, reply: Reply) -> list[dict[str, Any]]:

@@ -52,10 +52,12 @@ def print_note(text: str, wanted: bool | None, stream: TextIO | None = None) -> 
         print(text, file=stream)
 
 
-def cut(new: int, most: int | None, filled: str, way_on: str) -> str:
-    """Why an answer of ``new`` tokens ends early: at ``most`` tokens, or as the context is full."""
-    why = "--max-tokens allows no more" if most is not None and new >= most else f"{filled}; {way_on}"
-    return f"[cut after {new:,} tokens: {why}]"
+def cut(new: int, most: int | None, filled: str, room: str, more: str = "") -> str:
+    """Why an answer of ``new`` tokens ends early: at ``most`` tokens (``more`` allows more of them), or as
+    the context is full (what makes ``room``)."""
+    if most is not None and new >= most:
+        return f"[cut after {new:,} tokens: --max-tokens allows no more{more and '; ' + more}]"
+    return f"[cut after {new:,} tokens: {filled}; {room}]"
 
 
 def as_json(metrics: Metrics) -> dict[str, Any]:

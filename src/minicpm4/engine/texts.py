@@ -43,6 +43,12 @@ class Texts:
         """What takes this model's replies apart. Raises TextError: it needs a tokenizer."""
         return self._text.replies
 
+    @property
+    def switches_thinking(self) -> bool:
+        """Whether ``enable_thinking`` changes what this model is asked. Raises TextError: it needs a
+        tokenizer."""
+        return self._text.replies.switches_thinking
+
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """The token ids that ``generate`` reads for a prompt. Raises RequestError, TextError."""
         if isinstance(prompt, str):

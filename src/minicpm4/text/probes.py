@@ -22,6 +22,7 @@ __all__ = [
     "calls_of",
     "rendered",
     "shows_tools",
+    "switches_thinking",
 ]
 
 ASKED, SAID, NAME, KEY, VALUE, RESULT = "Qzask", "Qzsay", "qzname", "qzkey", "Qzvalue", "Qzresult"
@@ -53,9 +54,18 @@ RESULTS = {"role": "tool", "content": RESULT, "name": NAME, "tool_call_id": CALL
 def rendered(template: ChatTemplate, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
     """Empty where the template refuses."""
     try:
-        return template.render(messages, add_generation_prompt=False, **options)
+        return template.render(messages, **{"add_generation_prompt": False, **options})
     except Minicpm4Error:
         return ""
+
+
+def switches_thinking(template: ChatTemplate) -> bool:
+    """Whether prompts differ where ``enable_thinking`` is set."""
+    plain, *set_to = [
+        rendered(template, [USER], add_generation_prompt=True, **given)
+        for given in ({}, {"enable_thinking": True}, {"enable_thinking": False})
+    ]
+    return any(one != plain for one in set_to)
 
 
 def shows_tools(template: ChatTemplate) -> bool:

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from minicpm4.text.call_formats import HERMES, PLAIN, CallFormat, call_format_of, wants_short_ids
-from minicpm4.text.probes import shows_tools
+from minicpm4.text.probes import shows_tools, switches_thinking
 from minicpm4.text.reasoning import (
     MARKS,
     marks_of,
@@ -126,6 +126,11 @@ class ReplyReader:
     def shows_tools(self) -> bool:
         """Whether prompts tell the model of its tools."""
         return self._template is None or shows_tools(self._template)
+
+    @cached_property
+    def switches_thinking(self) -> bool:
+        """Whether prompts depend on ``enable_thinking``."""
+        return self._template is not None and switches_thinking(self._template)
 
     @cached_property
     def short_ids(self) -> bool:

@@ -1,0 +1,206 @@
+"""What a line that begins with / does in ``minicpm4 chat``. Each says what it did."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minicpm4.cli.conversation import Conversation, left_out
+from minicpm4.cli.kept_chats import read_conversation
+from minicpm4.cli.keyboard import Reader, agreed
+from minicpm4.cli.summary import print_summary
+from minicpm4.cli.terminal import one_line
+from minicpm4.config.strict import suggest
+from minicpm4.errors import ConfigError
+from minicpm4.files import json_text, parse_json, write_file
+
+if TYPE_CHECKING:
+    from minicpm4 import SamplingParams
+
+HELP = """\
+/help              this list
+/reset             forget the conversation, keep the system message
+/forget N          forget the oldest N questions and their answers
+/system TEXT       set the system message and forget the conversation (no TEXT: none)
+/set               the settings; /set NAME VALUE changes one, as in: /set temperature 0
+/think on|off|auto whether a reasoning model thinks before it answers
+/tools             the tools that the model may call (--mcp)
+/stats             figures of the last answer
+/save FILE         write the conversation to FILE as JSON
+/load FILE         go on with the conversation that /save wrote
+/exit              leave (Ctrl-D too)
+A message of many lines: paste it, end a line with \\, press Alt-Enter, or write it between
+\"\"\" and \"\"\". What is pasted in several lines, and what stands between such quotes, is never a
+command; // at the beginning is a / that begins no command.
+Ctrl-C stops an answer; where nothing was answered yet it takes the message back.
+"""
+DROP = "drop_oldest"
+# Of SamplingParams: what a line can say. The others are for a program, or decide what an answer is.
+SETTINGS = (
+    *("max_tokens", "min_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty"),
+    *("presence_penalty", "frequency_penalty", "seed", "stop", "ignore_eos", "skip_special_tokens"),
+)
+SWITCH = {"on": True, "off": False, "true": True, "false": False}
+
+
+def obey(session: Conversation, reader: Reader, line: str) -> bool:
+    """Carry out a /command; return False when it ends the session. Raises ConfigError."""
+    name, _, rest = line.strip().partition(" ")
+    rest = rest.strip()
+    if name in ("/exit", "/quit"):
+        return False
+    action = ACTIONS.get(name)
+    if action is None:
+        raise ConfigError(
+            f"there is no command {one_line(name):.60}",
+            f"{suggest(name, [*ACTIONS, '/exit'])} // begins a message that starts with /",
+        )
+    action(session, reader, rest)
+    return True
+
+
+def tell(text: str) -> None:
+    """Say what a command did."""
+    print(one_line(text), file=sys.stderr)
+
+
+def _help(session: Conversation, reader: Reader, rest: str) -> None:
+    print(HELP, end="", file=sys.stderr)
+
+
+def _reset(session: Conversation, reader: Reader, rest: str) -> None:
+    said = session.exchanges
+    session.restart(session.system)
+    kept = "; the system message stays" if session.system is not None else ""
+    tell(f"the conversation is forgotten, {said} questions{kept}")
+
+
+def _forget(session: Conversation, reader: Reader, rest: str) -> None:
+    said = session.exchanges
+    if not rest.isascii() or not rest.isdigit() or not 0 < int(rest[:9]) <= said:
+        raise ConfigError(f"/forget {rest}: there are {said} questions", f"say how many, 1 to {said}")
+    tell(left_out(int(rest), said, session.forget(int(rest))))
+
+
+def _system(session: Conversation, reader: Reader, rest: str) -> None:
+    said = session.exchanges
+    session.restart(rest or None)
+    forgotten = f"; the conversation is forgotten, {said} questions" if said else ""
+    tell(f"{'the system message is set' if rest else 'there is no system message'}{forgotten}")
+
+
+def _think(session: Conversation, reader: Reader, rest: str) -> None:
+    choices = {"on": True, "off": False, "auto": None}
+    if rest not in choices:
+        raise ConfigError(f"/think {rest}: not a choice", "use on, off or auto")
+    session.think = choices[rest]
+    note = thinking_note(session.llm, session.think)
+    tell(f"thinking: {rest}{note and '; ' + note}")
+
+
+def thinking_note(llm: Any, think: bool | None) -> str:
+    """Why a switch of thinking does nothing; "" where it does something."""
+    if think is None or llm.switches_thinking:
+        return ""
+    return f"the chat template of {llm.name} has no such switch, so it changes nothing"
+
+
+def _stats(session: Conversation, reader: Reader, rest: str) -> None:
+    if session.last is None:
+        raise ConfigError("there is no complete answer yet")
+    print_summary(session.last, True)
+
+
+def _save(session: Conversation, reader: Reader, rest: str) -> None:
+    if not rest:
+        raise ConfigError("/save needs a file name", "as in: /save talk.json")
+    try:
+        file = Path(rest).expanduser()
+        if file.is_file() and not agreed(reader, f"{one_line(rest)} is there already. Write over it?"):
+            raise ConfigError(f"{rest} is there already; nothing was saved", "give another name")
+        write_file(file, json_text(session.messages, indent=2, ascii_only=False) + "\n")
+    except (OSError, RuntimeError) as error:  # the second: of names that no file can have
+        raise _refused(f"cannot write {rest}", error) from error
+    except ValueError as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise _refused(f"cannot write {rest}", error) from error
+    tell(f"saved {len(session.messages)} messages to {rest}")
+
+
+def _load(session: Conversation, reader: Reader, rest: str) -> None:
+    if not rest:
+        raise ConfigError("/load needs a file name", "as in: /load talk.json")
+    try:
+        _, messages = read_conversation(Path(rest).expanduser())
+    except (OSError, RuntimeError) as error:
+        raise _refused(f"cannot read {rest}", error) from error
+    session.go_on(messages)
+    tell(f"loaded {len(messages)} messages from {rest}, {session.exchanges} questions")
+
+
+def _refused(what: str, error: Exception) -> ConfigError:
+    return ConfigError(f"{what}: {getattr(error, 'strerror', None) or error}")
+
+
+def _tools(session: Conversation, reader: Reader, rest: str) -> None:
+    print(session.told_tools, file=sys.stderr)
+
+
+def _set(session: Conversation, reader: Reader, rest: str) -> None:
+    name, _, value = rest.partition(" ")
+    value = value.strip()
+    if not name:
+        for one in (*SETTINGS, DROP):
+            tell(f"{one} {_shown(session, one)}")
+        return
+    name = name.removeprefix("--").replace("-", "_")
+    if name not in (*SETTINGS, DROP):
+        raise ConfigError(f"there is no setting {one_line(name):.60}", suggest(name, [*SETTINGS, DROP]))
+    if value:
+        _change(session, name, value)
+    tell(f"{name} {_shown(session, name)}")
+
+
+def _change(session: Conversation, name: str, value: str) -> None:
+    if name == DROP:
+        if value not in SWITCH:
+            raise ConfigError(f"/set {DROP} {value}: not a choice", "use on or off")
+        session.drop_oldest = SWITCH[value]
+        return
+    session.params = session.params.changed(**{name: _value(session.params, name, value)})
+
+
+def _value(params: SamplingParams, name: str, value: str) -> Any:
+    if name == "stop":
+        return () if value == "none" else (value,)
+    if value == "none":
+        return None
+    if value in SWITCH and isinstance(getattr(params, name), bool):
+        return SWITCH[value]
+    return parse_json(value, f"/set {name}", ConfigError, "give a number, or none")
+
+
+def _shown(session: Conversation, name: str) -> str:
+    value = session.drop_oldest if name == DROP else getattr(session.params, name)
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, tuple):
+        return " ".join(value) or "none"
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+ACTIONS: dict[str, Callable[[Conversation, Reader, str], None]] = {
+    "/help": _help,
+    "/reset": _reset,
+    "/forget": _forget,
+    "/system": _system,
+    "/set": _set,
+    "/think": _think,
+    "/tools": _tools,
+    "/stats": _stats,
+    "/save": _save,
+    "/load": _load,
+}
