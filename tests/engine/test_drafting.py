@@ -35,6 +35,7 @@ class Guesser:
     """A drafter whose trees are right now and then."""
 
     is_free = False
+    hidden: tuple[int, ...] = ()
 
     def __init__(self, seed: int = 0) -> None:
         self.rng, self.known, self.asked = Random(seed), set[Any](), 0
@@ -48,6 +49,8 @@ class Guesser:
         drafts = make_drafts(self.rng, wish.sequence, lambda t: int(logits_of(t).argmax()), vocab=VOCAB)
         drafts = drafts.first(wish.most)
         return None if self.rng.random() < 0.2 else Guess(drafts, (0.7,) * len(drafts))
+
+    def see(self, sequence: Sequence, start: int, states: Any) -> None: ...
 
     def drop(self, sequence: Sequence) -> None:
         self.known.discard(sequence.order)

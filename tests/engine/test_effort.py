@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -61,11 +62,13 @@ class World:
     seconds: float = 0.0
     asked: int = 0
     is_free: bool = False
+    hidden: tuple[int, ...] = ()
 
     def guess(self, wishes: list[Wish]) -> list[Guess | None]:
         self.asked += 1
         return [Guess(Drafts.chain([1] * wish.most), (self.says,) * wish.most) for wish in wishes]
 
+    def see(self, sequence: Sequence, start: int, states: Any) -> None: ...
     def drop(self, sequence: Sequence) -> None: ...
     def start_over(self) -> None: ...
 

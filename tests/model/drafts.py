@@ -32,6 +32,36 @@ def make_draft(folder: Path, config: ModelConfig, leave_out: str = "", **changed
     return folder
 
 
+def make_eagle3(folder: Path, config: ModelConfig, tokens: int, leave_out: str = "", **changed: Any) -> Path:
+    """Write a random EAGLE-3 head for models of ``config`` that knows ``tokens`` of its tokens."""
+    rng, width, d, heads = np.random.default_rng(11), config.hidden_size, config.head_dim, 4
+    shapes = {
+        "fc": (width, 3 * width),
+        "lm_head": (tokens, width),
+        "midlayer.self_attn.o_proj": (width, heads * d),
+    }
+    shapes |= {f"midlayer.self_attn.{n}_proj": (h * d, 2 * width) for n, h in (("q", 4), ("k", 2), ("v", 2))}
+    shapes |= {f"midlayer.mlp.{name}_proj": (96, width) for name in ("gate", "up")}
+    shapes |= {"midlayer.mlp.down_proj": (width, 96)}
+    tensors: dict[str, Any] = {
+        f"{name}.weight": rng.standard_normal(shape, np.float32) / np.float32(shape[-1] ** 0.5)
+        for name, shape in shapes.items()
+    }
+    norms = ("input_layernorm", "hidden_norm", "post_attention_layernorm")
+    for name in (*(f"midlayer.{one}" for one in norms), "norm"):
+        tensors[f"{name}.weight"] = 1 + rng.standard_normal(width).astype(np.float32) / 8
+    chosen = np.sort(rng.permutation(config.vocab_size)[:tokens])
+    tensors |= {"d2t": chosen - np.arange(tokens), "t2d": np.isin(np.arange(config.vocab_size), chosen)}
+    tensors.pop(leave_out, None)
+    raw = {"architectures": ["LlamaForCausalLMEagle3"], "vocab_size": config.vocab_size, "hidden_size": width}
+    raw |= {"num_attention_heads": heads, "num_key_value_heads": 2, "head_dim": d, "intermediate_size": 96}
+    raw |= {"draft_vocab_size": tokens, "rms_norm_eps": 1e-5}
+    folder.mkdir(exist_ok=True)
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({**raw, **changed}))
+    return folder
+
+
 class Drafter:
     """One op table, one model and the draft layer in ``folder``, each with pages of its own."""
 

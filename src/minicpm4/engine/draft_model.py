@@ -7,6 +7,7 @@ become text is trimmed there as well, what it has missed it reads before it gues
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
@@ -52,6 +53,7 @@ class ModelDrafter:
     """
 
     is_free = False
+    hidden: tuple[int, ...] = ()
 
     def __init__(
         self,
@@ -73,6 +75,9 @@ class ModelDrafter:
         """See Drafter."""
         self._pages = PageAllocator(*self._sizes)
         self._mirrors: dict[tuple[int, int], _Mirror] = {}
+
+    def see(self, sequence: Sequence, start: int, states: Mapping[int, Array]) -> None:
+        """See Drafter. It asks for none."""
 
     def drop(self, sequence: Sequence) -> None:
         """See Drafter. What was read of its text stays findable, as in any prefix cache."""

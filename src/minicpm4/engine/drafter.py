@@ -7,12 +7,14 @@ the text stays the same; only how long it takes can change.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from minicpm4.engine.sequence import Drafts, Sequence
+
+Array = Any  # of the runner's device: what handles integers only passes it on
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +40,16 @@ class Wish:
 
 class Drafter(Protocol):
     """Guesses what sequences go on with. What it remembers of a sequence ends with ``drop``. ``is_free``:
-    whether a guess takes next to no time."""
+    whether a guess takes next to no time; ``hidden``: after how many of the model's layers it is shown states
+    (as in ``Span``), none for most."""
 
     is_free: bool
+    hidden: tuple[int, ...]
+
+    def see(self, sequence: Sequence, start: int, states: Mapping[int, Array]) -> None:
+        """``states`` (m, width), by the numbers of ``hidden``, of m positions of a sequence's text from
+        ``start`` on, valid during the call. They come in order, but for what has run again."""
+        ...
 
     def guess(self, wishes: Items[Wish]) -> list[Guess | None]:
         """A guess for each, None where it has none. A sequence's tokens only grow from call to call."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 from minicpm4.config.strict import shown, suggest
 from minicpm4.engine.drafter import Drafter
@@ -14,20 +15,30 @@ from minicpm4.text.tokenizer import Tokenizer
 
 logger = logging.getLogger("minicpm4")
 
-DRAFTS = ("off", "auto", "suffix")
-MODEL = "model:"
+DRAFTS = ("off", "auto", "suffix", "mtp")
+MODEL, EAGLE = "model:", "eagle:"
 
 
 def check_draft(draft: str) -> None:
     """Raise ConfigError unless ``draft`` names a drafter."""
-    if not isinstance(draft, str) or (draft not in DRAFTS and not draft_model(draft)):
-        remedy = suggest(str(draft), [*DRAFTS, f"{MODEL}NAME"])
+    named = isinstance(draft, str) and (draft_model(draft) or draft.removeprefix(EAGLE) not in ("", draft))
+    if not isinstance(draft, str) or (draft not in DRAFTS and not named):
+        remedy = suggest(str(draft), [*DRAFTS, f"{MODEL}NAME", f"{EAGLE}PATH"])
         raise ConfigError(f"draft = {shown(draft)} is no drafter", remedy)
 
 
 def draft_model(draft: str) -> str | None:
     """The name of the model that drafts, if one is to."""
     return draft.removeprefix(MODEL) if draft.startswith(MODEL) else None
+
+
+def draft_head(draft: str, model: Path) -> Path | None:
+    """The folder of the head that drafts, if one is to: of "mtp" that among the ``model``'s files, or beside
+    their folder, where training puts it."""
+    if draft == "mtp":
+        places = [(model if model.is_dir() else model.parent) / "mtp", model.parent / "mtp"]
+        return next((place for place in places if place.is_dir()), places[0])
+    return Path(draft.removeprefix(EAGLE)).expanduser() if draft.startswith(EAGLE) else None
 
 
 def check_vocabularies(target: Tokenizer, own: Tokenizer, name: str) -> None:
@@ -49,9 +60,9 @@ def _spelled(vocabulary: dict[str, int], token: int) -> str:
 
 
 def make_drafting(
-    ops: OpTable, draft: str, tokens: int | None, model: Drafter | None = None
+    ops: OpTable, draft: str, tokens: int | None, own: Drafter | None = None
 ) -> Drafting | None:
-    """What guesses for an engine on ``ops``; None: nothing does. ``model``: the drafter where it is a model.
+    """What guesses for an engine on ``ops``; None: nothing does. ``own``: the drafter where it has weights.
 
     "auto" is the suffix drafter, where a row's bits do not depend on the rows beside it; elsewhere drafts may
     change where two tokens are nearly as likely, and only who names a drafter gets one.
@@ -61,4 +72,4 @@ def make_drafting(
         return None
     if not exact:
         logger.warning("%s: drafts may change nearly tied tokens of an answer", ops.description)
-    return Drafting(model or SuffixDrafter(), tokens=tokens, rows=ROWS if ops.on_host else Tree.MOST)
+    return Drafting(own or SuffixDrafter(), tokens=tokens, rows=ROWS if ops.on_host else Tree.MOST)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from functools import partial
 from time import perf_counter
 
-from minicpm4.engine.drafter import Drafter, Guess, Wish
+from minicpm4.engine.drafter import Array, Drafter, Guess, Wish
 from minicpm4.engine.effort import Costs, Record, most_rows, product, reached, worthwhile
 from minicpm4.engine.sequence import MAX_DRAFTS, Sequence
 from minicpm4.engine.steps import StepPlan
@@ -58,6 +59,22 @@ class Drafting:
             if not nodes:
                 price = 0.0 if self.drafter.is_free else row * len(decoding)
                 self._record(sequence).left_out(price)
+
+    def see(self, plan: StepPlan, paths: Items[Items[int]], hidden: Mapping[int, Array]) -> None:
+        """Show the drafter the states of a step's text: of all rows but the drafts that were not accepted.
+        ``hidden`` as in StepResult."""
+        wanted = self.drafter.hidden
+        if not wanted:
+            return
+        at = dict.fromkeys(wanted, 0)
+        for span, path in zip(plan.spans, paths, strict=True):
+            first = span.count - span.num_drafts
+            rows = [*range(first), *(first + draft for draft in path)]
+            if not span.sequence.is_read and set(wanted) <= set(span.hidden):
+                states = {one: hidden[one][at[one] : at[one] + span.count][rows] for one in wanted}
+                self.drafter.see(span.sequence, span.start, states)
+            for one in at:
+                at[one] += span.count if one in span.hidden else 0
 
     def note(self, plan: StepPlan, paths: Items[Items[int]], seconds: float) -> None:
         """A step has been run: of its spans' drafts these were accepted. ``seconds`` that it took, and

@@ -83,8 +83,7 @@ class Engine:
         self._runner, self._ops, self._sparse = runner, ops, sparse
         self._samples = Samples(text_streams, end_ids, grammars, seed)
         self._requests: dict[int, Request | Reading] = {}
-        self._pace, self._kept = pace, kept
-        self.drafting = drafting
+        self._pace, self._kept, self.drafting = pace, kept, drafting
         self._version = runner.version
         self.start_over()
 
@@ -148,8 +147,8 @@ class Engine:
             return
         attention, sparse = attention_of(params.attention, self._sparse)
         request = Request(request_id, params, sparse)
-        limit = self._length_limit(ids, params)
-        sequence = Sequence(request_id, list(ids), limit, attention=attention)
+        sequence = Sequence(request_id, list(ids), self._length_limit(ids, params), attention=attention)
+        sequence.hidden = () if self.drafting is None else self.drafting.drafter.hidden
         request.samples.append(self._samples.make(request, sequence))
         self._queue(request)
         found = self.scheduler.pages.cached(sequence)
@@ -218,6 +217,8 @@ class Engine:
             paths = [found.path for found in judged]
             self._runner.settle(plan, paths)
             self.scheduler.commit(plan, paths)
+            if self.drafting is not None:  # before any of them ends
+                self.drafting.see(plan, paths, result.hidden)
             self._advance(plan, logits, judged)
             self._show(plan, result)
             self._note(plan, paths, perf_counter() - start)

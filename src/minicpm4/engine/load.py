@@ -15,10 +15,13 @@ from minicpm4.config import ModelConfig, SparseConfig
 from minicpm4.config.model import read_generation_config
 from minicpm4.engine import calibration
 from minicpm4.engine.draft_model import ModelDrafter
+from minicpm4.engine.draft_plan import head_nbytes, plan_draft_head
+from minicpm4.engine.drafter import Drafter
 from minicpm4.engine.drafters import check_vocabularies, draft_model, make_drafting
 from minicpm4.engine.engine import Engine, EngineLimits
 from minicpm4.engine.executors import Executor
 from minicpm4.engine.grammar import Grammars
+from minicpm4.engine.head_drafter import HeadDrafter
 from minicpm4.engine.kept_pages import KeptPages
 from minicpm4.engine.options import CHUNK, EngineOptions, resolve_sparse
 from minicpm4.engine.pace import Pace
@@ -34,11 +37,13 @@ from minicpm4.kernels.pages import KVFormat
 from minicpm4.kernels.registry import host_table, resolve, speed_key
 from minicpm4.machine import resident_memory
 from minicpm4.model.cache import page_size_for
+from minicpm4.model.head_files import HeadPlan
 from minicpm4.model.loader import load_weights
 from minicpm4.model.packed_cache import file_identity, weight_cache
 from minicpm4.model.source import OpenModel, open_model
 from minicpm4.model.weight_plan import WeightPlan, plan_weights
 from minicpm4.model.weight_set import WeightSet
+from minicpm4.model.weights import ModelWeights
 from minicpm4.progress import Progress
 from minicpm4.text.model_text import ModelText
 
@@ -64,6 +69,8 @@ class Inspection:
     tuned: str
     draft: Inspection | None
     """The model that drafts, where another does."""
+    head: HeadPlan | None
+    """The head that drafts, where one does."""
     sampling: Mapping[str, Any]
     """Settings of SamplingParams that the checkpoint suggests; empty where it suggests none."""
 
@@ -80,7 +87,7 @@ class Inspection:
         chosen."""
         plan, options = self.plan, self.options
         loaded, executor, runner = self._load(progress)
-        drafter = None if self.draft is None else self.draft.drafter(self.config.vocab_size, progress)
+        drafter = self._drafter(loaded.weights, progress)
         limits = EngineLimits(
             vocab_size=self.config.vocab_size,
             context=plan.context,
@@ -108,6 +115,22 @@ class Inspection:
             drafting=make_drafting(self.ops, options.draft, options.draft_tokens, drafter),
         )
         return engine, loaded, describe(self.ops, plan, self.sparse, f"{loaded.notes}; {self.tuned}")
+
+    def _drafter(self, weights: ModelWeights, progress: Progress | None) -> Drafter | None:
+        """What drafts with weights of its own, if anything does."""
+        if self.draft is not None:
+            return self.draft.drafter(self.config.vocab_size, progress)
+        if self.head is None:
+            return None
+        return HeadDrafter(
+            self.ops,
+            self.head.read(weights, self.ops),
+            num_pages=self.plan.num_pages,
+            page_size=self.plan.page_size,
+            max_rows=self.options.max_rows,
+            context=self.plan.context,
+            kv=self.options.kv,
+        )
 
     def drafter(self, vocab_size: int, progress: Progress | None = None) -> ModelDrafter:
         """Load the weights of a model that drafts for one of ``vocab_size`` tokens."""
@@ -216,7 +239,9 @@ def plan_model(source: OpenModel, text: ModelText, asked: EngineOptions) -> Insp
     weights = weights.on(ops)
     sizes: Any = {"context": options.context, "max_batch": options.max_batch, "max_rows": options.max_rows}
     draft = plan_draft(asked, config, text)
-    sizes |= {"draft": 0 if draft is None else draft.plan.needed}
+    head = plan_draft_head(asked, source, ops)
+    own = head_nbytes(head, options, config) if draft is None else draft.plan.needed
+    sizes |= {"draft": own}
     sizes |= {"memory": options.memory, "kept_pages": BUFFERS + 1 if options.cache_dir is not None else 0}
     plan = plan_memory(ops, config, weights, sparse, options.kv, **sizes)
     return Inspection(
@@ -230,6 +255,7 @@ def plan_model(source: OpenModel, text: ModelText, asked: EngineOptions) -> Insp
         plan=plan,
         tuned=tuned,
         draft=draft,
+        head=head,
         sampling=suggestion(source),
     )
 

@@ -7,9 +7,10 @@ repeat code. Integers only.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Mapping
 from collections.abc import Sequence as Items
 
-from minicpm4.engine.drafter import Guess, Wish
+from minicpm4.engine.drafter import Array, Guess, Wish
 from minicpm4.engine.sequence import Drafts, Sequence
 
 LENGTHS = (4, 2)  # tokens by which earlier places are looked for, the longer ones first
@@ -25,6 +26,7 @@ class SuffixDrafter:
     """A Drafter that knows of each sequence its own tokens, prompt and answer, and nothing of others."""
 
     is_free = True
+    hidden: tuple[int, ...] = ()
 
     def __init__(self) -> None:
         self._texts: dict[tuple[int, int], _Text] = {}
@@ -47,6 +49,9 @@ class SuffixDrafter:
             drafts.append(tokens[i] if i < len(tokens) else drafts[i - len(tokens)])
         chances = tuple(_CHANCE[min(alike + i, LONGEST)] for i in range(len(drafts)))
         return Guess(Drafts.chain(drafts), chances)
+
+    def see(self, sequence: Sequence, start: int, states: Mapping[int, Array]) -> None:
+        """See Drafter. It asks for none."""
 
     def drop(self, sequence: Sequence) -> None:
         """See Drafter."""

@@ -23,7 +23,7 @@ from minicpm4.formats.quant import PackedTensor, QuantSpec, packed_nbytes
 from minicpm4.formats.quantised import Layout, QuantisedMatrix, layout_of, mlx_layout
 from minicpm4.formats.safetensors_header import REMEDY, Entry, read_header
 
-__all__ = ["SafetensorsCheckpoint", "StoredTensor", "open_tensors", "read_index"]
+__all__ = ["SafetensorsCheckpoint", "StoredTensor", "open_tensors", "read_index", "stored_matrix"]
 
 logger = logging.getLogger("minicpm4")
 
@@ -56,6 +56,12 @@ class StoredTensor:
     def release(self) -> None:
         """Let the system drop its mapped pages."""
         self.file.release(self.entry.offset, self.entry.nbytes)
+
+
+def stored_matrix(stored: StoredTensor, name: str, shape: tuple[int, int]) -> PackedTensor:
+    """A tensor of floats as a matrix of ``shape``, a view into its file. Raises CheckpointError."""
+    spec = _info(name, stored).spec
+    return PackedTensor(spec=spec, shape=shape, codes=as_codes(stored.view().reshape(shape), spec))
 
 
 class SafetensorsCheckpoint:

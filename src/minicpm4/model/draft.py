@@ -69,13 +69,14 @@ _LENGTH = "max_position_embeddings"  # which a later stage of training may have 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class DraftWeights:
     """``fc`` (hidden, 2 hidden); norms (hidden,) of the next token's embedding and of the hidden states;
-    ``residual`` multiplies the layer's branches."""
+    ``residual`` multiplies the layer's branches; ``final_norm``: whether the model's comes behind it."""
 
     fc: Linear
     norm_embed: Floats
     norm_hidden: Floats
     layer: LayerWeights
     residual: float
+    final_norm: bool = True
 
 
 def draft(
@@ -101,7 +102,7 @@ def draft(
     x = ops.linear(both, head.fc)
     compute = partial(decoder_layer, ops, step, kv, head.residual, (None, None, None))
     x = compute(head.layer, x) if run is None else run(compute, head.layer, x)
-    return ops.rms_norm(x, weights.norm, eps)
+    return ops.rms_norm(x, weights.norm, eps) if head.final_norm else x
 
 
 def draft_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
