@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from minicpm4.cli.eval_code import code
 from minicpm4.cli.options import EngineFlags, check_apart, check_output, expand, number, write_figures
 from minicpm4.cli.terminal import progress_bar, show, table
 from minicpm4.config.strict import require
@@ -78,7 +79,7 @@ def ppl(
         write_figures(json_file, _figures(found, names, window, stride, engine))
 
 
-commands = {"ppl": ppl}
+commands = {"ppl": ppl, "code": code}
 
 
 def _window(inspected: Mapping[str, Inspection], asked: int | None) -> int:

@@ -175,9 +175,9 @@ class EngineFlags:
             settings["sparse"] = parse_sparse(self.sparse)
         return settings
 
-    def inspect(self, model: str) -> Inspection:
-        """Open and plan a model. Raises Minicpm4Error."""
-        settings = self.settings()
+    def inspect(self, model: str, **more: Any) -> Inspection:
+        """Open and plan a model; ``more``: options that a command decides. Raises Minicpm4Error."""
+        settings = self.settings() | more
         from minicpm4.engine.load import inspect
         from minicpm4.engine.options import EngineOptions
 

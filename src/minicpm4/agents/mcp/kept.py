@@ -1,49 +1,5 @@
-"""What long work has done so far, a small file for each piece of it: it goes on where it broke off."""
+"""Where it was; see ``minicpm4.files.Kept``."""
 
-from __future__ import annotations
-
-import hashlib
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
-from minicpm4.config.strict import require, shown
-from minicpm4.errors import ConfigError
-from minicpm4.files import finite, json_text, read_json, write_file
+from minicpm4.files import Kept
 
 __all__ = ["Kept"]
-
-MAX_BYTES = 64 << 20
-ABOUT = "about.json"
-
-
-class Kept:
-    """Pieces of work in a folder, by keys of JSON values. ``about``: what decides what the pieces are; a
-    folder of other work is refused. Raises ConfigError."""
-
-    def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
-        self.folder = folder
-        file = folder / ABOUT
-        found = read_json(file, MAX_BYTES, ConfigError, optional=True)
-        for name in found.keys() | about.keys() if found else ():
-            other = f"{name} = {shown(found.get(name))}, now it is {shown(about.get(name))}"
-            require(
-                found.get(name) == about.get(name),
-                f"{folder} was begun with {other}",
-                "give the same, or another folder",
-            )
-        if not found:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_file(file, json_text(dict(about), indent=1) + "\n")
-
-    def get(self, *key: Any) -> Any:
-        """What was kept; None: it is still to be done. Raises ConfigError."""
-        return read_json(self._file(key), MAX_BYTES, ConfigError, optional=True).get("value")
-
-    def put(self, value: Any, *key: Any) -> None:
-        """Keep a JSON value. Raises OSError."""
-        write_file(self._file(key), json_text({"key": list(key), "value": finite(value)}, indent=1) + "\n")
-
-    def _file(self, key: tuple[Any, ...]) -> Path:
-        name = hashlib.sha256(json_text(list(key), sort_keys=True).encode()).hexdigest()[:24]
-        return self.folder / f"{name}.json"

