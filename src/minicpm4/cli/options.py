@@ -105,6 +105,10 @@ def _given(group: object, *without: str) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None and name not in without}
 
 
+# Options of EngineFlags that are not named as LLM's arguments are.
+_WORDED = ("sparse", "ignore_field", "memory", "frspec_path", "draft_model_path")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineFlags:
     """How a model runs."""
@@ -154,6 +158,20 @@ class EngineFlags:
             metavar="N", help="Check so many drafts each time. Default: as many as gain time, maybe none."
         ),
     ] = None
+    draft_vocab: Annotated[
+        str | None,
+        Option(
+            metavar="N|25%",
+            help="A head or model that drafts guesses among so many tokens (25%), the most frequent ones of "
+            "--frspec-path.",
+        ),
+    ] = None
+    frspec_path: Annotated[
+        Path | None, Option(metavar="FILE", help="Which tokens are frequent, as `minicpm4 spec rank` counts.")
+    ] = None
+    draft_model_path: Annotated[
+        Path | None, Option(metavar="DIR", help="The folder of an EAGLE head: as --draft eagle:DIR.")
+    ] = None
     memory: Annotated[
         float | None,
         Option(
@@ -166,7 +184,12 @@ class EngineFlags:
 
     def settings(self) -> dict[str, Any]:
         """Keyword arguments of ``LLM`` for what was given. Raises ConfigError."""
-        settings: dict[str, Any] = {"max_batch": 1, **_given(self, "sparse", "ignore_field", "memory")}
+        settings: dict[str, Any] = {"max_batch": 1, **_given(self, *_WORDED)}
+        if self.frspec_path is not None:
+            settings["draft_ranks"] = self.frspec_path
+        if self.draft_model_path is not None:
+            require(self.draft is None, "--draft and --draft-model-path are given", "give one of them")
+            settings["draft"] = f"eagle:{self.draft_model_path}"
         if self.memory is not None:
             settings["memory"] = bytes_of("--memory", self.memory)
         if self.ignore_field:

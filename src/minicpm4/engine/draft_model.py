@@ -7,16 +7,20 @@ become text is trimmed there as well, what it has missed it reads before it gues
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from minicpm4.engine.drafter import Guess, Wish
 from minicpm4.engine.pages import Copy, PageAllocator
 from minicpm4.engine.runner import StepRunner
 from minicpm4.engine.sequence import Drafts, Sequence
 from minicpm4.engine.steps import Span, StepPlan
-from minicpm4.kernels.contract import Array, OpTable
+from minicpm4.kernels.contract import Array, Ints, OpTable
+from minicpm4.model.forward import logits
+from minicpm4.model.ranks import FewTokens
+from minicpm4.model.weights import ModelWeights
 
 
 @dataclass(slots=True, eq=False)
@@ -45,11 +49,21 @@ class _Chain:
         return Guess(Drafts.chain(self.tokens), tuple(self.chances)) if self.tokens else None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SomeLogits:
+    """The logits ``of`` final states (k, hidden), those after all ``layers``, for some ``tokens`` alone."""
+
+    layers: int
+    tokens: Ints
+    of: Callable[[Array], Array]
+
+
 class ModelDrafter:
     """A Drafter over the ``runner`` of a model; ``ops`` is the table for its logits, which are the host's.
 
     ``max_rows``: tokens that it reads in one step, and of what it has missed before a guess; ``context``: the
-    longest text that it reads, beyond which it does not guess; ``vocab_size``: tokens that it may guess.
+    longest text that it reads, beyond which it does not guess; ``vocab_size``: tokens that it may guess, or
+    ``few`` of them.
     """
 
     is_free = False
@@ -65,8 +79,9 @@ class ModelDrafter:
         max_rows: int,
         context: int,
         vocab_size: int,
+        few: SomeLogits | None = None,
     ) -> None:
-        self._runner, self._ops = runner, ops
+        self._runner, self._ops, self._few = runner, ops, few
         self._sizes = num_pages, page_size
         self._max_rows, self._context, self._vocab_size = max_rows, context, vocab_size
         self.start_over()
@@ -105,7 +120,8 @@ class ModelDrafter:
             return None
         mirror = self._mirrors.get(one.order)
         if mirror is None:
-            sequence = Sequence(one.request_id, list(one.tokens), one.limit, one.index)
+            hidden = () if self._few is None else (self._few.layers,)
+            sequence = Sequence(one.request_id, list(one.tokens), one.limit, one.index, hidden=hidden)
             if not self._pages.admit(sequence):
                 return None
             mirror = self._mirrors[one.order] = _Mirror(sequence, len(one.tokens))
@@ -145,20 +161,34 @@ class ModelDrafter:
                 spans.append(Span.next(chain.mirror, 1))
         if not found:
             return []
-        logits = self._step(spans, copies)
-        totals = self._ops.log_sum_exp(logits)
-        for chain, row, total in zip(found, logits[:, : self._vocab_size], totals, strict=True):
-            token = int(row.argmax())
+        found_logits = self._step(spans, copies)
+        totals = self._ops.log_sum_exp(found_logits)
+        for chain, row, total in zip(found, found_logits[:, : self._vocab_size], totals, strict=True):
+            best = int(row.argmax())
+            token = best if self._few is None else int(self._few.tokens[best])
             chain.tokens.append(token)
-            chain.chances.append(min(math.exp(float(row[token]) - float(total)), 1.0))
+            chain.chances.append(min(math.exp(float(row[best]) - float(total)), 1.0))
             chain.mirror.tokens.append(token)
         return found
 
     def _step(self, spans: list[Span], copies: list[Copy]) -> Array:
         """Run rows of the small model; their logits, valid until the next."""
         result = self._runner.execute(StepPlan(spans, copies))
-        logits = result.first_logits(sum(span.num_logits for span in spans))
+        if self._few is None:
+            found = result.first_logits(sum(span.num_logits for span in spans))
+        else:
+            last = [row - 1 for row in accumulate(span.count for span in spans)]
+            found = self._few.of(result.hidden[self._few.layers][last])
         for span in spans:
             span.sequence.computed = span.stop
             self._pages.seal(span.sequence)
-        return logits
+        return found
+
+
+def some_logits(ops: OpTable, weights: ModelWeights, few: FewTokens) -> SomeLogits:
+    """The logits of a model for some tokens alone; on the host."""
+
+    def of(states: Array) -> Array:
+        return ops.get(logits(ops, weights, states, head=few.linear))
+
+    return SomeLogits(layers=weights.config.num_hidden_layers, tokens=few.tokens, of=of)

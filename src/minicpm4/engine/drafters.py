@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from minicpm4.config.strict import shown, suggest
+from minicpm4.config.strict import require, shown, suggest
 from minicpm4.engine.drafter import Drafter
 from minicpm4.engine.drafting import ROWS, Drafting
 from minicpm4.engine.suffix import SuffixDrafter
@@ -25,6 +25,38 @@ def check_draft(draft: str) -> None:
     if not isinstance(draft, str) or (draft not in DRAFTS and not named):
         remedy = suggest(str(draft), [*DRAFTS, f"{MODEL}NAME", f"{EAGLE}PATH"])
         raise ConfigError(f"draft = {shown(draft)} is no drafter", remedy)
+
+
+def check_draft_vocab(draft: str, vocab: str | int | None, ranks: str | Path | None) -> None:
+    """Raise ConfigError unless ``vocab`` (a share as "25%", or a number) of the tokens in the file ``ranks``
+    can be what a drafter guesses among."""
+    if vocab is None and ranks is None:
+        return
+    require(
+        draft == "mtp" or draft.startswith((MODEL, EAGLE)),
+        f"draft_vocab is about heads and models that draft, and draft is {draft!r}",
+        "leave it out",
+    )
+    require(
+        ranks is not None,
+        f"draft_vocab = {shown(vocab)} needs to know which tokens are frequent",
+        "count them by `minicpm4 spec rank`, and give the file as draft_ranks (--frspec-path)",
+    )
+    draft_count(vocab, 1 << 30)
+
+
+def draft_count(vocab: str | int | None, whole: int) -> int:
+    """How many of ``whole`` tokens: a quarter where nobody says. Raises ConfigError."""
+    text = "25%" if vocab is None else str(vocab)
+    number = text.removesuffix("%")
+    require(
+        number.isascii() and number.isdigit() and len(number) < 10 and int(number) > 0,
+        f"draft_vocab = {shown(vocab)} is neither a share nor a number of tokens",
+        'write "25%", or 32768',
+    )
+    count = whole * int(number) // 100 if text.endswith("%") else int(number)
+    require(count <= whole, f"draft_vocab = {shown(vocab)} is more than the {whole} tokens that there are")
+    return max(count, 1)
 
 
 def draft_model(draft: str) -> str | None:

@@ -57,10 +57,11 @@ class LLM(Texts, Scores):
     ``seed``: of requests without one, None: random. ``draft``: what guesses tokens, several of which are then
     checked in one pass, which changes no answer: "off", "suffix" (from the text so far), "model:NAME" (a
     smaller model of the same vocabulary), "eagle:PATH" (a head), "mtp", or "auto"; ``draft_tokens``: so many
-    each time (None: as many as gain time, by what was measured, which may be none). ``ignore_fields``: fields
-    of config.json, or keys of GGUF metadata, that are read as null, though they may change what the model
-    computes. ``threads``, too, are as calibrated where not given (``minicpm4 doctor``). ``progress(done,
-    total)`` is called while layers are loaded.
+    each time (None: as many as gain time, by what was measured, which may be none); ``draft_vocab``: a head
+    or model guesses among so many tokens ("25%", or a number), the most frequent ones of ``draft_ranks``, a
+    file of `minicpm4 spec rank`. ``ignore_fields``: fields of config.json, or keys of GGUF metadata, that are
+    read as null, though they may change what the model computes. ``threads``, too, are as calibrated where
+    not given (``minicpm4 doctor``). ``progress(done, total)`` is called while layers are loaded.
 
     Raises ModelNotFoundError, CheckpointError, ConfigError, UnsupportedError, MemoryPlanError,
     TextError.
@@ -94,6 +95,8 @@ class LLM(Texts, Scores):
         seed: int | None = None,
         draft: str = "off",
         draft_tokens: int | None = None,
+        draft_vocab: str | int | None = None,
+        draft_ranks: str | Path | None = None,
         ignore_fields: Sequence[str] = (),
         progress: Progress | None = None,
     ) -> None:
@@ -117,6 +120,8 @@ class LLM(Texts, Scores):
             seed=seed,
             draft=draft,
             draft_tokens=draft_tokens,
+            draft_vocab=draft_vocab,
+            draft_ranks=draft_ranks,
             ignore_fields=tuple(ignore_fields),
         )
         self._start(inspect(model, options), progress)

@@ -14,8 +14,8 @@ from typing import Any
 from minicpm4.config import ModelConfig, SparseConfig
 from minicpm4.config.model import read_generation_config
 from minicpm4.engine import calibration
-from minicpm4.engine.draft_model import ModelDrafter
-from minicpm4.engine.draft_plan import head_nbytes, plan_draft_head
+from minicpm4.engine.draft_model import ModelDrafter, some_logits
+from minicpm4.engine.draft_plan import head_nbytes, plan_draft_head, ranked_tokens
 from minicpm4.engine.drafter import Drafter
 from minicpm4.engine.drafters import check_vocabularies, draft_model, make_drafting
 from minicpm4.engine.engine import Engine, EngineLimits
@@ -32,7 +32,7 @@ from minicpm4.engine.runner import Runner
 from minicpm4.errors import CheckpointError, ConfigError, MemoryPlanError, UnsupportedError
 from minicpm4.files import json_text
 from minicpm4.formats import Checkpoint
-from minicpm4.kernels.contract import OpTable
+from minicpm4.kernels.contract import Ints, OpTable
 from minicpm4.kernels.pages import KVFormat
 from minicpm4.kernels.registry import host_table, resolve, speed_key
 from minicpm4.machine import resident_memory
@@ -40,6 +40,7 @@ from minicpm4.model.cache import page_size_for
 from minicpm4.model.head_files import HeadPlan
 from minicpm4.model.loader import load_weights
 from minicpm4.model.packed_cache import file_identity, weight_cache
+from minicpm4.model.ranks import FewTokens, few_tokens
 from minicpm4.model.source import OpenModel, open_model
 from minicpm4.model.weight_plan import WeightPlan, plan_weights
 from minicpm4.model.weight_set import WeightSet
@@ -71,6 +72,8 @@ class Inspection:
     """The model that drafts, where another does."""
     head: HeadPlan | None
     """The head that drafts, where one does."""
+    ranked: Ints | None
+    """The tokens that it guesses among; None: all."""
     sampling: Mapping[str, Any]
     """Settings of SamplingParams that the checkpoint suggests; empty where it suggests none."""
 
@@ -119,31 +122,40 @@ class Inspection:
     def _drafter(self, weights: ModelWeights, progress: Progress | None) -> Drafter | None:
         """What drafts with weights of its own, if anything does."""
         if self.draft is not None:
-            return self.draft.drafter(self.config.vocab_size, progress)
+            return self.draft._model_drafter(self.config.vocab_size, self.ranked, progress)
         if self.head is None:
             return None
         return HeadDrafter(
             self.ops,
-            self.head.read(weights, self.ops),
-            num_pages=self.plan.num_pages,
-            page_size=self.plan.page_size,
+            self.head.read(weights, self.ops, self._few(self.ranked)),
             max_rows=self.options.max_rows,
-            context=self.plan.context,
             kv=self.options.kv,
+            **self._pages,
         )
 
-    def drafter(self, vocab_size: int, progress: Progress | None = None) -> ModelDrafter:
-        """Load the weights of a model that drafts for one of ``vocab_size`` tokens."""
-        _, _, runner = self._load(progress)
+    def _model_drafter(self, vocab_size: int, ranked: Ints | None, progress: Progress | None) -> ModelDrafter:
+        """This model as what drafts for one of ``vocab_size`` tokens; it guesses ``ranked`` alone."""
+        loaded, _, runner = self._load(progress)
+        few = self._few(ranked)
         return ModelDrafter(
             runner,
             self.host_ops,
-            num_pages=self.plan.num_pages,
-            page_size=self.plan.page_size,
             max_rows=self.options.max_rows,
-            context=self.plan.context,
             vocab_size=min(vocab_size, self.config.vocab_size),
+            few=None if few is None else some_logits(self.ops, loaded.weights, few),
+            **self._pages,
         )
+
+    @property
+    def _pages(self) -> dict[str, int]:
+        plan = self.plan
+        return {"num_pages": plan.num_pages, "page_size": plan.page_size, "context": plan.context}
+
+    def _few(self, ranked: Ints | None) -> FewTokens | None:
+        """The rows of this model's head for ``ranked``."""
+        if ranked is None:
+            return None
+        return few_tokens(self.checkpoint, self.weights, self.config, self.ops, ranked)
 
     def _load(self, progress: Progress | None) -> tuple[WeightSet, Executor, Runner]:
         """The weights, and what runs them."""
@@ -240,6 +252,7 @@ def plan_model(source: OpenModel, text: ModelText, asked: EngineOptions) -> Insp
     sizes: Any = {"context": options.context, "max_batch": options.max_batch, "max_rows": options.max_rows}
     draft = plan_draft(asked, config, text)
     head = plan_draft_head(asked, source, ops)
+    ranked = ranked_tokens(asked, source if draft is None else draft.source, text, config.vocab_size)
     own = head_nbytes(head, options, config) if draft is None else draft.plan.needed
     sizes |= {"draft": own}
     sizes |= {"memory": options.memory, "kept_pages": BUFFERS + 1 if options.cache_dir is not None else 0}
@@ -256,6 +269,7 @@ def plan_model(source: OpenModel, text: ModelText, asked: EngineOptions) -> Insp
         tuned=tuned,
         draft=draft,
         head=head,
+        ranked=ranked,
         sampling=suggestion(source),
     )
 
@@ -274,7 +288,8 @@ def plan_draft(asked: EngineOptions, config: ModelConfig, text: ModelText) -> In
     longest = source.config.max_position_embeddings
     context = min(asked.context or config.max_position_embeddings, longest)
     changes: dict[str, Any] = {"weights": "auto", "attention": "auto", "sparse": None, "ignore_fields": ()}
-    changes |= {"draft": "off", "draft_tokens": None, "cache_dir": None, "context": context}
+    changes |= {"draft": "off", "draft_vocab": None, "draft_ranks": None, "draft_tokens": None}
+    changes |= {"cache_dir": None, "context": context}
     return plan_model(source, own, replace(asked, **changes))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from minicpm4.config import ModelConfig, SparseConfig
 from minicpm4.config.strict import check_choice, check_integer, check_optional_integer, require, shown
-from minicpm4.engine.drafters import check_draft
+from minicpm4.engine.drafters import check_draft, check_draft_vocab
 from minicpm4.engine.sequence import MAX_DRAFTS
 from minicpm4.errors import ConfigError
 from minicpm4.kernels.pages import KV_FORMATS, KVFormat
@@ -49,6 +49,8 @@ class EngineOptions:
     seed: int | None = None
     draft: str = "off"
     draft_tokens: int | None = None
+    draft_vocab: str | int | None = None
+    draft_ranks: str | Path | None = None
     ignore_fields: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -69,6 +71,7 @@ class EngineOptions:
             f"draft_tokens = {self.draft_tokens} is about drafts, and draft is 'off'",
             "choose a drafter, or leave it out",
         )
+        check_draft_vocab(self.draft, self.draft_vocab, self.draft_ranks)
         check_integer("cache_size", self.cache_size, 1, MAX_MEMORY)
         require(
             self.cache_dir is None or (isinstance(self.cache_dir, str | Path) and str(self.cache_dir) != ""),

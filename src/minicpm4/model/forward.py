@@ -104,11 +104,18 @@ def decoder_layer(
     return ops.add_linear(x, h, layer.feed_forward.down, residual)
 
 
-def logits(ops: OpTable, weights: ModelWeights, hidden: Array, out: Array | None = None) -> Array:
-    """Return float32 logits (rows, vocab) of final hidden states (rows, hidden)."""
+def logits(
+    ops: OpTable,
+    weights: ModelWeights,
+    hidden: Array,
+    out: Array | None = None,
+    head: Linear | None = None,
+) -> Array:
+    """Return float32 logits (rows, vocab) of final hidden states (rows, hidden); ``head``: instead of the
+    model's, some of its rows."""
     scale = weights.config.logit_scale
     scaled = hidden if scale == 1.0 else hidden * scale
-    return ops.linear(scaled, Linear(weight=weights.head), out)
+    return ops.linear(scaled, head or Linear(weight=weights.head), out)
 
 
 def _rows(buffers: Buffers | None, n: int) -> tuple[Array | None, ...]:

@@ -28,6 +28,7 @@ from minicpm4.kernels.contract import Floats, Ints, OpTable
 from minicpm4.kernels.layer_weights import Linear
 from minicpm4.model.draft import DraftWeights, build_draft, draft_shapes, read_draft, residual_scale
 from minicpm4.model.heads import Eagle3Head, Eagle3Weights, Head, StateHead
+from minicpm4.model.ranks import FewTokens
 from minicpm4.model.weights import ModelWeights, build_layer
 
 __all__ = ["HeadFile", "HeadPlan", "plan_head"]
@@ -139,13 +140,14 @@ class HeadPlan:
     config: ModelConfig
     hidden: tuple[int, ...]
 
-    def read(self, weights: ModelWeights, ops: OpTable) -> Head:
-        """Its weights, beside the model's. Raises CheckpointError, UnsupportedError, ConfigError."""
+    def read(self, weights: ModelWeights, ops: OpTable, few: FewTokens | None = None) -> Head:
+        """Its weights, beside the model's; ``few``: of whose head it takes these rows alone. Raises
+        CheckpointError, UnsupportedError, ConfigError."""
         own: dict[str, Any] = {"ops": ops, "weights": weights, "config": self.config, "hidden": self.hidden}
         if self.kind == "mtp":
-            return StateHead(**own, layer=read_draft(self.file.folder, weights.config, ops))
+            return StateHead(**own, few=few, layer=read_draft(self.file.folder, weights.config, ops))
         if self.kind == "eagle2":
-            return StateHead(**own, layer=_eagle2(self.file, weights.config, self.config, ops))
+            return StateHead(**own, few=few, layer=_eagle2(self.file, weights.config, self.config, ops))
         return Eagle3Head(**own, own=_eagle3(self.file, self.config, ops), tokens=_tokens(self.file))
 
 
@@ -241,7 +243,7 @@ def _captured(file: HeadFile, layers: int) -> tuple[int, ...]:
         found = tuple(one + 1 for one in _three(file, nested))
     elif top is not None:
         found = tuple(_three(file, top))
-    if not all(0 <= one <= layers for one in found):
+    if not all(0 <= one < layers for one in found):
         raise file.foreign(
             f"the head in {file.folder} reads states after {found} layers, the model has {layers}"
         )

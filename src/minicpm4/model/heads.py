@@ -25,6 +25,7 @@ from minicpm4.kernels.contract import Array, Floats, Ints, KVLayer, OpTable, Ste
 from minicpm4.kernels.layer_weights import Linear
 from minicpm4.model.draft import DraftWeights, draft
 from minicpm4.model.forward import logits
+from minicpm4.model.ranks import FewTokens
 from minicpm4.model.weights import LayerWeights, ModelWeights
 
 __all__ = ["Eagle3Head", "Eagle3Weights", "Head", "StateHead"]
@@ -66,7 +67,13 @@ class StateHead:
     layer: DraftWeights
     config: ModelConfig
     hidden: tuple[int, ...]
-    tokens: Ints | None = None
+    few: FewTokens | None = None
+    """Where it guesses among fewer tokens, the rows of the model's head for these."""
+
+    @property
+    def tokens(self) -> Ints | None:
+        """See Head."""
+        return None if self.few is None else self.few.tokens
 
     def fuse(self, states: Sequence[Array]) -> Array:
         """See Head."""
@@ -79,7 +86,7 @@ class StateHead:
 
     def logits(self, rows: Array) -> Array:
         """See Head."""
-        return logits(self.ops, self.weights, rows)
+        return logits(self.ops, self.weights, rows, head=None if self.few is None else self.few.linear)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

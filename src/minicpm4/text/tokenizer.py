@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from copy import copy
@@ -199,6 +200,12 @@ class Tokenizer:
         if char.isascii() and char.isprintable():
             return char == " "
         return not self.backend.normalizer.normalize_str(char).strip(" " + SPACE)
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of the vocabulary: of every token's number and spelling."""
+        pairs = sorted((number, text) for text, number in self.backend.get_vocab(True).items())
+        return hashlib.sha256(repr(pairs).encode("utf-8", "surrogatepass")).hexdigest()
 
     @cached_property
     def control_tokens(self) -> dict[str, int]:
