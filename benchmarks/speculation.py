@@ -5,6 +5,10 @@ speed-up is the median over rounds, each beside its own round without. With --wr
 into benchmarks/results.
 
     .venv/bin/python benchmarks/speculation.py [--minutes 18] [--only smollm2|qwen] [--write]
+    .venv/bin/python benchmarks/speculation.py --equal [--prompts 40] [--tokens 256] [--write]
+
+The second compares answers alone, of SmolLM2 in three formats, one and eight at a time; half of the prompts
+are long, and read with sparse attention from the first token on.
 """
 
 from __future__ import annotations
@@ -12,14 +16,14 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from commits import commit
 
-from minicpm4 import LLM
+from minicpm4 import LLM, SamplingParams
 from minicpm4.engine.drafters import make_drafting
 from minicpm4.engine.drafting import Drafting
 from minicpm4.evals.speculation import PLAIN, Measured, cases, measure
@@ -83,12 +87,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9, help="at most")
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0, 1.0])
     parser.add_argument("--write", action="store_true", help="into benchmarks/results")
+    parser.add_argument("--kinds", nargs="+", choices=ALL, default=ALL)
+    parser.add_argument("--equal", action="store_true", help="compare answers, measure nothing")
+    parser.add_argument("--prompts", type=int, default=40, help="with --equal")
+    parser.add_argument("--tokens", type=int, default=256, help="with --equal, of each answer")
     options = parser.parse_args()
+    if options.equal:
+        _equal(options.prompts, options.tokens, options.write)
+        return
     parts = {name: part for name, part in PARTS.items() if options.only in (None, name)}
     whole = sum(part.share for part in parts.values())
     for name, part in parts.items():
         seconds = 60 * options.minutes * part.share / whole
-        _run(name, part, options.temperatures, seconds, options.rounds, options.write)
+        kept = replace(part, kinds=tuple(kind for kind in part.kinds if kind in options.kinds))
+        _run(name, kept, options.temperatures, seconds, options.rounds, options.write)
 
 
 def _run(
@@ -120,6 +132,70 @@ def _run(
         stem = f"speculation_{name}_{figures['date']}"
         write_file(HERE / "results" / f"{stem}.json", json_text(figures, indent=1) + "\n")
         write_file(HERE / "results" / f"{stem}.md", shown)
+
+
+SPARSE = {"attention": "sparse", "sparse": {"topk": 4, "window_size": 256, "dense_len": -1}}
+
+
+def _equal(prompts: int, tokens: int, write: bool) -> None:
+    """Answers of PARTS["smollm2"] with drafts and without, token by token."""
+    rows: list[dict[str, Any]] = []
+    model = PARTS["smollm2"].model
+    for weights in ("int4", "bf16", "ternary"):
+        for batch in (1, 8):
+            with LLM(model, context=8192, max_batch=batch, weights=weights, draft="suffix", **SPARSE) as llm:
+                rows += _compare(llm, weights, batch, prompts, tokens)
+                print(rows[-2:], flush=True)
+    date = datetime.now(UTC).date().isoformat()
+    figures = {"commit": commit(), "machine": cpu_name(), "date": date, "prompts": prompts, "tokens": tokens}
+    text = json_text({**figures, "rows": rows}, indent=1) + "\n"
+    print(text)
+    if write:
+        write_file(HERE / "results" / f"speculation_equal_{date}.json", text)
+
+
+def _compare(llm: LLM, weights: str, batch: int, prompts: int, tokens: int) -> list[dict[str, Any]]:
+    engine: Any = llm.engine
+    text = LONG.read_text(encoding="utf-8")
+    asked, params = [], []
+    for i in range(prompts):
+        long, at = i % 2 == 1, 700 * i % (len(text) - 14_000)
+        words = text[at : at + (13_000 if long else 500)]
+        ask = ("Quote the second paragraph.", "Say what this is about.", "Write it in other words.")[i % 3]
+        asked.append(llm.chat_ids([{"role": "user", "content": f"{words}\n\n{ask}"}]))
+        temperature = 0.0 if i % 4 < 2 else 1.0
+        params.append(
+            SamplingParams(
+                max_tokens=tokens,
+                temperature=temperature,
+                seed=i,
+                ignore_eos=True,
+                attention="sparse" if long else "dense",
+            )
+        )
+    found = {}
+    drafters = {PLAIN: None, "suffix": engine.drafting, "suffix:7": _drafting(llm, "suffix:7")}
+    for name, drafting in drafters.items():
+        llm.driver.call(lambda engine, made=drafting: setattr(engine, "drafting", made))
+        found[name] = llm.generate(asked, params)
+    shares = [out.metrics.blocks_read_share for out in found[PLAIN][1::2]]
+    return [
+        {
+            "weights": weights,
+            "batch": batch,
+            "drafter": name,
+            "tokens": sum(len(out.token_ids) for out in outputs),
+            "differing": sum(
+                a != b
+                for out, plain in zip(outputs, found[PLAIN], strict=True)
+                for a, b in zip(out.token_ids, plain.token_ids, strict=True)
+            ),
+            "accepted": sum(out.metrics.accepted_tokens for out in outputs),
+            "most_blocks_read": round(max(shares), 3),
+        }
+        for name, outputs in found.items()
+        if name != PLAIN
+    ]
 
 
 def _drafting(llm: LLM, name: str) -> Drafting:

@@ -125,6 +125,27 @@ def test_drawn_answers_are_those_without_drafts(make_llm: Make, stranger: Path, 
             assert [s.token_ids for s in one.outputs] == [s.token_ids for s in other.outputs]
 
 
+def test_thirty_two_chats_with_secrets_guess_from_their_own_text_alone(make_llm: Make) -> None:
+    llm = make_llm(max_batch=8, draft="suffix", draft_tokens=6)
+    drafter: Any = llm.engine.drafting.drafter  # type: ignore[attr-defined]
+    real, guesses = drafter.guess, 0
+
+    def guess(wishes: Any) -> Any:
+        nonlocal guesses
+        found = real(wishes)
+        for wish, one in zip(wishes, found, strict=True):
+            guesses += one is not None
+            assert one is None or set(one.drafts.tokens) <= set(wish.sequence.tokens)
+        return found
+
+    drafter.guess = guess
+    secrets = [[5 + i, 40 + i, 80 + i, 120 + i] for i in range(32)]
+    params = SamplingParams(max_tokens=24, temperature=0.0, ignore_eos=True)
+    for _ in range(2):
+        llm.generate([[200, 201, *secret * 6, 200, 201] for secret in secrets], params)
+    assert guesses > 64 and not drafter._texts and not llm.engine.drafting._records  # type: ignore[attr-defined]
+
+
 def test_a_model_of_another_vocabulary_is_refused_by_its_first_token(make_llm: Make) -> None:
     require_smollm()
     with pytest.raises(ConfigError, match=f"model:{MODEL} has another vocabulary: its token 0 is"):
