@@ -107,8 +107,8 @@ test-clients: $(READY)  ## what people plug into `minicpm4 serve`: lm-evaluation
 	$(PLUGGED)/bin/python -m pip --disable-pip-version-check install --quiet $(CLIENTS)
 	MINICPM4_PYTHON=$(abspath $(BIN))/python $(PLUGGED)/bin/python -m pytest tests/clients
 
-test-mcp: $(READY)  ## tasks with real MCP servers (installs eleven of them by pip and npm, in .mcp/)
-	MINICPM4_HOME=$(abspath .mcp) $(BIN)/python -m pytest -rs -m servers tests/agents
+test-mcp: $(READY)  ## tasks with real MCP servers, the protocol's conformance suite, BFCL's checkers (installs them by pip and npm, in .mcp/)
+	MINICPM4_HOME=$(abspath .mcp) $(BIN)/python -m pytest -n 2 --dist load -rs -m servers tests/agents
 
 test-ray: $(READY)  ## two replicas on Ray Serve (installs it into .venv/)
 	$(PIP) $(RAY)

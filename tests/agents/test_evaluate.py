@@ -18,6 +18,7 @@ from minicpm4.agents.mcp.evaluate import (
     evaluate,
     fitting,
     offered,
+    read_pool,
     read_samples,
     score_of,
 )
@@ -184,6 +185,20 @@ def test_answers_are_kept_and_found_again(tmp_path: Path, file: Path) -> None:
     model, engine = scripted("asked")
     asyncio.run(evaluate(model, samples, Setting(held=False), kept=kept))
     assert len(engine.prompts) == 3, "another setting is another question; the same prompt is one"
+
+
+def test_more_tools_are_offered_of_a_pool(tmp_path: Path, minicpm: Run, script: Script, file: Path) -> None:
+    more = tmp_path / "t.json"
+    more.write_text(json.dumps([tool(f"s{i}__t{i}", f"Thing {i}")["function"] for i in range(40)]))
+    assert len(read_pool(more)) == 40 and read_pool(more)[0]["type"] == "function"
+    script.context, script.answers = 1 << 15, list(ANSWERS)
+    output = tmp_path / "o.json"
+    words = ("--offer=30", f"--pool={more}", f"--output={output}", "--max-tokens=200")
+    assert minicpm("mcp", "eval", str(file), *words).code == 0
+    assert json.loads(output.read_text())["offer"] == 30
+    more.write_text('{"a": 1}')
+    wrong = minicpm("mcp", "eval", str(file), *words)
+    assert wrong.code == 2 and "is no list of tools" in wrong.err
 
 
 def test_time_that_is_up_leaves_the_rest(tmp_path: Path, file: Path) -> None:

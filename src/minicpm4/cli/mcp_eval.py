@@ -56,6 +56,14 @@ def evaluate(
     ] = False,
     held: Annotated[bool, typer.Option("--held/--free", help="Hold calls to the tools' schemas.")] = True,
     must_call: Annotated[bool, typer.Option("--must-call", help="Every answer has to be a call.")] = False,
+    more: Annotated[
+        Path | None,
+        typer.Option(
+            "--pool",
+            metavar="FILE",
+            help="With --offer: further tools, as `mcp tools --json` and `mcp tasks --gold` write them.",
+        ),
+    ] = None,
     sweep: Annotated[
         bool,
         typer.Option("--sweep", help="Every --offer, drawn and searched for, with calls held and free."),
@@ -70,7 +78,7 @@ def evaluate(
     sampling: SamplingFlags,
 ) -> None:
     """Score a model's calls: function, names of parameters, values; the right previous steps are given."""
-    from minicpm4.agents.mcp.evaluate import Setting, read_samples
+    from minicpm4.agents.mcp.evaluate import Setting, pool_of, read_pool, read_samples
     from minicpm4.agents.mcp.kept import Kept
 
     counts = _counts(offer or (SWEPT if sweep else None))
@@ -85,16 +93,17 @@ def evaluate(
     require(held or not must_call, "--must-call needs calls that are held", "leave out --free")
     until = math.inf if minutes is None else time.monotonic() + 60 * minutes
     samples = read_samples(file)
+    pool = pool_of(samples, read_pool(more) if more is not None else ())
     kept = Kept(keep, {"version": 1, "kind": "eval", "model": model}) if keep is not None else None
     speaker = open_model(model, endpoint, engine, sampling, grammar=held)
-    sizes = [_fitting(speaker, samples) if isinstance(one, str) else one for one in counts]
+    sizes = [_fitting(speaker, samples, pool) if isinstance(one, str) else one for one in counts]
     ways = [(False, True), (False, False), (True, True), (True, False)] if sweep else [(retrieve, held)]
     settings = [
         Setting(count=size, retrieve=search, held=hold, must_call=must_call)
         for size in sizes
         for search, hold in ways
     ]
-    found = _marks(speaker, samples, settings, kept, until)
+    found = _marks(speaker, samples, settings, pool, kept, until)
     _show_all(found, samples) if sweep else _show_servers(found[settings[0]])
     whole = sum(len(one.calls) for one in samples)
     undone = sum(len(found.get(one, [])) < whole for one in settings)
@@ -119,17 +128,17 @@ def _counts(offer: str | None) -> list[int | str | None]:
     return made
 
 
-def _fitting(model: Model, samples: list[Sample]) -> int:
+def _fitting(model: Model, samples: list[Sample], pool: Any) -> int:
     from minicpm4.agents.mcp.evaluate import fitting
     from minicpm4.agents.mcp.models import Local
 
     assert isinstance(model, Local)
     budget = min(FIT_TOKENS, model.llm.limits.context - (model.params.max_tokens or 0))
-    return fitting(model.llm, samples, budget)
+    return fitting(model.llm, samples, budget, pool)
 
 
 def _marks(
-    model: Model, samples: list[Sample], settings: list[Setting], kept: Any, until: float
+    model: Model, samples: list[Sample], settings: list[Setting], pool: Any, kept: Any, until: float
 ) -> dict[Setting, list[Mark]]:
     """Of each setting in turn."""
     from minicpm4.agents.mcp.evaluate import evaluate
@@ -143,7 +152,7 @@ def _marks(
 
         async def each() -> None:
             for one in settings:
-                found[one] = await evaluate(model, samples, one, kept=kept, until=until, told=told)
+                found[one] = await evaluate(model, samples, one, pool=pool, kept=kept, until=until, told=told)
 
         asyncio.run(each())
     return found

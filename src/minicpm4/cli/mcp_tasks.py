@@ -57,7 +57,8 @@ def tasks(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Ask no model: make the right calls, and write the conversations there, for `mcp eval`.",
+            help="Ask no model: make the right calls, and write the conversations there, and the servers' "
+            "tools beside them (.tools.json), for `mcp eval`.",
         ),
     ] = None,
     output: Annotated[
@@ -114,7 +115,9 @@ def _wanted(names: list[str]) -> list[Task]:
     known = {name for one in every for name in (one.id, one.group)}
     for name in names:
         require(name in known, f"there is no task {name!r:.60}", suggest(name, sorted(known)))
-    return [one for one in every if not names or one.id in names or one.group in names]
+    wanted = [one for one in every if not names or one.id in names or one.group in names]
+    # The first of each server, then the second: what a run has done when its time is up is of all servers.
+    return sorted(wanted, key=lambda one: int(one.id.rpartition("-")[2]))
 
 
 def _list(wanted: list[Task]) -> None:
@@ -192,7 +195,9 @@ async def _write_gold(runner: Runner, wanted: list[Task], file: Path) -> None:
         lines.append(json.dumps({"messages": messages, "tools": tools}, ensure_ascii=False) + "\n")
         print(f"{task.id}: {len([one for one in messages if one['role'] == 'tool'])} calls", file=sys.stderr)
     write_file(file, "".join(lines))
-    print(f"{file}: {len(lines)} conversations")
+    pool = file.with_suffix(".tools.json")
+    write_json(pool, [tool.function["function"] for tool in runner.pool])
+    print(f"{file}: {len(lines)} conversations; {pool}: {len(runner.pool)} tools")
 
 
 def _show(found: Scored) -> None:

@@ -36,6 +36,7 @@ __all__ = [
     "fitting",
     "offered",
     "pool_of",
+    "read_pool",
     "read_samples",
     "score_of",
 ]
@@ -176,14 +177,16 @@ async def evaluate(
     samples: Sequence[Sample],
     setting: Setting | None = None,
     *,
+    pool: Sequence[Mapping[str, Any]] | None = None,
     kept: Kept | None = None,
     until: float = math.inf,
     told: Callable[[int], None] | None = None,
 ) -> list[Mark]:
     """A mark for each call of each sample, in order; fewer where ``until`` (by time.monotonic) came first.
-    ``kept``: where answers are put, and found again. Raises what the model refuses."""
+    ``pool``: of which tools are offered; None: those of all samples. ``kept``: where answers are put, and
+    found again. Raises what the model refuses."""
     setting = setting or Setting()
-    pool = pool_of(samples)
+    pool = pool_of(samples) if pool is None else pool
     marks: list[Mark] = []
     for number, sample in enumerate(samples, 1):
         tools = offered(sample, pool, setting.count, retrieve=setting.retrieve)
@@ -215,17 +218,34 @@ async def _asked(
     return [[call.name, finite(call.arguments)] for _, call in reply.calls]
 
 
-def pool_of(samples: Sequence[Sample]) -> list[Mapping[str, Any]]:
-    """The tools of all samples, each name once."""
-    every = {tool["function"]["name"]: tool for sample in samples for tool in sample.tools}
+def pool_of(samples: Sequence[Sample], more: Sequence[Mapping[str, Any]] = ()) -> list[Mapping[str, Any]]:
+    """The tools of all samples, and more, each name once."""
+    every = {tool["function"]["name"]: tool for tool in more}
+    every |= {tool["function"]["name"]: tool for sample in samples for tool in sample.tools}
     return list(every.values())
 
 
-def fitting(llm: LLM, samples: Sequence[Sample], budget: int) -> int:
+def read_pool(file: Path) -> list[Mapping[str, Any]]:
+    """Tools of a list in JSON, as ``minicpm4 mcp tools --json`` and ``mcp tasks --gold`` write it. Raises
+    ConfigError."""
+    found = parse_json(read_text(file, MAX_BYTES, ConfigError), str(file), ConfigError)
+    try:
+        functions = [one.get("function", one) for one in found]
+        return [{"type": "function", "function": {**one, "name": str(one["name"])}} for one in functions]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{file} is no list of tools: {error!r:.200}") from error
+
+
+def fitting(
+    llm: LLM,
+    samples: Sequence[Sample],
+    budget: int,
+    pool: Sequence[Mapping[str, Any]] | None = None,
+) -> int:
     """How many tools are sure to fit in a prompt of ``budget`` tokens, whichever they are: the largest of the
     pool beside the longest conversation. Raises ConfigError where not even one is."""
     longest = max(len(llm.chat_ids(one.messages, tools=list(one.tools)[:1])) for one in samples)
-    texts = [json.dumps(tool, ensure_ascii=False) for tool in pool_of(samples)]
+    texts = [json.dumps(tool, ensure_ascii=False) for tool in (pool_of(samples) if pool is None else pool)]
     sizes = sorted((len(ids) + BESIDE for ids in llm.tokenizer.encode_many(texts)), reverse=True)
     totals = accumulate(sizes, initial=longest)
     count = sum(total <= budget for total in totals) - 1
