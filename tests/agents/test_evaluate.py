@@ -175,6 +175,17 @@ def test_what_does_not_go_together_is_refused_before_loading(
     assert minicpm("mcp", "eval", str(file), *words).code == 2 and script.loads == []
 
 
+def test_an_answer_that_was_meant_for_a_call_is_asked_for_as_one_where_calls_are_held(file: Path) -> None:
+    """As Qwen2.5-Coder writes it after its template's example, with braces doubled."""
+    meant = '{{"name": "sums__add", "arguments": {"a": 2, "b": 3}}}'
+    sample = read_samples(file)[:1]
+    model, engine = scripted(meant, ANSWERS[0])
+    assert score_of(asyncio.run(evaluate(model, sample))).values == 1.0 and len(engine.prompts) == 2
+    model, engine = scripted(meant, ANSWERS[0])
+    free = asyncio.run(evaluate(model, sample, Setting(held=False)))
+    assert score_of(free).function == 0.0 and len(engine.prompts) == 1
+
+
 def test_answers_are_kept_and_found_again(tmp_path: Path, file: Path) -> None:
     kept = Kept(tmp_path / "kept", {"kind": "test"})
     samples = read_samples(file)

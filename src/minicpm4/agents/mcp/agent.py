@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from minicpm4.agents.mcp.hidden import visible
-from minicpm4.agents.mcp.models import Model
+from minicpm4.agents.mcp.models import Model, asked
 from minicpm4.agents.mcp.results import ToolResult, fenced
 from minicpm4.agents.mcp.search import best_tools
 from minicpm4.agents.mcp.toolbox import Toolbox
@@ -121,9 +120,7 @@ class Agent:
         """One answer of the model and what it asks for; whether that was the last."""
         done = self.transcript
         done.tools = self.functions
-        reply = await self.model.answer(done.messages, done.tools, must_call=must_call)
-        if not reply.calls and not must_call and _meant_call(reply.text, done.tools):
-            reply = await self.model.answer(done.messages, done.tools, must_call=True)
+        reply = await asked(self.model, done.messages, done.tools, must_call=must_call)
         if not reply.calls and not reply.unread:
             done.messages.append({"role": "assistant", "content": reply.text})
             self._end("cut" if reply.cut else "answered", reply.text)
@@ -168,16 +165,6 @@ class Agent:
     def _save(self) -> None:
         if self._file is not None:
             self.transcript.save(self._file)
-
-
-def _meant_call(text: str, tools: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether an answer without a call was to be one: small models write calls in forms of their own. Such an
-    answer is asked for once more, as a call."""
-    names = "|".join(re.escape(tool["function"]["name"]) for tool in tools)
-    return (
-        bool(names)
-        and re.search(rf"""["']name["']\s*:\s*["']({names})["']|^\s*({names})\(""", text) is not None
-    )
 
 
 async def called(

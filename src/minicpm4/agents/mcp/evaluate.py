@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from minicpm4.agents.mcp.kept import Kept
-from minicpm4.agents.mcp.models import Local, Model
+from minicpm4.agents.mcp.models import Local, Model, asked
 from minicpm4.agents.mcp.search import best_tools
 from minicpm4.agents.mcp.tools import Tool
 from minicpm4.config.strict import require
@@ -212,7 +212,7 @@ async def _asked(
     if isinstance(model, Local):
         model.hold = setting.held
     try:
-        reply = await model.answer(sample.messages, tools, must_call=setting.must_call)
+        reply = await asked(model, sample.messages, tools, must_call=setting.must_call)
     except RequestError as error:  # its prompt does not fit, say: a model that was not asked is not wrong
         raise RequestError(f"a step of {sample.server} with {len(tools)} tools: {error}") from error
     return [[call.name, finite(call.arguments)] for _, call in reply.calls]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -25,7 +26,7 @@ from minicpm4.text.call_formats import ID_CHARS
 from minicpm4.text.reply_stream import ReplyPart
 from minicpm4.text.toolcalls import ToolCall, schemas_of
 
-__all__ = ["Endpoint", "Local", "Model", "Reply"]
+__all__ = ["Endpoint", "Local", "Model", "Reply", "asked"]
 
 MAX_ANSWER_BYTES = 16 << 20
 Messages = Sequence[Mapping[str, Any]]
@@ -175,6 +176,25 @@ class Local:
     def _call_id(self) -> str:
         number = uuid.uuid4().hex
         return number[:ID_CHARS] if self.llm.replies.short_ids else f"call_{number[:24]}"
+
+
+async def asked(model: Model, messages: Messages, tools: Tools, *, must_call: bool = False) -> Reply:
+    """An answer. One that was meant for a call and is none is asked for once more as a call, where calls are
+    held: small models write them in forms of their own."""
+    reply = await model.answer(messages, tools, must_call=must_call)
+    free = isinstance(model, Local) and not model.hold
+    if reply.calls or must_call or free or not _meant_call(reply.text, tools):
+        return reply
+    return await model.answer(messages, tools, must_call=True)
+
+
+def _meant_call(text: str, tools: Tools) -> bool:
+    """Whether an answer without a call names a tool as a call would."""
+    names = "|".join(re.escape(tool["function"]["name"]) for tool in tools)
+    return (
+        bool(names)
+        and re.search(rf"""["']name["']\s*:\s*["']({names})["']|^\s*({names})\(""", text) is not None
+    )
 
 
 @dataclass(slots=True)

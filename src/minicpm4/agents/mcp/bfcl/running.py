@@ -15,7 +15,7 @@ from typing import Any
 from minicpm4.agents.mcp.catalogue import Entry
 from minicpm4.agents.mcp.install import install, program_of
 from minicpm4.agents.mcp.kept import Kept
-from minicpm4.agents.mcp.models import Model
+from minicpm4.agents.mcp.models import Model, asked
 from minicpm4.errors import RequestError, ToolServerError
 from minicpm4.files import finite, parse_json
 
@@ -80,7 +80,7 @@ async def answers(
 
 async def _called(model: Model, entry: Mapping[str, Any]) -> list[dict[str, Any]]:
     try:
-        reply = await model.answer(entry["messages"], entry["tools"])
+        reply = await asked(model, entry["messages"], entry["tools"])
     except RequestError as error:
         raise RequestError(f"{entry['id']}: {error}") from error
     return [{call.name: finite(call.arguments)} for _, call in reply.calls]
