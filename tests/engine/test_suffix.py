@@ -67,4 +67,24 @@ def test_each_sequence_knows_its_own_text_alone() -> None:
     found = drafter.guess([Wish(one, 3, lambda _: True) for one in (secret, other)])
     assert found[0] is not None and found[1] is None
     drafter.drop(secret)
-    assert list(drafter._texts) == [other.order]
+    assert list(drafter._texts) == [other.order] and not drafter._ended
+
+
+def test_shared_texts_are_those_of_ended_sequences_up_to_a_bound() -> None:
+    drafter = SuffixDrafter(shared=True, most=200)
+    first = Sequence(0, [1, 2, 3, 4, 5, 6, 7], 1000)
+    other = Sequence(1, [9, 1, 2, 3, 4], 1000)
+    wish = Wish(other, 9, lambda _: True)
+    assert drafter.guess([Wish(first, 3, lambda _: True), wish]) == [None, None]
+    drafter.drop(first)
+    found = drafter.guess([wish])[0]
+    assert found is not None and found.drafts.tokens == (5, 6, 7), "and nothing of what came behind it"
+    other.tokens[:] = [*range(20, 40), 21, 22, 23]  # its own text is more alike than none of the others
+    found = drafter.guess([Wish(Sequence(2, other.tokens, 1000), 2, lambda _: True)])[0]
+    assert found is not None and found.drafts.tokens == (24, 25)
+    for number in range(3, 40):
+        drafter.drop(Sequence(number, [100 * number + i for i in range(30)], 1000))
+    assert sum(len(text.tokens) for text in drafter._ended) <= 200
+    assert drafter.guess([wish])[0] is None, "the oldest have gone"
+    drafter.start_over()
+    assert not drafter._ended and not drafter._texts

@@ -148,7 +148,8 @@ class EngineFlags:
         Option(
             metavar="NAME",
             help="What guesses tokens, several of which are then checked in one pass; no answer changes: "
-            "off, suffix (from the text so far), model:NAME (a smaller one of the same vocabulary), "
+            "off, suffix (from the text so far), suffix:shared (from earlier requests, too), "
+            "model:NAME (a smaller one of the same vocabulary), "
             "eagle:PATH (a head), mtp (that of our own training), auto.",
         ),
     ] = None

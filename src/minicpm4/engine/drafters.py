@@ -15,7 +15,8 @@ from minicpm4.text.tokenizer import Tokenizer
 
 logger = logging.getLogger("minicpm4")
 
-DRAFTS = ("off", "auto", "suffix", "mtp")
+SHARED = "suffix:shared"
+DRAFTS = ("off", "auto", "suffix", SHARED, "mtp")
 MODEL, EAGLE = "model:", "eagle:"
 
 
@@ -104,4 +105,6 @@ def make_drafting(
         return None
     if not exact:
         logger.warning("%s: drafts may change nearly tied tokens of an answer", ops.description)
-    return Drafting(own or SuffixDrafter(), tokens=tokens, rows=ROWS if ops.on_host else Tree.MOST)
+    return Drafting(
+        own or SuffixDrafter(shared=draft == SHARED), tokens=tokens, rows=ROWS if ops.on_host else Tree.MOST
+    )

@@ -104,6 +104,7 @@ class Runner:
     def execute(self, plan: StepPlan) -> StepResult:
         """See StepRunner. Raises CheckpointError while the weights are not whole."""
         self.version  # noqa: B018  (raises)
+        self._trees = []
         for source, target in plan.copies:
             self._pool.copy_page(source, target)
         return self._run(plan.spans)
@@ -126,7 +127,6 @@ class Runner:
         passes: dict[tuple[bool, Attention], list[Span]] = {}
         for span in spans:
             passes.setdefault((span.is_tree, span.sequence.attention), []).append(span)
-        self._trees = []
         plain = len(passes) == 1 and not any(span.is_tree or span.hidden for span in spans)
         if plain and all(span.num_logits == span.count for span in spans):  # decoding, scoring
             rows = forward(self._ops, self._weights, self._step(spans), self._pool, self._buffers)
