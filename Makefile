@@ -7,6 +7,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
             $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 
 GPU_PYTHON ?= python3
+# Of fuzzing, for each reader.
+MINUTES ?= 0.22
 BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 INSTALL := $(BIN)/python scripts/install.py
@@ -35,7 +37,7 @@ PAGE    := src/minicpm4/serve/page
 TEXT    := examples/how_sqlite_is_tested.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow models test-models test-transformers test-gguf test-isa test-interpreted test-page test-clients test-mcp test-ray test-gpu gpu-check test-arm lint format types docs page page-check page-compare slim sanitize clean
+.PHONY: help setup run test test-slow models test-models test-transformers test-gguf test-isa test-interpreted test-page test-clients test-mcp test-ray test-gpu gpu-check fuzz test-arm lint format types docs page page-check page-compare slim sanitize clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
@@ -119,6 +121,9 @@ test-gpu:  ## the same tests on this machine's GPU, with the Python that has tor
 
 gpu-check:  ## on a machine with a GPU: those tests and benchmarks/gpu_peers.py, within eight minutes, nothing installed
 	$(GPU_PYTHON) scripts/gpu_check.py
+
+fuzz: $(READY)  ## made-up and damaged inputs for everything that reads files or requests (MINUTES= for each reader)
+	$(BIN)/python scripts/fuzz.py all --minutes $(MINUTES)
 
 test-arm:  ## the kernels built for aarch64, under qemu (needs a cross-compiler and qemu-user)
 	scripts/test_arm.sh

@@ -4,7 +4,8 @@ import sys
 
 
 def main() -> None:
-    """Entry point of the command ``minicpm4``. Ctrl-C is exit code 130 from the first import on."""
+    """Entry point of the command ``minicpm4``. Ctrl-C is exit code 130 from the first import on, and while
+    the interpreter ends it is the end without a word."""
     try:
         from minicpm4.cli import main as command
 
@@ -12,6 +13,10 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     finally:
+        import signal  # only now: what it imports would be interrupted before anything is caught
+
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
         # An interrupt that went through exec or eval (a dataclass that was being made) has the interpreter
         # end itself by the signal, caught or not, unless such code ran to its end later.
         exec("")  # noqa: S102

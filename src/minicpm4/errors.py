@@ -14,12 +14,14 @@
     ├── TrainingError      a training run cannot go on
     └── ModelNotFoundError a model name leads nowhere, or its files cannot be fetched
 
-A message states the condition with its values, then the remedy. The command line prints it and
+A message states the condition with its values, then the remedy. What it quotes of a file is cut to size here,
+and said to be: no reader has to think of it. The command line prints it and
 exits with code 2; a server answers 4xx with the same text, EngineError with 5xx.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 __all__ = [
@@ -39,13 +41,28 @@ __all__ = [
 ]
 
 
+_MOST = 1000  # characters of a condition, or of a remedy
+_LONG = re.compile(r"\S{301,}")  # which no word is: a stranger's value, or a path
+
+
+def _bounded(text: str) -> str:
+    """``text`` with what is too long in it cut, and with nothing that cannot be written as UTF-8."""
+    if not text.isascii():
+        text = text.encode("utf-8", "backslashreplace").decode()
+    if len(text) > 300:
+        text = _LONG.sub(lambda found: f"{found[0][:200]}… ({len(found[0])} characters)", text)
+    if len(text) > _MOST:
+        text = f"{text[:600]} … ({len(text) - 800} characters left out) … {text[-200:]}"
+    return text
+
+
 class Minicpm4Error(Exception):
     """Base of all errors of this package: ``condition`` (with values) and ``remedy``."""
 
     def __init__(self, condition: str, remedy: str = "") -> None:
-        self.condition = condition
-        self.remedy = remedy
-        super().__init__(f"{condition}. {remedy}" if remedy else condition)
+        self.condition = _bounded(condition)
+        self.remedy = _bounded(remedy)
+        super().__init__(f"{self.condition}. {self.remedy}" if remedy else self.condition)
 
 
 class ConfigError(Minicpm4Error, ValueError):

@@ -220,3 +220,22 @@ def test_a_disk_that_fails_costs_no_answer(
     files.close()
     assert caplog.text.count("no more pages are kept") == 1
     assert files.save(0, *keys(2))
+
+
+def test_an_interrupted_copy_costs_no_room(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is room for few copies: as many interrupts would have ended the keeping for good."""
+    one = pool()
+    files = opened(one)
+
+    def interrupted(page: int, into: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(one, "read_page", interrupted)
+        for key in keys(*range(64), count=1) * 20:
+            with pytest.raises(KeyboardInterrupt):
+                files.save(0, key)
+    (key,) = keys(*range(64))
+    assert files.save(0, key, 5.0)
+    files.close()
+    assert files.has(key)

@@ -42,7 +42,9 @@ def test_whole_and_streamed(text, options, expected):
     assert (got["reasoning"], got["content"]) == expected
 
 
-parts = st.sampled_from(["<think>", "</think>", "<th", "</", " ", "\n", "a", "think>", "<|thought_start|>"])
+parts = st.sampled_from(
+    ["<think>", "</think>", "<th", "</", " ", "\n", "a", "think>", "<|thought_start|>", " " * 200]
+)
 
 
 @settings(max_examples=300)

@@ -9,13 +9,13 @@ from __future__ import annotations
 import errno
 import gc
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 import typer
 
+from minicpm4.cli import streams
 from minicpm4.cli.terminal import one_line
 from minicpm4.errors import Minicpm4Error
 
@@ -144,8 +144,7 @@ def run(args: Sequence[str]) -> int:
             if debug or (error.filename is None and error.errno not in _OUTSIDE):
                 return _bug(error, debug)
             return _fail(_told(error))
-        # Python flushes standard output once more on exit, and would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        streams.drop(sys.stdout)
         return 1
     except Exception as error:
         return _bug(error, debug)
@@ -156,7 +155,7 @@ def _command_position(args: list[str]) -> int:
 
 
 def _fail(message: str) -> int:
-    print(f"error: {one_line(message)}", file=sys.stderr)
+    streams.complain(f"error: {one_line(message)}")
     return 2
 
 
@@ -186,7 +185,8 @@ def main() -> None:
     # A vocabulary is some 100,000 objects that all stay: looking through them again and again for
     # cycles would be a twentieth of the time to the first token.
     gc.set_threshold(100_000, 20, 100)
+    closed = streams.mend()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a console without UTF-8 must not end an answer
-    sys.exit(run(sys.argv[1:]))
+    sys.exit(streams.flush(_fail(closed) if closed else run(sys.argv[1:])))

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import zipfile
+import zlib
 from functools import partial
 from pathlib import Path
 
@@ -141,5 +142,6 @@ def _unpack_wheel(file: Path, target: Path) -> None:
                     f"{file.name} unpacks to {size:,} bytes", f"{MAX_UNPACKED:,} are the limit"
                 )
             archive.extractall(target)  # names that lead outside are kept inside by zipfile itself
-    except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
+    # RuntimeError: of an encrypted one.
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         raise UnsupportedError(f"cannot unpack {file.name}: {error}", "check the free space") from error

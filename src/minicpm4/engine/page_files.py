@@ -121,8 +121,12 @@ class PageFiles:
             buffer = self._free.get(patience > 0, patience)
         except Empty:
             return False
-        self._pool.read_page(page, buffer[self._head : -_SUM])
-        buffer[: self._head] = np.frombuffer(self._header(key), np.uint8)
+        try:
+            self._pool.read_page(page, buffer[self._head : -_SUM])
+            buffer[: self._head] = np.frombuffer(self._header(key), np.uint8)
+        except BaseException:  # an interrupt, too: there are few of them
+            self._free.put(buffer)
+            raise
         self._full.put((key, buffer))
         return True
 

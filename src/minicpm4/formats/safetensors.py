@@ -289,7 +289,12 @@ def read_index(folder: Path, name: str = INDEX) -> dict[Path, frozenset[str] | N
     names: dict[str, set[str]] = {}
     for tensor, file in weight_map.items():
         # A plain name: no folder, no drive, no parent, on any system.
-        if not isinstance(file, str) or not file.endswith(".safetensors") or set(file) & set("/\\:\0"):
+        if (
+            not isinstance(file, str)
+            or not file.endswith(".safetensors")
+            or set(file) & set("/\\:\0")
+            or len(file) > 200
+        ):
             raise CheckpointError(
                 f"{index} puts {tensor} into {file!r}, which is not a .safetensors file beside it"
             )

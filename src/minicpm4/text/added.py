@@ -11,7 +11,8 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from minicpm4.errors import TextError
-from minicpm4.text.files import ROLES, own_roles, read_settings, spelling
+from minicpm4.text.files import ROLES, checked_text, own_roles, read_settings, spelling
+from minicpm4.text.sp_model import MAX_PIECES
 
 __all__ = ["Special", "add_tokens", "added_tokens", "beside_pieces", "special_tokens"]
 
@@ -137,6 +138,7 @@ def _decoder(table: Any) -> dict[int, AddedToken]:
     tokens: dict[int, AddedToken] = {}
     try:
         for key, entry in table.items():
+            checked_text(entry["content"], "added_tokens_decoder")
             flags = {name: bool(entry.get(name)) for name in (*_WHERE, "special")}
             normalized = bool(entry.get("normalized", not flags["special"]))
             content = entry["content"]
@@ -151,12 +153,13 @@ def _file(folder: Path, special: Collection[str]) -> dict[int, AddedToken]:
     for content, token_id in read_settings(folder / "added_tokens.json").items():
         if type(token_id) is not int:
             raise TextError(f"{folder / 'added_tokens.json'} gives {content!r} the id {token_id!r}")
+        checked_text(content, "a token")
         marked = content in special
         tokens[_checked_id(token_id)] = AddedToken(content, special=marked, normalized=not marked)
     return tokens
 
 
 def _checked_id(token_id: int) -> int:
-    if not 0 <= token_id < 1 << 31:
+    if not 0 <= token_id < MAX_PIECES:
         raise TextError(f"an added token has the id {token_id}, which is out of range")
     return token_id

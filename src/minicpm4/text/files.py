@@ -19,6 +19,7 @@ __all__ = [
     "GENERATION",
     "LAST",
     "ROLES",
+    "checked_text",
     "has_tokenizer",
     "model_settings",
     "own_roles",
@@ -131,4 +132,13 @@ def spelling(settings: Mapping[str, Any], name: str) -> str | None:
         value = value.get("content")
     if value is not None and not isinstance(value, str):
         raise TextError(f"tokenizer_config.json {name} = {value!r} is not a string")
-    return value
+    return None if value is None else checked_text(value, name)
+
+
+def checked_text(text: str, name: str) -> str:
+    """``text``, which the backend takes as UTF-8. Raises TextError."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise TextError(f"tokenizer_config.json {name} = {text!r} is not valid Unicode") from None
+    return text

@@ -39,7 +39,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
 
 def _byte_level(metadata: Mapping[str, Any], tokens: list[str], types: list[int]) -> Tokenizer:
     pre = metadata.get("tokenizer.ggml.pre", "default")
-    if pre not in WORDS:
+    if not isinstance(pre, str) or pre not in WORDS:
         raise TextError(
             f"GGUF tokenizer.ggml.pre is {pre!r}, an unknown pre-tokenizer", suggest(str(pre), list(WORDS))
         )
@@ -110,7 +110,7 @@ def _special(
 
 def _tokens(metadata: Mapping[str, Any]) -> list[str]:
     tokens = metadata.get("tokenizer.ggml.tokens")
-    if tokens is None or isinstance(tokens, str | bytes) or not 0 < len(tokens) <= MAX_PIECES:
+    if not isinstance(tokens, Sequence) or isinstance(tokens, str) or not 0 < len(tokens) <= MAX_PIECES:
         raise TextError("GGUF tokenizer.ggml.tokens is missing, empty or too long", "fetch the file again")
     tokens = list(tokens)
     if set(map(type, tokens)) == {str} and max(map(len, tokens)) <= MAX_PIECE_CHARS:
@@ -121,7 +121,7 @@ def _tokens(metadata: Mapping[str, Any]) -> list[str]:
 
 def _merges(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
     merges = metadata.get("tokenizer.ggml.merges")
-    if merges is None or isinstance(merges, str | bytes) or len(merges) > 2 * MAX_PIECES:
+    if not isinstance(merges, Sequence) or isinstance(merges, str) or len(merges) > 2 * MAX_PIECES:
         raise TextError("GGUF tokenizer.ggml.merges is missing or too long", "a gpt2 tokenizer needs it")
     try:
         pairs = [tuple(merge.split(" ")) for merge in merges]
@@ -139,7 +139,7 @@ def _numbers(metadata: Mapping[str, Any], name: str, count: int, kind: type) -> 
         return None
     try:
         numbers = list(map(kind, values))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise TextError(f"GGUF tokenizer.ggml.{name} is not a list of numbers") from None
     if kind is float and not all(map(math.isfinite, numbers)):
         raise TextError(

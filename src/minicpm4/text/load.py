@@ -7,6 +7,7 @@ SmolLM2's digits stand alone.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,12 +23,13 @@ from minicpm4.text.around import around
 from minicpm4.text.byte_level import byte_level_backend
 from minicpm4.text.files import has_tokenizer, model_settings, spelling, text_settings, tokenizer_class
 from minicpm4.text.sp_build import SpecialTokens, build_sentencepiece
-from minicpm4.text.sp_model import parse_sentencepiece
+from minicpm4.text.sp_model import MAX_PIECES, parse_sentencepiece
 from minicpm4.text.tokenizer import Tokenizer
 
 __all__ = ["load_tokenizer", "of_training", "read_backend"]
 
 MAX_FILE_BYTES = 256 << 20
+_LARGE = re.compile(rb"[:,\[]\s*\d{7,}")  # an integer that may be an id of over MAX_PIECES
 _AGAIN = "fetch the file again: it may be damaged"
 # Classes whose add_bos_token and add_eos_token count whatever a tokenizer.json's post-processor says, in
 # transformers 4, which wrote such files; version 5 looks at them nowhere beside a tokenizer.json.
@@ -87,7 +89,7 @@ def _from_vocabulary(folder: Path, settings: Mapping[str, Any]) -> Tokenizer:
         )
     content = read_bytes(folder / "vocab.json", MAX_FILE_BYTES, TextError)
     vocab = parse_json(content, str(folder / "vocab.json"), TextError)
-    if not isinstance(vocab, dict) or not all(type(i) is int and 0 <= i < 1 << 31 for i in vocab.values()):
+    if not isinstance(vocab, dict) or not all(type(i) is int and 0 <= i < MAX_PIECES for i in vocab.values()):
         raise TextError(f"{folder / 'vocab.json'} is no table of ids", _AGAIN)
     pairs: list[tuple[str, str]] = []
     for line in read_text(folder / "merges.txt", MAX_FILE_BYTES, TextError).split("\n"):
@@ -145,6 +147,10 @@ def read_backend(source: Path | bytes, where: str = "tokenizer.json", *, as_is: 
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise TextError(f"{where} is not a tokenizer file: {error}", _AGAIN) from error
+    if _LARGE.search(data):  # it may stand in a string: only then is it worth to look at all
+        last = max(backend.get_vocab(with_added_tokens=True).values(), default=0)
+        if last >= MAX_PIECES:
+            raise TextError(f"{where} has a token with the id {last}, the limit is {MAX_PIECES - 1}", _AGAIN)
     if not as_is and of_training(backend):
         backend.no_truncation()
         backend.no_padding()

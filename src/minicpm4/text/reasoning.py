@@ -78,8 +78,10 @@ class ReasoningSplitter:
 
     def push(self, text: str) -> list[Piece]:
         """Take more text; return the pieces that are certain, none empty."""
-        self._held += text
         pieces: list[Piece] = []
+        if self._state == "start":
+            text = self._begin(text)
+        self._held += text
         state = None
         while self._held and state != self._state:
             state = self._state
@@ -87,6 +89,18 @@ class ReasoningSplitter:
             if piece and piece[1]:
                 pieces.append(piece)
         return pieces
+
+    def _begin(self, text: str) -> str:
+        """Take ``text`` while it is not certain what it begins with; return the rest. A character at a time,
+        so that how much white space is too much does not depend on how text is cut."""
+        for at, char in enumerate(text, 1):
+            self._held += char
+            piece = self._at_start()
+            if piece is not None:  # content, and so is all that follows
+                self._held = piece[1]
+            if self._state != "start":
+                return text[at:]
+        return ""
 
     def finish(self) -> list[Piece]:
         """No more text will come: return what was held back."""
@@ -98,7 +112,7 @@ class ReasoningSplitter:
 
     def _advance(self) -> Piece | None:
         if self._state == "start":
-            return self._at_start()
+            return None
         if self._state == "inside":
             return self._inside()
         if self._state == "after":

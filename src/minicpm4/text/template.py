@@ -13,7 +13,7 @@ from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError
 
 from minicpm4.errors import Minicpm4Error, RequestError, TextError
 from minicpm4.files import read_text
-from minicpm4.text.files import own_roles, read_settings, template_files, text_settings
+from minicpm4.text.files import MAX_TEMPLATES, own_roles, read_settings, template_files, text_settings
 from minicpm4.text.messages import check_messages, check_tools
 from minicpm4.text.sandbox import AbsentToken, TemplateSandbox, TracingSandbox
 from minicpm4.text.shapes import as_parts, shaped
@@ -238,7 +238,10 @@ def chat_template_from_gguf(metadata: Mapping[str, Any], tokenizer: Tokenizer) -
     if not source:
         raise TextError("the GGUF file has no chat template", _NO_TEMPLATE)
     sources = {"default": source}
-    for name in metadata.get("tokenizer.chat_templates") or ():
+    names = metadata.get("tokenizer.chat_templates") or ()
+    if not isinstance(names, Sequence) or isinstance(names, str) or len(names) > MAX_TEMPLATES:
+        raise TextError("GGUF tokenizer.chat_templates is no list of names", _NO_TEMPLATE)
+    for name in names:
         sources[str(name)] = metadata.get(f"tokenizer.chat_template.{name}", source)
     bos, ends = tokenizer.bos_token_id, tokenizer.eos_token_ids
     return ChatTemplate(

