@@ -21,7 +21,7 @@ namespace minicpm4 {
 namespace {
 
 struct Features {
-    bool avx2 = false, fma = false, f16c = false, avx512f = false, avx512bw = false;
+    bool avx2 = false, fma = false, f16c = false, avx_vnni = false, avx512f = false, avx512bw = false;
     bool avx512vl = false, avx512dq = false, avx512_vnni = false, avx512_bf16 = false;
     bool amx_tile = false, amx_bf16 = false, amx_int8 = false;
     bool neon = false, dotprod = false, i8mm = false, bf16 = false;
@@ -76,6 +76,7 @@ Features detect() {
     f.fma = ymm && bit(one.ecx, 12);
     f.f16c = ymm && bit(one.ecx, 29);
     f.avx2 = ymm && bit(seven.ebx, 5);
+    f.avx_vnni = ymm && bit(seven1.eax, 4);
     f.avx512f = zmm && bit(seven.ebx, 16);
     f.avx512dq = zmm && bit(seven.ebx, 17);
     f.avx512bw = zmm && bit(seven.ebx, 30);
@@ -166,12 +167,16 @@ KernelTable with_tiles(const TileKernels& kernels) {
 
 #if defined(MINICPM4_X86)
 
+bool has_avx2() { return features().avx2 && features().fma && features().f16c; }
+
 bool has_avx512() {
     const Features& f = features();
-    return f.avx2 && f.fma && f.f16c && f.avx512f && f.avx512bw && f.avx512vl && f.avx512dq;
+    return has_avx2() && f.avx512f && f.avx512bw && f.avx512vl && f.avx512dq;
 }
 
-bool has_avx512_dots() { return has_avx512() && features().avx512_bf16 && features().avx512_vnni; }
+bool has_avx512_vnni() { return has_avx512() && features().avx512_vnni; }
+
+bool has_avx512_dots() { return has_avx512_vnni() && features().avx512_bf16; }
 
 #endif
 
@@ -182,6 +187,7 @@ std::vector<std::pair<std::string, bool>> cpu_features() {
     return {{"avx2", f.avx2},
             {"fma", f.fma},
             {"f16c", f.f16c},
+            {"avx_vnni", f.avx_vnni},
             {"avx512f", f.avx512f},
             {"avx512_vnni", f.avx512_vnni},
             {"avx512_bf16", f.avx512_bf16},
@@ -197,9 +203,13 @@ std::vector<std::pair<std::string, bool>> cpu_features() {
 std::vector<const KernelTable*> available_tables() {
     std::vector<const KernelTable*> tables{&isa_scalar::table};
 #if defined(MINICPM4_X86)
-    const Features& f = features();
-    if (f.avx2 && f.fma && f.f16c) tables.push_back(&isa_avx2::table);
+    // avx512 multiplies in float32, which is slower by grouped weights than integers are with AVX2: it is never the last.
     if (has_avx512()) tables.push_back(&isa_avx512::table);
+    if (has_avx2()) tables.push_back(&isa_avx2::table);
+#if defined(MINICPM4_AVXVNNI)
+    if (has_avx2() && features().avx_vnni) tables.push_back(&isa_avxvnni::table);
+#endif
+    if (has_avx512_vnni()) tables.push_back(&isa_avx512_vnni::table);
     if (has_avx512_dots()) tables.push_back(&isa_avx512_bf16::table);
 #if defined(MINICPM4_AMX)
     static const bool tiles = has_avx512_dots() && has_tiles();

@@ -70,6 +70,12 @@ extern const KernelTable table;
 namespace isa_avx2 {
 extern const KernelTable table;
 }
+namespace isa_avxvnni {
+extern const KernelTable table;
+}
+namespace isa_avx512_vnni {
+extern const KernelTable table;
+}
 namespace isa_avx512 {
 extern const KernelTable table;
 }

@@ -84,7 +84,7 @@ static void unpack_amx_rows(const Matrix& m, i64 r, i64 rows, i64 k, i64 end, Ti
 // looks at the low 4 bits of each index only; ternary codes repeat in its table, so what is above them does not matter.
 template <class F, int BIAS>
 MC_INLINE __m512 lane_codes(__m512i codes, int index) {
-    constexpr int kParts = Bytes<F>::kParts;
+    constexpr int kParts = static_cast<int>(CodeBytes<F>::kParts);
     if constexpr (kParts == 1) {
         return from_i32(_mm512_srai_epi32(_mm512_sll_epi32(codes, _mm_cvtsi32_si128(24 - 8 * index)), 24)).v;
     } else {
@@ -130,8 +130,7 @@ template <class F>
 static void unpack_amx(const Matrix& m, i64 r, i64 rows, i64 k, i64 end, TileWords* to) {
     if constexpr (F::GROUPED) {
         if (m.panels && m.offsets != nullptr) return unpack_amx_panel<F, 0>(m, r / kPanelRows, k, end, to);
-        constexpr int kImplied = Bytes<F>::kParts == 1 ? 0 : Bytes<F>::kBias;
-        if (m.panels) return unpack_amx_panel<F, kImplied>(m, r / kPanelRows, k, end, to);
+        if (m.panels) return unpack_amx_panel<F, CodeBytes<F>::kBias>(m, r / kPanelRows, k, end, to);
     }
     unpack_amx_rows<F>(m, r, rows, k, end, to);
 }
@@ -187,7 +186,7 @@ static void finish_amx(const ProductTask& task, i64 first, i64 count, const floa
             const i64 tile = (b / kAmxPanel * across + a / kAmxPanel) * 4 + a % kAmxPanel / kTileSide * 2 +
                              b % kAmxPanel / kTileSide;
             const float* c = sums + (tile * kTileSide + a % kTileSide) * kTileSide;
-            finish_panel(*task.args, first + a, task.r + b, _mm512_load_ps(c));
+            finish_lanes(*task.args, first + a, task.r + b, load(c));
         }
     }
 }

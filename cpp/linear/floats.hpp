@@ -15,7 +15,7 @@ constexpr i64 kRowsAtOnce = 512;    // rows of x copied at once: bounds scratch 
 constexpr i64 kBlockBytes = 192 * 1024;  // of weight rows in scratch, or passed over by all rows of x, at once
 constexpr i64 kDotBytes = 3072;     // of a row at once at most: those of a tile's rows fit into the first cache level
 constexpr int kFourRows = 4;         // weight rows at once in registers
-#if defined(MC_ISA_AVX2) || defined(MC_ISA_SCALAR)
+#if defined(MC_ISA_AVX2) || defined(MC_ISA_AVXVNNI) || defined(MC_ISA_SCALAR)
 constexpr int kMostX = 3;            // x rows at once in registers
 #else
 constexpr int kMostX = 6;

@@ -24,8 +24,14 @@
 
 constexpr int kLevel = find_level(MC_NAME);
 static_assert(kLevel < kNumLevels, "linear/ways.hpp does not know this level");
+// Levels that compile their own ways alone: the others are those of the level that theirs goes on with, compiled there.
 #if defined(MC_HAS_TILES)
-constexpr bool kOwnWays = true;  // the others are those of avx512_bf16, compiled there
+#define MC_OTHER_WAYS isa_avx512_bf16::table
+#elif defined(MC_ISA_AVX512_BF16)
+#define MC_OTHER_WAYS isa_avx512_vnni::table
+#endif
+#if defined(MC_OTHER_WAYS)
+constexpr bool kOwnWays = true;
 #else
 constexpr bool kOwnWays = false;
 #endif
@@ -47,9 +53,9 @@ static void multiply_by(Method method, Pool& pool, const SharedProducts& all) {
 static void multiply(Pool& pool, const SharedProducts& all) {
     const LinearArgs& args = *all.args;
     const Product product = {args.w.kind, args.w.panels, args.n, args.bytes};
-#if defined(MC_HAS_TILES)
+#if defined(MC_OTHER_WAYS)
     const Way* way = args.w.cols > 0 ? find_own_way(kLevel, product) : nullptr;
-    if (way == nullptr) return isa_avx512_bf16::table.linears(pool, all.args, all.count);
+    if (way == nullptr) return MC_OTHER_WAYS.linears(pool, all.args, all.count);
 #else
     if (args.w.cols == 0) return multiply_nothing(all);
     const Way* way = find_way(kLevel, product);

@@ -4,6 +4,7 @@
 // Pairs of 16 columns of codes in two planes to their places, and on.
 template <class F>
 struct PlanesToPairs {
+    static constexpr i64 kSixteen = 0;
     u32** pairs;
     Words bias;
 
@@ -46,7 +47,7 @@ template <class F>
 static void unpack_panel(const Matrix& m, i64 r, i64 lane, i64 k, const Segments& s, PairPanel* panel) {
     const i64 p = r / kPanelRows, row = r % kPanelRows, groups = m.cols / m.group;
     const u8* codes = static_cast<const u8*>(m.codes) + p * panel_bytes<F>(m.cols) + panel_bytes<F>(k) + 4 * row;
-    const Words bias = all_words(F::KIND == Kind::int8 ? 0 : panel_bias<F>(m));
+    const Words bias = all_words(panel_bias<F>(m));
     unpack_panel_codes<F>(codes, depth_end(m, k) - k, bias, panel->pairs[0] + lane);
     for (int g = 0; g < s.count; ++g) {
         store(panel->scales[g] + lane, panel_lanes(scales_of(m), p * groups + s.group[g], row));

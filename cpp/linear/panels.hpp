@@ -1,21 +1,24 @@
 // y = x W^T for few rows of x and weights in panels (formats/quant.py), by products of small integers.
 //
 // Lanes are weight rows, so a panel is one stream of codes and one of scales, x is broadcast from memory, and no lanes
-// are summed at the end. Each block of x (linear/quantise.hpp) becomes 16-bit integers q = 256 hi + lo with a scale, hi and lo
-// signed bytes: all but that rounding, to 1/65024 of the block's largest value, is exact until a piece's sum is
-// scaled. In 8 bits, a choice (activations = "int8") that takes VNNI, there is hi alone, and blocks are shorter. The products are in
-// linear/panels_avx512.hpp and linear/panels_avx2.hpp. Included inside the namespace of the instruction set, with MC_HAS_PANELS only.
+// are summed at the end. Each block of x (linear/quantise.hpp) becomes 16-bit integers q with a scale, as words, or as q = 256 hi + lo
+// with hi and lo signed bytes: all but that rounding, to 1/65024 of the block's largest value, is exact until a piece's sum is
+// scaled. In 8 bits, a choice (activations = "int8"), there is hi alone, and blocks are shorter. The products are in
+// linear/panel_dots.hpp. Included inside the namespace of the instruction set, with MC_HAS_PANELS only.
 
-constexpr i64 kFewPanelRows = 16;   // of x; more go to linear/int8.hpp
-constexpr i64 kScalesAhead = 1024;  // bytes
+constexpr i64 kFewPanelRows = 16;   // of x in 8 bits; more go to linear/int8.hpp
 
-// How many codes a byte holds, and what they exceed weights by as unsigned bytes.
+// What x is made of. Bytes are multiplied without unpacking codes any further, words leave nothing to be put together: for one
+// row of x and for several.
+enum class XForm { halves, high, words };
+
+// How many codes a byte holds, and what they exceed weights by.
 template <class F>
 struct CodeBytes;
 template <>
 struct CodeBytes<FormatInt8> {
     static constexpr i64 kParts = 1;
-    static constexpr int kBias = kHasVnni ? 128 : 0;  // AVX2 multiplies 16-bit words
+    static constexpr int kBias = 0;
 };
 template <>
 struct CodeBytes<FormatInt4> {
@@ -63,10 +66,12 @@ struct Piece {
     bool block_ends;
 };
 
-// x rows, `pitch` bytes apart: hi (cols), lo (cols, in 16 bits only; or both as words, see words_of_x), then of each piece
-// -bias times the sum of q as i32 and with offsets that sum as float, then the scale of each block.
+// x rows, `pitch` bytes apart: hi (cols) and lo (cols), or hi alone, or words (of each four columns the first and third, then
+// the second and fourth); then of each piece -bias times the sum of q as i32 and with offsets that sum as float, then the scale of
+// each block.
 struct PanelX {
     const u8* rows;
+    XForm form;
     i64 pitch;
     i64 cols;
     i64 bytes;  // of codes: cols or 2 cols
@@ -81,8 +86,10 @@ struct PanelX {
     const float* scales(i64 j) const { return reinterpret_cast<const float*>(shifts(j)) + scales_at; }
 };
 
-MC_INLINE PanelX panel_x(const Matrix& m, bool narrow) {
+MC_INLINE PanelX panel_x(const Matrix& m, XForm form) {
+    const bool narrow = form == XForm::high;
     PanelX x = {};
+    x.form = form;
     x.cols = m.cols;
     x.bytes = narrow ? m.cols : 2 * m.cols;
     x.block = narrow ? panel_unit(m) : kBlockDepth;
@@ -107,38 +114,36 @@ static void cut_pieces(const Matrix& m, i64 block, Piece* to) {
     }
 }
 
-// What codes exceed weights by: with offsets they are as stored, but for int8, which is shifted to be unsigned.
+// What codes exceed weights by: with offsets they are as stored.
 template <class F>
 MC_INLINE int panel_bias(const Matrix& m) {
-    return F::KIND != Kind::int8 && m.offsets != nullptr ? 0 : CodeBytes<F>::kBias;
+    return m.offsets != nullptr ? 0 : CodeBytes<F>::kBias;
 }
 
 #include "linear/plane_panels.hpp"
 
-#if defined(MC_HAS_VNNI)
-#include "linear/panels_avx512.hpp"
-#else
-#include "linear/panels_avx2.hpp"
-#endif
+#include "linear/panel_dots.hpp"
 
-// Columns [k, k + count) of x to hi and lo, or in 8 bits (narrow) to hi alone, or to words; returns the sum of their
-// integers.
-template <class F>
+#include "linear/int8.hpp"
+
+// Columns [k, k + count) of x to hi and lo, to hi alone, or to words; returns the sum of their integers.
 MC_INLINE float quantise_panel_piece(const float* x, i64 k, i64 count, float inverse, const PanelX& layout, u8* to) {
-    if constexpr (words_of_x<F>) {
-        return quantise_x(x + k, count, inverse, [=](i64 at, const Ints* q) { store_x_words(to + 2 * (k + at), q); });
+    u8 *hi = to + k, *lo = hi + layout.cols, *words = to + 2 * k;
+    switch (layout.form) {
+        case XForm::words:
+            return quantise_x(x + k, count, inverse, [words](i64 at, const Ints* q) { store_crossed(words + 2 * at, q); });
+        case XForm::high:
+            return quantise_x(x + k, count, inverse, [hi](i64 at, const Ints* q) { store_bytes(hi + at, q); });
+        default:
+            return quantise_x(x + k, count, inverse, [hi, lo](i64 at, const Ints* q) { store_halves(hi + at, lo + at, q); });
     }
-    u8 *hi = to + k, *lo = hi + layout.cols;
-    if (layout.bytes == layout.cols) {
-        return quantise_x(x + k, count, inverse, [hi](i64 at, const Ints* q) { store_bytes(hi + at, q); });
-    }
-    return quantise_x(x + k, count, inverse, [hi, lo](i64 at, const Ints* q) { store_halves(hi + at, lo + at, q); });
 }
 
 template <class F>
 static void quantise_panel_row(const Matrix& m, const float* x, const PanelX& layout, u8* to) {
-    const bool narrow = layout.bytes == layout.cols;
-    const int bias = panel_bias<F>(m);
+    const bool narrow = layout.form == XForm::high;
+    // Codes of 8 bits meet bytes of x as unsigned ones.
+    const int bias = F::KIND == Kind::int8 && layout.form != XForm::words ? 128 : panel_bias<F>(m);
     i32* shifts = reinterpret_cast<i32*>(to + layout.bytes);
     float* sums = reinterpret_cast<float*>(shifts) + layout.sums_at;
     float* scales = reinterpret_cast<float*>(shifts) + layout.scales_at;
@@ -149,7 +154,7 @@ static void quantise_panel_row(const Matrix& m, const float* x, const PanelX& la
         const float scale = int16_scale(x + k, size) * (narrow ? 256.0F : 1.0F);
         *scales++ = scale;
         do {
-            const float sum = quantise_panel_piece<F>(x, k, 16 * piece->sixteens, inverse_scale(scale), layout, to);
+            const float sum = quantise_panel_piece(x, k, 16 * piece->sixteens, inverse_scale(scale), layout, to);
             *shifts++ = -bias * static_cast<i32>(sum);
             if (layout.sums_at > 0) *sums++ = sum;
             k += 16 * piece->sixteens;
@@ -157,35 +162,42 @@ static void quantise_panel_row(const Matrix& m, const float* x, const PanelX& la
     }
 }
 
-// x rows at once. Where pieces may begin in the middle of a unit, GCC keeps no more sums than those of four in registers.
-template <class F>
-constexpr int panel_x_rows() {
-    if constexpr (is_planes<F>) {
-        return PanelPlanes<F>::kColumns == 32 && has_half_spans<F> ? 4 : kPanelX;
-    } else {
-        return kPanelX;
+// Of panel p and COUNT x rows from `first` on.
+template <class F, int COUNT, XForm FORM>
+static void finish_panel_rows(const LinearArgs& args, i64 p, const PanelX& x, i64 first) {
+    V total[kPanelRows / W][COUNT];
+    dot_panel<F, COUNT, FORM>(args.w, p, x, first, total);
+    for (int part = 0; part < kPanelRows / W; ++part) {
+        for (int j = 0; j < COUNT; ++j) finish_lanes(args, first + j, p * kPanelRows + part * W, total[part][j]);
     }
 }
 
-// Panel p by all x rows: those after the first find it in a near cache.
-template <class F>
+template <class F, XForm FORM, int MOST>
+static void panel_rows_at_once(const LinearArgs& args, i64 p, const PanelX& x, i64 first, i64 count) {
+    if constexpr (MOST >= least_at_once<F, FORM>()) {
+        if (count == MOST) return finish_panel_rows<F, MOST, FORM>(args, p, x, first);
+        panel_rows_at_once<F, FORM, MOST - 1>(args, p, x, first, count);
+    }
+}
+
+// Panel p by all x rows, in shares that differ by one row at most: those after the first find it in a near cache.
+template <class F, XForm FORM>
 static void panel_rows(const LinearArgs& args, i64 p, const PanelX& x) {
-    constexpr int kMost = panel_x_rows<F>();
-    i64 j = 0;
-    for (; args.n - j >= kMost; j += kMost) finish_panel_rows<F, kMost>(args, p, x, j);
-    for (; args.n - j >= 4; j += 4) finish_panel_rows<F, 4>(args, p, x, j);
-    if (args.n - j == 3) finish_panel_rows<F, 3>(args, p, x, j);
-    if (args.n - j == 2) finish_panel_rows<F, 2>(args, p, x, j);
-    if (args.n - j == 1) finish_panel_rows<F, 1>(args, p, x, j);
+    constexpr int kMost = rows_at_once<F, FORM>();
+    for (i64 shares = (args.n + kMost - 1) / kMost, j = 0; shares > 0; --shares) {
+        const i64 count = (args.n - j + shares - 1) / shares;
+        panel_rows_at_once<F, FORM, kMost>(args, p, x, j, count);
+        j += count;
+    }
 }
 
 // Products of a few x rows with every panel.
-template <class F>
+template <class F, XForm FORM>
 static void few_panel_rows(Pool& pool, const SharedProducts& all, const PanelX& x) {
     auto multiply = [&](i64 begin, i64 end, int) {
         for (i64 t = begin; t < end; ++t) {
             const ProductTask task = find_task(all, kPanelRows, t);
-            panel_rows<F>(*task.args, task.r / kPanelRows, x);
+            panel_rows<F, FORM>(*task.args, task.r / kPanelRows, x);
         }
     };
     constexpr i64 kWeightsPerTask = 131072;
@@ -194,11 +206,11 @@ static void few_panel_rows(Pool& pool, const SharedProducts& all, const PanelX& 
 }
 
 // x is quantised once for all products.
-template <class F>
+template <class F, XForm FORM>
 static void linear_panels(Pool& pool, const SharedProducts& all) {
     const LinearArgs& args = *all.args;
     const Matrix& m = args.w;
-    PanelX x = panel_x(m, args.bytes);
+    PanelX x = panel_x(m, FORM);
     pool.reserve_shared(args.n * x.pitch + x.most * static_cast<i64>(sizeof(Piece)));
     u8* rows = static_cast<u8*>(pool.shared());
     Piece* pieces = reinterpret_cast<Piece*>(rows + args.n * x.pitch);
@@ -210,22 +222,30 @@ static void linear_panels(Pool& pool, const SharedProducts& all) {
         for (i64 j = begin; j < end; ++j) quantise_panel_row<F>(m, args.x + j * m.cols, x, rows + j * x.pitch);
     };
     parallel(pool, args.n, 4, quantise);
-#if defined(MC_HAS_VNNI)
-    if (args.n > kFewPanelRows) return many_panel_rows<F>(pool, all, x);
-#endif
-    few_panel_rows<F>(pool, all, x);
+    if constexpr (FORM == XForm::high) {
+        if (args.n > kFewPanelRows) return many_panel_rows<F>(pool, all, x);
+    }
+    few_panel_rows<F, FORM>(pool, all, x);
 }
 
 template <>
 struct Multiply<Method::panels> {
     template <class F>
     static void run(Pool& pool, const SharedProducts& all) {
-        linear_panels<F>(pool, all);
+        if constexpr (least_words<F> > 1) {
+            if (all.args->n < least_words<F>) return linear_panels<F, XForm::halves>(pool, all);
+        }
+        if constexpr (least_words<F> <= kFewPanelRows) linear_panels<F, XForm::words>(pool, all);
     }
 };
 
 template <>
-struct Multiply<Method::narrow_panels> : Multiply<Method::panels> {};  // args.bytes tells them apart
+struct Multiply<Method::narrow_panels> {
+    template <class F>
+    static void run(Pool& pool, const SharedProducts& all) {
+        linear_panels<F, XForm::high>(pool, all);
+    }
+};
 
 // The number that the code in column k of a panel's row `lane` stands for.
 template <class F>

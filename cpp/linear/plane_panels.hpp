@@ -2,28 +2,42 @@
 // it. A panel's planes lie side by side in units of 16 or 32 columns; one AND, shift and OR a vector put them together.
 // Included inside the namespace of the instruction set, with MC_HAS_PANELS only.
 
-#if defined(MC_HAS_VNNI)
+#if defined(MC_HAS_AVX512)
 using PanelBytes = __m512i;  // of 16 rows
-MC_INLINE PanelBytes load_panel(const u8* p) { return _mm512_loadu_si512(p); }
+MC_INLINE PanelBytes load_panel(const u8* p) {
+    PanelBytes a = _mm512_loadu_si512(p);
+    MC_KEEP(a);
+    return a;
+}
+MC_INLINE void store_panel(u8* p, PanelBytes a) { _mm512_storeu_si512(p, a); }
 MC_INLINE PanelBytes either_bits(PanelBytes a, PanelBytes b) { return _mm512_or_si512(a, b); }
+MC_INLINE PanelBytes flip_signs(PanelBytes a) { return _mm512_xor_si512(a, _mm512_set1_epi8(-128)); }
 // Of each byte the bits `mask`, shifted right (left where negative) before.
-template <int SHIFT>
-MC_INLINE PanelBytes some_bits(PanelBytes a, int mask) {
-    if (SHIFT > 0) a = _mm512_srli_epi16(a, SHIFT > 0 ? SHIFT : 0);
-    if (SHIFT < 0) a = _mm512_slli_epi16(a, SHIFT < 0 ? -SHIFT : 0);
+MC_INLINE PanelBytes bits_from(PanelBytes a, int shift, int mask) {
+    if (shift > 0) a = _mm512_srli_epi16(a, static_cast<unsigned>(shift));
+    if (shift < 0) a = _mm512_slli_epi16(a, static_cast<unsigned>(-shift));
     return _mm512_and_si512(a, _mm512_set1_epi8(static_cast<char>(mask)));
 }
 #else
 using PanelBytes = __m256i;  // of 8 rows
-MC_INLINE PanelBytes load_panel(const u8* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+MC_INLINE PanelBytes load_panel(const u8* p) {
+    PanelBytes a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    MC_KEEP(a);
+    return a;
+}
+MC_INLINE void store_panel(u8* p, PanelBytes a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a); }
 MC_INLINE PanelBytes either_bits(PanelBytes a, PanelBytes b) { return _mm256_or_si256(a, b); }
-template <int SHIFT>
-MC_INLINE PanelBytes some_bits(PanelBytes a, int mask) {
-    if (SHIFT > 0) a = _mm256_srli_epi16(a, SHIFT > 0 ? SHIFT : 0);
-    if (SHIFT < 0) a = _mm256_slli_epi16(a, SHIFT < 0 ? -SHIFT : 0);
+MC_INLINE PanelBytes flip_signs(PanelBytes a) { return _mm256_xor_si256(a, _mm256_set1_epi8(-128)); }
+MC_INLINE PanelBytes bits_from(PanelBytes a, int shift, int mask) {
+    if (shift > 0) a = _mm256_srli_epi16(a, shift);
+    if (shift < 0) a = _mm256_slli_epi16(a, -shift);
     return _mm256_and_si256(a, _mm256_set1_epi8(static_cast<char>(mask)));
 }
 #endif
+template <int SHIFT>
+MC_INLINE PanelBytes some_bits(PanelBytes a, int mask) {
+    return bits_from(a, SHIFT, mask);
+}
 
 // How 16 columns come out of a unit: kColumns of it, kBytes; get<H>: those from column 16 H on, of four neighbours a vector.
 template <class F>
@@ -82,14 +96,15 @@ struct PanelPlanes<FormatInt2> {
 };
 
 // Step::run<H>(step, unit, row) for each of `sixteens` times 16 columns from `unit` on, with `odd` from the middle of one of 32; both
-// go on, the bytes of a row of x with them.
+// go on, a row of x by the Step::kSixteen bytes that 16 columns of it take.
 template <class F, bool HALVES, class Step>
 MC_INLINE void each_sixteen(i64 sixteens, bool odd, const u8*& unit, const u8*& row, Step step) {
     using P = PanelPlanes<F>;
+    constexpr i64 kRow = Step::kSixteen;
     if constexpr (P::kColumns == 16) {
-        for (; sixteens > 0; --sixteens, unit += P::kBytes, row += 16) Step::template run<0>(step, unit, row);
+        for (; sixteens > 0; --sixteens, unit += P::kBytes, row += kRow) Step::template run<0>(step, unit, row);
     } else if constexpr (HALVES) {
-        for (; sixteens > 0; --sixteens, row += 16, odd = !odd) {
+        for (; sixteens > 0; --sixteens, row += kRow, odd = !odd) {
             if (odd) {
                 Step::template run<1>(step, unit, row);
                 unit += P::kBytes;
@@ -98,9 +113,9 @@ MC_INLINE void each_sixteen(i64 sixteens, bool odd, const u8*& unit, const u8*& 
             }
         }
     } else {
-        for (; sixteens > 0; sixteens -= 2, unit += P::kBytes, row += 32) {
+        for (; sixteens > 0; sixteens -= 2, unit += P::kBytes, row += 2 * kRow) {
             Step::template run<0>(step, unit, row);
-            Step::template run<1>(step, unit, row + 16);
+            Step::template run<1>(step, unit, row + kRow);
         }
     }
 }

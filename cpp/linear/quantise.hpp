@@ -10,7 +10,7 @@
 constexpr i64 kBlockDepth = 128;
 
 // Of lanes: a sum that is exact in any order, the largest where none is NaN, and whether one is.
-#if defined(MC_ISA_AVX512_BF16)
+#if defined(MC_HAS_AVX512)
 MC_INLINE float sum_lanes(V a) { return _mm512_reduce_add_ps(a.v); }
 MC_INLINE float most_lane(V a) { return _mm512_reduce_max_ps(a.v); }
 MC_INLINE bool some_nan(V a) { return _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q) != 0; }

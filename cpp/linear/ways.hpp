@@ -25,7 +25,7 @@ constexpr MethodInfo kMethodInfos[] = {
     {"floats", "floats.hpp", "weights become float32 and meet x in dot products; lanes are columns"},
     {"bf16", "floats.hpp", "the same with x and weights rounded to bf16, in pairs"},
     {"words", "words.hpp", "x becomes 16-bit integers, which meet codes in registers, or two bytes, which do in fours"},
-    {"panels", "panels.hpp", "x becomes two bytes (for int8 with AVX2 words), which are broadcast to panels of codes; lanes are weight rows"},
+    {"panels", "panels.hpp", "x becomes two bytes, or words for several rows, which are broadcast to panels of codes; lanes are weight rows"},
     {"narrow panels", "int8.hpp", "the same with x in one byte: only where activations may be rounded to 8 bits"},
     {"pairs", "pairs.hpp", "x and codes become blocks of 16-bit integers, multiplied in pairs"},
     {"halves", "halves.hpp", "x becomes blocks of two bytes, codes of one, multiplied in fours or as matrices"},
@@ -59,15 +59,18 @@ constexpr Way kScalarWays[] = {
     {kAllKinds, Layout::rows, 1, kMany, false, Method::floats},
 };
 constexpr Way kAvx2Ways[] = {
+    {kSmall | kPlanes, Layout::panels, 1, kMany, true, Method::narrow_panels},  // codes of 8 bits would overflow its sums
     {kIntegers, Layout::panels, 1, 16, false, Method::panels},
     {kIntegers, Layout::panels, 17, kMany, false, Method::pairs},
     {kIntegers, Layout::rows, 1, kMany, false, Method::pairs},
 };
-constexpr Way kAvx512DotWays[] = {
+constexpr Way kVnniWays[] = {
     {kIntegers, Layout::panels, 1, kMany, true, Method::narrow_panels},
     {kIntegers, Layout::panels, 1, 16, false, Method::panels},
     {kIntegers, Layout::panels, 17, kMany, false, Method::pairs},
     {kIntegers, Layout::rows, 1, kMany, false, Method::pairs},
+};
+constexpr Way kBF16Ways[] = {
     {kHalves, Layout::rows, 1, kMany, false, Method::bf16},
 };
 constexpr Way kAmxWays[] = {
@@ -81,9 +84,6 @@ constexpr Way kNeonDotWays[] = {
     {kGrouped, Layout::rows, 1, 8, false, Method::words},
     {kGrouped, Layout::rows, 9, kMany, false, Method::halves},
 };
-constexpr Way kNeonMatrixWays[] = {
-    {kHalves, Layout::rows, 1, kMany, false, Method::bf16},
-};
 
 // A level's own ways, and the one (number in kLevels) whose ways follow them.
 struct Level {
@@ -93,18 +93,21 @@ struct Level {
     int rest;  // -1: none
 };
 
-enum : int { kScalarLevel, kAvx2Level, kAvx512Level, kAvx512DotLevel, kAmxLevel, kEmulatedLevel, kNeonLevel, kNeonDotLevel, kNumLevels = 9 };
+enum : int { kScalarLevel, kAvx2Level, kAvxVnniLevel, kAvx512Level, kAvx512VnniLevel, kAvx512DotLevel, kAmxLevel, kEmulatedLevel, kNeonLevel,
+             kNeonDotLevel, kNumLevels = 11 };
 
 constexpr Level kLevels[] = {
     {"scalar", kScalarWays, 1, -1},
-    {"avx2", kAvx2Ways, 3, kScalarLevel},
+    {"avx2", kAvx2Ways, 4, kScalarLevel},
+    {"avxvnni", kVnniWays, 4, kScalarLevel},
     {"avx512", nullptr, 0, kScalarLevel},
-    {"avx512_bf16", kAvx512DotWays, 5, kScalarLevel},
+    {"avx512_vnni", kVnniWays, 4, kScalarLevel},
+    {"avx512_bf16", kBF16Ways, 1, kAvx512VnniLevel},
     {"amx", kAmxWays, 2, kAvx512DotLevel},
     {"amx_emulated", kAmxWays, 2, kAvx512DotLevel},
     {"neon", kNeonWays, 1, kScalarLevel},
     {"neon_dotprod", kNeonDotWays, 2, kScalarLevel},
-    {"neon_i8mm", kNeonMatrixWays, 1, kNeonDotLevel},
+    {"neon_i8mm", kBF16Ways, 1, kNeonDotLevel},
 };
 
 MC_INLINE constexpr bool same_text(const char* a, const char* b) {

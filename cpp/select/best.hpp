@@ -2,7 +2,7 @@
 //
 // Scores are 0 or more, or -1 for none: as integers their bits have the same order.
 
-#if defined(MC_ISA_AVX512) || defined(MC_ISA_AVX512_BF16)
+#if defined(MC_HAS_AVX512)
 // Scores of the first blocks, four keys each and `before` earlier ones that overlap; returns how many.
 static i64 score_fours(const float* scores, i64 visible, i64 before, i64 blocks, i32* found) {
     const __m512i firsts = _mm512_setr_epi32(0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12);
@@ -54,7 +54,7 @@ MC_INLINE i64 lowest_bit(u32 mask) {
 template <class Visit>
 MC_INLINE void each_from(const i32* x, i64 n, i32 low, Visit visit) {
     i64 i = 0;
-#if defined(MC_ISA_AVX512) || defined(MC_ISA_AVX512_BF16)
+#if defined(MC_HAS_AVX512)
     for (; i + W <= n; i += W) {
         u32 mask = _mm512_cmpge_epi32_mask(_mm512_loadu_si512(x + i), _mm512_set1_epi32(low));
         for (; mask != 0; mask &= mask - 1) visit(i + lowest_bit(mask));
@@ -68,7 +68,7 @@ MC_INLINE void each_from(const i32* x, i64 n, i32 low, Visit visit) {
 MC_INLINE i64 count_from(const i32* x, i64 n, i32 low) {
     i64 i = 0;
     i32 count = 0;
-#if defined(MC_ISA_AVX512) || defined(MC_ISA_AVX512_BF16)
+#if defined(MC_HAS_AVX512)
     __m512i counts = _mm512_setzero_si512();
     for (; i + W <= n; i += W) {
         const __mmask16 mask = _mm512_cmpge_epi32_mask(_mm512_loadu_si512(x + i), _mm512_set1_epi32(low));

@@ -56,7 +56,7 @@ MC_INLINE void load_compressed(const Compressed& c, i64 at, i64 d, float* to) {
     for (i64 i = 0; i < d; ++i) to[i] = static_cast<float>(codes[i]) * c.scales[at];
 }
 
-#if defined(MC_ISA_AVX512) || defined(MC_ISA_AVX512_BF16)
+#if defined(MC_HAS_AVX512)
 // to (16, kChunk) = transpose of 16 rows of 16 floats, `step` apart.
 MC_INLINE void transpose16(const float* const* from, i64 at, float* to) {
     __m512 a[16];
@@ -92,7 +92,7 @@ MC_INLINE void transpose16(const float* const* from, i64 at, float* to) {
 // to (d, kChunk): up to kChunk keys side by side.
 static void gather_across(const float* const* from, i64 count, i64 d, float* to) {
     i64 j = 0;
-#if defined(MC_ISA_AVX512) || defined(MC_ISA_AVX512_BF16)
+#if defined(MC_HAS_AVX512)
     for (; d % 16 == 0 && j + 16 <= count; j += 16) {
         for (i64 i = 0; i < d; i += 16) transpose16(from + j, i, to + i * kChunk + j);
     }

@@ -1,4 +1,4 @@
-// AVX2 with FMA and F16C: 8 floats. See simd/simd.hpp for what each function does.
+// AVX2 with FMA and F16C, or with AVX-VNNI, too: 8 floats. See simd/simd.hpp for what each function does.
 
 constexpr int W = 8;
 constexpr int kTileRows = 6;
@@ -111,9 +111,21 @@ struct Ints {
 
 MC_INLINE Words load_words(const void* p) { return {_mm256_loadu_si256(static_cast<const __m256i*>(p))}; }
 MC_INLINE Words all_words(int x) { return {_mm256_set1_epi16(static_cast<short>(x))}; }
+// Of each pair of bytes the lower and the upper one as words, signed or not.
 MC_INLINE Words low_bytes(Words a) { return {_mm256_srai_epi16(_mm256_slli_epi16(a.v, 8), 8)}; }
 MC_INLINE Words high_bytes(Words a) { return {_mm256_srai_epi16(a.v, 8)}; }
+MC_INLINE Words low_unsigned(Words a) { return {_mm256_and_si256(a.v, _mm256_set1_epi16(255))}; }
+MC_INLINE Words high_unsigned(Words a) { return {_mm256_srli_epi16(a.v, 8)}; }
 MC_INLINE Ints no_ints() { return {_mm256_setzero_si256()}; }
+#if defined(MC_ISA_AVXVNNI)
+#define MC_HAS_VNNI
+#include "simd/vnni.hpp"
+// sum + a * b, two neighbours in a lane.
+MC_INLINE Ints dot(Ints sum, Words a, Words b) { return {add_word_products(sum.v, a.v, b.v)}; }
+MC_INLINE Ints dot_tile(Ints sum, Words a, Words b) { return dot(sum, a, b); }
+// The same with one b for all lanes, a pair from memory.
+MC_INLINE void dot_pair(Ints& sum, Words a, const u8* b) { sum_word_products(sum.v, a.v, b); }
+#else
 // sum + a * b, two neighbours in a lane.
 MC_INLINE Ints dot(Ints sum, Words a, Words b) {
     __m256i more = _mm256_add_epi32(sum.v, _mm256_madd_epi16(a.v, b.v));
@@ -132,6 +144,15 @@ MC_INLINE Ints dot_tile(Ints sum, Words a, Words b) {
     return dot(sum, a, b);
 #endif
 }
+MC_INLINE void dot_pair(Ints& sum, Words a, const u8* b) {
+    i32 pair;
+    memcpy(&pair, b, sizeof pair);
+    sum = dot_tile(sum, a, {_mm256_set1_epi32(pair)});
+}
+#endif
+MC_INLINE Ints all_ints(i32 x) { return {_mm256_set1_epi32(x)}; }
+// 256 high + low.
+MC_INLINE Ints join_halves(Ints high, Ints low) { return {_mm256_add_epi32(_mm256_slli_epi32(high.v, 8), low.v)}; }
 MC_INLINE V to_floats(Ints a) { return from_i32(a.v); }
 MC_INLINE Ints round_to_ints(V a) { return {_mm256_cvtps_epi32(a.v)}; }
 // 16 integers q of at most 32512 as signed bytes: q = 256 high + low.
@@ -158,6 +179,13 @@ MC_INLINE Words all_pairs(u32 pair) { return {_mm256_set1_epi32(static_cast<i32>
 // 16 integers as int16, in order.
 MC_INLINE void store_int16(void* p, const Ints* q) {
     store_words(p, {_mm256_permute4x64_epi64(_mm256_packs_epi32(q[0].v, q[1].v), 0xd8)});
+}
+// The same: of each four the first and third, then the second and fourth.
+MC_INLINE void store_crossed(void* p, const Ints* q) {
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(q[0].v, q[1].v), 0xd8);
+    const __m256i order = _mm256_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15, 0, 1, 4, 5, 2, 3, 6, 7, 8, 9,
+                                           12, 13, 10, 11, 14, 15);
+    store_words(p, {_mm256_shuffle_epi8(words, order)});
 }
 // Of four bytes in each dword, codes of BITS bits in their field `part` (8 bits: signed): bytes 2 i and 2 i + 1 as a pair
 // of int16, less bias.

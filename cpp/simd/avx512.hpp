@@ -1,5 +1,6 @@
 // AVX-512: 16 floats. See simd/simd.hpp for what each function does.
 
+#define MC_HAS_AVX512
 constexpr int W = 16;
 constexpr int kTileRows = 12;
 

@@ -7,11 +7,23 @@
 //   store_bf16 (to nearest even, NaN stays NaN), f16_to_f32, hsum, hmax, exp, exp2.
 // n of loadn and storen is 0 to W (AVX-512: lanes beyond n are not touched, so no fault).
 
+
+// A value that is loaded once: else compilers fold the load into each of its uses.
+#if !defined(__GNUC__) || defined(MC_ISA_SCALAR)
+#define MC_KEEP(value) (void)(value)
+#elif defined(__AVX512F__)
+#define MC_KEEP(value) __asm__("" : "+v"(value))
+#else
+#define MC_KEEP(value) __asm__("" : "+x"(value))
+#endif
+
 #if defined(MC_ISA_AVX512_BF16)
 #include "simd/avx512_bf16.hpp"
+#elif defined(MC_ISA_AVX512_VNNI)
+#include "simd/avx512_vnni.hpp"
 #elif defined(MC_ISA_AVX512)
 #include "simd/avx512.hpp"
-#elif defined(MC_ISA_AVX2)
+#elif defined(MC_ISA_AVX2) || defined(MC_ISA_AVXVNNI)
 #include "simd/avx2.hpp"
 #elif defined(MC_ISA_NEON) || defined(MC_ISA_NEON_DOTPROD) || defined(MC_ISA_NEON_I8MM)
 #include "simd/neon.hpp"

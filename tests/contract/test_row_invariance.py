@@ -46,6 +46,28 @@ def assert_rows_are_alone(ops: list[CpuOps], weights: list[PackedTensor], x: NDA
         np.testing.assert_array_equal(got.view(np.int32), added[:n].view(np.int32), str(n))
 
 
+# Levels that multiply grouped weights by the integers of linear/quantise.hpp.
+INTEGERS = [level for level in ("avx2", "avxvnni", "avx512_vnni", "avx512_bf16") if level in LEVELS]
+
+
+@pytest.mark.skipif(len(INTEGERS) < 2, reason="one level of this machine multiplies by such integers")
+@pytest.mark.parametrize("narrow", [False, True])
+@pytest.mark.parametrize("case", [case for case in CASES if case[1]], ids=format_id)
+def test_levels_of_integers_agree_to_the_bit(case: tuple[str, int, int, bool], narrow: bool) -> None:
+    """With activations of 8 bits by weights of fewer: by those of 8 AVX2 keeps 16."""
+    rng = np.random.default_rng(case[2])
+    weight, _ = random_weight(rng, 75, case)
+    x = rng.standard_normal((23, case[2]), np.float32)
+    levels = INTEGERS[narrow and case[0] == "int8" :]
+    found = []
+    for level in levels:
+        ops = CpuOps(2, level, narrow=narrow)
+        linear = Linear(weight=ops.prepare(weight))
+        found += [ops.linear(x[:n], linear).view(np.int32) for n in (1, 6, 23)]
+    for other in range(3, len(found)):
+        np.testing.assert_array_equal(found[other], found[other % 3], levels[other // 3])
+
+
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("case", CASES, ids=format_id)
 def test_products_of_a_row_do_not_hang_on_others(level: str, case: tuple[str, int, int, bool]) -> None:

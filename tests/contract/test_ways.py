@@ -65,7 +65,9 @@ def test_every_way_multiplies(level: str, way: Way, format: str) -> None:
 def test_the_map_knows_what_this_machine_has() -> None:
     known = {name for alike in levels() for name in alike}
     assert {*isa_levels(), *emulated_levels()} <= known
-    assert {"avx2", "avx512_bf16", "amx", "neon", "neon_i8mm"} <= known, "also of other processors"
+    assert {"avx2", "avxvnni", "avx512_vnni", "avx512_bf16", "amx", "neon", "neon_i8mm"} <= known, (
+        "also of other processors"
+    )
     assert {name for name, *_ in _cpu.methods()} == {way.method for level in known for way in ways(level)}
     assert all(f"`{name}`" in markdown() for name in known)
 

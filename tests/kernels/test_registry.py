@@ -110,6 +110,7 @@ def test_features_agree_with_the_kernel() -> None:
     text = Path("/proc/cpuinfo").read_text().replace("asimddp", "dotprod").split()
     for name in (
         "avx2",
+        "avx_vnni",
         "fma",
         "f16c",
         "avx512f",

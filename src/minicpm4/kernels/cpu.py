@@ -75,7 +75,7 @@ class CpuOps(OpTable):
         if activations not in self.activations:
             raise UnsupportedError(
                 f"{self.isa} kernels have no activations = {activations!r} "
-                "(it takes AVX-512 with VNNI and BF16)",
+                "(it takes AVX2 or better; avx512 computes in float32)",
                 'use activations="auto"',
             )
 
