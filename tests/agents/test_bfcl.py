@@ -14,8 +14,8 @@ from minicpm4.agents.mcp.bfcl import running
 from minicpm4.agents.mcp.bfcl.running import BFCL, answers, check, read_entries
 from minicpm4.agents.mcp.bfcl.scoring import CATEGORIES, LIVE, NON_LIVE, SIMPLE, parts, shares, whole
 from minicpm4.agents.mcp.install import install, install_steps, program_of
-from minicpm4.agents.mcp.kept import Kept
 from minicpm4.errors import ToolServerError, UnsupportedError
+from minicpm4.files import Kept
 from tests.agents.test_agent import hermes, scripted
 from tests.agents.test_evaluate import ADD
 from tests.cli.conftest import Result, Script, minicpm, script

@@ -16,9 +16,9 @@ from minicpm4.agents.mcp.data.named import answers, unnamed
 from minicpm4.agents.mcp.data.records import records
 from minicpm4.agents.mcp.data.talks import Dropped, Talk, call_message, fault, result_message, write_set
 from minicpm4.agents.mcp.data.types import schema_of
-from minicpm4.agents.mcp.kept import Kept
 from minicpm4.data.tokenizer import train_tokenizer
 from minicpm4.errors import ConfigError
+from minicpm4.files import Kept
 from tests.agents.servers import Person, boxed, made
 from tests.agents.test_agent import hermes, scripted
 from tests.agents.test_evaluate import ADD

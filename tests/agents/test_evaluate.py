@@ -22,8 +22,8 @@ from minicpm4.agents.mcp.evaluate import (
     read_samples,
     score_of,
 )
-from minicpm4.agents.mcp.kept import Kept
 from minicpm4.errors import ConfigError
+from minicpm4.files import Kept
 from tests.agents.test_agent import hermes, scripted
 from tests.cli.conftest import Result, Script, minicpm, script
 

@@ -15,11 +15,13 @@ from typing import Any
 import pytest
 
 from minicpm4.agents.mcp.catalogue import CATALOGUE
+from minicpm4.agents.mcp.evaluate import Mark
 from minicpm4.agents.mcp.install import install
 from minicpm4.agents.mcp.tasks.running import COMPANIONS, Outcome, Runner, tools_of
 from minicpm4.agents.mcp.tasks.state import set_up, wrong
 from minicpm4.agents.mcp.tasks.task import SERVERS, Task, placed, read_tasks
 from minicpm4.agents.mcp.tools import Tool
+from minicpm4.cli import mcp_tasks
 from minicpm4.errors import ConfigError, ToolServerError, UnsupportedError
 from tests.agents.servers import Person
 from tests.agents.test_agent import hermes, scripted
@@ -168,3 +170,35 @@ def test_a_model_that_does_nothing_solves_nothing(tmp_path: Path) -> None:
 
     done = asyncio.run(go())
     assert len(done.wrong) == 2 and done.made == 0 and not any(mark.function for mark in done.marks)
+
+
+def test_scores_are_kept_and_a_server_that_fails_leaves_the_others(
+    tmp_path: Path, minicpm: Run, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command over a runner that is played."""
+    monkeypatch.setenv("MINICPM4_HOME", str(tmp_path / "home"))
+    scored: list[tuple[str, bool]] = []
+
+    class Played:
+        async def gold(self, task: Task) -> str:
+            if task.id == "calculator-2":
+                raise ToolServerError("it did not start")
+            return "gold"
+
+        async def score(self, model: Any, task: Task, gold: str, *, held: bool) -> Outcome:
+            scored.append((task.id, held))
+            mark = Mark(server="calculator", wanted=("f", {"a": 1}), given=("f", {"a": 1}) if held else None)
+            fields = {"ended": "answered", "answer": "", "made": 2, "unfit": 0, "seconds": 1.0}
+            return Outcome(marks=[mark], wrong=[] if held else ["x"], **fields)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(mcp_tasks, "_runner", lambda wanted, *_: (Played(), wanted))
+    words = ("mcp", "tasks", "calculator-1", "calculator-2", "calculator-3", f"--keep={tmp_path / 'k'}")
+    done = minicpm(*words)
+    assert done.code == 0 and "calculator-2 is left out: it did not start" in done.err
+    rows = {tuple(line.split()[:-11:-1]) for line in done.out.splitlines() if line.startswith("all tasks")}
+    assert len(rows) == 2 and "100.0" in done.out
+    assert scored == [(f"calculator-{i}", held) for i in (1, 3) for held in (True, False)]
+    again = minicpm(*words)
+    assert again.out == done.out and len(scored) == 4, "what was scored is found again"
+    late = minicpm("mcp", "tasks", "calculator-4", "--minutes=0")
+    assert late.code == 0 and "1 tasks are left; with --keep it could go on" in late.err

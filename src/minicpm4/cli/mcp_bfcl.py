@@ -52,7 +52,7 @@ def bfcl(
     of the web are not here; the weights of the others are renormalised.
     """
     from minicpm4.agents.mcp.bfcl import running, scoring
-    from minicpm4.agents.mcp.kept import Kept
+    from minicpm4.files import Kept
 
     for name in category or ():
         check_choice("--category", name, scoring.CATEGORIES)

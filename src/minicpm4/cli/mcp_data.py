@@ -107,7 +107,7 @@ def data(
         return
     from minicpm4.agents.mcp.data.making import Maker
     from minicpm4.agents.mcp.data.talks import write_set
-    from minicpm4.agents.mcp.kept import Kept
+    from minicpm4.files import Kept
 
     flags.read(tell=False)
     kept = Kept(output / PARTS, {"version": 1, "kind": kind, "model": model, "verify": verify})

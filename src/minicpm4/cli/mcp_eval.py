@@ -79,7 +79,7 @@ def evaluate(
 ) -> None:
     """Score a model's calls: function, names of parameters, values; the right previous steps are given."""
     from minicpm4.agents.mcp.evaluate import Setting, pool_of, read_pool, read_samples
-    from minicpm4.agents.mcp.kept import Kept
+    from minicpm4.files import Kept
 
     counts = _counts(offer or (SWEPT if sweep else None))
     require(len(counts) == 1 or sweep, "--offer has several numbers", "give --sweep, or one")

@@ -5,28 +5,30 @@ from __future__ import annotations
 import json
 import math
 import sys
-import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from minicpm4.cli.asking import Terminal
+from minicpm4.cli.asking import Terminal, shown
 from minicpm4.cli.mcp_agent import EndpointOption, open_model
 from minicpm4.cli.mcp_eval import MinutesOption
 from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, SamplingFlags, check_output, expand
 from minicpm4.cli.terminal import progress_or_lines, show, table
 from minicpm4.config.strict import check_integer, require, suggest
 from minicpm4.errors import ToolServerError, UnsupportedError
-from minicpm4.files import write_file, write_json
+from minicpm4.files import lock, write_file, write_json
+from minicpm4.places import cache_home
 
 if TYPE_CHECKING:
     from minicpm4.agents.mcp.blocking import Blocking
-    from minicpm4.agents.mcp.kept import Kept
     from minicpm4.agents.mcp.tasks.running import Runner
     from minicpm4.agents.mcp.tasks.task import Task
+    from minicpm4.files import Kept
 
 WAYS = {"both": (True, False), "held": (True,), "free": (False,)}
 Scored = dict[bool, list[tuple[str, dict[str, Any]]]]
@@ -78,7 +80,7 @@ def tasks(
     Each is done in a folder that is made anew. Steps are scored by function, parameters and values with the
     right steps before; then the agent does the whole. Servers that are not installed are installed.
     """
-    from minicpm4.agents.mcp.kept import Kept
+    from minicpm4.files import Kept
 
     wanted = _wanted(only or [])
     if list_them:
@@ -90,8 +92,8 @@ def tasks(
     until = math.inf if minutes is None else time.monotonic() + 60 * minutes
     about = {"version": 1, "kind": "tasks", "model": model, "offer": offer}
     kept = Kept(keep, about) if keep is not None else None
-    with _asking(unasked) as blocking:
-        runner, wanted = _runner(wanted, offer, blocking)
+    with _alone() as folder, _asking(unasked) as blocking:
+        runner, wanted = _runner(wanted, offer, blocking, folder)
         if gold is not None:
             blocking.run(_write_gold(runner, wanted, gold))
             return
@@ -135,7 +137,20 @@ def _asking(unasked: bool) -> Blocking:
     return Blocking(lambda _: "session", lambda _: None) if unasked else Blocking(terminal.may, terminal.tell)
 
 
-def _runner(wanted: list[Task], offer: int, blocking: Blocking) -> tuple[Runner, list[Task]]:
+@contextmanager
+def _alone() -> Iterator[Path]:
+    """Where tasks are done: one place for all runs, since it stands in the prompts; one run at a time."""
+    folder = cache_home() / "mcp" / "tasks"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+
+    def busy() -> None:
+        print("note: another run does tasks: waiting for its end", file=sys.stderr)
+
+    with lock(folder.with_name("tasks.lock"), busy):
+        yield folder
+
+
+def _runner(wanted: list[Task], offer: int, blocking: Blocking, folder: Path) -> tuple[Runner, list[Task]]:
     """Whoever runs them, and those whose servers can be had; the others are told."""
     from minicpm4.agents.mcp.catalogue import CATALOGUE
     from minicpm4.agents.mcp.install import install
@@ -154,8 +169,6 @@ def _runner(wanted: list[Task], offer: int, blocking: Blocking) -> tuple[Runner,
     require(bool(left), "no task can be done", "see: minicpm4 mcp catalogue")
     if len(left) < len(wanted):
         print(f"note: {len(wanted) - len(left)} tasks are left out for it", file=sys.stderr)
-    # One place for all runs: the prompts, in which it stands, are then the same.
-    folder = Path(tempfile.gettempdir()) / "minicpm4-tasks"
     pool = blocking.run(tools_of(there, folder, blocking.ask, ()))
     return Runner(folder=folder, pool=pool, ask=blocking.ask, offer=offer), left
 
@@ -169,23 +182,35 @@ async def _each(
     until: float,
     progress: Any,
 ) -> int:
-    """Score them in turn; how many are done."""
+    """Score them in turn; how many there was time for. A task whose servers fail is told of and left out."""
     for number, task in enumerate(wanted):
-        whole = None
-        for held, scores in found.items():
-            one = None if kept is None else kept.get(task.id, held)
-            if one is None:
-                if time.monotonic() > until:
-                    return number
-                whole = whole or await runner.gold(task)
-                one = asdict(await runner.score(model, task, whole, held=held))
-                one["marks"] = [[mark["wanted"], mark["given"]] for mark in one["marks"]]
-                if kept is not None:
-                    kept.put(one, task.id, held)
-            scores.append((task.id, one))
+        try:
+            if not await _scored(runner, model, task, found, kept, until):
+                return number
+        except ToolServerError as error:
+            print(f"note: {task.id} is left out: {shown(str(error))}", file=sys.stderr)
         if progress is not None:
             progress(number + 1, len(wanted))
     return len(wanted)
+
+
+async def _scored(
+    runner: Runner, model: Any, task: Task, found: Scored, kept: Kept | None, until: float
+) -> bool:
+    """Score a task each way; whether there was time for it."""
+    gold = None
+    for held, scores in found.items():
+        one = None if kept is None else kept.get(task.id, held)
+        if one is None:
+            if time.monotonic() > until:
+                return False
+            gold = gold or await runner.gold(task)
+            one = asdict(await runner.score(model, task, gold, held=held))
+            one["marks"] = [[mark["wanted"], mark["given"]] for mark in one["marks"]]
+            if kept is not None:
+                kept.put(one, task.id, held)
+        scores.append((task.id, one))
+    return True
 
 
 async def _write_gold(runner: Runner, wanted: list[Task], file: Path) -> None:

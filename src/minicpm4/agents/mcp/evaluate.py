@@ -18,14 +18,13 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from minicpm4.agents.mcp.kept import Kept
 from minicpm4.agents.mcp.models import Local, Model, asked
 from minicpm4.agents.mcp.search import best_tools
 from minicpm4.agents.mcp.tools import Tool
 from minicpm4.config.strict import require
 from minicpm4.engine.llm import LLM
 from minicpm4.errors import ConfigError, RequestError
-from minicpm4.files import finite, parse_json, read_text
+from minicpm4.files import Kept, finite, parse_json, read_text
 
 __all__ = [
     "Mark",

@@ -14,10 +14,9 @@ from typing import Any
 
 from minicpm4.agents.mcp.catalogue import Entry
 from minicpm4.agents.mcp.install import install, program_of
-from minicpm4.agents.mcp.kept import Kept
 from minicpm4.agents.mcp.models import Model, asked
 from minicpm4.errors import RequestError, ToolServerError
-from minicpm4.files import finite, parse_json
+from minicpm4.files import Kept, finite, parse_json
 
 __all__ = ["BFCL", "answers", "check", "read_entries"]
 

@@ -16,7 +16,6 @@ from typing import Any
 from minicpm4.agents.mcp.agent import SYSTEM, Agent, AgentOptions, called
 from minicpm4.agents.mcp.data.named import answers, names_tool, unnamed
 from minicpm4.agents.mcp.data.talks import Dropped, Talk, call_message
-from minicpm4.agents.mcp.kept import Kept
 from minicpm4.agents.mcp.models import Model, Reply
 from minicpm4.agents.mcp.search import best_tools
 from minicpm4.agents.mcp.toolbox import Toolbox
@@ -24,6 +23,7 @@ from minicpm4.agents.mcp.tools import Tool, fingerprint
 from minicpm4.agents.mcp.transcript import Step
 from minicpm4.agents.mcp.writing import queries_for, varied, written
 from minicpm4.errors import ConfigError, RequestError
+from minicpm4.files import Kept
 
 __all__ = ["Maker", "Query", "pairs_of"]
 
