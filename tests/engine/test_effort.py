@@ -101,6 +101,11 @@ def test_it_is_hardly_ever_slower_and_often_faster(row: float, right: float, lea
     assert World(row, right).run(3000) > least
 
 
+def test_what_a_slow_drafter_takes_is_found_out_with_few_drafts() -> None:
+    """One that is right but takes longer than it gains: short answers are hardly slower either."""
+    assert World(1.5, 0.95, says=0.95).run(60) > 0.85
+
+
 def test_a_drafter_that_is_never_right_is_hardly_asked() -> None:
     world = World(0.3, 0.0, says=0.9)
     world.run(3000)

@@ -8,7 +8,7 @@ from functools import partial
 from time import perf_counter
 
 from minicpm4.engine.drafter import Array, Drafter, Guess, Wish
-from minicpm4.engine.effort import Costs, Record, most_rows, product, reached, worthwhile
+from minicpm4.engine.effort import TRIAL, Costs, Record, most_rows, product, reached, worthwhile
 from minicpm4.engine.sequence import MAX_DRAFTS, Sequence
 from minicpm4.engine.steps import StepPlan
 
@@ -116,6 +116,8 @@ class Drafting:
     def _measured(self, ready: Items[Sequence], decoding: int) -> list[Wish]:
         """Those for which drafts may pay; none in a step that tells what it takes without."""
         room = most_rows(decoding, self.rows)
+        if not (self.drafter.is_free or self._costs.knows(decoding)):
+            room = min(room, TRIAL)
         wishes = []
         for one in ready:
             record, most = self._record(one), min(room, _left(one))

@@ -26,7 +26,8 @@ REST, MOST_REST = (
     512,
 )  # steps without drafts where they do not pay: at first, and doubled each time at most
 _FIRST_ROW = 0.35  # times a step without drafts, what a draft adds before it was measured
-_SURE = 16.0  # drafts squared, as which this weighs beside what was measured
+TRIAL = 2  # drafts at a time, of a drafter whose guesses take time, before that was measured
+_SURE = 8.0  # drafts squared, as which this weighs beside what was measured
 _KEPT = 0.97  # what an earlier measurement weighs after each
 _FADING = 0.995  # the same, where no draft was checked
 _NEW = 0.1  # weight of the newest
@@ -52,6 +53,10 @@ class Costs:
         seen, squares = (0.0, 0.0) if near is None else self._rows[near]
         return max((seen + _SURE * _FIRST_ROW) / (squares + _SURE), 0.01)
 
+    def knows(self, sequences: int) -> bool:
+        """Whether what a draft adds has been measured for about so many."""
+        return any(abs(known - sequences) <= sequences // 2 for known in self._rows)
+
     def note(self, sequences: int, drafts: int, seconds: float) -> None:
         """A step that decoded so many sequences with so many drafts took so long."""
         self._steps += 1
@@ -62,7 +67,7 @@ class Costs:
             mean = min(known, seconds) if count < FIRST_PLAIN else known + _NEW * (seconds - known)
             self._plain[sequences] = mean, count + 1, self._steps
         elif count:
-            more = min(seconds / known - 1, 4 * drafts * self.row(sequences))
+            more = min(seconds / known - 1, 6 * drafts * self.row(sequences))
             seen, squares = self._rows.get(sequences, (0.0, 0.0))
             self._rows[sequences] = _KEPT * seen + drafts * more, _KEPT * squares + drafts * drafts
 
