@@ -184,7 +184,9 @@ _TOOL_SCHEMA = {
 _REPORT = {
     "version": 1,
     "model": "m",
-    "tools": [{"server": "s", "tool": "t", "fingerprint": "f", "trials": [{"query": "q", "called": True}]}],
+    "tools": [
+        {"server": "s", "tool": "t", "key": "f", "trials": [{"query": "q", "arguments": {}, "text": "r"}]}
+    ],
 }
 _CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 _TRANSCRIPT = {
@@ -197,11 +199,12 @@ _TRANSCRIPT = {
     "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
     "steps": [],
 }
+_CROSSOVER = {"sparse": {"topk": 4}, "prefill": 4096, "decode": None}
 _CALIBRATION = {
     "version": 1,
     "machine": {"cpu": "x"},
     "model": {"layers": 2},
-    "values": {"threads": 2, "chunk": 512, "rows": {"1": 5.0}, "crossovers": [{"sparse": {}, "dense": []}]},
+    "values": {"name": "m", "threads": 2, "chunk": 512, "rows": {"1": 5.0}, "crossovers": [_CROSSOVER]},
 }
 
 

@@ -22,8 +22,8 @@ from tests.text.call_templates import TOOLS
 from tests.text.test_call_formats import form_of
 
 _ADDED = {
-    "1": {"content": "<s>", "special": True},
-    "2": {"content": "</s>", "special": True, "lstrip": False},
+    "256": {"content": "<s>", "special": True},
+    "257": {"content": "</s>", "special": True, "lstrip": False},
 }
 _SETTINGS = {
     "tokenizer_class": "LlamaTokenizer",
@@ -71,7 +71,7 @@ def _draw_tokenizer(rng: Random) -> bytes:
     elif name == "tokenizer_config.json":
         files[name] = mutated_json(rng, _SETTINGS)
     elif name == "added_tokens.json":
-        files[name] = mutated_json(rng, {"<s>": 1, "<new>": 261, "x": 5})
+        files[name] = mutated_json(rng, {"<s>": 256, "</s>": 257, "<new>": 300})
         files.pop("tokenizer_config.json", None)
     else:
         other = rng.choice(
@@ -80,8 +80,8 @@ def _draw_tokenizer(rng: Random) -> bytes:
         tables: dict[str, Any] = {
             "special_tokens_map.json": {"bos_token": "<s>", "eos_token": {"content": "</s>"}},
             "chat_template.json": {"chat_template": [{"name": "default", "template": "{{ messages }}"}]},
-            "generation_config.json": {"eos_token_id": [1, 2], "temperature": 1.0},
-            "config.json": {"model_type": "llama", "vocab_size": 300, "eos_token_id": 2},
+            "generation_config.json": {"eos_token_id": [257], "temperature": 1.0},
+            "config.json": {"model_type": "llama", "vocab_size": 300, "eos_token_id": 257},
         }
         files[other] = mutated_json(rng, tables[other])
     return packed(files)
