@@ -62,13 +62,16 @@ def heat_map(
     x_label: str,
     y_label: str,
 ) -> str:
-    """Return an SVG of ``shares`` (rows, columns), each from 0 (dark red) to 1 (green), with numbers."""
+    """Return an SVG of ``shares`` (rows, columns), each from 0 (dark red) to 1 (green), with numbers; NaN: an
+    empty cell."""
     wide, high = (WIDTH - LEFT - 40) / len(columns), (HEIGHT - TOP - BOTTOM) / len(rows)
     parts = [_text(WIDTH / 2, 22, title, "middle", 15)]
     for i, row in enumerate(shares):
         y = TOP + i * high
         parts.append(_text(LEFT - 8, y + high / 2 + 4, rows[i], "end"))
         for j, share in enumerate(row):
+            if math.isnan(share):
+                continue
             x = LEFT + j * wide
             box = f'x="{x:.1f}" y="{y:.1f}" width="{wide - 2:.1f}" height="{high - 2:.1f}"'
             parts.append(f'<rect {box} fill="{_colour(share)}"/>')

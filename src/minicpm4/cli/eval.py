@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from minicpm4.cli.eval_code import code
+from minicpm4.cli.eval_ruler import ruler
+from minicpm4.cli.needles import command as needles
 from minicpm4.cli.options import EngineFlags, check_apart, check_output, expand, number, write_figures
 from minicpm4.cli.terminal import progress_bar, show, table
 from minicpm4.config.strict import require
@@ -79,7 +80,7 @@ def ppl(
         write_figures(json_file, _figures(found, names, window, stride, engine))
 
 
-commands = {"ppl": ppl, "code": code}
+commands = {"ppl": ppl, "ruler": ruler, "niah": needles, "code": code}
 
 
 def _window(inspected: Mapping[str, Inspection], asked: int | None) -> int:
@@ -157,5 +158,5 @@ def _figures(
         if model != first:
             by, half = apart(wholes[first], wholes[model])
             models[model]["bits_per_byte_apart"] = {"mean": by, "half_width": half}
-    flags = {f.name: getattr(engine, f.name) for f in fields(engine) if getattr(engine, f.name) is not None}
-    return {"texts": names, "window": window, "stride": stride or "half", "engine": flags, "models": models}
+    told = {"texts": names, "window": window, "stride": stride or "half", "engine": engine.told()}
+    return {**told, "models": models}

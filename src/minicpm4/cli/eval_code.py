@@ -89,7 +89,8 @@ def code(
     asked = evaluation.read_problems(problems)[:first]
     with engine.load(engine.inspect(model, max_batch=together)) as llm:
         style = style or ("chat" if llm.has_chat_template else "complete")
-        told = {"kind": "code", "model": model, "hash": evaluation.settings_hash(llm, asked, style, params)}
+        told = {"kind": "code", "model": model, "engine": engine.told()}
+        told["hash"] = evaluation.settings_hash(llm, asked, style, params)
         kept = Kept(keep, told)
         print(llm.description, file=sys.stderr)
         end = None if minutes is None else time.monotonic() + 60 * minutes

@@ -199,6 +199,10 @@ class EngineFlags:
             settings["sparse"] = parse_sparse(self.sparse)
         return settings
 
+    def told(self) -> dict[str, Any]:
+        """What was given, by name, for reports."""
+        return _given(self)
+
     def inspect(self, model: str, **more: Any) -> Inspection:
         """Open and plan a model; ``more``: options that a command decides. Raises Minicpm4Error."""
         settings = self.settings() | more

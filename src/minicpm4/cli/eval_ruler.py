@@ -1,0 +1,198 @@
+"""``minicpm4 eval ruler``: RULER's thirteen kinds of questions about long texts."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from minicpm4.cli.options import EngineFlags, check_output, expand, number, numbers, write_figures
+from minicpm4.cli.terminal import progress_bar, show, table
+from minicpm4.config.strict import require
+from minicpm4.errors import ConfigError
+from minicpm4.files import json_text, read_text, write_file
+from minicpm4.text.tokenizer import MAX_TEXT_BYTES
+
+if TYPE_CHECKING:
+    from minicpm4 import LLM
+    from minicpm4.evals.ruler import Answer, Maker, Score
+
+_ENGINE = EngineFlags()
+
+
+@expand
+def ruler(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Name, folder, .gguf file or hub repository.")
+    ],
+    *,
+    keep: Annotated[
+        Path,
+        typer.Option("--keep", metavar="FOLDER", help="Keep each answer there, and go on from there."),
+    ],
+    lengths: Annotated[
+        str, typer.Option(metavar="TOKENS,...", help="Lengths of question and answer together.")
+    ] = "4096",
+    kinds: Annotated[
+        str | None,
+        typer.Option(metavar="KIND,...", help="Only these kinds, such as niah_single_2,vt. Default: all."),
+    ] = None,
+    each: Annotated[int, typer.Option(help="Questions of each kind at each length.")] = 20,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Text in which needles are hidden; several may be given. Default: Python's manual.",
+        ),
+    ] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Without the chat template, for models that have learnt none.")
+    ] = False,
+    both: Annotated[
+        bool, typer.Option("--both", help="Dense and sparse attention, one after the other.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Other questions.")] = 0,
+    minutes: Annotated[
+        float | None, typer.Option(help="Stop after this long; the same call goes on.")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write scores and every answer there.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.svg", help="Draw scores by kind and length as a heat map.")
+    ] = None,
+    engine: EngineFlags = _ENGINE,
+) -> None:
+    """Ask about long texts: needles, variables, frequent words, facts in documents (RULER).
+
+    The thirteen kinds are made here, at any length in the model's own tokens, and scored by RULER's rules.
+    Texts and people are others than RULER's, so scores are not to be compared with published ones, nor those
+    of different hashes (kinds, text, template, tokenizer) with one another.
+    """
+    from minicpm4.evals.ruler import KINDS
+    from minicpm4.evals.ruler.fitting import check_kinds
+
+    sizes = numbers("--lengths", lengths, 1 << 24, least=64)
+    number("--each", each, 1000, least=1)
+    asked = check_kinds([one.strip() for one in kinds.split(",")] if kinds is not None else list(KINDS))
+    require(minutes is None or minutes > 0, f"--minutes {minutes} is no time", "give minutes above 0")
+    require(not (both and engine.attention), "--both and --attention exclude one another", "leave one out")
+    for name, file in (("--json", json_file), ("--plot", plot)):
+        check_output(name, file)
+    content = _text(text or [])
+    ways = ["dense", "sparse"] if both else [engine.attention or "auto"]
+    settings = replace(engine, context=engine.context or max(sizes) + 8)
+    end = None if minutes is None else time.monotonic() + 60 * minutes
+    about: dict[str, Any] = {"model": model, "seed": seed, "engine": engine.told()}
+    found: dict[str, list[Answer]] = {}
+    for way in ways:
+        chosen = replace(settings, sparse=None) if both and way == "dense" else settings
+        with chosen.load(chosen.inspect(model, attention=way)) as llm:
+            maker, digest = _maker(llm, content, plain, seed, [one.name for one in asked])
+            about |= {"hash": digest, "plain": plain or not llm.has_chat_template, way: llm.description}
+            print(llm.description, file=sys.stderr)
+            found[way] = _ask(llm, maker, asked, sizes, each, keep / way, about, end)
+    _tell(found, about, len(asked) * len(sizes) * each, json_file, plot)
+
+
+def _text(files: list[Path]) -> str:
+    if not files:
+        from pydoc_data.topics import topics
+
+        return "\n\n".join(topics.values())
+    return "\n\n".join(read_text(file, MAX_TEXT_BYTES, ConfigError, "give a file of text") for file in files)
+
+
+def _maker(llm: LLM, content: str, plain: bool, seed: int, kinds: list[str]) -> tuple[Maker, str]:
+    """Makes prompts; and the hash of what they depend on."""
+    from minicpm4.evals.ruler import Maker
+    from minicpm4.evals.ruler.words import sentences
+
+    def encode(text: str, begin: str) -> list[int]:
+        if plain or not llm.has_chat_template:
+            return llm.prompt_ids(f"{text}\n{begin}")
+        return [*llm.chat_ids([{"role": "user", "content": text}]), *llm.tokenizer.encode_after(begin)]
+
+    haystack = sentences(content)
+    parts = [hashlib.sha256(content.encode()).hexdigest(), kinds, encode("A question?", "Answer:"), seed]
+    digest = hashlib.sha256(json_text(parts).encode()).hexdigest()[:16]
+    return Maker(encode, haystack, seed=seed), digest
+
+
+def _ask(
+    llm: LLM,
+    maker: Maker,
+    kinds: list[Any],
+    sizes: list[int],
+    each: int,
+    keep: Path,
+    about: Mapping[str, Any],
+    end: float | None,
+) -> list[Answer]:
+    from minicpm4.evals.ruler import ask
+    from minicpm4.files import Kept
+
+    kept = Kept(keep, {"kind": "ruler", **{name: about[name] for name in ("model", "engine", "hash")}})
+    total = len(kinds) * len(sizes) * each
+    with progress_bar("asking", "questions") as progress:
+        return ask(
+            llm,
+            maker,
+            kinds,
+            sizes,
+            each,
+            kept,
+            tick=lambda done: progress(done, total) if progress is not None else None,
+            until=lambda: end is not None and time.monotonic() >= end,
+        )
+
+
+def _tell(
+    found: Mapping[str, list[Answer]],
+    about: Mapping[str, Any],
+    total: int,
+    json_file: Path | None,
+    plot: Path | None,
+) -> None:
+    from minicpm4.evals.ruler import effective_length, scores, svg
+
+    scored = {way: scores(answers) for way, answers in found.items()}
+    for way, each in scored.items():
+        _show(way, each)
+        best = effective_length(each)
+        print(f"{way}: the average reaches 85.6% up to {'no length' if best is None else f'{best:,} tokens'}")
+        if len(found[way]) < total:
+            print(f"note: time is up: {total - len(found[way]):,} are left; the same command goes on")
+        if plot is not None and each:
+            file = plot if len(scored) == 1 else plot.with_stem(f"{plot.stem}-{way}")
+            write_file(file, svg(f"RULER's kinds, {way} attention: {Path(about['model']).name}", each))
+    print(f"hash {about['hash']}")
+    if json_file is not None:
+        rows = {way: [asdict(one) for one in each] for way, each in scored.items()}
+        answers = {way: [asdict(one) for one in each] for way, each in found.items()}
+        write_figures(json_file, {**about, "scores": rows, "answers": answers})
+
+
+def _show(way: str, found: list[Score]) -> None:
+    from minicpm4.evals.ruler.running import averages
+
+    lengths = sorted({one.length for one in found})
+    shown = table(way, *(f"{length:,}" for length in lengths), "blocks read", left=1)
+    for kind in dict.fromkeys(one.kind for one in found):
+        row = {one.length: one for one in found if one.kind == kind}
+        cells = [_cell(row.get(length)) for length in lengths]
+        shown.add_row(kind, *cells, f"{sum(one.read for one in row.values()) / len(row):.0%}")
+    shown.add_row("average", *(f"{mean:.1%}" for mean in averages(found).values()), "")
+    show(shown)
+
+
+def _cell(score: Score | None) -> str:
+    if score is None:
+        return ""
+    return f"{score.mean:.0%}" + ("" if score.half is None else f" +- {score.half:.0%}")

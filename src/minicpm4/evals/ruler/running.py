@@ -1,0 +1,154 @@
+"""Asking a model, scoring what it says, and the figures of a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+from minicpm4 import LLM, SamplingParams
+from minicpm4.evals.ruler.fitting import Maker, Sample
+from minicpm4.evals.ruler.kinds import KINDS, Kind
+from minicpm4.files import Kept
+from minicpm4.plot import heat_map
+
+__all__ = ["Answer", "Score", "ask", "effective_length", "score_of", "scores", "svg"]
+
+ENOUGH = 0.856  # what Llama-2-7B reaches at 4K, RULER's mark for a length that a model masters
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """``score`` from 0 to 1 of what was said; ``read``: key/value blocks read / visible."""
+
+    kind: str
+    length: int
+    index: int
+    prompt_tokens: int
+    text: str
+    references: tuple[str, ...]
+    score: float
+    read: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """Of ``count`` answers of a kind at a length: the mean, half the width of its 95% interval (None of one),
+    and the share of blocks that was read."""
+
+    kind: str
+    length: int
+    count: int
+    mean: float
+    half: float | None
+    read: float
+
+
+def score_of(kind: Kind, text: str, references: Sequence[str]) -> float:
+    """RULER's: the share of references that stand in the answer, of ``any_one`` kinds whether one does;
+    letters large and small are alike."""
+    found = [reference.lower() in text.lower() for reference in references]
+    return float(any(found)) if kind.any_one else sum(found) / len(found)
+
+
+def ask(
+    llm: LLM,
+    maker: Maker,
+    kinds: Sequence[Kind],
+    lengths: Sequence[int],
+    each: int,
+    kept: Kept,
+    *,
+    tick: Callable[[int], object] = lambda done: None,
+    until: Callable[[], bool] = lambda: False,
+) -> list[Answer]:
+    """``each`` questions of every kind at every length, shortest first; answers are kept as they come, and
+    found there again. Ends early where ``until`` says so. Raises ConfigError before any is asked where a kind
+    does not fit in a length."""
+    for length in lengths:
+        for kind in kinds:
+            maker.shortest(kind, length)
+    answers: list[Answer] = []
+    for length in sorted(lengths):
+        for index in range(each):
+            for kind in kinds:
+                found = kept.get(kind.name, length, index)
+                if found is None:
+                    if until():
+                        continue
+                    found = asdict(_one(llm, maker.sample(kind, length, index)))
+                    kept.put(found, kind.name, length, index)
+                answers.append(Answer(**{**found, "references": tuple(found["references"])}))
+                tick(len(answers))
+    return answers
+
+
+def _one(llm: LLM, sample: Sample) -> Answer:
+    out = llm.generate(
+        list(sample.prompt), SamplingParams(max_tokens=sample.tokens, temperature=0.0, ignore_eos=False)
+    )
+    return Answer(
+        kind=sample.kind,
+        length=sample.length,
+        index=sample.index,
+        prompt_tokens=len(sample.prompt),
+        text=out.text,
+        references=sample.references,
+        score=score_of(KINDS[sample.kind], out.text, sample.references),
+        read=out.metrics.blocks_read_share,
+    )
+
+
+def scores(answers: Sequence[Answer]) -> list[Score]:
+    """Of every kind at every length."""
+    cells: dict[tuple[str, int], list[Answer]] = {}
+    for one in answers:
+        cells.setdefault((one.kind, one.length), []).append(one)
+    return [_score(kind, length, each) for (kind, length), each in cells.items()]
+
+
+def _score(kind: str, length: int, answers: Sequence[Answer]) -> Score:
+    count = len(answers)
+    mean = sum(one.score for one in answers) / count
+    spread = sum((one.score - mean) ** 2 for one in answers) / max(1, count - 1)
+    return Score(
+        kind=kind,
+        length=length,
+        count=count,
+        mean=mean,
+        half=None if count == 1 else 1.96 * math.sqrt(spread / count),
+        read=sum(one.read for one in answers) / count,
+    )
+
+
+def averages(found: Sequence[Score]) -> dict[int, float]:
+    """By length the mean over kinds."""
+    by_length: dict[int, list[float]] = {}
+    for one in found:
+        by_length.setdefault(one.length, []).append(one.mean)
+    return {length: sum(each) / len(each) for length, each in sorted(by_length.items())}
+
+
+def effective_length(found: Sequence[Score], enough: float = ENOUGH) -> int | None:
+    """The greatest length up to which the average reaches ``enough``; None: the shortest does not."""
+    best = None
+    for length, mean in averages(found).items():
+        if mean < enough:
+            break
+        best = length
+    return best
+
+
+def svg(title: str, found: Sequence[Score]) -> str:
+    """Kinds down, lengths across; what was not asked is left empty."""
+    lengths = sorted({one.length for one in found})
+    kinds = [name for name in KINDS if any(one.kind == name for one in found)]
+    by_place = {(one.kind, one.length): one.mean for one in found}
+    return heat_map(
+        title,
+        [[by_place.get((kind, length), math.nan) for length in lengths] for kind in kinds],
+        rows=kinds,
+        columns=[f"{length:,}" for length in lengths],
+        x_label="length of question and answer, tokens",
+        y_label="kind",
+    )
