@@ -191,7 +191,7 @@ def test_needles_are_hidden_in_a_packed_set(tmp_path: Path, data: Run, books: Pa
         ("pack BOOKS/none", "none is neither a file nor a folder. check its name"),
         ("pack BOOKS --kind parquet", "has no files of kind 'parquet'. it looks for .parquet"),
         ("pack npm:x --kind package", "'npm:x' names no package. write apt:NAME or pip:NAME==VERSION"),
-        ("pack BOOKS/bad.jsonl --kind jsonl", "bad.jsonl, line 2 is not JSON"),
+        ("pack BOOKS/bad.jsonl --kind jsonl --strict", "bad.jsonl, line 2 is not JSON"),
         ("pack BOOKS/bad.jsonl --kind jsonl --column x", "bad.jsonl, line 1 has no 'x', but 'text'"),
         ("pack BOOKS/bad.jsonl --kind chat", "bad.jsonl, line 1 has no 'messages', but 'text'"),
         ("pack BOOKS --max-tokens 5", "--max-tokens is for chats"),

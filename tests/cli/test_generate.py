@@ -17,12 +17,21 @@ from minicpm4.errors import RequestError
 from tests.cli.conftest import Result, Script
 
 Run = Callable[..., Result]
+TOOL = {"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}
 
 
 @pytest.mark.parametrize(
     ("args", "stdin", "prompt"),
     [
-        (["--prompt", "Hi"], "ignored", "Hi"),
+        (["--prompt", "Hi"], "", "Hi"),
+        (["Hi"], "", "Hi"),
+        (["--prompt", "Why?"], "piped in\n", "piped in\n\nWhy?"),
+        (["Why?"], "piped in\n", "piped in\n\nWhy?"),
+        (
+            ["-f", "FILE", "-f", "-", "-f", "FILE", "Why?"],
+            "x",
+            "a file\nof two lines\n\nx\n\na file\nof two lines\n\nWhy?",
+        ),
         ([], "from a pipe\n", "from a pipe"),
         (["--prompt-file", "-"], "text\n", "text"),
         (["--prompt-file", "-", "--prompt", "Why?"], "text\n", "text\n\nWhy?"),
@@ -47,7 +56,12 @@ def test_the_prompt_is_put_together(
         (["--prompt", "  "], "the prompt is empty"),
         (["--prompt-file", "absent.txt"], "cannot read absent.txt: No such file"),
         (["--prompt-file", "."], "cannot read ."),
-        (["--prompt", "x", "--raw", "--system", "y"], "--system and --think need a chat template"),
+        (["--prompt", "x", "--raw", "--system", "y"], "--system, --think and --tools need a chat template"),
+        (["x", "--prompt", "y"], "the prompt is given twice"),
+        (["x", "--logprobs", "3"], "--logprobs is part of --json"),
+        (["x", "--samples", "0"], "n = 0 is outside 1 to 256"),
+        (["x", "--logit-bias", "a=1"], "--logit-bias has 'a=1'. write ID=BIAS"),
+        (["-f", "-", "-f", "-"], "--prompt-file - is given twice"),
     ],
 )
 def test_wrong_prompts_are_refused(minicpm: Run, script: Script, args: list[str], message: str) -> None:
@@ -171,7 +185,7 @@ def test_a_prompt_is_read_alike_however_an_editor_saved_it(
     data = "One é.\r\nTwo.\rThree.\n".encode(encoding)
     (tmp_path / "a.txt").write_bytes(data)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data), encoding="latin-1"))
-    assert read_prompt(None, "-" if piped else str(tmp_path / "a.txt")) == "One é.\nTwo.\nThree."
+    assert read_prompt(None, ["-" if piped else str(tmp_path / "a.txt")]) == "One é.\nTwo.\nThree."
 
 
 @pytest.mark.parametrize("piped", [False, True])
@@ -182,4 +196,46 @@ def test_a_prompt_that_does_not_decode_is_refused(
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9!")))
     name = "-" if piped else str(tmp_path / "a.txt")
     with pytest.raises(RequestError, match="is not UTF-8: invalid continuation byte at byte 3"):
-        read_prompt(None, name)
+        read_prompt(None, [name])
+
+
+def test_what_cannot_be_had_is_said(minicpm: Run, script: Script, tmp_path: Path) -> None:
+    tools = tmp_path / "tools.json"
+    tools.write_text(json.dumps([TOOL]))
+    result = minicpm("generate", "x", "--think", "--max-tokens", "9999", "--tools", str(tools), "--json")
+    assert result.code == 0
+    assert (
+        "note: --think, --no-think: the chat template of smollm2-135m-instruct has no such switch"
+        in result.err
+    )
+    assert "shows no tools: describe them in --system" in result.err
+    assert "note: --max-tokens 9,999: after this prompt the context has room for " in result.err
+    assert json.loads(result.out)["tool_calls"] == []
+    assert "note:" not in minicpm("generate", "x", "--max-tokens", "99").err
+
+
+def test_calls_of_tools_are_told_apart(minicpm: Run, script: Script, tmp_path: Path) -> None:
+    tools = tmp_path / "tools.json"
+    tools.write_text(
+        json.dumps([{"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}])
+    )
+    script.answers = ['<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>']
+    result = json.loads(minicpm("generate", "x", "--tools", str(tools), "--json").out)
+    assert result["tool_calls"] == [{"name": "now", "arguments": {}}]
+    tools.write_text("[]")
+    assert "holds no tools" in minicpm("generate", "x", "--tools", str(tools)).err
+
+
+def test_several_answers_are_printed_one_after_another(minicpm: Run, script: Script) -> None:
+    script.answers = ["Paris"]
+    assert minicpm("generate", "x", "--samples", "2").out == "--- 1 of 2 ---\nParis\n--- 2 of 2 ---\nParis\n"
+    script.answers = ["Rome"]
+    result = json.loads(minicpm("generate", "x", "--samples", "2", "--logprobs", "1", "--json").out)
+    assert [one["text"] for one in result["samples"]] == ["Rome", "Rome"]
+    assert len(result["samples"][1]["logprobs"]) == len("Rome") + 1
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_a_wrong_option_names_the_nearest(minicpm: Run, script: Script, command: str) -> None:
+    result = minicpm(command, "--temprature", "1")
+    assert result.code == 2 and "--temperature" in result.err

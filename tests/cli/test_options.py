@@ -5,12 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from minicpm4.cli.options import parse_sparse
+from minicpm4.cli.options import EngineFlags, parse_sparse
 from minicpm4.errors import ConfigError, MemoryPlanError
 from minicpm4.formats.kinds import weight_choices
 from tests.cli.conftest import Result, Script
@@ -88,6 +89,12 @@ def test_engine_options_reach_the_engine(
         (["--frequency-penalty", "0.3"], "frequency_penalty", 0.3),
         (["--seed", "9"], "seed", 9),
         (["--stop", "a", "--stop", "b"], "stop", ("a", "b")),
+        (["--min-tokens", "2"], "min_tokens", 2),
+        (["--logit-bias", "7=-inf", "--logit-bias", "8=2.5"], "logit_bias", {7: float("-inf"), 8: 2.5}),
+        (["--stop-token-id", "5", "--stop-token-id", "6"], "stop_token_ids", (5, 6)),
+        (["--ignore-eos"], "ignore_eos", True),
+        (["--samples", "3"], "n", 3),
+        (["--logprobs", "2", "--json"], "logprobs", 2),
         (["--json-schema", '{"const": 1}'], "json_schema", {"const": 1}),
         (["--json-schema", "{}"], "json_schema", {"type": "object"}),
         (["--json-schema", "true"], "json_schema", {"type": "object"}),
@@ -209,3 +216,15 @@ runpy.run_module("minicpm4", run_name="__main__")
 def test_ctrl_c_as_the_command_is_imported_is_130() -> None:
     done = subprocess.run([sys.executable, "-c", SLOW_IMPORT], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (130, "")
+
+
+def test_every_field_of_sampling_has_an_option() -> None:
+    from minicpm4 import SamplingParams
+    from minicpm4.cli.sampling import SampleFlags, SamplingFlags
+
+    elsewhere = {"n": "samples", "calls": "tools"}  # by other names
+    groups = (SamplingFlags, SampleFlags, EngineFlags)  # `attention` is the engine's
+    options = {field.name for group in groups for field in fields(group)}
+    wanted = {elsewhere.get(field.name, field.name) for field in fields(SamplingParams) if field.init}
+    assert wanted <= options
+    assert {field.name for field in fields(SamplingFlags)} <= wanted

@@ -14,7 +14,7 @@ from minicpm4.data.corpora import Corpus
 from minicpm4.data.packer import corpus_texts, pack_all
 from minicpm4.data.packing import Counting, chat_documents
 from minicpm4.data.questions import page_conversations
-from minicpm4.data.sources import NULL, UNDECODED, conversations, texts
+from minicpm4.data.sources import NULL, UNDECODED, WRONG, conversations, texts
 from minicpm4.errors import ConfigError
 from minicpm4.testing import byte_text
 from minicpm4.text import ChatTemplate
@@ -252,7 +252,7 @@ def test_the_column_system_is_the_system_message(tmp_path: Path, kind: str) -> N
     assert found == [own, own, TURNS, TURNS, own, own]
     word = "line" if kind == "jsonl" else "row"
     reason = "it has a system message and another text in the column 'system'"
-    assert counting.left_out == {reason: 2} and counting.first[reason] == f"{file}, {word} 3"
+    assert counting.left_out == {reason: 2} and counting.places[reason][0] == f"{file}, {word} 3"
     assert not list(counting.notes())
     whole = "".join(told(d.tokens) for d in chat_documents(conversations([file]), encoder()))
     assert whole.count("<|im_start|>system\ns<|im_end|>") == 4
@@ -303,3 +303,15 @@ def test_a_run_is_told_of_columns_that_are_not_read(tmp_path: Path) -> None:
     assert [line for line in said if "not read" in line] == [
         f"c: columns of the chats that are not read: 'functions' (the first: {file}, line 1)"
     ]
+
+
+def test_chats_that_are_none_are_left_out_with_their_lines(tmp_path: Path) -> None:
+    bad = [{"messages": "no JSON"}, {"messages": 7}, {"messages": TURNS, "enable_thinking": "no"}]
+    file = lines(tmp_path / "a.jsonl", *bad, {"messages": TURNS})
+    counting = Counting()
+    (_,) = chat_documents(conversations([file], skip=counting.skip), encoder(), counting)
+    assert counting.left_out == {WRONG: 3}
+    assert all(any(f"line {n}" in place for place in counting.places[WRONG]) for n in (1, 2, 3))
+    strict = Counting(strict=True)
+    with pytest.raises(ConfigError, match="mend it, or leave out --strict"):
+        list(chat_documents(conversations([file], skip=strict.skip), encoder(), strict))

@@ -14,7 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minicpm4.data import sources
-from minicpm4.data.sources import conversations, distinct, files_of, filter_hash, hash_of, texts
+from minicpm4.data.packing import Counting
+from minicpm4.data.sources import (
+    NULL,
+    UNDECODED,
+    WRONG,
+    conversations,
+    distinct,
+    files_of,
+    filter_hash,
+    hash_of,
+    texts,
+)
 from minicpm4.errors import ConfigError, UnsupportedError
 
 
@@ -182,3 +193,47 @@ def test_a_file_that_cannot_be_read_is_named() -> None:
     ):
         with pytest.raises(ConfigError, match="cannot read /proc/self/mem: Input/output error"):
             read()
+
+
+ROWS = [{"text": "one"}, {"body": "x"}, {"text": None}, {"text": 7}, {"text": "two"}]
+
+
+def test_dirty_lines_are_skipped_counted_and_shown(tmp_path: Path) -> None:
+    file = lines(tmp_path / "a.jsonl", "{\n", *ROWS, '{"text": "cut')
+    counting = Counting()
+    assert list(texts("jsonl", [file], skip=counting.skip)) == ["one", "two"]
+    assert counting.left_out == {WRONG: 4, NULL: 1}
+    told = counting.places[WRONG]
+    assert len(told) == 3 and f"{file}, line 1 is not JSON" in told[0] and "line 3 has no 'text'" in told[1]
+    assert f"left out 4: {WRONG} (the first: {told[0]}; " in counting.lines()[0]
+
+
+def test_dirty_rows_of_parquet_are_treated_alike(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow.parquet import write_table
+
+    rows = [{"text": "one"}, {"text": None}, {"text": "two"}]
+    write_table(
+        pyarrow.table({"text": pyarrow.array([b"one", None, b"\xff", b"two"])}), tmp_path / "a.parquet"
+    )
+    told = []
+    for kind, file in (("jsonl", lines(tmp_path / "a.jsonl", *rows)), ("parquet", tmp_path / "a.parquet")):
+        counting = Counting()
+        assert list(texts(kind, [file], skip=counting.skip)) == ["one", "two"]
+        told.append(counting)
+        with pytest.raises(ConfigError, match="mend it, or leave out --strict"):
+            list(texts(kind, [file], skip=Counting(strict=True).skip))
+    assert [one.left_out[NULL] for one in told] == [1, 1]
+    assert told[1].places[UNDECODED][0].startswith(f"{tmp_path / 'a.parquet'}, row 3 is ")
+
+
+def test_strict_ends_at_the_first_wrong_row(tmp_path: Path) -> None:
+    file = lines(tmp_path / "a.jsonl", *ROWS)
+    with pytest.raises(ConfigError, match=r"line 2 has no 'text', but 'body': .*leave out --strict"):
+        list(texts("jsonl", [file], skip=Counting(strict=True).skip))
+
+
+def test_a_file_without_a_right_row_is_refused(tmp_path: Path) -> None:
+    file = lines(tmp_path / "a.jsonl", *ROWS)
+    with pytest.raises(ConfigError, match=r"line 1 has no 'txt', but 'text'. name the column"):
+        list(texts("jsonl", [file], "txt", Counting().skip))

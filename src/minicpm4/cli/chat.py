@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from minicpm4.cli.chat_commands import ACTIONS, obey, tell, thinking_note
+from minicpm4.cli.chat_commands import ACTIONS, obey, tell
 from minicpm4.cli.conversation import TAKEN_BACK, Conversation
 from minicpm4.cli.kept_chats import KeptChats
 from minicpm4.cli.keyboard import Reader, reader
-from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, SamplingFlags, expand
+from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, expand
+from minicpm4.cli.sampling import SamplingFlags
+from minicpm4.cli.summary import thinking_note
 from minicpm4.cli.terminal import one_line
 from minicpm4.config.strict import require
 from minicpm4.errors import Minicpm4Error, RequestError

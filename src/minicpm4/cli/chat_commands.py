@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from minicpm4.cli.conversation import Conversation, left_out
 from minicpm4.cli.kept_chats import read_conversation
 from minicpm4.cli.keyboard import Reader, agreed
-from minicpm4.cli.summary import print_summary
+from minicpm4.cli.summary import print_summary, thinking_note
 from minicpm4.cli.terminal import one_line
 from minicpm4.config.strict import suggest
 from minicpm4.errors import ConfigError
@@ -98,13 +98,6 @@ def _think(session: Conversation, reader: Reader, rest: str) -> None:
     session.think = choices[rest]
     note = thinking_note(session.llm, session.think)
     tell(f"thinking: {rest}{note and '; ' + note}")
-
-
-def thinking_note(llm: Any, think: bool | None) -> str:
-    """Why a switch of thinking does nothing; "" where it does something."""
-    if think is None or llm.switches_thinking:
-        return ""
-    return f"the chat template of {llm.name} has no such switch, so it changes nothing"
 
 
 def _stats(session: Conversation, reader: Reader, rest: str) -> None:

@@ -108,6 +108,10 @@ def pack(
     max_tokens: Annotated[
         int, typer.Option(help="Longer chats end after the last answer that fits; 0: any length.")
     ] = 0,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="End at a line, row or file that is wrong, instead of leaving it out."),
+    ] = False,
 ) -> None:
     """Encode documents and write them to shards, for a recipe's corpus of kind "shards".
 
@@ -133,7 +137,7 @@ def pack(
     corpus = Corpus(kind=kind, paths=tuple(paths), column=column or "", max_tokens=max_tokens, distinct=once)
     files = corpus.files()
     with PackProgress("packing", size_of(files)) as progress:
-        counting = Counting(progress.packed)
+        counting = Counting(progress.packed, strict=strict)
         side = Side(share=holdout, held_out=held_out) if holdout else None
         found = pack_set(
             corpus, output, opened, files=files, side=side, counting=counting, read=progress.files

@@ -12,12 +12,12 @@ import typer
 
 from minicpm4.cli.options import (
     EngineFlags,
-    SamplingFlags,
     check_output,
     expand,
     number,
     write_figures,
 )
+from minicpm4.cli.sampling import SamplingFlags
 from minicpm4.cli.terminal import progress_bar, show, table
 from minicpm4.config.strict import check_choice, require
 

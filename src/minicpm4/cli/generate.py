@@ -2,35 +2,48 @@
 
 from __future__ import annotations
 
+import os
+import select
+import stat
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, SamplingFlags, expand
-from minicpm4.cli.summary import as_json, cut, print_note, print_summary
+from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, expand
+from minicpm4.cli.sampling import SampleFlags, SamplingFlags
+from minicpm4.cli.summary import as_json, cut, print_note, print_summary, thinking_note
 from minicpm4.cli.terminal import one_line, progress_bar, write_text
+from minicpm4.config.strict import require
 from minicpm4.errors import RequestError
 from minicpm4.files import UndecodableError, decode_text, finite, json_text, line_ends, read_text
 
 if TYPE_CHECKING:
-    from minicpm4 import LLM
+    from minicpm4 import LLM, SamplingParams
     from minicpm4.engine.load import Inspection
     from minicpm4.engine.outputs import Piece
 
 MAX_PROMPT_BYTES = 1 << 28
+PATIENCE = 2.0  # seconds, after which it is said what is waited for
 LONG_TEXT = 8192  # characters: a shorter prompt is read densely by any model
 
 
 @expand
 def command(
+    question: Annotated[str | None, typer.Argument(metavar="[PROMPT]", help="Text of the prompt.")] = None,
     model: ModelOption = DEFAULT_MODEL,
-    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Text of the prompt.")] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="The same, as an option.")] = None,
     prompt_file: Annotated[
-        str | None,
-        typer.Option("--prompt-file", "-f", help="File that goes before --prompt; - is standard input."),
+        list[str] | None,
+        typer.Option(
+            "--prompt-file",
+            "-f",
+            metavar="FILE",
+            help="File that goes before the text; - is standard input; may be given several times.",
+        ),
     ] = None,
     system: Annotated[str | None, typer.Option(help="System message (with the chat template).")] = None,
     chat: Annotated[
@@ -63,38 +76,70 @@ def command(
     *,
     engine: EngineFlags,
     sampling: SamplingFlags,
+    sample: SampleFlags,
 ) -> None:
     """Answer a prompt and print the text as it is made.
 
-    The prompt is --prompt-file, then --prompt after an empty line where both are given; with neither,
-    it is standard input.
+    The prompt is the files, in their order, then the text, with an empty line between them. What is piped
+    in counts as the first file where none is named.
     """
-    text = read_prompt(prompt, prompt_file)
-    sampling.params()  # refuses before the loading what would be refused after it
+    require(question is None or prompt is None, "the prompt is given twice", "leave out --prompt")
+    require(sample.logprobs is None or json_output, "--logprobs is part of --json", "give --json, too")
+    text = read_prompt(prompt if question is None else question, prompt_file or [])
+    sampling.params().changed(**sample.parameters)  # refuses before the loading what would be refused after
     found = engine.inspect(model)
     if calibrate:
         found = calibrate_first(found, text, quiet=json_output or stats is False)
     llm = engine.load(found)
-    params = sampling.params(llm.sampling_defaults)
+    params = sampling.params(llm.sampling_defaults).changed(**sample.parameters)
     if stats and not json_output:
         print(one_line(f"{llm.description}; sampling: {params.drawn()}"), file=sys.stderr)
     if chat is None:
         chat = llm.has_chat_template
-    if not chat and (system is not None or think is not None):
+    if not chat and (system is not None or think is not None or sample.tools is not None):
         raise RequestError(
-            "--system and --think need a chat template", "leave out --raw, or choose a chat model"
+            "--system, --think and --tools need a chat template", "leave out --raw, or choose a chat model"
         )
+    tools = sample.functions
     messages = [{"role": "system", "content": system}] if system is not None else []
     messages.append({"role": "user", "content": text})
+    asked = messages if chat else None
+    for note in unmet(llm, think, sampling.max_tokens, tools, asked or text):
+        print(one_line(f"note: {note}"), file=sys.stderr)
     with progress_bar("reading", "tokens", False if json_output else None) as progress:
         if chat:
-            pieces = llm.stream_chat(messages, params, enable_thinking=think, progress=progress)
+            options = {} if tools is None else {"tools": tools}
+            pieces = llm.stream_chat(messages, params, enable_thinking=think, progress=progress, **options)
         else:
             pieces = llm.stream(text, params, progress=progress)
         if json_output:
-            _print_json(llm, pieces)
+            _print_json(llm, pieces, params, tools)
         else:
-            _print_text(llm, pieces, params.max_tokens, stats)
+            _print_text(llm, pieces, params, stats)
+
+
+def unmet(
+    llm: LLM,
+    think: bool | None,
+    most: int | None,
+    tools: list[dict[str, Any]] | None,
+    asked: str | list[dict[str, Any]],
+) -> Iterator[str]:
+    """What was asked for and cannot be had, though an answer can."""
+    if note := thinking_note(llm, think):
+        yield f"--think, --no-think: {note}"
+    if tools and not llm.replies.shows_tools:
+        yield f"the chat template of {llm.name} shows no tools: describe them in --system"
+    if most is None:
+        return
+    ids = (
+        llm.prompt_ids(asked)
+        if isinstance(asked, str)
+        else llm.chat_ids(asked, tools=tools, enable_thinking=think)
+    )
+    room = llm.limits.context - len(ids)
+    if 0 < room < most:
+        yield f"--max-tokens {most:,}: after this prompt the context has room for {room:,}"
 
 
 def calibrate_first(found: Inspection, text: str, *, quiet: bool) -> Inspection:
@@ -113,20 +158,30 @@ def calibrate_first(found: Inspection, text: str, *, quiet: bool) -> Inspection:
     return plan_model(found.source, found.text, found.asked)
 
 
-def read_prompt(prompt: str | None, prompt_file: str | None) -> str:
-    """Put the prompt together from its two places. Raises RequestError when there is none."""
-    if prompt is None and prompt_file is None:
+def read_prompt(prompt: str | None, files: Sequence[str]) -> str:
+    """Put the prompt together from its places. Raises RequestError when there is none."""
+    names = list(files)
+    if not names and (prompt is None or _is_piped()):
         if sys.stdin.isatty():
-            raise RequestError(
-                "there is no prompt", "give --prompt, --prompt-file, or text on standard input"
-            )
-        prompt_file = "-"
-    parts = [] if prompt_file is None else [_read(prompt_file).rstrip("\n")]
-    parts += [] if prompt is None else [prompt]
-    text = "\n\n".join(parts)
+            raise RequestError("there is no prompt", "give one, --prompt-file, or text on standard input")
+        names = ["-"]
+    require(names.count("-") < 2, "--prompt-file - is given twice", "standard input can be read once")
+    parts = [*(_read(name).rstrip("\n") for name in names), prompt or ""]
+    text = "\n\n".join(part for part in parts if part)
     if not text.strip():
-        raise RequestError("the prompt is empty", "give --prompt, --prompt-file, or text on standard input")
+        raise RequestError("the prompt is empty", "give one, --prompt-file, or text on standard input")
     return text
+
+
+def _is_piped() -> bool:
+    """Whether standard input is a pipe or a file: nothing is to be read of a terminal or of /dev/null."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError, AttributeError):  # no descriptor beneath: text that was put there
+        return sys.stdin is not None and not sys.stdin.isatty()
+    if stat.S_ISFIFO(mode) and not select.select([sys.stdin], [], [], PATIENCE)[0]:
+        print("waiting for the end of standard input; < /dev/null leaves it out", file=sys.stderr)
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
 
 
 def _read(name: str) -> str:
@@ -143,27 +198,50 @@ def _read(name: str) -> str:
         raise RequestError(f"standard input is {error}", "give another text") from error
 
 
-def _print_text(llm: LLM, pieces: Iterator[Piece], most: int | None, stats: bool | None) -> None:
-    metrics, reason, new = None, None, 0
+def _print_text(llm: LLM, pieces: Iterator[Piece], params: SamplingParams, stats: bool | None) -> None:
+    """Text as it comes; of several samples each when all are there."""
+    metrics, reasons, new = None, dict[int, str | None](), Counter[int]()
+    written: dict[int, str] = {}
     for piece in pieces:
-        write_text(piece.text, sys.stdout)
-        new += len(piece.token_ids)
-        metrics, reason = piece.metrics or metrics, piece.finish_reason
-    write_text("\n", sys.stdout)
-    if metrics is None:
-        return
-    if reason == "length":
-        full = f"prompt and answer fill the context of {llm.limits.context:,}"
-        note = cut(new, most, full, "a larger --context makes room")
-        print_note(note, stats)
-    print_summary(metrics, stats)
+        if params.n == 1:
+            write_text(piece.text, sys.stdout)
+        written[piece.index] = written.get(piece.index, "") + piece.text
+        new[piece.index] += len(piece.token_ids)
+        metrics = piece.metrics or metrics
+        reasons[piece.index] = piece.finish_reason or reasons.get(piece.index)
+    for index in sorted(written):
+        if params.n > 1:
+            write_text(f"--- {index + 1} of {params.n} ---\n{written[index]}", sys.stdout)
+        write_text("\n", sys.stdout)
+        if reasons[index] == "length":
+            full = f"prompt and answer fill the context of {llm.limits.context:,}"
+            print_note(cut(new[index], params.max_tokens, full, "a larger --context makes room"), stats)
+    if metrics is not None:
+        print_summary(metrics, stats)
 
 
-def _print_json(llm: LLM, pieces: Iterator[Piece]) -> None:
-    result: dict[str, Any] = {"model": llm.name, "text": "", "finish_reason": None}
+def _print_json(
+    llm: LLM, pieces: Iterator[Piece], params: SamplingParams, tools: list[dict[str, Any]] | None
+) -> None:
+    """One object: the first answer, and with several of them all in ``samples``; calls of ``tools`` apart."""
+    from dataclasses import asdict
+
+    every: list[dict[str, Any]] = [{"text": "", "finish_reason": None} for _ in range(params.n)]
+    ids: list[list[int]] = [[] for _ in every]
+    metrics: dict[str, Any] = {}
     for piece in pieces:
-        result["text"] += piece.text
-        result["finish_reason"] = piece.finish_reason or result["finish_reason"]
+        one = every[piece.index]
+        one["text"] += piece.text
+        ids[piece.index] += piece.token_ids
+        one["finish_reason"] = piece.finish_reason or one["finish_reason"]
+        if params.logprobs is not None:
+            one.setdefault("logprobs", []).extend(asdict(at) for at in piece.logprobs or ())
         if piece.metrics is not None:
-            result["metrics"] = as_json(piece.metrics)
-    print(json_text(finite(result), ascii_only=False))
+            metrics = {"metrics": as_json(piece.metrics)}
+    if tools is not None:
+        for one, tokens in zip(every, ids, strict=True):
+            reply = llm.replies.parse(one["text"], tokens, tools=tools)
+            one["content"] = reply.content
+            one["tool_calls"] = [{"name": call.name, "arguments": call.arguments} for call in reply.calls]
+    samples = {"samples": every} if params.n > 1 else {}
+    print(json_text(finite({"model": llm.name, **every[0], **samples, **metrics}), ascii_only=False))

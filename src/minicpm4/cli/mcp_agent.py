@@ -12,7 +12,8 @@ import typer
 
 from minicpm4.cli.asking import shown
 from minicpm4.cli.mcp_servers import ServerFlags, print_plan, tell_troubles
-from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, SamplingFlags, expand
+from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, expand
+from minicpm4.cli.sampling import SamplingFlags
 from minicpm4.cli.terminal import write_text
 from minicpm4.config.strict import check_choice, require
 from minicpm4.errors import EngineError, RequestError

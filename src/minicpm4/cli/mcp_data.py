@@ -11,7 +11,8 @@ import typer
 
 from minicpm4.cli.mcp_agent import EndpointOption, open_model, tell_step
 from minicpm4.cli.mcp_servers import ServerFlags, print_plan, tell_troubles
-from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, SamplingFlags, expand
+from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, expand
+from minicpm4.cli.sampling import SamplingFlags
 from minicpm4.cli.terminal import progress_or_lines
 from minicpm4.config.strict import check_choice, check_integer, require, suggest
 from minicpm4.errors import ConfigError

@@ -11,7 +11,8 @@ import typer
 from minicpm4.cli.asking import shown
 from minicpm4.cli.mcp_agent import EndpointOption, open_model
 from minicpm4.cli.mcp_servers import ServerFlags, tell_troubles
-from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, SamplingFlags, check_output, expand
+from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, check_output, expand
+from minicpm4.cli.sampling import SamplingFlags
 from minicpm4.config.strict import check_integer, require
 from minicpm4.files import write_file
 

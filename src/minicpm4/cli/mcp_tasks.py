@@ -17,7 +17,8 @@ import typer
 from minicpm4.cli.asking import Terminal, shown
 from minicpm4.cli.mcp_agent import EndpointOption, open_model
 from minicpm4.cli.mcp_eval import MinutesOption
-from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, SamplingFlags, check_output, expand
+from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, check_output, expand
+from minicpm4.cli.sampling import SamplingFlags
 from minicpm4.cli.terminal import progress_or_lines, show, table
 from minicpm4.config.strict import check_integer, require, suggest
 from minicpm4.errors import ToolServerError, UnsupportedError

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -20,12 +20,12 @@ from minicpm4.cli.terminal import progress_bar
 from minicpm4.config import SparseConfig
 from minicpm4.config.strict import require, suggest
 from minicpm4.errors import ConfigError
-from minicpm4.files import check_writing, finite, json_text, parse_json, read_text, write_json
+from minicpm4.files import check_writing, finite, json_text, write_json
 from minicpm4.formats.kinds import weight_choices
 from minicpm4.kernels.pages import KV_FORMATS
 
 if TYPE_CHECKING:
-    from minicpm4 import LLM, SamplingParams
+    from minicpm4 import LLM
     from minicpm4.engine.load import Inspection
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
@@ -100,7 +100,8 @@ def expand(function: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-def _given(group: object, *without: str) -> dict[str, Any]:
+def given_of(group: object, *without: str) -> dict[str, Any]:
+    """The fields of a group of options that were given."""
     values = {f.name: getattr(group, f.name) for f in fields(group)}  # type: ignore[arg-type]
     return {name: value for name, value in values.items() if value is not None and name not in without}
 
@@ -185,7 +186,7 @@ class EngineFlags:
 
     def settings(self) -> dict[str, Any]:
         """Keyword arguments of ``LLM`` for what was given. Raises ConfigError."""
-        settings: dict[str, Any] = {"max_batch": 1, **_given(self, *_WORDED)}
+        settings: dict[str, Any] = {"max_batch": 1, **given_of(self, *_WORDED)}
         if self.frspec_path is not None:
             settings["draft_ranks"] = self.frspec_path
         if self.draft_model_path is not None:
@@ -201,7 +202,7 @@ class EngineFlags:
 
     def told(self) -> dict[str, Any]:
         """What was given, by name, for reports."""
-        return _given(self)
+        return given_of(self)
 
     def inspect(self, model: str, **more: Any) -> Inspection:
         """Open and plan a model; ``more``: options that a command decides. Raises Minicpm4Error."""
@@ -218,88 +219,6 @@ class EngineFlags:
 
         with progress_bar("loading", "layers") as progress:
             return LLM.from_inspection(found, progress)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SamplingFlags:
-    """How tokens are chosen, and when to stop."""
-
-    max_tokens: Annotated[int | None, Option("--max-tokens", "-n", help="Most new tokens (256).")] = None
-    temperature: Annotated[
-        float | None,
-        Option(
-            "--temperature",
-            "-t",
-            help="0 takes the likeliest token. Without these settings: as the model suggests, else 0.7 "
-            "with --top-p 0.7.",
-        ),
-    ] = None
-    top_k: Annotated[int | None, Option(help="Choose among the k likeliest tokens.")] = None
-    top_p: Annotated[
-        float | None, Option(help="Choose among the likeliest tokens that sum to this probability.")
-    ] = None
-    min_p: Annotated[
-        float | None, Option(help="Drop tokens below this share of the likeliest one's probability.")
-    ] = None
-    repetition_penalty: Annotated[float | None, Option(help="Above 1: fewer repeats (1: off).")] = None
-    presence_penalty: Annotated[
-        float | None, Option(help="Subtracted from logits of tokens already written.")
-    ] = None
-    frequency_penalty: Annotated[float | None, Option(help="The same, once per occurrence.")] = None
-    seed: Annotated[int | None, Option(help="Makes sampling repeatable.")] = None
-    stop: Annotated[
-        list[str] | None,
-        Option(
-            metavar="TEXT",
-            help="Stop before this text, which may name special tokens; may be given several times.",
-        ),
-    ] = None
-    skip_special_tokens: Annotated[
-        bool | None,
-        Option(
-            "--hide-special/--show-special", help="Special tokens in the text of an answer. Default: hidden."
-        ),
-    ] = None
-    json_schema: Annotated[
-        str | None,
-        Option(metavar="FILE|TEXT", help="Answer with JSON that fits this schema; {} is any object."),
-    ] = None
-    regex: Annotated[
-        str | None, Option(metavar="PATTERN", help="Answer with text that this regular expression matches.")
-    ] = None
-    grammar: Annotated[
-        str | None,
-        Option(metavar="FILE", help="Answer by this grammar, in Lark or GBNF; sql is a SELECT statement."),
-    ] = None
-    choice: Annotated[
-        list[str] | None,
-        Option(metavar="TEXT", help="Answer with one of these texts; to be given several times."),
-    ] = None
-
-    def params(self, defaults: Mapping[str, Any] | None = None) -> SamplingParams:
-        """Sampling parameters with what was given, over ``defaults`` of the model. Raises ConfigError."""
-        from minicpm4.engine.params import MAX_GRAMMAR_CHARS, SamplingParams
-
-        given = _given(self)
-        for name in ("stop", "choice"):
-            if name in given:
-                given[name] = tuple(given[name])
-        most = 4 * MAX_GRAMMAR_CHARS  # bytes
-        if self.json_schema is not None:
-            given["json_schema"] = _schema(self.json_schema, most)
-        if self.grammar is not None and self.grammar != "sql":
-            given["grammar"] = read_text(Path(self.grammar), most, ConfigError, "give the file of a grammar")
-        return SamplingParams(**{**(defaults or {}), **given})
-
-
-def _schema(given: str, most: int) -> Any:
-    """The JSON of --json-schema: the option itself, or the file that it names. Raises ConfigError."""
-    text = given
-    if given.strip() != "true" and not given.lstrip().startswith("{"):
-        text = read_text(Path(given), most, ConfigError, "give a JSON schema, or a file with one")
-    if text.strip() == "true":
-        return True
-    return parse_json(text, "--json-schema", ConfigError)
 
 
 SPARSE_ALIASES = {

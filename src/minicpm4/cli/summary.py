@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
+    from minicpm4 import LLM
     from minicpm4.engine.metrics import Metrics
 
 
@@ -58,6 +59,13 @@ def cut(new: int, most: int | None, filled: str, room: str, more: str = "") -> s
     if most is not None and new >= most:
         return f"[cut after {new:,} tokens: --max-tokens allows no more{more and '; ' + more}]"
     return f"[cut after {new:,} tokens: {filled}; {room}]"
+
+
+def thinking_note(llm: LLM, think: bool | None) -> str:
+    """Why a switch of thinking does nothing; "" where it does something."""
+    if think is None or llm.switches_thinking:
+        return ""
+    return f"the chat template of {llm.name} has no such switch, so it changes nothing"
 
 
 def as_json(metrics: Metrics) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 import re
 import typing
@@ -22,6 +24,27 @@ def suggest(name: str, known: list[str]) -> str:
 
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(sorted(known))
+
+
+def nearest_keywords(cls: type[T]) -> type[T]:
+    """Have ``cls(wrong_name=…)`` name the nearest keyword that it takes. Raises ConfigError."""
+    made = cls.__init__
+
+    @functools.wraps(made)
+    def init(self: T, *args: Any, **values: Any) -> None:
+        try:
+            made(self, *args, **values)
+        except TypeError:
+            known = [name for name in inspect.signature(made).parameters if name != "self"]
+            wrong = [name for name in values if name not in known]
+            if wrong:
+                raise ConfigError(
+                    f"{cls.__name__} has no parameter {wrong[0]!r}", suggest(wrong[0], known)
+                ) from None
+            raise
+
+    cls.__init__ = init  # type: ignore[assignment]
+    return cls
 
 
 def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str) -> T:

@@ -13,24 +13,29 @@ from minicpm4.data.chat import ChatEncoder, LeftOut
 from minicpm4.data.conversation import Conversation
 from minicpm4.data.holdout import mark_of, mark_of_messages
 from minicpm4.data.shards import Document
+from minicpm4.data.sources import right_ones, untold
+from minicpm4.errors import ConfigError
 from minicpm4.text import Tokenizer
 
 __all__ = ["ENDLESS", "Counting", "chat_documents", "size_in_utf8", "text_documents"]
 
 BATCH_CHARS = 1 << 21  # texts encoded at a time: enough for all cores, little memory
 ENDLESS = "the chat template writes no end token after an answer: nothing teaches answers to end"
+MAX_PLACES = 3  # that are told of one reason
 Tell = Callable[[int, int, int], None]
 
 
 class Counting:
     """What has gone by: ``documents``, ``tokens``, ``nbytes`` of their texts in UTF-8 (of conversations 0),
-    what was ``left_out`` for which reason, with the ``first`` of it where that is known, and what is worth
-    knowing of what was taken (``noted``). ``progress`` is told the first three after each batch."""
+    what was ``left_out`` for which reason, with the ``places`` of the first of it where they are known, and
+    what is worth knowing of what was taken (``noted``). ``progress`` is told the first three after each
+    batch. ``strict``: what would be left out is refused."""
 
-    def __init__(self, progress: Tell | None = None) -> None:
+    def __init__(self, progress: Tell | None = None, *, strict: bool = False) -> None:
         self.documents = self.tokens = self.nbytes = 0
         self.left_out: Counter[str] = Counter()
-        self.first: dict[str, str] = {}
+        self.places: dict[str, list[str]] = {}
+        self.strict = strict
         self.noted: dict[str, str] = {}
         self._progress = progress
 
@@ -42,9 +47,13 @@ class Counting:
             self._progress(self.documents, self.tokens, self.nbytes)
 
     def skip(self, reason: str, where: str) -> None:
-        """Something at ``where`` is left out."""
+        """Something at ``where`` is left out. Raises ConfigError where that is not wanted."""
+        if self.strict:
+            raise ConfigError(f"{where}: {reason}", "mend it, or leave out --strict")
         self.left_out[reason] += 1
-        self.first.setdefault(reason, where)
+        places = self.places.setdefault(reason, [])
+        if len(places) < MAX_PLACES:
+            places.append(where)
 
     def note(self, what: str, where: str) -> None:
         """Something worth knowing, first seen at ``where``."""
@@ -58,8 +67,8 @@ class Counting:
         """How many were left out, and why, the most frequent reason first."""
         for reason, count in self.left_out.most_common():
             if count:
-                first = self.first.get(reason)
-                yield count, reason + (f" (the first: {first})" if first else "")
+                first = self.places.get(reason)
+                yield count, reason + (f" (the first: {'; '.join(first)})" if first else "")
 
     def lines(self) -> list[str]:
         """All of it for people, a line each."""
@@ -94,13 +103,19 @@ def chat_documents(
     conversations: Iterable[tuple[Any, ...]], encoder: ChatEncoder, counting: Counting | None = None
 ) -> Iterator[Document]:
     """Each ``Conversation`` with its loss mask; those left out are counted by reason. Raises ConfigError
-    for what is no conversation."""
-    for one in (Conversation(*each) for each in conversations):
+    for what is no conversation where nobody counts, or where that is all that there is."""
+
+    def read(one: Conversation, where: str) -> Document | None:
         try:
-            made = encoder.encode(one.messages, where=one.where, tools=one.tools, options=one.options)
+            return encoder.encode(one.messages, where=where, tools=one.tools, options=one.options)
         except LeftOut as reason:
             if counting is not None:
-                counting.skip(str(reason), one.where)
+                counting.skip(str(reason), where)
+            return None
+
+    every = ((one.where, one) for one in (Conversation(*each) for each in conversations))
+    for one, made in right_ones(every, read, untold if counting is None else counting.skip):
+        if made is None:
             continue
         if counting is not None:
             counting.add(1, len(made.tokens), 0)

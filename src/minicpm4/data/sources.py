@@ -13,8 +13,9 @@ What a filter of quality or a generator of new text will be is a function from d
 between ``texts`` and packing: nothing else needs to know of it.
 
 Text files and JSON lines are UTF-8, or UTF-16 where a byte-order mark says so; pages are read by their
-declaration (``files/encodings.py``). What does not decode is left out whole, and so is what is null: whoever
-reads is told by ``skip(reason, where)``.
+declaration (``files/encodings.py``). What does not decode is left out whole, so is what is null, and so is a
+line or row that is not what it should be: whoever reads is told by ``skip(reason, where)``. Who does not
+listen gets an error for the latter, and so does everybody where no row of a file is right.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from minicpm4.config.strict import suggest
 from minicpm4.data.conversation import BESIDE, Conversation, LeftOut, Unread, conversation_of
@@ -44,6 +45,7 @@ from minicpm4.files import UndecodableError, decode_page, decode_text, line_ends
 __all__ = [
     "KINDS",
     "UNDECODED",
+    "WRONG",
     "Conversation",
     "Skip",
     "conversations",
@@ -51,8 +53,10 @@ __all__ = [
     "files_of",
     "filter_hash",
     "hash_of",
+    "right_ones",
     "texts",
     "unreadable",
+    "untold",
 ]
 
 MAX_TEXT = 1 << 26  # characters of a document
@@ -74,7 +78,9 @@ _SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell them alone, UTF-8 c
 _NO_DOCUMENT = re.compile(r"/_sources/|\.dist-info/")
 LEAST_PAGE = 200  # characters; what is shorter is a menu or a forwarding page
 UNDECODED, NULL = "text that does not decode", "null where text should be"
+WRONG = "lines or rows that are not what they should be"
 Skip = Callable[[str, str], None]
+T = TypeVar("T")
 
 
 def files_of(kind: str, paths: Sequence[str]) -> list[Path]:
@@ -115,11 +121,11 @@ def _is_dir(path: Path) -> bool:
     return True
 
 
-def _untold(reason: str, where: str) -> None:
+def untold(reason: str, where: str) -> None:
     """Nobody asks what was left out."""
 
 
-def texts(kind: str, files: Iterable[Path], column: str = "text", skip: Skip = _untold) -> Iterator[str]:
+def texts(kind: str, files: Iterable[Path], column: str = "text", skip: Skip = untold) -> Iterator[str]:
     """Documents that are not empty, in order. Raises ConfigError: which file, which line, what is wrong."""
     for file in files:
         try:
@@ -131,7 +137,7 @@ def texts(kind: str, files: Iterable[Path], column: str = "text", skip: Skip = _
 
 
 def conversations(
-    files: Iterable[Path], column: str = "messages", skip: Skip = _untold, note: Skip = _untold
+    files: Iterable[Path], column: str = "messages", skip: Skip = untold, note: Skip = untold
 ) -> Iterator[Conversation]:
     """Each line of JSON lines, or row of parquet: its ``column``, possibly as JSON text, with the columns
     beside it that count (``conversation.py``). Of the others ``note`` is told once, after all.
@@ -145,18 +151,22 @@ def conversations(
             parquet = file.name.endswith(".parquet")
             see = partial(unread.see, where=str(file))
             rows = _parquet(file, column, skip, BESIDE, see) if parquet else _json_lines(file, skip)
-            for where, table in rows:
+
+            def read(table: Any, where: str) -> Conversation | None:
                 messages = _of_column(table, column, where)
                 unread.see(table, where)
                 if messages is None:
                     skip(NULL, where)
-                    continue
+                    return None
                 try:
-                    found = conversation_of(table, column, where)
+                    return conversation_of(table, column, where)
                 except LeftOut as reason:
                     skip(str(reason), where)
-                    continue
-                yield found
+                    return None
+
+            for _, found in right_ones(rows, read, skip):
+                if found is not None:
+                    yield found
         except (OSError, EOFError, zlib.error) as error:
             raise unreadable(file, error) from error
     if said := str(unread):
@@ -209,14 +219,18 @@ def distinct(documents: Iterable[str]) -> Iterator[str]:
 def _texts_in(kind: str, file: Path, column: str, skip: Skip) -> Iterator[tuple[str, str]]:
     if kind in ("jsonl", "parquet"):
         rows = _json_lines(file, skip) if kind == "jsonl" else _parquet(file, column, skip)
-        for where, table in rows:
+
+        def read(table: Any, where: str) -> tuple[str, str] | None:
             value = _of_column(table, column, where)
             if value is None:
                 skip(NULL, where)
             elif isinstance(value, str) and (found := _SURROGATE.search(value)):
                 skip(UNDECODED, f"{where} has half a character at {found.start()}")
             else:
-                yield where, _text_of(value, column, where)
+                return where, _text_of(value, column, where)
+            return None
+
+        yield from (found for _, found in right_ones(rows, read, skip) if found is not None)
         return
     page = file.name.endswith(PAGES) and kind != "text"
     text = _whole_file(file, page, skip)
@@ -228,6 +242,34 @@ def _texts_in(kind: str, file: Path, column: str, skip: Skip) -> Iterator[tuple[
     text = html_text(text)
     if len(text) >= LEAST_PAGE and not file.stem.startswith(_NO_PROSE):
         yield str(file), text
+
+
+def right_ones(
+    rows: Iterable[tuple[str, Any]], read: Callable[[Any, str], T], skip: Skip
+) -> Iterator[tuple[Any, T]]:
+    """Rows, (place, row), each with what ``read`` makes of it. Those that it refuses are skipped; the first
+    is raised where no row is right: then something else is wrong, such as the name of the column."""
+    wrong: ConfigError | None = None
+    right = False
+    for where, table in rows:
+        try:
+            if isinstance(table, ConfigError):
+                raise table
+            found = read(table, where)
+        except ConfigError as error:
+            if skip is untold:
+                raise
+            if wrong is not None or right:
+                skip(WRONG, str(error.condition))
+            else:
+                wrong = error  # whether it is one of many shows later
+            continue
+        if wrong is not None and not right:
+            skip(WRONG, str(wrong.condition))
+        right = True
+        yield table, found
+    if wrong is not None and not right:
+        raise wrong
 
 
 def _whole_file(file: Path, page: bool, skip: Skip) -> str | None:
@@ -254,8 +296,16 @@ def _json_lines(file: Path, skip: Skip) -> Iterator[tuple[str, Any]]:
             except UndecodableError as error:
                 skip(UNDECODED, f"{where} is {error}")
                 continue
-            # Other columns may well hold NaN: what writes such files often does.
-            yield where, parse_json(text, where, ConfigError, "the file may be cut short", constants=True)
+            yield where, _parsed(text, where)
+
+
+def _parsed(text: str, where: str) -> Any:
+    """A line's JSON, or the error that it is none: the row is wrong, not the file."""
+    try:
+        # Other columns may well hold NaN: what writes such files often does.
+        return parse_json(text, where, ConfigError, "the file may be cut short", constants=True)
+    except ConfigError as error:
+        return error
 
 
 def _lines(stream: Any, file: Path) -> Iterator[bytes | str]:

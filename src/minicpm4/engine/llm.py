@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, ClassVar, Self, overload
 
 from minicpm4.config import ModelConfig, SparseConfig
+from minicpm4.config.strict import nearest_keywords
 from minicpm4.engine.api import EngineAPI, Limits, Load, Text
 from minicpm4.engine.collect import Collector, piece_of
 from minicpm4.engine.driver import Driver, ThreadedDriver
@@ -18,7 +19,7 @@ from minicpm4.engine.options import CACHE_SIZE, EngineOptions
 from minicpm4.engine.outputs import Piece, RequestOutput
 from minicpm4.engine.params import FALLBACK, SamplingParams
 from minicpm4.engine.plan import MemoryPlan
-from minicpm4.engine.prompts import Messages, Params, Prompt, Prompts, one_each, split_prompts
+from minicpm4.engine.prompts import Messages, Params, Prompt, Prompts, one_each, split_chats, split_prompts
 from minicpm4.engine.scoring import Scores
 from minicpm4.engine.texts import Texts
 from minicpm4.errors import ConfigError, UnsupportedError
@@ -26,6 +27,7 @@ from minicpm4.formats import Checkpoint
 from minicpm4.kernels.contract import OpTable
 from minicpm4.kernels.pages import KVFormat
 from minicpm4.kernels.ref import RefOps
+from minicpm4.machine import total_cores
 from minicpm4.model.source import open_model
 from minicpm4.model.weight_set import WeightSet
 from minicpm4.progress import Progress, check_progress
@@ -33,6 +35,7 @@ from minicpm4.progress import Progress, check_progress
 logger = logging.getLogger("minicpm4")
 
 
+@nearest_keywords
 class LLM(Texts, Scores):
     """A model, loaded and planned, ready to answer. Any number of threads may use it: what they ask at the
     same time is answered together. (AsyncLLM is for asyncio.)
@@ -157,6 +160,11 @@ class LLM(Texts, Scores):
             logger.warning(
                 "context %d is beyond the model's %d: expect worse text past it", self.plan.context, trained
             )
+        if (asked := found.asked.threads or 0) > total_cores():
+            logger.warning("threads = %d, this machine has %d cores: fewer are faster", asked, total_cores())
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}: {self.description}>"
 
     def refill(self, model: str | Path | Checkpoint) -> None:
         """Put other weights of the same model in the place of these, without a second copy of it: a name,
@@ -247,6 +255,7 @@ class LLM(Texts, Scores):
         outputs = self._complete([self.prompt_ids(prompt) for prompt in each], params, progress)
         return outputs if is_batch else outputs[0]
 
+    @overload
     def chat(
         self,
         messages: Messages,
@@ -255,15 +264,41 @@ class LLM(Texts, Scores):
         tools: Sequence[Mapping[str, Any]] | None = None,
         enable_thinking: bool | None = None,
         progress: Progress | None = None,
-    ) -> RequestOutput:
+    ) -> RequestOutput: ...
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Messages],
+        params: Params = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        enable_thinking: bool | None = None,
+        progress: Progress | None = None,
+    ) -> list[RequestOutput]: ...
+
+    def chat(
+        self,
+        messages: Messages | Sequence[Messages],
+        params: Params = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        enable_thinking: bool | None = None,
+        progress: Progress | None = None,
+    ) -> RequestOutput | list[RequestOutput]:
         """Answer a conversation through the checkpoint's chat template; of the answer, ``tool_calls`` and
-        ``reasoning`` are taken apart too.
+        ``reasoning`` are taken apart too. A list of conversations is answered with a list, batched;
+        ``params`` is one for all or one for each.
 
         ``messages``: tables with role and content. Control tokens spelled in them stay text. Raises
         RequestError, TextError.
         """
-        ids = self.chat_ids(messages, tools=tools, enable_thinking=enable_thinking)
-        return self.with_replies(self._complete([ids], params, progress)[0], tools, params)
+        each, is_batch = split_chats(messages)
+        ids = [self.chat_ids(one, tools=tools, enable_thinking=enable_thinking) for one in each]
+        wanted = one_each(params, len(each))
+        answers = self._complete(ids, wanted, progress)
+        outputs = [self.with_replies(a, tools, p) for a, p in zip(answers, wanted, strict=True)]
+        return outputs if is_batch else outputs[0]
 
     def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, *, progress: Progress | None = None

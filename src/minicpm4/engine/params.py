@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from minicpm4.config.strict import check_choice, check_integer, require, shown, suggest
+from minicpm4.config.strict import check_choice, check_integer, nearest_keywords, require, shown, suggest
 from minicpm4.engine.calls import Calls
 from minicpm4.engine.schemas import checked_schema
 from minicpm4.errors import ConfigError
@@ -45,6 +45,7 @@ GGUF_NAMES = {
 _OPEN: Any = None  # not given
 
 
+@nearest_keywords
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingParams:
     """Settings of one request, applied to the logits in this order.

@@ -34,6 +34,14 @@ def split_prompts(prompts: Any) -> tuple[list[Any], bool]:
     return list(prompts), True
 
 
+def split_chats(messages: Any) -> tuple[list[Any], bool]:
+    """The single conversations, and whether they came as a batch: a list whose first item is a list."""
+    batch = isinstance(messages, Sequence) and not isinstance(messages, str | bytes) and len(messages) > 0
+    if batch and isinstance(messages[0], Sequence) and not isinstance(messages[0], str | bytes):
+        return list(messages), True
+    return [messages], False
+
+
 def plain_ids(ids: Any) -> list[int]:
     """Token ids as a list of Python integers; values are checked by the engine. Raises RequestError."""
     if isinstance(ids, np.ndarray):
@@ -41,7 +49,10 @@ def plain_ids(ids: Any) -> list[int]:
             raise RequestError(f"token ids come as {ids.ndim}-d {ids.dtype}", "pass a 1-d array of integers")
         return list(map(int, ids))
     if isinstance(ids, str | bytes) or not isinstance(ids, Sequence):
-        raise RequestError(f"a {type(ids).__name__} was given, not token ids", "pass a list of integers")
+        raise RequestError(
+            f"a {type(ids).__name__} was given, not token ids",
+            "pass a list of integers; of a text: llm.tokenizer.encode(text)",
+        )
     return [int(i) if isinstance(i, np.integer) else i for i in ids]
 
 

@@ -12,7 +12,7 @@ from minicpm4.engine.outputs import RequestOutput
 from minicpm4.engine.params import SamplingParams
 from minicpm4.engine.prompts import Messages, Prompt, plain_ids
 from minicpm4.errors import RequestError
-from minicpm4.text.messages import check_variables
+from minicpm4.text.messages import check_roles, check_variables
 from minicpm4.text.replies import ReplyReader
 from minicpm4.text.reply_stream import ReplyStream
 from minicpm4.text.tokenizer import Tokenizer
@@ -68,6 +68,8 @@ class Texts:
         """The token ids that ``chat`` reads for a conversation. ``variables``: more that the template sees,
         by name. Raises RequestError, TextError."""
         more = check_variables(variables or {})
+        if isinstance(messages, Sequence) and not isinstance(messages, str | bytes):
+            check_roles(messages, self.chat_template)
         return self._text.encode_chat(messages, tools=tools, enable_thinking=enable_thinking, **more)
 
     def with_marks(self, params: SamplingParams) -> tuple[SamplingParams, bool]:

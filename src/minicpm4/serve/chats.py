@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
@@ -14,18 +13,17 @@ from minicpm4.engine.calls import UNHELD, Calls, looser
 from minicpm4.engine.metrics import Metrics
 from minicpm4.engine.outputs import Piece, Prefilled, TokenLogprobs
 from minicpm4.engine.params import FORMS, SamplingParams
-from minicpm4.errors import ConfigError
+from minicpm4.errors import ConfigError, RequestError
 from minicpm4.serve.errors import ApiError, api_error, invalid
 from minicpm4.serve.forced import told_of
 from minicpm4.serve.responses import header_list
 from minicpm4.serve.service import Service
 from minicpm4.text.call_formats import ID_CHARS
+from minicpm4.text.messages import check_roles
 from minicpm4.text.reply_stream import ReplyPart, ReplyStream
 from minicpm4.text.toolcalls import ToolCall, schemas_of
 
 LOOSE, IGNORED = "X-Loose-Tools", "X-Ignored-Fields"
-ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
-"""What every template is given; other roles are known to some, which name them."""
 Finish = Literal["stop", "length", "tool_calls", "abort"]
 
 
@@ -263,7 +261,11 @@ async def read_chat(
     variables: Mapping[str, Any] | None = None,
 ) -> list[int]:
     """The tokens of a chat's prompt, however many. Raises ApiError."""
-    _check_roles(messages, service.llm.chat_template)
+    try:
+        check_roles(messages, service.llm.chat_template)
+    except RequestError as error:
+        where = error.condition.partition(" ")[0]
+        raise invalid(where, str(error), "invalid_value") from error
     try:
         return await asyncio.to_thread(
             service.llm.chat_ids,
@@ -276,15 +278,3 @@ async def read_chat(
         told = api_error(error)
         told.param = told.param or "messages"
         raise told from error
-
-
-def _check_roles(messages: Sequence[Mapping[str, Any]], template: str | None) -> None:
-    """Raise ApiError for a role that neither this API nor the template knows: many write any word."""
-    for i, message in enumerate(messages):
-        role = message.get("role")
-        if not isinstance(role, str) or role in ROLES:  # what is no text is refused with the message
-            continue
-        if not re.search(rf"(['\"]){re.escape(role)}\1", template or ""):
-            where = f"messages[{i}].role"
-            known = "system, developer, user, assistant or tool"
-            raise invalid(where, f"{where} = {role!r:.80} is not a role: use {known}", "invalid_value")

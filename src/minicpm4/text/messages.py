@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minicpm4.errors import RequestError
 
-__all__ = ["MAX_CHAT_CHARS", "check_messages", "check_tools", "check_variables", "parsed_arguments"]
+__all__ = [
+    "MAX_CHAT_CHARS",
+    "check_messages",
+    "check_roles",
+    "check_tools",
+    "check_variables",
+    "parsed_arguments",
+]
 
 MAX_MESSAGES = 16384
 MAX_TOOLS = 1024
@@ -18,6 +26,8 @@ MAX_ROLE_CHARS = 64
 REASONING = ("reasoning_content", "thinking", "reasoning")  # one meaning; the first that is given counts
 # What a chat's prompt is made of beside the template's own variables; ``trust_content`` above all.
 _RESERVED = ("messages", "tools", "enable_thinking", "add_generation_prompt", "trust_content")
+ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
+"""What every template is given; other roles are known to some, which name them."""
 _SPEAKS = ("system", "developer", "user")  # whose messages are their content
 
 
@@ -39,6 +49,20 @@ def check_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
     checked = [_check_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
     _check_size(checked, "the messages")
     return checked
+
+
+def check_roles(messages: Sequence[Mapping[str, Any]], template: str | None) -> None:
+    """Refuse a role that neither the world at large nor the template knows: many templates write any word.
+    Raises RequestError, which begins with the place."""
+    for i, message in enumerate(messages):
+        role = message.get("role") if isinstance(message, Mapping) else None
+        if not isinstance(role, str) or role in ROLES:  # what is no text is refused with the message
+            continue
+        if not re.search(rf"(['\"]){re.escape(role)}\1", template or ""):
+            raise RequestError(
+                f"messages[{i}].role = {role!r:.80} is not a role",
+                "use system, developer, user, assistant or tool",
+            )
 
 
 def check_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]] | None:
