@@ -187,9 +187,9 @@ def test_an_empty_answer_is_remarked(minicpm: Run, script: Script) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("/reset", "the conversation is forgotten, 1 questions; the system message stays"),
-        ("/system T", "the system message is set; the conversation is forgotten, 1 questions"),
-        ("/system", "there is no system message; the conversation is forgotten, 1 questions"),
+        ("/reset", "the conversation is forgotten, 1 question; the system message stays"),
+        ("/system T", "the system message is set; the conversation is forgotten, 1 question"),
+        ("/system", "there is no system message; the conversation is forgotten, 1 question"),
         ("/think on", "thinking: on; the chat template of"),
         ("/set temperature 0.5", "temperature 0.5\n"),
         ("/set --max-tokens none", "max_tokens none\n"),
@@ -276,7 +276,7 @@ def test_continue_goes_on_with_the_last_conversation_and_its_model(
     assert refused.code == 2 and "there is no conversation to go on with" in refused.err
     minicpm("chat", "-m", "other", stdin="first\n", terminal=True)
     result = minicpm("chat", "--continue", stdin="second\n")
-    assert "going on after 1 questions" in result.err
+    assert "going on after 1 question" in result.err
     assert script.loads[-1][0] == "other"
     assert contents(script, 1) == ["first", "Paris.", "second"]
     assert minicpm("chat", "--continue", "--system", "S").code == 2

@@ -131,7 +131,7 @@ def test_history_and_the_conversation_outlive_a_start(chat: Chat, tmp_path: Path
     assert first.wait() == 0
     assert (tmp_path / "kept" / "last.json").stat().st_mode & 0o077 == 0
     second = chat("--continue")
-    assert "going on after 1 questions" in second.text
+    assert "going on after 1 question" in second.text
     second.send(UP)
     second.expect("> remember me")
     second.send(ENTER)

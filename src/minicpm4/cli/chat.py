@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from minicpm4.cli.chat_commands import ACTIONS, obey, tell
-from minicpm4.cli.conversation import TAKEN_BACK, Conversation
+from minicpm4.cli.conversation import TAKEN_BACK, Conversation, counted
 from minicpm4.cli.kept_chats import KeptChats
 from minicpm4.cli.keyboard import Reader, reader
 from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, expand
@@ -86,7 +86,7 @@ def command(
         with conversation(llm, params, mcp, allow, source, settings) as session:
             if messages:
                 session.go_on(messages)
-                tell(f"going on after {session.exchanges} questions")
+                tell(f"going on after {counted(session.exchanges)}")
             keep = kept if go_on or sys.stdin.isatty() else KeptChats(None)
             talk(session, source, lambda: keep.save(model, session.messages))
 

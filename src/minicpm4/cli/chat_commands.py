@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minicpm4.cli.conversation import Conversation, left_out
+from minicpm4.cli.conversation import Conversation, counted, left_out
 from minicpm4.cli.kept_chats import read_conversation
 from minicpm4.cli.keyboard import Reader, agreed
 from minicpm4.cli.summary import print_summary, thinking_note
@@ -74,20 +74,20 @@ def _reset(session: Conversation, reader: Reader, rest: str) -> None:
     said = session.exchanges
     session.restart(session.system)
     kept = "; the system message stays" if session.system is not None else ""
-    tell(f"the conversation is forgotten, {said} questions{kept}")
+    tell(f"the conversation is forgotten, {counted(said)}{kept}")
 
 
 def _forget(session: Conversation, reader: Reader, rest: str) -> None:
     said = session.exchanges
     if not rest.isascii() or not rest.isdigit() or not 0 < int(rest[:9]) <= said:
-        raise ConfigError(f"/forget {rest}: there are {said} questions", f"say how many, 1 to {said}")
+        raise ConfigError(f"/forget {rest}: there are {counted(said)}", f"say how many, 1 to {said}")
     tell(left_out(int(rest), said, session.forget(int(rest))))
 
 
 def _system(session: Conversation, reader: Reader, rest: str) -> None:
     said = session.exchanges
     session.restart(rest or None)
-    forgotten = f"; the conversation is forgotten, {said} questions" if said else ""
+    forgotten = f"; the conversation is forgotten, {counted(said)}" if said else ""
     tell(f"{'the system message is set' if rest else 'there is no system message'}{forgotten}")
 
 
@@ -131,7 +131,7 @@ def _load(session: Conversation, reader: Reader, rest: str) -> None:
     except (OSError, RuntimeError) as error:
         raise _refused(f"cannot read {rest}", error) from error
     session.go_on(messages)
-    tell(f"loaded {len(messages)} messages from {rest}, {session.exchanges} questions")
+    tell(f"loaded {len(messages)} messages from {rest}, {counted(session.exchanges)}")
 
 
 def _refused(what: str, error: Exception) -> ConfigError:
