@@ -119,7 +119,9 @@ def _tell(answers: list[Any], total: int, about: dict[str, Any], json_file: Path
     mean, half = pass_at_one(answers)
     shown = table("answers", "passed", "pass@1", left=0)
     passed = sum(one.passed for one in answers)
-    shown.add_row(f"{len(answers):,}", f"{passed:,}", f"{mean:.1%} +- {half:.1%}")
+    shown.add_row(
+        f"{len(answers):,}", f"{passed:,}", f"{mean:.1%}" if half is None else f"{mean:.1%} +- {half:.1%}"
+    )
     show(shown)
     why = Counter(one.why.partition(":")[0] for one in answers if not one.passed)
     if why:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
-import math
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from minicpm4 import LLM, SamplingParams
 from minicpm4.config.strict import require
 from minicpm4.engine.prompts import Prompt
 from minicpm4.errors import ConfigError, Minicpm4Error
+from minicpm4.evals.intervals import mean_with_interval
 from minicpm4.files import Kept, json_text, parse_json, read_bytes
 from minicpm4.sandbox import Limits, judge_function
 
@@ -210,14 +210,12 @@ def code_of(text: str, problem: Problem, style: str) -> str:
     return f"{problem.prompt}\n\n{code}\n" if defined.search(code) else f"{problem.prompt}{code}\n"
 
 
-def pass_at_one(answers: Sequence[Answer]) -> tuple[float, float]:
-    """The share that passed, averaged over problems, and half the width of its 95% interval over problems."""
+def pass_at_one(answers: Sequence[Answer]) -> tuple[float, float | None]:
+    """The share that passed, averaged over problems, and half the width of its 95% interval over problems
+    (None of one). Raises Minicpm4Error where there is no answer."""
     by_task: dict[str, list[bool]] = {}
     for one in answers:
         by_task.setdefault(one.task, []).append(one.passed)
-    shares = [sum(each) / len(each) for each in by_task.values()]
-    if not shares:
+    if not by_task:
         raise Minicpm4Error("no answer to count", "give more time")
-    mean = sum(shares) / len(shares)
-    spread = sum((one - mean) ** 2 for one in shares) / max(1, len(shares) - 1)
-    return mean, 1.96 * math.sqrt(spread / len(shares))
+    return mean_with_interval([sum(each) / len(each) for each in by_task.values()])

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minicpm4 import LLM, SamplingParams
+from minicpm4.evals.intervals import mean_with_interval
 from minicpm4.progress import Progress
 from minicpm4.quantize.divergence import kullback_leibler, log_probabilities
 
@@ -88,13 +89,12 @@ def compare(
             progress(done, len(texts))
     divergence, margin = np.concatenate(divergences), np.concatenate(margins)
     count = len(divergence)
-    spread = float(np.std(changes, ddof=1) / np.sqrt(len(changes))) if len(changes) > 1 else None
     return Fidelity(
         positions=count,
         nll_before=float(totals[0] / count),
         nll=float(totals[1] / count),
         nll_change=float((totals[1] - totals[0]) / count),
-        nll_interval=None if spread is None else 1.96 * spread,
+        nll_interval=mean_with_interval(changes)[1],
         kl_mean=float(divergence.mean()),
         kl_high=float(np.quantile(divergence, 0.999)),
         flips=1e4 * flips / count,

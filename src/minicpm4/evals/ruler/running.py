@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 from minicpm4 import LLM, SamplingParams
+from minicpm4.evals.intervals import mean_with_interval
 from minicpm4.evals.ruler.fitting import Maker, Sample
 from minicpm4.evals.ruler.kinds import KINDS, Kind
 from minicpm4.files import Kept
@@ -108,16 +109,14 @@ def scores(answers: Sequence[Answer]) -> list[Score]:
 
 
 def _score(kind: str, length: int, answers: Sequence[Answer]) -> Score:
-    count = len(answers)
-    mean = sum(one.score for one in answers) / count
-    spread = sum((one.score - mean) ** 2 for one in answers) / max(1, count - 1)
+    mean, half = mean_with_interval([one.score for one in answers])
     return Score(
         kind=kind,
         length=length,
-        count=count,
+        count=len(answers),
         mean=mean,
-        half=None if count == 1 else 1.96 * math.sqrt(spread / count),
-        read=sum(one.read for one in answers) / count,
+        half=half,
+        read=sum(one.read for one in answers) / len(answers),
     )
 
 
