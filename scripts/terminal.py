@@ -6,6 +6,7 @@ import fcntl
 import os
 import pty
 import select
+import signal
 import struct
 import subprocess
 import termios
@@ -18,6 +19,13 @@ import pyte
 PATIENCE = 60.0  # seconds that a text may take to appear, on a machine that does other things too
 PASTE = "\x1b[200~{}\x1b[201~"  # how terminals mark what is pasted
 CTRL_C, CTRL_D, ENTER, UP = "\x03", "\x04", "\r", "\x1b[A"
+
+
+def _own_terminal() -> None:
+    """In the new process: keys such as Ctrl-C reach it. What a shell starts in the background inherits that
+    SIGINT is ignored, and would pass it on."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Terminal:
@@ -38,7 +46,7 @@ class Terminal:
             stderr=theirs,
             env={**env, "TERM": "xterm"},
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=_own_terminal,
         )
         os.close(theirs)
 

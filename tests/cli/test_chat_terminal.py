@@ -136,6 +136,7 @@ def test_history_and_the_conversation_outlive_a_start(chat: Chat, tmp_path: Path
     second.expect("> remember me")
     second.send(ENTER)
     second.expect("heard 'remember me'")
+    second.ready()
     assert len(json.loads((tmp_path / "kept" / "last.json").read_text())["messages"]) == 4
 
 

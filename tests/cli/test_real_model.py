@@ -5,11 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import select
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -109,64 +105,26 @@ def test_errors_name_the_remedy(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals of this kind")
-def test_chat_in_a_terminal() -> None:
-    with TerminalChat("--max-tokens", "900", *GREEDY) as chat:
-        chat.say("What is the capital of France? Answer in one word.")
-        chat.wait_for("Paris")
-        chat.wait_for("> ")
-        chat.say("/reset")
-        chat.wait_for("> ")
-        chat.say("Write a long story about a fox.")
-        chat.wait_for("fox")
-        chat.process.send_signal(signal.SIGINT)
-        chat.wait_for("[stopped]")
-        chat.say("/nonsense")
-        chat.wait_for("there is no command /nonsense")
-        chat.say("/exit")
-        assert chat.process.wait(timeout=60) == 0
-        assert "Traceback" not in chat.seen
+def test_chat_in_a_terminal(tmp_path: Path) -> None:
+    pytest.importorskip("pyte")
+    from scripts.terminal import CTRL_C, ENTER, Terminal
 
-
-class TerminalChat:
-    """`minicpm4 chat` in a pseudo-terminal of its own."""
-
-    def __init__(self, *args: str) -> None:
-        import pty
-
-        self.seen = ""
-        self.mark = 0
-        self.master, slave = pty.openpty()
-        command = [sys.executable, "-m", "minicpm4", "chat", *args]
-        env = {**os.environ, "TERM": "xterm"}
-        # What a shell starts in the background inherits that SIGINT is ignored, and would pass it on.
-        self.process = subprocess.Popen(
-            command,
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            env=env,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
-        os.close(slave)
-
-    def __enter__(self) -> TerminalChat:
-        self.wait_for("> ")
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.process.kill()
-        self.process.wait()
-        os.close(self.master)
-
-    def say(self, line: str) -> None:
-        os.write(self.master, line.encode() + b"\n")
-        self.wait_for(line)  # the echo, so that it is not taken for an answer
-
-    def wait_for(self, text: str) -> None:
-        """Read until ``text`` appears after what was waited for before."""
-        stop = time.monotonic() + 90
-        while text not in self.seen[self.mark :]:
-            assert time.monotonic() < stop, f"no {text!r} in {self.seen[self.mark :]!r}"
-            if select.select([self.master], [], [], 0.2)[0]:
-                self.seen += os.read(self.master, 4096).decode(errors="replace")
-        self.mark = self.seen.index(text, self.mark) + len(text)
+    command = [sys.executable, "-m", "minicpm4", "chat", "--max-tokens", "900", *GREEDY]
+    with Terminal(command, {**os.environ, "MINICPM4_CHAT": str(tmp_path)}) as chat:
+        chat.ready()
+        chat.send("What is the capital of France? Answer in one word." + ENTER)
+        chat.expect("Paris")
+        chat.ready()
+        chat.send("/reset" + ENTER)
+        chat.ready()
+        chat.send("Write a long story about a fox." + ENTER)
+        chat.expect("fox", 2)
+        chat.send(CTRL_C)
+        chat.expect("[stopped]")
+        chat.ready()
+        chat.send("/nonsense" + ENTER)
+        chat.expect("there is no command /nonsense")
+        chat.ready()
+        chat.send("/exit" + ENTER)
+        assert chat.wait() == 0
+        assert "Traceback" not in chat.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import select
 import stat
@@ -177,8 +178,8 @@ def _is_piped() -> bool:
     """Whether standard input is a pipe or a file: nothing is to be read of a terminal or of /dev/null."""
     try:
         mode = os.fstat(sys.stdin.fileno()).st_mode
-    except (OSError, ValueError, AttributeError):  # no descriptor beneath: text that was put there
-        return sys.stdin is not None and not sys.stdin.isatty()
+    except (OSError, ValueError, AttributeError):  # no descriptor beneath
+        return isinstance(sys.stdin, io.StringIO | io.TextIOWrapper)  # text that was put there
     if stat.S_ISFIFO(mode) and not select.select([sys.stdin], [], [], PATIENCE)[0]:
         print("waiting for the end of standard input; < /dev/null leaves it out", file=sys.stderr)
     return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)

@@ -20,6 +20,7 @@ __all__ = ["CHECKSUMS", "FileSums", "file_sha256", "read_checksums", "write_chec
 
 CHECKSUMS = "checksums.json"
 BLOCK = 16 << 20
+_PIECE = 1 << 18  # bytes of a file that are in memory at a time
 MAX_CHECKSUMS = 1 << 27
 VERSION = 1
 _REMEDY = f"fetch or write it again; where it was changed on purpose, remove {CHECKSUMS} beside it"
@@ -34,8 +35,15 @@ def write_checksums(folder: Path, names: Iterable[str]) -> None:
 
 
 def _sums(file: Path) -> list[str]:
+    found = []
     with file.open("rb") as stream:
-        return [hashlib.sha256(block).hexdigest() for block in iter(lambda: stream.read(BLOCK), b"")]
+        while piece := stream.read(min(_PIECE, BLOCK)):
+            block, left = hashlib.sha256(piece), BLOCK - len(piece)
+            while left and (piece := stream.read(min(_PIECE, left))):
+                block.update(piece)
+                left -= len(piece)
+            found.append(block.hexdigest())
+    return found
 
 
 def read_checksums(folder: Path) -> dict[str, FileSums]:

@@ -31,8 +31,11 @@ def read_bytes(file: Path, limit: int, error: type[Minicpm4Error], remedy: str =
     pointer of Git LFS."""
     try:
         with file.open("rb") as data:
-            content = data.read(limit + 1)
             size = os.fstat(data.fileno()).st_size
+            # As much memory is taken as is asked for. A pipe tells no size, and a file may have grown since.
+            content = data.read(min(limit, size) + 1)
+            while len(content) <= limit and (more := data.read(min(limit + 1 - len(content), 1 << 20))):
+                content += more
     except OSError as why:
         raise error(f"cannot read {file}: {why.strerror or why}", remedy) from why
     if len(content) > limit:
