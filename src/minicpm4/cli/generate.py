@@ -159,9 +159,9 @@ def calibrate_first(found: Inspection, text: str, *, quiet: bool) -> Inspection:
     return plan_model(found.source, found.text, found.asked)
 
 
-def read_prompt(prompt: str | None, files: Sequence[str]) -> str:
-    """Put the prompt together from its places. Raises RequestError when there is none."""
-    names = list(files)
+def read_prompt(prompt: str | None, files: str | Sequence[str]) -> str:
+    """Put the prompt together from its places, a file or several. Raises RequestError when there is none."""
+    names = [files] if isinstance(files, str) else list(files)
     if not names and (prompt is None or _is_piped()):
         if sys.stdin.isatty():
             raise RequestError("there is no prompt", "give one, --prompt-file, or text on standard input")
