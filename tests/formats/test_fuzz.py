@@ -23,24 +23,10 @@ from minicpm4.formats.quantised_write import QUANTISED
 from tests.fixtures.random_checkpoint import make_checkpoint
 from tests.formats.gguf_files import hf_weights, metadata, to_gguf
 from tests.formats.test_quantised_written import NAME, again, drawn, with_zeros
+from tests.fuzz.mutate import NUMBERS
 
 LIMIT = 24 << 20  # bytes; the files have about 200 KB
 FUZZ = settings(max_examples=250, deadline=2000, suppress_health_check=list(HealthCheck))
-NUMBERS = [
-    0,
-    1,
-    2,
-    0x7F,
-    0x80,
-    0xFF,
-    0xFFFF,
-    (1 << 31) - 1,
-    1 << 31,
-    (1 << 32) - 1,
-    1 << 40,
-    1 << 62,
-    (1 << 64) - 1,
-]
 
 
 @cache

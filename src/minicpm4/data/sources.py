@@ -20,10 +20,7 @@ listen gets an error for the latter, and so does everybody where no row of a fil
 
 from __future__ import annotations
 
-import codecs
-import gzip
 import hashlib
-import io
 import json
 import re
 import zlib
@@ -39,8 +36,9 @@ from minicpm4.data.holdout import digest
 from minicpm4.data.html import VERSION as HTML_VERSION
 from minicpm4.data.html import html_text
 from minicpm4.data.packages import fetch_package
-from minicpm4.errors import ConfigError, UnsupportedError
-from minicpm4.files import UndecodableError, decode_page, decode_text, line_ends, parse_json
+from minicpm4.data.rows import UNDECODED, Skip, json_lines, parquet_rows
+from minicpm4.errors import ConfigError
+from minicpm4.files import UndecodableError, decode_page, decode_text, line_ends
 
 __all__ = [
     "KINDS",
@@ -60,7 +58,6 @@ __all__ = [
 ]
 
 MAX_TEXT = 1 << 26  # characters of a document
-MAX_LINE = 1 << 28  # bytes of a JSON line
 TEXT, PAGES = (".txt", ".md", ".rst"), (".html", ".htm", ".xhtml")
 SUFFIXES = {
     "text": TEXT,
@@ -77,9 +74,8 @@ _SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell them alone, UTF-8 c
 # Beside its pages Sphinx ships what they were made from: the same again. pip's own files are no reading.
 _NO_DOCUMENT = re.compile(r"/_sources/|\.dist-info/")
 LEAST_PAGE = 200  # characters; what is shorter is a menu or a forwarding page
-UNDECODED, NULL = "text that does not decode", "null where text should be"
+NULL = "null where text should be"
 WRONG = "lines or rows that are not what they should be"
-Skip = Callable[[str, str], None]
 T = TypeVar("T")
 
 
@@ -150,7 +146,7 @@ def conversations(
         try:
             parquet = file.name.endswith(".parquet")
             see = partial(unread.see, where=str(file))
-            rows = _parquet(file, column, skip, BESIDE, see) if parquet else _json_lines(file, skip)
+            rows = parquet_rows(file, column, skip, BESIDE, see) if parquet else json_lines(file, skip)
 
             def read(table: Any, where: str) -> Conversation | None:
                 messages = _of_column(table, column, where)
@@ -218,7 +214,7 @@ def distinct(documents: Iterable[str]) -> Iterator[str]:
 
 def _texts_in(kind: str, file: Path, column: str, skip: Skip) -> Iterator[tuple[str, str]]:
     if kind in ("jsonl", "parquet"):
-        rows = _json_lines(file, skip) if kind == "jsonl" else _parquet(file, column, skip)
+        rows = json_lines(file, skip) if kind == "jsonl" else parquet_rows(file, column, skip)
 
         def read(table: Any, where: str) -> tuple[str, str] | None:
             value = _of_column(table, column, where)
@@ -283,47 +279,6 @@ def _whole_file(file: Path, page: bool, skip: Skip) -> str | None:
         return None
 
 
-def _json_lines(file: Path, skip: Skip) -> Iterator[tuple[str, Any]]:
-    with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as stream:
-        for number, line in enumerate(_lines(stream, file), 1):
-            where = f"{file}, line {number}"
-            if len(line) > MAX_LINE:
-                raise ConfigError(f"{where} has over {MAX_LINE:,} bytes", "is the file JSON lines?")
-            if not line.strip():
-                continue
-            try:
-                text = line if isinstance(line, str) else decode_text(line)
-            except UndecodableError as error:
-                skip(UNDECODED, f"{where} is {error}")
-                continue
-            yield where, _parsed(text, where)
-
-
-def _parsed(text: str, where: str) -> Any:
-    """A line's JSON, or the error that it is none: the row is wrong, not the file."""
-    try:
-        # Other columns may well hold NaN: what writes such files often does.
-        return parse_json(text, where, ConfigError, "the file may be cut short", constants=True)
-    except ConfigError as error:
-        return error
-
-
-def _lines(stream: Any, file: Path) -> Iterator[bytes | str]:
-    """Lines, cut where they are too long: as bytes, of a file in UTF-16 as text."""
-    if stream.peek(2)[:2] not in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        while line := stream.readline(MAX_LINE + 1):
-            yield line
-        return
-    wide = io.TextIOWrapper(stream, "utf-16", newline="\n")
-    try:
-        while text := wide.readline(MAX_LINE + 1):
-            yield text
-    except UnicodeError as error:  # where its next line begins, nothing tells
-        raise ConfigError(f"{file} is not UTF-16, as it says: {error}", "save it as UTF-8") from error
-    finally:
-        wide.detach()
-
-
 def _of_column(table: Any, column: str, where: str) -> Any:
     if not isinstance(table, dict) or column not in table:
         has = ", ".join(map(repr, islice(table, 8))) if isinstance(table, dict) else "no columns"
@@ -336,61 +291,6 @@ def _text_of(value: Any, column: str, where: str) -> str:
         raise ConfigError(
             f"{where}: {column!r} is a {type(value).__name__}, not a text", "name another column"
         )
-    return value
-
-
-def _parquet(
-    file: Path,
-    column: str,
-    skip: Skip,
-    beside: Sequence[str] = (),
-    see: Callable[[list[str]], object] = len,
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows, of which ``column`` is read, and those columns of ``beside`` that there are; ``see`` is told the
-    names of all columns."""
-    try:
-        from pyarrow import ArrowException
-        from pyarrow.parquet import ParquetFile
-    except ImportError as error:
-        raise UnsupportedError(
-            f"{file} is parquet, which pyarrow reads, and that is not installed",
-            "in the checkout: pip install '.[data]'",
-        ) from error
-    row = 0
-    try:
-        with ParquetFile(file) as table:
-            names = table.schema_arrow.names
-            if column not in names:
-                has = ", ".join(names[:8])
-                raise ConfigError(f"{file} has no column {column!r}, but {has[:200]}", "name the column")
-            see(names)
-            wanted = [column, *(name for name in beside if name in names and name != column)]
-            for batch in table.iter_batches(batch_size=256, columns=wanted):
-                for index in range(batch.num_rows):
-                    row += 1
-                    where = f"{file}, row {row}"
-                    try:
-                        yield where, {name: _given(batch.column(name)[index].as_py()) for name in wanted}
-                    except UndecodableError as error:
-                        skip(UNDECODED, f"{where} is {error}")
-                    except UnicodeError as error:
-                        skip(UNDECODED, f"{where} is not UTF-8: {error}")
-    except ArrowException as error:
-        raise ConfigError(f"{file} cannot be read as parquet: {error}", "it may be damaged") from error
-
-
-def _given(value: Any) -> Any:
-    """``value`` without what its tables do not have: parquet gives all of them all names, with nulls."""
-    if isinstance(value, bytes):
-        return decode_text(value)  # a column of strings that does not say so
-    if isinstance(value, list):
-        return [_given(item) for item in value]
-    if isinstance(value, dict):
-        return {
-            name: _given(item)
-            for name, item in value.items()
-            if item is not None or (name == "content" and "role" in value)
-        }
     return value
 
 

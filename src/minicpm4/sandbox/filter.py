@@ -56,12 +56,16 @@ def program() -> bytes:
         ) from None
     found = seccomp.SyscallFilter(seccomp.ALLOW)
     refuse = seccomp.ERRNO(errno.EPERM)
-    for names in REFUSED.values():
-        for name in names:
-            try:
-                found.add_rule(refuse, name)
-            except (ValueError, OSError):
-                continue  # this processor's kernels, or a libseccomp older than the call, know no such call
+    unknown = []
+    for name in (name for names in REFUSED.values() for name in names):
+        try:
+            found.add_rule(refuse, name)
+        except (ValueError, OSError):
+            unknown.append(name)
+    if unknown:  # a filter with holes would be worse than none
+        raise UnsupportedError(
+            f"libseccomp cannot refuse {', '.join(unknown)}", "install a newer one (2.5.4 or later can)"
+        )
     arg = seccomp.Arg
     found.add_rule(refuse, "clone", arg(0, seccomp.MASKED_EQ, _THREAD, 0))
     for bit in (1 << i for i in range(32) if _NAMESPACES >> i & 1):

@@ -1,0 +1,116 @@
+"""Rows of tables in files, JSON lines and parquet, each with its place. One that is no JSON comes as the
+error that it is; one that does not decode is told to ``skip(reason, where)``."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import io
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from minicpm4.errors import ConfigError, UnsupportedError
+from minicpm4.files import UndecodableError, decode_text, parse_json
+
+__all__ = ["UNDECODED", "Skip", "json_lines", "parquet_rows"]
+
+MAX_LINE = 1 << 28  # bytes of a JSON line
+UNDECODED = "text that does not decode"
+Skip = Callable[[str, str], None]
+
+
+def json_lines(file: Path, skip: Skip) -> Iterator[tuple[str, Any]]:
+    with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as stream:
+        for number, line in enumerate(_lines(stream, file), 1):
+            where = f"{file}, line {number}"
+            if len(line) > MAX_LINE:
+                raise ConfigError(f"{where} has over {MAX_LINE:,} bytes", "is the file JSON lines?")
+            if not line.strip():
+                continue
+            try:
+                text = line if isinstance(line, str) else decode_text(line)
+            except UndecodableError as error:
+                skip(UNDECODED, f"{where} is {error}")
+                continue
+            yield where, _parsed(text, where)
+
+
+def _parsed(text: str, where: str) -> Any:
+    """A line's JSON, or the error that it is none: the row is wrong, not the file."""
+    try:
+        # Other columns may well hold NaN: what writes such files often does.
+        return parse_json(text, where, ConfigError, "the file may be cut short", constants=True)
+    except ConfigError as error:
+        return error
+
+
+def _lines(stream: Any, file: Path) -> Iterator[bytes | str]:
+    """Lines, cut where they are too long: as bytes, of a file in UTF-16 as text."""
+    if stream.peek(2)[:2] not in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        while line := stream.readline(MAX_LINE + 1):
+            yield line
+        return
+    wide = io.TextIOWrapper(stream, "utf-16", newline="\n")
+    try:
+        while text := wide.readline(MAX_LINE + 1):
+            yield text
+    except UnicodeError as error:  # where its next line begins, nothing tells
+        raise ConfigError(f"{file} is not UTF-16, as it says: {error}", "save it as UTF-8") from error
+    finally:
+        wide.detach()
+
+
+def parquet_rows(
+    file: Path,
+    column: str,
+    skip: Skip,
+    beside: Sequence[str] = (),
+    see: Callable[[list[str]], object] = len,
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows, of which ``column`` is read, and those columns of ``beside`` that there are; ``see`` is told the
+    names of all columns."""
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise UnsupportedError(
+            f"{file} is parquet, which pyarrow reads, and that is not installed",
+            "in the checkout: pip install '.[data]'",
+        ) from error
+    row = 0
+    try:
+        with ParquetFile(file) as table:
+            names = table.schema_arrow.names
+            if column not in names:
+                has = ", ".join(names[:8])
+                raise ConfigError(f"{file} has no column {column!r}, but {has[:200]}", "name the column")
+            see(names)
+            wanted = [column, *(name for name in beside if name in names and name != column)]
+            for batch in table.iter_batches(batch_size=256, columns=wanted):
+                for index in range(batch.num_rows):
+                    row += 1
+                    where = f"{file}, row {row}"
+                    try:
+                        yield where, {name: _given(batch.column(name)[index].as_py()) for name in wanted}
+                    except UndecodableError as error:
+                        skip(UNDECODED, f"{where} is {error}")
+                    except UnicodeError as error:
+                        skip(UNDECODED, f"{where} is not UTF-8: {error}")
+    except ArrowException as error:
+        raise ConfigError(f"{file} cannot be read as parquet: {error}", "it may be damaged") from error
+
+
+def _given(value: Any) -> Any:
+    """``value`` without what its tables do not have: parquet gives all of them all names, with nulls."""
+    if isinstance(value, bytes):
+        return decode_text(value)  # a column of strings that does not say so
+    if isinstance(value, list):
+        return [_given(item) for item in value]
+    if isinstance(value, dict):
+        return {
+            name: _given(item)
+            for name, item in value.items()
+            if item is not None or (name == "content" and "role" in value)
+        }
+    return value
