@@ -27,7 +27,7 @@ from peers.contest import Column, Point, contest, results
 from peers.entries import entries, parse_flavour, start
 from peers.merging import merge
 from peers.models import write_folder, write_random_gguf
-from peers.parts import PARTS, Part, points
+from peers.parts import MADE, PARTS, SHAPED, Part, points
 from peers.quiet import Watch
 from peers.report import markdown, products_limit
 
@@ -41,11 +41,15 @@ RESULTS = Path(__file__).parent / "results"
 START = "start"  # the part that is no contest: minicpm4 generate, from the command to its first text
 
 
-def weights(part: Part, folder: Path) -> dict[str, str]:
-    """Paths of the GGUF file and of the bf16 folder, made where they are not there yet; of a real model that
-    is fetched by hand (make models) of the file alone. Raises ModelNotFoundError."""
+def weights(key: str, folder: Path) -> dict[str, str]:
+    """Paths of a part's GGUF file and bf16 folder, made where they are not there yet; of a real model that is
+    fetched by hand (make models), and of layers in another type, of the file alone. Raises
+    ModelNotFoundError."""
     folder.mkdir(parents=True, exist_ok=True)
+    part = PARTS[key]
     model = part.model
+    if key in MADE:
+        return {"gguf": str(_made(key, folder))}
     if "transformers" not in part.peers and model.endswith("-instruct"):
         return {"gguf": str(zoo.resolve(model))}
     if model == "smollm2-135m":
@@ -60,13 +64,26 @@ def weights(part: Part, folder: Path) -> dict[str, str]:
     return {"gguf": str(gguf), "folder": str(unpacked)}
 
 
+def _made(key: str, folder: Path) -> Path:
+    """The model with its layers rounded to the part's type: for its speed, whatever it then says."""
+    model, kind = MADE[key]
+    file = folder / f"{key}.gguf"
+    if not file.exists():
+        source = folder / f"{model}.Q4_0.gguf"
+        if model == SHAPED and not source.exists():
+            write_random_gguf(source)
+        command = ["convert", str(source) if model == SHAPED else model, str(file), "--gguf-type", kind]
+        subprocess.run([sys.executable, "-m", "minicpm4", *command], check=True, stdout=subprocess.DEVNULL)
+    return file
+
+
 def run_part(args: argparse.Namespace, key: str, deadline: float) -> dict[str, Any]:
     """Measure one part with everyone."""
     part, watch, began = PARTS[key], Watch(), time.monotonic()
     print(f"{part.name}: loading", flush=True)
     chosen = points(key, smoke=args.smoke, deep=args.deep)
     room = max(point.depth + point.tokens for point in chosen)
-    request = {"threads": args.threads, "room": room + 64, **weights(part, args.work)}
+    request = {"threads": args.threads, "room": room + 64, **weights(key, args.work)}
     wanted = entries(part, args, max(point.batch for point in chosen))
     columns, children, left_out = start(wanted, request, print)
     try:
@@ -165,7 +182,7 @@ def main() -> None:
         "models": [],
     }
     for key in parts:
-        weights(PARTS[key], args.work)  # what is not there is said before anything long begins
+        weights(key, args.work)  # what is not there is said before anything long begins
     for number, key in enumerate(parts):
         share = PARTS[key].share / sum(PARTS[later].share for later in parts[number:])
         left = deadline - time.monotonic()

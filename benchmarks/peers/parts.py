@@ -30,12 +30,19 @@ class Part:
 AVX2 = (("MINICPM4_ISA", "avx2"),)
 REAL = {"qwen-0.5b": "Qwen2.5-Coder-0.5B", "qwen-1.5b": "Qwen2.5-Coder-1.5B"}  # Q4_K_M, of make models
 ALL = ("llama.cpp", "OpenVINO", "transformers")
+SHAPED = "minicpm4-0.5b-shape"
 SHAPE = "MiniCPM4-0.5B's shape, random weights, Q4_0"
+# Two types of one model beside each other: a part's key, and the GGUF type that its layers get.
+MADE = {
+    f"{key}-{kind}": (model, kind)
+    for key, model in (("shape", SHAPED), ("qwen-1.5b", f"{REAL['qwen-1.5b'].lower()}-instruct"))
+    for kind in ("q4_0", "tq2_0")
+}
 # The quick ones first: what they leave of their share of the time goes to the others.
 PARTS = {
     "together": Part(
         name=f"{SHAPE}: several sequences, ternary weights",
-        model="minicpm4-0.5b-shape",
+        model=SHAPED,
         share=1,
         peers=("llama.cpp", "OpenVINO"),
         flavours=("ternary:weights=ternary",),
@@ -44,7 +51,7 @@ PARTS = {
     "smollm2-135m": Part(name="SmolLM2-135M, Q4_1", model="smollm2-135m", share=3, peers=ALL),
     "avx2": Part(
         name=f"{SHAPE}: AVX2 only",
-        model="minicpm4-0.5b-shape",
+        model=SHAPED,
         share=3,
         peers=("llama.cpp-avx2",),
         environment=AVX2,
@@ -60,7 +67,17 @@ PARTS = {
         for key, name in REAL.items()
         for tail in ("", "-avx2")
     },
-    "minicpm4-0.5b-shape": Part(name=SHAPE, model="minicpm4-0.5b-shape", share=12, peers=ALL),
+    **{
+        key: Part(
+            name=f"{REAL['qwen-1.5b'] if key.startswith('qwen') else SHAPE.split(',')[0]}, layers in {kind.upper()}",
+            model=model,
+            share=1,
+            peers=("llama.cpp",),
+            attentions=("dense",),
+        )
+        for key, (model, kind) in MADE.items()
+    },
+    SHAPED: Part(name=SHAPE, model=SHAPED, share=12, peers=ALL),
 }
 
 
@@ -71,9 +88,12 @@ def points(part: str, *, smoke: bool = False, deep: bool = False) -> list[Point]
             Point(kind="decode", depth=0, tokens=4 if smoke else SHORT, batch=batch)
             for batch in (1, *TOGETHER)
         ]
+    if part in MADE:
+        decode = [Point(kind="decode", depth=depth, tokens=SHORT) for depth in (0, 2048)]
+        return [*decode[: 1 if smoke else 2], Point(kind="prefill", depth=0, tokens=512)]
     real = part.removesuffix("-avx2") in REAL
     deepest = 2048 if smoke else 131072 if deep else 32768
-    if part != "minicpm4-0.5b-shape":
+    if part != SHAPED:
         deepest = min(deepest, 16384 if real else 8192)
     depths = [depth for depth in (0, 2048, 8192, 16384, 32768, 131072) if depth <= deepest]
     if not real:
