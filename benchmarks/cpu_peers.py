@@ -212,7 +212,14 @@ def arguments() -> argparse.Namespace:
     add("--openvino-python", default=sys.executable, help="Python that has openvino-genai")
     add("--torch-python", default=sys.executable, help="Python that has torch and transformers")
     known = [START, *PARTS]
-    add("--parts", nargs="+", choices=known, default=known, help="what to measure: all, unless said")
+    usual = [key for key in known if key not in MADE]
+    add(
+        "--parts",
+        nargs="+",
+        choices=known,
+        default=usual,
+        help=f"what to measure: {', '.join(usual)}, unless said",
+    )
     add(
         "--ours",
         action="append",

@@ -108,7 +108,7 @@ def _run(
 ) -> None:
     draft = f"model:{part.draft_model}" if part.draft_model else "suffix"
     with LLM(part.model, context=8192, max_batch=1, draft=draft) as llm:
-        drafters = {PLAIN: None, **{one: _drafting(llm, one) for one in part.drafters}}
+        drafters = {PLAIN: None, **{one: drafting_of(llm, one) for one in part.drafters}}
         text = LONG.read_text(encoding="utf-8")[: part.long]
         every = cases(llm, part.kinds, temperatures, text)
         sizes = {"tokens": part.tokens, "rounds": rounds}
@@ -174,7 +174,7 @@ def _compare(llm: LLM, weights: str, batch: int, prompts: int, tokens: int) -> l
             )
         )
     found = {}
-    drafters = {PLAIN: None, "suffix": engine.drafting, "suffix:7": _drafting(llm, "suffix:7")}
+    drafters = {PLAIN: None, "suffix": engine.drafting, "suffix:7": drafting_of(llm, "suffix:7")}
     for name, drafting in drafters.items():
         llm.driver.call(lambda engine, made=drafting: setattr(engine, "drafting", made))
         found[name] = llm.generate(asked, params)
@@ -198,7 +198,7 @@ def _compare(llm: LLM, weights: str, batch: int, prompts: int, tokens: int) -> l
     ]
 
 
-def _drafting(llm: LLM, name: str) -> Drafting:
+def drafting_of(llm: LLM, name: str) -> Drafting:
     """A drafter by its name here; "suffix:7" always checks seven drafts."""
     kind, _, tokens = name.partition(":")
     engine: Any = llm.engine

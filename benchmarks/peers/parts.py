@@ -32,12 +32,24 @@ REAL = {"qwen-0.5b": "Qwen2.5-Coder-0.5B", "qwen-1.5b": "Qwen2.5-Coder-1.5B"}  #
 ALL = ("llama.cpp", "OpenVINO", "transformers")
 SHAPED = "minicpm4-0.5b-shape"
 SHAPE = "MiniCPM4-0.5B's shape, random weights, Q4_0"
-# Two types of one model beside each other: a part's key, and the GGUF type that its layers get.
+# Types of one model beside each other: a part's key, the model, and the GGUF type that its layers get.
 MADE = {
     f"{key}-{kind}": (model, kind)
-    for key, model in (("shape", SHAPED), ("qwen-1.5b", f"{REAL['qwen-1.5b'].lower()}-instruct"))
-    for kind in ("q4_0", "tq2_0")
+    for key, model, kinds in (
+        ("shape", SHAPED, ("q4_0", "tq2_0")),
+        ("qwen-0.5b", f"{REAL['qwen-0.5b'].lower()}-instruct", ("q4_0", "q5_0", "q8_0")),
+        ("qwen-1.5b", f"{REAL['qwen-1.5b'].lower()}-instruct", ("q4_0", "q5_0", "q8_0", "tq2_0")),
+    )
+    for kind in kinds
 }
+
+
+def _layers(key: str, kind: str) -> str:
+    """What the part of such a file is called."""
+    name = REAL.get(key.removesuffix(f"-{kind}"), SHAPE.split(",")[0])
+    return f"{name}, layers in {kind.upper()}"
+
+
 # The quick ones first: what they leave of their share of the time goes to the others.
 PARTS = {
     "together": Part(
@@ -69,7 +81,7 @@ PARTS = {
     },
     **{
         key: Part(
-            name=f"{REAL['qwen-1.5b'] if key.startswith('qwen') else SHAPE.split(',')[0]}, layers in {kind.upper()}",
+            name=_layers(key, kind),
             model=model,
             share=1,
             peers=("llama.cpp",),
