@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
+import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -93,11 +93,15 @@ def test_calls_by_the_old_gate_end_it() -> None:
 
 
 def test_the_network() -> None:
-    server = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
-    threading.Thread(target=server.handle_request, daemon=True).start()
-    refused(f"import urllib.request; urllib.request.urlopen('http://127.0.0.1:{server.server_port}')", "None")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        refused(f"import socket; socket.create_connection(('127.0.0.1', {port}), 2)")
+        code = f"import urllib.request\ntry: urllib.request.urlopen('http://127.0.0.1:{port}', timeout=2)\n"
+        assert "not permitted" in said(code + "except OSError as error: print(error)")
+        listener.settimeout(0.2)
+        with pytest.raises(TimeoutError):  # nobody has knocked
+            listener.accept()
     assert said("import os; print(*os.listdir('/sys') if os.path.exists('/sys') else ['no sys'])") == "no sys"
-    server.server_close()
 
 
 def test_memory() -> None:
@@ -195,8 +199,12 @@ def test_time(code: str) -> None:
     "code", ["import os; os.kill(-1, 9)", "import os; os.kill(1, 9)", "import os; os.killpg(0, 9)"]
 )
 def test_signals_reach_nobody_else(code: str) -> None:
-    run(code)
-    os.kill(os.getpid(), 0)
+    with subprocess.Popen(["sleep", "600"]) as other:  # of this user, in this group
+        try:
+            run(code)
+            assert other.poll() is None
+        finally:
+            other.kill()
 
 
 def test_a_crash_is_told() -> None:

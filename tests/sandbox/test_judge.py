@@ -60,6 +60,35 @@ CHEATS = {
     "writes it on stdout": "print('{\"passed\": true}')\ndef f(x): return 0",
     "answers before it is asked": "import os, sys\nos.write(int(sys.argv[3]), b'{\"ready\": true}\\n' * 3)\n"
     "while True: pass",
+    **{
+        f"writes {first!r:.40}": f"import os, sys\nos.write(int(sys.argv[3]), {first!r})\ndef f(x): return 0"
+        for first in (
+            b'{"broken": ""}\n',
+            b'{"broken": false}\n',
+            b'{"broken": null, "passed": true, "why": ""}\n',
+            b'{"broken": ' + b"[" * 900 + b"]" * 900 + b"}\n",
+            b'{"broken": "' + b"x" * 500 + b'"}\n',
+            b'{"ready": true}\n{"passed": true, "why": ""}\n',
+            b'{"ready": true, "broken": ""}\n{"unfit": ""}\n',
+            b"{}\n",
+            b"\xff\n",
+            b"\n",
+            b'"passed"\n',
+        )
+    },
+    **{
+        f"answers {last!r:.40}": f"import os, sys\ndef f(x): os.write(int(sys.argv[3]), {last!r})"
+        for last in (
+            b'{"passed": true, "why": ""}\n',
+            b'{"unfit": "", "passed": true}\n',
+            b'{"raised": "", "text": ""}\n',
+            b'{"raised": "SystemExit", "text": "0"}\n',
+            b'{"raised": "UnicodeDecodeError", "text": []}\n',
+            b'{"value": {"set": [[1]]}, "args": [1]}\n',
+            b'{"value": 2, "args": []}\n',
+            b'{"value": 2}\n',
+        )
+    },
     "answers by itself": "import os, sys\nfd = int(sys.argv[3])\n"
     'os.write(fd, b\'{"ready": true}\\n{"value": 2, "args": [1]}\\n{"value": 42, "args": [41]}\\n\')\n'
     "def f(x): return 0",
@@ -80,6 +109,15 @@ CHEATS = {
 def test_cheats_do_not_pass(cheat: str) -> None:
     found = judge_function(CHEATS[cheat], TESTS, "f", limits=Limits(seconds=2))
     assert not found.passed and found.why and len(found.why) <= 300
+
+
+def test_large_values_meet_large_output() -> None:
+    """Neither side is left to wait for the other: what it prints is read while it is written to."""
+    loud = "import time\ntime.sleep(1)\nprint('x' * 200_000)\n"  # it is asked before it has printed
+    tests = "print('x' * 200_000)\nassert f('y' * 300_000) == 'z' * 300_000"
+    solution = loud + "def f(x):\n    print(x)\n    return 'z' * len(x)"
+    found = judge_function(solution, tests, "f", limits=Limits(seconds=20))
+    assert found.passed, found
 
 
 def test_what_is_wrong_is_refused() -> None:

@@ -13,6 +13,7 @@ import selectors
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 
 from minicpm4.errors import ConfigError
@@ -89,55 +90,58 @@ def _talking(files: dict[str, bytes], main: str, name: str, limits: Limits) -> I
 
 
 class _Talk:
-    """Hands lines from one sandbox to the other and waits for the verdict."""
+    """Hands lines from one sandbox to the other and waits for the verdict.
+
+    The function passes by the checker's own message alone: nothing that the solution writes can say so."""
 
     def __init__(self, solver: _Side, checker: _Side) -> None:
         self._solver, self._checker = solver, checker
         self._pumps = (Pump(solver.program), Pump(checker.program))
         self._held = {solver.says: bytearray(), checker.says: bytearray()}
+        self._handed = {solver.told: bytearray(), checker.told: bytearray()}  # what is still to be written
         self._ready = self._asked = False
         self._calls = 0
 
     def judge(self) -> Verdict:
         """Until the tests say how they ended, or one of the two ends or breaks a bound."""
-        with selectors.DefaultSelector() as selector:
+        with selectors.DefaultSelector() as self._selector:
             for says in self._held:
-                selector.register(says, selectors.EVENT_READ)
+                self._selector.register(says, selectors.EVENT_READ, self._heard)
             for pump in self._pumps:
-                selector.register(pump, selectors.EVENT_READ, pump)
+                self._selector.register(pump, selectors.EVENT_READ, partial(self._pumped, pump))
             while (left := self._left()) > 0:
-                for key, _ in selector.select(left):
-                    found = self._pumped(selector, key.data) if key.data else self._heard(key.fd)
-                    if found is not None:
+                for key, _ in self._selector.select(left):
+                    if (found := key.data(key.fd)) is not None:
                         return found
-        return self._verdict("time")
+        return self._failed("time")
 
     def _left(self) -> float:
         return min(self._solver.program.left(), self._checker.program.left())
 
-    def _pumped(self, selector: selectors.BaseSelector, pump: Pump) -> Verdict | None:
+    def _pumped(self, pump: Pump, _: int) -> Verdict | None:
         if not pump.step(0.001):
-            selector.unregister(pump)
-        return self._verdict("output") if pump.broken else None
+            self._selector.unregister(pump)
+        return self._failed("output") if pump.broken else None
 
     def _heard(self, says: int) -> Verdict | None:
         piece, held = os.read(says, _PIECE), self._held[says]
         held += piece
         who = "the solution" if says == self._solver.says else "the tests"
         if not piece:
-            return self._verdict(f"{who} ended")
+            return self._failed(f"{who} ended")
         for line in _lines(held):
             found = self._answered(line) if says == self._solver.says else self._called(line)
             if found is not None:
                 return found
-        return self._verdict(f"{who} wrote too long a line") if len(held) > values.MAX_LINE else None
+        return self._failed(f"{who} wrote too long a line") if len(held) > values.MAX_LINE else None
 
     def _called(self, line: bytes) -> Verdict | None:
         message = values.load(line)
         if "passed" in message:
-            return self._verdict("" if message["passed"] is True else str(message["why"]))
+            return self._verdict(True) if message["passed"] is True else self._failed(message.get("why"))
         self._asked = True
-        return self._hand(self._solver, line)
+        self._hand(self._solver, line)
+        return None
 
     def _answered(self, line: bytes) -> Verdict | None:
         try:
@@ -146,34 +150,37 @@ class _Talk:
             message = {}
         if not self._ready:
             self._ready = message.get("ready") is True
-            return (
-                None
-                if self._ready
-                else self._verdict(str(message.get("broken", "no answer of the solution")))
-            )
+            return None if self._ready else self._failed(message.get("broken"))
         if not self._asked or not {"value", "raised", "unfit"} & message.keys():
-            return self._verdict("the solution wrote what is no answer")
+            return self._failed("the solution wrote what is no answer")
         self._calls, self._asked = self._calls + 1, False
-        return self._hand(self._checker, line)
-
-    def _hand(self, side: _Side, line: bytes) -> Verdict | None:
-        rest = memoryview(line)
-        with selectors.DefaultSelector() as selector:
-            selector.register(side.told, selectors.EVENT_WRITE)
-            while rest:
-                if not selector.select(max(0.0, self._left())):
-                    return self._verdict("time")
-                try:
-                    rest = rest[os.write(side.told, rest[:_PIECE]) :]
-                except BrokenPipeError:
-                    return self._verdict("the solution ended" if side is self._solver else "the tests ended")
+        self._hand(self._checker, line)
         return None
 
-    def _verdict(self, why: str) -> Verdict:
+    def _hand(self, side: _Side, line: bytes) -> None:
+        if not self._handed[side.told]:
+            self._selector.register(side.told, selectors.EVENT_WRITE, self._write)
+        self._handed[side.told] += line
+
+    def _write(self, told: int) -> Verdict | None:
+        """As much of a line as there is room for: who is to read it may have to be read from first."""
+        rest = self._handed[told]
+        try:
+            del rest[: os.write(told, rest[:_PIECE])]
+        except BrokenPipeError:
+            return self._failed("the solution ended" if told == self._solver.told else "the tests ended")
+        if not rest:
+            self._selector.unregister(told)
+        return None
+
+    def _failed(self, why: object) -> Verdict:
+        """``why`` may be what the solution wrote: text, or nothing that is believed."""
+        return self._verdict(False, why if isinstance(why, str) and why else "no answer of the solution")
+
+    def _verdict(self, passed: bool, why: str = "") -> Verdict:
         program = self._solver.program
-        return Verdict(
-            passed=not why, why=why[:300], calls=self._calls, seconds=program.limits.seconds - program.left()
-        )
+        seconds = program.limits.seconds - program.left()
+        return Verdict(passed=passed, why=why[:300], calls=self._calls, seconds=seconds)
 
 
 def _lines(held: bytearray) -> Iterator[bytes]:
