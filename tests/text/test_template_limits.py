@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import tracemalloc
+from typing import Any
 
 import pytest
 from jinja2 import nodes
@@ -146,3 +148,16 @@ def test_all_expressions_are_known():
             found.add(one.__name__)
             todo.append(one)
     assert found <= known
+
+
+@pytest.mark.parametrize("name", ["messages", "tools", "documents"])
+def test_no_filter_changes_what_the_caller_gave(name: str) -> None:
+    """Jinja's ``indent`` adds a line end to its value, in place where that is a list."""
+    given: dict[str, list[Any]] = {"messages": [{"role": "user", "content": "a"}], "tools": [{"name": "f"}]}
+    given["documents"] = [{"text": "d"}]
+    before = copy.deepcopy(given)
+    template = ChatTemplate(f"{{{{ {name}|indent(2) }}}}{{{{ messages[0].content }}}}")
+    with pytest.raises(TextError, match="indent of a list, which is no text"):
+        template.render(given["messages"], tools=given["tools"], documents=given["documents"])
+    assert given == before
+    assert ChatTemplate("{{ 'a\nb'|indent(2) }}").render(given["messages"]) == "a\n  b"

@@ -12,6 +12,7 @@ from minicpm4.config.strict import require
 from minicpm4.errors import ConfigError
 from minicpm4.files import json_text, write_file
 from minicpm4.text.around import put_around
+from minicpm4.text.library import library
 from minicpm4.text.model_text import LAST, ModelText
 
 __all__ = ["SPECIALS", "take_tokenizer", "train_tokenizer"]
@@ -43,7 +44,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> None
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    backend.train_from_iterator(texts, trainer)
+    with library("no tokenizer can be trained on these texts", "leave out what is not valid Unicode"):
+        backend.train_from_iterator(texts, trainer)
     put_around(backend, [SPECIALS.index("<s>")], [])
     settings = {
         "bos_token": "<s>",

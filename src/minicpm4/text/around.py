@@ -10,18 +10,22 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import processors
 
 from minicpm4.errors import TextError
+from minicpm4.text.library import AGAIN
 
 __all__ = ["around", "put_around"]
 
 
 def around(backend: Backend) -> tuple[list[int], list[int]]:
     """The ids that the file's own post-processor puts before and after a text. Raises TextError for one of
-    a kind, or with a pattern, that is not known."""
+    a kind, or with a pattern, that is not known, and for tokens that the tokenizer has not."""
     before: list[int] = []
     after: list[int] = []
     for step in _steps(backend):
         first, last = _of_step(step)
         before, after = [*first, *before], [*after, *last]
+    unknown = next((i for i in (*before, *after) if backend.id_to_token(i) is None), None)
+    if unknown is not None:
+        raise TextError(f"the tokenizer's post-processor adds the id {unknown}, which is no token's", AGAIN)
     return before, after
 
 
@@ -72,8 +76,15 @@ def _of_step(step: Mapping[str, Any]) -> tuple[list[int], list[int]]:
     if len(texts) != 1:
         raise TextError(f"the tokenizer's post-processor has a text {len(texts)} times", "once is supported")
     ids = [
-        step["special_tokens"][item["SpecialToken"]["id"]]["ids"] if "SpecialToken" in item else []
-        for item in step["single"]
+        _ids(step, item["SpecialToken"]["id"]) if "SpecialToken" in item else [] for item in step["single"]
     ]
     cut = texts[0]
     return [i for some in ids[:cut] for i in some], [i for some in ids[cut:] for i in some]
+
+
+def _ids(step: Mapping[str, Any], name: str) -> list[int]:
+    """Ids of what a TemplateProcessing calls ``name``; the library reads one that says nothing of it."""
+    found = step["special_tokens"].get(name)
+    if found is None:
+        raise TextError(f"the tokenizer's post-processor adds {name!r}, which it gives no ids", AGAIN)
+    return list(found["ids"])

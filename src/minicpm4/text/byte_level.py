@@ -13,6 +13,7 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from minicpm4.errors import TextError
+from minicpm4.text.library import AGAIN, library
 
 __all__ = ["WORDS", "Words", "byte_level_backend", "splitter"]
 
@@ -127,13 +128,12 @@ def byte_level_backend(
     """The tokenizer of ``kind`` (of ``WORDS``) without added tokens. Raises TextError where merges and
     vocabulary do not fit together."""
     words = WORDS[kind]
-    try:
-        model = models.BPE(dict(vocab), list(merges), ignore_merges=words.whole)
-    except Exception as error:
-        raise TextError(
-            f"merges and tokens do not fit together: {error}", "fetch the file again: it may be damaged"
-        ) from error
-    backend = Tokenizer(model)
+    # The library would panic, which writes lines of its own to the terminal.
+    missing = next((pair for pair in merges if pair[0] + pair[1] not in vocab), None)
+    if missing is not None:
+        raise TextError(f"merges and tokens do not fit together: {missing!r:.200} makes no token", AGAIN)
+    with library("merges and tokens do not fit together"):
+        backend = Tokenizer(models.BPE(dict(vocab), list(merges), ignore_merges=words.whole))
     backend.pre_tokenizer = splitter(words, add_prefix_space=add_prefix_space)
     if words.composed:
         backend.normalizer = normalizers.NFC()

@@ -12,6 +12,7 @@ from tokenizers import AddedToken
 from minicpm4.config.strict import suggest
 from minicpm4.errors import TextError
 from minicpm4.text.byte_level import WORDS, byte_level_backend
+from minicpm4.text.library import library
 from minicpm4.text.pieces import PieceCodec
 from minicpm4.text.sp_build import SpecialTokens, build_sentencepiece
 from minicpm4.text.sp_model import MAX_PIECE_CHARS, MAX_PIECES, PieceType, SentencePieceModel
@@ -34,7 +35,8 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
         )
     tokens = _tokens(metadata)
     types = _numbers(metadata, "token_type", len(tokens), int) or [int(PieceType.NORMAL)] * len(tokens)
-    return _byte_level(metadata, tokens, types) if kind == "gpt2" else _llama(metadata, tokens, types)
+    with library("the GGUF file's tokenizer cannot be used"):
+        return _byte_level(metadata, tokens, types) if kind == "gpt2" else _llama(metadata, tokens, types)
 
 
 def _byte_level(metadata: Mapping[str, Any], tokens: list[str], types: list[int]) -> Tokenizer:

@@ -22,6 +22,7 @@ from minicpm4.text.added import add_tokens, added_tokens, beside_pieces, special
 from minicpm4.text.around import around
 from minicpm4.text.byte_level import byte_level_backend
 from minicpm4.text.files import has_tokenizer, model_settings, spelling, text_settings, tokenizer_class
+from minicpm4.text.library import AGAIN, library
 from minicpm4.text.sp_build import SpecialTokens, build_sentencepiece
 from minicpm4.text.sp_model import MAX_PIECES, parse_sentencepiece
 from minicpm4.text.tokenizer import Tokenizer
@@ -30,7 +31,6 @@ __all__ = ["load_tokenizer", "of_training", "read_backend"]
 
 MAX_FILE_BYTES = 256 << 20
 _LARGE = re.compile(rb"[:,\[]\s*\d{7,}")  # an integer that may be an id of over MAX_PIECES
-_AGAIN = "fetch the file again: it may be damaged"
 # Classes whose add_bos_token and add_eos_token count whatever a tokenizer.json's post-processor says, in
 # transformers 4, which wrote such files; version 5 looks at them nowhere beside a tokenizer.json.
 _OBEYING = ("LlamaTokenizer", "CodeLlamaTokenizer")
@@ -47,7 +47,11 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     special_tokens_map.json and the eos_token_id of config.json and generation_config.json. Raises TextError.
     """
     folder = Path(folder)
-    settings = text_settings(folder)
+    with library(f"the tokenizer in {folder} cannot be used"):
+        return _load(folder, text_settings(folder))
+
+
+def _load(folder: Path, settings: Mapping[str, Any]) -> Tokenizer:
     if settings.get("split_special_tokens"):
         raise TextError(
             f"tokenizer_config.json of {folder} has split_special_tokens, which is not supported",
@@ -90,14 +94,14 @@ def _from_vocabulary(folder: Path, settings: Mapping[str, Any]) -> Tokenizer:
     content = read_bytes(folder / "vocab.json", MAX_FILE_BYTES, TextError)
     vocab = parse_json(content, str(folder / "vocab.json"), TextError)
     if not isinstance(vocab, dict) or not all(type(i) is int and 0 <= i < MAX_PIECES for i in vocab.values()):
-        raise TextError(f"{folder / 'vocab.json'} is no table of ids", _AGAIN)
+        raise TextError(f"{folder / 'vocab.json'} is no table of ids", AGAIN)
     pairs: list[tuple[str, str]] = []
     for line in read_text(folder / "merges.txt", MAX_FILE_BYTES, TextError).split("\n"):
         if not line.strip() or line.startswith("#version"):
             continue
         left, space, right = line.rstrip("\r").partition(" ")
         if not space or " " in right:
-            raise TextError(f"{folder / 'merges.txt'} holds {line!r:.80}, which is not a pair", _AGAIN)
+            raise TextError(f"{folder / 'merges.txt'} holds {line!r:.80}, which is not a pair", AGAIN)
         pairs.append((left, right))
     words = _WORDS_OF_CLASS[kind]
     backend = byte_level_backend(vocab, pairs, words, add_prefix_space=bool(settings.get("add_prefix_space")))
@@ -140,17 +144,12 @@ def read_backend(source: Path | bytes, where: str = "tokenizer.json", *, as_is: 
     ``of_training``). Raises TextError."""
     data = source if isinstance(source, bytes) else read_bytes(source, MAX_FILE_BYTES, TextError)
     where = where if isinstance(source, bytes) else str(source)
-    try:
+    with library(f"{where} is not a tokenizer file"):
         backend = Backend.from_buffer(data)
-    except BaseException as error:
-        # A panic inside the Rust library reaches Python as a BaseException of its own.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise TextError(f"{where} is not a tokenizer file: {error}", _AGAIN) from error
     if _LARGE.search(data):  # it may stand in a string: only then is it worth to look at all
         last = max(backend.get_vocab(with_added_tokens=True).values(), default=0)
         if last >= MAX_PIECES:
-            raise TextError(f"{where} has a token with the id {last}, the limit is {MAX_PIECES - 1}", _AGAIN)
+            raise TextError(f"{where} has a token with the id {last}, the limit is {MAX_PIECES - 1}", AGAIN)
     if not as_is and of_training(backend):
         backend.no_truncation()
         backend.no_padding()

@@ -28,6 +28,7 @@ from minicpm4.text.files import (
 )
 from minicpm4.text.gguf_vocab import tokenizer_from_gguf
 from minicpm4.text.gguf_write import gguf_templates, gguf_vocabulary, padded
+from minicpm4.text.library import library
 from minicpm4.text.load import MAX_FILE_BYTES, load_tokenizer, of_training, read_backend
 from minicpm4.text.replies import ReplyReader
 from minicpm4.text.sp_model import parse_sentencepiece
@@ -167,6 +168,7 @@ class ModelText:
             content += read_bytes(found["merges.txt"], MAX_FILE_BYTES, TextError)
         return _hash(content)
 
+    @library("the tokenizer cannot be written", "")
     def files(self) -> dict[str, bytes]:
         """What a folder that holds this tokenizer, template and end tokens holds, by file name.
 
@@ -195,6 +197,7 @@ class ModelText:
             found[LAST] = _json(settings | made)
         return found
 
+    @library("the tokenizer cannot be written", "")
     def gguf_keys(self, rows: int) -> dict[str, Any]:
         """What the metadata of a GGUF file say of this tokenizer and template, of a model with ``rows``
         tokens; of a .gguf file what it says itself. Raises TextError where they cannot say it."""

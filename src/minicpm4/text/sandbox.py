@@ -19,7 +19,7 @@ import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension
 from jinja2.ext import loopcontrols as LoopControls
-from jinja2.filters import do_format, make_attrgetter, sync_do_join
+from jinja2.filters import do_format, do_indent, make_attrgetter, sync_do_join
 from jinja2.nodes import EvalContext
 from jinja2.parser import Parser
 from jinja2.runtime import Context, Macro
@@ -88,6 +88,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = _strftime_now
         self.filters |= {"tojson": _tojson, "join": _join, "sum": _sum, "format": self._format}
+        self.filters["indent"] = _indent
         self.filters = {name: self._charged(name, function) for name, function in self.filters.items()}
         self.tests = {
             name: self._looking(cast("Callable[..., Any]", function)) if name in _COMPARING else function
@@ -302,6 +303,13 @@ def _join(context: EvalContext, value: Iterable[Any], d: str = "", attribute: st
     items = list(value)
     _check_length(sum(len(d) + (len(item) if isinstance(item, str) else 0) for item in items))
     return sync_do_join(context, items, d, attribute)
+
+
+def _indent(s: Any, *args: Any, **kwargs: Any) -> str:
+    """Jinja's, of texts alone: of a list it would write a line end into the caller's own."""
+    if not isinstance(s, str):
+        raise TypeError(f"indent of a {type(s).__name__}, which is no text")
+    return do_indent(s, *args, **kwargs)
 
 
 @jinja2.pass_context

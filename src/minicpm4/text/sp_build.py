@@ -10,6 +10,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers
 from tokenizers import Tokenizer as Backend
 
 from minicpm4.errors import TextError
+from minicpm4.text.library import library
 from minicpm4.text.pieces import SPACE, PieceCodec
 from minicpm4.text.sp_model import PieceType, SentencePieceModel
 from minicpm4.text.tokenizer import Tokenizer
@@ -151,10 +152,8 @@ def _unigram(model: SentencePieceModel, vocab: Sequence[str]) -> models.Unigram:
 
 
 def _precompiled(charsmap: bytes) -> normalizers.Normalizer:
-    try:
+    with library("the SentencePiece model's normalisation table is damaged"):
         return normalizers.Precompiled(charsmap)
-    except Exception as error:
-        raise TextError(f"the SentencePiece model's normalisation table is damaged: {error}") from error
 
 
 def merges_from_scores(

@@ -13,11 +13,13 @@ from tokenizers import Tokenizer as Backend
 
 from minicpm4.errors import RequestError
 from minicpm4.text.guard import ControlGuard, Spellings, alternatives
+from minicpm4.text.library import library
 from minicpm4.text.pieces import SPACE, PieceCodec, codec_of
 
 __all__ = ["END_SPELLINGS", "MAX_TEXT_BYTES", "Tokenizer"]
 
 MAX_TEXT_BYTES = 64 << 20
+_CANNOT = "the tokenizer cannot encode this text"
 # Many checkpoints name only one end token. These spellings end a turn or a text wherever they exist.
 END_SPELLINGS = (
     "<|im_end|>",
@@ -109,7 +111,8 @@ class Tokenizer:
         self.check_text(text)
         if parse_special:
             prepared = self._prepare(text, self._breaks, self._blanks)
-            ids = self.backend.encode(prepared, add_special_tokens=False).ids
+            with library(_CANNOT):
+                ids = self.backend.encode(prepared, add_special_tokens=False).ids
         else:
             ids = self.encode_guarded(text)
         return self.with_special_tokens(ids) if add_special_tokens else ids
@@ -121,7 +124,8 @@ class Tokenizer:
         for i in plain:
             self.check_text(texts[i])
         prepared = [self._prepare(texts[i], self._breaks, self._blanks) for i in plain]
-        encoded = self.backend.encode_batch_fast(prepared, add_special_tokens=False)
+        with library(_CANNOT):
+            encoded = self.backend.encode_batch_fast(prepared, add_special_tokens=False)
         found = dict(zip(plain, (one.ids for one in encoded), strict=True))
         return [
             found[i] if i in found else self.encode(text, add_special_tokens=False, parse_special=False)
@@ -130,7 +134,9 @@ class Tokenizer:
 
     def encode_guarded(self, text: str) -> list[int]:
         """Token ids of ``text`` in which only the aliases of ``guard`` become control tokens."""
-        return self.guard.encode(self._prepare(text, self._guard_breaks, self._guard_blanks))
+        prepared = self._prepare(text, self._guard_breaks, self._guard_blanks)
+        with library(_CANNOT):
+            return self.guard.encode(prepared)
 
     def encode_after(self, text: str) -> list[int]:
         """``encode_guarded`` of text that goes on after other text: without the space that some tokenizers
@@ -226,7 +232,8 @@ class Tokenizer:
 
     @cached_property
     def _guard(self) -> ControlGuard:
-        return ControlGuard(self.backend, self.control_tokens)
+        with library("the tokenizer cannot be copied without its control tokens"):
+            return ControlGuard(self.backend, self.control_tokens)
 
     @cached_property
     def _guard_breaks(self) -> object:
