@@ -22,8 +22,20 @@ using OptionalInput = std::optional<Input>;
 using OptionalOutput = std::optional<Output>;
 
 constexpr i64 kAny = -1;  // in an expected shape: any length
+// Of any axis, of all elements of an array, of any size that is given as a number: more than memory holds, and few
+// enough that what is computed of one (bytes of a row, scratch) does not overflow.
+constexpr i64 kMaxSize = i64(1) << 40;
 
 [[noreturn]] inline void fail(const std::string& message) { throw nb::value_error(message.c_str()); }
+
+// A size from outside, before anything is computed with it. Raises ValueError where it is not in [low, high).
+inline i64 checked_size(i64 value, const char* name, i64 low = 0, i64 high = kMaxSize) {
+    if (value < low || value >= high) {
+        fail(std::string(name) + " = " + std::to_string(value) + ", outside " + std::to_string(low) + " to " +
+             std::to_string(high - 1));
+    }
+    return value;
+}
 
 // nanobind reads uint16 as unsigned 16-bit, which is how bf16 travels; float16 is its own type.
 template <class T>
@@ -52,6 +64,16 @@ inline std::string shape_text(std::initializer_list<i64> shape) {
     return text + (shape.size() == 1 ? ",)" : ")");
 }
 
+// The length of axis `axis`; 0 where there is none. Raises ValueError for what no memory holds: arrays without elements
+// may have any lengths.
+template <class Array>
+i64 length(const Array& array, size_t axis, const char* name) {
+    if (axis >= array.ndim()) return 0;
+    const i64 size = static_cast<i64>(array.shape(axis));
+    if (size < 0 || size >= kMaxSize) fail(std::string(name) + " has shape " + shape_text(array) + ", more than memory holds");
+    return size;
+}
+
 // Raises ValueError unless `array` is C-contiguous and of the given shape.
 template <class Array>
 void check_shape(const Array& array, const char* name, std::initializer_list<i64> shape) {
@@ -64,10 +86,12 @@ void check_shape(const Array& array, const char* name, std::initializer_list<i64
     }
     if (!fits) fail(std::string(name) + " has shape " + shape_text(array) + ", expected " + shape_text(shape));
     for (size_t i = array.ndim(); i-- > 0;) {
-        if (array.shape(i) != 1 && array.stride(i) != step) {
+        const i64 size = length(array, i, name);
+        if (size != 1 && array.stride(i) != step) {
             if (array.size() != 0) fail(std::string(name) + " is not C-contiguous");
         }
-        step *= static_cast<i64>(array.shape(i));
+        if (size > 0 && step > kMaxSize / size) fail(std::string(name) + " has shape " + shape_text(array) + ", more than memory holds");
+        step *= size > 0 ? size : 1;
     }
 }
 
@@ -94,13 +118,6 @@ inline void check_range(const i32* values, i64 count, i64 low, i64 high, const c
                  std::to_string(low) + " to " + std::to_string(high - 1));
         }
     }
-}
-
-inline i64 length(const Input& array, size_t axis) {
-    return axis < array.ndim() ? static_cast<i64>(array.shape(axis)) : 0;
-}
-inline i64 length(const Output& array, size_t axis) {
-    return axis < array.ndim() ? static_cast<i64>(array.shape(axis)) : 0;
 }
 
 void bind_ways(nb::module_& module);    // the map of ways to multiply

@@ -33,7 +33,7 @@ void settle(Context& self, const Pages& pages, const Rows& rows, const Input& so
 
 void select(Context& self, const Input& q, const Pages& pages, const Rows& rows, const Output& blocks,
             const Output& counts) {
-    SelectArgs args = select_args(pages, rows, queries(q, pages, rows), length(q, 1));
+    SelectArgs args = select_args(pages, rows, queries(q, pages, rows), length(q, 1, "q"));
     args.blocks = output<i32>(blocks, "blocks", {args.step.n, args.kv.hkv, args.topk + args.local_blocks});
     args.counts = output<i32>(counts, "counts", {args.step.n, args.kv.hkv});
     self.run([&](Pool& pool, const KernelTable& t) { t.attention.select(pool, args); });
@@ -61,11 +61,11 @@ void check_selection(const AttendArgs& a) {
 
 void attend(Context& self, const Input& q, const Pages& pages, const Rows& rows, const OptionalInput& blocks,
             const OptionalInput& counts, const Output& out) {
-    AttendArgs args = attend_args(pages, rows, queries(q, pages, rows), length(q, 1));
+    AttendArgs args = attend_args(pages, rows, queries(q, pages, rows), length(q, 1, "q"));
     if (blocks && pages.window > 0) fail("a layer with a window has no chosen blocks");
     if (blocks.has_value() != counts.has_value()) fail("blocks and counts go together");
     if (blocks) {
-        args.budget = length(*blocks, 2);
+        args.budget = length(*blocks, 2, "blocks");
         args.blocks = input<i32>(*blocks, "blocks", {args.step.n, args.kv.hkv, args.budget});
         args.counts = input<i32>(*counts, "counts", {args.step.n, args.kv.hkv});
         check_selection(args);

@@ -11,13 +11,7 @@ constexpr i64 kMaxHeadDim = 512;
 constexpr i64 kMaxLength = i64(1) << 24;  // of any setting in tokens or blocks
 
 // Checks a setting that kernels divide by or count with.
-i64 setting(i64 value, const char* name, i64 low) {
-    if (value < low || value >= kMaxLength) {
-        fail(std::string(name) + " = " + std::to_string(value) + ", outside " + std::to_string(low) + " to " +
-             std::to_string(kMaxLength - 1));
-    }
-    return value;
-}
+i64 setting(i64 value, const char* name, i64 low) { return checked_size(value, name, low, kMaxLength); }
 
 KeyShape key_shape(i64 size, i64 stride, i64 page_size) {
     setting(stride, "kernel_stride", 1);
@@ -58,10 +52,10 @@ void plain_pages(const Array& keys, const Array& values, KvView& kv) {
 template <class Array>
 void read_pages(const Array& keys, const Array& values, const std::optional<Array>& key_scales,
                 const std::optional<Array>& value_scales, KvView& kv) {
-    kv.pages = length(keys, 0);
-    kv.hkv = length(keys, 1);
-    kv.d = length(keys, 2);
-    kv.page_size = length(keys, 3);
+    kv.pages = length(keys, 0, "keys");
+    kv.hkv = length(keys, 1, "keys");
+    kv.d = length(keys, 2, "keys");
+    kv.page_size = length(keys, 3, "keys");
     if (has_type<i8>(keys.dtype())) {
         if (!key_scales || !value_scales) fail("int8 keys and values need key_scales and value_scales");
         kv.kind = KvKind::int8;
@@ -124,9 +118,9 @@ void read_tree(const Input& ancestors, const Input& angles, StepView& step) {
 // The step's rows; every page of every token up to the last row of a sequence must exist.
 StepView read_step(const Rows& rows, const KvView& kv) {
     StepView step;
-    step.n = length(rows.positions, 0);
-    step.sequences = length(rows.page_table, 0);
-    step.max_pages = length(rows.page_table, 1);
+    step.n = length(rows.positions, 0, "positions");
+    step.sequences = length(rows.page_table, 0, "page_table");
+    step.max_pages = length(rows.page_table, 1, "page_table");
     step.positions = step.angles = input<i32>(rows.positions, "positions", {step.n});
     step.cu_rows = input<i32>(rows.cu_rows, "cu_rows", {step.sequences + 1});
     step.page_table = input<i32>(rows.page_table, "page_table", {step.sequences, step.max_pages});
@@ -167,7 +161,7 @@ void check_heads(i64 hq, const KvView& kv) {
 
 RotaryView rotary_of(const Rows& rows, const StepView& step, i64 d) {
     RotaryView rotary;
-    rotary.rows = length(rows.cos, 0);
+    rotary.rows = length(rows.cos, 0, "cos");
     rotary.cos = input<float>(rows.cos, "cos", {rotary.rows, d / 2});
     rotary.sin = input<float>(rows.sin, "sin", {rotary.rows, d / 2});
     check_range(step.angles, step.n, 0, rotary.rows, "positions (rows of cos and sin)");
@@ -234,8 +228,7 @@ SelectArgs select_args(const Pages& pages, const Rows& rows, const float* q, i64
 AttendArgs attend_args(const Pages& pages, const Rows& rows, const float* q, i64 hq) {
     AttendArgs args;
     read_pages(pages.keys, pages.values, pages.key_scales, pages.value_scales, args.kv);
-    args.kv.window = pages.window;
-    if (pages.window < 0) fail("window = " + std::to_string(pages.window) + " is negative");
+    args.kv.window = checked_size(pages.window, "window");
     args.step = read_step(rows, args.kv);
     args.q = q;
     args.hq = hq;
@@ -244,8 +237,8 @@ AttendArgs attend_args(const Pages& pages, const Rows& rows, const float* q, i64
 }
 
 const float* queries(const Input& q, const Pages& pages, const Rows& rows) {
-    const i64 d = length(pages.keys, 2) * (has_type<i8>(pages.keys.dtype()) ? 2 : 1);
-    return input<float>(q, "q", {length(rows.positions, 0), length(q, 1), d});
+    const i64 d = length(pages.keys, 2, "keys") * (has_type<i8>(pages.keys.dtype()) ? 2 : 1);
+    return input<float>(q, "q", {length(rows.positions, 0, "positions"), length(q, 1, "q"), d});
 }
 
 }  // namespace minicpm4

@@ -5,7 +5,7 @@ namespace minicpm4 {
 namespace {
 
 void rms_norm(Context& self, const Input& x, const Input& weight, float eps, const Output& y) {
-    const i64 rows = length(x, 0), width = length(x, 1);
+    const i64 rows = length(x, 0, "x"), width = length(x, 1, "x");
     const float* in = input<float>(x, "x", {rows, width});
     const float* w = input<float>(weight, "weight", {width});
     float* out = output<float>(y, "out", {rows, width});
@@ -14,11 +14,11 @@ void rms_norm(Context& self, const Input& x, const Input& weight, float eps, con
 
 void rotary(Context& self, const Output& x, const Input& positions, const Input& cos, const Input& sin) {
     RotaryArgs args;
-    args.n = length(x, 0);
-    args.heads = length(x, 1);
-    args.d = length(x, 2);
+    args.n = length(x, 0, "x");
+    args.heads = length(x, 1, "x");
+    args.d = length(x, 2, "x");
     if (args.d % 2 != 0) fail("x has an odd head size");
-    const i64 rows = length(cos, 0);
+    const i64 rows = length(cos, 0, "cos");
     args.x = output<float>(x, "x", {args.n, args.heads, args.d});
     args.positions = input<i32>(positions, "positions", {args.n});
     args.cos = input<float>(cos, "cos", {rows, args.d / 2});
@@ -28,7 +28,7 @@ void rotary(Context& self, const Output& x, const Input& positions, const Input&
 }
 
 void silu_mul(Context& self, const Input& gate, const Input& up, const Output& y) {
-    const i64 rows = length(gate, 0), width = length(gate, 1);
+    const i64 rows = length(gate, 0, "gate"), width = length(gate, 1, "gate");
     const float* g = input<float>(gate, "gate", {rows, width});
     const float* u = input<float>(up, "up", {rows, width});
     float* out = output<float>(y, "out", {rows, width});
@@ -36,7 +36,7 @@ void silu_mul(Context& self, const Input& gate, const Input& up, const Output& y
 }
 
 void add_scaled(Context& self, const Output& x, const Input& y, float scale) {
-    const i64 rows = length(x, 0), width = length(x, 1);
+    const i64 rows = length(x, 0, "x"), width = length(x, 1, "x");
     float* sum = output<float>(x, "x", {rows, width});
     const float* term = input<float>(y, "y", {rows, width});
     self.run([=](Pool& pool, const KernelTable& k) {
@@ -45,14 +45,14 @@ void add_scaled(Context& self, const Output& x, const Input& y, float scale) {
 }
 
 void log_sum_exp(Context& self, const Input& logits, const Output& y) {
-    const i64 rows = length(logits, 0), width = length(logits, 1);
+    const i64 rows = length(logits, 0, "logits"), width = length(logits, 1, "logits");
     const float* in = input<float>(logits, "logits", {rows, width});
     float* out = output<float>(y, "out", {rows});
     self.run([=](Pool& pool, const KernelTable& k) { k.log_sum_exp(pool, in, out, rows, width); });
 }
 
 void top_k(Context& self, const Input& logits, const Output& values, const Output& columns) {
-    const i64 rows = length(logits, 0), width = length(logits, 1), count = length(values, 1);
+    const i64 rows = length(logits, 0, "logits"), width = length(logits, 1, "logits"), count = length(values, 1, "values");
     const float* in = input<float>(logits, "logits", {rows, width});
     float* best = output<float>(values, "values", {rows, count});
     i32* where = output<i32>(columns, "columns", {rows, count});

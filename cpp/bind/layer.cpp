@@ -62,7 +62,7 @@ struct HeadNorms {
 
 void qkv(Context& self, const Input& x, const QkvWeights& w, const Pages& pages, const Rows& rows, const Output& out) {
     AppendArgs keep = append_args(pages, rows);
-    const i64 n = keep.step.n, width = length(x, 1), d = keep.kv.d, kv_width = keep.kv.hkv * d;
+    const i64 n = keep.step.n, width = length(x, 1, "x"), d = keep.kv.d, kv_width = keep.kv.hkv * d;
     const float* in = input<float>(x, "x", {n, width});
     const float* norm_weight = input<float>(w.norm, "norm", {width});
     if (rows_of(w.k) != kv_width || rows_of(w.v) != kv_width || rows_of(w.q) % d != 0) {
@@ -106,7 +106,7 @@ void qkv(Context& self, const Input& x, const QkvWeights& w, const Pages& pages,
 
 void attention(Context& self, const Input& q, const Pages& pages, const Rows& rows, const Output& out) {
     const float* data = queries(q, pages, rows);
-    AttendArgs args = attend_args(pages, rows, data, length(q, 1));
+    AttendArgs args = attend_args(pages, rows, data, length(q, 1, "q"));
     args.out = output<float>(out, "out", {args.step.n, args.hq * args.kv.d});
     if (!rows.sparse || pages.window > 0) {
         self.run([&](Pool& pool, const KernelTable& t) { t.attention.attend(pool, args); });
@@ -128,7 +128,7 @@ void attention(Context& self, const Input& q, const Pages& pages, const Rows& ro
 }
 
 void gate_up(Context& self, const Input& x, const GateUpWeights& w, const Output& out) {
-    const i64 n = length(x, 0), width = length(x, 1), features = rows_of(w.gate);
+    const i64 n = length(x, 0, "x"), width = length(x, 1, "x"), features = rows_of(w.gate);
     const float* in = input<float>(x, "x", {n, width});
     const float* norm_weight = input<float>(w.norm, "norm", {width});
     if (rows_of(w.up) != features) fail("gate and up have different numbers of rows");

@@ -13,7 +13,7 @@ LinearArgs product(const Context& self, const Input& x, const Weight& weight, co
     LinearArgs args;
     args.w = usable(self, weight);
     args.bytes = self.bytes();
-    args.n = length(x, 0);
+    args.n = length(x, 0, "x");
     args.x = input<float>(x, "x", {args.n, args.w.cols});
     if (bias) args.bias = input<float>(*bias, "bias", {args.w.rows});
     args.y = output<float>(y, "out", {args.n, args.w.rows});
@@ -42,7 +42,7 @@ void linears(Context& self, const Input& x, const std::vector<Product>& products
 
 void embed(Context& self, const Input& ids, const Weight& weight, float scale, const Output& y) {
     EmbedArgs args;
-    args.n = length(ids, 0);
+    args.n = length(ids, 0, "ids");
     args.table = usable(self, weight);
     args.ids = input<i32>(ids, "ids", {args.n});
     check_range(args.ids, args.n, 0, args.table.rows, "ids");
@@ -52,7 +52,7 @@ void embed(Context& self, const Input& ids, const Weight& weight, float scale, c
 }
 
 void matmul(Context& self, const Input& a, const Input& b, const Output& c) {
-    const i64 m = length(a, 0), k = length(a, 1), n = length(b, 1);
+    const i64 m = length(a, 0, "a"), k = length(a, 1, "a"), n = length(b, 1, "b");
     const float* left = input<float>(a, "a", {m, k});
     const float* right = input<float>(b, "b", {k, n});
     float* result = output<float>(c, "out", {m, n});

@@ -189,19 +189,19 @@ Weight::Weight(const std::string& kind, const std::string& layout, i64 rows, i64
     const KindInfo& info = kind_info(kind);
     Matrix& m = matrix_;
     m.kind = info.kind;
-    m.rows = rows;
-    m.cols = cols;
-    m.group = group;
+    m.rows = checked_size(rows, "rows");
+    m.cols = checked_size(cols, "cols");
+    m.group = checked_size(group, "group");
     if (layout != "rows" && layout != "panels") fail("weight layout '" + layout + "' is unknown");
     m.panels = layout == "panels";
-    if (rows < 0 || cols < 0 || cols % info.row_multiple != 0) {
+    if (cols % info.row_multiple != 0) {
         fail(std::to_string(cols) + " columns do not fit weight format " + kind);
     }
     const i64 multiple = m.panels ? kPanelGroup : info.group_multiple;
     if (info.group_multiple == 0) {
         if (scales_ || offsets_ || super_scales_ || super_offsets_ || group != 0) fail("weight format " + kind + " has no groups");
         if (m.panels) fail("weight format " + kind + " has no panels");
-    } else if (group <= 0 || group % multiple != 0 || cols % group != 0) {
+    } else if (group == 0 || group % multiple != 0 || cols % group != 0) {
         fail("group size " + std::to_string(group) + " does not fit " + std::to_string(cols) + " columns of " +
              kind);
     }

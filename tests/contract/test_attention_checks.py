@@ -145,3 +145,10 @@ def test_selection_needs_both_arrays(ops: OpTable, world: Paged) -> None:
     short = Selection(blocks=chosen.blocks[:-1], counts=chosen.counts)
     with pytest.raises(ValueError, match="blocks has shape"):
         ops.attend(q, layer, step, short)
+
+
+@pytest.mark.parametrize("window", [-1, 1 << 40, (1 << 63) - 1])
+def test_windows_that_cannot_be_computed_with(ops: OpTable, world: Paged, window: int) -> None:
+    layer = replace(world.filled(ops), window=window)
+    with pytest.raises(ValueError, match=rf"window = {window}, outside 0 to"):
+        ops.attend(world.rows(world.q), layer, world.step(), None)

@@ -256,7 +256,7 @@ BAD_WEIGHTS = {
     "codes": (("int4", "rows", 4, 64, 32, CODES[:, :16].copy(), SCALES, None), r"\(4, 16\), expected"),
     "dtype": (("int4", "rows", 4, 64, 32, CODES.view(np.int8), SCALES, None), "wrong dtype"),
     "rows": (("int4", "rows", 5, 64, 32, CODES, SCALES, None), r"expected \(5, 32\)"),
-    "negative": (("int4", "rows", -1, 64, 32, CODES, SCALES, None), "do not fit"),
+    "negative": (("int4", "rows", -1, 64, 32, CODES, SCALES, None), "rows = -1, outside 0 to"),
     "group": (("int4", "rows", 4, 64, 48, CODES, SCALES, None), "group size 48"),
     "no group": (("int4", "rows", 4, 64, 0, CODES, SCALES, None), "group size 0"),
     "no scales": (("int4", "rows", 4, 64, 32, CODES, None, None), "needs scales"),
@@ -266,6 +266,19 @@ BAD_WEIGHTS = {
     "panel codes": (("int4", "panels", 17, 64, 32, PANEL, PANEL_SCALES, None), r"expected \(2, 8, 64\)"),
     "panel scales": (("int4", "panels", 4, 64, 32, PANEL, SCALES, None), "weight scales has shape"),
     "panel group": (("int8", "panels", 4, 32, 8, PANEL.view(np.int8), PANEL_SCALES, None), "group size 8"),
+    # Too many to compute with: their bytes would overflow.
+    "huge columns": (
+        ("int4", "rows", 4, 1 << 62, 32, CODES, SCALES, None),
+        "cols = 4611686018427387904, outside",
+    ),
+    "huge rows": (
+        ("int4", "panels", (1 << 63) - 1, 64, 32, PANEL, PANEL_SCALES, None),
+        "rows = 9223372036854775807",
+    ),
+    "huge group": (
+        ("int4", "rows", 4, 64, 1 << 62, CODES, SCALES, None),
+        "group = 4611686018427387904, outside",
+    ),
     "no panels": (("f32", "panels", 4, 8, 0, np.ones((4, 8), np.float32), None, None), "has no panels"),
 }
 
@@ -300,6 +313,13 @@ def test_levels_without_panels_refuse_them() -> None:
     weight = _cpu.Weight("int4", "panels", 4, 64, 32, PANEL, PANEL_SCALES, None)
     with pytest.raises(ValueError, match="level scalar do not take such weights"):
         _cpu.Context(1, "scalar").linear(X, weight, None, OUT)
+
+
+@pytest.mark.parametrize("shape", [(0, 1 << 50), (1 << 50, 0)])
+def test_arrays_without_elements_have_lengths_that_memory_holds(shape: tuple[int, int]) -> None:
+    huge, context = np.empty(shape, np.float32), _cpu.Context(1, "scalar")
+    with pytest.raises(ValueError, match=r"has shape \(.*1125899906842624.*, more than memory holds"):
+        context.silu_mul(huge, huge, huge)
 
 
 @pytest.mark.parametrize("bad", [-1, 4, 2**31 - 1])

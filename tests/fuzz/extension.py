@@ -179,6 +179,10 @@ def _odd(rng: Random, value: Any, others: list[Any]) -> Any:
     if way < 0.35 and value.ndim:
         shape = list(value.shape)
         axis = rng.randrange(len(shape))
+        if rng.random() < 0.15:  # an array without elements may have any lengths
+            shape[axis] = 1 << rng.choice([31, 39, 40, 45])
+            shape[rng.randrange(len(shape))] = 0
+            return np.zeros(shape if 0 in shape else 0, value.dtype)
         shape[axis] = max(
             0, rng.choice([shape[axis] - 1, shape[axis] + 1, shape[axis] * 2, 0, 1, shape[axis] // 2])
         )
