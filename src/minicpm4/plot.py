@@ -13,6 +13,7 @@ WIDTH, HEIGHT = 760, 440
 LEFT, RIGHT, TOP, BOTTOM = 70, 190, 40, 50
 COLOURS = ("#0b6e99", "#d9730d", "#448361", "#9065b0", "#c14c8a", "#787774")
 _NONE, _ALL = (0x9C, 0x2F, 0x2F), (0x2F, 0x8F, 0x5B)  # ends of a heat map's colours
+CELL_WIDTH, CELL_HEIGHT = 36, 16  # of a heat map at least: its number must fit
 MARKED = 40  # points at most that get a dot
 Curve = Sequence[tuple[float, float]]
 
@@ -63,9 +64,11 @@ def heat_map(
     y_label: str,
 ) -> str:
     """Return an SVG of ``shares`` (rows, columns), each from 0 (dark red) to 1 (green), with numbers; NaN: an
-    empty cell."""
-    wide, high = (WIDTH - LEFT - 40) / len(columns), (HEIGHT - TOP - BOTTOM) / len(rows)
-    parts = [_text(WIDTH / 2, 22, title, "middle", 15)]
+    empty cell. It grows with the number of cells."""
+    wide = max((WIDTH - LEFT - 40) / len(columns), CELL_WIDTH)
+    high = max((HEIGHT - TOP - BOTTOM) / len(rows), CELL_HEIGHT)
+    width, height = round(LEFT + wide * len(columns) + 40), round(TOP + high * len(rows) + BOTTOM)
+    parts = [_text(width / 2, 22, title, "middle", 15)]
     for i, row in enumerate(shares):
         y = TOP + i * high
         parts.append(_text(LEFT - 8, y + high / 2 + 4, rows[i], "end"))
@@ -78,11 +81,11 @@ def heat_map(
             number = _text(x + wide / 2, y + high / 2 + 4, f"{share:.0%}", "middle")
             parts.append(number.replace("<text", '<text fill="white"'))
     parts += [
-        _text(LEFT + (j + 0.5) * wide, HEIGHT - BOTTOM + 18, name, "middle") for j, name in enumerate(columns)
+        _text(LEFT + (j + 0.5) * wide, height - BOTTOM + 18, name, "middle") for j, name in enumerate(columns)
     ]
-    parts.append(_text((WIDTH + LEFT) / 2, HEIGHT - 12, x_label, "middle"))
+    parts.append(_text((width + LEFT) / 2, height - 12, x_label, "middle"))
     parts.append(_text(8, TOP - 8, y_label, "start"))
-    return _document(parts)
+    return _document(parts, width, height)
 
 
 def _colour(share: float) -> str:
@@ -90,10 +93,10 @@ def _colour(share: float) -> str:
     return "#" + "".join(f"{level:02x}" for level in mixed)
 
 
-def _document(parts: Sequence[str]) -> str:
-    size = f'width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}"'
+def _document(parts: Sequence[str], width: int = WIDTH, height: int = HEIGHT) -> str:
+    size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif">'
-    return "\n".join([head, f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>', *parts, "</svg>", ""])
+    return "\n".join([head, f'<rect width="{width}" height="{height}" fill="white"/>', *parts, "</svg>", ""])
 
 
 def _log_y(values: Sequence[float]) -> _Axis:

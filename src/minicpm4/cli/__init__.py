@@ -56,7 +56,7 @@ _LOWER = {
     "serve": "lower --context or --max-batch, or choose smaller --weights or --kv",
     "bench": "lower --depths, --batch or --chunk, or choose smaller --weights or --kv",
     "needles": "lower --lengths",
-    "eval": "lower --window, or choose smaller --weights or --kv",
+    "eval": "lower --window or --length, or choose smaller --weights or --kv",
     "train": "lower the micro_tokens or context of the recipe's stages, or train a smaller model",
     "data": "give fewer or smaller files at a time",
 }

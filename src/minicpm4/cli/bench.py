@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,12 +14,13 @@ from minicpm4.cli.options import (
     check_output,
     number,
     numbers,
-    parse_sparse,
+    sparse_option,
     weight_words,
     words,
     write_figures,
 )
 from minicpm4.cli.terminal import progress_bar, show, table
+from minicpm4.config.sparse import AUTO
 from minicpm4.config.strict import check_choice
 from minicpm4.engine.options import ATTENTION_CHOICES, KV_CHOICES, MAX_CONTEXT
 from minicpm4.errors import ConfigError
@@ -125,7 +127,7 @@ def command(
     check_choice("--activations", activations, ACTIVATIONS)
     options = BenchOptions(
         attentions=attentions,
-        sparse=parse_sparse(sparse) if sparse is not None else None,
+        sparse=sparse_option(sparse),
         weights=weights,
         kv=kv,  # type: ignore[arg-type]
         activations=activations,
@@ -201,10 +203,13 @@ def _run_drafts(
 
 def load(name: str, options: Any, room: int) -> Any:
     """Return a BenchModel of a random model, or of one with files. Raises Minicpm4Error."""
+    from minicpm4.engine.sparse_presets import find
     from minicpm4.evals.random_model import open_any
     from minicpm4.evals.speed import BenchModel
 
     opened = open_any(name, options.weights, options.ignore_fields)
+    if options.sparse == AUTO:
+        options = replace(options, sparse=find(opened.checkpoint, opened.config, name).sparse)
     with progress_bar("loading", "layers") as progress:
         return BenchModel(opened.checkpoint, opened.config, options, room, progress)
 

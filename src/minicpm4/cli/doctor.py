@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from minicpm4.cli.options import DEFAULT_MODEL, IgnoreOption, parse_sparse
+from minicpm4.cli.options import DEFAULT_MODEL, IgnoreOption, sparse_option
 from minicpm4.cli.terminal import one_line, progress_bar
 from minicpm4.errors import ConfigError, UnsupportedError
 
@@ -94,6 +94,7 @@ def calibrated(
     """Measure, keep, and describe the result. Raises Minicpm4Error; an interrupt changes nothing."""
     from minicpm4.engine import calibration
     from minicpm4.engine.options import EngineOptions, resolve_sparse
+    from minicpm4.engine.sparse_presets import with_sparse
     from minicpm4.evals.calibrate import calibrate
     from minicpm4.evals.random_model import open_any
     from minicpm4.kernels.registry import speed_key
@@ -103,7 +104,7 @@ def calibrated(
         weights=weights or "auto",
         kv=kv or "bf16",  # type: ignore[arg-type]
         attention="sparse",
-        sparse=parse_sparse(sparse) if sparse is not None else None,
+        sparse=sparse_option(sparse),
     )
     there = speed_key("cpu")
     if there is None:
@@ -113,6 +114,7 @@ def calibrated(
     if calibration.folder() is None:
         raise ConfigError(f"{calibration.VARIABLE}=off: nothing can be kept", f"unset {calibration.VARIABLE}")
     opened = open_any(name, options.weights, ignore_fields)
+    options, _ = with_sparse(options, opened.checkpoint, opened.config, name)
     with progress_bar("calibrating", "runs") as progress:
         found = calibrate(
             name[:200],

@@ -12,12 +12,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from minicpm4.cli.options import EngineFlags, check_output, expand, number, numbers, write_figures
+from minicpm4.cli.options import (
+    EngineFlags,
+    check_output,
+    expand,
+    number,
+    numbers,
+    texts_or_manual,
+    write_figures,
+)
 from minicpm4.cli.terminal import progress_bar, show, table
 from minicpm4.config.strict import require
-from minicpm4.errors import ConfigError
-from minicpm4.files import json_text, read_text, write_file
-from minicpm4.text.tokenizer import MAX_TEXT_BYTES
+from minicpm4.files import json_text, write_file
 
 if TYPE_CHECKING:
     from minicpm4 import LLM
@@ -85,7 +91,7 @@ def ruler(
     require(not (both and engine.attention), "--both and --attention exclude one another", "leave one out")
     for name, file in (("--json", json_file), ("--plot", plot)):
         check_output(name, file)
-    content = _text(text or [])
+    content = texts_or_manual(text or [])
     ways = ["dense", "sparse"] if both else [engine.attention or "auto"]
     settings = replace(engine, context=engine.context or max(sizes) + 8)
     end = None if minutes is None else time.monotonic() + 60 * minutes
@@ -99,14 +105,6 @@ def ruler(
             print(llm.description, file=sys.stderr)
             found[way] = _ask(llm, maker, asked, sizes, each, keep / way, about, end)
     _tell(found, about, len(asked) * len(sizes) * each, json_file, plot)
-
-
-def _text(files: list[Path]) -> str:
-    if not files:
-        from pydoc_data.topics import topics
-
-        return "\n\n".join(topics.values())
-    return "\n\n".join(read_text(file, MAX_TEXT_BYTES, ConfigError, "give a file of text") for file in files)
 
 
 def _maker(llm: LLM, content: str, plain: bool, seed: int, kinds: list[str]) -> tuple[Maker, str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from minicpm4.cli.options import IgnoreOption, check_output, number, numbers, parse_sparse, write_figures
+from minicpm4.cli.options import IgnoreOption, check_output, number, numbers, sparse_option, write_figures
 from minicpm4.cli.terminal import progress_bar, show, table
 from minicpm4.config.strict import require
 from minicpm4.files import write_file
@@ -81,7 +81,7 @@ def command(
     llm = LLM(
         model,
         attention=attention,
-        sparse=parse_sparse(sparse) if sparse is not None else None,
+        sparse=sparse_option(sparse),
         context=max(sizes) + 64,
         max_batch=1,
         threads=threads,

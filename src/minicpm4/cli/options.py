@@ -18,11 +18,13 @@ from typer import BadParameter, Option
 
 from minicpm4.cli.terminal import progress_bar
 from minicpm4.config import SparseConfig
+from minicpm4.config.sparse import AUTO
 from minicpm4.config.strict import require, suggest
 from minicpm4.errors import ConfigError
-from minicpm4.files import check_writing, finite, json_text, write_json
+from minicpm4.files import check_writing, finite, json_text, read_text, write_json
 from minicpm4.formats.kinds import weight_choices
 from minicpm4.kernels.pages import KV_FORMATS
+from minicpm4.text.tokenizer import MAX_TEXT_BYTES
 
 if TYPE_CHECKING:
     from minicpm4 import LLM
@@ -127,7 +129,8 @@ class EngineFlags:
         Option(
             metavar="KEY=VALUE,...",
             help="Settings of sparse attention, as in topk=16,window=1024,dense_len=4096: "
-            "fields of sparse_config; lengths in tokens, topk in blocks.",
+            "fields of sparse_config; lengths in tokens, topk in blocks. Or auto: what was measured for the "
+            "model (`minicpm4 eval sparse`).",
         ),
     ] = None
     kv: Annotated[str | None, Option(help=f"Keys and values in memory: {words(KV_FORMATS)}.")] = None
@@ -197,7 +200,7 @@ class EngineFlags:
         if self.ignore_field:
             settings["ignore_fields"] = tuple(self.ignore_field)
         if self.sparse is not None:
-            settings["sparse"] = parse_sparse(self.sparse)
+            settings["sparse"] = sparse_option(self.sparse)
         return settings
 
     def told(self) -> dict[str, Any]:
@@ -232,7 +235,14 @@ SPARSE_ALIASES = {
 _BOOLEANS = {"true": True, "on": True, "1": True, "false": False, "off": False, "0": False}
 
 
-def parse_sparse(text: str) -> dict[str, int | bool]:
+def sparse_option(text: str | None) -> dict[str, int | bool] | str | None:
+    """What ``--sparse`` says: settings, or "auto". Raises ConfigError."""
+    if text is None:
+        return None
+    return AUTO if text.strip() == AUTO else parse_sparse(text)
+
+
+def parse_sparse(text: str, option: str = "--sparse") -> dict[str, int | bool]:
     """Read ``topk=16,window=1024``: fields of SparseConfig or their aliases, each at most once.
 
     Raises ConfigError naming the nearest key.
@@ -243,25 +253,25 @@ def parse_sparse(text: str) -> dict[str, int | bool]:
     for item in text.split(","):
         key, equals, value = (part.strip() for part in item.partition("="))
         if not equals:
-            raise ConfigError(f"--sparse has {item.strip()!r}", "write key=value, separated by commas")
+            raise ConfigError(f"{option} has {item.strip()!r}", "write key=value, separated by commas")
         name = SPARSE_ALIASES.get(key, key)
         if name not in known:
-            raise ConfigError(f"--sparse has an unknown key {key!r}", suggest(key, [*known, *SPARSE_ALIASES]))
+            raise ConfigError(f"{option} has an unknown key {key!r}", suggest(key, [*known, *SPARSE_ALIASES]))
         if name in values:
-            raise ConfigError(f"--sparse gives {name} twice", "give it once")
-        values[name] = _scalar(key, value, types[name])
+            raise ConfigError(f"{option} gives {name} twice", "give it once")
+        values[name] = _scalar(f"{option} {key}", value, types[name])
     return values
 
 
-def _scalar(key: str, value: str, kind: type) -> int | bool:
+def _scalar(what: str, value: str, kind: type) -> int | bool:
     if kind is bool:
         if value.lower() not in _BOOLEANS:
-            raise ConfigError(f"--sparse {key}={value} is not a switch", "use on or off")
+            raise ConfigError(f"{what}={value} is not a switch", "use on or off")
         return _BOOLEANS[value.lower()]
     try:
         return int(value)
     except ValueError:
-        raise ConfigError(f"--sparse {key}={value} is not a whole number") from None
+        raise ConfigError(f"{what}={value} is not a whole number") from None
 
 
 def numbers(option: str, text: str, most: int, least: int = 0) -> list[int]:
@@ -302,6 +312,15 @@ def check_apart(option: str, file: Path | None, others: Iterable[Path]) -> None:
     """Refuse to write where something else is read or written. Raises ConfigError."""
     if file is not None and os.path.realpath(file) in {os.path.realpath(other) for other in others}:
         raise ConfigError(f"{option} {file} is named twice in this command", "give it a name of its own")
+
+
+def texts_or_manual(files: Sequence[Path]) -> str:
+    """What stands in ``files``, one after another; without any, Python's manual. Raises ConfigError."""
+    if not files:
+        from pydoc_data.topics import topics
+
+        return "\n\n".join(topics.values())
+    return "\n\n".join(read_text(file, MAX_TEXT_BYTES, ConfigError, "give a file of text") for file in files)
 
 
 def write_figures(file: Path, figures: Any) -> None:

@@ -11,6 +11,7 @@ from minicpm4.errors import ConfigError
 
 DENSE_LEN = 8192  # tokens, where neither checkpoint nor caller says
 MAX_SIZE = (1 << 24) - 1  # of lengths and counts
+AUTO = "auto"  # instead of settings: those that were measured for the model
 COARSE = 4  # coarse compressed keys of the LSE approximation are 4 times as long and as far apart
 
 

@@ -43,28 +43,28 @@ class LLM(Texts, Scores):
     ``model``: a name of ``minicpm4 models``, a folder, a .gguf file, or a hub repository. ``weights``: "auto"
     (as stored), "bf16", "int8", "int4", "ternary", or with a group, "int4-g64". ``attention``: "auto" (sparse
     from ``dense_len`` tokens on where the checkpoint has a sparse_config or ``sparse`` is given), "dense", or
-    "sparse" (at every token unless ``sparse`` sets dense_len). ``sparse``: a SparseConfig, or a mapping of
-    single settings over the checkpoint's. ``backend``: "auto", "cpu", "gpu" or "ref"; ``threads`` and ``isa``
-    are for the CPU.
+    "sparse" (at every token unless ``sparse`` sets dense_len). ``sparse``: a SparseConfig, a mapping of
+    single settings over the checkpoint's, or "auto": what was measured for this model (``minicpm4 eval
+    sparse``). ``backend``: "auto", "cpu", "gpu" or "ref"; ``threads`` and ``isa`` are for the CPU.
     ``context``: tokens of prompt and answer together; None: the model's own, or what fits in memory. Rotary
     scalings that depend on the length (dynamic, longrope) are fixed for this length. ``kv``: "bf16", "int8"
     or "float32", the precision of cached keys and values. ``activations``: "auto" (at least 16 bits where
     they meet weights in 8 bits or fewer), or "int8", which is faster on long prompts and loses more
     (docs/guide.md has figures). ``max_batch``: sequences at a time; ``chunk``: prompt tokens a step (None: as
     calibrated, else 512); ``memory``: bytes that weights, cache and buffers may take together (None: what is
-    available); ``prefix_cache``: keep what was read for later prompts that begin alike;
-    ``cache_dir``: a folder for what was read, from which it is found again after a restart too (on the CPU;
-    prompts are in it), ``cache_size``: bytes that it may take; what was used longest ago is removed first.
-    ``fair``: prompts are read beside running answers in pieces so small that those keep half their speed,
-    unless many short ones wait (for servers: measured times cut the work, so two runs cut it differently).
-    ``seed``: of requests without one, None: random. ``draft``: what guesses tokens, several of which are then
-    checked in one pass, which changes no answer: "off", "suffix" (from the text so far), "model:NAME" (a
-    smaller model of the same vocabulary), "eagle:PATH" (a head), "mtp", or "auto"; ``draft_tokens``: so many
-    each time (None: as many as gain time, by what was measured, which may be none); ``draft_vocab``: a head
-    or model guesses among so many tokens ("25%", or a number), the most frequent ones of ``draft_ranks``, a
-    file of `minicpm4 spec rank`. ``ignore_fields``: fields of config.json, or keys of GGUF metadata, that are
-    read as null, though they may change what the model computes. ``threads``, too, are as calibrated where
-    not given (``minicpm4 doctor``). ``progress(done, total)`` is called while layers are loaded.
+    available); ``prefix_cache``: keep what was read for later prompts that begin alike; ``cache_dir``: a
+    folder for what was read, from which it is found again after a restart too (on the CPU; prompts are in
+    it), ``cache_size``: bytes that it may take; what was used longest ago is removed first. ``fair``: prompts
+    are read beside running answers in pieces so small that those keep half their speed, unless many short
+    ones wait (for servers: measured times cut the work, so two runs cut it differently). ``seed``: of
+    requests without one, None: random. ``draft``: what guesses tokens, several of which are then checked in
+    one pass, which changes no answer: "off", "suffix" (from the text so far), "model:NAME" (a smaller model
+    of the same vocabulary), "eagle:PATH" (a head), "mtp", or "auto"; ``draft_tokens``: so many each time
+    (None: as many as gain time, by what was measured, which may be none); ``draft_vocab``: a head or model
+    guesses among so many tokens ("25%", or a number), the most frequent ones of ``draft_ranks``, a file of
+    `minicpm4 spec rank`. ``ignore_fields``: fields of config.json, or keys of GGUF metadata, that are read as
+    null, though they may change what the model computes. ``threads``, too, are as calibrated where not given
+    (``minicpm4 doctor``). ``progress(done, total)`` is called while layers are loaded.
 
     Raises ModelNotFoundError, CheckpointError, ConfigError, UnsupportedError, MemoryPlanError,
     TextError.
@@ -84,7 +84,7 @@ class LLM(Texts, Scores):
         backend: str = "auto",
         context: int | None = None,
         threads: int | None = None,
-        sparse: SparseConfig | Mapping[str, Any] | None = None,
+        sparse: SparseConfig | Mapping[str, Any] | str | None = None,
         kv: KVFormat = "bf16",
         activations: str = "auto",
         max_batch: int = 8,

@@ -29,6 +29,7 @@ from minicpm4.engine.page_files import BUFFERS, PageFiles, check_folder
 from minicpm4.engine.params import suggested_by_gguf, suggested_sampling
 from minicpm4.engine.plan import Demand, MemoryPlan, describe, human, make_plan
 from minicpm4.engine.runner import Runner
+from minicpm4.engine.sparse_presets import with_sparse
 from minicpm4.errors import CheckpointError, ConfigError, MemoryPlanError, UnsupportedError
 from minicpm4.files import json_text
 from minicpm4.formats import Checkpoint
@@ -56,8 +57,8 @@ __all__ = ["Inspection", "inspect", "plan_model"]
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Inspection:
     """A model opened and planned, its weights still in the file. ``sparse`` None: dense always.
-    ``asked``: the caller's options; ``options``: those in use, in which what the caller left open is as
-    calibrated; ``tuned`` says so."""
+    ``asked``: the caller's options, with what sparse = "auto" stands for; ``options``: those in use, in which
+    what the caller left open is as calibrated; ``tuned`` says so."""
 
     source: OpenModel
     asked: EngineOptions
@@ -246,7 +247,8 @@ def plan_model(source: OpenModel, text: ModelText, asked: EngineOptions) -> Insp
     if asked.cache_dir is not None:
         check_folder(Path(asked.cache_dir))
     weights = plan_weights(source.checkpoint, config, asked.weights)
-    options, sparse, tuned = tune(asked, config, weights)
+    settings, chosen = with_sparse(asked, source.checkpoint, config, source.name)
+    options, sparse, tuned = tune(settings, config, weights)
     ops = resolve(options.backend, threads=options.threads, isa=options.isa, activations=options.activations)
     weights = weights.on(ops)
     sizes: Any = {"context": options.context, "max_batch": options.max_batch, "max_rows": options.max_rows}
@@ -259,14 +261,14 @@ def plan_model(source: OpenModel, text: ModelText, asked: EngineOptions) -> Insp
     plan = plan_memory(ops, config, weights, sparse, options.kv, **sizes)
     return Inspection(
         source=source,
-        asked=asked,
+        asked=settings,
         options=options,
         sparse=sparse,
         ops=ops,
         text=text,
         weights=weights,
         plan=plan,
-        tuned=tuned,
+        tuned=tuned + chosen,
         draft=draft,
         head=head,
         ranked=ranked,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from minicpm4.config import ModelConfig, SparseConfig
+from minicpm4.config.sparse import AUTO
 from minicpm4.config.strict import check_choice, check_integer, check_optional_integer, require, shown
 from minicpm4.engine.drafters import check_draft, check_draft_vocab
 from minicpm4.engine.sequence import MAX_DRAFTS
@@ -35,7 +36,7 @@ class EngineOptions:
     backend: str = "auto"
     context: int | None = None
     threads: int | None = None
-    sparse: SparseConfig | Mapping[str, Any] | None = None
+    sparse: SparseConfig | Mapping[str, Any] | str | None = None
     kv: KVFormat = "bf16"
     activations: str = "auto"
     max_batch: int = 8
@@ -90,6 +91,11 @@ class EngineOptions:
             type(f) is str for f in self.ignore_fields
         )
         require(named, f"ignore_fields = {shown(self.ignore_fields)} is not a list of names")
+        require(
+            not isinstance(self.sparse, str) or self.sparse == AUTO,
+            f"sparse = {shown(self.sparse)} is no setting",
+            'give "auto", a SparseConfig or a mapping',
+        )
         if self.attention == "dense" and self.sparse is not None:
             raise ConfigError(
                 "attention = 'dense' and settings of sparse attention exclude one another",

@@ -76,7 +76,7 @@ class BenchOptions:
     auto. ``chunk``: tokens of a prefill step; ``batch``: the most sequences that a point decodes."""
 
     attentions: tuple[str, ...] = ("dense", "sparse")
-    sparse: Mapping[str, int | bool] | None = None
+    sparse: Mapping[str, Any] | str | None = None
     weights: str = "auto"
     kv: KVFormat = "bf16"
     activations: str = "auto"
