@@ -15,7 +15,7 @@ from minicpm4.agents.mcp.agent import FIND, Agent, AgentOptions
 from minicpm4.agents.mcp.asking import Consent
 from minicpm4.agents.mcp.config import ServerSpec
 from minicpm4.agents.mcp.models import Endpoint, Local, Reply
-from minicpm4.agents.mcp.transcript import UNKNOWN, Transcript
+from minicpm4.agents.mcp.transcript import UNKNOWN, Transcript, mend
 from minicpm4.errors import ConfigError, EngineError, RequestError
 from minicpm4.testing import ScriptedEngine
 from minicpm4.text.reply_stream import ReplyPart
@@ -177,7 +177,7 @@ def test_an_interrupted_call_is_not_made_again() -> None:
             {"role": "tool", "tool_call_id": "c1", "name": "made__add", "content": "2"},
         ]
     )
-    begun.mend()
+    mend(begun.messages)
     assert [one.get("content") for one in begun.messages[2:]] == ["2", UNKNOWN]
 
 
@@ -305,7 +305,7 @@ def answered(answer: Any, status: int = 200) -> Reply:
 
 def test_a_call_that_is_no_json_is_told_to_the_model() -> None:
     reply = answered(said("", ("made__add", '{"a": 2')))
-    assert reply.calls == () and "no JSON" in reply.unread
+    assert reply.calls == () and "not JSON" in reply.unread
 
 
 @pytest.mark.parametrize(

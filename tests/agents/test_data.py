@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from minicpm4.agents.mcp.data.layouts import converted
 from minicpm4.agents.mcp.data.making import Maker, Query
 from minicpm4.agents.mcp.data.named import answers, unnamed
 from minicpm4.agents.mcp.data.records import records
-from minicpm4.agents.mcp.data.talks import Dropped, Talk, call_message, fault, result_message, write_set
+from minicpm4.agents.mcp.data.talks import Dropped, Talk, fault, write_set
 from minicpm4.agents.mcp.data.types import schema_of
 from minicpm4.errors import ConfigError
 from minicpm4.files import Kept
+from minicpm4.text.call_messages import call_message, result_message
 from tests.agents.servers import Person, boxed, made
 from tests.agents.test_agent import hermes, scripted
 from tests.agents.test_evaluate import ADD
@@ -121,6 +123,9 @@ def test_toolbench_is_read(tmp_path: Path) -> None:
     assert talk.messages[-1] == {"role": "assistant", "content": "Two songs."}
 
 
+DEEP = "[" * 600 + "]" * 600
+
+
 def dropped(layout: str, record: dict[str, Any], tmp_path: Path) -> str:
     (one,) = convert(tmp_path, layout, record)
     found = one if isinstance(one, Dropped) else fault(one)
@@ -152,12 +157,63 @@ def dropped(layout: str, record: dict[str, Any], tmp_path: Path) -> str:
             "gave up",
         ),
         ("toolbench", json.loads(json.dumps(TOOLBENCH).replace("Action Input", "Input")), "layout"),
+        ("xlam", {**XLAM, "answers": '[{"name": ["x"], "arguments": {}}]'}, "layout"),
+        ("xlam", {**XLAM, "answers": "[" * 100_000}, "layout"),
+        (
+            "xlam",
+            {**XLAM, "answers": DEEP.join(('[{"name": "live_giveaways", "arguments": {"kind": ', "}}]"))},
+            "bounds",
+        ),
+        (
+            "xlam",
+            {
+                **XLAM,
+                "tools": DEEP.join(
+                    ('[{"name": "f", "parameters": {"properties": {"x": {"default": ', "}}}}]")
+                ),
+            },
+            "bounds",
+        ),
+        (
+            "glaive",
+            {**GLAIVE, "chat": GLAIVE["chat"].replace('"name": "rate"', '"name": ["rate"]')},
+            "layout",
+        ),
     ],
 )
 def test_what_is_not_kept_has_a_reason(
     layout: str, record: dict[str, Any], reason: str, tmp_path: Path
 ) -> None:
     assert dropped(layout, record, tmp_path) == reason
+
+
+LONG = 200_000
+SAID = {"from": "assistant", "value": "Action:" * LONG}
+TYPED = [{"name": "f", "parameters": {"x": {"type": "a" + " " * LONG + "b"}}}]
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    ("layout", "record", "reason"),
+    [
+        ("glaive", {**GLAIVE, "chat": "\n" * LONG}, "layout"),
+        ("glaive", {**GLAIVE, "system": "{}" * LONG}, "layout"),
+        ("toolbench", {"conversations": [*TOOLBENCH["conversations"][:2], SAID]}, "layout"),  # type: ignore[index]
+        ("xlam", {**XLAM, "tools": json.dumps(TYPED)}, "unknown tool"),
+    ],
+)
+def test_a_long_record_takes_time_in_its_length(
+    layout: str, record: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    assert dropped(layout, record, tmp_path) == reason
+
+
+def test_records_are_not_copied_for_each_of_them(tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    file.write_text("[" + ",".join(["{}"] * LONG) + "]")
+    begun = time.process_time()
+    assert sum(1 for _ in records([file])) == LONG
+    assert time.process_time() - begun < 5.0
 
 
 def test_results_follow_their_calls() -> None:
@@ -315,6 +371,8 @@ def test_the_command_converts_makes_and_goes_on(
 ) -> None:
     file = tmp_path / "xlam.json"
     file.write_text(json.dumps([XLAM, {**XLAM, "answers": "[]"}]))
+    dry = minicpm("mcp", "data", "xlam", str(file), f"--output={tmp_path / 'x'}", "--dry-run")
+    assert dry.code == 0 and "would be converted" in dry.out and not (tmp_path / "x").exists()
     done = minicpm("mcp", "data", "xlam", str(file), f"--output={tmp_path / 'x'}")
     assert done.code == 0 and "1 conversations with 1 calls" in done.out and "left out 1, no call" in done.out
     queries = ["What is 1 plus 1?", "What is 2 plus 1?"]
@@ -341,8 +399,15 @@ def test_the_command_converts_makes_and_goes_on(
         (("forwards",), "did you mean 'forward'?"),
         (("xlam",), "xlam needs files"),
         (("reverse", "x.json"), "reverse takes no files"),
-        (("reverse", "--queries=x"), "--queries is for forward"),
-        (("forward", "--pairs"), "--pairs is for reverse"),
+        (("reverse", "--queries=x"), "--queries says nothing to reverse"),
+        (("forward", "--pairs"), "--pairs says nothing to forward"),
+        (("forward", "--unverified"), "--verify/--unverified says nothing to forward"),
+        (("forward", "--queries=x", "--count=3"), "--count says nothing to --queries"),
+        (("forward", "--queries=x", "--tool=a.b"), "--tool says nothing to --queries"),
+        (("xlam", "x.json", "--count=3"), "--count says nothing to xlam"),
+        (("xlam", "x.json", "--tool=a.b"), "--tool says nothing to xlam"),
+        (("xlam", "x.json", "--model=m"), "--model says nothing to xlam"),
+        (("xlam", "x.json", "--temperature=1"), "--temperature says nothing to xlam"),
     ],
 )
 def test_wrong_words_are_refused(tmp_path: Path, minicpm: Run, words: tuple[str, ...], told: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,12 +10,12 @@ import typer
 
 from minicpm4.cli.mcp_agent import EndpointOption, open_model, tell_step
 from minicpm4.cli.mcp_servers import ServerFlags, print_plan, tell_troubles
-from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, expand
+from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, expand, require_only
 from minicpm4.cli.sampling import SamplingFlags
 from minicpm4.cli.terminal import progress_or_lines
 from minicpm4.config.strict import check_choice, check_integer, require, suggest
 from minicpm4.errors import ConfigError
-from minicpm4.files import read_text
+from minicpm4.files import parse_json, read_text
 
 if TYPE_CHECKING:
     from minicpm4.agents.mcp.data.making import Maker, Query
@@ -32,6 +31,7 @@ PARTS = "parts"
 
 @expand
 def data(
+    line: typer.Context,
     kind: Annotated[
         str,
         typer.Argument(
@@ -93,11 +93,9 @@ def data(
     check_choice("KIND", kind, KINDS)
     check_integer("--count", count, 1, 1000)
     require(kind not in MADE or not files, f"{kind} takes no files", "give --queries, or name a layout")
-    require(queries is None or kind == "forward", "--queries is for forward", "leave it out")
-    require(not pairs or kind == "reverse", "--pairs is for reverse", "leave it out")
+    _require_read(line, kind, queries is not None)
     if kind not in MADE:
-        require(bool(files), f"nothing to convert: {kind} needs files", "name them behind it")
-        _tell(_convert(kind, files or [], output), output)
+        _convert(kind, files or [], output, dry_run)
         return
     sampling.params()  # refuses before the loading what would be refused after it
     asked = _read_queries(queries) if queries is not None else None
@@ -159,15 +157,32 @@ def _chosen(box: Toolbox, names: list[str] | tuple[str, ...]) -> list[Tool]:
     return [box.find(name) for name in names] or list(box.tools.values())
 
 
-def _convert(layout: str, files: list[Path], output: Path) -> Counts:
+def _require_read(line: typer.Context, kind: str, has_queries: bool) -> None:
+    """Raise ConfigError for an option that this kind of work does not read."""
+    if kind not in MADE:
+        require_only(line, ("kind", "files", "output", "dry_run"), f"{kind}, which converts files")
+        return
+    every = {one.name or "" for one in line.command.params}
+    others = ("queries",) if kind == "reverse" else ("pairs", "verify")
+    require_only(line, every.difference(others), kind)
+    if has_queries:
+        require_only(line, every.difference(("count", "tool")), "--queries, which are there already")
+
+
+def _convert(layout: str, files: list[Path], output: Path, dry_run: bool) -> None:
     from minicpm4.agents.mcp.data.layouts import converted
     from minicpm4.agents.mcp.data.talks import write_set
 
+    require(bool(files), f"nothing to convert: {layout} needs files", "name them behind it")
     for file in files:
         require(file.is_file(), f"there is no file {file}")
+    if dry_run:
+        print(f"{len(files)} files of the layout {layout} would be converted, into {output}")
+        return
     with progress_or_lines("converting", "talks") as progress:
         tell = None if progress is None else lambda done: progress(done, done + 1)
-        return write_set(output, converted(layout, files), tell)
+        counts = write_set(output, converted(layout, files), tell)
+    _tell(counts, output)
 
 
 def _read_queries(file: Path) -> list[Query]:
@@ -186,10 +201,7 @@ def _queries(file: Path, text: str) -> Iterator[Query]:
         if not line.lstrip().startswith("{"):
             yield Query(text=line.strip())
             continue
-        try:
-            one = json.loads(line)
-        except ValueError as error:
-            raise ConfigError(f"{where} is not JSON: {error}") from error
+        one = parse_json(line, where, ConfigError)
         for name in one.keys() - {"query", "answer"}:
             raise ConfigError(f"{where} has an unknown key {name!r:.80}", suggest(name, ["query", "answer"]))
         fine = isinstance(one.get("query"), str) and isinstance(one.get("answer", ""), str)

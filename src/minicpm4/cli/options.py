@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
-from typer import BadParameter, Option
+from typer import BadParameter, Context, Option
 
 from minicpm4.cli.terminal import progress_bar
 from minicpm4.config import SparseConfig
@@ -106,6 +106,18 @@ def given_of(group: object, *without: str) -> dict[str, Any]:
     """The fields of a group of options that were given."""
     values = {f.name: getattr(group, f.name) for f in fields(group)}  # type: ignore[arg-type]
     return {name: value for name, value in values.items() if value is not None and name not in without}
+
+
+def require_only(line: Context, read: Iterable[str], who: str) -> None:
+    """Raise ConfigError for an option on the command line that ``who`` does not read; ``read``: the names of
+    those parameters that it does."""
+    known = frozenset(read)
+    for one in line.command.params:
+        name = one.name or ""
+        source = line.get_parameter_source(name)
+        if name not in known and source is not None and source.name == "COMMANDLINE":
+            spelled = "/".join([max(one.opts, key=len), *one.secondary_opts])
+            raise ConfigError(f"{spelled} says nothing to {who}", "leave it out")
 
 
 # Options of EngineFlags that are not named as LLM's arguments are.

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from minicpm4.serve.errors import invalid
+from minicpm4.text.call_messages import result_message
 
 APART = "\n\n"  # between texts that become one
 
@@ -54,8 +55,7 @@ class Turns:
         """Raises ApiError, which names the field ``where``, unless there was such a call."""
         if number not in self._called:
             raise invalid(where, f"{where} = {number[:80]!r} names no call before it")
-        name = self._called[number]
-        self._made.append({"role": "tool", "tool_call_id": number, "name": name, "content": text})
+        self._made.append(result_message(number, self._called[number], text))
 
     @property
     def ends_in_answer(self) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minicpm4.errors import Minicpm4Error
+from minicpm4.text.call_messages import call_message, result_message
 from minicpm4.text.template import ChatTemplate
 
 __all__ = [
@@ -32,11 +33,7 @@ USER = {"role": "user", "content": ASKED}
 
 def calls_of(*given: tuple[str, Mapping[str, Any]], number: str = CALL_ID) -> dict[str, Any]:
     """An answer that calls tools: of names and arguments."""
-    calls = [
-        {"id": number, "type": "function", "function": {"name": name, "arguments": dict(arguments)}}
-        for name, arguments in given
-    ]
-    return {"role": "assistant", "content": "", "tool_calls": calls}
+    return call_message([(number, name, dict(arguments)) for name, arguments in given])
 
 
 TOOL = {
@@ -48,7 +45,7 @@ TOOL = {
     },
 }
 CALLS = calls_of((NAME, {KEY: VALUE}))
-RESULTS = {"role": "tool", "content": RESULT, "name": NAME, "tool_call_id": CALL_ID}
+RESULTS = result_message(CALL_ID, NAME, RESULT)
 
 
 def rendered(template: ChatTemplate, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:

@@ -18,6 +18,7 @@ from minicpm4.agents.mcp.tools import Tool
 from minicpm4.agents.mcp.transcript import Step, Transcript
 from minicpm4.config.strict import check_integer
 from minicpm4.errors import ConfigError
+from minicpm4.text.call_messages import result_message
 from minicpm4.text.toolcalls import ToolCall
 
 __all__ = ["FIND", "SYSTEM", "Agent", "AgentOptions", "Ended", "called"]
@@ -192,5 +193,4 @@ async def called(
     )
     if told is not None:
         told(step)
-    content = fenced(result, call.name)
-    return step, {"role": "tool", "tool_call_id": number, "name": call.name, "content": content}
+    return step, result_message(number, call.name, fenced(result, call.name))

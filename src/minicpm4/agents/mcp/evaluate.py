@@ -25,6 +25,7 @@ from minicpm4.config.strict import require
 from minicpm4.engine.llm import LLM
 from minicpm4.errors import ConfigError, RequestError
 from minicpm4.files import Kept, finite, parse_json, read_text
+from minicpm4.text.messages import parsed_arguments
 
 __all__ = [
     "Mark",
@@ -129,7 +130,7 @@ def _samples(talk: Any, where: str) -> list[Sample]:
 
 
 def _table(arguments: Any) -> Mapping[str, Any]:
-    given = json.loads(arguments) if isinstance(arguments, str) else arguments
+    given = parsed_arguments(arguments, "a call") if isinstance(arguments, str) else arguments
     if not isinstance(given, Mapping):
         raise TypeError("arguments are no table")
     return given

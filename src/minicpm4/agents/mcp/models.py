@@ -23,6 +23,7 @@ from minicpm4.engine.params import SamplingParams
 from minicpm4.errors import EngineError, RequestError
 from minicpm4.files import parse_json
 from minicpm4.text.call_formats import ID_CHARS
+from minicpm4.text.call_messages import call_message
 from minicpm4.text.reply_stream import ReplyPart
 from minicpm4.text.toolcalls import ToolCall, schemas_of
 
@@ -46,13 +47,9 @@ class Reply:
 
     def as_message(self) -> dict[str, Any]:
         """What the model is told of it in the next step."""
-        message: dict[str, Any] = {"role": "assistant", "content": self.text}
-        if self.calls:
-            message["tool_calls"] = [
-                {"id": number, "type": "function", "function": {"name": one.name, "arguments": one.arguments}}
-                for number, one in self.calls
-            ]
-        return message
+        if not self.calls:
+            return {"role": "assistant", "content": self.text}
+        return call_message([(number, one.name, one.arguments) for number, one in self.calls], self.text)
 
 
 Heard = Callable[[ReplyPart], None]
@@ -267,9 +264,10 @@ def _reply_of(answer: Mapping[str, Any]) -> Reply:
         for one in message.get("tool_calls") or ():
             name, given = one["function"]["name"], one["function"].get("arguments") or "{}"
             try:
-                arguments = json.loads(given) if isinstance(given, str) else given
-            except ValueError as error:
-                arguments, unread = None, f"the arguments of {name} are no JSON: {error}"
+                what = f"what is given to {name}"
+                arguments = parse_json(given, what, RequestError) if isinstance(given, str) else given
+            except RequestError as error:
+                arguments, unread = None, str(error)
             if isinstance(arguments, dict):
                 number = str(one.get("id") or f"call_{uuid.uuid4().hex[:24]}")
                 calls.append((number, ToolCall(name=str(name), arguments=arguments)))

@@ -13,8 +13,9 @@ from minicpm4.agents.mcp.hidden import escaped
 from minicpm4.config.strict import from_table, require
 from minicpm4.errors import ConfigError
 from minicpm4.files import finite, json_text, read_json, writing
+from minicpm4.text.call_messages import result_message
 
-__all__ = ["Step", "Transcript"]
+__all__ = ["Step", "Transcript", "mend"]
 
 MAX_BYTES = 64 << 20
 VERSION = 1
@@ -64,20 +65,10 @@ class Transcript:
         made.messages, made.tools = lists["messages"], lists["tools"]
         made.steps = [from_table(Step, one, f"{file}: steps[{i}]") for i, one in enumerate(lists["steps"])]
         try:
-            made.mend()
+            mend(made.messages)
         except (KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"{file}: a call among its messages has not the form of one") from error
         return made
-
-    def mend(self) -> None:
-        """Answer calls that were interrupted: that they may have been carried out, or not."""
-        done = {one.get("tool_call_id") for one in self.messages if one.get("role") == "tool"}
-        last: dict[str, Any] = next((one for one in reversed(self.messages) if one.get("role") != "tool"), {})
-        for call in last.get("tool_calls") or ():
-            if call["id"] not in done:
-                name = str(call["function"]["name"])
-                told = {"role": "tool", "tool_call_id": call["id"], "name": name, "content": UNKNOWN}
-                self.messages.append(told)
 
     def as_markdown(self) -> str:
         """For people."""
@@ -98,6 +89,15 @@ class Transcript:
     def as_training(self) -> str:
         """A line of JSON with messages and tools, as ``minicpm4 train`` reads them."""
         return json.dumps({"messages": self.messages, "tools": self.tools}, ensure_ascii=False) + "\n"
+
+
+def mend(messages: list[dict[str, Any]]) -> None:
+    """Answer calls that were interrupted: that they may have been carried out, or not."""
+    done = {one.get("tool_call_id") for one in messages if one.get("role") == "tool"}
+    last: dict[str, Any] = next((one for one in reversed(messages) if one.get("role") != "tool"), {})
+    for call in last.get("tool_calls") or ():
+        if call["id"] not in done:
+            messages.append(result_message(call["id"], str(call["function"]["name"]), UNKNOWN))
 
 
 def _code(name: Any) -> str:

@@ -11,6 +11,7 @@ from minicpm4.agents.mcp.models import Endpoint, Local, Model
 from minicpm4.agents.mcp.tools import Tool
 from minicpm4.config.strict import require
 from minicpm4.errors import ConfigError
+from minicpm4.files import parse_json
 
 __all__ = ["queries_for", "varied", "written"]
 
@@ -29,9 +30,10 @@ async def written(model: Model, asked: str, schema: Mapping[str, Any], max_token
     else:
         reply = await model.answer(messages, ())
     opening, closing = _ENDS[schema["type"]]
+    text = reply.text[max(reply.text.find(opening), 0) : reply.text.rfind(closing) + 1]
     try:
-        return json.loads(reply.text[reply.text.index(opening) : reply.text.rindex(closing) + 1])
-    except ValueError as error:
+        return parse_json(text, "it", ConfigError)
+    except ConfigError as error:
         what = "list" if schema["type"] == "array" else "table"
         raise ConfigError(f"the model wrote no {what}: {reply.text[:200]!r}") from error
 

@@ -10,18 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from minicpm4.agents.mcp.data.records import records
-from minicpm4.agents.mcp.data.talks import Dropped, Talk, call_message, result_message
+from minicpm4.agents.mcp.data.talks import Dropped, Talk
 from minicpm4.agents.mcp.data.types import schema_of
 from minicpm4.config.strict import require
 from minicpm4.errors import ConfigError
+from minicpm4.files import parse_json
+from minicpm4.text.call_messages import call_message, result_message
 
 __all__ = ["LAYOUTS", "converted"]
 
 MAX_LITERAL = 1 << 20  # characters that are read as a literal of Python
 _WRONG = (LookupError, TypeError, ValueError, AttributeError, SyntaxError, MemoryError, RecursionError)
-_TURN = re.compile(r"(?:^|\n)\s*(USER|ASSISTANT|FUNCTION RESPONSE):", re.MULTILINE)
+_TURN = re.compile(r"^[ \t]*(USER|ASSISTANT|FUNCTION RESPONSE):", re.MULTILINE)
 _QUOTED = re.compile(r"\{\s*\"name\"\s*:\s*\"([^\"]+)\"\s*,\s*\"arguments\"\s*:\s*'(.*)'\s*\}", re.DOTALL)
-_ACTION = re.compile(r"(.*?)\bAction:\s*(\S+)\s*Action Input:\s*(.*)", re.DOTALL)
 
 
 def converted(layout: str, files: Iterable[Path]) -> Iterator[Talk | Dropped]:
@@ -39,7 +40,7 @@ def converted(layout: str, files: Iterable[Path]) -> Iterator[Talk | Dropped]:
 def _xlam(record: Mapping[str, Any], where: str) -> Talk:
     """``query``, ``tools`` and ``answers``, the latter two as JSON text; there are no results."""
     answers, tools = _json(record["answers"]), _json(record["tools"])
-    calls = [(f"call_{i}", one["name"], one["arguments"]) for i, one in enumerate(answers)]
+    calls = [(f"call_{i}", _text(one["name"]), one["arguments"]) for i, one in enumerate(answers)]
     messages = [{"role": "user", "content": _text(record["query"])}]
     messages += [call_message(calls)] if calls else []
     return Talk(messages=messages, tools=_functions(tools), where=where)
@@ -83,16 +84,15 @@ def _glaive_call(text: str) -> tuple[str, Any]:
     if found := _QUOTED.fullmatch(text):
         return found[1], _json(found[2].replace("\\'", "'"))
     call = _json(text)
-    return call["name"], _json(call.get("arguments") or {})
+    return _text(call["name"]), _json(call.get("arguments") or {})
 
 
 def _objects(text: str) -> list[Any]:
     """Tables of JSON among words."""
-    decoder, found = json.JSONDecoder(), []
-    while (start := text.find("{")) >= 0:
-        value, end = decoder.raw_decode(text, start)
+    decoder, found, at = json.JSONDecoder(), [], 0
+    while (start := text.find("{", at)) >= 0:
+        value, at = decoder.raw_decode(text, start)
         found.append(value)
-        text = text[end:]
     return found
 
 
@@ -109,11 +109,7 @@ def _toolbench(record: Mapping[str, Any], where: str) -> Talk | Dropped:
         elif role == "function":
             messages.append(_response(messages, said))
         else:
-            found = _ACTION.fullmatch(said.strip())
-            require(found is not None, f"an answer has no Action: {said[:80]!r}")
-            assert found is not None
-            thought = found[1].strip().removeprefix("Thought:").strip()
-            name, given = found[2], _json(found[3])
+            thought, name, given = _action(said)
             if name == "Finish":
                 if given.get("return_type") != "give_answer":
                     return Dropped(reason="gave up", where=where)
@@ -125,12 +121,21 @@ def _toolbench(record: Mapping[str, Any], where: str) -> Talk | Dropped:
     return Talk(messages=messages, tools=tools, where=where)
 
 
+def _action(said: str) -> tuple[str, str, Any]:
+    """Thought, Action and Action Input of an answer."""
+    before, marked, given = said.partition("Action Input:")
+    thought, called, name = before.rpartition("Action:")
+    right = marked and called and len(name.split()) == 1
+    require(bool(right), f"an answer has no Action: {said[:80]!r}")
+    return thought.strip().removeprefix("Thought:").strip(), name.strip(), _json(given.strip())
+
+
 def _apis(system: str) -> list[dict[str, Any]]:
     text = system[system.index("[{") :].strip()
     require(len(text) <= MAX_LITERAL, f"its APIs are {len(text):,} characters")
     try:
-        listed = json.loads(text)
-    except ValueError:
+        listed = parse_json(text, "its list of APIs", ConfigError)
+    except ConfigError:  # single quotes: a literal of Python
         listed = ast.literal_eval(text)
     return _functions([one for one in listed if one["name"] != "Finish"])
 
@@ -149,7 +154,9 @@ def _functions(listed: Any) -> list[dict[str, Any]]:
 
 
 def _json(given: Any) -> Any:
-    return json.loads(given) if isinstance(given, str) else given
+    if not isinstance(given, str):
+        return given
+    return parse_json(given, "a part of it", ConfigError, constants=True)
 
 
 def _text(given: Any) -> str:

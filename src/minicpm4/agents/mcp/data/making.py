@@ -15,7 +15,7 @@ from typing import Any
 
 from minicpm4.agents.mcp.agent import SYSTEM, Agent, AgentOptions, called
 from minicpm4.agents.mcp.data.named import answers, names_tool, unnamed
-from minicpm4.agents.mcp.data.talks import Dropped, Talk, call_message
+from minicpm4.agents.mcp.data.talks import Dropped, Talk
 from minicpm4.agents.mcp.models import Model, Reply
 from minicpm4.agents.mcp.search import best_tools
 from minicpm4.agents.mcp.toolbox import Toolbox
@@ -24,6 +24,7 @@ from minicpm4.agents.mcp.transcript import Step
 from minicpm4.agents.mcp.writing import queries_for, varied, written
 from minicpm4.errors import ConfigError, RequestError
 from minicpm4.files import Kept
+from minicpm4.text.call_messages import call_message
 
 __all__ = ["Maker", "Query", "pairs_of"]
 

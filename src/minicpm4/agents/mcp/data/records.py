@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ __all__ = ["records"]
 
 CHUNK = 1 << 20
 MAX_RECORD = 1 << 26  # characters
-_BETWEEN = " \t\r\n,"
+_BETWEEN = re.compile(r"[ \t\r\n,]*")
 
 
 def records(files: Iterable[Path]) -> Iterator[tuple[str, Any]]:
@@ -28,44 +29,53 @@ def _records(file: Path) -> Iterator[Any]:
     decoder = json.JSONDecoder()
     with file.open(encoding="utf-8-sig") as source:
         try:
-            text = source.read(CHUNK).lstrip()
-            in_list = text.startswith("[")
-            text = text[1:] if in_list else text
-            while text := _some(text, source):
-                if in_list and text.startswith("]"):
+            text, at = _some("", 0, source)
+            in_list = text.startswith("[", at)
+            at += in_list
+            while True:
+                text, at = _some(text, at, source)
+                if at == len(text):
+                    break
+                if in_list and text[at] == "]":
                     return
-                value, text = _value(decoder, text, source, file)
+                value, text, at = _value(decoder, text, at, source, file)
                 yield value
             require(not in_list, f"{file} ends within its list", "get it again")
         except UnicodeDecodeError as error:
             raise ConfigError(f"{file} is not UTF-8: {error}") from error
 
 
-def _some(text: str, source: Any) -> str:
-    """What comes next, without what stands between; "" at the end."""
-    text = text.lstrip(_BETWEEN)
-    while not text and (more := source.read(CHUNK)):
-        text = more.lstrip(_BETWEEN)
-    return text
+def _some(text: str, at: int, source: Any) -> tuple[str, int]:
+    """Text and the place in it where something comes next, behind what stands between; its end at the end."""
+    at = _past(text, at)
+    while at == len(text) and (more := source.read(CHUNK)):
+        text, at = more, _past(more, 0)
+    return text, at
 
 
-def _value(decoder: json.JSONDecoder, text: str, source: Any, file: Path) -> tuple[Any, str]:
-    """The value that ``text`` begins with, and what stands behind it; more is read while it is needed."""
+def _past(text: str, at: int) -> int:
+    found = _BETWEEN.match(text, at)
+    return found.end() if found else at
+
+
+def _value(decoder: json.JSONDecoder, text: str, at: int, source: Any, file: Path) -> tuple[Any, str, int]:
+    """The value that stands at a place of ``text``, and the text and place behind it; more is read while it
+    is needed. What is read is copied where a chunk ends, and for no other value."""
     chunk = CHUNK
     while True:
         try:
-            value, end = decoder.raw_decode(text)
+            value, end = decoder.raw_decode(text, at)
             if isinstance(value, dict | list):  # a number may go on
-                return value, text[end:]
+                return value, text, end
             raise ConfigError(f"{file} has {value!r:.60} where a record should be")
         except RecursionError as error:
             raise ConfigError(f"{file} has a record that is too deep to read") from error
         except ValueError as error:
-            require(len(text) <= MAX_RECORD, f"{file} has a record of over {MAX_RECORD:,} characters")
+            require(len(text) - at <= MAX_RECORD, f"{file} has a record of over {MAX_RECORD:,} characters")
             wrong = error
         more = source.read(chunk)
         if not more:
             told = f"{file} is not JSON: {wrong}"
             raise ConfigError(told, "give a list, or a record a line") from wrong
-        text += more
+        text, at = text[at:] + more, 0
         chunk *= 2

@@ -12,9 +12,12 @@ from typing import Any
 from minicpm4.agents.mcp.checks import misfit
 from minicpm4.agents.mcp.hidden import has_hidden
 from minicpm4.agents.mcp.tools import texts_in
+from minicpm4.errors import RequestError
 from minicpm4.files import json_text, write_json, writing
+from minicpm4.text.call_messages import call_message
+from minicpm4.text.messages import check_messages, check_tools
 
-__all__ = ["REASONS", "Counts", "Dropped", "Talk", "call_message", "fault", "result_message", "write_set"]
+__all__ = ["REASONS", "Counts", "Dropped", "Talk", "call_message", "fault", "write_set"]
 
 REASONS = {
     "layout": "it is not of the layout that was named",
@@ -25,6 +28,7 @@ REASONS = {
     "arguments": "arguments do not fit the tool's schema",
     "order": "a result stands where no call was made, or a call that has others after it has no result",
     "not JSON": "a number is none that JSON has",
+    "bounds": "it is no chat that a model is given: nested too deep, too long, or of other parts",
     "hidden": "it has characters that nobody sees",
     "twice": "the same query with the same calls came before",
     "gave up": "its maker says that it was not solved",
@@ -80,26 +84,17 @@ class Counts:
     dropped: Mapping[str, int]
 
 
-def call_message(calls: Sequence[tuple[str, str, Any]], content: str = "") -> dict[str, Any]:
-    """The assistant's message that makes calls: id, name, arguments."""
-    made = [
-        {"id": number, "type": "function", "function": {"name": name, "arguments": given}}
-        for number, name, given in calls
-    ]
-    return {"role": "assistant", "content": content, "tool_calls": made}
-
-
-def result_message(number: str, name: str, content: str) -> dict[str, Any]:
-    """What a tool said to the call of that id."""
-    return {"role": "tool", "tool_call_id": number, "name": name, "content": content}
-
-
 def fault(talk: Talk) -> Dropped | None:
     """Why a conversation is not to be learnt from; None: nothing speaks against it."""
 
     def dropped(reason: str, why: str = "") -> Dropped:
         return Dropped(reason=reason, where=talk.where, why=why[:500])
 
+    try:
+        check_messages(talk.messages)
+        check_tools(talk.tools)
+    except RequestError as error:
+        return dropped("bounds", str(error)) if talk.messages else dropped("no query")
     if not talk.tools:
         return dropped("no tools")
     if not talk.query:

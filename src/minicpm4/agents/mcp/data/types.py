@@ -18,6 +18,7 @@ _PLAIN = {
 }
 _KEPT = ("description", "default", "enum")
 _NESTED = re.compile(r"(\w+)\s*\[(.*)\]", re.DOTALL)
+_OPTIONAL = "optional"
 MAX_DEPTH = 8
 
 
@@ -46,7 +47,9 @@ def _property(one: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _typed(told: str, depth: int = 0) -> dict[str, Any]:
-    text = re.sub(r",?\s*optional\.?\s*$", "", told.strip(), flags=re.IGNORECASE).strip()
+    text = told.strip()
+    if (words := text.removesuffix(".")) and words[-len(_OPTIONAL) :].lower() == _OPTIONAL:
+        text = words[: -len(_OPTIONAL)].rstrip().removesuffix(",").rstrip()
     found = _NESTED.fullmatch(text)
     name = (found[1] if found else text).lower()
     if found and name == "optional" and depth < MAX_DEPTH:
