@@ -9,12 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from minicpm4.agents.mcp.agent import SYSTEM
+from minicpm4.agents.mcp.transcript import UNKNOWN
+from minicpm4.cli.conversation import TAKEN_BACK
+from minicpm4.cli.keyboard import Lines
 from tests.agents.servers import HERE
 from tests.agents.test_agent import hermes
 from tests.cli.conftest import Result, Script
 
 Run = Callable[..., Result]
 CALL = hermes("sums__add", a=2, b=3)
+ROLES = ["system", "user", "assistant", "tool", "assistant"]
 ALLOWED = ("--allow=sums", "--allow=sums.add")
 
 
@@ -99,6 +104,93 @@ def test_a_chat_keeps_what_its_tools_said(tmp_path: Path, minicpm: Run, script: 
     roles = [one["role"] for one in json.loads(saved.read_text())]
     assert roles == ["system", "user", "assistant", "tool", "assistant", "user", "assistant"]
     assert "left out 1 of 2 questions" in done.err
+
+
+def test_settings_of_a_chat_with_tools_count(minicpm: Run, script: Script, config: Path) -> None:
+    script.answers = ["One.", "Two and more."]
+    done = minicpm("chat", f"--mcp={config}", *ALLOWED, stdin="First\n/set max_tokens 3\nSecond\n")
+    assert done.code == 0 and done.out == "One.\nTwo\n"
+    assert [one.params.max_tokens for one in script.calls][-1] == 3
+    assert "cut after" in done.err
+
+
+@pytest.mark.parametrize("option", ["--continue", "/load"])
+@pytest.mark.parametrize("system", [None, "Be brief.", SYSTEM])
+def test_a_chat_that_is_gone_on_with_knows_what_results_are(
+    tmp_path: Path,
+    minicpm: Run,
+    script: Script,
+    config: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    option: str,
+    system: str | None,
+) -> None:
+    monkeypatch.setenv("MINICPM4_CHAT", str(tmp_path))
+    said = [] if system is None else [{"role": "system", "content": system}]
+    said += [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hello!"}]
+    file, saved = tmp_path / "last.json", tmp_path / "saved.json"
+    file.write_text(json.dumps({"model": "m", "messages": said}))
+    words, lines = (("--continue",), "") if option == "--continue" else ((), f"/load {file}\n")
+    done = minicpm("chat", f"--mcp={config}", *ALLOWED, *words, stdin=f"{lines}/save {saved}\n")
+    assert done.code == 0, done.err
+    found = json.loads(saved.read_text())
+    assert [one["role"] for one in found] == ["system", "user", "assistant"]
+    assert found[0]["content"].count(SYSTEM) == 1 and (system or "") in found[0]["content"]
+
+
+def test_another_system_message_leaves_what_results_are(
+    tmp_path: Path, minicpm: Run, script: Script, config: Path
+) -> None:
+    saved = tmp_path / "saved.json"
+    lines = f"Hello.\n/system Be brief.\n/reset\nHello.\n/save {saved}\n"
+    done = minicpm("chat", f"--mcp={config}", *ALLOWED, "--system=Be kind.", stdin=lines)
+    assert done.code == 0 and json.loads(saved.read_text())[0]["content"] == f"{SYSTEM}\n\nBe brief."
+
+
+def test_what_tools_have_done_outlives_ctrl_c(
+    tmp_path: Path, minicpm: Run, script: Script, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = iter(["y"])
+
+    def typed(self: Lines, question: str) -> str:
+        for answer in said:
+            return answer
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Lines, "typed", typed)
+    script.answers = [CALL + hermes("sums__add", a=4, b=5), "Fine."]
+    saved = tmp_path / "talk.json"
+    lines = f"2 + 3, 4 + 5?\nWhat was it?\n/save {saved}\n"
+    done = minicpm("chat", f"--mcp={config}", "--allow=sums", stdin=lines, terminal=True)
+    assert done.code == 0 and "[stopped]" in done.err and TAKEN_BACK not in done.err
+    found = json.loads(saved.read_text())
+    roles = ["system", "user", "assistant", "tool", "tool", "assistant", "user", "assistant"]
+    assert [one["role"] for one in found] == roles
+    assert "5" in found[3]["content"] and found[4]["content"] == UNKNOWN
+
+
+def test_what_was_dropped_of_a_chat_is_no_answer(
+    tmp_path: Path, minicpm: Run, script: Script, config: Path
+) -> None:
+    """The conversation is shorter than before the call, since the oldest is left out after it."""
+    script.context = len(SYSTEM) + 720
+    script.answers = ["x" * 300, CALL, [KeyboardInterrupt()], "Fine."]
+    saved = tmp_path / "talk.json"
+    lines = f"/set drop_oldest on\n/set max_tokens 300\nFirst\n2 + 3?\n/save {saved}\n"
+    done = minicpm("chat", f"--mcp={config}", *ALLOWED, stdin=lines)
+    assert done.code == 0 and "left out 1 of 1" in done.err and TAKEN_BACK not in done.err, done.err
+    assert [one["role"] for one in json.loads(saved.read_text())] == ROLES
+
+
+def test_a_result_for_which_there_is_no_room_stays(
+    tmp_path: Path, minicpm: Run, script: Script, config: Path
+) -> None:
+    script.context, script.answers = len(SYSTEM) + 140, [CALL, "Fine."]
+    saved = tmp_path / "talk.json"
+    lines = f"2 + 3?\n/save {saved}\n"
+    done = minicpm("chat", f"--mcp={config}", "--allow=sums", "--allow=sums.add", stdin=lines, terminal=True)
+    assert "it was not sent" in done.err
+    assert [one["role"] for one in json.loads(saved.read_text())] == ROLES
 
 
 def test_tools_of_a_chat_without_servers_are_told_of(minicpm: Run, script: Script) -> None:

@@ -39,13 +39,25 @@ def tool_conversation(
     typed: Callable[[str], str] = typed_line,
 ) -> Iterator[ToolConversation]:
     """A conversation with the servers of a file; ``typed`` answers questions. Raises Minicpm4Error."""
-    from minicpm4.agents.mcp.agent import SYSTEM
-
     with ServerFlags(config=config, allow=allow).toolbox(Terminal(typed)) as (blocking, box):
         blocking.run(box.refresh())
         tell_troubles(box)
-        given = SYSTEM if system is None else system
-        yield ToolConversation(llm, params, blocking, box, system=given, think=think, stats=stats)
+        yield ToolConversation(llm, params, blocking, box, system=system, think=think, stats=stats)
+
+
+def with_guard(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """``messages`` with what an agent is told of tools and their results before all else: that these are
+    data. Many templates know one message of the system, so it is put before what that says."""
+    from minicpm4.agents.mcp.agent import SYSTEM
+
+    first = messages[0] if messages else {}
+    if first.get("role") != "system":
+        return [{"role": "system", "content": SYSTEM}, *messages]
+    said = first.get("content")
+    text = said if isinstance(said, str) else "\n".join(part["text"] for part in said or ())
+    if SYSTEM in text:
+        return list(messages)
+    return [{**first, "content": f"{SYSTEM}\n\n{text}"}, *messages[1:]]
 
 
 class ToolConversation(Conversation):
@@ -67,23 +79,37 @@ class ToolConversation(Conversation):
         names = ", ".join(f"{tool.server}.{tool.name}" for tool in self._box.tools.values())
         return shown(names) or "no server offers a tool"
 
+    def restart(self, system: str | None) -> None:
+        """See Conversation. The word on results of tools stays, whatever else the system says."""
+        super().restart(system)
+        self.messages = with_guard(self.messages)
+
+    def go_on(self, messages: list[dict[str, Any]]) -> None:
+        """See Conversation. One that was held without tools gets the word on their results, too."""
+        super().go_on(with_guard(messages))
+
     def answer(self, text: str) -> None:
         """Say ``text``; print answers and calls as they come, until there is an answer without a call. A
-        stopped answer is kept as far as it came, as in Conversation. Raises Minicpm4Error, with the
-        conversation as it was."""
-        asked = messages = [*self.messages, {"role": "user", "content": text}]
+        stopped answer is kept as far as it came, as in Conversation. Raises Minicpm4Error: with the
+        conversation as it was where no tool was called yet; what tools have done stays in it."""
+        messages, acted = [*self.messages, {"role": "user", "content": text}], False
         for _ in range(MAX_STEPS):
             messages = self.fitting(messages)
             reply, stopped = self._heard(messages)
             write_text("\n", sys.stdout)
-            if stopped and not reply.text and len(messages) <= len(asked):
+            if stopped and not reply.text and not acted:
                 print(TAKEN_BACK, file=sys.stderr)
                 return
             messages = [*messages, reply.as_message()]
             self._tell(reply, stopped)
             if stopped or not reply.calls:
                 break
-            messages += self._called(reply)
+            results, stopped = self._called(messages, reply)
+            acted, messages = True, results
+            self.messages = [*messages, {"role": "assistant", "content": ""}]  # unless there is more
+            if stopped:
+                print("[stopped]", file=sys.stderr)
+                return
         else:
             print(f"stopped after {MAX_STEPS} answers", file=sys.stderr)
         self.messages, self.last = messages, self._model.metrics
@@ -108,18 +134,26 @@ class ToolConversation(Conversation):
             written.append(part.content)
             write_text(part.content, sys.stdout)
 
-        self._model.enable_thinking = self.think
+        self._model.params, self._model.enable_thinking = self.params, self.think
         try:
             return self._model.reply(messages, self._functions, heard=heard), False
         except KeyboardInterrupt:
             return Reply(text="".join(written)), True
 
-    def _called(self, reply: Reply) -> list[dict[str, Any]]:
+    def _called(self, messages: list[dict[str, Any]], reply: Reply) -> tuple[list[dict[str, Any]], bool]:
+        """``messages`` with what the calls of a reply gave, and whether Ctrl-C came between: then the model
+        is told that nobody knows of the rest."""
         from minicpm4.agents.mcp.agent import called
+        from minicpm4.agents.mcp.transcript import mend
 
-        return [
-            self._blocking.run(called(self._box, number, call, tell_step))[1] for number, call in reply.calls
-        ]
+        messages = list(messages)
+        try:
+            for number, call in reply.calls:
+                messages.append(self._blocking.run(called(self._box, number, call, tell_step))[1])
+        except KeyboardInterrupt:
+            mend(messages)
+            return messages, True
+        return messages, False
 
     def _length(self, messages: list[dict[str, Any]]) -> int:
         return len(self.llm.chat_ids(messages, tools=self._functions or None, enable_thinking=self.think))
