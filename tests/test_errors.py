@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minicpm4.errors import ConfigError, Minicpm4Error
+from minicpm4.errors import ConfigError, Minicpm4Error, shortened
 
 
 @given(st.text(max_size=50), st.integers(1, 4000))
@@ -20,4 +20,5 @@ def test_what_is_short_stays() -> None:
     text = "config.json vocab_size = 5 is outside 1 to 3"
     assert str(Minicpm4Error(text, "fetch it again")) == f"{text}. fetch it again"
     assert "x" * 200 + "… (70000 characters)" in str(Minicpm4Error("name " + "x" * 70_000 + " is long"))
-    assert "characters left out" in str(Minicpm4Error("a " * 9000))
+    assert "[… 17,000 characters left out …]" in str(Minicpm4Error("a " * 9000))
+    assert shortened("0123456789", 4, "-") == "012-[… 6 characters left out …]-9"

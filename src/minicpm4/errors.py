@@ -38,6 +38,7 @@ __all__ = [
     "ToolServerError",
     "TrainingError",
     "UnsupportedError",
+    "shortened",
 ]
 
 
@@ -51,9 +52,16 @@ def _bounded(text: str) -> str:
         text = text.encode("utf-8", "backslashreplace").decode()
     if len(text) > 300:
         text = _LONG.sub(lambda found: f"{found[0][:200]}… ({len(found[0])} characters)", text)
-    if len(text) > _MOST:
-        text = f"{text[:600]} … ({len(text) - 800} characters left out) … {text[-200:]}"
-    return text
+    return shortened(text, _MOST)
+
+
+def shortened(text: str, most: int, apart: str = " ") -> str:
+    """Of a text of over ``most`` characters its beginning and its end, and how much is left out between."""
+    if len(text) <= most:
+        return text
+    head = most * 3 // 4
+    left = f"[… {len(text) - most:,} characters left out …]"
+    return f"{text[:head]}{apart}{left}{apart}{text[len(text) - most + head :]}"
 
 
 class Minicpm4Error(Exception):

@@ -229,3 +229,39 @@ def test_wrong_bodies_and_names_are_told(go: Any) -> None:
         assert gone["failed"] and "there is no tool" in gone["text"]
 
     go(story, "session")
+
+
+def test_a_page_that_asks_twice_is_told_the_same(go: Any) -> None:
+    """It says that it is still there by asking, while it waits for the end as well."""
+
+    async def story(asked: Asked, tools: PageTools) -> None:
+        await asked.work(what="start")
+        job = await asked.begin(**ADD)
+        question = (await asked.post("wait", job=job)).json()["question"]
+        await asked.post("answer", job=job, question=question["id"], consent="once")
+        both = await asyncio.gather(*(asked.post("wait", job=job) for _ in range(2)))
+        both.append(await asked.post("wait", job=job))
+        assert [one.status_code for one in both] == [200] * 3
+        assert [one.json()["result"]["text"] for one in both] == ["5"] * 3
+
+    go(story, "session")
+
+
+def test_ends_that_were_told_stand_in_nobodys_way(go: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "MOST_JOBS", 2)
+
+    async def story(asked: Asked, tools: PageTools) -> None:
+        for _ in range(6):
+            assert not (await asked.work(what="start"))["failed"]
+        assert len(tools._jobs) <= 3
+
+    go(story, "session")
+
+
+@pytest.mark.parametrize("arguments", ["[" * 100_000, "{", "[]", '{"a": NaN}'])
+def test_arguments_that_are_no_json_object_are_refused(go: Any, arguments: str) -> None:
+    async def story(asked: Asked, tools: PageTools) -> None:
+        answer = await asked.post("begin", what="call", name="made__add", arguments=arguments)
+        assert answer.status_code == 400 and answer.json()["error"]["param"] == "arguments"
+
+    go(story, "no")

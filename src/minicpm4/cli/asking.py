@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from minicpm4.cli.keyboard import typed_line
 from minicpm4.cli.terminal import console, sanitize
-from minicpm4.errors import ConfigError
+from minicpm4.errors import ConfigError, shortened
 
 if TYPE_CHECKING:
     from minicpm4.agents.mcp.asking import Consent, Field, Form, May
@@ -105,9 +105,7 @@ class Terminal:
 
 
 def shown(text: str) -> str:
-    """A stranger's text: what is not seen written out, and how much more there is of what is too long."""
+    """A stranger's text: what is not seen written out, and how much is left out of what is too long."""
     from minicpm4.agents.mcp.hidden import escaped
 
-    if len(text) > MAX_SHOWN:
-        text = f"{text[:MAX_SHOWN]}… ({len(text) - MAX_SHOWN:,} more characters)"
-    return sanitize(escaped(text))
+    return sanitize(escaped(shortened(text, MAX_SHOWN)))

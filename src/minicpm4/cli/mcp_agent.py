@@ -16,7 +16,7 @@ from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, expand
 from minicpm4.cli.sampling import SamplingFlags
 from minicpm4.cli.terminal import write_text
 from minicpm4.config.strict import check_choice, require
-from minicpm4.errors import EngineError, RequestError
+from minicpm4.errors import EngineError, RequestError, shortened
 from minicpm4.files import write_file
 
 if TYPE_CHECKING:
@@ -130,10 +130,9 @@ def tell_step(step: Step) -> None:
     """One line on standard error for a call, and one for what it said."""
     given = json.dumps(step.arguments, ensure_ascii=False, default=str)
     print(f"→ {shown(step.tool)} {shown(given)}", file=sys.stderr)
-    text = " ".join(step.text.split())
-    more = f"… ({len(text) - MAX_LINE:,} more characters)" if len(text) > MAX_LINE else ""
+    text = shortened(" ".join(step.text.split()), MAX_LINE)
     state = "✗" if step.failed else "←"
-    print(f"{state} {shown(text[:MAX_LINE])}{more}", file=sys.stderr)
+    print(f"{state} {shown(text)}", file=sys.stderr)
 
 
 def export(

@@ -22,7 +22,7 @@ from minicpm4.config.strict import require
 from minicpm4.data.shards import Document, Documents
 from minicpm4.text import Tokenizer
 
-__all__ = ["Needle", "NeedleDocument", "NeedleMaker", "check_counts"]
+__all__ = ["Needle", "NeedleDocument", "NeedleMaker", "check_counts", "key_name"]
 
 ADJECTIVES = (
     "amber ancient bitter blue bold brave bright broken calm clever crimson dark distant eager early empty "
@@ -37,6 +37,12 @@ NOUNS = (
     "owl panther pebble pine planet rabbit raven river saddle salmon shadow sparrow spider thunder tiger "
     "tower turtle valley walrus"
 ).split()
+KEYS = len(ADJECTIVES) * len(NOUNS)
+
+
+def key_name(number: int, apart: str = " ") -> str:
+    """The key of a number below KEYS: an adjective and a noun."""
+    return f"{ADJECTIVES[number // len(NOUNS)]}{apart}{NOUNS[number % len(NOUNS)]}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,8 +129,7 @@ class NeedleMaker:
         for, and is at ``depth`` (0 to 1) where that is given. Raises ConfigError where the length is too
         short."""
         rng = np.random.default_rng([self._seed, index, length])
-        keys = rng.choice(len(ADJECTIVES) * len(NOUNS), self._needles, replace=False)
-        names = [f"{ADJECTIVES[k // len(NOUNS)]} {NOUNS[k % len(NOUNS)]}" for k in keys.tolist()]
+        names = [key_name(k) for k in rng.choice(KEYS, self._needles, replace=False).tolist()]
         values = [str(v) for v in rng.integers(10 ** (self._digits - 1), 10**self._digits, self._needles)]
         depths = rng.random(self._needles)
         if depth is not None:

@@ -28,7 +28,8 @@ from minicpm4.agents.mcp.results import fenced
 from minicpm4.agents.mcp.search import best_tools
 from minicpm4.agents.mcp.toolbox import Toolbox
 from minicpm4.agents.mcp.tools import Tool, shown_name
-from minicpm4.errors import ConfigError, Minicpm4Error
+from minicpm4.errors import ConfigError, Minicpm4Error, shortened
+from minicpm4.files import parse_json
 from minicpm4.serve.bodies import Shape
 from minicpm4.serve.endpoints import Api, Endpoint
 from minicpm4.serve.errors import ApiError, openai_error
@@ -40,7 +41,7 @@ __all__ = ["PageTools"]
 
 POLL = 20.0  # seconds that a page waits for news
 GONE = 60.0  # without a page that asks, a question is answered with no
-MOST_JOBS = 32  # that wait, or whose end nobody has asked for
+MOST_JOBS = 32  # that wait, or whose end nobody has asked for; as many whose end was told are remembered
 OFFERED = 20  # tools of many: those that the conversation is about
 MAX_TEXT = 20_000  # characters of a text that is shown
 Text = Annotated[str, Bounded(max_length=1 << 20)]
@@ -88,6 +89,11 @@ class _Job:
     reply: asyncio.Future[AnswerBody] | None = None
     news: asyncio.Event = field(default_factory=asyncio.Event)
     heard: float = field(default_factory=time.monotonic)
+    told: bool = False  # what came of it
+
+    @property
+    def ended(self) -> bool:
+        return self.task is not None and self.task.done()
 
 
 class PageTools:
@@ -169,15 +175,13 @@ class PageTools:
         return {
             "called": tool.called,
             "name": shown_name(f"{tool.server}.{tool.name}"),
-            "says": _bounded(self.box.shown(told), 300),
+            "says": shortened(self.box.shown(told), 300, "\n"),
             "allowed": self.box.approvals.standing(spec, tool).allowed,
         }
 
     async def _begin(self, body: BeginBody) -> Reply:
-        for name, old in list(self._jobs.items()):  # of pages that have gone
-            if old.task is not None and old.task.done() and time.monotonic() - old.heard > GONE:
-                del self._jobs[name]
-        if len(self._jobs) >= MOST_JOBS:
+        self._forget_old()
+        if sum(not job.told for job in self._jobs.values()) >= MOST_JOBS:
             raise ApiError(429, f"{MOST_JOBS} calls wait already", kind="rate_limit_error", code="too_many")
         given = _arguments(body.arguments) if body.what != "start" else {}
         if body.what == "plan":
@@ -187,6 +191,16 @@ class PageTools:
         job.task = asyncio.get_running_loop().create_task(self._run(job, body, given))
         job.task.add_done_callback(lambda _: job.news.set())
         return Reply.of({"job": job.id})
+
+    def _forget_old(self) -> None:
+        """Forget what came of jobs of pages that have gone, and of those that were told a while ago: a page
+        says that it is still there by asking beside itself, and both are told the same."""
+        now = time.monotonic()
+        told = [name for name, job in self._jobs.items() if job.told]
+        for name, job in list(self._jobs.items()):
+            late = job.ended and now - job.heard > (POLL if job.told else GONE)
+            if late or name in told[:-MOST_JOBS]:
+                del self._jobs[name]
 
     async def _run(self, job: _Job, body: BeginBody, given: dict[str, Any]) -> dict[str, Any]:
         async with self._turn:
@@ -202,7 +216,7 @@ class PageTools:
             finally:
                 self._current = None
         return {
-            "text": _bounded(escaped(result.text), MAX_TEXT),
+            "text": shortened(escaped(result.text), MAX_TEXT, "\n"),
             "failed": result.failed,
             "denied": result.denied,
             "notes": [escaped(one) for one in result.notes],
@@ -229,7 +243,7 @@ class PageTools:
         """The next question or the end; {"state": "works"} where neither came in POLL seconds."""
         job = self._job(body.job)
         job.heard = time.monotonic()
-        if job.question is None and not (job.task and job.task.done()):
+        if job.question is None and not job.ended:
             job.news.clear()
             try:
                 await asyncio.wait_for(job.news.wait(), POLL)
@@ -238,10 +252,9 @@ class PageTools:
         job.heard = time.monotonic()
         if job.question is not None:
             return Reply.of({"state": "asks", "question": job.question})
-        assert job.task is not None
-        if not job.task.done():
+        if job.task is None or not job.ended:
             return Reply.of({"state": "works"})
-        del self._jobs[job.id]
+        job.told = True
         try:
             return Reply.of({"state": "done", "result": job.task.result()})
         except asyncio.CancelledError:
@@ -276,8 +289,10 @@ class PageTools:
                 "kind": may.what,
                 "server": shown_name(may.server),
                 "tool": shown_name(may.tool),
-                "arguments": _bounded(escaped(given), MAX_TEXT) if may.what == "call" else "",
-                "details": [[name, _bounded(self.box.shown(told), 2000)] for name, told in may.details],
+                "arguments": shortened(escaped(given), MAX_TEXT, "\n") if may.what == "call" else "",
+                "details": [
+                    [name, shortened(self.box.shown(told), 2000, "\n")] for name, told in may.details
+                ],
                 "changed": [escaped(one) for one in may.changed],
                 "warnings": [escaped(one) for one in may.warnings],
             }
@@ -337,17 +352,9 @@ _FAILED: dict[str, Any] = {"failed": True, "denied": False, "notes": []}
 
 def _arguments(text: str) -> dict[str, Any]:
     try:
-        given = json.loads(text or "{}")
-    except ValueError as error:
-        raise ApiError(400, f"the arguments are no JSON: {error}", param="arguments") from error
+        given = parse_json(text or "{}", "what stands in arguments", ConfigError)
+    except ConfigError as error:
+        raise ApiError(400, str(error), param="arguments") from error
     if not isinstance(given, dict):
         raise ApiError(400, "the arguments are no JSON object", param="arguments")
     return given
-
-
-def _bounded(text: str, most: int) -> str:
-    """Of a long text its beginning and its end, and how much is left out."""
-    if len(text) <= most:
-        return text
-    head = most * 3 // 4
-    return f"{text[:head]}\n[… {len(text) - most:,} characters are not shown …]\n{text[-(most - head) :]}"

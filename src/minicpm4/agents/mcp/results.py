@@ -17,6 +17,7 @@ import mcp_types as types
 from minicpm4.agents.mcp.config import ServerSpec
 from minicpm4.agents.mcp.hidden import visible
 from minicpm4.agents.mcp.limits import Limits
+from minicpm4.errors import shortened
 
 __all__ = ["Secrets", "ToolResult", "fenced", "read_result"]
 
@@ -88,10 +89,8 @@ def read_result(result: types.CallToolResult, hide: Secrets, limits: Limits) -> 
     text = visible(hide.hide("\n".join(filter(None, parts))))
     text = hide.hide(text)
     if len(text) > limits.result_chars:
-        left = len(text) - limits.result_chars
-        head = limits.result_chars * 3 // 4
-        text = f"{text[:head]}\n[… {left:,} characters left out …]\n{text[-(limits.result_chars - head) :]}"
-        notes.append(f"{left:,} characters left out")
+        notes.append(f"{len(text) - limits.result_chars:,} characters left out")
+        text = shortened(text, limits.result_chars, "\n")
     return ToolResult(text=text or "(no text)", failed=bool(result.is_error), notes=tuple(notes))
 
 
