@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import get_args
 
+from typer import Context
 from typer.models import ArgumentInfo
 
 from minicpm4.cli import COMMANDS
@@ -35,7 +36,7 @@ def render() -> str:
         for one, command in (commands or {"": module.command}).items():
             parts.append(f"## minicpm4 {name}{one}\n\n{inspect.getdoc(command)}\n")
             parameters = inspect.signature(command, eval_str=True).parameters.values()
-            if rows := [_row(parameter) for parameter in parameters]:
+            if rows := [_row(one) for one in parameters if one.annotation is not Context]:
                 parts.append("\n".join(["| option | value | meaning |", "| --- | --- | --- |", *rows, ""]))
         if name == "chat":
             parts.append(f"Inside a conversation:\n\n```\n{HELP}\n```\n")
