@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from xml.etree import ElementTree
 
 import pytest
 
-from minicpm4.plot import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, chart
+from minicpm4.plot import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, chart, heat_map
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -34,3 +35,17 @@ def test_labels_are_escaped() -> None:
     svg = chart('<&"', {"<script>": [(0, 1)]}, "x", "y")
     texts = [element.text for element in ElementTree.fromstring(svg).iter(f"{SVG}text")]
     assert '<&"' in texts and "<script>" in texts and "<script>" not in svg
+
+
+def test_heat_maps_grow_with_their_cells_and_leave_empty_ones_out() -> None:
+    def parts(rows: int, columns: int, low: float = 0.0) -> tuple[list[str], int]:
+        shares = [[1.0] * columns for _ in range(rows - 1)] + [[0.5, *[math.nan] * (columns - 1)]]
+        names = [[str(i) for i in range(count)] for count in (rows, columns)]
+        svg = heat_map("t", shares, rows=names[0], columns=names[1], x_label="x", y_label="y", low=low)
+        root = ElementTree.fromstring(svg)
+        return [r.attrib["fill"] for r in root.iter(f"{SVG}rect")][1:], int(root.attrib["height"])
+
+    small, usual = parts(2, 3)
+    large, high = parts(40, 30)
+    assert (len(small), usual) == (4, HEIGHT) and (len(large), high) == (39 * 30 + 1, 40 * 16 + TOP + BOTTOM)
+    assert len(set(small)) == 2 and parts(2, 3, low=0.5)[0][-1] == "#9c2f2f"

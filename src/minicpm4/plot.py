@@ -62,9 +62,10 @@ def heat_map(
     columns: Sequence[str],
     x_label: str,
     y_label: str,
+    low: float = 0.0,
 ) -> str:
-    """Return an SVG of ``shares`` (rows, columns), each from 0 (dark red) to 1 (green), with numbers; NaN: an
-    empty cell. It grows with the number of cells."""
+    """Return an SVG of ``shares`` (rows, columns), each from 0 (dark red, as all up to ``low`` are) to 1
+    (green), with numbers; NaN: an empty cell. It grows with the number of cells."""
     wide = max((WIDTH - LEFT - 40) / len(columns), CELL_WIDTH)
     high = max((HEIGHT - TOP - BOTTOM) / len(rows), CELL_HEIGHT)
     width, height = round(LEFT + wide * len(columns) + 40), round(TOP + high * len(rows) + BOTTOM)
@@ -77,7 +78,7 @@ def heat_map(
                 continue
             x = LEFT + j * wide
             box = f'x="{x:.1f}" y="{y:.1f}" width="{wide - 2:.1f}" height="{high - 2:.1f}"'
-            parts.append(f'<rect {box} fill="{_colour(share)}"/>')
+            parts.append(f'<rect {box} fill="{_colour(max(0.0, share - low) / (1 - low))}"/>')
             number = _text(x + wide / 2, y + high / 2 + 4, f"{share:.0%}", "middle")
             parts.append(number.replace("<text", '<text fill="white"'))
     parts += [

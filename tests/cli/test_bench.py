@@ -99,3 +99,8 @@ def test_an_unknown_model_is_refused(minicpm: Run) -> None:
 
 def test_the_default_model_exists() -> None:
     assert bench.RANDOM in random_model.SHAPES
+
+
+def test_auto_needs_a_setting_that_was_measured(minicpm: Run, tiny: str) -> None:
+    result = minicpm("bench", tiny, "--sparse", "auto", "--depths", "0", *QUICK)
+    assert result.code == 2 and "no setting was measured for random-tiny" in result.err

@@ -227,7 +227,7 @@ def _tell(
         write_figures(json_file, {**told, "results": _rows(results, judged, times)})
     if plot is not None and judged:
         shown = best or min(judged, key=lambda one: max(one.running, one.copy or 0.0))
-        write_file(plot, heat(f"{name}: dense attention in the blocks of {shown.result.name}", shown.result))
+        write_file(plot, heat(f"{name}: recall of {shown.result.name}", shown.result))
     if write:
         _write(found, about, results[0], best, times)
 

@@ -12,6 +12,7 @@ from minicpm4.plot import heat_map
 
 __all__ = ["LOOKS_UP", "Cost", "cheapest", "costs", "heat"]
 
+LOW = 0.5  # recall that is as red as it gets
 LOOKS_UP = 0.1  # nats a token that a passage must gain where it stands again, or nothing was looked up
 
 
@@ -62,4 +63,5 @@ def heat(title: str, result: Result) -> str:
         columns=[str(i) for i in range(heads)],
         x_label="query head",
         y_label="layer",
+        low=LOW,
     )
