@@ -182,7 +182,7 @@ def test_the_command_keeps_what_auto_uses(
     assert len(list(place.iterdir())) == 1 and "kept for --sparse auto" in out
     with LLM(model, sparse="auto", context=640) as llm:
         assert llm.sparse == TINY and "sparse as measured at 640 tokens" in llm.description
-    assert run([*args, "--loss", "0%", "--write"]) == 2
+    assert run([*args, "--loss", "0%", "--write", "--no-speeds"]) == 2
     caught = capsys.readouterr()
     assert "take dense attention" in caught.out and "nothing was kept" in caught.err
 

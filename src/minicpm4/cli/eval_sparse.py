@@ -70,6 +70,9 @@ def sparse(
     write: Annotated[
         bool, typer.Option("--write", help="Keep what is named, for `--sparse auto` with this model.")
     ] = False,
+    speeds: Annotated[
+        bool, typer.Option(help="Time every setting, too; on a busy machine that says nothing.")
+    ] = True,
     keep: Annotated[
         Path | None,
         typer.Option("--keep", metavar="FOLDER", help="Keep each reading there, and go on from there."),
@@ -112,7 +115,7 @@ def sparse(
     found, settings, layout = _prepared(model, engine, length, setting or [], content)
     about = _about(found, layout, settings, engine)
     kept = None if keep is None else Kept(keep, about)
-    results, times = _measure(found, layout, settings, kept)
+    results, times = _measure(found, layout, settings, kept, speeds)
     _tell(found, results, times, about, wanted, json_file, plot, write)
 
 
@@ -185,7 +188,7 @@ def _about(
 
 
 def _measure(
-    found: Inspection, layout: Layout, settings: Sequence[SparseConfig], kept: Kept | None
+    found: Inspection, layout: Layout, settings: Sequence[SparseConfig], kept: Kept | None, speeds: bool
 ) -> tuple[list[Result], dict[str, dict[str, float]]]:
     from minicpm4.evals.sparse import Reader, measure, time_settings
 
@@ -195,6 +198,8 @@ def _measure(
 
     with progress_or_lines("reading", "tokens") as progress:
         results = measure(reader, layout, settings, kept, progress)
+    if not speeds:
+        return results, {}
     with progress_bar("timing", "settings") as progress:
         times = time_settings(found, len(layout.ids), settings, kept, progress)
     return results, times
@@ -251,7 +256,7 @@ def _show(dense: Result, judged: Sequence[Cost], times: Mapping[str, Mapping[str
         half = "" if one.half is None else f" +- {one.half:.1%}"
         lost = f"{one.result.copy:.3f}" + ("" if one.copy is None else f" ({one.copy:.1%} lost)")
         recall: Mapping[str, Any] = one.result.recall or {}
-        rates = times[one.result.name]
+        rates = times.get(one.result.name, {})
         shown.add_row(
             one.result.name,
             f"{one.result.blocks:.0%}",
@@ -259,8 +264,7 @@ def _show(dense: Result, judged: Sequence[Cost], times: Mapping[str, Mapping[str
             f"{one.running:+.1%}{half}",
             lost,
             *("–" if recall.get(key) is None else f"{recall[key]:.1%}" for key in ("mean", "far")),
-            f"{rates['prefill']:.2f}x",
-            f"{rates['decode']:.2f}x",
+            *(f"{rates[kind]:.2f}x" if rates else "–" for kind in ("prefill", "decode")),
         )
     show(shown)
 
@@ -278,7 +282,7 @@ def _rows(
     rows = [results[0].as_dict()]
     for one in judged:
         lost = {"running": one.running, "half_width": one.half, "looking_up": one.copy}
-        rows.append({**one.result.as_dict(), "lost": lost, "times": dict(times[one.result.name])})
+        rows.append({**one.result.as_dict(), "lost": lost, "times": dict(times.get(one.result.name, {}))})
     return rows
 
 
@@ -300,8 +304,7 @@ def _write(
         "running_lost": round(best.running, 5),
         "looking_up_lost": None if best.copy is None else round(best.copy, 5),
         "dense_running": round(dense.running, 4),
-        "prefill": round(times[best.result.name]["prefill"], 2),
-        "decode": round(times[best.result.name]["decode"], 2),
+        **{kind: round(rate, 2) for kind, rate in times.get(best.result.name, {}).items()},
     }
     preset = Preset(
         model=Path(about["model"]).name[:200],
