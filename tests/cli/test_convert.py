@@ -11,7 +11,8 @@ import pytest
 from minicpm4 import LLM
 from minicpm4.cli import run
 from minicpm4.evals import conversion, fidelity
-from minicpm4.formats.packing import unpack
+from minicpm4.formats.packing import pack_from_float, unpack
+from minicpm4.formats.quant import QuantSpec
 from minicpm4.model.source import open_model
 from tests.fixtures.random_checkpoint import make_checkpoint
 
@@ -85,6 +86,36 @@ def test_embeddings_are_quantised_where_a_layout_has_a_place(model: Path, tmp_pa
     assert str(tensors["model.embed_tokens.weight"].spec) == "int8-g32"
     assert str(tensors["lm_head.weight"].spec) == "int4-g64"
     assert not [name for name, one in tensors.items() if len(one.shape) == 2 and not one.spec.row.group]
+
+
+def test_some_matrices_are_rounded_and_the_others_stay(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Formats by pattern were refused with weights as they are stored."""
+    small, out, report = tmp_path / "small", tmp_path / "out", tmp_path / "report.json"
+    assert run(["convert", str(model), str(small), *GROUP, "--method", "rtn"]) == 0
+    args = ["--weights", "auto", "--override", "1.*down_proj=int8-g32", "--override", "lm_head=bf16"]
+    assert run(["convert", str(small), str(out), *args, "--json", str(report)]) == 0
+    rounded = {
+        "model.layers.1.mlp.down_proj.weight": QuantSpec(kind="int8", group_size=32),
+        "lm_head.weight": QuantSpec(kind="bf16"),
+    }
+    old, new = open_model(small).checkpoint, open_model(out).checkpoint
+    for name, info in new.tensors.items():
+        if len(info.shape) == 2:
+            was = unpack(old.load(name))
+            wanted = unpack(pack_from_float(was, rounded[name])) if name in rounded else was
+            np.testing.assert_array_equal(unpack(new.load(name)), wanted, err_msg=name)
+    assert str(new.tensors["model.layers.1.mlp.down_proj.weight"].spec) == "int8-g32"
+    rows = json.loads(report.read_text())["matrices"]
+    assert {row["name"] for row in rows} == {"lm_head", "model.layers.1.mlp.down_proj"}
+    capsys.readouterr()
+    for pattern, said in (("nothing=bf16", "no matrix"), ("down=int3-g32", "int3"), ("(=float", "regular")):
+        other = ["convert", str(small), str(tmp_path / "other"), "--weights", "auto", "--override", pattern]
+        assert run(other) == 2 and said in capsys.readouterr().err
+    file = tmp_path / "m.gguf"
+    assert run(["convert", str(small), str(file), "--override", "embed_tokens=int8-g32"]) == 0
+    assert str(open_model(file).checkpoint.tensors["model.embed_tokens.weight"].spec) == "int8-g32"
 
 
 def test_zero_points_go_along(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

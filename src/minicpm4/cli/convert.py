@@ -105,7 +105,8 @@ def command(
         typer.Option(
             metavar="PATTERN=FORMAT",
             help="Format of matrices in whose name the regular expression is found: 'down_proj=int8-g64', or "
-            "=float. May be given several times; the last that fits counts.",
+            "=float. May be given several times; the last that fits counts. With --weights auto these alone "
+            "are rounded, to nearest.",
         ),
     ] = None,
     rotate: Annotated[
@@ -182,7 +183,7 @@ def command(
     require(to == "gguf" or not gguf_type, f"--to {to} has no types of GGUF", "leave --gguf-type out")
     types = GgufTypes.parse(gguf_type or ())
     weights = weights or ("auto" if to in ("gguf", "llama") else "int4")
-    options = None
+    options, own = None, _overrides(override or ())
     if weights == "auto":
         _refuse(
             {
@@ -190,7 +191,6 @@ def command(
                 "--group": group,
                 "--bits": bits,
                 "--head": None if head == "float" else head,
-                "--override": override,
                 "--rotate": rotate or None,
                 "--act-order": act_order or None,
                 "--skip-first": skip_first,
@@ -211,7 +211,7 @@ def command(
             method=method,
             group=_usual_group(to, weights, bits) if group is None else group,
             head=head,
-            overrides=_overrides(override or ()),
+            overrides=own,
             rotate=rotate,
             act_order=act_order,
             bits=bits,
@@ -238,13 +238,13 @@ def command(
     ignored = tuple(ignore_field or ())
     bar = progress_or_lines
     with _told_when_interrupted(target):
-        done = convert(source, target, options, to, texts, bar, ignored, test, types, plain_rope)
+        done = convert(source, target, options, to, texts, bar, ignored, test, types, plain_rope, own)
     found = measure(source, target, done.tests, bar, ignored) if test is not None else None
     _print(target, done, found)
     if json_file is not None:
         report = {
             "model": source,
-            "options": asdict(done.options or options) if options else None,
+            "options": asdict(done.options or options) if options else {"overrides": own} if own else None,
             "to": to,
             "calibration": _calibrated(options, texts),
             "tokens": done.tokens,

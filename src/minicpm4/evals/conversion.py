@@ -44,7 +44,7 @@ from minicpm4.quantize.gguf_export import (
     write_gguf_model,
 )
 from minicpm4.quantize.memory import planned_memory
-from minicpm4.quantize.options import QuantizeOptions
+from minicpm4.quantize.options import QuantizeOptions, formats_by_pattern
 from minicpm4.quantize.parts import Folded, Parts, Stored, WithConfig, folded_config, plain_rope
 from minicpm4.quantize.pipeline import LayerReport, quantize
 from minicpm4.quantize.proof import check_tokens, prove
@@ -101,12 +101,13 @@ def convert(
     test: Path | None = None,
     types: GgufTypes | None = None,
     without_scaling: bool = False,
+    overrides: Mapping[str, str] | None = None,
 ) -> Conversion:
     """Make ``source`` small and write it to ``target``, a folder or, for gguf, a file, which is whole or not
     there. What was done before a run was ended is in ``target`` with ".part" after its name, and is used by
     the same command. ``options``: None: weights stay as they are stored. ``test``: a text to be cut as those
-    of calibration are; ``types``: of GGUF; ``without_scaling``: positions are written as plain ones. Raises
-    Minicpm4Error."""
+    of calibration are; ``types``: of GGUF; ``without_scaling``: positions are written as plain ones;
+    ``overrides``: where weights stay, formats of some by pattern. Raises Minicpm4Error."""
     opened = open_model(source, ignore_fields)
     require_free(target)
     if options is not None:
@@ -120,8 +121,11 @@ def convert(
     sampling = gguf_sampling(suggestion(opened))
     writer = _Writer(target, layout, text, types or GgufTypes(), sampling, without_scaling, bar)
     if options is None:
-        stored = FittingEnds(Stored(opened.checkpoint, opened.config), layout)
-        return replace(_compared(writer.write(stored), opened, target, layout, options), tests=tests)
+        own = formats_by_pattern(opened.config, overrides or {})
+        stored = FittingEnds(Stored(opened.checkpoint, opened.config, own), layout, own)
+        rows = [LayerReport(name.removesuffix(".weight"), str(one), "rtn", None) for name, one in own.items()]
+        done = replace(writer.write(stored), rows=rows)
+        return replace(_compared(done, opened, target, layout), tests=tests)
     config = Rotation.config(opened.config) if options.rotate else opened.config
     specs = options.specs(opened.config)
     writer.check(config, _grouped(specs))
@@ -136,7 +140,7 @@ def convert(
         )
     if options.bits is None:
         old = opened.checkpoint.tensors
-        for line in growth(old, expected(old, config, specs, layout), layout, rounded=True, ahead=True):
+        for line in growth(old, expected(old, config, specs, layout), layout, ahead=True):
             logger.warning("%s", line)
     texts: list[list[int]] = []
     with work_folder(part):
@@ -165,7 +169,7 @@ def convert(
         asked = [name for name, spec in specs.items() if spec is not None]
         done = writer.write(FittingEnds(made, layout, asked))
         made.remove()
-    done = _compared(done, opened, target, layout, options)
+    done = _compared(done, opened, target, layout)
     if (
         options.bits is not None
         and layout not in ("hf", "llama")
@@ -177,12 +181,10 @@ def convert(
     return replace(done, rows=made.rows, texts=len(texts), tokens=tokens, tests=tests, options=options)
 
 
-def _compared(
-    done: Conversion, opened: OpenModel, target: Path, layout: str, options: QuantizeOptions | None
-) -> Conversion:
+def _compared(done: Conversion, opened: OpenModel, target: Path, layout: str) -> Conversion:
     """``done`` with the size of what it was made of, and notes where it takes more than that."""
     old = opened.checkpoint.tensors
-    told = growth(old, open_model(str(target)).checkpoint.tensors, layout, rounded=options is not None)
+    told = growth(old, open_model(str(target)).checkpoint.tensors, layout)
     return replace(done, source_nbytes=stored_nbytes(old), notes=[*done.notes, *told])
 
 

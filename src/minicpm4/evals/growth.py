@@ -44,10 +44,9 @@ def expected(old: Tensors, config: ModelConfig, specs: Specs, layout: str) -> di
     return found
 
 
-def growth(old: Tensors, new: Tensors, layout: str, *, rounded: bool, ahead: bool = False) -> list[str]:
+def growth(old: Tensors, new: Tensors, layout: str, *, ahead: bool = False) -> list[str]:
     """What to tell of a model that takes more than its source: the matrices that do, and the options that
-    avoid it. ``rounded``: whether formats could be asked for; ``ahead``: it is not made yet, and ``new``
-    what is expected. Empty: it takes no more."""
+    avoid it. ``ahead``: it is not made yet, and ``new`` what is expected. Empty: it takes no more."""
     before, after = stored_nbytes(old), stored_nbytes(new)
     if after <= before:
         return []
@@ -57,7 +56,7 @@ def growth(old: Tensors, new: Tensors, layout: str, *, rounded: bool, ahead: boo
     layers = [name for name in matrices if name not in (EMBED, HEAD)]
     for name in (EMBED, HEAD):
         if name in matrices and (said := _said(name, [name], old, new)):
-            told.append(said + "".join(_for_ends(name, new[name].dtype, layout, rounded)))
+            told.append(said + "".join(_for_ends(name, new[name].dtype, layout)))
     if said := _said(f"{len(layers)} matrices of layers", layers, old, new):
         told.append(said + _for_layers(layout))
     return told
@@ -74,18 +73,16 @@ def _said(what: str, names: Sequence[str], old: Tensors, new: Tensors) -> str:
     return f"  {what}: {human(was)} ({types[0]}) -> {human(now)} ({types[1]})"
 
 
-def _for_ends(name: str, dtype: str, layout: str, rounded: bool) -> Iterator[str]:
+def _for_ends(name: str, dtype: str, layout: str) -> Iterator[str]:
     if layout == "gguf":
         return
     short = name.removesuffix(".weight").removeprefix("model.")
     if dtype not in FLOATS:
-        if rounded:
-            yield f". --override '{short}=int4-g64' takes fewer bits, --to gguf keeps them as they are"
+        yield f". --override '{short}=int4-g64' takes fewer bits, --to gguf keeps them as they are"
         return
     yield f". {layout} has no place for them as they were, --to gguf (and often mlx) has"
     if dtype == "F32" and layout in QUANTISED:
-        asked = f"--override '{short}=bf16'"
-        yield f"; {asked} rounds them to half of that" if rounded else f"; {asked} with --weights int4, too"
+        yield f"; --override '{short}=bf16' rounds them to half of that"
 
 
 def _for_layers(layout: str) -> str:

@@ -10,13 +10,13 @@ from minicpm4.config import ModelConfig
 from minicpm4.config.strict import check_choice, check_integer, check_pattern, require
 from minicpm4.errors import ConfigError
 from minicpm4.formats.kinds import KINDS, rounded_kinds
-from minicpm4.formats.names import EMBED, HEAD, layer_tensors
+from minicpm4.formats.names import EMBED, HEAD, expected_tensors, layer_tensors
 from minicpm4.formats.quant import QuantSpec
 from minicpm4.model.weight_plan import float_choices, parse_spec
 from minicpm4.quantize.gptq import DAMPING
 from minicpm4.quantize.grid import can_round
 
-__all__ = ["METHODS", "SKIP_FIRST", "QuantizeOptions", "parse_format"]
+__all__ = ["METHODS", "SKIP_FIRST", "QuantizeOptions", "formats_by_pattern", "parse_format"]
 
 METHODS = {
     "rtn": "round to nearest; needs no calibration text",
@@ -68,10 +68,9 @@ class QuantizeOptions:
             f"method {self.method} chooses codes, {self.weights} has none",
             "use rtn, which is what it does unless said",
         )
-        for name in (self.embed, self.head, *self.overrides.values()):
+        for name in (self.embed, self.head):
             parse_format(name)
-        for pattern in self.overrides:
-            check_pattern(pattern)
+        _check_overrides(self.overrides)
         check_integer("skip_first", self.skip_first, 0, MAX_SKIP)
         check_integer("seed", self.seed, 0, MAX_SEED)
         require(self.gptq or not self.act_order, f"act_order is GPTQ's, not {self.method}'s", "leave it out")
@@ -134,26 +133,51 @@ class QuantizeOptions:
             for name, shape in layer_tensors(config).items():
                 if len(shape) == 2:
                     columns[f"model.layers.{index}.{name}"] = shape[1]
-        found, used = {}, set()
-        for name, width in columns.items():
-            said = {EMBED: self.embed, HEAD: self.head}.get(name, self._usual)
-            said = said if self.grouped or said != FLOATS else self._usual
-            for pattern, one in self.overrides.items():
-                if re.search(pattern, name):
-                    said = one
-                    used.add(pattern)
-            spec = parse_format(said)
-            if spec is not None and not spec.fits(width):
-                raise ConfigError(
-                    f"{name} has rows of {width} weights, which do not fit {spec}", _fitting(spec.kind, width)
-                )
-            found[name] = spec
-        unused = sorted(set(self.overrides) - used)
-        if unused:
+        said = {}
+        for name in columns:
+            own = {EMBED: self.embed, HEAD: self.head}.get(name, self._usual)
+            said[name] = own if self.grouped or own != FLOATS else self._usual
+        return _specs(columns, said, self.overrides)
+
+
+def formats_by_pattern(config: ModelConfig, overrides: Mapping[str, str]) -> dict[str, QuantSpec]:
+    """The formats that ``overrides`` (see QuantizeOptions) give to matrices of a model whose others stay as
+    they are. Raises ConfigError."""
+    _check_overrides(overrides)
+    columns = {name: shape[1] for name, shape in expected_tensors(config).items() if len(shape) == 2}
+    found = _specs(columns, dict.fromkeys(columns, FLOATS), overrides)
+    return {name: spec for name, spec in found.items() if spec is not None}
+
+
+def _check_overrides(overrides: Mapping[str, str]) -> None:
+    for pattern, name in overrides.items():
+        parse_format(name)
+        check_pattern(pattern)
+
+
+def _specs(
+    columns: Mapping[str, int], said: Mapping[str, str], overrides: Mapping[str, str]
+) -> dict[str, QuantSpec | None]:
+    """The formats of matrices with so many ``columns``: as ``said``, or as the last pattern that fits."""
+    found, used = {}, set()
+    for name, width in columns.items():
+        own = said[name]
+        for pattern, one in overrides.items():
+            if re.search(pattern, name):
+                own = one
+                used.add(pattern)
+        spec = parse_format(own)
+        if spec is not None and not spec.fits(width):
             raise ConfigError(
-                f"no matrix has a name with {unused[0]!r}", "names are those that info --tensors shows"
+                f"{name} has rows of {width} weights, which do not fit {spec}", _fitting(spec.kind, width)
             )
-        return found
+        found[name] = spec
+    unused = sorted(set(overrides) - used)
+    if unused:
+        raise ConfigError(
+            f"no matrix has a name with {unused[0]!r}", "names are those that info --tensors shows"
+        )
+    return found
 
 
 def parse_format(text: str) -> QuantSpec | None:

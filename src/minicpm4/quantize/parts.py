@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -12,10 +14,11 @@ from minicpm4.errors import ConfigError
 from minicpm4.formats import Checkpoint
 from minicpm4.formats.hf_write import check_finite, fold_scales
 from minicpm4.formats.names import EMBED, HEAD, expected_tensors, layer_tensors
-from minicpm4.formats.packing import exact_float, pack_from_float, packed_if_exact, unpack
+from minicpm4.formats.packing import exact_float, pack_from_float, packed_if_exact, unpack, unpack_rows
 from minicpm4.formats.quant import PackedTensor, QuantSpec
 from minicpm4.formats.tensor_source import TensorSource
 from minicpm4.model.rotary import inverse_frequencies
+from minicpm4.quantize.grid import rows_to_nearest
 from minicpm4.quantize.walk import as_floats
 
 __all__ = [
@@ -76,10 +79,12 @@ class OnePart:
 
 @dataclass(slots=True, eq=False)
 class Stored:
-    """A checkpoint's own weights in their own formats; matrices of floats that lie on a grid are packed."""
+    """A checkpoint's own weights in their own formats; matrices of floats that lie on a grid are packed,
+    those of ``formats`` rounded to nearest."""
 
     checkpoint: Checkpoint
     config: ModelConfig
+    formats: Mapping[str, QuantSpec] = field(default_factory=dict)
 
     @property
     def stems(self) -> list[str]:
@@ -98,6 +103,8 @@ class Stored:
         found = self.checkpoint.load(name)
         if not found.spec.row.group:
             check_finite(name, found.codes)
+        if name in self.formats:
+            return rows_to_nearest(found.shape, self.formats[name], partial(unpack_rows, found))
         return packed_if_exact(found)
 
 
