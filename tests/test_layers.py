@@ -99,7 +99,6 @@ WRITING_MODE = re.compile(r"[rbt]*[wax+][wax+rbt]*")
 # What cannot be written whole and then named, and why.
 GROWING = {
     "minicpm4.train.metrics": "a log of lines, read while its run goes on; a half line at its end is dropped",
-    "minicpm4.zoo.hub": "a download that goes on in its part, under a lock, and is named by files.publish",
 }
 IMPORT_NAMES = {"huggingface-hub": "huggingface_hub"}
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -24,6 +25,7 @@ class Hub:
     cut_after: int = 0  # bytes after which each answer is cut, 0 for never
     cuts_left: int = 10**9
     ranges: bool = True
+    drips: str = ""  # what addresses hold that answer 5 bytes at a time, for ever
     status: int = 200
     lies: dict[str, str] = field(default_factory=dict)  # file -> listed checksum
     extra: list[dict[str, Any]] = field(default_factory=list)
@@ -97,7 +99,16 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 hub.cuts_left -= 1
                 body = body[:cut]
                 self.close_connection = True
-            self.wfile.write(body)
+            if hub.drips and hub.drips in self.path:
+                self.drip(body)
+            else:
+                self.wfile.write(body)
+
+        def drip(self, body: bytes) -> None:
+            with suppress(OSError):  # of whoever no longer listens
+                for at in range(0, len(body), 5):
+                    self.wfile.write(body[at : at + 5])
+                    time.sleep(0.02)
 
         def log_message(self, format: str, *args: Any) -> None:
             pass

@@ -142,6 +142,49 @@ def test_a_connection_that_never_gets_further_gives_up(hub: Hub) -> None:
     assert len(downloads(hub, "model.safetensors")) == hub_module.TRIES + 1
 
 
+def test_a_hub_that_sends_a_few_bytes_for_ever_is_refused(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_module, "PATIENCE", 0.5)
+    hub.drips = f"/resolve/{COMMIT}/model.safetensors"
+    with pytest.raises(
+        ModelNotFoundError, match=r"model\.safetensors comes at \d+ bytes a second.* 1,024 are"
+    ):
+        zoo.pull(NAME)
+    (part,) = (models_home() / "openbmb--MiniCPM4-0.5B").glob("model.safetensors.*.part")
+    assert WEIGHTS.startswith(part.read_bytes()) and part.stat().st_size > 0
+    hub.drips = ""
+    assert (zoo.pull(NAME) / "model.safetensors").read_bytes() == WEIGHTS
+
+
+def test_a_listing_that_trickles_is_refused(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_module, "LISTING", 0.5)
+    hub.drips = "/api/models/"
+    with pytest.raises(ModelNotFoundError, match=r"cannot fetch openbmb/.*no whole answer in 0\.5 s"):
+        zoo.pull(NAME)
+
+
+def test_a_planted_link_is_not_followed(hub: Hub, tmp_path: Path) -> None:
+    """Neither that of a part, nor that of the mark of a download that has begun."""
+    digest = next(e["lfs"]["sha256"] for e in hub.listing()["siblings"] if "lfs" in e)
+    folder = models_home() / "openbmb--MiniCPM4-0.5B"
+    folder.mkdir(parents=True)
+    mine = tmp_path / "mine"
+    mine.write_bytes(b"mine")
+    part = folder / f"model.safetensors.{digest[:12]}.part"
+    part.symlink_to(mine)
+    with pytest.raises(ModelNotFoundError, match=r"\.part is a link.*remove it"):
+        zoo.pull(NAME)
+    part.unlink()
+    part.hardlink_to(mine)
+    with pytest.raises(ModelNotFoundError, match="has another name"):
+        zoo.pull(NAME)
+    part.unlink()
+    (folder / hub_module.STARTED).unlink()
+    (folder / hub_module.STARTED).symlink_to(tmp_path / "made")
+    with pytest.raises(ModelNotFoundError, match="cannot write the files"):
+        zoo.pull(NAME)
+    assert mine.read_bytes() == b"mine" and not (tmp_path / "made").exists()
+
+
 @pytest.mark.parametrize(("file", "digest"), [("model.safetensors", "0" * 64), ("config.json", "0" * 40)])
 def test_a_wrong_checksum_is_refused_and_the_bytes_dropped(hub: Hub, file: str, digest: str) -> None:
     hub.lies = {file: digest}

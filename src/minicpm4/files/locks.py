@@ -22,9 +22,9 @@ def lock(file: Path, busy: Callable[[], object] | None = None) -> Iterator[None]
     """Hold ``file``, made where it is not there and never removed.
 
     Where another holds it, ``busy`` is called (to say so, or to raise), then this waits. A file system
-    without locks is warned of, and nothing is waited for. Raises OSError.
+    without locks is warned of, and nothing is waited for. Raises OSError, also for a link: none is followed.
     """
-    held = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+    held = os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
     try:
         with suppress_no_locks():
             if not try_lock(held, wait=False):

@@ -31,6 +31,7 @@ __all__ = [
     "Part",
     "check_writing",
     "finite",
+    "growing",
     "json_text",
     "publish",
     "remove_folder",
@@ -320,6 +321,24 @@ def finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     return [finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def growing(path: Path, *, anew: bool = False) -> BinaryIO:
+    """A file that grows over several calls, open at its end; ``anew``: emptied first. Raises OSError, also
+    where another has put a link (or a pipe) in its place: nothing is written elsewhere."""
+    way = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    way |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    held = os.open(path, way, 0o666)
+    try:
+        found = os.fstat(held)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+            raise OSError(errno.EMLINK, "has another name, or is no file", str(path))
+        if anew:
+            os.ftruncate(held, 0)
+        return os.fdopen(held, "ab")
+    except BaseException:
+        os.close(held)
+        raise
 
 
 def publish(part: Path, target: Path, *, durable: bool = False) -> None:

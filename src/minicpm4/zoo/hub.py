@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing import Any
 from urllib.parse import quote
 
 from minicpm4.errors import ModelNotFoundError
-from minicpm4.files import publish, read_json, write_json
+from minicpm4.files import growing, publish, read_json, write_json
 from minicpm4.files.gguf_parts import models_of, parts_of
 from minicpm4.zoo.sources import HubSource
 
@@ -31,6 +32,8 @@ CHUNK = 1 << 20
 TRIES = 5  # in a row that bring no byte
 WAIT = 0.5  # seconds before the second try; doubles
 TIMEOUT = 20.0  # seconds without an answer
+LEAST, PATIENCE = 1024, 60.0  # bytes a second that a hub must send, over as many seconds
+LISTING = 120.0  # seconds for the list of files, however it trickles
 MANIFEST = ".minicpm4.json"
 MAX_MANIFEST = 1 << 22  # bytes
 STARTED = ".minicpm4.started"
@@ -76,6 +79,27 @@ class _Meter:
             self.report(file, self.before + done, self.total)
 
 
+class _Pace:
+    """Refuses a hub that keeps a download alive without bringing it on."""
+
+    def __init__(self, name: str) -> None:
+        self._name, self._since, self._bytes = name, time.monotonic(), 0
+
+    def add(self, size: int) -> None:
+        """Raises ModelNotFoundError where fewer than LEAST bytes a second came over PATIENCE seconds."""
+        self._bytes += size
+        took = time.monotonic() - self._since
+        if took < PATIENCE:
+            return
+        if self._bytes < LEAST * took:
+            raise ModelNotFoundError(
+                f"{self._name} comes at {self._bytes / took:.0f} bytes a second from {endpoint()}, "
+                f"{LEAST:,} are the least",
+                "pull it again later: what has arrived is kept",
+            )
+        self._since, self._bytes = time.monotonic(), 0
+
+
 def is_complete(folder: Path) -> bool:
     """Whether a download folder holds all its files: by its manifest, or, put there by hand, by its looks."""
     manifest = folder / MANIFEST
@@ -98,7 +122,7 @@ def pull_repo(source: HubSource, folder: Path, progress: FileProgress | None = N
     total = sum(file.size for file in files)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / STARTED).touch()
+        growing(folder / STARTED).close()
         _require_space(folder, files)
         meter = _Meter(progress, total)
         for file in files:
@@ -131,7 +155,8 @@ def _list_files(repo: str) -> tuple[str, list[RemoteFile]]:
 
     address = endpoint()
     try:
-        info = HfApi(endpoint=address).model_info(repo, files_metadata=True, timeout=TIMEOUT)
+        api = HfApi(endpoint=address)
+        info = _within(LISTING, lambda: api.model_info(repo, files_metadata=True, timeout=TIMEOUT))
     except HFValidationError as error:
         raise ModelNotFoundError(f"{repo!r} is not a repository name: {error}") from error
     except HfHubHTTPError as error:
@@ -152,6 +177,27 @@ def _list_files(repo: str) -> tuple[str, list[RemoteFile]]:
     if not info.sha or len(files) > _MAX_FILES:
         raise ModelNotFoundError(f"{address} lists {len(files)} files of {repo} at commit {info.sha}")
     return info.sha, files
+
+
+def _within(seconds: float, ask: Callable[[], Any]) -> Any:
+    """What ``ask`` returns or raises; TimeoutError where it takes longer. It is waited for no more then."""
+    found: list[Any] = []
+    failed: list[Exception] = []
+
+    def run() -> None:
+        try:
+            found.append(ask())
+        except Exception as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if failed:
+        raise failed[0]
+    if not found:
+        raise TimeoutError(f"no whole answer in {seconds:g} s")
+    return found[0]
 
 
 def _choose(source: HubSource, revision: str, files: list[RemoteFile]) -> tuple[str, list[RemoteFile]]:
@@ -216,11 +262,14 @@ def _fetch(repo: str, revision: str, file: RemoteFile, folder: Path, meter: _Met
         return
     part = folder / f"{file.name}.{file.digest[:12]}.part"
     part.parent.mkdir(exist_ok=True)
+    for path in (part, *([part.parent] if part.parent != folder else [])):
+        if path.is_symlink():
+            raise ModelNotFoundError(f"{path} is a link, which a download does not follow", "remove it")
     url = f"{endpoint()}/{repo}/resolve/{revision}/{quote(file.name)}"
-    failures, wait = 0, WAIT
+    failures, wait, pace = 0, WAIT, _Pace(file.name)
     while not part.is_file() or part.stat().st_size < file.size:
         before = part.stat().st_size if part.is_file() else -1
-        problem = _append(url, repo, part, file, meter)
+        problem = _append(url, repo, part, file, meter, pace)
         if problem is None:
             continue
         failures = 0 if part.is_file() and part.stat().st_size > max(before, 0) else failures + 1
@@ -236,7 +285,9 @@ def _fetch(repo: str, revision: str, file: RemoteFile, folder: Path, meter: _Met
     publish(part, target, durable=True)
 
 
-def _append(url: str, repo: str, part: Path, file: RemoteFile, meter: _Meter) -> Exception | None:
+def _append(
+    url: str, repo: str, part: Path, file: RemoteFile, meter: _Meter, pace: _Pace
+) -> Exception | None:
     """Ask for the missing bytes and append them; return what cut the connection, if anything did."""
     import http.client  # these take as long to import as all of zoo: only a download waits for them
     import urllib.error
@@ -252,8 +303,8 @@ def _append(url: str, repo: str, part: Path, file: RemoteFile, meter: _Meter) ->
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
             resumed = done and answer.headers.get("Content-Range", "").startswith(f"bytes {done}-")
-            with part.open("ab" if resumed else "wb") as out:
-                done = _copy(answer, out, done if resumed else 0, file, meter)
+            with growing(part, anew=not resumed) as out:
+                done = _copy(answer, out, done if resumed else 0, file, meter, pace)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 416:
@@ -266,12 +317,14 @@ def _append(url: str, repo: str, part: Path, file: RemoteFile, meter: _Meter) ->
     return None if done == file.size else ConnectionError(f"cut after {done} of {file.size} bytes")
 
 
-def _copy(answer: Any, out: Any, done: int, file: RemoteFile, meter: _Meter) -> int:
-    while chunk := answer.read(CHUNK):
+def _copy(answer: Any, out: Any, done: int, file: RemoteFile, meter: _Meter, pace: _Pace) -> int:
+    # What is there, not a whole chunk: that may never come.
+    while done < file.size and (chunk := answer.read1(CHUNK)):
         done += len(chunk)
         if done > file.size:
             raise ModelNotFoundError(f"{file.name} is longer than the {file.size} bytes the hub lists")
         out.write(chunk)
+        pace.add(len(chunk))
         meter.show(file.name, done)
     return done
 
