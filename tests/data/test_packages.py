@@ -67,7 +67,7 @@ def test_a_wheel_is_unpacked_once_and_stays_inside(tmp_path: Path, home: Path) -
 def test_a_wheel_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wheel(tmp_path / "wheels", **{"demo/a.txt": "0" * 100_000})
     monkeypatch.setattr(packages, "MAX_UNPACKED", 50_000)
-    with pytest.raises(UnsupportedError, match="unpacks to 100,"):
+    with pytest.raises(UnsupportedError, match="unpacks to over 50,000 bytes"):
         fetch_package("pip:demo==1.0")
 
 
@@ -93,6 +93,16 @@ def apt_get(folder: Path, monkeypatch: pytest.MonkeyPatch, *, body: str) -> None
     monkeypatch.setenv("PATH", str(folder), prepend=":")
 
 
+def deb(folder: Path) -> None:
+    """Make ``folder``/d.deb of what is in root there."""
+    (folder / "root" / "DEBIAN").mkdir(parents=True)
+    (folder / "root" / "DEBIAN" / "control").write_text(
+        "Package: demo-doc\nVersion: 1\nArchitecture: all\nMaintainer: x <x@x>\nDescription: x\n"
+    )
+    made = ["dpkg-deb", "-b", str(folder / "root"), str(folder / "d.deb")]
+    subprocess.run(made, check=True, capture_output=True)
+
+
 needs_dpkg = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="no dpkg-deb here")
 
 
@@ -100,22 +110,32 @@ needs_dpkg = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="no dpk
 def test_a_package_of_debian_is_unpacked_and_its_pages_are_read(
     tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = tmp_path / "root"
-    docs = root / "usr" / "share" / "doc" / "demo"
+    docs = tmp_path / "root" / "usr" / "share" / "doc" / "demo"
     (docs / "_sources").mkdir(parents=True)
     (docs / "a.html").write_text(f"<p>{PROSE}")
     (docs / "_sources" / "a.rst.txt").write_text(PROSE)
     (docs / "link.txt").symlink_to("/etc/hostname")
-    (root / "DEBIAN").mkdir()
-    (root / "DEBIAN" / "control").write_text(
-        "Package: demo-doc\nVersion: 1\nArchitecture: all\nMaintainer: x <x@x>\nDescription: x\n"
-    )
-    subprocess.run(["dpkg-deb", "-b", str(root), str(tmp_path / "d.deb")], check=True, capture_output=True)
+    deb(tmp_path)
     only = f'for last; do :; done; [ "$last" = demo-doc ] || exit 100; cp {tmp_path}/d.deb demo.deb'
     apt_get(tmp_path / "bin", monkeypatch, body=only)
     files = files_of("package", ["apt:newer-doc|demo-doc"])
     assert [file.name for file in files] == ["a.html"] and files[0].is_relative_to(home / "apt--demo-doc")
     assert list(texts("package", files)) == [PROSE.strip()]
+
+
+@needs_dpkg
+def test_a_package_of_debian_that_unpacks_to_too_much_is_refused(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "a.txt").write_bytes(bytes(1 << 20))
+    deb(tmp_path)
+    apt_get(tmp_path / "bin", monkeypatch, body=f"cp {tmp_path}/d.deb demo.deb")
+    monkeypatch.setattr(packages, "MAX_UNPACKED", 1 << 19)
+    assert (tmp_path / "d.deb").stat().st_size < 1 << 16
+    with pytest.raises(UnsupportedError, match=r"demo\.deb unpacks to over 524,288 bytes"):
+        fetch_package("apt:demo-doc")
+    assert [p.name for p in home.iterdir()] == [".lock"]
 
 
 @needs_dpkg

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import shutil
+import subprocess
 import zipfile
 import zlib
 from functools import partial
@@ -25,6 +26,7 @@ __all__ = ["fetch_package", "is_package"]
 logger = logging.getLogger("minicpm4")
 
 MAX_UNPACKED = 4 << 30  # bytes
+_PIECE = 1 << 20
 _ONE = r"[a-z0-9][a-z0-9+._=-]{1,100}"
 _NAME = re.compile(rf"(apt|pip):({_ONE}(?:\|{_ONE})*)", re.IGNORECASE)
 _OWN_TEXT = 'or use text of your own: kind = "text" or "html" with a folder in paths'
@@ -121,9 +123,32 @@ def _own_lists(folder: Path) -> list[str]:
 
 
 def _unpack_deb(file: Path, target: Path) -> None:
+    _check_deb(file)
     done = run(["dpkg-deb", "-x", str(file), str(target)], file.parent, _refuse)
     if done.returncode:
         raise UnsupportedError(f"cannot unpack {file.name}: {reason(done)}", "check the free space")
+    # Holes take no room on the disk, until somebody reads them.
+    if sum(path.lstat().st_size for path in target.rglob("*")) > MAX_UNPACKED:
+        raise _too_much(file)
+
+
+def _check_deb(file: Path) -> None:
+    """Go through what an archive holds, none of it written. Raises UnsupportedError where it is too much."""
+    command = ["dpkg-deb", "--fsys-tarfile", str(file)]
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as unpacking:
+        assert unpacking.stdout is not None
+        size = 0
+        while size <= MAX_UNPACKED and (piece := unpacking.stdout.read(_PIECE)):
+            size += len(piece)
+        unpacking.kill()
+    if size > MAX_UNPACKED:
+        raise _too_much(file)
+
+
+def _too_much(file: Path) -> UnsupportedError:
+    return _refuse(f"{file.name} unpacks to over {MAX_UNPACKED:,} bytes")
 
 
 def _download_wheel(name: str, folder: Path) -> Path:
@@ -138,9 +163,7 @@ def _unpack_wheel(file: Path, target: Path) -> None:
         with zipfile.ZipFile(file) as archive:
             size = sum(member.file_size for member in archive.infolist())
             if size > MAX_UNPACKED:
-                raise UnsupportedError(
-                    f"{file.name} unpacks to {size:,} bytes", f"{MAX_UNPACKED:,} are the limit"
-                )
+                raise _too_much(file)
             archive.extractall(target)  # names that lead outside are kept inside by zipfile itself
     # RuntimeError: of an encrypted one.
     except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
