@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from minicpm4.config import SparseConfig
-from minicpm4.errors import ConfigError, RequestError
+from minicpm4.errors import ConfigError, Minicpm4Error, RequestError
 from minicpm4.kernels import attend_sparse
 from tests.contract.paged import attention_truth
 
@@ -98,3 +100,63 @@ def test_arrays_that_do_not_fit(message: str) -> None:
 def test_unknown_backend() -> None:
     with pytest.raises(ConfigError, match="backend"):
         attend_sparse(*arrays(10, 10), CONFIG, backend="tpu")
+
+
+ODD = {
+    "config is a dict": {"config": {}},
+    r"start = 90\.0 is no whole number": {"start": 90.0},
+    "at most 512": {"q": np.zeros((10, 4, 514), np.float32), **dict.fromkeys("kv", np.zeros((100, 2, 514)))},
+}
+
+
+@pytest.mark.parametrize("message", ODD)
+def test_odd_sizes_are_refused_by_name(message: str) -> None:
+    q, k, v = arrays(10, 100)
+    given: dict[str, Any] = {"q": q, "k": k, "v": v, "start": 90, "config": CONFIG, **ODD[message]}
+    with pytest.raises(RequestError, match=message):
+        attend_sparse(**given, backend="cpu")
+
+
+@st.composite
+def calls(draw: st.DrawFn) -> dict[str, Any]:
+    """Arguments that mostly fit together, of sizes that no model has."""
+    stride, hkv = draw(st.sampled_from([1, 2, 3, 5, 16])), draw(st.sampled_from([1, 2, 3, 7]))
+    block = stride * draw(st.sampled_from([1, 2, 3, 4, 1000]))
+    hq = hkv * draw(st.sampled_from([1, 2, 3])) + draw(st.sampled_from([0, 0, 0, 1]))
+    n, d = draw(st.integers(0, 70)), draw(st.sampled_from([1, 2, 6, 18, 512, 514, 2, 6]))
+    nq = draw(st.sampled_from([n, n, n, 1, n // 2, n + 1]))
+    sparse = {
+        "kernel_stride": stride,
+        "kernel_size": stride * draw(st.sampled_from([1, 2, 3, 50])),
+        "block_size": block,
+        "window_size": block * draw(st.sampled_from([1, 2, 3, 1 << 12])) + draw(st.sampled_from([0, 1])),
+        "topk": draw(st.sampled_from([1, 2, 5, 1_000_000, (1 << 24) - 1])),
+        "init_blocks": draw(st.sampled_from([0, 1])),
+        "dense_len": draw(st.sampled_from([-1, 0, 40, None, 1 << 40])),
+        "lse_approx": draw(st.booleans()),
+    }
+    rng = np.random.default_rng(draw(st.integers(0, 9)))
+    dtype = draw(st.sampled_from([np.float32, np.float64, np.float16, np.longdouble]))
+    q, k, v = (rng.standard_normal(shape).astype(dtype) for shape in ((nq, hq, d), (n, hkv, d), (n, hkv, d)))
+    kv = draw(st.sampled_from(["float32", "bf16", "int8"]))
+    return {"q": q, "k": k, "v": v, "start": n - nq, "kv": kv, "sparse": sparse}
+
+
+@settings(max_examples=150, deadline=None)
+@given(call=calls())
+def test_odd_sizes_are_computed_or_refused(call: dict[str, Any]) -> None:
+    found = []
+    for backend in ("cpu", "ref"):
+        values = dict(call)
+        try:
+            config = SparseConfig(**values.pop("sparse"))
+            found.append(attend_sparse(**values, config=config, backend=backend))
+        except Minicpm4Error as error:
+            found.append(type(error))
+    if not isinstance(found[0], tuple) or not isinstance(found[1], tuple):
+        assert found[0] == found[1]
+        return
+    (out, blocks), (truth, true_blocks) = found
+    assert blocks.shape == true_blocks.shape and np.isfinite(out).all()
+    same = (blocks == true_blocks).all((1, 2))  # of blocks that score alike either may be chosen
+    np.testing.assert_allclose(out[same], truth[same], rtol=2e-2, atol=2e-2)

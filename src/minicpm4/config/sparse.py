@@ -12,6 +12,7 @@ from minicpm4.errors import ConfigError
 DENSE_LEN = 8192  # tokens, where neither checkpoint nor caller says
 MAX_SIZE = (1 << 24) - 1  # of lengths and counts
 AUTO = "auto"  # instead of settings: those that were measured for the model
+MAX_TOKENS = (1 << 62) - 1  # of a length that is only compared
 COARSE = 4  # coarse compressed keys of the LSE approximation are 4 times as long and as far apart
 
 
@@ -43,14 +44,9 @@ class SparseConfig:
     def __post_init__(self) -> None:
         for name in ("kernel_size", "kernel_stride", "block_size", "window_size", "topk"):
             check_integer(f"sparse_config.{name}", getattr(self, name), 1, MAX_SIZE)
-        require(
-            0 <= self.init_blocks <= self.topk,
-            f"sparse_config.init_blocks = {self.init_blocks} is outside 0 to topk = {self.topk}",
-        )
-        require(
-            self.dense_len is None or self.dense_len >= -1,
-            f"sparse_config.dense_len = {self.dense_len} is below -1",
-        )
+        check_integer("sparse_config.init_blocks", self.init_blocks, 0, self.topk)
+        if self.dense_len is not None:
+            check_integer("sparse_config.dense_len", self.dense_len, -1, MAX_TOKENS)
         self._require_multiple("kernel_size", "kernel_stride")
         self._require_multiple("block_size", "kernel_stride")
         require(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from minicpm4.errors import RequestError
 from minicpm4.kernels.contract import Array, Floats, KVLayer, OpTable, Selection, Step
 from minicpm4.kernels.pages import KV_FORMATS, page_arrays
 from minicpm4.kernels.registry import resolve
+
+MAX_HEAD_DIM = 512  # as of models
 
 
 def attend_sparse(
@@ -37,10 +40,13 @@ def attend_sparse(
     ``config.dense_len`` has every block up to its own. Raises RequestError when arrays do not fit
     together, UnsupportedError when the backend is not there or has no such pages.
     """
-    _check(q, k, v, start, kv)
+    if not isinstance(config, SparseConfig):
+        raise RequestError(f"config is a {type(config).__name__}", "pass a SparseConfig")
+    start = _check(q, k, v, start, kv)
     ops = resolve(backend)
     ops.check_supports(kv=kv)
     n, hkv, d = k.shape
+    config = config.within(-(-n // config.block_size))
     layer = _pages(ops, n, hkv, d, config, kv)
     whole = _step(n, 0, d, config)
     ops.append(ops.put(_floats(k)), ops.put(_floats(v)), layer, whole)
@@ -70,7 +76,14 @@ def _as_mask(selection: Selection, step: Step, layer: KVLayer) -> NDArray[np.boo
 def _pages(ops: OpTable, n: int, hkv: int, d: int, config: SparseConfig, kv: str) -> KVLayer:
     pages = -(-n // config.block_size)
     layout = page_arrays(kv, heads=hkv, d=d, page_size=config.block_size, sparse=config)
-    arrays: dict[str, Any] = {n: ops.zeros((pages, *shape), dtype) for n, (shape, dtype) in layout.items()}
+    try:
+        arrays: dict[str, Any] = {
+            n: ops.zeros((pages, *shape), dtype) for n, (shape, dtype) in layout.items()
+        }
+    except (MemoryError, ValueError) as error:  # NumPy's for more than there can be
+        raise RequestError(
+            f"{pages} pages of block_size = {config.block_size} do not fit in memory", "use smaller blocks"
+        ) from error
     return KVLayer(**arrays)
 
 
@@ -91,7 +104,8 @@ def _floats(x: Array) -> Floats:
     return np.ascontiguousarray(x, np.float32)
 
 
-def _check(q: Array, k: Array, v: Array, start: int, kv: str) -> None:
+def _check(q: Array, k: Array, v: Array, start: int, kv: str) -> int:
+    """``start`` as an int."""
     for name, x in (("q", q), ("k", k), ("v", v)):
         _check_array(name, x)
     if kv not in KV_FORMATS:
@@ -99,15 +113,22 @@ def _check(q: Array, k: Array, v: Array, start: int, kv: str) -> None:
     if k.shape != v.shape:
         raise RequestError(f"k has shape {k.shape} and v {v.shape}", "both need shape (n, hkv, d)")
     (nq, hq, d), (n, hkv, dk) = q.shape, k.shape
-    if d != dk or d % 2:
-        raise RequestError(f"q has head size {d} and k {dk}", "both need the same even head size")
+    if d != dk or d % 2 or d > MAX_HEAD_DIM:
+        raise RequestError(
+            f"q has head size {d} and k {dk}", f"both need the same even head size, at most {MAX_HEAD_DIM}"
+        )
     if hq % hkv:
         raise RequestError(f"{hq} query heads are not a multiple of {hkv} key/value heads")
+    try:
+        start = operator.index(start)
+    except TypeError:
+        raise RequestError(f"start = {start!r:.80} is no whole number", f"pass start = {n - nq}") from None
     if start < 0 or start + nq != n:
         raise RequestError(
             f"start = {start} with {nq} queries and {n} keys: the queries must be the last tokens",
             f"pass start = {n - nq}" if nq <= n else "pass the keys and values of every query too",
         )
+    return start
 
 
 def _check_array(name: str, x: Any) -> None:
