@@ -203,6 +203,21 @@ def test_gpus_that_a_recipe_s_batches_do_not_divide_by_are_refused(
     assert said in capsys.readouterr().err
 
 
+def test_a_dry_run_is_about_this_machine_unless_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """One process, the memory that is free here, the peak as torch reaches it; GPUs only when told of."""
+    pytest.importorskip("torch")
+    command = ["train", str(RECIPES / "minicpm4-8b.toml"), "--dry-run"]
+    assert run(command) == 0
+    here = capsys.readouterr().out
+    assert "memory of this machine in stage" in here and "this machine, peak of a process" in here
+    assert "product of 1024 x 1024 matrices in bf16" in here or "cuda" in here
+    assert "assumed: 40% of it are reached" in here and " of 80" not in here and "GB a GPU" not in here
+    for told in (["--gpus", "8"], ["--gpu-memory", "80"], ["--peak-tflops", "989"]):
+        assert run([*command, *told]) == 0
+        out = capsys.readouterr().out
+        assert "assumed, not measured: 8 GPUs of 80" in out and "989 TFLOP/s, of which 40%" in out
+
+
 def test_a_dry_run_needs_neither_torch_nor_a_vocabulary(tmp_path: Path) -> None:
     recipe = write(tmp_path, 'vocab_size = 320\ncorpora = ["text"]', 'path = "nowhere"')
     script = (
@@ -212,6 +227,10 @@ def test_a_dry_run_needs_neither_torch_nor_a_vocabulary(tmp_path: Path) -> None:
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 0, ended.stderr
     assert "the vocabulary is not here" in ended.stdout and "tokenizer nowhere: MISSING" in ended.stdout
+    whole = [sys.executable, "-c", script, "train", str(RECIPES / "tiny.toml"), "--dry-run"]
+    ended = subprocess.run(whole, capture_output=True, text=True, timeout=60)
+    assert "memory of this machine in stage" in ended.stdout, ended.stderr
+    assert "how fast this machine computes is not known: training needs torch" in ended.stdout
 
 
 @pytest.mark.parametrize("option", [["--gpus", "0"], ["--mfu", "1.5"], ["--peak-tflops", "-1"]])

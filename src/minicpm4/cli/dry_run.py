@@ -1,4 +1,5 @@
-"""What ``minicpm4 train RECIPE --dry-run`` prints: shapes, stages, memory of a GPU, operations, days, data.
+"""What ``minicpm4 train RECIPE --dry-run`` prints: shapes, stages, memory, operations, days, data.
+It is about this machine, as a run would take it, unless GPUs are told of.
 
 Neither torch nor data nor a tokenizer need be there; what is not is said.
 """
@@ -6,7 +7,7 @@ Neither torch nor data nor a tokenizer need be there; what is not is said.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from minicpm4.cli.terminal import sanitize, show, table
 from minicpm4.config import ModelConfig
 from minicpm4.engine.plan import human
 from minicpm4.errors import ConfigError, ModelNotFoundError, UnsupportedError
+from minicpm4.machine import available_memory
+from minicpm4.train import need_torch
 from minicpm4.train.check import Given, check, start_of
 from minicpm4.train.estimate import DAY, Cluster, StageEstimate, estimate
 from minicpm4.train.footprint import Memory, parameters
@@ -28,13 +31,35 @@ SMALL = 100_000_000  # weights that nobody shares out
 PARTS = ("weights", "gradients", "moments", "gathered", "activations", "loss")
 
 
-def explain(recipe: Recipe, run: Path, export: Path, given: Mapping[str, Any]) -> None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Where a recipe is to run. ``name``: what memory is of; ``memory``: None where it is not known;
+    ``said``: what is known of the machine, and from where; ``timed``: whether that tells of the time."""
+
+    cluster: Cluster
+    name: str
+    memory: int | None
+    said: str
+    timed: bool = True
+
+
+def explain(
+    recipe: Recipe,
+    run: Path,
+    export: Path,
+    told: Mapping[str, Any],
+    *,
+    mfu: float,
+    threads: int | None = None,
+) -> None:
     """Print all that can be told of a recipe before it runs in folder ``run`` and its model goes to
-    ``export``. ``given``: fields of ``Cluster``; without ``gpus`` as many as ``assumed_gpus`` says. Raises
-    Minicpm4Error for what cannot run."""
+    ``export``. ``told``: fields of ``Cluster``, without ``gpus`` as many as ``assumed_gpus`` says; where
+    it is empty it is about one process here, with so many ``threads``. Raises Minicpm4Error for what cannot
+    run."""
     start = start_of(recipe)
     config = None if start.missing else start.config
-    machine = Cluster(**{"gpus": assumed_gpus(recipe, config), **given})
+    place = _told(recipe, config, told, mfu) if told else _here(recipe, mfu, threads)
+    machine = place.cluster
     known = Given(start=start, run=run, processes=machine.gpus, export=export)
     check(recipe, known)  # as a run does, before it packs
     notes = check(recipe, replace(known, data=packed(recipe, run, start.text)))
@@ -44,15 +69,45 @@ def explain(recipe: Recipe, run: Path, export: Path, given: Mapping[str, Any]) -
         print(f"sizes cannot be told, for {what} is not here: {sanitize(str(start.missing))}\n")
     else:
         _shapes(recipe, config)
-    _stages(recipe.stages, plans)
+    _stages(recipe.stages, plans, place)
     print(f"\n{recipe.steps:,} steps, optimiser {recipe.optimiser.kind}, products in {recipe.precision}")
     if plans:
-        _memory(recipe, plans, machine)
+        _memory(recipe, plans, place)
     for note in notes:
         print(f"warning: {sanitize(note)}")
     if plans:
-        _time(plans, machine)
+        _time(plans, place)
     _data(recipe)
+
+
+def _told(recipe: Recipe, config: ModelConfig | None, told: Mapping[str, Any], mfu: float) -> Place:
+    machine = Cluster(**{"gpus": assumed_gpus(recipe, config), **told}, mfu=mfu)
+    size = int(machine.gpu_bytes)
+    said = (
+        f"assumed, not measured: {_gpus(machine)} of {human(size)} and {machine.peak / 1e12:,.0f} TFLOP/s, "
+        f"of which {mfu:.0%} are reached"
+    )
+    name = "the GPU" if machine.gpus == 1 else f"each of {machine.gpus} GPUs"
+    return Place(cluster=machine, name=name, memory=size, said=said)
+
+
+def _here(recipe: Recipe, mfu: float, threads: int | None) -> Place:
+    """This machine. Without torch its memory alone is known."""
+    try:
+        need_torch(threads)
+        from minicpm4.train.peak import measured_here
+
+        peak, memory = measured_here(recipe.precision)
+    except UnsupportedError as error:
+        why = sanitize(str(error))
+        said = f"how fast this machine computes is not known: {why}; --gpus tells of others"
+        machine = Cluster(gpus=1, mfu=mfu)
+        return Place(cluster=machine, name="this machine", memory=available_memory(), said=said, timed=False)
+    machine = Cluster(gpus=1, peak=peak.flops_per_s, mfu=mfu)
+    said = (
+        f"this machine, {sanitize(str(peak))}; assumed: {mfu:.0%} of it are reached; --gpus tells of others"
+    )
+    return Place(cluster=machine, name="this machine", memory=memory, said=said)
 
 
 def assumed_gpus(recipe: Recipe, config: ModelConfig | None) -> int:
@@ -88,8 +143,8 @@ def _shapes(recipe: Recipe, config: ModelConfig) -> None:
     )
 
 
-def _stages(stages: Sequence[Stage], plans: Sequence[StageEstimate]) -> None:
-    more = ("GFLOP/token", "GB a GPU", "time") if plans else ()
+def _stages(stages: Sequence[Stage], plans: Sequence[StageEstimate], place: Place) -> None:
+    more = ("GFLOP/token", "GB a GPU" if place.cluster.gpus > 1 else "GB", "time") if plans else ()
     columns = ("stage", "steps", "tokens", "context", "rate", "attention", "special")
     shown = table(*columns, *more, left=1)
     for number, stage in enumerate(stages):
@@ -107,7 +162,7 @@ def _stages(stages: Sequence[Stage], plans: Sequence[StageEstimate]) -> None:
             row += [
                 f"{one.flops.model / 1e9:.3g}",
                 f"{one.memory.total / 1e9:.3g}",
-                duration(one.seconds * one.stage.steps),
+                duration(one.seconds * one.stage.steps) if place.timed else "–",
             ]
         shown.add_row(*row)
     show(shown)
@@ -121,19 +176,19 @@ def _special(stage: Stage) -> str:
     return sanitize(", ".join(found)) or "–"
 
 
-def _memory(recipe: Recipe, plans: Sequence[StageEstimate], machine: Cluster) -> None:
+def _memory(recipe: Recipe, plans: Sequence[StageEstimate], place: Place) -> None:
     largest = max(plans, key=lambda one: one.memory.total)
     saving = "only layers' inputs are kept" if recipe.checkpoint_activations else "all are kept"
-    which = "the GPU" if machine.gpus == 1 else f"each of {machine.gpus} GPUs"
     print(
-        f"\nmemory of {which} in stage {sanitize(largest.stage.name)}, "
+        f"\nmemory of {place.name} in stage {sanitize(largest.stage.name)}, "
         f"{largest.pass_tokens:,} tokens a pass ({largest.passes} a step), activations: {saving}"
     )
     for name in PARTS:
         print(f"  {name:<12}{human(getattr(largest.memory, name)):>10}")
-    print(f"  {'total':<12}{human(largest.memory.total):>10} of {human(int(machine.gpu_bytes))}")
+    size = "" if place.memory is None else f" of {human(place.memory)}"
+    print(f"  {'total':<12}{human(largest.memory.total):>10}{size}")
     for one in plans:
-        if one.memory.total > machine.gpu_bytes:
+        if place.memory is not None and one.memory.total > place.memory:
             print(f"warning: stage {sanitize(one.stage.name)} does not fit: {_remedy(recipe, one.memory)}")
 
 
@@ -143,11 +198,13 @@ def _remedy(recipe: Recipe, found: Memory) -> str:
     return "smaller micro_tokens, or more GPUs (--gpus)"
 
 
-def _time(plans: Sequence[StageEstimate], machine: Cluster) -> None:
+def _time(plans: Sequence[StageEstimate], place: Place) -> None:
+    machine = place.cluster
     tokens = sum(one.tokens for one in plans)
     total = sum(one.flops.model * one.tokens for one in plans)
     took = sum(one.seconds * one.stage.steps for one in plans)
-    print(f"\n{tokens:,} tokens, {total:.3g} FLOPs of the model, {duration(took)}")
+    long = f", {duration(took)}" if place.timed else ""
+    print(f"\n{tokens:,} tokens, {total:.3g} FLOPs of the model{long}")
     again = max(one.flops.again / one.flops.model for one in plans)
     if again:
         print(f"(layers computed again for the backward, up to {again:.0%} more, count in no share of peak)")
@@ -159,11 +216,7 @@ def _time(plans: Sequence[StageEstimate], machine: Cluster) -> None:
             f"{sanitize(most.stage.name)}: at that speed {human(int(speed))}/s of an NVLink's "
             f"{human(int(machine.link))}/s each way"
         )
-    print(
-        f"assumed, not measured: {_gpus(machine)} of {human(int(machine.gpu_bytes))} and "
-        f"{machine.peak / 1e12:,.0f} TFLOP/s, of which {machine.mfu:.0%} are reached; documents as "
-        f"long as the context, or in the middle of their bucket"
-    )
+    print(f"{place.said}; documents as long as the context, or in the middle of their bucket")
 
 
 def _gpus(machine: Cluster) -> str:

@@ -39,14 +39,19 @@ def command(
     gpus: Annotated[
         int | None,
         typer.Option(
-            help="Of a dry run: GPUs, one process each (default: up to 8, for fewer than 100M weights 1)."
+            help="Of a dry run: GPUs, one process each, in place of this machine (with another of these "
+            "options: up to 8, for fewer than 100M weights 1)."
         ),
     ] = None,
-    gpu_memory: Annotated[float, typer.Option(metavar="GB", help="Of a dry run: memory of a GPU.")] = 80.0,
+    gpu_memory: Annotated[
+        float | None,
+        typer.Option(metavar="GB", help="Of a dry run: memory of a GPU (of --gpus without it: 80)."),
+    ] = None,
     peak_tflops: Annotated[
-        float, typer.Option(help="Of a dry run: bf16 products of a GPU, TFLOP/s (an H100's).")
-    ] = 989.0,
-    mfu: Annotated[float, typer.Option(help="Of a dry run: the share of that peak that is reached.")] = 0.4,
+        float | None,
+        typer.Option(help="Of a dry run: bf16 products of a GPU, TFLOP/s (of --gpus without it: 989)."),
+    ] = None,
+    mfu: Annotated[float, typer.Option(help="Of a dry run: the share of the peak that is reached.")] = 0.4,
 ) -> None:
     """Train a model as a recipe says, stage by stage.
 
@@ -68,8 +73,13 @@ def command(
     if dry_run:
         from minicpm4.cli.dry_run import explain
 
-        machine = {"gpu_bytes": gpu_memory * 1e9, "peak": peak_tflops * 1e12, "mfu": mfu}
-        explain(made, run, target, machine if gpus is None else {**machine, "gpus": gpus})
+        told = {
+            "gpus": gpus,
+            "gpu_bytes": None if gpu_memory is None else gpu_memory * 1e9,
+            "peak": None if peak_tflops is None else peak_tflops * 1e12,
+        }
+        told = {name: value for name, value in told.items() if value is not None}
+        explain(made, run, target, told, mfu=mfu, threads=threads)
         return
     need_torch(threads)
     _train(made, run, until, target)

@@ -18,9 +18,11 @@ import torch
 
 from minicpm4.errors import TrainingError
 from minicpm4.files import read_json, write_json
+from minicpm4.machine import available_memory
 from minicpm4.train.saved import PEAK
+from minicpm4.train.world import World
 
-__all__ = ["Peak", "peak_of"]
+__all__ = ["Peak", "measured_here", "peak_of"]
 
 MAX_FILE = 1 << 16
 SIZES = {"cpu": 1024, "cuda": 8192}  # rows and columns of the matrices, by device
@@ -50,22 +52,39 @@ class Peak:
 def peak_of(run: Path, device: torch.device, precision: str) -> Peak:
     """The peak of ``device``: what the run's folder says of the same device, precision and threads, else
     measured now (under a second) and kept there."""
-    cpu = device.type == "cpu"
-    about: dict[str, Any] = {
-        "device": (platform.processor() or platform.machine() if cpu else torch.cuda.get_device_name(device)),
-        "precision": precision,
-        "threads": torch.get_num_threads() if cpu else 0,
-        "size": SIZES["cpu" if cpu else "cuda"],
-    }
+    about = _about(device, precision)
     known = _read(run / PEAK)
     value = known.get("flops_per_s")
     same = all(known.get(name) == wanted for name, wanted in about.items())
     if same and isinstance(value, float) and 0 < value < 1e24:
         return Peak(**about, flops_per_s=value)
-    found = Peak(**about, flops_per_s=_measure(device, TYPES[precision], about["size"]))
+    found = _measured(device, precision)
     run.mkdir(parents=True, exist_ok=True)
     write_json(run / PEAK, asdict(found))
     return found
+
+
+def measured_here(precision: str) -> tuple[Peak, int | None]:
+    """The peak of the device that a run here takes, measured now and kept nowhere; and the memory that it has
+    left, None where that is not known."""
+    device = World().device
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+    return _measured(device, precision), free
+
+
+def _about(device: torch.device, precision: str) -> dict[str, Any]:
+    cpu = device.type == "cpu"
+    return {
+        "device": (platform.processor() or platform.machine() if cpu else torch.cuda.get_device_name(device)),
+        "precision": precision,
+        "threads": torch.get_num_threads() if cpu else 0,
+        "size": SIZES["cpu" if cpu else "cuda"],
+    }
+
+
+def _measured(device: torch.device, precision: str) -> Peak:
+    about = _about(device, precision)
+    return Peak(**about, flops_per_s=_measure(device, TYPES[precision], about["size"]))
 
 
 def _read(file: Path) -> dict[str, Any]:
