@@ -122,8 +122,8 @@ test-gpu:  ## the same tests on this machine's GPU, with the Python that has tor
 gpu-check:  ## on a machine with a GPU: those tests and benchmarks/gpu_peers.py, within eight minutes, nothing installed
 	$(GPU_PYTHON) scripts/gpu_check.py
 
-fuzz: $(READY)  ## made-up and damaged inputs for everything that reads files or requests (MINUTES= for each reader)
-	$(BIN)/python scripts/fuzz.py all --minutes $(MINUTES)
+fuzz: $(READY)  ## made-up and damaged inputs for everything that reads files or requests (MINUTES= for each reader, SEED=)
+	$(BIN)/python scripts/fuzz.py all --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 test-arm:  ## the kernels built for aarch64, under qemu (needs a cross-compiler and qemu-user)
 	scripts/test_arm.sh
