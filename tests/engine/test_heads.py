@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from minicpm4 import LLM, SamplingParams
+from minicpm4.engine import head_drafter
 from minicpm4.engine.drafter import Guess, Wish
 from minicpm4.errors import CheckpointError, ConfigError, UnsupportedError
 from minicpm4.kernels.ref import RefOps
@@ -134,6 +135,20 @@ def test_drafts_are_those_of_its_formula(
         np.testing.assert_allclose(guess.chances, chances, rtol=1e-2)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_a_long_prompt_only_the_window_is_read(
+    make_llm: Make, heads: dict[str, Path], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head_drafter, "WINDOW", 24)
+    llm = make_llm(draft=draft_name(kind, heads), draft_tokens=3, chunk=16)
+    drafter: Any = llm.engine.drafting.drafter  # type: ignore[attr-defined]
+    rows, real = list[int](), drafter._features
+    monkeypatch.setattr(drafter, "_features", lambda states: rows.append(len(states[0])) or real(states))
+    out = llm.generate([PROMPTS[0]], SamplingParams(max_tokens=3, temperature=0.0, ignore_eos=True))[0]
+    assert out.metrics.draft_tokens > 0
+    assert sum(rows) <= 24 + 3, "of a prompt of 80 tokens"
+
+
 def test_eagle3_reads_what_enters_three_layers(heads: dict[str, Path], model: Path, tmp_path: Path) -> None:
     config = load_model(model).config
     assert plan_head(heads["eagle3"], config, 64).hidden == (2, LAYERS // 2, LAYERS - 3)
@@ -177,6 +192,11 @@ def test_a_head_that_knows_the_model_is_always_right(make_llm: Make, tmp_path: P
         ({"rope_scaling": {"rope_type": "yarn"}}, "scales its rotary angles"),
         ({"num_attention_heads": 2}, "o_proj.weight"),
         ({"num_key_value_heads": "many"}, "num_key_value_heads = 'many', no size"),
+        ({"rms_norm_eps": "x"}, "rms_norm_eps = 'x' is not a valid float"),
+        ({"rms_norm_eps": [1e-5]}, "rms_norm_eps = .1e-05. is not a valid float"),
+        ({"rope_theta": {}}, "rope_theta = {} is not a valid float"),
+        ({"rope_theta": True}, "rope_theta = True is not a valid float"),
+        ({"rope_theta": 0}, "rope_theta = 0.0 is outside 1 to 1e30"),
     ],
 )
 def test_a_head_that_does_not_fit_is_refused(
@@ -185,6 +205,12 @@ def test_a_head_that_does_not_fit_is_refused(
     folder = make_eagle3(tmp_path / "head", load_model(model).config, 50, **change)
     with pytest.raises((CheckpointError, ConfigError, UnsupportedError), match=message):
         make_llm(draft=f"eagle:{folder}")
+
+
+def test_a_number_that_a_head_leaves_open_is_the_usual_one(model: Path, tmp_path: Path) -> None:
+    config = load_model(model).config
+    found = plan_head(make_eagle3(tmp_path, config, 50, rms_norm_eps=None, rope_theta=None), config, 64)
+    assert (found.config.rms_norm_eps, found.config.rope_theta) == (1e-6, 10000.0)
 
 
 def test_maps_of_tokens_that_differ_are_told_by_their_hashes(model: Path, tmp_path: Path) -> None:

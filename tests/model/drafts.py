@@ -12,8 +12,9 @@ from safetensors.numpy import save_file
 
 from minicpm4.config import ModelConfig, SparseConfig
 from minicpm4.kernels.contract import OpTable
-from minicpm4.model.draft import draft, draft_config, draft_shapes, read_draft
+from minicpm4.model.draft import draft, draft_config, draft_shapes
 from minicpm4.model.forward import forward, logits
+from minicpm4.model.head_files import HeadFile, read_draft
 from minicpm4.model.weights import ModelWeights
 from tests.model.driver import Driver
 
@@ -69,7 +70,7 @@ class Drafter:
         self, ops: OpTable, weights: ModelWeights, folder: Path, sparse: SparseConfig | None = None
     ) -> None:
         self.ops, self.weights = ops, weights
-        self.head = read_draft(folder, weights.config, ops)
+        self.head = read_draft(HeadFile(folder), weights.config, ops)
         self.model, self.own = (Driver(ops, weights, context=512, sparse=sparse, seed=n) for n in range(2))
 
     def feed(self, ids: Sequence[int], sizes: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

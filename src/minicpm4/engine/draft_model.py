@@ -6,16 +6,16 @@ become text is trimmed there as well, what it has missed it reads before it gues
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate
 
+from minicpm4.engine.draft_chain import Chain, choose
 from minicpm4.engine.drafter import Guess, Wish
 from minicpm4.engine.pages import Copy, PageAllocator
 from minicpm4.engine.runner import StepRunner
-from minicpm4.engine.sequence import Drafts, Sequence
+from minicpm4.engine.sequence import Sequence
 from minicpm4.engine.steps import Span, StepPlan
 from minicpm4.kernels.contract import Array, Ints, OpTable
 from minicpm4.model.forward import logits
@@ -31,22 +31,11 @@ class _Mirror:
     known: int
 
 
-@dataclass(slots=True, eq=False)
-class _Chain:
-    """Drafts for one sequence, and the mirror that they have been appended to."""
+@dataclass(slots=True, eq=False, kw_only=True)
+class _Chain(Chain):
+    """Its drafts are appended to the ``mirror``, too."""
 
-    wish: Wish
     mirror: Sequence
-    tokens: list[int] = field(default_factory=list)
-    chances: list[float] = field(default_factory=list)
-
-    @property
-    def goes_on(self) -> bool:
-        return len(self.tokens) < self.wish.most and self.wish.pays(self.chances)
-
-    @property
-    def guess(self) -> Guess | None:
-        return Guess(Drafts.chain(self.tokens), tuple(self.chances)) if self.tokens else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,7 +116,7 @@ class ModelDrafter:
             mirror = self._mirrors[one.order] = _Mirror(sequence, len(one.tokens))
         else:
             self._follow(mirror, one.tokens)
-        return _Chain(Wish(one, most, wish.pays), mirror.sequence)
+        return _Chain(wish=Wish(one, most, wish.pays), mirror=mirror.sequence)
 
     def _follow(self, mirror: _Mirror, tokens: list[int]) -> None:
         """A sequence has gone on, with some of the drafts or without."""
@@ -161,14 +150,10 @@ class ModelDrafter:
                 spans.append(Span.next(chain.mirror, 1))
         if not found:
             return []
-        found_logits = self._step(spans, copies)
-        totals = self._ops.log_sum_exp(found_logits)
-        for chain, row, total in zip(found, found_logits[:, : self._vocab_size], totals, strict=True):
-            best = int(row.argmax())
-            token = best if self._few is None else int(self._few.tokens[best])
-            chain.tokens.append(token)
-            chain.chances.append(min(math.exp(float(row[best]) - float(total)), 1.0))
-            chain.mirror.tokens.append(token)
+        few = None if self._few is None else self._few.tokens
+        choose(self._ops, found, self._step(spans, copies), few, self._vocab_size)
+        for chain in found:
+            chain.mirror.tokens.append(chain.tokens[-1])
         return found
 
     def _step(self, spans: list[Span], copies: list[Copy]) -> Array:

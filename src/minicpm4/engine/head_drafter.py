@@ -2,14 +2,13 @@
 
 Of each sequence it keeps the features of what it was shown and has not read yet, at most WINDOW positions of
 them, and pages with its own keys and values. It reads features before it guesses, then goes on from its own;
-what it made of its own is overwritten by the next true ones. It sees the last WINDOW positions alone: a long
-prompt costs it nothing more, and a sequence whose beginning came from the prefix cache begins where it was
-first shown states.
+what it made of its own is overwritten by the next true ones. It sees the last WINDOW positions alone: of a
+long prompt no more is read (the engine copies a step's states for it, as of any), and a sequence whose
+beginning came from the prefix cache begins where it was first shown states.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
@@ -18,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from minicpm4.engine.draft_chain import Chain, choose
 from minicpm4.engine.drafter import Guess, Wish
 from minicpm4.engine.executors import Executor
 from minicpm4.engine.pages import PageAllocator
-from minicpm4.engine.sequence import Drafts, Sequence
+from minicpm4.engine.sequence import Sequence
 from minicpm4.kernels.contract import Array, OpTable, Step
 from minicpm4.kernels.pages import KVFormat
 from minicpm4.model.heads import Head
@@ -49,20 +49,13 @@ class _Seen:
         return self.first + self.held.computed + self.count
 
 
-@dataclass(slots=True, eq=False)
-class _Chain:
-    """Drafts for one sequence; ``feature`` and ``row`` (1, width) are the head's of its last position."""
+@dataclass(slots=True, eq=False, kw_only=True)
+class _Chain(Chain):
+    """``feature`` and ``row`` (1, width) are the head's of its last position."""
 
-    wish: Wish
     seen: _Seen
     feature: Array
     row: Array
-    tokens: list[int] = field(default_factory=list)
-    chances: list[float] = field(default_factory=list)
-
-    @property
-    def goes_on(self) -> bool:
-        return len(self.tokens) < self.wish.most and self.wish.pays(self.chances)
 
 
 class HeadDrafter:
@@ -108,6 +101,9 @@ class HeadDrafter:
         known = seen.stop if seen is not None else -1
         if start < known:  # it was sent away, and reads again what it had read
             shown, start = [array[known - start :] for array in shown], known
+        unread = len(sequence.tokens) - WINDOW - start  # rows that are never read: the text only grows
+        if unread > 0:
+            shown, start = [array[unread:] for array in shown], start + unread
         if not len(shown[0]):
             return
         if seen is None or start > known or seen.count + len(shown[0]) > WINDOW:
@@ -128,13 +124,11 @@ class HeadDrafter:
         chains = [self._begin(wish) for wish in wishes]
         going = [chain for chain in chains if chain is not None and chain.goes_on]
         while going:
-            self._choose(going)
+            rows = np.concatenate([chain.row for chain in going])
+            choose(self._ops, going, self._head.logits(rows), self._head.tokens)
             going = [chain for chain in going if chain.goes_on]
             self._go_on(going)
-        return [
-            Guess(Drafts.chain(chain.tokens), tuple(chain.chances)) if chain and chain.tokens else None
-            for chain in chains
-        ]
+        return [None if chain is None else chain.guess for chain in chains]
 
     def _features(self, states: list[Array]) -> Array:
         return np.array(self._head.fuse(states), np.float32)
@@ -153,16 +147,7 @@ class HeadDrafter:
             following = tokens[at + 1 : at + 1 + len(some)]
             made, rows = self._run([seen], [some], [following], [seen.held.computed])
             seen.held.computed += len(some)
-        return _Chain(wish, seen, made[-1:], rows[-1:])
-
-    def _choose(self, chains: list[_Chain]) -> None:
-        """The likeliest token behind each."""
-        logits = self._head.logits(np.concatenate([chain.row for chain in chains]))
-        totals = self._ops.log_sum_exp(logits)
-        for chain, row, total in zip(chains, logits, totals, strict=True):
-            best = int(row.argmax())
-            chain.tokens.append(best if self._head.tokens is None else int(self._head.tokens[best]))
-            chain.chances.append(min(math.exp(float(row[best]) - float(total)), 1.0))
+        return _Chain(wish=wish, seen=seen, feature=made[-1:], row=rows[-1:])
 
     def _go_on(self, chains: list[_Chain]) -> None:
         """The head's features behind the last draft of each."""

@@ -67,16 +67,16 @@ def stored_matrix(stored: StoredTensor, name: str, shape: tuple[int, int]) -> Pa
 class SafetensorsCheckpoint:
     """A model folder (see formats/checkpoint.py for the protocol).
 
-    ``as_stored``: names of tensors are left as they are in the file; else they become those of a whole model
-    (``hf_name``). Raises CheckpointError for corrupt files, missing shards, quantised or pickled checkpoints.
+    Names of tensors become those of a whole model (``hf_name``). Raises CheckpointError for corrupt files,
+    missing shards, quantised or pickled checkpoints.
     """
 
     path: Path
     files: tuple[Path, ...]
     tensors: Mapping[str, TensorInfo]
 
-    def __init__(self, path: Path, *, as_stored: bool = False) -> None:
-        self.path, self._as_stored = path, as_stored
+    def __init__(self, path: Path) -> None:
+        self.path = path
         _refuse_adapter(path)
         self._config = read_hf_config(path)
         self._stored: dict[str, StoredTensor] = {}
@@ -176,7 +176,7 @@ class SafetensorsCheckpoint:
                 f"{file} lacks tensor {missing[0]} that {_index_of(self.path)} promises", REMEDY
             )
         for own, stored in found.items():
-            name = own if self._as_stored else hf_name(own)
+            name = hf_name(own)
             if name in self._stored:
                 raise CheckpointError(
                     f"tensor {own} is in {self._stored[name].file.path.name} and in {file.name}"

@@ -10,25 +10,23 @@ Embeddings, final norm and head are the model's. The layer's residual branches a
 sqrt(layers + 1) where the model has muP scales, else by 1. The trainer (multi-token prediction,
 ``train/mtp.py``) and the engine run the same ``draft``, each on its table of ops.
 
-A folder holds it as EAGLE-2 heads of MiniCPM4 are held: ``fc.weight`` (hidden, 2 hidden), embeddings' half
-first, ``input_norm1.weight``, ``input_norm2.weight`` and ``layers.0.*``; config.json says sizes and scales,
-the residual one as scale_depth / sqrt(mup_denominator). What such a head lacks elsewhere, and this one takes
-from the model, is the final norm: config.json says so (``final_norm``: "target").
+A folder (``head_files`` reads it) holds it as EAGLE-2 heads of MiniCPM4 are held: ``fc.weight`` (hidden, 2
+hidden), embeddings' half first, ``input_norm1.weight``, ``input_norm2.weight`` and ``layers.0.*``;
+config.json says sizes and scales, the residual one as scale_depth / sqrt(mup_denominator). What such a head
+lacks elsewhere, and this one takes from the model, is the final norm: config.json says so (``final_norm``:
+"target").
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from minicpm4.config import ModelConfig
-from minicpm4.errors import CheckpointError, UnsupportedError
 from minicpm4.formats.names import layer_tensors
-from minicpm4.formats.safetensors import SafetensorsCheckpoint
 from minicpm4.kernels.contract import Array, Floats, Ints, KVLayer, OpTable, Step
 from minicpm4.kernels.layer_weights import Linear
 from minicpm4.model.forward import Compute, decoder_layer
@@ -41,8 +39,8 @@ __all__ = [
     "draft",
     "draft_config",
     "draft_shapes",
-    "read_draft",
     "residual_scale",
+    "shared_config",
 ]
 
 LAYER = "layers.0."  # before the names of the layer's tensors
@@ -63,7 +61,8 @@ _SAME = (
     "dim_model_base",
     "tie_word_embeddings",
 )
-_LENGTH = "max_position_embeddings"  # which a later stage of training may have raised
+# Of its config.json what does not say whose head it is: a later stage of training may have raised the length.
+_OTHERS = ("architectures", "torch_dtype", "max_position_embeddings")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -151,39 +150,6 @@ def draft_config(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def read_draft(folder: Path, config: ModelConfig, ops: OpTable) -> DraftWeights:
-    """Read the draft layer in ``folder``, for ``ops`` and a model of ``config``.
-
-    Raises CheckpointError for one of another model, UnsupportedError for a kind that cannot be run,
-    ConfigError.
-    """
-    source = SafetensorsCheckpoint(folder, as_stored=True)
-    _check_config(source.hf_config() or {}, config, folder)
-    shapes = draft_shapes(config)
-    for name in sorted(shapes.keys() | source.tensors.keys()):
-        found = source.tensors[name].shape if name in source.tensors else "missing"
-        asked = shapes.get(name, "no such tensor")
-        if found != asked:
-            raise _foreign(f"{name} in {folder} is {found}, the model asks for {asked}")
-
-    def linear(name: str) -> Linear:
-        bias = source.load_vector(f"{name}.bias") if f"{name}.bias" in shapes else None
-        return Linear(weight=ops.prepare(source.load(f"{name}.weight")), bias=bias)
-
-    return build_draft(config, source.load_vector, linear)
-
-
-def _check_config(raw: Mapping[str, Any], config: ModelConfig, folder: Path) -> None:
-    if raw.get("final_norm") != "target":
-        raise UnsupportedError(
-            f"the draft layer in {folder} has final_norm = {raw.get('final_norm')!r}, and so needs another "
-            "forward than the one that there is",
-            "use one that `minicpm4 train` wrote",
-        )
-    for name, wanted in draft_config(config).items():
-        if name not in ("architectures", "torch_dtype", _LENGTH) and raw.get(name) != wanted:
-            raise _foreign(f"config.json in {folder} has {name} = {raw.get(name)!r}, the model {wanted!r}")
-
-
-def _foreign(condition: str) -> CheckpointError:
-    return CheckpointError(condition, "use the draft layer that was trained with this model")
+def shared_config(config: ModelConfig) -> dict[str, Any]:
+    """What the config.json of a draft layer says of the model that it was trained beside."""
+    return {name: value for name, value in draft_config(config).items() if name not in _OTHERS}

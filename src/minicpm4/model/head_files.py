@@ -20,18 +20,19 @@ from numpy.typing import NDArray
 
 from minicpm4.config import ModelConfig
 from minicpm4.config.model import read_hf_config
+from minicpm4.config.strict import check_scalar
 from minicpm4.errors import CheckpointError, ConfigError, UnsupportedError
 from minicpm4.formats.names import layer_tensors
 from minicpm4.formats.packing import unpack
 from minicpm4.formats.safetensors import StoredTensor, open_tensors, stored_matrix
 from minicpm4.kernels.contract import Floats, Ints, OpTable
 from minicpm4.kernels.layer_weights import Linear
-from minicpm4.model.draft import DraftWeights, build_draft, draft_shapes, read_draft, residual_scale
+from minicpm4.model.draft import DraftWeights, build_draft, draft_shapes, residual_scale, shared_config
 from minicpm4.model.heads import Eagle3Head, Eagle3Weights, Head, StateHead
 from minicpm4.model.ranks import FewTokens
 from minicpm4.model.weights import ModelWeights, build_layer
 
-__all__ = ["HeadFile", "HeadPlan", "plan_head"]
+__all__ = ["HeadFile", "HeadPlan", "plan_head", "read_draft"]
 
 FILE = "model.safetensors"
 _SHARED = ("embed_tokens.weight", "lm_head.weight")  # which EAGLE-2 takes from its model, and files repeat
@@ -92,12 +93,13 @@ class HeadFile:
             if found != wanted:
                 raise self.foreign(f"{name} in {self.folder} is {found}, the model asks for {wanted}")
 
-    def check_config(self, config: ModelConfig, names: tuple[str, ...]) -> None:
-        """Raise CheckpointError where config.json says something else of these than the model's."""
-        for name in names:
-            found, wanted = self.raw.get(name), getattr(config, name)
-            if found is not None and found != wanted:
-                said = f"config.json in {self.folder} has {name} = {found!r}, the model {wanted!r}"
+    def check_config(self, wanted: Mapping[str, Any], *, whole: bool = False) -> None:
+        """Raise CheckpointError where config.json says something else than ``wanted``, or (``whole``) does
+        not say it."""
+        for name, value in wanted.items():
+            found = self.raw.get(name)
+            if found != value and (whole or found is not None):
+                said = f"config.json in {self.folder} has {name} = {found!r}, the model {value!r}"
                 raise self.foreign(said)
 
     def number(self, name: str, default: int) -> int:
@@ -106,6 +108,11 @@ class HeadFile:
         if type(found) is not int or not 0 < found < 1 << 31:
             raise ConfigError(f"config.json in {self.folder} has {name} = {found!r:.60}, no size")
         return found
+
+    def real(self, name: str, default: float) -> float:
+        """A number of config.json. Raises ConfigError."""
+        found = default if self.raw.get(name) is None else self.raw[name]
+        return float(check_scalar(found, float, f"config.json in {self.folder}: {name}"))
 
     def vector(self, name: str) -> Floats:
         """A tensor of one dimension as float32."""
@@ -145,7 +152,7 @@ class HeadPlan:
         CheckpointError, UnsupportedError, ConfigError."""
         own: dict[str, Any] = {"ops": ops, "weights": weights, "config": self.config, "hidden": self.hidden}
         if self.kind == "mtp":
-            return StateHead(**own, few=few, layer=read_draft(self.file.folder, weights.config, ops))
+            return StateHead(**own, few=few, layer=read_draft(self.file, weights.config, ops))
         if self.kind == "eagle2":
             return StateHead(**own, few=few, layer=_eagle2(self.file, weights.config, self.config, ops))
         return Eagle3Head(**own, own=_eagle3(self.file, self.config, ops), tokens=_tokens(self.file))
@@ -161,10 +168,11 @@ def plan_head(folder: Path, config: ModelConfig, window: int) -> HeadPlan:
     own = replace(config, num_hidden_layers=1, windows=(window,), sparse_config=None)
     last = (config.num_hidden_layers,)
     if file.kind == "mtp":
+        file.check_config(shared_config(config), whole=True)
         file.check(draft_shapes(config), {})
         return HeadPlan(file=file, kind="mtp", config=own, hidden=last)
     if file.kind == "eagle2":
-        file.check_config(config, _EAGLE2)
+        file.check_config({name: getattr(config, name) for name in _EAGLE2})
         own = replace(own, intermediate_size=file.number("intermediate_size", config.intermediate_size))
         whole = (config.vocab_size, config.hidden_size)
         file.check(draft_shapes(own), {**dict.fromkeys(_SHARED, whole), "fc.bias": (config.hidden_size,)})
@@ -177,8 +185,13 @@ def plan_head(folder: Path, config: ModelConfig, window: int) -> HeadPlan:
     return HeadPlan(file=file, kind="eagle3", config=own, hidden=_captured(file, config.num_hidden_layers))
 
 
+def read_draft(file: HeadFile, config: ModelConfig, ops: OpTable) -> DraftWeights:
+    """The draft layer in a file that was checked, for ``ops`` and a model of ``config``."""
+    return build_draft(config, file.vector, lambda name: file.linear(name, ops))
+
+
 def _eagle2(file: HeadFile, model: ModelConfig, own: ModelConfig, ops: OpTable) -> DraftWeights:
-    made = build_draft(own, file.vector, lambda name: file.linear(name, ops))
+    made = read_draft(file, own, ops)
     # vLLM takes mup_denominator where a head says it, CPM.cu a layer more than the model has.
     scale = residual_scale(model)
     if model.residual_scale != 1.0 and file.raw.get("mup_denominator") is not None:
@@ -188,7 +201,7 @@ def _eagle2(file: HeadFile, model: ModelConfig, own: ModelConfig, ops: OpTable) 
 
 def _eagle3_config(file: HeadFile, model: ModelConfig, own: ModelConfig) -> ModelConfig:
     """The configuration of its layer, which is its own but for the width."""
-    file.check_config(model, ("vocab_size", "hidden_size"))
+    file.check_config({"vocab_size": model.vocab_size, "hidden_size": model.hidden_size})
     if file.raw.get("rope_scaling") is not None:
         raise UnsupportedError(
             f"the head in {file.folder} scales its rotary angles (rope_scaling)", "use one that does not"
@@ -200,8 +213,8 @@ def _eagle3_config(file: HeadFile, model: ModelConfig, own: ModelConfig) -> Mode
         num_attention_heads=heads,
         num_key_value_heads=file.number("num_key_value_heads", heads),
         head_dim=file.number("head_dim", model.hidden_size // heads),
-        rms_norm_eps=float(file.raw.get("rms_norm_eps", 1e-6)),
-        rope_theta=float(file.raw.get("rope_theta", 10000.0)),
+        rms_norm_eps=file.real("rms_norm_eps", 1e-6),
+        rope_theta=file.real("rope_theta", 10000.0),
         rope_scaling=None,
         attention_bias=False,
         output_bias=False,
