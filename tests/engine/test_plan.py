@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import tracemalloc
+from dataclasses import replace
+from pathlib import Path
+from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 
 from minicpm4.config import ModelConfig, SparseConfig
+from minicpm4.engine.drafter import Wish
 from minicpm4.engine.load import inspect
 from minicpm4.engine.options import EngineOptions
 from minicpm4.engine.plan import Demand, check_score, describe, human, make_plan
+from minicpm4.engine.sequence import Sequence
+from minicpm4.engine.suffix import BYTES_A_TOKEN, MOST_SHARED, SuffixDrafter
 from minicpm4.errors import MemoryPlanError
+from minicpm4.formats.names import EMBED, HEAD
 from minicpm4.kernels.pages import KVFormat
 from minicpm4.kernels.ref import RefOps
 from minicpm4.model.cache import KVPool
+from minicpm4.model.ranks import write_ranks
+from tests.fixtures.random_checkpoint import make_checkpoint
+from tests.model.drafts import make_draft
 
 GB = 10**9
 
@@ -184,3 +196,53 @@ def test_a_choice_is_planned_for_the_blocks_that_there_are(kv: KVFormat) -> None
         for topk, window in ((10, 640), (1_000_000, 1 << 23))
     )
     assert few == many
+
+
+@pytest.mark.parametrize("kind", ["model", "eagle"])
+def test_what_drafts_is_planned_for_the_context_that_there_is(tmp_path: Path, kind: str) -> None:
+    """Where memory shortens that, what drafts takes no more than it needs then."""
+    checkpoint = make_checkpoint(tmp_path / "model", max_position_embeddings=8192)
+    config = inspect(checkpoint, EngineOptions()).config
+    place = checkpoint if kind == "model" else make_draft(tmp_path / "head", config, final_norm=None)
+    options = EngineOptions(draft=f"{kind}:{place}", chunk=16, max_batch=2)
+    whole = inspect(checkpoint, options).plan
+    fixed = whole.needed - whole.kv - whole.draft
+    found = inspect(checkpoint, replace(options, memory=fixed + (whole.kv + whole.draft) * 3 // 4))
+    assert found.plan.context < whole.context and found.plan.draft < whole.draft
+    assert found.plan.needed <= fixed + (whole.kv + whole.draft) * 3 // 4
+    if found.draft is not None:
+        assert found.draft.plan.context == found.plan.context
+        assert found.draft.plan.needed <= found.plan.draft
+
+
+def test_an_index_of_texts_is_planned(checkpoint: Path) -> None:
+    plain, own, shared = (
+        inspect(checkpoint, EngineOptions(draft=draft, max_batch=1)).plan
+        for draft in ("off", "suffix", "suffix:shared")
+    )
+    assert plain.draft == 0 and own.draft == own.context * BYTES_A_TOKEN
+    assert shared.draft - own.draft >= MOST_SHARED * BYTES_A_TOKEN
+
+
+@pytest.mark.parametrize("length", [1000, 20_000, 100_000])
+def test_an_index_takes_what_is_planned_at_most(length: int) -> None:
+    rng = Random(0)
+    tokens = [rng.randrange(150_000) for _ in range(length)]
+    drafter = SuffixDrafter()
+    tracemalloc.start()
+    try:
+        drafter.guess([Wish(Sequence(0, tokens, length + 9), 4, lambda _: True)])
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert length * BYTES_A_TOKEN / 2 < taken <= length * BYTES_A_TOKEN
+
+
+def test_copied_rows_of_a_head_are_planned(checkpoint: Path, tmp_path: Path) -> None:
+    text = inspect(checkpoint, EngineOptions()).text
+    write_ranks(tmp_path / "ranks.json", np.arange(320)[::-1], text.tokenizer.digest)
+    options = EngineOptions(draft=f"model:{checkpoint}")
+    few = replace(options, draft_ranks=tmp_path / "ranks.json", draft_vocab=80)
+    whole, cut = (inspect(checkpoint, one) for one in (options, few))
+    head = next(row for row in whole.weights if row.name == EMBED or row.name == HEAD)
+    assert cut.plan.draft - whole.plan.draft == head.nbytes // 4

@@ -1,14 +1,15 @@
-"""A head that is to draft, before a model is loaded: whether it fits, and what it takes."""
+"""What is to draft, before a model is loaded: whether a head fits, and what any drafter takes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from minicpm4.config import ModelConfig
-from minicpm4.engine.drafters import draft_count, draft_head
+from minicpm4.engine.drafters import draft_count, draft_head, index_nbytes
 from minicpm4.engine.head_drafter import WINDOW
 from minicpm4.engine.options import EngineOptions
-from minicpm4.engine.plan import BATCH_TOKENS
+from minicpm4.engine.plan import planned_tokens
 from minicpm4.errors import ConfigError, UnsupportedError
 from minicpm4.kernels.contract import Ints, OpTable
 from minicpm4.model.cache import PAGE_SIZE, page_nbytes
@@ -47,12 +48,31 @@ def ranked_tokens(options: EngineOptions, source: OpenModel, text: ModelText, vo
     return chosen_tokens(ranks, text.tokenizer.digest, most, count, always)
 
 
-def head_nbytes(head: HeadPlan | None, options: EngineOptions, config: ModelConfig) -> int:
-    """Bytes of a head beside a model of ``config``, its pages, and the states that it is shown."""
-    if head is None:
-        return 0
-    longest = options.context or config.max_position_embeddings
-    tokens = longest + (options.max_batch - 1) * min(longest, BATCH_TOKENS)
+def draft_demand(
+    options: EngineOptions,
+    ops: OpTable,
+    config: ModelConfig,
+    *,
+    head: HeadPlan | None,
+    model: Callable[[int], int] | None,
+    few: int,
+) -> Callable[[int], int]:
+    """Bytes of what drafts beside a model of ``config``, for a context of that: of a ``model`` by its own
+    demand, of a head, or of an index of the text. ``few``: of the rows of a head that are copied."""
+
+    def needed(context: int) -> int:
+        tokens = planned_tokens(context, options.max_batch)
+        if model is not None:
+            return few + model(context)
+        if head is not None:
+            return few + _head_nbytes(head, options, config, tokens)
+        return index_nbytes(options.draft, ops, tokens)
+
+    return needed
+
+
+def _head_nbytes(head: HeadPlan, options: EngineOptions, config: ModelConfig, tokens: int) -> int:
+    """Bytes of a head, its pages for so many tokens, and the states that it is shown."""
     pages = page_nbytes(head.config, page_size=PAGE_SIZE, kv=options.kv, sparse=None)
     states = len(head.hidden) * options.max_rows + options.max_batch * WINDOW
     return head.file.nbytes + -(-tokens // PAGE_SIZE) * pages + 4 * states * config.hidden_size

@@ -8,7 +8,7 @@ from pathlib import Path
 from minicpm4.config.strict import require, shown, suggest
 from minicpm4.engine.drafter import Drafter
 from minicpm4.engine.drafting import ROWS, Drafting
-from minicpm4.engine.suffix import SuffixDrafter
+from minicpm4.engine.suffix import BYTES_A_TOKEN, SHARED_BYTES, SuffixDrafter
 from minicpm4.errors import ConfigError
 from minicpm4.kernels.contract import OpTable, Tree
 from minicpm4.text.tokenizer import Tokenizer
@@ -92,6 +92,18 @@ def _spelled(vocabulary: dict[str, int], token: int) -> str:
     return next((repr(text)[:40] for text, number in vocabulary.items() if number == token), "missing")
 
 
+def index_nbytes(draft: str, ops: OpTable, tokens: int) -> int:
+    """Bytes of the suffix drafter's index of so many tokens, where ``draft`` leads to that."""
+    if draft not in ("auto", "suffix", SHARED) or not drafts(draft, ops):
+        return 0
+    return tokens * BYTES_A_TOKEN + (SHARED_BYTES if draft == SHARED else 0)
+
+
+def drafts(draft: str, ops: OpTable) -> bool:
+    """Whether anything guesses for an engine on ``ops``: "auto" only where drafts change nothing."""
+    return draft != "off" and (draft != "auto" or ops.rows_alone)
+
+
 def make_drafting(
     ops: OpTable, draft: str, tokens: int | None, own: Drafter | None = None
 ) -> Drafting | None:
@@ -100,10 +112,9 @@ def make_drafting(
     "auto" is the suffix drafter, where a row's bits do not depend on the rows beside it; elsewhere drafts may
     change where two tokens are nearly as likely, and only who names a drafter gets one.
     """
-    exact = ops.rows_alone
-    if draft == "off" or (draft == "auto" and not exact):
+    if not drafts(draft, ops):
         return None
-    if not exact:
+    if not ops.rows_alone:
         logger.warning("%s: drafts may change nearly tied tokens of an answer", ops.description)
     return Drafting(
         own or SuffixDrafter(shared=draft == SHARED), tokens=tokens, rows=ROWS if ops.on_host else Tree.MOST

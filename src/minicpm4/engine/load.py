@@ -15,7 +15,7 @@ from minicpm4.config import ModelConfig, SparseConfig
 from minicpm4.config.model import read_generation_config
 from minicpm4.engine import calibration
 from minicpm4.engine.draft_model import ModelDrafter, some_logits
-from minicpm4.engine.draft_plan import head_nbytes, plan_draft_head, ranked_tokens
+from minicpm4.engine.draft_plan import draft_demand, plan_draft_head, ranked_tokens
 from minicpm4.engine.drafter import Drafter
 from minicpm4.engine.drafters import check_vocabularies, draft_model, make_drafting
 from minicpm4.engine.engine import Engine, EngineLimits
@@ -27,21 +27,18 @@ from minicpm4.engine.options import CHUNK, EngineOptions, resolve_sparse
 from minicpm4.engine.pace import Pace
 from minicpm4.engine.page_files import BUFFERS, PageFiles, check_folder
 from minicpm4.engine.params import suggested_by_gguf, suggested_sampling
-from minicpm4.engine.plan import Demand, MemoryPlan, describe, human, make_plan
+from minicpm4.engine.plan import Demand, MemoryPlan, describe, human, make_plan, memory_demand
 from minicpm4.engine.runner import Runner
 from minicpm4.engine.sparse_presets import with_sparse
-from minicpm4.errors import CheckpointError, ConfigError, MemoryPlanError, UnsupportedError
+from minicpm4.errors import CheckpointError, ConfigError, MemoryPlanError
 from minicpm4.files import json_text
 from minicpm4.formats import Checkpoint
 from minicpm4.kernels.contract import Ints, OpTable
-from minicpm4.kernels.pages import KVFormat
 from minicpm4.kernels.registry import host_table, resolve, speed_key
-from minicpm4.machine import resident_memory
-from minicpm4.model.cache import page_size_for
 from minicpm4.model.head_files import HeadPlan
 from minicpm4.model.loader import load_weights
 from minicpm4.model.packed_cache import file_identity, weight_cache
-from minicpm4.model.ranks import FewTokens, few_tokens
+from minicpm4.model.ranks import FewTokens, few_nbytes, few_tokens
 from minicpm4.model.source import OpenModel, open_model
 from minicpm4.model.weight_plan import WeightPlan, plan_weights
 from minicpm4.model.weight_set import WeightSet
@@ -67,6 +64,7 @@ class Inspection:
     ops: OpTable
     text: ModelText
     weights: WeightPlan
+    demand: Demand
     plan: MemoryPlan
     tuned: str
     draft: Inspection | None
@@ -165,6 +163,17 @@ class Inspection:
         sizes = {"max_rows": self.options.max_rows, "max_sequences": self.options.max_batch}
         return loaded, executor, executor.runner(loaded.weights, self.sparse, **sizes)
 
+    def needed(self, context: int) -> int:
+        """Bytes that it takes as what drafts beside a model that has ``context`` tokens."""
+        return self.demand.whole(self._within(context)).needed
+
+    def drafting(self, context: int) -> Inspection:
+        """It as what drafts beside a model that has ``context`` tokens."""
+        return replace(self, plan=make_plan(replace(self.demand, context=self._within(context))))
+
+    def _within(self, context: int) -> int:
+        return min(context, self.config.max_position_embeddings)
+
     def check_room(self) -> None:
         """Raise MemoryPlanError unless there still is room for the plan: for one made a while ago."""
         room = self.ops.available_memory()
@@ -252,13 +261,16 @@ def plan_model(source: OpenModel, text: ModelText, asked: EngineOptions) -> Insp
     ops = resolve(options.backend, threads=options.threads, isa=options.isa, activations=options.activations)
     weights = weights.on(ops)
     sizes: Any = {"context": options.context, "max_batch": options.max_batch, "max_rows": options.max_rows}
-    draft = plan_draft(asked, config, text)
+    draft = plan_draft(asked, text)
     head = plan_draft_head(asked, source, ops)
     ranked = ranked_tokens(asked, source if draft is None else draft.source, text, config.vocab_size)
-    own = head_nbytes(head, options, config) if draft is None else draft.plan.needed
-    sizes |= {"draft": own}
+    lent = (weights, config) if draft is None else (draft.weights, draft.config)  # whose head is cut
+    few = 0 if ranked is None else few_nbytes(*lent, len(ranked))
+    model = None if draft is None else draft.needed
+    sizes |= {"draft": draft_demand(options, ops, config, head=head, model=model, few=few)}
     sizes |= {"memory": options.memory, "kept_pages": BUFFERS + 1 if options.cache_dir is not None else 0}
-    plan = plan_memory(ops, config, weights, sparse, options.kv, **sizes)
+    demand = memory_demand(ops, config, weights, sparse, options.kv, **sizes)
+    plan = make_plan(demand)
     return Inspection(
         source=source,
         asked=settings,
@@ -267,17 +279,18 @@ def plan_model(source: OpenModel, text: ModelText, asked: EngineOptions) -> Insp
         ops=ops,
         text=text,
         weights=weights,
+        demand=demand,
         plan=plan,
         tuned=tuned + chosen,
-        draft=draft,
+        draft=None if draft is None else draft.drafting(plan.context),
         head=head,
         ranked=ranked,
         sampling=suggestion(source),
     )
 
 
-def plan_draft(asked: EngineOptions, config: ModelConfig, text: ModelText) -> Inspection | None:
-    """The model that drafts for one of ``config``, opened and planned; None where none does.
+def plan_draft(asked: EngineOptions, text: ModelText) -> Inspection | None:
+    """The model that drafts for one of ``text``, opened and planned by itself; None where none does.
 
     Raises as ``inspect`` does, ConfigError for one of another vocabulary.
     """
@@ -288,55 +301,16 @@ def plan_draft(asked: EngineOptions, config: ModelConfig, text: ModelText) -> In
     own = source.text()
     check_vocabularies(text.tokenizer, own.tokenizer, name)
     longest = source.config.max_position_embeddings
-    context = min(asked.context or config.max_position_embeddings, longest)
+    context = None if asked.context is None else min(asked.context, longest)
     changes: dict[str, Any] = {"weights": "auto", "attention": "auto", "sparse": None, "ignore_fields": ()}
     changes |= {"draft": "off", "draft_vocab": None, "draft_ranks": None, "draft_tokens": None}
     changes |= {"cache_dir": None, "context": context}
     return plan_model(source, own, replace(asked, **changes))
 
 
-def plan_memory(
-    ops: OpTable,
-    config: ModelConfig,
-    weights: WeightPlan,
-    sparse: SparseConfig | None,
-    kv: KVFormat,
-    *,
-    context: int | None,
-    max_batch: int,
-    max_rows: int,
-    memory: int | None = None,
-    kept_pages: int = 0,
-    draft: int = 0,
-) -> MemoryPlan:
-    """Plan what weights, pages and steps take beside what this process holds now; arguments as in Demand.
-    ``memory``: bytes that they may take, however much is available.
-
-    Raises UnsupportedError for what ``ops`` has no kernels for, MemoryPlanError.
-    """
-    ops.check_supports(kv=kv, weights=weights.kinds, windows=bool(config.windows))
-    if kept_pages and not ops.on_host:
-        raise UnsupportedError("cache_dir is built for the CPU only", "leave it out, or use backend='cpu'")
-    available = ops.available_memory()
-    return make_plan(
-        Demand(
-            ops=ops,
-            config=config,
-            sparse=sparse,
-            kv=kv,
-            page_size=page_size_for(sparse),
-            weights=weights.nbytes,
-            kinds=weights.possible_kinds,
-            context=context,
-            max_batch=max_batch,
-            max_rows=max_rows,
-            kept_pages=kept_pages,
-            draft=draft,
-            process=resident_memory(),
-            available=available if memory is None else min(memory, available or memory),
-            limited=memory is not None and memory <= (available or memory),
-        )
-    )
+def plan_memory(*given: Any, **sizes: Any) -> MemoryPlan:
+    """Plan what ``memory_demand`` says of the same arguments. Raises as that does, MemoryPlanError."""
+    return make_plan(memory_demand(*given, **sizes))
 
 
 def load_planned(

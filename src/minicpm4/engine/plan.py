@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from minicpm4.config import ModelConfig, SparseConfig
 from minicpm4.engine.steps import logit_rows
-from minicpm4.errors import MemoryPlanError
+from minicpm4.errors import MemoryPlanError, UnsupportedError
 from minicpm4.formats.kinds import grouped_kinds
 from minicpm4.kernels.contract import OpTable
 from minicpm4.kernels.pages import KVFormat
-from minicpm4.model.cache import page_nbytes
+from minicpm4.machine import resident_memory
+from minicpm4.model.cache import page_nbytes, page_size_for
 from minicpm4.model.forward import Buffers
 from minicpm4.model.rotary import RotaryTable
+from minicpm4.model.weight_plan import WeightPlan
 
 LOGIT_ROWS = 64  # rows of logits held at once when a whole text is scored
 BATCH_TOKENS = 1024  # cache planned for each sequence beside the longest one
@@ -65,7 +68,7 @@ class MemoryPlan:
         """(purpose, bytes) of every part, largest concerns first, as ``info`` prints them."""
         tokens = self.num_pages * self.page_size
         kept = [("pages on their way to and from files", self.kept)] if self.kept else []
-        draft = [("model that drafts, with all its own", self.draft)] if self.draft else []
+        draft = [("what drafts, with all its own", self.draft)] if self.draft else []
         return [
             ("weights", self.weights),
             (f"cache of {tokens:,} tokens ({self.num_pages:,} pages of {self.page_size})", self.kv),
@@ -96,13 +99,23 @@ def human(size: int) -> str:
     raise AssertionError
 
 
+def planned_tokens(context: int, max_batch: int) -> int:
+    """Tokens for which there is cache where memory allows it: one whole ``context``, some of each other."""
+    return context + (max_batch - 1) * min(context, BATCH_TOKENS)
+
+
+def no_draft(context: int) -> int:
+    """Bytes of a drafter that there is not."""
+    return 0
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Demand:
     """What is to be planned, for the kernels of ``ops``. ``weights`` and ``process`` in bytes; ``context``
     None: the most that fits, up to the model's own; ``max_rows`` tokens a step; ``max_batch`` sequences at a
     time; ``kinds`` of weights that kernels may meet; ``kept_pages`` that are on their way to files or
-    from there; ``draft``: bytes of a model that drafts, with all it needs; ``limited``: ``available`` is what
-    the caller allows, and not all that there is."""
+    from there; ``draft``: bytes of what drafts, with all it needs, for a context; ``limited``: ``available``
+    is what the caller allows, and not all that there is."""
 
     ops: OpTable
     config: ModelConfig
@@ -115,7 +128,7 @@ class Demand:
     max_batch: int
     max_rows: int
     kept_pages: int = 0
-    draft: int = 0
+    draft: Callable[[int], int] = no_draft
     process: int = 0
     available: int | None = None
     limited: bool = False
@@ -127,6 +140,10 @@ class Demand:
 
     def pages_for(self, tokens: int) -> int:
         return -(-tokens // self.page_size)
+
+    def whole(self, context: int) -> MemoryPlan:
+        """Add up for a context with all pages beyond it that are wanted."""
+        return self.plan(context, (self.max_batch - 1) * self.pages_for(min(context, BATCH_TOKENS)))
 
     def plan(self, context: int, extra_pages: int) -> MemoryPlan:
         """Add up for a context and pages beyond it."""
@@ -154,10 +171,52 @@ class Demand:
             logits=config.vocab_size * (logit_rows(self.max_batch) * 4 + 3 * 8),
             rotary=RotaryTable.nbytes(config, context),
             kept=self.kept_pages * self.page,
-            draft=self.draft,
+            draft=self.draft(context),
             process=self.process,
             available=self.available,
         )
+
+
+def memory_demand(
+    ops: OpTable,
+    config: ModelConfig,
+    weights: WeightPlan,
+    sparse: SparseConfig | None,
+    kv: KVFormat,
+    *,
+    context: int | None,
+    max_batch: int,
+    max_rows: int,
+    memory: int | None = None,
+    kept_pages: int = 0,
+    draft: Callable[[int], int] = no_draft,
+) -> Demand:
+    """What weights, pages and steps take beside what this process holds now; arguments as in Demand.
+    ``memory``: bytes that they may take, however much is available.
+
+    Raises UnsupportedError for what ``ops`` has no kernels for.
+    """
+    ops.check_supports(kv=kv, weights=weights.kinds, windows=bool(config.windows))
+    if kept_pages and not ops.on_host:
+        raise UnsupportedError("cache_dir is built for the CPU only", "leave it out, or use backend='cpu'")
+    available = ops.available_memory()
+    return Demand(
+        ops=ops,
+        config=config,
+        sparse=sparse,
+        kv=kv,
+        page_size=page_size_for(sparse),
+        weights=weights.nbytes,
+        kinds=weights.possible_kinds,
+        context=context,
+        max_batch=max_batch,
+        max_rows=max_rows,
+        kept_pages=kept_pages,
+        draft=draft,
+        process=resident_memory(),
+        available=available if memory is None else min(memory, available or memory),
+        limited=memory is not None and memory <= (available or memory),
+    )
 
 
 def make_plan(demand: Demand) -> MemoryPlan:
@@ -167,8 +226,7 @@ def make_plan(demand: Demand) -> MemoryPlan:
     tokens where there is room.
     """
     context = demand.context or demand.config.max_position_embeddings
-    extra = (demand.max_batch - 1) * demand.pages_for(min(context, BATCH_TOKENS))
-    plan = demand.plan(context, extra)
+    plan = demand.whole(context)
     room = demand.available
     if room is None or plan.needed <= _usable(demand, room):
         return plan

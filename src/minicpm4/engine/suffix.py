@@ -23,6 +23,8 @@ _CHANCE = [max([0.0, *(p for length, p in CHANCES.items() if length <= n)]) for 
 
 
 MOST_SHARED = 1 << 20  # tokens of ended sequences that are kept, where they are
+BYTES_A_TOKEN = 240  # at most, of the index of a text; measured, 170 to 230
+SHARED_BYTES = MOST_SHARED * (BYTES_A_TOKEN + 40)  # with the tokens, which sequences no longer hold
 _END = -1  # between two of them
 
 
@@ -88,7 +90,7 @@ class SuffixDrafter:
 
 class _Text:
     """Where the last few tokens of a text have been in ``tokens``: of each length the last place behind them,
-    and from there on the place before it. About 0.2 kB a token."""
+    and from there on the place before it. It takes BYTES_A_TOKEN at most."""
 
     def __init__(self, tokens: list[int]) -> None:
         self.tokens = tokens

@@ -23,10 +23,10 @@ from minicpm4.formats.names import EMBED, HEAD
 from minicpm4.formats.quant import PackedTensor
 from minicpm4.kernels.contract import Ints, OpTable
 from minicpm4.kernels.layer_weights import Linear
-from minicpm4.model.weight_plan import WeightPlan
+from minicpm4.model.weight_plan import MatrixPlan, WeightPlan
 from minicpm4.model.weight_set import convert
 
-__all__ = ["FewTokens", "chosen_tokens", "few_tokens", "write_ranks"]
+__all__ = ["FewTokens", "chosen_tokens", "few_nbytes", "few_tokens", "write_ranks"]
 
 FORMAT = "minicpm4 token ranks"
 MAX_FILE = 1 << 28
@@ -76,14 +76,24 @@ def chosen_tokens(
     return np.sort(np.array([*kept][:count], np.int32))
 
 
+def few_nbytes(plan: WeightPlan, config: ModelConfig, count: int) -> int:
+    """Bytes that the rows of ``few_tokens`` take for so many tokens."""
+    row = _head_of(plan, config)
+    return -(-row.nbytes * count // row.shape[0])
+
+
+def _head_of(plan: WeightPlan, config: ModelConfig) -> MatrixPlan:
+    name = EMBED if config.tie_word_embeddings else HEAD
+    return next(row for row in plan if row.name == name)
+
+
 def few_tokens(
     checkpoint: Checkpoint, plan: WeightPlan, config: ModelConfig, ops: OpTable, tokens: Ints
 ) -> FewTokens:
     """The rows of a model's head for ``tokens``, as ``plan`` has it. Raises CheckpointError,
     UnsupportedError."""
-    name = EMBED if config.tie_word_embeddings else HEAD
-    row = next(row for row in plan if row.name == name)
-    whole = convert(checkpoint, row)
+    row = _head_of(plan, config)
+    name, whole = row.name, convert(checkpoint, row)
     if getattr(whole.spec, "rows", 1) > 1 or whole.layout != "rows":
         raise UnsupportedError(f"{name} is held as {whole.spec}, whose rows cannot be taken alone")
     if int(tokens.max()) >= whole.shape[0]:
