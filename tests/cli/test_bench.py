@@ -19,6 +19,12 @@ Run = Callable[..., Result]
 QUICK = ("--prefill", "24", "--decode", "2", "--repeats", "2", "--threads", "2")
 
 
+UNREAD = (
+    *(("--plot", "{}/x.svg"), ("--sparse", "topk=2"), ("--attention", "dense"), ("--depths", "0")),
+    *(("--prefill", "8"), ("--batch", "2"), ("--chunk", "8")),
+)
+
+
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> str:
     """A random model of a tiny shape."""
@@ -66,8 +72,6 @@ def test_it_measures_drafting(minicpm: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--draft", "off"), "leaves nothing to compare"),
-        (("--draft", "suffix", "--decode", "1"), "--decode 1 is outside 2"),
         (("--depths", "0,-5"), "--depths has '-5'"),
         (("--depths", "99999999999"), "outside 0 to 16,777,216"),
         (("--prefill", "1k"), "write whole numbers"),
@@ -84,6 +88,22 @@ def test_mistakes_are_told(minicpm: Run, tiny: str, options: tuple[str, ...], me
     result = minicpm("bench", tiny, *QUICK, *options)
     assert result.code == 2
     assert result.err.startswith("error: ") and message in result.err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("m", "--draft", "off"), "leaves nothing to compare"),
+        (("m", "--draft", "suffix", "--decode", "1"), "--decode 1 is outside 2"),
+        (("--draft", "suffix"), "random-minicpm4-0.5b has random weights"),
+        *((("m", "--draft", "suffix", option, value), option) for option, value in UNREAD),
+    ],
+)
+def test_what_drafting_does_not_read_is_refused(
+    minicpm: Run, options: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    result = minicpm("bench", *(one.format(tmp_path) for one in options))
+    assert result.code == 2 and message in result.err
 
 
 def test_too_deep_for_the_memory(minicpm: Run, tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from minicpm4.cli.options import (
     IgnoreOption,
     check_output,
+    expand,
     number,
     numbers,
+    require_only,
     sparse_option,
     weight_words,
     words,
@@ -21,18 +23,98 @@ from minicpm4.cli.options import (
 )
 from minicpm4.cli.terminal import progress_bar, show, table
 from minicpm4.config.sparse import AUTO
-from minicpm4.config.strict import check_choice
+from minicpm4.config.strict import check_choice, require
 from minicpm4.engine.options import ATTENTION_CHOICES, KV_CHOICES, MAX_CONTEXT
 from minicpm4.errors import ConfigError
 from minicpm4.files import write_file
 from minicpm4.kernels.registry import ACTIVATIONS
+
+if TYPE_CHECKING:
+    from minicpm4.evals.speed import Point
 
 RANDOM = "random-minicpm4-0.5b"
 MAX_REPEATS = 1000
 MAX_BATCH = 64
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PointFlags:
+    """What is timed."""
+
+    depths: Annotated[
+        str, typer.Option(metavar="TOKENS,...", help="How many tokens come before those that are timed.")
+    ] = "0,2048,8192"
+    prefill: Annotated[
+        str, typer.Option(metavar="TOKENS,...", help="How many tokens are read at each depth; 0: none.")
+    ] = "512"
+    batch: Annotated[
+        str, typer.Option(metavar="SEQUENCES,...", help="How many sequences are decoded together.")
+    ] = "1"
+    attention: Annotated[
+        str, typer.Option(metavar="NAME,...", help=f"Any of {', '.join(ATTENTION_CHOICES)}.")
+    ] = "dense,sparse"
+    sparse: Annotated[
+        str | None,
+        typer.Option(metavar="KEY=VALUE,...", help="Settings of sparse attention, as for generate."),
+    ] = None
+    chunk: Annotated[int, typer.Option(help="Tokens read in one step.")] = 512
+
+    def attentions(self) -> tuple[str, ...]:
+        """Raises ConfigError."""
+        names = tuple(dict.fromkeys(part.strip() for part in self.attention.split(",")))
+        for name in names:
+            check_choice("--attention", name, ATTENTION_CHOICES)
+        return names
+
+    def points(self, decode: int) -> list[Point]:
+        """All of them, where ``decode`` tokens are written at each depth. Raises ConfigError."""
+        from minicpm4.evals.speed import Point
+
+        lengths = {
+            "prefill": numbers("--prefill", self.prefill, MAX_CONTEXT),
+            "decode": [number("--decode", decode, MAX_CONTEXT)],
+        }
+        batches = numbers("--batch", self.batch, MAX_BATCH, least=1)
+        points = [
+            Point(kind=kind, attention=name, depth=depth, tokens=tokens, batch=together)  # type: ignore[arg-type]
+            for kind, counts in lengths.items()
+            for name in self.attentions()
+            for tokens in counts
+            for together in (batches if kind == "decode" else [1])
+            for depth in numbers("--depths", self.depths, MAX_CONTEXT)
+            if tokens
+        ]
+        require(bool(points), "--prefill 0 and --decode 0 leave nothing to measure", "give one of them")
+        return points
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunFlags:
+    """How the model runs."""
+
+    weights: Annotated[str, typer.Option(help=f"{weight_words('as stored; of random models int4')}.")] = (
+        "auto"
+    )
+    kv: Annotated[str, typer.Option(help=f"Keys and values in memory: {words(KV_CHOICES)}.")] = "bf16"
+    activations: Annotated[
+        str, typer.Option(help="auto (at least 16 bits), or int8: faster on long prompts, less exact.")
+    ] = "auto"
+    backend: Annotated[str, typer.Option(help="Kernels: auto, cpu, gpu, or ref (NumPy, slow).")] = "auto"
+    threads: Annotated[int | None, typer.Option(help="Threads of the CPU kernels.")] = None
+    ignore_field: IgnoreOption = None
+
+    def settings(self) -> dict[str, Any]:
+        """Arguments of ``LLM``, and of ``BenchOptions``. Raises ConfigError."""
+        check_choice("--kv", self.kv, KV_CHOICES)
+        check_choice("--activations", self.activations, ACTIVATIONS)
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        values["ignore_fields"] = tuple(values.pop("ignore_field") or ())
+        return values
+
+
+@expand
 def command(
+    line: typer.Context,
     model: Annotated[
         str,
         typer.Argument(
@@ -42,43 +124,18 @@ def command(
         ),
     ] = RANDOM,
     *,
-    depths: Annotated[
-        str, typer.Option(metavar="TOKENS,...", help="How many tokens come before those that are timed.")
-    ] = "0,2048,8192",
-    prefill: Annotated[
-        str, typer.Option(metavar="TOKENS,...", help="How many tokens are read at each depth; 0: none.")
-    ] = "512",
+    timed: PointFlags,
     decode: Annotated[int, typer.Option(help="How many tokens are written at each depth; 0: none.")] = 32,
-    batch: Annotated[
-        str, typer.Option(metavar="SEQUENCES,...", help="How many sequences are decoded together.")
-    ] = "1",
-    attention: Annotated[
-        str, typer.Option(metavar="NAME,...", help=f"Any of {', '.join(ATTENTION_CHOICES)}.")
-    ] = "dense,sparse",
-    sparse: Annotated[
-        str | None,
-        typer.Option(metavar="KEY=VALUE,...", help="Settings of sparse attention, as for generate."),
-    ] = None,
-    weights: Annotated[
-        str,
-        typer.Option(help=f"{weight_words('as stored; of random models int4')}."),
-    ] = "auto",
-    kv: Annotated[str, typer.Option(help=f"Keys and values in memory: {words(KV_CHOICES)}.")] = "bf16",
-    activations: Annotated[
-        str, typer.Option(help="auto (at least 16 bits), or int8: faster on long prompts, less exact.")
-    ] = "auto",
-    backend: Annotated[str, typer.Option(help="Kernels: auto, cpu, gpu, or ref (NumPy, slow).")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="Threads of the CPU kernels.")] = None,
-    chunk: Annotated[int, typer.Option(help="Tokens read in one step.")] = 512,
+    runs: RunFlags,
     draft: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Measure drafting instead, as for generate: answers to prompts of several kinds with this "
-            "drafter and without. --weights, --kv, --activations, --backend, --threads and --decode count.",
+            help="Measure drafting instead, as for generate: answers of MODEL to prompts of several kinds, "
+            "with this drafter and without. Of the other options those count that say how a model runs, and "
+            "--decode, --repeats, --json.",
         ),
     ] = None,
-    ignore_field: IgnoreOption = None,
     repeats: Annotated[int, typer.Option(help="How often everything is run; medians are shown.")] = 3,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write all figures to this file.")
@@ -96,48 +153,33 @@ def command(
     """
     for name, file in (("--json", json_file), ("--plot", plot)):
         check_output(name, file)
+    number("--repeats", repeats, MAX_REPEATS, least=1)
     if draft is not None:
-        settings: dict[str, Any] = {"weights": weights, "kv": kv, "activations": activations}
-        settings |= {"backend": backend, "threads": threads, "ignore_fields": tuple(ignore_field or ())}
-        count = number("--repeats", repeats, MAX_REPEATS, least=1)
-        _run_drafts(
-            model, draft, settings, number("--decode", decode, MAX_CONTEXT, least=2), count, json_file
-        )
+        _require_draft(line, model)
+        number("--decode", decode, MAX_CONTEXT, least=2)
+        _run_drafts(model, draft, runs.settings(), decode, repeats, json_file)
         return
-    from minicpm4.evals.speed import BenchOptions, Point
+    from minicpm4.evals.speed import BenchOptions
 
-    attentions = _names(attention)
-    lengths = {
-        "prefill": numbers("--prefill", prefill, MAX_CONTEXT),
-        "decode": [number("--decode", decode, MAX_CONTEXT)],
-    }
-    batches = numbers("--batch", batch, MAX_BATCH, least=1)
-    points = [
-        Point(kind=kind, attention=name, depth=depth, tokens=tokens, batch=together)  # type: ignore[arg-type]
-        for kind, counts in lengths.items()
-        for name in attentions
-        for tokens in counts
-        for together in (batches if kind == "decode" else [1])
-        for depth in numbers("--depths", depths, MAX_CONTEXT)
-        if tokens
-    ]
-    if not points:
-        raise ConfigError("--prefill 0 and --decode 0 leave nothing to measure", "give one of them")
-    check_choice("--kv", kv, KV_CHOICES)
-    check_choice("--activations", activations, ACTIVATIONS)
+    points = timed.points(decode)
     options = BenchOptions(
-        attentions=attentions,
-        sparse=sparse_option(sparse),
-        weights=weights,
-        kv=kv,  # type: ignore[arg-type]
-        activations=activations,
-        backend=backend,
-        threads=threads,
-        chunk=chunk,
-        batch=max(batches) if decode else 1,
-        ignore_fields=tuple(ignore_field or ()),
+        attentions=timed.attentions(),
+        sparse=sparse_option(timed.sparse),
+        chunk=timed.chunk,
+        batch=max(point.batch for point in points),
+        **runs.settings(),
     )
-    _run(model, options, points, number("--repeats", repeats, MAX_REPEATS, least=1), json_file, plot)
+    _run(model, options, points, repeats, json_file, plot)
+
+
+def _require_draft(line: typer.Context, model: str) -> None:
+    """Raise ConfigError for what says nothing to drafting, and where there is no text to be drafted."""
+    from minicpm4.evals.random_model import SHAPES
+
+    read = ("model", "draft", "decode", "repeats", "json_file", *(one.name for one in fields(RunFlags)))
+    require_only(line, read, "--draft")
+    told = f"{model} has random weights, which no drafter guesses"
+    require(model not in SHAPES, told, "name a model with files: minicpm4 bench MODEL --draft NAME")
 
 
 def _run(
@@ -221,10 +263,3 @@ def _spread(one: Any) -> str:
 
 def _rate(rate: float) -> str:
     return f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}"
-
-
-def _names(text: str) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
-    for name in names:
-        check_choice("--attention", name, ATTENTION_CHOICES)
-    return names
