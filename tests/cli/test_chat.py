@@ -280,6 +280,9 @@ def test_continue_goes_on_with_the_last_conversation_and_its_model(
     assert script.loads[-1][0] == "other"
     assert contents(script, 1) == ["first", "Paris.", "second"]
     assert minicpm("chat", "--continue", "--system", "S").code == 2
+    again = minicpm("chat", "--continue", stdin="third\n")
+    assert contents(script, 2) == ["first", "Paris.", "third"], "of lines of a pipe nothing is kept"
+    assert "going on after 1 question" in again.err
 
 
 def test_nothing_is_kept_where_that_is_switched_off(

@@ -65,6 +65,15 @@ def test_pasted_lines_are_one_message_and_no_command(chat: Chat) -> None:
     said(terminal, PASTE.format("one line"), "one line")
 
 
+def test_a_paste_that_was_rubbed_out_leaves_a_line_like_any(chat: Chat) -> None:
+    terminal = chat()
+    terminal.send(PASTE.format("a\rb"))
+    terminal.expect("… b")
+    terminal.send("\x7f" * 3 + "/exit" + ENTER)
+    assert terminal.wait() == 0
+    assert "heard" not in terminal.text
+
+
 def test_quotes_backslash_and_alt_enter_make_many_lines(chat: Chat) -> None:
     terminal = chat()
     said(terminal, '"""' + ENTER + "/reset" + ENTER + ' x """', "/reset\n x ")

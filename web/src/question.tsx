@@ -125,8 +125,9 @@ function FieldView({ field, value, set }: { field: FormField; value: unknown; se
           required={required}
           multiple={kind === "array"}
           onChange={(event) => {
-            const chosen = [...event.currentTarget.selectedOptions].map((one) => choices[Number(one.value)]?.[0] ?? "");
-            set(kind === "array" ? chosen : chosen[0]);
+            const numbers = [...event.currentTarget.selectedOptions].map((one) => one.value).filter((one) => one !== "");
+            const chosen = numbers.map((one) => choices[Number(one)]?.[0] ?? "");
+            set(kind === "array" ? chosen : chosen[0]); // undefined, which is not sent: none is chosen
           }}
         >
           {kind !== "array" && <option value="">—</option>}
@@ -148,6 +149,7 @@ function FieldView({ field, value, set }: { field: FormField; value: unknown; se
         defaultValue={value === undefined ? "" : String(value)}
         onInput={(event) => {
           const text = event.currentTarget.value;
+          if (number && text.trim() === "") return set(undefined);
           set(number ? Number(text) : kind === "array" ? text.split(",").map((one) => one.trim()).filter(Boolean) : text);
         }}
       />

@@ -87,7 +87,7 @@ def command(
             if messages:
                 session.go_on(messages)
                 tell(f"going on after {counted(session.exchanges)}")
-            keep = kept if go_on or sys.stdin.isatty() else KeptChats(None)
+            keep = kept if sys.stdin.isatty() else KeptChats(None)
             talk(session, source, lambda: keep.save(model, session.messages))
 
 

@@ -164,6 +164,7 @@ class Keyboard:
             complete_style=CompleteStyle.READLINE_LIKE,
             reserve_space_for_menu=0,
         )
+        self._session.default_buffer.on_text_changed += self._on_text
 
     def read(self) -> Message | None:
         """See Reader. Ctrl-C drops the line; twice in a row it leaves (KeyboardInterrupt)."""
@@ -219,6 +220,9 @@ class Keyboard:
         if self._pasted:
             return Message(text.rstrip("\n"), True)
         return as_message(text)
+
+    def _on_text(self, buffer: Any) -> None:
+        self._pasted = self._pasted and buffer.text != ""  # what was pasted may have been rubbed out
 
     def _keys(self) -> Any:
         from prompt_toolkit.application import get_app
