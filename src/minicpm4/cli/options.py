@@ -163,9 +163,9 @@ class EngineFlags:
         str | None,
         Option(
             metavar="NAME",
-            help="What guesses tokens, several of which are then checked in one pass; no answer changes: "
-            "off, suffix (from the text so far), suffix:shared (from earlier requests, too), "
-            "model:NAME (a smaller one of the same vocabulary), "
+            help="What guesses tokens, several of which are then checked in one pass; no answer changes, but "
+            "on AMX and GPUs nearly tied tokens may: off, suffix (from the text so far), suffix:shared (from "
+            "earlier requests, too), model:NAME (a smaller one of the same vocabulary), "
             "eagle:PATH (a head), mtp (that of our own training), auto.",
         ),
     ] = None

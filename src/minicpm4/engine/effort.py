@@ -21,10 +21,8 @@ BINS = 10
 PRIOR = 4.0  # drafts as many as which a drafter's own chance weighs beside those that were seen
 PLAIN_EVERY = 64  # steps, after which one without drafts tells anew what that takes
 FIRST_PLAIN = 2  # steps without drafts before any with, of each number of sequences
-REST, MOST_REST = (
-    8,
-    512,
-)  # steps without drafts where they do not pay: at first, and doubled each time at most
+REST = 8  # steps without drafts where they do not pay, at first; doubled each time, up to
+MOST_REST = 512
 _FIRST_ROW = 0.35  # times a step without drafts, what a draft adds before it was measured
 TRIAL = 2  # drafts at a time, of a drafter whose guesses take time, before that was measured
 _SURE = 8.0  # drafts squared, as which this weighs beside what was measured
