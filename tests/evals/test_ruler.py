@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from collections import Counter
 from pathlib import Path
@@ -11,11 +12,15 @@ import pytest
 
 from minicpm4.cli import run
 from minicpm4.errors import ConfigError
-from minicpm4.evals.ruler import KINDS, Maker, effective_length, score_of, scores
+from minicpm4.evals.ruler import KINDS, Maker, effective_length, score_of, scores, words
 from minicpm4.evals.ruler.running import Answer
 from tests.fixtures.random_checkpoint import make_checkpoint
 
 HAYSTACK = [f"Sentence {i} of the text says little." for i in range(50)]
+
+
+# Letters of one more item, where it is more than a sentence: two documents, a needle with two UUIDs.
+ITEM = {"qa_1": 320, "qa_2": 320, "niah_multikey_3": 120}
 
 
 def encode(text: str, begin: str) -> list[int]:
@@ -61,8 +66,16 @@ def test_who_knows_is_right_and_who_guesses_is_wrong(name: str) -> None:
             begin = prompt.rpartition("\n")[2]
             assert not any(one.lower() in begin.lower() for one in sample.references)
             size = len(sample.prompt) + sample.tokens
-            assert size <= length
-            assert size > 0.9 * length or name.startswith("niah_multikey"), size  # keys come to an end
+            assert 0.99 * length - ITEM.get(name, 50) <= size <= length, size
+
+
+def test_keys_of_two_words_come_to_an_end_and_questions_go_on() -> None:
+    """There are 4,160 of two; at 50,000 words of needles 7,000 are needed."""
+    kind = KINDS["niah_multikey_2"]
+    sample = Maker(lambda text, begin: [*range(len(text.split()))], HAYSTACK).sample(kind, 50_000, 0)
+    assert 0.995 * 50_000 - 7 <= len(sample.prompt) + sample.tokens <= 50_000
+    assert len(set(words.keys(random.Random(0), 300_000))) == 300_000
+    assert all(re.fullmatch(r"[a-z]+-[a-z]+", one) for one in words.keys(random.Random(0), 4160))
 
 
 def test_samples_are_a_function_of_the_seed() -> None:

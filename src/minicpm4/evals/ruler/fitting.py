@@ -46,7 +46,7 @@ class Maker:
         made = partial(self._made, kind, length, index)
         best = self.shortest(kind, length, index)
         low, high = kind.least, self._beyond(made, kind.least, len(best[1]), room)
-        while high - low > max(1, low // 200):  # half a percent short at most
+        while high - low > max(1, low // 200):  # half a percent of its items short at most, or one item
             middle = (low + high) // 2
             tried = made(middle)
             if len(tried[1]) <= room:
@@ -85,15 +85,8 @@ class Maker:
         while size <= room and amount < _MOST:
             # Items are alike, so the length tells how many there will be, give or take.
             amount = max(amount + 1, min(2 * amount, int(1.1 * amount * room / max(1, size)) + 1))
-            size = _size(made, amount, room)
+            size = len(made(amount)[1])
         return amount
-
-
-def _size(made: Callable[[int], tuple[Made, list[int]]], amount: int, room: int) -> int:
-    try:
-        return len(made(amount)[1])
-    except ValueError:  # more different keys than there are
-        return room + 1
 
 
 def check_kinds(names: Sequence[str]) -> list[Kind]:

@@ -23,9 +23,21 @@ _CODAS = ["", "", "l", "m", "n", "r", "s", "t", "nd", "rk"]
 
 
 def keys(rng: random.Random, count: int) -> list[str]:
-    """Different keys of two words, such as ``amber-falcon``."""
-    chosen = rng.sample(range(len(ADJECTIVES) * len(NOUNS)), count)
-    return [f"{ADJECTIVES[one // len(NOUNS)]}-{NOUNS[one % len(NOUNS)]}" for one in chosen]
+    """Different keys of two words, such as ``amber-falcon``; of three where there are not as many of two."""
+    words = 2
+    while len(ADJECTIVES) ** (words - 1) * len(NOUNS) < count:
+        words += 1
+    chosen = rng.sample(range(len(ADJECTIVES) ** (words - 1) * len(NOUNS)), count)
+    return [_key(one, words) for one in chosen]
+
+
+def _key(number: int, words: int) -> str:
+    number, last = divmod(number, len(NOUNS))
+    parts = [NOUNS[last]]
+    for _ in range(words - 1):
+        number, place = divmod(number, len(ADJECTIVES))
+        parts.append(ADJECTIVES[place])
+    return "-".join(parts[::-1])
 
 
 def number(rng: random.Random) -> str:
