@@ -4,6 +4,7 @@ by its own calls, and by a scripted model, with the real servers."""
 from __future__ import annotations
 
 import asyncio
+import io
 import shutil
 import zipfile
 from collections import Counter
@@ -95,6 +96,56 @@ def test_ends_are_looked_at(tmp_path: Path, end: list[Any], fine: bool) -> None:
     with zipfile.ZipFile(folder / "n.docx", "w") as archive:
         archive.writestr("word/document.xml", OFFICE)
     assert (wrong(folder, [end], "", "") == []) is fine
+
+
+def office(*names: str, method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w", method) as archive:
+        for name in names:
+            archive.writestr(name, OFFICE)
+    return made.getvalue()
+
+
+WHOLE = office("word/document.xml")
+
+
+DAMAGED = (
+    office("other.xml"),
+    office("ppt/slides/slide" + "9" * 5000 + ".xml"),
+    WHOLE.replace(b"\x14\x00\x00\x00\x08", b"\x14\x00\x01\x00\x08"),  # said to be encrypted
+    *(WHOLE.replace(b"\x00\x00\x08\x00", bytes([0, 0, kind, 0])) for kind in (1, 9, 12, 14, 99)),
+    *(WHOLE[:i] + bytes([WHOLE[i] ^ bit]) + WHOLE[i + 1 :] for i in range(len(WHOLE)) for bit in (1, 128)),
+    *(WHOLE[:i] for i in range(0, len(WHOLE), 7)),
+)
+
+
+def test_documents_that_a_model_has_damaged_end_nothing(tmp_path: Path) -> None:
+    for content in DAMAGED:
+        (tmp_path / "n.docx").write_bytes(content)
+        for end in (["office has", "n.docx", "Nobody said this"], ["slides", "n.docx", 7]):
+            assert len(wrong(tmp_path, [end], "", "")) == 1
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="no git here")
+def test_repositories_are_made_whatever_the_users_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    (home / "hooks").mkdir(parents=True)
+    (home / "hooks" / "commit-msg").write_text("#!/bin/sh\nexit 1\n")
+    (home / "hooks" / "commit-msg").chmod(0o755)
+    settings = (
+        f"[core]\n\thooksPath = {home / 'hooks'}\n[commit]\n\tgpgSign = true\n[log]\n\tdecorate = full\n"
+    )
+    (home / ".gitconfig").write_text(settings)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(home / ".gitconfig"))
+    monkeypatch.setenv("GIT_AUTHOR_NAME", "Somebody")
+    folder = tmp_path / "task"
+    set_up(folder, {"commits": [["First", {"x": "y"}]]})
+    assert wrong(folder, [["git", "log --format=%s%d%an", "First (HEAD -> main)Ann"]], "", "") == []
+    with pytest.raises(UnsupportedError, match="git commit -q -m Empty failed"):
+        set_up(folder, {"commits": [["Empty", {}]]})
 
 
 def test_an_unknown_end_or_start_is_refused(tmp_path: Path) -> None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import html
 import json
+import lzma
+import os
 import re
 import sqlite3
+import struct
 import subprocess
 import zipfile
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +24,7 @@ from minicpm4.files import remove_folder, write_file
 
 __all__ = ["set_up", "wrong"]
 
-BASE, GRAPH, REPOSITORY = "base.db", "memory.jsonl", "repo"
+BASE, GRAPH, REPOSITORY, HOME = "base.db", "memory.jsonl", "repo", "home"
 MAX_PART = 16 << 20
 SECONDS = 60.0
 _KEYS = {"files", "folders", "tables", "commits", "left", "graph", "pages", "before"}
@@ -32,7 +36,7 @@ def set_up(folder: Path, start: Mapping[str, Any]) -> None:
     require(not unknown, f"a task's start has {sorted(unknown)}", f"known: {', '.join(sorted(_KEYS))}")
     if folder.exists():
         remove_folder(folder)
-    (folder / "home").mkdir(parents=True)
+    (folder / HOME).mkdir(parents=True)
     for name in start.get("folders", ()):
         (folder / name).mkdir(parents=True)
     _write(folder, start.get("files", {}))
@@ -54,22 +58,34 @@ def _write(folder: Path, files: Mapping[str, str]) -> None:
 
 def _commit(repository: Path, commits: Sequence[Any]) -> None:
     repository.mkdir()
-    _git(repository, "init", "-q", "-b", "main")
-    _git(repository, "config", "user.name", "Ann")
-    _git(repository, "config", "user.email", "ann@example.org")
+    _must(repository, "init", "-q", "-b", "main")
+    _must(repository, "config", "user.name", "Ann")
+    _must(repository, "config", "user.email", "ann@example.org")
     for message, files in commits:
         _write(repository, files)
-        _git(repository, "add", "-A")
-        _git(repository, "commit", "-q", "-m", message)
+        _must(repository, "add", "-A")
+        _must(repository, "commit", "-q", "-m", message)
 
 
-def _git(repository: Path, *words: str) -> str:
+def _must(repository: Path, *words: str) -> None:
+    done = _git(repository, *words)
+    if done.returncode:
+        raise UnsupportedError(f"git {' '.join(words)} failed: {done.stderr.strip()[-500:]}")
+
+
+def _git(repository: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """What git does with a repository, whatever the settings of whoever runs it. Raises UnsupportedError."""
     command = ["git", "-C", str(repository), *words]
+    own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    home = str(repository.parent / HOME)
+    variables = {**own, "HOME": home, "XDG_CONFIG_HOME": home, "GIT_CONFIG_GLOBAL": os.devnull}
+    variables["GIT_CONFIG_NOSYSTEM"] = "1"
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
+        return subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=SECONDS, env=variables
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UnsupportedError(f"git cannot be used: {error}") from error
-    return done.stdout if done.returncode == 0 else f"git failed: {done.stderr}"
 
 
 def wrong(folder: Path, end: Sequence[Sequence[Any]], answer: str, known: str) -> list[str]:
@@ -80,7 +96,7 @@ def wrong(folder: Path, end: Sequence[Sequence[Any]], answer: str, known: str) -
             raise ConfigError(f"a task's end is {kind!r}, which nothing checks", ", ".join(_CHECKS))
         try:
             fine = _CHECKS[kind](folder, *given)
-        except (OSError, sqlite3.Error, zipfile.BadZipFile, UnicodeDecodeError) as error:
+        except (OSError, sqlite3.Error, _NoOffice, UnicodeDecodeError, UnsupportedError) as error:
             fine, given = False, [*given, f"{type(error).__name__}: {error}"]
         if not fine:
             found.append(f"{kind} {json.dumps(given, ensure_ascii=False)}"[:300])
@@ -117,7 +133,8 @@ def _rows(folder: Path, query: str, rows: Sequence[Sequence[Any]]) -> bool:
 
 def _repository(folder: Path, words: str, text: str) -> bool:
     """What git says to these words is this text."""
-    return _git(folder / REPOSITORY, *words.split()).strip() == text.strip()
+    done = _git(folder / REPOSITORY, *words.split())
+    return done.returncode == 0 and done.stdout.strip() == text.strip()
 
 
 def _remembers(folder: Path, *texts: str) -> bool:
@@ -144,23 +161,46 @@ def _unsaid(folder: Path, name: str, *texts: str) -> bool:
 
 
 def _slides(folder: Path, name: str, count: int) -> bool:
-    with zipfile.ZipFile(folder / name) as archive:
+    with _office_file(folder / name) as archive:
         return len([one for one in archive.namelist() if _SLIDE.fullmatch(one)]) == count
 
 
-_SLIDE = re.compile(r"ppt/slides/slide(\d+)\.xml")
+_SLIDE = re.compile(r"ppt/slides/slide(\d{1,9})\.xml")
+
+
+class _NoOffice(Exception):
+    """A file that is no document, and no presentation."""
+
+
+@contextlib.contextmanager
+def _office_file(file: Path) -> Iterator[zipfile.ZipFile]:
+    """The parts of a document, which a model may have written: damaged, encrypted, or in no known way."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            yield archive
+    except _DAMAGED as error:
+        raise _NoOffice(f"{type(error).__name__}: {error}") from error
+
+
+# What zipfile raises of strangers' files beside OSError.
+_DAMAGED = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+    *(EOFError, LookupError, RuntimeError, ValueError, OverflowError),
+)
 
 
 def _words(file: Path) -> str:
     """The words of a document, or of a presentation's slides in their order, without what formats them."""
-    with zipfile.ZipFile(file) as archive:
+    with _office_file(file) as archive:
         slides = {int(found[1]): name for name in archive.namelist() if (found := _SLIDE.fullmatch(name))}
         names = [slides[number] for number in sorted(slides)] or ["word/document.xml"]
-        parts = []
+        parts, room = [], MAX_PART
         for name in names:
             with archive.open(name) as part:
-                parts.append(part.read(MAX_PART).decode("utf-8"))
-    text = re.sub(r"</(?:w|a):p>", "\n", "\n".join(parts))
+                parts.append(part.read(room))
+            room -= len(parts[-1])
+        said = b"\n".join(parts).decode("utf-8")
+    text = re.sub(r"</(?:w|a):p>", "\n", said)
     return html.unescape(re.sub(r"<[^>]*>", "", text))
 
 
