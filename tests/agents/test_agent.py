@@ -314,7 +314,9 @@ def test_a_call_that_is_no_json_is_told_to_the_model() -> None:
         ({}, 200, EngineError),
         ([], 200, EngineError),
         ({"error": 1}, 500, EngineError),
-        ({}, 404, RequestError),
+        ({}, 400, RequestError),
+        ({}, 401, EngineError),
+        ({}, 404, EngineError),
     ],
 )
 def test_what_is_no_answer_is_an_error(answer: Any, status: int, error: type[Exception]) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from minicpm4.agents.mcp.bfcl import running
-from minicpm4.agents.mcp.bfcl.running import BFCL, answers, check, read_entries
-from minicpm4.agents.mcp.bfcl.scoring import CATEGORIES, LIVE, NON_LIVE, SIMPLE, parts, shares, whole
+from minicpm4.agents.mcp.bfcl.running import BFCL, answers, check, first_of, read_entries
+from minicpm4.agents.mcp.bfcl.scoring import CATEGORIES, NON_LIVE, SIMPLE, parts, shares, whole
 from minicpm4.agents.mcp.install import install, install_steps, program_of
 from minicpm4.errors import ToolServerError, UnsupportedError
 from minicpm4.files import Kept
@@ -41,14 +41,21 @@ def test_averages_are_those_computed_by_hand() -> None:
         "live_relevance": 1.0,
     }
     assert right.keys() == {*CATEGORIES}
-    verdicts = [(name, i < 2 * share) for name, share in right.items() for i in range(2)]
-    entries = {"live_simple": 6, "live_multiple": 2, "live_parallel": 4, "live_parallel_multiple": 4}
+    entries = dict.fromkeys(CATEGORIES, 2) | {
+        "live_simple": 6,
+        "live_parallel": 4,
+        "live_parallel_multiple": 4,
+    }
+    verdicts = [
+        (name, i < entries[name] * share) for name, share in right.items() for i in range(entries[name])
+    ]
     averages = parts(shares(verdicts, entries))
     assert averages == {"non-live": 0.5, "live": (6 + 2) / 16, "irrelevance": 0.75}
     assert whole(averages) == pytest.approx((0.5 + 0.5 + 0.75) / 3)
-    some = shares([one for one in verdicts if one[0] in (*SIMPLE, *NON_LIVE)], {})
+    some = shares([one for one in verdicts if one[0] in (*SIMPLE, *NON_LIVE)], entries)
     assert parts(some) == {"non-live": 0.5} and whole(parts(some)) is None
-    assert parts(shares([(LIVE[0], True)], {})) == {}, (
+    partly = shares(verdicts[1:], entries)
+    assert not partly[SIMPLE[0]].whole and parts(partly).keys() == {"live", "irrelevance"}, (
         "a part of which something was not asked has no average"
     )
 
@@ -74,28 +81,64 @@ def test_answers_are_in_its_form_and_kept(tmp_path: Path) -> None:
     assert asyncio.run(answers(model, entries, kept, until=0.0)) == found and engine.prompts == []
 
 
+def test_what_could_not_be_asked_is_wrong_and_the_rest_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no call is wanted, too: a checker would take its silence for right."""
+    long = {**ENTRY, "id": "a_1", "messages": [{"role": "user", "content": "? " * 20_000}]}
+    model, _ = scripted("None.", "None.")
+    kept = Kept(tmp_path, {})
+    for _ in range(2):
+        found = asyncio.run(answers(model, [long, ENTRY], kept))
+        assert [(one["id"], "refused" in one) for one in found] == [("a_1", True), ("a_0", False)]
+    monkeypatch.setattr(running, "_bridged", lambda _, lines: [{**json.loads(lines), "valid": True}])
+    verdicts = check(found)
+    assert verdicts["a_0"]["valid"] and not verdicts["a_1"]["valid"]
+    assert verdicts["a_1"]["why"].startswith("refused: ")
+
+
 def test_its_packages_come_without_what_they_would_bring() -> None:
     assert "--no-deps" in install_steps(BFCL)[1] and "bfcl-eval==2026.3.23" in BFCL.packages
 
 
-def test_the_command_tells_what_is_not_there(
-    tmp_path: Path, minicpm: Run, script: Script, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def entries(categories: Any, most: int | None = None) -> list[dict[str, Any]]:
-        return [{**ENTRY, "category": name, "id": f"{name}_0"} for name in categories]
+@pytest.fixture
+def set_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two entries of each category, and checkers to which all is right."""
+
+    def entries(categories: Any) -> list[dict[str, Any]]:
+        return [{**ENTRY, "category": name, "id": f"{name}_{i}"} for name in categories for i in range(2)]
 
     monkeypatch.setattr(running, "read_entries", entries)
     monkeypatch.setattr(running, "check", lambda found: {one["id"]: {**one, "valid": True} for one in found})
-    script.answers = ["x"] * 20
+
+
+@pytest.mark.usefixtures("set_of_two")
+def test_the_command_tells_what_is_not_there(tmp_path: Path, minicpm: Run, script: Script) -> None:
+    words = ("mcp", "bfcl", f"--keep={tmp_path / 'k'}")
     output = tmp_path / "o.json"
-    done = minicpm("mcp", "bfcl", f"--keep={tmp_path / 'k'}", f"--output={output}")
+    done = minicpm(*words, f"--output={output}")
     assert done.code == 0, done.err
     assert "average, weights renormalised" in done.out and "several turns (30), agentic (40)" in done.out
-    assert json.loads(output.read_text())["categories"]["live_simple"] == {"right": 1, "asked": 1}
-    some = minicpm("mcp", "bfcl", f"--keep={tmp_path / 'k'}", "--category=parallel", "--free")
-    assert some.code == 2 and "was begun with held = True" in some.err
-    wrong = minicpm("mcp", "bfcl", f"--keep={tmp_path / 'k'}", "--category=parallels")
+    report = json.loads(output.read_text())
+    assert report["categories"]["live_simple"] == {"right": 2, "asked": 2, "entries": 2}
+    assert report["endpoint"] is None and report["held"] is True and report["hash"]
+    others = ("--free", "--seed=1", "--attention=dense", "--model=other", "--endpoint=http://h/v1")
+    for more in (*others, "--stop=x"):
+        some = minicpm(*words, "--category=parallel", more)
+        assert some.code == 2 and "was begun with" in some.err, more
+    wrong = minicpm(*words, "--category=parallels")
     assert wrong.code == 2 and "did you mean 'parallel'?" in wrong.err
+
+
+@pytest.mark.usefixtures("set_of_two")
+def test_there_is_no_average_of_what_is_asked_in_part(tmp_path: Path, minicpm: Run, script: Script) -> None:
+    done = minicpm("mcp", "bfcl", f"--keep={tmp_path / 'k'}", "--most=1")
+    assert done.code == 0 and "1 of 2" in done.out and "average," not in done.out
+    assert "no average over categories that were asked in part" in done.out
+    late = minicpm("mcp", "bfcl", f"--keep={tmp_path / 'k'}", "--minutes=1e-9")
+    assert late.code == 0 and f"{2 * len(CATEGORIES) - 1} entries are left" in late.err
+    assert minicpm("mcp", "bfcl", f"--keep={tmp_path / 'k'}", "--minutes=-1").code == 2
+    assert [one["id"] for one in first_of([ENTRY, {**ENTRY, "id": "a_1"}], 1)] == ["a_0"]
 
 
 def plain(value: Any) -> Any:

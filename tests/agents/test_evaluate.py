@@ -22,6 +22,10 @@ from minicpm4.agents.mcp.evaluate import (
     read_samples,
     score_of,
 )
+from minicpm4.agents.mcp.models import Endpoint
+from minicpm4.cli.asked_model import AskedModel
+from minicpm4.cli.options import EngineFlags
+from minicpm4.cli.sampling import SamplingFlags
 from minicpm4.errors import ConfigError
 from minicpm4.files import Kept
 from tests.agents.test_agent import hermes, scripted
@@ -257,8 +261,65 @@ def test_a_sweep_is_a_line_for_each_way_and_goes_on(
 
 
 def test_out_of_time_the_command_says_what_is_not_done(minicpm: Run, script: Script, file: Path) -> None:
-    done = minicpm("mcp", "eval", str(file), "--minutes=0")
-    assert done.code == 0 and "1 of 1 settings are not done" in done.err
+    done = minicpm("mcp", "eval", str(file), "--minutes=1e-9")
+    assert done.code == 0 and "time is up: 1 of 1 settings are left; with --keep" in done.err
+    assert minicpm("mcp", "eval", str(file), "--minutes=0").code == 2
+
+
+def test_what_could_not_be_asked_is_told_and_in_no_share(
+    tmp_path: Path, minicpm: Run, script: Script, file: Path
+) -> None:
+    """As published samples are, one of them too long: the others are asked, and it is not tried again."""
+    script.context, script.answers = 1 << 12, list(ANSWERS)
+    with file.open("a") as more:
+        more.write(json.dumps(talk(("sums__add", {"a": 1, "b": 2}), task="Add. " * 10_000)) + "\n")
+    output = tmp_path / "o.json"
+    words = ("mcp", "eval", str(file), f"--keep={tmp_path / 'k'}", f"--output={output}", "--max-tokens=200")
+    done = minicpm(*words)
+    assert done.code == 0 and "note: 1 of 5 calls could not be asked for" in done.err, done.err
+    told = json.loads(output.read_text())
+    assert told["scores"]["all"]["calls"] == 4 and told["calls"][4]["refused"]
+    assert minicpm(*words).out == done.out
+    other = minicpm(*words[:4], "--max-tokens=201")
+    assert other.code == 2 and "was begun with sampling" in other.err
+
+
+def test_an_endpoint_holds_no_calls(minicpm: Run, script: Script, file: Path) -> None:
+    refused = minicpm("mcp", "eval", str(file), "--held", "--endpoint=http://127.0.0.1:9/v1")
+    assert refused.code == 2 and "--held is for models that are loaded here" in refused.err
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        *("--top-k=3", "--min-p=0.1", "--ignore-eos", "--stop-token-id=3", "--hide-special", "--regex=a"),
+        *("--attention=dense", "--threads=1", "--ignore-field=x", "--context=9", "--weights=int8"),
+    ],
+)
+def test_what_an_api_does_not_have_is_refused_by_name(
+    minicpm: Run, script: Script, file: Path, word: str
+) -> None:
+    done = minicpm("mcp", "eval", str(file), "--endpoint=http://127.0.0.1:9/v1", word)
+    assert done.code == 2 and word.partition("=")[0] in done.err and "not for --endpoint" in done.err
+
+
+def test_what_an_api_has_is_sent() -> None:
+    sampling = SamplingFlags(top_p=0.5, seed=3, stop=["x", "y"], logit_bias=["7=-3"], max_tokens=9)
+    asked = AskedModel(model="m", endpoint="http://h/v1", engine=EngineFlags(), sampling=sampling)
+    model = asked.load()
+    assert isinstance(model, Endpoint) and model.settings == {
+        "max_tokens": 9,
+        "temperature": 0.0,
+        "top_p": 0.5,
+        "seed": 3,
+        "stop": ["x", "y"],
+        "logit_bias": {"7": -3.0},
+    }
+    assert asked.about(model)["endpoint"] == "http://h/v1"
+    with pytest.raises(ConfigError, match="-100 to 100"):
+        AskedModel(
+            model="m", endpoint="u", engine=EngineFlags(), sampling=SamplingFlags(logit_bias=["7=-inf"])
+        )
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import shutil
 import zipfile
 from collections import Counter
@@ -223,33 +224,103 @@ def test_a_model_that_does_nothing_solves_nothing(tmp_path: Path) -> None:
     assert len(done.wrong) == 2 and done.made == 0 and not any(mark.function for mark in done.marks)
 
 
-def test_scores_are_kept_and_a_server_that_fails_leaves_the_others(
-    tmp_path: Path, minicpm: Run, script: Script, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The command over a runner that is played."""
+class Played:
+    """A runner of which the second task fails; the third's agent is refused, and a step of it."""
+
+    pool: tuple[Tool, ...] = ()
+
+    def __init__(self) -> None:
+        self.scored: list[tuple[str, bool]] = []
+
+    async def gold(self, task: Task) -> tuple[list[dict[str, Any]], list[Any]]:
+        if task.id == "calculator-2":
+            raise ToolServerError("it did not start")
+        return [{"role": "tool"}], []
+
+    async def score(self, model: Any, task: Task, gold: Any, *, held: bool) -> Outcome:
+        self.scored.append((task.id, held))
+        given = ("f", {"a": 1}) if held else None
+        refused = "too long" if task.id == "calculator-3" else ""
+        marks = [Mark(server="calculator", wanted=("f", {"a": 1}), given=given)]
+        marks.append(Mark(server="calculator", wanted=("f", {}), given=None, refused="too long a step"))
+        return Outcome(
+            marks=marks,
+            wrong=[] if held else ["x"],
+            ended="refused" if refused else "answered",
+            answer="",
+            made=2,
+            unfit=0,
+            seconds=1.0,
+            refused=refused,
+        )
+
+
+@pytest.fixture
+def played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Played:
     monkeypatch.setenv("MINICPM4_HOME", str(tmp_path / "home"))
-    scored: list[tuple[str, bool]] = []
+    made = Played()
+    monkeypatch.setattr(mcp_tasks, "_runner", lambda wanted, *_: (made, wanted))
+    return made
 
-    class Played:
-        async def gold(self, task: Task) -> str:
-            if task.id == "calculator-2":
-                raise ToolServerError("it did not start")
-            return "gold"
 
-        async def score(self, model: Any, task: Task, gold: str, *, held: bool) -> Outcome:
-            scored.append((task.id, held))
-            mark = Mark(server="calculator", wanted=("f", {"a": 1}), given=("f", {"a": 1}) if held else None)
-            fields = {"ended": "answered", "answer": "", "made": 2, "unfit": 0, "seconds": 1.0}
-            return Outcome(marks=[mark], wrong=[] if held else ["x"], **fields)  # type: ignore[arg-type]
+ONE_TO_THREE = ("mcp", "tasks", "calculator-1", "calculator-2", "calculator-3")
 
-    monkeypatch.setattr(mcp_tasks, "_runner", lambda wanted, *_: (Played(), wanted))
-    words = ("mcp", "tasks", "calculator-1", "calculator-2", "calculator-3", f"--keep={tmp_path / 'k'}")
+
+def test_scores_are_kept_and_a_server_that_fails_leaves_the_others(
+    tmp_path: Path, minicpm: Run, script: Script, played: Played
+) -> None:
+    words = (*ONE_TO_THREE, f"--keep={tmp_path / 'k'}")
     done = minicpm(*words)
     assert done.code == 0 and "calculator-2 is left out: it did not start" in done.err
-    rows = {tuple(line.split()[:-11:-1]) for line in done.out.splitlines() if line.startswith("all tasks")}
-    assert len(rows) == 2 and "100.0" in done.out
-    assert scored == [(f"calculator-{i}", held) for i in (1, 3) for held in (True, False)]
+    rows = [line.split() for line in done.out.splitlines() if line.startswith("all tasks")]
+    assert [row[2:] for row in rows] == [
+        ["held", "2", "100.0", "2", "100.0", "100.0", "100.0", "0", "of", "4"],
+        ["free", "2", "0.0", "2", "0.0", "0.0", "0.0", "0", "of", "4"],
+    ], "what was refused is in no share"
+    assert "2 steps (held) could not be asked for to their end: too long a step" in done.err
+    assert "1 tasks (free) could not be asked for to their end: too long" in done.err
+    assert played.scored == [(f"calculator-{i}", held) for i in (1, 3) for held in (True, False)]
     again = minicpm(*words)
-    assert again.out == done.out and len(scored) == 4, "what was scored is found again"
-    late = minicpm("mcp", "tasks", "calculator-4", "--minutes=0")
+    assert again.out == done.out and len(played.scored) == 4, "what was scored is found again"
+    for more in ("--seed=3", "--attention=dense", "--offer=11", "--model=other", "--endpoint=http://h/v1"):
+        other = minicpm(*words, more)
+        assert other.code == 2 and "was begun with" in other.err, more
+
+
+def test_time_that_is_up_is_told(minicpm: Run, script: Script, played: Played) -> None:
+    late = minicpm("mcp", "tasks", "calculator-4", "--minutes=1e-9")
     assert late.code == 0 and "1 tasks are left; with --keep it could go on" in late.err
+    none = minicpm("mcp", "tasks", "calculator-4", "--minutes=0")
+    assert none.code == 2 and "--minutes 0.0 is no time" in none.err
+
+
+def test_right_calls_are_written_without_what_fails(
+    tmp_path: Path, minicpm: Run, script: Script, played: Played
+) -> None:
+    done = minicpm(*ONE_TO_THREE, f"--gold={tmp_path / 'g.jsonl'}")
+    assert done.code == 0 and "calculator-2 is left out: it did not start" in done.err, done.err
+    assert len((tmp_path / "g.jsonl").read_text().splitlines()) == 2
+    assert json.loads((tmp_path / "g.tools.json").read_text()) == []
+    assert minicpm("mcp", "tasks", "calculator-2", f"--gold={tmp_path / 'h.jsonl'}").code == 2
+    assert not (tmp_path / "h.jsonl").exists() and script.loads == []
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--gold=/nowhere/g.jsonl",), "cannot write --gold /nowhere/g.jsonl"),
+        (("--gold=g.jsonl", "--minutes=5"), "--minutes says nothing with --gold"),
+        (("--calls=both", "--endpoint=http://h/v1"), "--calls both is for models that are loaded here"),
+        (("--calls=bot",), "did you mean 'both'?"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_before_any_work(
+    minicpm: Run, script: Script, played: Played, words: tuple[str, ...], told: str
+) -> None:
+    done = minicpm("mcp", "tasks", *words)
+    assert done.code == 2 and told in done.err and played.scored == script.loads == []
+
+
+def test_with_an_endpoint_tasks_are_done_once(minicpm: Run, script: Script, played: Played) -> None:
+    assert minicpm("mcp", "tasks", "calculator-1", "--endpoint=http://h/v1").code == 0
+    assert played.scored == [("calculator-1", False)]

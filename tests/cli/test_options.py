@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -228,3 +229,12 @@ def test_every_field_of_sampling_has_an_option() -> None:
     wanted = {elsewhere.get(field.name, field.name) for field in fields(SamplingParams) if field.init}
     assert wanted <= options
     assert {field.name for field in fields(SamplingFlags)} <= wanted
+
+
+def test_what_was_given_is_told_in_json() -> None:
+    """For reports, and for what is kept: paths, too."""
+    given = EngineFlags(
+        frspec_path=Path("r.json"), draft_model_path=Path("d"), memory=2.0, ignore_field=["x"]
+    )
+    told = {"frspec_path": "r.json", "draft_model_path": "d", "memory": 2.0, "ignore_field": ["x"]}
+    assert json.loads(json.dumps(given.told())) == told

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from minicpm4 import SamplingParams
-from minicpm4.cli import run
+from minicpm4.cli import eval_code, run
 from minicpm4.errors import ConfigError
 from minicpm4.evals.code import Answer, Problem, ask, code_of, pass_at_one, read_problems
 from minicpm4.files import Kept
@@ -122,6 +122,16 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "0.0%" in capsys.readouterr().out
     report = json.loads(found.read_text())
     assert [one["task"] for one in report["answers"]] == ["T/0", "T/1"] and report["pass_at_1"] == 0
+    late = run([*args, "--style", "complete", "--minutes", "0"])
+    assert late == 2 and "--minutes 0.0 is no time" in capsys.readouterr().err
     assert run([*args, "--style", "loud"]) == 2 and "loud" in capsys.readouterr().err
     assert run([*args, "--samples", "2"]) == 2 and "all the same" in capsys.readouterr().err
     assert run([*args, "--style", "complete", "-n", "5"]) == 2 and "was begun with" in capsys.readouterr().err
+
+
+def test_reasons_steer_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    why = "\x1b[2J\x9b31mE\n" + "x" * 100 + ": said the model's code"
+    answer = Answer(task="a", sample=0, text="", code="", passed=False, why=why, tokens=1)
+    eval_code._tell([answer], 1, {"hash": "h", "style": "chat"}, None)
+    (line,) = [one for one in capsys.readouterr().out.splitlines() if one.startswith("not passed")]
+    assert line.isprintable() and line.startswith("not passed: [2J31mE xxx") and len(line) < 80

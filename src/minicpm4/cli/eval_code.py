@@ -10,15 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
-from minicpm4.cli.options import (
-    EngineFlags,
-    check_output,
-    expand,
-    number,
-    write_figures,
-)
+from minicpm4.cli.kept_work import KeepOption, MinutesOption, deadline, tell_left
+from minicpm4.cli.options import EngineFlags, check_output, expand, number, write_figures
 from minicpm4.cli.sampling import SamplingFlags
-from minicpm4.cli.terminal import progress_bar, show, table
+from minicpm4.cli.terminal import one_line, progress_bar, show, table
 from minicpm4.config.strict import check_choice, require
 
 SHOWN = 5  # reasons
@@ -38,10 +33,7 @@ def code(
         ),
     ],
     *,
-    keep: Annotated[
-        Path,
-        typer.Option("--keep", metavar="FOLDER", help="Keep each answer there, and go on from there."),
-    ],
+    keep: KeepOption,
     style: Annotated[
         str | None,
         typer.Option(help="chat, by the model's template, or complete, on from the prompt. Default: chat."),
@@ -51,9 +43,7 @@ def code(
     ] = 1,
     first: Annotated[int | None, typer.Option(metavar="N", help="Only the first N problems.")] = None,
     together: Annotated[int, typer.Option(help="Answers written at a time.")] = 8,
-    minutes: Annotated[
-        float | None, typer.Option(help="Stop after this long; the same call goes on.")
-    ] = None,
+    minutes: MinutesOption = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the score and every answer there.")
     ] = None,
@@ -70,7 +60,7 @@ def code(
     number("--together", together, 256, least=1)
     if first is not None:
         number("--first", first, 100_000, least=1)
-    require(minutes is None or minutes > 0, f"--minutes {minutes} is no time", "give minutes above 0")
+    end = deadline(minutes)
     check_output("--json", json_file)
     if style is not None:
         check_choice("--style", style, ("chat", "complete"))
@@ -93,7 +83,6 @@ def code(
         told["hash"] = evaluation.settings_hash(llm, asked, style, params)
         kept = Kept(keep, told)
         print(llm.description, file=sys.stderr)
-        end = None if minutes is None else time.monotonic() + 60 * minutes
         with progress_bar("writing", "answers") as progress:
             total = len(asked) * samples
             answers = evaluation.ask(
@@ -105,7 +94,7 @@ def code(
                 samples=samples,
                 together=together,
                 tick=lambda done: progress(done, total) if progress is not None else None,
-                until=lambda: end is not None and time.monotonic() >= end,
+                until=lambda: time.monotonic() >= end,
             )
         about = {**told, "style": style, "samples": samples, "description": llm.description}
     _tell(answers, total, about, json_file)
@@ -125,10 +114,10 @@ def _tell(answers: list[Any], total: int, about: dict[str, Any], json_file: Path
     show(shown)
     why = Counter(one.why.partition(":")[0] for one in answers if not one.passed)
     if why:
-        print("not passed: " + ", ".join(f"{name} {count}" for name, count in why.most_common(SHOWN)))
+        told = [f"{one_line(name):.60} {count}" for name, count in why.most_common(SHOWN)]
+        print("not passed: " + ", ".join(told))
     print(f"hash {about['hash']} ({about['style']})")
-    if len(answers) < total:
-        print(f"note: time is up: {total - len(answers):,} answers are left; the same command goes on")
+    tell_left(total - len(answers), "answers")
     if json_file is not None:
         figures = {**about, "pass_at_1": mean, "half_width": half, "of": len(answers), "wanted": total}
         write_figures(json_file, {**figures, "answers": [asdict(one) for one in answers]})

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from minicpm4.cli.kept_work import KeepOption, MinutesOption, deadline, hash_of, tell_left
 from minicpm4.cli.options import (
     EngineFlags,
     check_output,
@@ -23,7 +24,7 @@ from minicpm4.cli.options import (
 )
 from minicpm4.cli.terminal import progress_bar, show, table
 from minicpm4.config.strict import require
-from minicpm4.files import json_text, write_file
+from minicpm4.files import write_file
 
 if TYPE_CHECKING:
     from minicpm4 import LLM
@@ -38,10 +39,7 @@ def ruler(
         str, typer.Argument(metavar="MODEL", help="Name, folder, .gguf file or hub repository.")
     ],
     *,
-    keep: Annotated[
-        Path,
-        typer.Option("--keep", metavar="FOLDER", help="Keep each answer there, and go on from there."),
-    ],
+    keep: KeepOption,
     lengths: Annotated[
         str, typer.Option(metavar="TOKENS,...", help="Lengths of question and answer together.")
     ] = "4096",
@@ -64,9 +62,7 @@ def ruler(
         bool, typer.Option("--both", help="Dense and sparse attention, one after the other.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Other questions.")] = 0,
-    minutes: Annotated[
-        float | None, typer.Option(help="Stop after this long; the same call goes on.")
-    ] = None,
+    minutes: MinutesOption = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write scores and every answer there.")
     ] = None,
@@ -87,14 +83,13 @@ def ruler(
     sizes = numbers("--lengths", lengths, 1 << 24, least=64)
     number("--each", each, 1000, least=1)
     asked = check_kinds([one.strip() for one in kinds.split(",")] if kinds is not None else list(KINDS))
-    require(minutes is None or minutes > 0, f"--minutes {minutes} is no time", "give minutes above 0")
+    end = deadline(minutes)
     require(not (both and engine.attention), "--both and --attention exclude one another", "leave one out")
     for name, file in (("--json", json_file), ("--plot", plot)):
         check_output(name, file)
     content = texts_or_manual(text or [])
     ways = ["dense", "sparse"] if both else [engine.attention or "auto"]
     settings = replace(engine, context=engine.context or max(sizes) + 8)
-    end = None if minutes is None else time.monotonic() + 60 * minutes
     about: dict[str, Any] = {"model": model, "seed": seed, "engine": engine.told()}
     found: dict[str, list[Answer]] = {}
     for way in ways:
@@ -119,8 +114,7 @@ def _maker(llm: LLM, content: str, plain: bool, seed: int, kinds: list[str]) -> 
 
     haystack = sentences(content)
     parts = [hashlib.sha256(content.encode()).hexdigest(), kinds, encode("A question?", "Answer:"), seed]
-    digest = hashlib.sha256(json_text(parts).encode()).hexdigest()[:16]
-    return Maker(encode, haystack, seed=seed), digest
+    return Maker(encode, haystack, seed=seed), hash_of(parts)
 
 
 def _ask(
@@ -131,7 +125,7 @@ def _ask(
     each: int,
     keep: Path,
     about: Mapping[str, Any],
-    end: float | None,
+    end: float,
 ) -> list[Answer]:
     from minicpm4.evals.ruler import ask
     from minicpm4.files import Kept
@@ -147,7 +141,7 @@ def _ask(
             each,
             kept,
             tick=lambda done: progress(done, total) if progress is not None else None,
-            until=lambda: end is not None and time.monotonic() >= end,
+            until=lambda: time.monotonic() >= end,
         )
 
 
@@ -165,8 +159,7 @@ def _tell(
         _show(way, each)
         best = effective_length(each)
         print(f"{way}: the average reaches 85.6% up to {'no length' if best is None else f'{best:,} tokens'}")
-        if len(found[way]) < total:
-            print(f"note: time is up: {total - len(found[way]):,} are left; the same command goes on")
+        tell_left(total - len(found[way]), f"questions ({way})")
         if plot is not None and each:
             file = plot if len(scored) == 1 else plot.with_stem(f"{plot.stem}-{way}")
             write_file(file, svg(f"RULER's kinds, {way} attention: {Path(about['model']).name}", each))

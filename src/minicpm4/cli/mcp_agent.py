@@ -3,42 +3,31 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from minicpm4.cli.asked_model import AskedModel, EndpointOption
 from minicpm4.cli.asking import shown
 from minicpm4.cli.mcp_servers import ServerFlags, print_plan, tell_troubles
 from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, expand
 from minicpm4.cli.sampling import SamplingFlags
 from minicpm4.cli.terminal import write_text
 from minicpm4.config.strict import check_choice, require
-from minicpm4.errors import EngineError, RequestError, shortened
+from minicpm4.errors import EngineError, shortened
 from minicpm4.files import write_file
 
 if TYPE_CHECKING:
-    from minicpm4.agents.mcp.models import Model
     from minicpm4.agents.mcp.transcript import Step
 
-KEY_VARIABLE = "MINICPM4_ENDPOINT_KEY"
-DEFAULTS = {"max_tokens": 1024, "temperature": 0.0}  # a call is right or wrong: nothing is gained by chance
 MAX_LINE = 300  # characters of a result that a line shows
 WHY = {
     "steps": "it was not done in {} answers",
     "circles": "it made the same call over and over",
     "cut": "its answer was cut at --max-tokens",
 }
-EndpointOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="URL",
-        help="Ask --model at this OpenAI-compatible address (up to /v1) instead of loading it; its key "
-        f"stands in {KEY_VARIABLE}.",
-    ),
-]
 
 
 @expand
@@ -78,7 +67,7 @@ def run(
 
     require(task is not None or resume is not None, "there is no task", "say what is to be done, or --resume")
     options = AgentOptions(max_steps=max_steps, most_tools=most_tools, must_call=must_call)
-    sampling.params(DEFAULTS)  # refuses before the loading what would be refused after it
+    asked = AskedModel(model=model, endpoint=endpoint, engine=engine, sampling=sampling)
     flags.read(tell=False)
     done = Transcript.load(resume) if resume is not None else None
     report = read_report(inspected) if inspected is not None else None
@@ -86,7 +75,7 @@ def run(
         print_plan(flags)
         print(f"then {shown(model)} is asked, at most {max_steps} times; each call that is not allowed asks")
         return
-    speaker = open_model(model, endpoint, engine, sampling)
+    speaker = asked.load()
     with flags.toolbox() as (blocking, box):
         blocking.run(box.refresh())
         tell_troubles(box)
@@ -100,30 +89,6 @@ def run(
         kept = f"; go on with --resume {file}" if file is not None else ""
         raise EngineError(f"the task was not done: {WHY[transcript.ended].format(max_steps)}{kept}")
     write_text(transcript.answer + "\n", sys.stdout)
-
-
-def open_model(
-    model: str,
-    endpoint: str | None,
-    engine: EngineFlags,
-    sampling: SamplingFlags,
-    *,
-    grammar: bool = True,
-) -> Model:
-    """The model that answers, here or elsewhere; ``grammar``: its calls are held here. Raises
-    Minicpm4Error."""
-    from minicpm4.agents.mcp.models import Endpoint, Local
-
-    params = sampling.params(DEFAULTS)
-    if endpoint is not None:
-        settings = {"max_tokens": params.max_tokens, "temperature": params.temperature}
-        return Endpoint(endpoint, model, os.environ.get(KEY_VARIABLE, ""), settings)
-    llm = engine.load(model)
-    if not llm.has_chat_template:
-        raise RequestError(f"{model} has no chat template", "choose a chat model")
-    speaker = Local.of(llm, params)
-    speaker.hold = grammar
-    return speaker
 
 
 def tell_step(step: Step) -> None:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import sys
-import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from minicpm4.cli.mcp_agent import EndpointOption, open_model
-from minicpm4.cli.mcp_eval import MinutesOption
+from minicpm4.cli.asked_model import AskedModel, EndpointOption, HeldOption
+from minicpm4.cli.kept_work import KeepOption, MinutesOption, deadline, tell_left
 from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, check_output, expand
 from minicpm4.cli.sampling import SamplingFlags
-from minicpm4.cli.terminal import progress_or_lines, show, table
+from minicpm4.cli.terminal import one_line, progress_or_lines, show, table
 from minicpm4.config.strict import check_choice, check_optional_integer
 from minicpm4.files import write_json
 
@@ -32,18 +31,16 @@ def bfcl(
     model: ModelOption = DEFAULT_MODEL,
     endpoint: EndpointOption = None,
     most: Annotated[
-        int | None, typer.Option(metavar="N", help="Ask the first N entries of each category.")
+        int | None,
+        typer.Option(metavar="N", help="Ask the first N entries of each category; no averages then."),
     ] = None,
-    held: Annotated[bool, typer.Option("--held/--free", help="Hold calls to the tools' schemas.")] = True,
+    held: HeldOption = None,
     minutes: MinutesOption = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Scores and verdicts, as JSON.")
     ] = None,
     *,
-    keep: Annotated[
-        Path,
-        typer.Option("--keep", metavar="FOLDER", help="Keep each answer there, and go on from there."),
-    ],
+    keep: KeepOption,
     engine: EngineFlags,
     sampling: SamplingFlags,
 ) -> None:
@@ -59,26 +56,32 @@ def bfcl(
         check_choice("--category", name, scoring.CATEGORIES)
     check_optional_integer("--most", most, 1, 10_000)
     check_output("--output", output)
-    until = math.inf if minutes is None else time.monotonic() + 60 * minutes
-    about = {"version": 1, "kind": "bfcl", "model": model, "held": held, "package": running.BFCL.packages[0]}
-    kept = Kept(keep, about)
+    asked = AskedModel(model=model, endpoint=endpoint, engine=engine, sampling=sampling)
+    hold, until = asked.held(held), deadline(minutes)
     print(f"note: the checkers are {running.BFCL.packages[0]}", file=sys.stderr)
-    entries = running.read_entries(category or scoring.CATEGORIES, most)
-    speaker = open_model(model, endpoint, engine, sampling, grammar=held)
+    every = running.read_entries(category or scoring.CATEGORIES)
+    entries = running.first_of(every, most)
+    speaker = asked.load(hold=hold)
+    about = {"version": 2, "kind": "bfcl", **asked.about(speaker), "held": hold}
+    about["package"] = running.BFCL.packages[0]
+    kept = Kept(keep, about)
     with progress_or_lines("asking", "entries") as progress:
         tell = None if progress is None else lambda done: progress(done, len(entries))
         found = asyncio.run(running.answers(speaker, entries, kept, until=until, told=tell))
     verdicts = running.check(found)
-    sizes: dict[str, int] = {}
-    for one in entries:
-        sizes[one["category"]] = sizes.get(one["category"], 0) + 1
+    sizes = Counter(one["category"] for one in every)
     scored = scoring.shares([(one["category"], verdicts[one["id"]]["valid"]) for one in found], sizes)
     _show(scored)
-    if len(found) < len(entries):
-        left = len(entries) - len(found)
-        print(f"note: time is up: {left} entries are left; the same command goes on", file=sys.stderr)
+    refused = [one["refused"] for one in found if "refused" in one]
+    if refused:
+        told = f"note: {len(refused)} of {len(found)} entries could not be asked, and are wrong: {refused[0]}"
+        print(one_line(told), file=sys.stderr)
+    tell_left(len(entries) - len(found), "entries")
     if output is not None:
-        made = {name: {"right": one.right, "asked": one.asked} for name, one in scored.items()}
+        made = {
+            name: {"right": one.right, "asked": one.asked, "entries": one.entries}
+            for name, one in scored.items()
+        }
         calls = [{**one, **verdicts[one["id"]]} for one in found]
         write_json(output, {**about, "most": most, "categories": made, "answers": calls})
 
@@ -88,12 +91,15 @@ def _show(scored: dict[str, Part]) -> None:
 
     made = table("category", "asked", "right", left=1)
     for name, one in scored.items():
-        made.add_row(name, str(one.asked), f"{100 * one.share:.1f}")
+        count = f"{one.asked}" if one.whole else f"{one.asked} of {one.entries}"
+        made.add_row(name, count, f"{100 * one.share:.1f}")
     averages: dict[str, Any] = scoring.parts(scored)
     for name, share in averages.items():
         made.add_row(f"average, {name}", "", f"{100 * share:.1f}")
     if (whole := scoring.whole(averages)) is not None:
         made.add_row("average, weights renormalised", "", f"{100 * whole:.1f}")
     show(made)
+    if not all(one.whole for one in scored.values()):
+        print("There is no average over categories that were asked in part.")
     left_out = ", ".join(f"{name} ({weight})" for name, weight in scoring.LEFT_OUT.items())
     print(f"BFCL v4's {left_out} are not here: this is no score of its leaderboard.")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from minicpm4.cli.mcp_agent import EndpointOption, open_model, tell_step
+from minicpm4.cli.asked_model import AskedModel, EndpointOption
+from minicpm4.cli.mcp_agent import tell_step
 from minicpm4.cli.mcp_servers import ServerFlags, print_plan, tell_troubles
 from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, expand, require_only
 from minicpm4.cli.sampling import SamplingFlags
@@ -97,30 +98,42 @@ def data(
     if kind not in MADE:
         _convert(kind, files or [], output, dry_run)
         return
-    sampling.params()  # refuses before the loading what would be refused after it
+    who = AskedModel(model=model, endpoint=endpoint, engine=engine, sampling=sampling)
     asked = _read_queries(queries) if queries is not None else None
     if dry_run:
         print_plan(flags)
         what = f"{len(asked)} queries" if asked is not None else f"{count} for each of the tools"
         print(f"then {what}, {kind}, into {output}; each call that is not allowed asks")
         return
+    flags.read(tell=False)
+    about = {"version": 2, "kind": kind, "verify": verify}
+    _make(who, about, output, flags, tool or (), count, asked, pairs)
+
+
+def _make(
+    who: AskedModel,
+    about: dict[str, Any],
+    output: Path,
+    flags: ServerFlags,
+    names: Sequence[str],
+    count: int,
+    asked: list[Query] | None,
+    pairs: bool,
+) -> None:
+    """Forward or in reverse, as ``about`` says."""
     from minicpm4.agents.mcp.data.making import Maker
     from minicpm4.agents.mcp.data.talks import write_set
     from minicpm4.files import Kept
 
-    flags.read(tell=False)
-    kept = Kept(output / PARTS, {"version": 1, "kind": kind, "model": model, "verify": verify})
-    speaker = open_model(model, endpoint, engine, sampling)
+    speaker = who.load()
+    kept = Kept(output / PARTS, {**about, **who.about(speaker)})
     with flags.toolbox() as (blocking, box), progress_or_lines("making", "talks") as progress:
         blocking.run(box.refresh())
         tell_troubles(box)
-        tools = _chosen(box, tool or ())
-        maker = Maker(model=speaker, box=box, kept=kept, verify=verify, step=tell_step)
-        work = (
-            _forward(maker, tools, count, asked)
-            if kind == "forward"
-            else _reverse(maker, tools, count, pairs)
-        )
+        tools = _chosen(box, names)
+        maker = Maker(model=speaker, box=box, kept=kept, verify=about["verify"], step=tell_step)
+        forward = about["kind"] == "forward"
+        work = _forward(maker, tools, count, asked) if forward else _reverse(maker, tools, count, pairs)
         found = blocking.run(_all(work, progress))
     _tell(write_set(output, found), output)
 
@@ -152,7 +165,7 @@ async def _reverse(maker: Maker, tools: list[Tool], count: int, pairs: bool) -> 
             yield await maker.reverse(unit, number), len(units) * count
 
 
-def _chosen(box: Toolbox, names: list[str] | tuple[str, ...]) -> list[Tool]:
+def _chosen(box: Toolbox, names: Sequence[str]) -> list[Tool]:
     require(bool(box.tools), "there is no tool to work with", "see: minicpm4 mcp servers")
     return [box.find(name) for name in names] or list(box.tools.values())
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from minicpm4.cli.mcp_agent import EndpointOption, open_model
+from minicpm4.cli.asked_model import AskedModel, EndpointOption, HeldOption
+from minicpm4.cli.kept_work import KeepIfOption, MinutesOption, deadline, tell_left
 from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, check_output, expand
 from minicpm4.cli.sampling import SamplingFlags
-from minicpm4.cli.terminal import progress_or_lines, show, table
+from minicpm4.cli.terminal import one_line, progress_or_lines, show, table
 from minicpm4.config.strict import check_integer, require
 from minicpm4.files import write_json
 
@@ -24,16 +23,6 @@ if TYPE_CHECKING:
 
 SWEPT = "5,20,50,fit"
 FIT_TOKENS = 24576  # of a prompt, where the context has them
-KeepOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--keep", metavar="FOLDER", help="Keep each answer there, and go on from those that are there."
-    ),
-]
-MinutesOption = Annotated[
-    float | None,
-    typer.Option(help="Begin no more answers after so many; with --keep the same command goes on."),
-]
 
 
 @expand
@@ -55,7 +44,7 @@ def evaluate(
     retrieve: Annotated[
         bool, typer.Option("--retrieve", help="With --offer: those that a search finds, right or not.")
     ] = False,
-    held: Annotated[bool, typer.Option("--held/--free", help="Hold calls to the tools' schemas.")] = True,
+    held: HeldOption = None,
     must_call: Annotated[bool, typer.Option("--must-call", help="Every answer has to be a call.")] = False,
     more: Annotated[
         Path | None,
@@ -69,7 +58,7 @@ def evaluate(
         bool,
         typer.Option("--sweep", help="Every --offer, drawn and searched for, with calls held and free."),
     ] = False,
-    keep: KeepOption = None,
+    keep: KeepIfOption = None,
     minutes: MinutesOption = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Scores and every call, as JSON.")
@@ -78,42 +67,63 @@ def evaluate(
     engine: EngineFlags,
     sampling: SamplingFlags,
 ) -> None:
-    """Score a model's calls: function, names of parameters, values; the right previous steps are given."""
-    from minicpm4.agents.mcp.evaluate import Setting, pool_of, read_pool, read_samples
+    """Score a model's calls: function, names of parameters, values; the right previous steps are given.
+
+    Calls are held to the tools' schemas where the model is loaded here. What could not be asked for, as where
+    a prompt does not fit, is told of and in no share.
+    """
+    from minicpm4.agents.mcp.evaluate import pool_of, read_pool, read_samples
     from minicpm4.files import Kept
 
+    asked = AskedModel(model=model, endpoint=endpoint, engine=engine, sampling=sampling)
     counts = _counts(offer or (SWEPT if sweep else None))
     require(len(counts) == 1 or sweep, "--offer has several numbers", "give --sweep, or one")
     require(counts != [None] or not retrieve, "--retrieve chooses what is offered", "give --offer N")
-    require(not (sweep and (retrieve or not held)), "--sweep tries both", "leave out --retrieve and --free")
-    require(
-        not (sweep and must_call), "--sweep has free calls, which nothing forces", "leave out --must-call"
-    )
+    tried = sweep and (retrieve or held is not None)
+    require(not tried, "--sweep tries both", "leave out --retrieve, --held and --free")
+    forced = "--sweep has free calls, which nothing forces"
+    require(not (sweep and must_call), forced, "leave out --must-call")
     require("fit" not in counts or endpoint is None, "fit needs the model here", "give numbers")
+    require(held is not False or not must_call, "--must-call needs calls that are held", "leave out --free")
+    hold = asked.held(held)
     check_output("--output", output)
-    require(held or not must_call, "--must-call needs calls that are held", "leave out --free")
-    until = math.inf if minutes is None else time.monotonic() + 60 * minutes
+    until = deadline(minutes)
     samples = read_samples(file)
     pool = pool_of(samples, read_pool(more) if more is not None else ())
-    kept = Kept(keep, {"version": 1, "kind": "eval", "model": model}) if keep is not None else None
-    speaker = open_model(model, endpoint, engine, sampling, grammar=held)
+    speaker = asked.load(hold=hold)
+    about = asked.about(speaker)
+    kept = Kept(keep, {"version": 2, "kind": "eval", **about}) if keep is not None else None
     sizes = [_fitting(speaker, samples, pool) if isinstance(one, str) else one for one in counts]
-    ways = [(False, True), (False, False), (True, True), (True, False)] if sweep else [(retrieve, held)]
-    settings = [
+    ways = [(retrieve, hold)]
+    if sweep:
+        ways = [(search, way) for search in (False, True) for way in ((True, False) if hold else (False,))]
+    settings = _settings(sizes, ways, must_call)
+    found = _marks(speaker, samples, settings, pool, kept, until)
+    _show_all(found, samples) if sweep else _show_servers(found[settings[0]])
+    _tell_refused([one for marks in found.values() for one in marks])
+    whole = sum(len(one.calls) for one in samples)
+    undone = sum(len(found.get(one, [])) < whole for one in settings)
+    tell_left(undone, f"of {len(settings)} settings", kept=kept is not None)
+    if output is not None:
+        made = [_told(setting, marks) for setting, marks in found.items()]
+        write_json(output, {**about, **(made[0] if not sweep else {"settings": made})})
+
+
+def _settings(sizes: list[int | None], ways: list[tuple[bool, bool]], must_call: bool) -> list[Setting]:
+    from minicpm4.agents.mcp.evaluate import Setting
+
+    return [
         Setting(count=size, retrieve=search, held=hold, must_call=must_call)
         for size in sizes
         for search, hold in ways
     ]
-    found = _marks(speaker, samples, settings, pool, kept, until)
-    _show_all(found, samples) if sweep else _show_servers(found[settings[0]])
-    whole = sum(len(one.calls) for one in samples)
-    undone = sum(len(found.get(one, [])) < whole for one in settings)
-    if undone:
-        how = "the same command goes on" if kept is not None else "with --keep it could go on"
-        print(f"note: time is up: {undone} of {len(settings)} settings are not done; {how}", file=sys.stderr)
-    if output is not None:
-        made = [_told(setting, marks) for setting, marks in found.items()]
-        write_json(output, {"model": model, **(made[0] if not sweep else {"settings": made})})
+
+
+def _tell_refused(marks: list[Mark]) -> None:
+    why = [one.refused for one in marks if one.refused]
+    if why:
+        told = f"note: {len(why)} of {len(marks)} calls could not be asked for, and are in no share: {why[0]}"
+        print(one_line(told), file=sys.stderr)
 
 
 def _counts(offer: str | None) -> list[int | str | None]:
@@ -191,7 +201,8 @@ def _scores(marks: list[Mark]) -> tuple[dict[str, Scores], Scores]:
 
 
 def _percent(score: Scores) -> list[str]:
-    return [f"{100 * share:.1f}" for share in (score.function, score.names, score.values)]
+    shares = (score.function, score.names, score.values)
+    return [f"{100 * share:.1f}" if score.calls else "" for share in shares]
 
 
 def _told(setting: Setting, marks: list[Mark]) -> dict[str, Any]:
@@ -211,4 +222,6 @@ def _told(setting: Setting, marks: list[Mark]) -> dict[str, Any]:
 
 def _call(mark: Mark) -> dict[str, Any]:
     told = {"server": mark.server, "wanted": list(mark.wanted), "given": mark.given and list(mark.given)}
+    if mark.refused:
+        return {**told, "refused": mark.refused}
     return {**told, "function": mark.function, "parameters": mark.names, "values": mark.values}

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
+from minicpm4.cli.asked_model import AskedModel, EndpointOption
 from minicpm4.cli.asking import shown
-from minicpm4.cli.mcp_agent import EndpointOption, open_model
 from minicpm4.cli.mcp_servers import ServerFlags, tell_troubles
 from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, check_output, expand
 from minicpm4.cli.sampling import SamplingFlags
@@ -40,8 +40,9 @@ def inspect(
     check_integer("--queries", queries, 1, 50)
     require(output.suffix != ".html", f"--output {output} is the page's name", "name the report .json")
     check_output("--output", output)
+    asked = AskedModel(model=model, endpoint=endpoint, engine=engine, sampling=sampling)
     flags.read(tell=False)
-    speaker = open_model(model, endpoint, engine, sampling)
+    speaker = asked.load()
     with flags.toolbox() as (blocking, box):
         blocking.run(box.refresh())
         tell_troubles(box)

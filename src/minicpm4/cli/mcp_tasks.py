@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
 from collections.abc import Iterator
@@ -14,22 +13,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from minicpm4.cli.asked_model import AskedModel, EndpointOption
 from minicpm4.cli.asking import Terminal, shown
-from minicpm4.cli.mcp_agent import EndpointOption, open_model
-from minicpm4.cli.mcp_eval import MinutesOption
+from minicpm4.cli.kept_work import KeepIfOption, MinutesOption, deadline, tell_left
 from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, check_output, expand
 from minicpm4.cli.sampling import SamplingFlags
-from minicpm4.cli.terminal import progress_or_lines, show, table
+from minicpm4.cli.terminal import one_line, progress_or_lines, show, table
 from minicpm4.config.strict import check_integer, require, suggest
 from minicpm4.errors import ToolServerError, UnsupportedError
-from minicpm4.files import lock, write_file, write_json
+from minicpm4.files import Kept, lock, write_file, write_json
 from minicpm4.places import cache_home
 
 if TYPE_CHECKING:
     from minicpm4.agents.mcp.blocking import Blocking
     from minicpm4.agents.mcp.tasks.running import Runner
     from minicpm4.agents.mcp.tasks.task import Task
-    from minicpm4.files import Kept
 
 WAYS = {"both": (True, False), "held": (True,), "free": (False,)}
 Scored = dict[bool, list[tuple[str, dict[str, Any]]]]
@@ -45,8 +43,12 @@ def tasks(
     endpoint: EndpointOption = None,
     offer: Annotated[int, typer.Option(help="Tools offered for each task, the right ones among them.")] = 10,
     calls: Annotated[
-        str, typer.Option(metavar="WAY", help="held: to the tools' schemas; free; or both, one by one.")
-    ] = "both",
+        str | None,
+        typer.Option(
+            metavar="WAY",
+            help="held: to the tools' schemas; free; or both, one by one (both; with --endpoint free).",
+        ),
+    ] = None,
     minutes: MinutesOption = None,
     unasked: Annotated[
         bool,
@@ -69,10 +71,7 @@ def tasks(
     ] = None,
     list_them: Annotated[bool, typer.Option("--list", help="Print the tasks; do nothing.")] = False,
     *,
-    keep: Annotated[
-        Path | None,
-        typer.Option("--keep", metavar="FOLDER", help="Keep each score there, and go on from there."),
-    ] = None,
+    keep: KeepIfOption = None,
     engine: EngineFlags,
     sampling: SamplingFlags,
 ) -> None:
@@ -80,35 +79,58 @@ def tasks(
 
     Each is done in a folder that is made anew. Steps are scored by function, parameters and values with the
     right steps before; then the agent does the whole. Servers that are not installed are installed.
+    A step that could not be asked for, as where a prompt does not fit, is in no share; a task that ended so
+    is looked at as any.
     """
-    from minicpm4.files import Kept
-
     wanted = _wanted(only or [])
     if list_them:
         _list(wanted)
         return
     check_integer("--offer", offer, 1, 128)
-    require(calls in WAYS, f"--calls {calls!r:.40} is not a choice", suggest(calls, list(WAYS)))
-    check_output("--output", output)
-    until = math.inf if minutes is None else time.monotonic() + 60 * minutes
-    about = {"version": 1, "kind": "tasks", "model": model, "offer": offer}
-    kept = Kept(keep, about) if keep is not None else None
+    asked = AskedModel(model=model, endpoint=endpoint, engine=engine, sampling=sampling)
+    ways = _ways(calls, asked)
+    _check_outputs(gold, {"--output": output, "--keep": keep, "--minutes": minutes})
+    until = deadline(minutes)
     with _alone() as folder, _asking(unasked) as blocking:
         runner, wanted = _runner(wanted, offer, blocking, folder)
         if gold is not None:
             blocking.run(_write_gold(runner, wanted, gold))
             return
-        speaker = open_model(model, endpoint, engine, sampling)
-        found: Scored = {way: [] for way in WAYS[calls]}
+        speaker = asked.load()
+        about = {"version": 2, "kind": "tasks", "offer": offer, **asked.about(speaker)}
+        kept = Kept(keep, about) if keep is not None else None
+        found: Scored = {way: [] for way in ways}
         with progress_or_lines("doing", "tasks") as progress:
             done = blocking.run(_each(runner, speaker, wanted, found, kept, until, progress))
     _show(found)
-    if done < len(wanted):
-        how = "the same command goes on" if kept is not None else "with --keep it could go on"
-        print(f"note: time is up: {len(wanted) - done} tasks are left; {how}", file=sys.stderr)
+    _tell_refused(found)
+    tell_left(len(wanted) - done, "tasks", kept=kept is not None)
     if output is not None:
         made = {("held" if way else "free"): dict(some) for way, some in found.items()}
         write_json(output, {**about, "tasks": made})
+
+
+def _ways(calls: str | None, asked: AskedModel) -> tuple[bool, ...]:
+    """Whether calls are held: of each way in turn. Raises ConfigError."""
+    if calls is None:
+        return WAYS["both"] if asked.held(None) else WAYS["free"]
+    require(calls in WAYS, f"--calls {calls!r:.40} is not a choice", suggest(calls, list(WAYS)))
+    asked.held(WAYS[calls][0], f"--calls {calls}")
+    return WAYS[calls]
+
+
+def _check_outputs(gold: Path | None, others: dict[str, Any]) -> None:
+    """Refuse before the work what could not be written after it, or has no meaning. Raises ConfigError."""
+    check_output("--output", others["--output"])
+    if gold is not None:
+        for name, value in others.items():
+            require(value is None, f"{name} says nothing with --gold, which asks no model", "leave it out")
+        for file in (gold, _pool_file(gold)):
+            check_output("--gold", file)
+
+
+def _pool_file(gold: Path) -> Path:
+    return gold.with_suffix(".tools.json")
 
 
 def _wanted(names: list[str]) -> list[Task]:
@@ -188,8 +210,8 @@ async def _each(
         try:
             if not await _scored(runner, model, task, found, kept, until):
                 return number
-        except ToolServerError as error:
-            print(f"note: {task.id} is left out: {shown(str(error))}", file=sys.stderr)
+        except (ToolServerError, UnsupportedError) as error:
+            _tell_left_out(task, error)
         if progress is not None:
             progress(number + 1, len(wanted))
     return len(wanted)
@@ -207,7 +229,7 @@ async def _scored(
                 return False
             gold = gold or await runner.gold(task)
             one = asdict(await runner.score(model, task, gold, held=held))
-            one["marks"] = [[mark["wanted"], mark["given"]] for mark in one["marks"]]
+            one["marks"] = [[mark["wanted"], mark["given"], mark["refused"]] for mark in one["marks"]]
             if kept is not None:
                 kept.put(one, task.id, held)
         scores.append((task.id, one))
@@ -215,15 +237,38 @@ async def _scored(
 
 
 async def _write_gold(runner: Runner, wanted: list[Task], file: Path) -> None:
+    """A task whose servers fail, or that its calls do not solve, is told of and left out."""
     lines = []
     for task in wanted:
-        messages, tools = await runner.gold(task)
+        try:
+            messages, tools = await runner.gold(task)
+        except (ToolServerError, UnsupportedError) as error:
+            _tell_left_out(task, error)
+            continue
         lines.append(json.dumps({"messages": messages, "tools": tools}, ensure_ascii=False) + "\n")
         print(f"{task.id}: {len([one for one in messages if one['role'] == 'tool'])} calls", file=sys.stderr)
+    require(
+        bool(lines), "no task was solved by its own calls", "see the notes above, and: minicpm4 mcp catalogue"
+    )
     write_file(file, "".join(lines))
-    pool = file.with_suffix(".tools.json")
+    pool = _pool_file(file)
     write_json(pool, [tool.function["function"] for tool in runner.pool])
     print(f"{file}: {len(lines)} conversations; {pool}: {len(runner.pool)} tools")
+
+
+def _tell_left_out(task: Task, error: Exception) -> None:
+    print(f"note: {task.id} is left out: {shown(str(error))}", file=sys.stderr)
+
+
+def _tell_refused(found: Scored) -> None:
+    for held, scores in found.items():
+        steps = [refused for _, one in scores for _, _, refused in one["marks"] if refused]
+        ends = [one["refused"] for _, one in scores if one["refused"]]
+        for what, why in (("steps", steps), ("tasks", ends)):
+            if why:
+                way = "held" if held else "free"
+                told = f"note: {len(why)} {what} ({way}) could not be asked for to their end: {why[0]}"
+                print(one_line(told), file=sys.stderr)
 
 
 def _show(found: Scored) -> None:
@@ -238,9 +283,9 @@ def _show(found: Scored) -> None:
             groups.setdefault(name.rpartition("-")[0], []).append(one)
         for name, some in [*sorted(groups.items()), ("all tasks", [one for _, one in scores])]:
             marks = [
-                Mark(server=name, wanted=(wanted[0], wanted[1]), given=given and (given[0], given[1]))
+                Mark(server=name, wanted=tuple(wanted), given=given and tuple(given), refused=refused)
                 for one in some
-                for wanted, given in one["marks"]
+                for wanted, given, refused in one["marks"]
             ]
             score = score_of(marks)
             solved = 100 * sum(not one["wrong"] for one in some) / max(1, len(some))

@@ -25,7 +25,7 @@ class Kept:
         self.folder = folder
         file = folder / ABOUT
         found = read_json(file, MAX_BYTES, ConfigError, optional=True)
-        for name in found.keys() | about.keys() if found else ():
+        for name in {**about, **found} if found else ():  # in order: the same is told each time
             if found.get(name) != about.get(name):
                 before, now = (repr(each.get(name))[:100] for each in (found, about))
                 raise ConfigError(

@@ -18,13 +18,13 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from minicpm4.agents.mcp.models import Local, Model, asked
+from minicpm4.agents.mcp.models import Model, calls_of
 from minicpm4.agents.mcp.search import best_tools
 from minicpm4.agents.mcp.tools import Tool
 from minicpm4.config.strict import require
 from minicpm4.engine.llm import LLM
-from minicpm4.errors import ConfigError, RequestError
-from minicpm4.files import Kept, finite, parse_json, read_text
+from minicpm4.errors import ConfigError
+from minicpm4.files import Kept, parse_json, read_text
 from minicpm4.text.messages import parsed_arguments
 
 __all__ = [
@@ -68,11 +68,13 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mark:
-    """One call: whether it was right, and what was called in its place (None: nothing)."""
+    """One call: whether it was right, and what was called in its place (None: nothing). ``refused``: why the
+    model was not asked for it, as where its prompt does not fit: it is neither right nor wrong then."""
 
     server: str
     wanted: tuple[str, Mapping[str, Any]]
     given: tuple[str, Mapping[str, Any]] | None
+    refused: str = ""
 
     @property
     def function(self) -> bool:
@@ -89,7 +91,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Shares of calls, 0 to 1."""
+    """Shares of the calls that were asked for, 0 to 1."""
 
     calls: int
     function: float
@@ -184,9 +186,10 @@ async def evaluate(
 ) -> list[Mark]:
     """A mark for each call of each sample, in order; fewer where ``until`` (by time.monotonic) came first.
     ``pool``: of which tools are offered; None: those of all samples. ``kept``: where answers are put, and
-    found again. Raises what the model refuses."""
+    found again. What the model refuses is told in the marks. Raises EngineError, TextError."""
     setting = setting or Setting()
     pool = pool_of(samples) if pool is None else pool
+    model.hold = setting.held
     marks: list[Mark] = []
     for number, sample in enumerate(samples, 1):
         tools = offered(sample, pool, setting.count, retrieve=setting.retrieve)
@@ -195,27 +198,16 @@ async def evaluate(
         if given is None:
             if time.monotonic() > until:
                 return marks
-            given = await _asked(model, sample, tools, setting)
+            given = await calls_of(model, sample.messages, tools, must_call=setting.must_call)
             if kept is not None:
                 kept.put(given, key)
+        calls, refused = given["calls"], given["refused"]
         for i, wanted in enumerate(sample.calls):
-            mine = (given[i][0], given[i][1]) if i < len(given) else None
-            marks.append(Mark(server=sample.server, wanted=wanted, given=mine))
+            mine = (calls[i][0], calls[i][1]) if i < len(calls) else None
+            marks.append(Mark(server=sample.server, wanted=wanted, given=mine, refused=refused))
         if told is not None:
             told(number)
     return marks
-
-
-async def _asked(
-    model: Model, sample: Sample, tools: Sequence[Mapping[str, Any]], setting: Setting
-) -> list[Any]:
-    if isinstance(model, Local):
-        model.hold = setting.held
-    try:
-        reply = await asked(model, sample.messages, tools, must_call=setting.must_call)
-    except RequestError as error:  # its prompt does not fit, say: a model that was not asked is not wrong
-        raise RequestError(f"a step of {sample.server} with {len(tools)} tools: {error}") from error
-    return [[call.name, finite(call.arguments)] for _, call in reply.calls]
 
 
 def pool_of(samples: Sequence[Sample], more: Sequence[Mapping[str, Any]] = ()) -> list[Mapping[str, Any]]:
@@ -259,8 +251,8 @@ def _digest(value: Any) -> str:
 
 
 def score_of(marks: Iterable[Mark]) -> Scores:
-    """Shares of calls; every call weighs alike."""
-    every = list(marks)
+    """Shares of calls; every call that was asked for weighs alike."""
+    every = [one for one in marks if not one.refused]
     count = max(1, len(every))
     return Scores(
         len(every),

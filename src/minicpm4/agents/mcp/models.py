@@ -21,15 +21,16 @@ from minicpm4.engine.metrics import Metrics
 from minicpm4.engine.outputs import Piece
 from minicpm4.engine.params import SamplingParams
 from minicpm4.errors import EngineError, RequestError
-from minicpm4.files import parse_json
+from minicpm4.files import finite, parse_json
 from minicpm4.text.call_formats import ID_CHARS
 from minicpm4.text.call_messages import call_message
 from minicpm4.text.reply_stream import ReplyPart
 from minicpm4.text.toolcalls import ToolCall, schemas_of
 
-__all__ = ["Endpoint", "Local", "Model", "Reply", "asked"]
+__all__ = ["Endpoint", "Local", "Model", "Reply", "asked", "calls_of"]
 
 MAX_ANSWER_BYTES = 16 << 20
+REFUSED = (400, 413, 422)  # this request, as where it is too long; others tell of the key, the address, haste
 Messages = Sequence[Mapping[str, Any]]
 Tools = Sequence[Mapping[str, Any]]
 
@@ -56,7 +57,10 @@ Heard = Callable[[ReplyPart], None]
 
 
 class Model(Protocol):
-    """Whoever answers."""
+    """Whoever answers. ``hold``: False: calls are taken as they are; else they are held to schemas where that
+    can be, and an answer that was meant for a call is asked for again as one."""
+
+    hold: bool
 
     @property
     def name(self) -> str:
@@ -179,10 +183,21 @@ async def asked(model: Model, messages: Messages, tools: Tools, *, must_call: bo
     """An answer. One that was meant for a call and is none is asked for once more as a call, where calls are
     held: small models write them in forms of their own."""
     reply = await model.answer(messages, tools, must_call=must_call)
-    free = isinstance(model, Local) and not model.hold
-    if reply.calls or must_call or free or not _meant_call(reply.text, tools):
+    if reply.calls or must_call or not model.hold or not _meant_call(reply.text, tools):
         return reply
     return await model.answer(messages, tools, must_call=True)
+
+
+async def calls_of(
+    model: Model, messages: Messages, tools: Tools, *, must_call: bool = False
+) -> dict[str, Any]:
+    """What is kept of an answer: its ``calls``, [name, arguments] each, or why it was ``refused``, as where
+    its prompt does not fit. Raises EngineError, TextError."""
+    try:
+        reply = await asked(model, messages, tools, must_call=must_call)
+    except RequestError as error:
+        return {"calls": [], "refused": str(error)}
+    return {"calls": [[call.name, finite(call.arguments)] for _, call in reply.calls], "refused": ""}
 
 
 def _meant_call(text: str, tools: Tools) -> bool:
@@ -204,11 +219,12 @@ class Endpoint:
     key: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 600.0
+    hold: bool = True
 
     async def answer(
         self, messages: Messages, tools: Tools, *, must_call: bool = False, heard: Heard | None = None
     ) -> Reply:
-        """See Model. Raises EngineError."""
+        """See Model. Raises RequestError for one that is refused, else EngineError."""
         body: dict[str, Any] = {**self.settings, "model": self.name, "messages": [*map(_in_text, messages)]}
         if tools:
             body |= {"tools": list(tools), "tool_choice": "required" if must_call else "auto"}
@@ -234,8 +250,9 @@ class Endpoint:
             raise EngineError(f"{where}: {type(error).__name__} {error}", "check the address") from error
         if response.status_code != 200:
             told = got[:500].decode(errors="replace")
-            kind = RequestError if 400 <= response.status_code < 500 else EngineError
-            raise kind(f"{where} answered {response.status_code}: {told}")
+            kind = RequestError if response.status_code in REFUSED else EngineError
+            remedy = "check the address, the key and the model's name" if response.is_client_error else ""
+            raise kind(f"{where} answered {response.status_code}: {told}", remedy)
         answer = parse_json(bytes(got), where, EngineError)
         if not isinstance(answer, Mapping):
             raise EngineError(f"{where} answered with no table")

@@ -8,17 +8,18 @@ import os
 import subprocess
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from minicpm4.agents.mcp.catalogue import Entry
 from minicpm4.agents.mcp.install import install, program_of
-from minicpm4.agents.mcp.models import Model, asked
-from minicpm4.errors import RequestError, ToolServerError
-from minicpm4.files import Kept, finite, parse_json
+from minicpm4.agents.mcp.models import Model, calls_of
+from minicpm4.errors import ToolServerError
+from minicpm4.files import Kept, parse_json
 
-__all__ = ["BFCL", "answers", "check", "read_entries"]
+__all__ = ["BFCL", "answers", "check", "first_of", "read_entries"]
 
 # Without its dependencies, which are the SDKs of a dozen services: the checkers need these alone.
 BFCL = Entry(
@@ -38,18 +39,20 @@ BRIDGE = Path(__file__).with_name("bridge.py")
 SECONDS = 600.0
 
 
-def read_entries(categories: Sequence[str], most: int | None = None) -> list[dict[str, Any]]:
-    """Entries of the categories, the first ``most`` of each; the environment is installed if it is not there.
-    Raises ToolServerError, UnsupportedError."""
+def read_entries(categories: Sequence[str]) -> list[dict[str, Any]]:
+    """All entries of the categories; the environment is installed if it is not there. Raises
+    ToolServerError, UnsupportedError."""
     install(BFCL)
-    found = _bridged(["entries", *categories], "")
-    if most is None:
-        return found
-    counts: dict[str, int] = {}
+    return _bridged(["entries", *categories], "")
+
+
+def first_of(entries: Iterable[Mapping[str, Any]], most: int | None) -> list[Mapping[str, Any]]:
+    """The first ``most`` of each category; None: all."""
+    counts: Counter[str] = Counter()
     kept = []
-    for one in found:
-        counts[one["category"]] = counts.get(one["category"], 0) + 1
-        if counts[one["category"]] <= most:
+    for one in entries:
+        counts[one["category"]] += 1
+        if most is None or counts[one["category"]] <= most:
             kept.append(one)
     return kept
 
@@ -62,33 +65,33 @@ async def answers(
     until: float = math.inf,
     told: Callable[[int], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """What the model calls, in BFCL's form; fewer where ``until`` (by time.monotonic) came first."""
+    """What the model calls, in BFCL's form, or why it was ``refused``; fewer where ``until`` (by
+    time.monotonic) came first."""
     found: list[dict[str, Any]] = []
     for one in entries:
-        calls = kept.get("bfcl", one["id"])
-        if calls is None:
+        given = kept.get("bfcl", one["id"])
+        if given is None:
             if time.monotonic() > until:
                 return found
-            calls = await _called(model, one)
-            kept.put(calls, "bfcl", one["id"])
-        found.append({"id": one["id"], "category": one["category"], "calls": calls})
+            given = await calls_of(model, one["messages"], one["tools"])
+            kept.put(given, "bfcl", one["id"])
+        calls = [{name: arguments} for name, arguments in given["calls"]]
+        row = {"id": one["id"], "category": one["category"], "calls": calls}
+        found.append({**row, "refused": given["refused"]} if given["refused"] else row)
         if told is not None:
             told(len(found))
     return found
 
 
-async def _called(model: Model, entry: Mapping[str, Any]) -> list[dict[str, Any]]:
-    try:
-        reply = await asked(model, entry["messages"], entry["tools"])
-    except RequestError as error:
-        raise RequestError(f"{entry['id']}: {error}") from error
-    return [{call.name: finite(call.arguments)} for _, call in reply.calls]
-
-
 def check(found: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """BFCL's verdicts, by id: ``valid``, and ``why`` not. Raises ToolServerError."""
-    lines = "".join(json.dumps(one) + "\n" for one in found)
-    return {one["id"]: one for one in _bridged(["check"], lines)}
+    """BFCL's verdicts, by id: ``valid``, and ``why`` not. What the model was not asked is wrong, as BFCL has
+    it, where no call is wanted, too. Raises ToolServerError."""
+    lines = "".join(json.dumps(one) + "\n" for one in found if "refused" not in one)
+    made = {one["id"]: one for one in _bridged(["check"], lines)}
+    for one in found:
+        if "refused" in one:
+            made[one["id"]] = {"id": one["id"], "valid": False, "why": f"refused: {one['refused']}"}
+    return made
 
 
 def _bridged(words: list[str], given: str) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ LEFT_OUT = {"several turns": 30, "agentic": 40}
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A category: ``right`` of ``asked`` answers; it has ``entries``."""
+    """A category: ``right`` of ``asked`` answers; it has ``entries``, all of which are asked in the end."""
 
     right: int
     asked: int
@@ -33,22 +33,28 @@ class Part:
     def share(self) -> float:
         return self.right / self.asked
 
+    @property
+    def whole(self) -> bool:
+        return self.asked == self.entries
+
 
 def shares(verdicts: Iterable[tuple[str, bool]], entries: Mapping[str, int]) -> dict[str, Part]:
-    """By category, of (category, whether right)."""
+    """By category, of (category, whether right); ``entries``: how many BFCL has of each."""
     every = list(verdicts)
     found = {}
     for name in CATEGORIES:
         mine = [right for category, right in every if category == name]
         if mine:
-            found[name] = Part(sum(mine), len(mine), entries.get(name, len(mine)))
+            found[name] = Part(sum(mine), len(mine), entries[name])
     return found
 
 
 def parts(found: Mapping[str, Part]) -> dict[str, float]:
     """The averages that BFCL weighs: of not live categories unweighted (the simple ones are one), of live
-    ones by their sizes, of irrelevance unweighted; each only where all of its categories were asked."""
+    ones by their sizes, of irrelevance unweighted; each only where all entries of all of its categories were
+    asked."""
     made = {}
+    found = {name: one for name, one in found.items() if one.whole}
     if all(name in found for name in (*SIMPLE, *NON_LIVE)):
         simple = _mean([found[name].share for name in SIMPLE])
         made["non-live"] = _mean([simple, *(found[name].share for name in NON_LIVE)])

@@ -19,14 +19,14 @@ from minicpm4.agents.mcp.config import ServerConfig, ServerSpec, spec_of
 from minicpm4.agents.mcp.data.talks import call_message
 from minicpm4.agents.mcp.evaluate import Mark, Sample, Setting, evaluate
 from minicpm4.agents.mcp.install import server_table
-from minicpm4.agents.mcp.models import Local, Model
+from minicpm4.agents.mcp.models import Model
 from minicpm4.agents.mcp.search import best_tools
 from minicpm4.agents.mcp.tasks.state import BASE, GRAPH, set_up, wrong
 from minicpm4.agents.mcp.tasks.task import Task, placed
 from minicpm4.agents.mcp.toolbox import Toolbox
 from minicpm4.agents.mcp.tools import Tool
 from minicpm4.config.strict import require
-from minicpm4.errors import ToolServerError
+from minicpm4.errors import RequestError, ToolServerError
 from minicpm4.text.toolcalls import ToolCall
 
 __all__ = ["Outcome", "Runner", "tools_of"]
@@ -40,7 +40,7 @@ UNFIT = "not called: the arguments do not fit"
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
     """``marks``: of calls with the right steps before; ``wrong``: of the end that the agent left; ``made``:
-    its calls, ``unfit`` of them not by the tool's schema."""
+    its calls, ``unfit`` of them not by the tool's schema; ``refused``: why the agent was not asked on."""
 
     marks: Sequence[Mark]
     wrong: Sequence[str]
@@ -49,6 +49,7 @@ class Outcome:
     made: int
     unfit: int
     seconds: float
+    refused: str = ""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -92,19 +93,23 @@ class Runner:
             for one in [call["function"] for call in message.get("tool_calls", ())]
         ]
         marks = await evaluate(model, samples, Setting(held=held))
-        if isinstance(model, Local):
-            model.hold = held
+        model.hold = held
         async with self._world(task) as (box, url):
             offered = self._offered(box, task)
             box.tools = {tool.called: tool for tool in offered}
-            done = await Agent(model, box, OPTIONS).run(placed(task.task, self.folder, url))
+            agent, refused = Agent(model, box, OPTIONS), ""
+            try:
+                done = await agent.run(placed(task.task, self.folder, url))
+            except RequestError as error:  # its conversation does not fit any more, say
+                done, refused = agent.transcript, str(error)
             end = placed(list(task.end), self.folder, url)
             missed = wrong(self.folder, end, done.answer, task.answer)
         return Outcome(
             marks=marks,
             wrong=missed,
-            ended=done.ended,
+            ended="refused" if refused else done.ended,
             answer=done.answer,
+            refused=refused,
             made=len(done.steps),
             unfit=sum(step.text.startswith(UNFIT) for step in done.steps),
             seconds=round(time.monotonic() - begun, 1),

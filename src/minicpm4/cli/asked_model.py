@@ -1,0 +1,123 @@
+"""The model that commands with tools ask: loaded here, or behind an address."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from minicpm4.cli.kept_work import hash_of
+from minicpm4.cli.options import EngineFlags, given_of, option_of
+from minicpm4.cli.sampling import SamplingFlags
+from minicpm4.config.strict import require
+from minicpm4.errors import RequestError
+
+if TYPE_CHECKING:
+    from minicpm4.agents.mcp.models import Model
+
+KEY_VARIABLE = "MINICPM4_ENDPOINT_KEY"
+DEFAULTS = {"max_tokens": 1024, "temperature": 0.0}  # a call is right or wrong: nothing is gained by chance
+# What of sampling an OpenAI-compatible API has.
+SENT = (
+    *("max_tokens", "temperature", "top_p", "presence_penalty", "frequency_penalty"),
+    *("logit_bias", "seed", "stop"),
+)
+MOST_BIAS = 100.0  # of that API
+EndpointOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="Ask --model at this OpenAI-compatible address (up to /v1) instead of loading it; its key "
+        f"stands in {KEY_VARIABLE}.",
+    ),
+]
+HeldOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--held/--free", help="Hold calls to the tools' schemas. Default: held, with --endpoint free."
+    ),
+]
+_TEMPLATE: dict[str, Any] = {  # a conversation with a call, as the template shows it
+    "messages": [{"role": "system", "content": "Call tools."}, {"role": "user", "content": "2 + 3?"}],
+    "tools": [
+        {
+            "type": "function",
+            "function": {"name": "add", "description": "Adds.", "parameters": {"type": "object"}},
+        }
+    ],
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AskedModel:
+    """Options that say who is asked, and how. Raises ConfigError for those that do not go together."""
+
+    model: str
+    endpoint: str | None
+    engine: EngineFlags
+    sampling: SamplingFlags
+
+    def __post_init__(self) -> None:
+        self.sampling.params(DEFAULTS)
+        if self.endpoint is not None:
+            self._sent()
+
+    def held(self, given: bool | None, option: str = "--held") -> bool:
+        """Whether calls are held to the tools' schemas: where nothing is ``given``, if the model is here.
+        Raises ConfigError."""
+        elsewhere = self.endpoint is not None
+        told = f"{option} is for models that are loaded here: nothing holds the calls of --endpoint"
+        require(not (elsewhere and given), told, "leave it out: its calls are free")
+        return not elsewhere if given is None else given
+
+    def load(self, *, hold: bool = True) -> Model:
+        """``hold``: its calls. Raises Minicpm4Error."""
+        from minicpm4.agents.mcp.models import Endpoint, Local
+
+        if self.endpoint is not None:
+            key = os.environ.get(KEY_VARIABLE, "")
+            return Endpoint(self.endpoint, self.model, key, self._sent(), hold=hold)
+        llm = self.engine.load(self.model)
+        if not llm.has_chat_template:
+            raise RequestError(f"{self.model} has no chat template", "choose a chat model")
+        speaker = Local.of(llm, self.sampling.params(DEFAULTS))
+        speaker.hold = hold
+        return speaker
+
+    def about(self, speaker: Model) -> dict[str, Any]:
+        """What decides its answers, for reports and for what is kept: who is asked, what was given; a hash of
+        sampling, with what files said, and, where the model is here, of template and tokenizer."""
+        from minicpm4.agents.mcp.models import Local
+
+        shown = speaker.llm.chat_ids(**_TEMPLATE) if isinstance(speaker, Local) else []
+        sampling = {name: repr(value) for name, value in asdict(self.sampling.params(DEFAULTS)).items()}
+        return {
+            "model": self.model,
+            "endpoint": self.endpoint,
+            "engine": self.engine.told(),
+            "sampling": given_of(self.sampling),
+            "hash": hash_of([sampling, shown]),
+        }
+
+    def _sent(self) -> dict[str, Any]:
+        """What an endpoint is told beside messages and tools. Raises ConfigError for what it cannot be."""
+        for group, known in ((self.engine, ()), (self.sampling, SENT)):
+            for name in given_of(group, *known):
+                told = (
+                    f"{option_of(type(group), name)} is for models that are loaded here, not for --endpoint"
+                )
+                require(False, told, "leave it out: an OpenAI-compatible API has no such setting")
+        params = self.sampling.params(DEFAULTS)
+        sent = {name: getattr(params, name) for name in (*DEFAULTS, *given_of(self.sampling))}
+        if "stop" in sent:
+            sent["stop"] = list(params.stop)
+        if "logit_bias" in sent:
+            biases = {str(token): bias for token, bias in dict(params.logit_bias).items()}
+            wild = [bias for bias in biases.values() if not -MOST_BIAS <= bias <= MOST_BIAS]
+            require(
+                not wild, f"--logit-bias {wild[:1]} for --endpoint", f"give -{MOST_BIAS:g} to {MOST_BIAS:g}"
+            )
+            sent["logit_bias"] = biases
+        return sent
