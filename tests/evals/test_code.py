@@ -12,7 +12,7 @@ import pytest
 
 from minicpm4 import SamplingParams
 from minicpm4.cli import eval_code, run
-from minicpm4.errors import ConfigError
+from minicpm4.errors import ConfigError, RequestError
 from minicpm4.evals.code import Answer, Problem, ask, code_of, pass_at_one, read_problems
 from minicpm4.files import Kept
 from tests.fixtures.random_checkpoint import make_checkpoint
@@ -34,7 +34,15 @@ class Writer:
     def chat_ids(self, messages: Any) -> list[int]:
         return [1, 2]
 
+    def prompt_ids(self, prompt: Any) -> list[int]:
+        return prompt if isinstance(prompt, list) else [len(prompt)]
+
+    def checked(self, batch: list[list[int]], params: Any) -> None:
+        if max(batch[0]) > 1000:
+            raise RequestError("it is too long")
+
     def generate(self, prompts: list[Any], params: list[Any]) -> list[Any]:
+        assert prompts
         self.asked += len(prompts)
         return [SimpleNamespace(text=self.texts.pop(0), token_ids=[1]) for _ in prompts]
 
@@ -83,6 +91,18 @@ def test_it_goes_on_where_it_ended(tmp_path: Path) -> None:
     assert len(ask(writer, problems, kept, style="complete", params=GREEDY)) == 3 and writer.asked == 3
     with pytest.raises(ConfigError, match="hash = 'a', now it is 'b'"):
         Kept(tmp_path / "kept", {"hash": "b"})
+
+
+def test_what_does_not_fit_is_named_and_the_rest_goes_on(tmp_path: Path) -> None:
+    long = Problem(task="T/1", prompt=PROMPT + "#" * 2000, tests=TESTS, name="twice")
+    writer: Any = Writer("    return 2 * x")
+    kept = Kept(tmp_path / "kept", {})
+    for _ in range(2):
+        found = ask(writer, [long, PROBLEM], kept, style="complete", params=GREEDY)
+        assert [(one.passed, one.why) for one in found] == [(False, "refused: it is too long"), (True, "")]
+    assert writer.asked == 1
+    (alone,) = ask(writer, [long], Kept(tmp_path / "other", {}), style="complete", params=GREEDY)
+    assert not alone.passed and writer.asked == 1
 
 
 def test_the_share_is_over_problems() -> None:

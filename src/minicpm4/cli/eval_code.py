@@ -83,8 +83,8 @@ def code(
         told["hash"] = evaluation.settings_hash(llm, asked, style, params)
         kept = Kept(keep, told)
         print(llm.description, file=sys.stderr)
+        total = len(asked) * samples
         with progress_bar("writing", "answers") as progress:
-            total = len(asked) * samples
             answers = evaluation.ask(
                 llm,
                 asked,

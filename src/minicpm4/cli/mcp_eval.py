@@ -94,9 +94,8 @@ def evaluate(
     about = asked.about(speaker)
     kept = Kept(keep, {"version": 2, "kind": "eval", **about}) if keep is not None else None
     sizes = [_fitting(speaker, samples, pool) if isinstance(one, str) else one for one in counts]
-    ways = [(retrieve, hold)]
-    if sweep:
-        ways = [(search, way) for search in (False, True) for way in ((True, False) if hold else (False,))]
+    held_ways = (True, False) if sweep and hold else (hold,)
+    ways = [(search, way) for search in ((False, True) if sweep else (retrieve,)) for way in held_ways]
     settings = _settings(sizes, ways, must_call)
     found = _marks(speaker, samples, settings, pool, kept, until)
     _show_all(found, samples) if sweep else _show_servers(found[settings[0]])

@@ -20,7 +20,7 @@ from typing import Any
 from minicpm4 import LLM, SamplingParams
 from minicpm4.config.strict import require
 from minicpm4.engine.prompts import Prompt
-from minicpm4.errors import ConfigError, Minicpm4Error
+from minicpm4.errors import ConfigError, Minicpm4Error, RequestError
 from minicpm4.evals.intervals import mean_with_interval
 from minicpm4.files import Kept, json_text, parse_json, read_bytes
 from minicpm4.sandbox import Limits, judge_function
@@ -166,15 +166,30 @@ def _answers(
     limits: Limits | None,
     judges: ThreadPoolExecutor,
 ) -> Iterator[Answer]:
-    prompts = [_prompt(llm, problem, style) for problem, _ in asked]
-    each = [replace(params, seed=_seed(params.seed, sample)) for _, sample in asked]
-    outputs = llm.generate(prompts, each)
-    code = [code_of(one.text, problem, style) for (problem, _), one in zip(asked, outputs, strict=True)]
+    """One that the model cannot be asked, as where it does not fit, has not passed: "refused"."""
+    left: list[tuple[Problem, int, list[int], SamplingParams]] = []
+    for problem, sample in asked:
+        wanted = replace(params, seed=_seed(params.seed, sample))
+        ids = llm.prompt_ids(_prompt(llm, problem, style))
+        try:
+            llm.checked([ids], wanted)
+        except RequestError as error:
+            why = f"refused: {error}"
+            yield Answer(task=problem.task, sample=sample, text="", code="", passed=False, why=why, tokens=0)
+        else:
+            left.append((problem, sample, ids, wanted))
+    if not left:
+        return
+    outputs = llm.generate([one[2] for one in left], [one[3] for one in left])
+    code = [code_of(out.text, one[0], style) for one, out in zip(left, outputs, strict=True)]
     verdicts = judges.map(
-        lambda one: judge_function(one[1], one[0].tests, one[0].name, context=one[0].prompt, limits=limits),
-        [(problem, text) for (problem, _), text in zip(asked, code, strict=True)],
+        lambda problem, text: judge_function(
+            text, problem.tests, problem.name, context=problem.prompt, limits=limits
+        ),
+        [one[0] for one in left],
+        code,
     )
-    for (problem, sample), out, text, verdict in zip(asked, outputs, code, verdicts, strict=True):
+    for (problem, sample, *_), out, text, verdict in zip(left, outputs, code, verdicts, strict=True):
         yield Answer(
             task=problem.task,
             sample=sample,
