@@ -9,7 +9,8 @@ import json
 import shutil
 import zipfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,19 @@ from typing import Any
 import pytest
 
 from minicpm4.agents.mcp.catalogue import CATALOGUE
+from minicpm4.agents.mcp.data.talks import call_message
 from minicpm4.agents.mcp.evaluate import Mark
 from minicpm4.agents.mcp.install import install
 from minicpm4.agents.mcp.tasks.running import COMPANIONS, Outcome, Runner, tools_of
 from minicpm4.agents.mcp.tasks.state import set_up, wrong
 from minicpm4.agents.mcp.tasks.task import SERVERS, Task, placed, read_tasks
+from minicpm4.agents.mcp.toolbox import Toolbox
 from minicpm4.agents.mcp.tools import Tool
 from minicpm4.cli import mcp_tasks
 from minicpm4.errors import ConfigError, ToolServerError, UnsupportedError
-from tests.agents.servers import Person
+from tests.agents.servers import Person, boxed, made
 from tests.agents.test_agent import hermes, scripted
+from tests.agents.test_evaluate import ADD
 from tests.cli.conftest import Result, Script, minicpm, script
 
 Run = Callable[..., Result]
@@ -222,6 +226,24 @@ def test_a_model_that_does_nothing_solves_nothing(tmp_path: Path) -> None:
 
     done = asyncio.run(go())
     assert len(done.wrong) == 2 and done.made == 0 and not any(mark.function for mark in done.marks)
+
+
+def test_what_outgrows_the_context_is_an_end_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @asynccontextmanager
+    async def world(runner: Runner, task: Task) -> AsyncIterator[tuple[Toolbox, str]]:
+        async with boxed([made("made")], Person("session")) as box:
+            yield box, "u"
+
+    monkeypatch.setattr(Runner, "_world", world)
+    monkeypatch.setattr(Runner, "_offered", lambda runner, box, task: list(box.tools.values()))
+    task = Task(id="x-1", task="? " * 20_000, calls=[], end=[["gone", "x"]])
+    messages = [{"role": "user", "content": task.task}, call_message([("c", "sums__add", {"a": 1})])]
+    runner = Runner(folder=tmp_path, pool=(), ask=Person("session").ask)
+    done = asyncio.run(runner.score(scripted("unasked")[0], task, (messages, [ADD]), held=True))
+    assert done.ended == "refused" and done.refused and done.wrong == [] and done.made == 0
+    assert [bool(mark.refused) for mark in done.marks] == [True]
 
 
 class Played:
