@@ -391,7 +391,7 @@ def test_the_command_converts_makes_and_goes_on(
     assert done.code == 0 and "2 conversations with 2 calls" in done.out, done
     again = minicpm(*words)
     assert again.out == done.out and not script.answers, "nothing is made anew"
-    for more in ("--seed=1", "--attention=dense", "--endpoint=http://h/v1", "--unverified"):
+    for more in ("--seed=1", "--attention=dense", "--endpoint=http://h/v1"):
         other = minicpm(*words, more)
         assert other.code == 2 and "was begun with" in other.err, more
 

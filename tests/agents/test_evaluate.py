@@ -300,7 +300,7 @@ def test_what_an_api_does_not_have_is_refused_by_name(
     minicpm: Run, script: Script, file: Path, word: str
 ) -> None:
     done = minicpm("mcp", "eval", str(file), "--endpoint=http://127.0.0.1:9/v1", word)
-    assert done.code == 2 and word.partition("=")[0] in done.err and "not for --endpoint" in done.err
+    assert done.code == 2 and word.partition("=")[0] in done.err and "says nothing to --endpoint" in done.err
 
 
 def test_what_an_api_has_is_sent() -> None:

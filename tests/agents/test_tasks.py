@@ -331,7 +331,8 @@ def test_right_calls_are_written_without_what_fails(
     ("words", "told"),
     [
         (("--gold=/nowhere/g.jsonl",), "cannot write --gold /nowhere/g.jsonl"),
-        (("--gold=g.jsonl", "--minutes=5"), "--minutes says nothing with --gold"),
+        (("--gold=g.jsonl", "--minutes=5"), "--minutes says nothing to --gold"),
+        (("--gold=g.jsonl", "--model=x"), "--model says nothing to --gold"),
         (("--calls=both", "--endpoint=http://h/v1"), "--calls both is for models that are loaded here"),
         (("--calls=bot",), "did you mean 'both'?"),
     ],

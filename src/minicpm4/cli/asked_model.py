@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from minicpm4.cli.kept_work import hash_of
-from minicpm4.cli.options import EngineFlags, given_of, option_of
+from minicpm4.cli.options import EngineFlags, given_of, require_only
 from minicpm4.cli.sampling import SamplingFlags
 from minicpm4.config.strict import require
 from minicpm4.errors import RequestError
@@ -50,9 +50,20 @@ _TEMPLATE: dict[str, Any] = {  # a conversation with a call, as the template sho
 }
 
 
+def asked_model(
+    line: typer.Context, model: str, endpoint: str | None, engine: EngineFlags, sampling: SamplingFlags
+) -> AskedModel:
+    """Who is asked, by the options of ``line``. Raises ConfigError for one that would not be read."""
+    if endpoint is not None:
+        unread = {f.name for group in (engine, sampling) for f in fields(group)}.difference(SENT)
+        every = {one.name or "" for one in line.command.params}
+        require_only(line, every - unread, "--endpoint, whose API has no such setting")
+    return AskedModel(model=model, endpoint=endpoint, engine=engine, sampling=sampling)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AskedModel:
-    """Options that say who is asked, and how. Raises ConfigError for those that do not go together."""
+    """Who is asked, and how. Raises ConfigError for values that are wrong."""
 
     model: str
     endpoint: str | None
@@ -103,21 +114,14 @@ class AskedModel:
 
     def _sent(self) -> dict[str, Any]:
         """What an endpoint is told beside messages and tools. Raises ConfigError for what it cannot be."""
-        for group, known in ((self.engine, ()), (self.sampling, SENT)):
-            for name in given_of(group, *known):
-                told = (
-                    f"{option_of(type(group), name)} is for models that are loaded here, not for --endpoint"
-                )
-                require(False, told, "leave it out: an OpenAI-compatible API has no such setting")
         params = self.sampling.params(DEFAULTS)
-        sent = {name: getattr(params, name) for name in (*DEFAULTS, *given_of(self.sampling))}
+        given = given_of(self.sampling)
+        sent = {name: getattr(params, name) for name in SENT if name in given or name in DEFAULTS}
         if "stop" in sent:
             sent["stop"] = list(params.stop)
         if "logit_bias" in sent:
-            biases = {str(token): bias for token, bias in dict(params.logit_bias).items()}
-            wild = [bias for bias in biases.values() if not -MOST_BIAS <= bias <= MOST_BIAS]
-            require(
-                not wild, f"--logit-bias {wild[:1]} for --endpoint", f"give -{MOST_BIAS:g} to {MOST_BIAS:g}"
-            )
-            sent["logit_bias"] = biases
+            sent["logit_bias"] = {str(token): bias for token, bias in params.logit_bias.items()}
+            wild = [bias for bias in params.logit_bias.values() if not -MOST_BIAS <= bias <= MOST_BIAS]
+            told = f"--logit-bias {wild[:1]} for --endpoint"
+            require(not wild, told, f"give -{MOST_BIAS:g} to {MOST_BIAS:g}")
         return sent

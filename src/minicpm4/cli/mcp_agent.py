@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from minicpm4.cli.asked_model import AskedModel, EndpointOption
+from minicpm4.cli.asked_model import EndpointOption, asked_model
 from minicpm4.cli.asking import shown
 from minicpm4.cli.mcp_servers import ServerFlags, print_plan, tell_troubles
 from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, expand
@@ -32,6 +32,7 @@ WHY = {
 
 @expand
 def run(
+    line: typer.Context,
     task: Annotated[str | None, typer.Argument(help="What is to be done; none: go on with --resume.")] = None,
     model: ModelOption = DEFAULT_MODEL,
     endpoint: EndpointOption = None,
@@ -67,7 +68,7 @@ def run(
 
     require(task is not None or resume is not None, "there is no task", "say what is to be done, or --resume")
     options = AgentOptions(max_steps=max_steps, most_tools=most_tools, must_call=must_call)
-    asked = AskedModel(model=model, endpoint=endpoint, engine=engine, sampling=sampling)
+    asked = asked_model(line, model, endpoint, engine, sampling)
     flags.read(tell=False)
     done = Transcript.load(resume) if resume is not None else None
     report = read_report(inspected) if inspected is not None else None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from minicpm4.cli.asked_model import AskedModel, EndpointOption, HeldOption
+from minicpm4.cli.asked_model import EndpointOption, HeldOption, asked_model
 from minicpm4.cli.kept_work import KeepOption, MinutesOption, deadline, tell_left
 from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, check_output, expand
 from minicpm4.cli.sampling import SamplingFlags
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 @expand
 def bfcl(
+    line: typer.Context,
     category: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="Ask this category alone; repeatable. Default: all that are here."),
@@ -56,7 +57,7 @@ def bfcl(
         check_choice("--category", name, scoring.CATEGORIES)
     check_optional_integer("--most", most, 1, 10_000)
     check_output("--output", output)
-    asked = AskedModel(model=model, endpoint=endpoint, engine=engine, sampling=sampling)
+    asked = asked_model(line, model, endpoint, engine, sampling)
     hold, until = asked.held(held), deadline(minutes)
     print(f"note: the checkers are {running.BFCL.packages[0]}", file=sys.stderr)
     every = running.read_entries(category or scoring.CATEGORIES)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from minicpm4.cli.asked_model import AskedModel, EndpointOption
+from minicpm4.cli.asked_model import AskedModel, EndpointOption, asked_model
 from minicpm4.cli.mcp_agent import tell_step
 from minicpm4.cli.mcp_servers import ServerFlags, print_plan, tell_troubles
 from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, expand, require_only
@@ -98,7 +98,7 @@ def data(
     if kind not in MADE:
         _convert(kind, files or [], output, dry_run)
         return
-    who = AskedModel(model=model, endpoint=endpoint, engine=engine, sampling=sampling)
+    who = asked_model(line, model, endpoint, engine, sampling)
     asked = _read_queries(queries) if queries is not None else None
     if dry_run:
         print_plan(flags)

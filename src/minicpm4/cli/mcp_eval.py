@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from minicpm4.cli.asked_model import AskedModel, EndpointOption, HeldOption
+from minicpm4.cli.asked_model import EndpointOption, HeldOption, asked_model
 from minicpm4.cli.kept_work import KeepIfOption, MinutesOption, deadline, tell_left
 from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, check_output, expand
 from minicpm4.cli.sampling import SamplingFlags
@@ -27,6 +27,7 @@ FIT_TOKENS = 24576  # of a prompt, where the context has them
 
 @expand
 def evaluate(
+    line: typer.Context,
     file: Annotated[
         Path,
         typer.Argument(metavar="FILE", help="Conversations with calls: `mcp export --to training`."),
@@ -75,7 +76,7 @@ def evaluate(
     from minicpm4.agents.mcp.evaluate import pool_of, read_pool, read_samples
     from minicpm4.files import Kept
 
-    asked = AskedModel(model=model, endpoint=endpoint, engine=engine, sampling=sampling)
+    asked = asked_model(line, model, endpoint, engine, sampling)
     counts = _counts(offer or (SWEPT if sweep else None))
     require(len(counts) == 1 or sweep, "--offer has several numbers", "give --sweep, or one")
     require(counts != [None] or not retrieve, "--retrieve chooses what is offered", "give --offer N")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from minicpm4.cli.asked_model import AskedModel, EndpointOption
+from minicpm4.cli.asked_model import EndpointOption, asked_model
 from minicpm4.cli.asking import shown
 from minicpm4.cli.mcp_servers import ServerFlags, tell_troubles
 from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, check_output, expand
@@ -19,6 +19,7 @@ from minicpm4.files import write_file
 
 @expand
 def inspect(
+    line: typer.Context,
     model: ModelOption = DEFAULT_MODEL,
     endpoint: EndpointOption = None,
     output: Annotated[
@@ -40,7 +41,7 @@ def inspect(
     check_integer("--queries", queries, 1, 50)
     require(output.suffix != ".html", f"--output {output} is the page's name", "name the report .json")
     check_output("--output", output)
-    asked = AskedModel(model=model, endpoint=endpoint, engine=engine, sampling=sampling)
+    asked = asked_model(line, model, endpoint, engine, sampling)
     flags.read(tell=False)
     speaker = asked.load()
     with flags.toolbox() as (blocking, box):

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from minicpm4.cli.asked_model import AskedModel, EndpointOption
+from minicpm4.cli.asked_model import AskedModel, EndpointOption, asked_model
 from minicpm4.cli.asking import Terminal, shown
 from minicpm4.cli.kept_work import KeepIfOption, MinutesOption, deadline, tell_left
-from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, check_output, expand
+from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, check_output, expand, require_only
 from minicpm4.cli.sampling import SamplingFlags
 from minicpm4.cli.terminal import one_line, progress_or_lines, show, table
 from minicpm4.config.strict import check_integer, require, suggest
@@ -35,6 +35,7 @@ Scored = dict[bool, list[tuple[str, dict[str, Any]]]]
 
 @expand
 def tasks(
+    line: typer.Context,
     only: Annotated[
         list[str] | None,
         typer.Argument(metavar="NAME...", help="Tasks, as sqlite-3, or all of a server. Default: all."),
@@ -87,9 +88,9 @@ def tasks(
         _list(wanted)
         return
     check_integer("--offer", offer, 1, 128)
-    asked = AskedModel(model=model, endpoint=endpoint, engine=engine, sampling=sampling)
+    asked = asked_model(line, model, endpoint, engine, sampling)
     ways = _ways(calls, asked)
-    _check_outputs(gold, {"--output": output, "--keep": keep, "--minutes": minutes})
+    _check_outputs(line, output, gold)
     until = deadline(minutes)
     with _alone() as folder, _asking(unasked) as blocking:
         runner, wanted = _runner(wanted, offer, blocking, folder)
@@ -119,12 +120,11 @@ def _ways(calls: str | None, asked: AskedModel) -> tuple[bool, ...]:
     return WAYS[calls]
 
 
-def _check_outputs(gold: Path | None, others: dict[str, Any]) -> None:
-    """Refuse before the work what could not be written after it, or has no meaning. Raises ConfigError."""
-    check_output("--output", others["--output"])
+def _check_outputs(line: typer.Context, output: Path | None, gold: Path | None) -> None:
+    """Refuse before the work what could not be written after it, or is not read. Raises ConfigError."""
+    check_output("--output", output)
     if gold is not None:
-        for name, value in others.items():
-            require(value is None, f"{name} says nothing with --gold, which asks no model", "leave it out")
+        require_only(line, ("only", "offer", "unasked", "gold"), "--gold, which asks no model")
         for file in (gold, _pool_file(gold)):
             check_output("--gold", file)
 

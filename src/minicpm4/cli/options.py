@@ -120,15 +120,6 @@ def require_only(line: Context, read: Iterable[str], who: str) -> None:
             raise ConfigError(f"{spelled} says nothing to {who}", "leave it out")
 
 
-def option_of(group: type, name: str) -> str:
-    """How a field of a group of options is written on the command line."""
-    hint = get_type_hints(group, include_extras=True)[name]
-    # The first of an Option's names, which alone is where a default stands without Annotated.
-    names = [word for one in hint.__metadata__ for word in (one.default, *(one.param_decls or ()))]
-    written = [word for word in names if isinstance(word, str) and word.startswith("--")]
-    return written[0] if written else f"--{name.replace('_', '-')}"
-
-
 # Options of EngineFlags that are not named as LLM's arguments are.
 _WORDED = ("sparse", "ignore_field", "memory", "frspec_path", "draft_model_path")
 
