@@ -92,24 +92,28 @@ class ToolConversation(Conversation):
         """Say ``text``; print answers and calls as they come, until there is an answer without a call. A
         stopped answer is kept as far as it came, as in Conversation. Raises Minicpm4Error: with the
         conversation as it was where no tool was called yet; what tools have done stays in it."""
-        messages, acted = [*self.messages, {"role": "user", "content": text}], False
+        before = self.messages
+        try:
+            self._answer(text)
+        except KeyboardInterrupt:
+            if self.messages is before:  # no tool was called
+                raise
+            print("[stopped]", file=sys.stderr)
+
+    def _answer(self, text: str) -> None:
+        before, messages = self.messages, [*self.messages, {"role": "user", "content": text}]
         for _ in range(MAX_STEPS):
             messages = self.fitting(messages)
             reply, stopped = self._heard(messages)
             write_text("\n", sys.stdout)
-            if stopped and not reply.text and not acted:
+            if stopped and not reply.text and self.messages is before:
                 print(TAKEN_BACK, file=sys.stderr)
                 return
             messages = [*messages, reply.as_message()]
             self._tell(reply, stopped)
             if stopped or not reply.calls:
                 break
-            results, stopped = self._called(messages, reply)
-            acted, messages = True, results
-            self.messages = [*messages, {"role": "assistant", "content": ""}]  # unless there is more
-            if stopped:
-                print("[stopped]", file=sys.stderr)
-                return
+            messages = self._called(messages, reply)
         else:
             print(f"stopped after {MAX_STEPS} answers", file=sys.stderr)
         self.messages, self.last = messages, self._model.metrics
@@ -140,9 +144,9 @@ class ToolConversation(Conversation):
         except KeyboardInterrupt:
             return Reply(text="".join(written)), True
 
-    def _called(self, messages: list[dict[str, Any]], reply: Reply) -> tuple[list[dict[str, Any]], bool]:
-        """``messages`` with what the calls of a reply gave, and whether Ctrl-C came between: then the model
-        is told that nobody knows of the rest."""
+    def _called(self, messages: list[dict[str, Any]], reply: Reply) -> list[dict[str, Any]]:
+        """``messages`` with what the calls of a reply gave. The conversation keeps that, whatever comes;
+        where Ctrl-C comes between, the model is told that nobody knows of the rest."""
         from minicpm4.agents.mcp.agent import called
         from minicpm4.agents.mcp.transcript import mend
 
@@ -150,10 +154,10 @@ class ToolConversation(Conversation):
         try:
             for number, call in reply.calls:
                 messages.append(self._blocking.run(called(self._box, number, call, tell_step))[1])
-        except KeyboardInterrupt:
+        finally:
             mend(messages)
-            return messages, True
-        return messages, False
+            self.messages = [*messages, {"role": "assistant", "content": ""}]  # unless it is answered
+        return messages
 
     def _length(self, messages: list[dict[str, Any]]) -> int:
         return len(self.llm.chat_ids(messages, tools=self._functions or None, enable_thinking=self.think))
