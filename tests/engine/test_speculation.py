@@ -92,7 +92,7 @@ def test_grammars_sparse_attention_prefixes_and_batches_at_once(
 ) -> None:
     options = {"sparse": {**SMALL, "dense_len": 60}, "chunk": 8, "max_batch": 4, "backend": backend}
     draft = {"itself": f"model:{checkpoint}", "stranger": f"model:{stranger}"}.get(draft, draft)
-    plain, drafted = make_llm(**options), make_llm(draft=draft, draft_tokens=6, **options)
+    plain, drafted = make_llm(draft="off", **options), make_llm(draft=draft, draft_tokens=6, **options)
     ids, params = [ids for _, ids, _ in asked()], [params for _, _, params in asked()]
     wanted = plain.generate(ids, params)
     for _ in range(2):  # then all is cached
@@ -105,7 +105,10 @@ def test_grammars_sparse_attention_prefixes_and_batches_at_once(
 
 
 def test_a_model_that_drafts_for_itself_is_always_right(make_llm: Make, checkpoint: Path) -> None:
-    plain, drafted = make_llm(), make_llm(draft=f"model:{checkpoint}", draft_tokens=5, chunk=16, max_batch=2)
+    plain, drafted = (
+        make_llm(draft="off"),
+        make_llm(draft=f"model:{checkpoint}", draft_tokens=5, chunk=16, max_batch=2),
+    )
     assert drafted.plan.draft > 0 == plain.plan.draft
     prompts = [[*range(5, 70)], [9, 8, 7], [*range(5, 40)]]
     params = SamplingParams(max_tokens=25, temperature=0.0, ignore_eos=True)
@@ -158,7 +161,7 @@ def test_a_model_of_another_vocabulary_is_refused_by_its_first_token(make_llm: M
         ({"draft": "sufix"}, "suffix"),
         ({"draft": "model:"}, "model:NAME"),
         ({"draft": "suffix", "draft_tokens": 64}, "draft_tokens"),
-        ({"draft_tokens": 3}, "draft is 'off'"),
+        ({"draft": "off", "draft_tokens": 3}, "draft is 'off'"),
     ],
 )
 def test_what_is_no_drafter_is_refused(settings: dict[str, Any], message: str) -> None:

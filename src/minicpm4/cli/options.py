@@ -164,9 +164,10 @@ class EngineFlags:
         Option(
             metavar="NAME",
             help="What guesses tokens, several of which are then checked in one pass; no answer changes, but "
-            "on AMX and GPUs nearly tied tokens may: off, suffix (from the text so far), suffix:shared (from "
-            "earlier requests, too), model:NAME (a smaller one of the same vocabulary), "
-            "eagle:PATH (a head), mtp (that of our own training), auto.",
+            "on AMX and GPUs nearly tied tokens may: off, suffix (from the text so far; auto, the default, "
+            "is that where it changes no bit), suffix:shared (from earlier requests, too), "
+            "model:NAME (a smaller one of the same vocabulary), eagle:PATH (a head), "
+            "mtp (that of our own training).",
         ),
     ] = None
     draft_tokens: Annotated[

@@ -97,7 +97,7 @@ class LLM(Texts, Scores):
         cache_size: int = CACHE_SIZE,
         isa: str | None = None,
         seed: int | None = None,
-        draft: str = "off",
+        draft: str = "auto",
         draft_tokens: int | None = None,
         draft_vocab: str | int | None = None,
         draft_ranks: str | Path | None = None,

@@ -48,7 +48,7 @@ class EngineOptions:
     cache_dir: str | Path | None = None
     cache_size: int = CACHE_SIZE
     seed: int | None = None
-    draft: str = "off"
+    draft: str = "auto"
     draft_tokens: int | None = None
     draft_vocab: str | int | None = None
     draft_ranks: str | Path | None = None
