@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from minicpm4.cli.terminal import one_line, pace, progress_bar, sanitize, write_text
+from minicpm4.cli.terminal import one_line, pace, progress_bar, sanitize, show, table, write_text
 
 
 class Terminal(io.StringIO):
@@ -30,6 +30,15 @@ class Terminal(io.StringIO):
 )
 def test_control_characters_are_dropped(text: str, safe: str) -> None:
     assert sanitize(text) == safe
+
+
+@pytest.mark.parametrize("stream", [io.StringIO, Terminal])
+def test_cells_of_tables_steer_no_terminal(stream: type[io.StringIO]) -> None:
+    made, out = table("server", "calls"), stream()
+    made.add_row("a\x1b]0;title\x07\x9b31m", "3")
+    show(made, out)
+    assert "a]0;title31m" in out.getvalue() and not {"\x07", "\x9b"} & {*out.getvalue()}
+    assert "\x1b]" not in out.getvalue()
 
 
 def test_only_terminals_get_sanitised_text() -> None:

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from minicpm4.progress import Progress
 
@@ -55,7 +55,13 @@ def table(*columns: str, left: int = 99) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    made = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    class Safe(Table):
+        """Of cells that may be what strangers wrote: Rich lets escape sequences through."""
+
+        def add_row(self, *cells: Any, **more: Any) -> None:
+            super().add_row(*(sanitize(one) if isinstance(one, str) else one for one in cells), **more)
+
+    made = Safe(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for position, name in enumerate(columns):
         made.add_column(name, justify="left" if position < left else "right", overflow="fold")
     return made

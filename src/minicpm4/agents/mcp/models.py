@@ -250,9 +250,11 @@ class Endpoint:
             raise EngineError(f"{where}: {type(error).__name__} {error}", "check the address") from error
         if response.status_code != 200:
             told = got[:500].decode(errors="replace")
-            kind = RequestError if response.status_code in REFUSED else EngineError
+            condition = f"{where} answered {response.status_code}: {told}"
+            if response.status_code in REFUSED:
+                raise RequestError(condition)
             remedy = "check the address, the key and the model's name" if response.is_client_error else ""
-            raise kind(f"{where} answered {response.status_code}: {told}", remedy)
+            raise EngineError(condition, remedy)
         answer = parse_json(bytes(got), where, EngineError)
         if not isinstance(answer, Mapping):
             raise EngineError(f"{where} answered with no table")
