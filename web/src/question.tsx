@@ -1,4 +1,5 @@
 import { useEffect, useRef, useState } from "preact/hooks";
+import { chosen, typed } from "./fields";
 import type { FormField, Question, Reply } from "./tools";
 import { state } from "./store";
 
@@ -124,11 +125,7 @@ function FieldView({ field, value, set }: { field: FormField; value: unknown; se
         <select
           required={required}
           multiple={kind === "array"}
-          onChange={(event) => {
-            const numbers = [...event.currentTarget.selectedOptions].map((one) => one.value).filter((one) => one !== "");
-            const chosen = numbers.map((one) => choices[Number(one)]?.[0] ?? "");
-            set(kind === "array" ? chosen : chosen[0]); // undefined, which is not sent: none is chosen
-          }}
+          onChange={(event) => set(chosen(field, [...event.currentTarget.selectedOptions].map((one) => one.value)))}
         >
           {kind !== "array" && <option value="">—</option>}
           {choices.map(([choice, shown], i) => (
@@ -147,11 +144,7 @@ function FieldView({ field, value, set }: { field: FormField; value: unknown; se
         pattern={kind === "integer" ? "-?[0-9]+" : number ? "-?[0-9]+(\\.[0-9]+)?" : undefined}
         required={required}
         defaultValue={value === undefined ? "" : String(value)}
-        onInput={(event) => {
-          const text = event.currentTarget.value;
-          if (number && text.trim() === "") return set(undefined);
-          set(number ? Number(text) : kind === "array" ? text.split(",").map((one) => one.trim()).filter(Boolean) : text);
-        }}
+        onInput={(event) => set(typed(field, event.currentTarget.value))}
       />
     </label>
   );
