@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from minicpm4.evals.sparse.recall import Recall, Watched, block_mass, far_blocks
 from minicpm4.files import write_json
 from minicpm4.kernels.contract import Array, Ints, KVLayer, Step
 from minicpm4.kernels.ref import gather
+from minicpm4.machine import cpu_name
 
 Doubles = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -118,7 +120,8 @@ def compare(model: str, length: int, text: str) -> Mapping[str, Any]:
     sizes = config.num_hidden_layers, config.num_attention_heads
     watched = Compared(found.ops, *sizes, {}, probes(layout))
     Reader(found).losses(layout, None, watched=watched)
-    return {name: one.as_dict() for name, one in watched.found.items()}
+    shares = {name: one.as_dict() for name, one in watched.found.items()}
+    return {name: {key: one[key] for key in ("mean", "far", "far_mass")} for name, one in shares.items()}
 
 
 def main() -> None:
@@ -134,7 +137,8 @@ def main() -> None:
     for name, one in shares.items():
         print(f"{name}: {one['mean']:.1%} of all, {one['far']:.1%} of {one['far_mass']:.1%} far")
     if args.json:
-        write_json(args.json, {"model": args.model, "length": args.length, "recall": shares})
+        where = {"cpu": cpu_name(), "date": date.today().isoformat()}
+        write_json(args.json, {"model": args.model, "length": args.length, **where, "recall": shares})
 
 
 if __name__ == "__main__":
