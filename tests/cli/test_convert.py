@@ -41,6 +41,7 @@ def test_a_model_is_made_small_and_runs(
     assert run([*args, "--override", "down_proj=int8-g64", "--json", str(report)]) == 0
     printed = capsys.readouterr().out
     assert "every value as it was rounded" in printed and "KL divergence" in printed
+    assert "of 14 matrices, where it helps GPTQ" in printed
     found = json.loads(report.read_text())
     formats = {row["name"].rsplit(".", 1)[1]: row["format"] for row in found["matrices"]}
     assert formats["down_proj"] == "int8-g64" and formats["q_proj"] == "int4-g32"

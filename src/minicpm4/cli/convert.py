@@ -54,7 +54,8 @@ def command(
         str | None,
         typer.Option(
             help="rtn (to nearest, no calibration), awq, gptq, p-gptq (the first tokens of a text do not "
-            "count), or either after smoothing: s-gptq (the default), s-p-gptq."
+            "count), or either after smoothing, where and as far as that helps: s-gptq (the default), "
+            "s-p-gptq."
         ),
     ] = None,
     group: Annotated[
@@ -336,6 +337,7 @@ def _print(target: Path, done: Conversion, found: Fidelity | None) -> None:
             f"{done.written.bits:.2f} bits a weight",
         ),
         *_chosen(done),
+        *_smoothed(done),
         ("calibrated on", f"{done.texts} texts, {done.tokens:,} tokens" if done.tokens else "nothing"),
         ("read again", "every value as it was rounded" if done.rows else "every value as it was written"),
     ]
@@ -362,6 +364,14 @@ def _chosen(done: Conversion) -> list[tuple[str, str]]:
         return []
     formats = Counter(done.options.overrides.values())
     return [("formats", ", ".join(f"{count} matrices in {name}" for name, count in sorted(formats.items())))]
+
+
+def _smoothed(done: Conversion) -> list[tuple[str, str]]:
+    """Of how many matrices smoothing has made the error smaller, where GPTQ was asked to try."""
+    if done.options is None or not (done.options.gptq and done.options.smoothed):
+        return []
+    count = sum(row.how == done.options.method for row in done.rows)
+    return [("smoothed", f"{count} of {len(done.rows)} matrices, where it helps GPTQ")]
 
 
 def _print_types(types: Sequence[InType]) -> None:

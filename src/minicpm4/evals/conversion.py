@@ -389,4 +389,4 @@ def _key(opened: OpenModel, options: QuantizeOptions, texts: Sequence[Sequence[i
     files = [file_identity(file) for file in opened.checkpoint.files]
     # Beside the weights: config.json may have been changed, and the order of overrides counts.
     said = hashlib.sha256(repr((opened.config, list(options.overrides.items()))).encode()).hexdigest()
-    return {"conversion": 2, "files": files, "config": said, "options": settings, "texts": digest}
+    return {"conversion": 3, "files": files, "config": said, "options": settings, "texts": digest}

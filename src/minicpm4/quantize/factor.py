@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from minicpm4.errors import CheckpointError
 
-__all__ = ["BLOCK", "blocks", "factor_in_place", "factored_product", "restore"]
+__all__ = ["BLOCK", "blocks", "factor_in_place", "factored_product", "mirror_lower", "restore"]
 
 BLOCK = 256  # rows and columns at a time; within them LAPACK's functions, between them matrix products
 _TURNED = 1 << 20  # numbers that change places together
@@ -58,11 +58,16 @@ def restore(h: Floats, order: NDArray[np.intp], diagonal: Floats) -> None:
     """Undo ``factor_in_place``, which has returned ``diagonal``: ``h`` is what it was."""
     at = np.arange(len(h))
     h[at, at] = diagonal
+    mirror_lower(h)
+    _permute(h, np.argsort(order))
+
+
+def mirror_lower(h: Floats) -> None:
+    """Make ``h`` symmetric by what stands on and below its diagonal."""
     for part in blocks(len(h)):
         square = np.tril(h[part, part])
         h[part, part] = square + np.tril(square, -1).T
         h[part, part.stop :] = h[part.stop :, part].T
-    _permute(h, np.argsort(order))
 
 
 def factored_product(h: Floats, diagonal: Floats, x: NDArray[np.float32]) -> float:

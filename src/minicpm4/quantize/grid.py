@@ -30,8 +30,8 @@ _TRIES = {
 
 def search_scales(groups: Floats, importance: Floats | None, kind: WeightKind) -> Floats:
     """Scales (rows, groups) of ``groups`` (rows, groups, size) with the least squared error, columns
-    weighted by ``importance`` (groups, size), None: all alike. float16 holds each unless it is too large
-    for that."""
+    weighted by ``importance`` (groups, size) or by row, None: all alike. float16 holds each unless it is too
+    large for that."""
     size = np.abs(groups)
     if kind.least < -kind.most and kind.zero > 1:
         high, low = groups.max(axis=2), groups.min(axis=2)
@@ -41,6 +41,7 @@ def search_scales(groups: Floats, importance: Floats | None, kind: WeightKind) -
     else:
         base = size.mean(axis=2, dtype=np.float32)
     weight = None if importance is None else np.asarray(importance, np.float32)
+    weighed = "rgs,rgs->rg" if weight is not None and weight.ndim == 3 else "rgs,gs->rg"
     best = _storable(base)
     best_error = np.full(base.shape, np.inf, np.float32)
     for part in _TRIES[kind.name]:
@@ -49,7 +50,7 @@ def search_scales(groups: Floats, importance: Floats | None, kind: WeightKind) -
         missed *= scales[..., None]
         missed -= groups
         missed *= missed
-        error = missed.sum(axis=2) if weight is None else np.einsum("rgs,gs->rg", missed, weight)
+        error = missed.sum(axis=2) if weight is None else np.einsum(weighed, missed, weight)
         better = error < best_error
         best, best_error = np.where(better, scales, best), np.where(better, error, best_error)
     return best

@@ -11,12 +11,13 @@ from minicpm4.formats.quant import packed_nbytes
 from minicpm4.quantize.budget import TEXTS, TOKENS
 from minicpm4.quantize.gptq import hessian_nbytes
 from minicpm4.quantize.options import QuantizeOptions
-from minicpm4.quantize.smooth import ROWS
+from minicpm4.quantize.smooth import GPTQ_POWERS, GPTQ_ROWS, HELD, HELD_NBYTES, ROWS
 from minicpm4.quantize.walk import STAGES
 
 __all__ = ["memory_bound", "planned_memory"]
 
 _TEMPORARY = 3  # float32 arrays of a matrix's size while it is rounded
+_ON_GRIDS = 6  # the same while rows are rounded on several grids at once
 _SPARE = 10**9
 
 
@@ -43,11 +44,11 @@ def planned_memory(config: ModelConfig, options: QuantizeOptions | None, layout:
     plain = max(ends, 2 * layer + _TEMPORARY * largest)
     if options is None or not options.calibrated:
         return plain
-    states = _states(config, tokens, 2 if options.smoothed else 1)
+    states = _states(config, tokens, 1)
     if options.bits is not None:  # embeddings and a head, and the head rounded; each layer's own texts
         few = 4 * TEXTS * TOKENS * config.hidden_size * (config.num_hidden_layers + 4)
         plain = max(plain, (heads + 2) * embeddings * 9 // 8 + few + 2 * layer)
-    return max(plain, states + _rounding(config, options))
+    return max(plain, states + _rounding(config, options, tokens))
 
 
 def _states(config: ModelConfig, tokens: int, copies: int) -> int:
@@ -56,7 +57,7 @@ def _states(config: ModelConfig, tokens: int, copies: int) -> int:
     return 4 * tokens * (config.hidden_size * copies + attended)
 
 
-def _rounding(config: ModelConfig, options: QuantizeOptions) -> int:
+def _rounding(config: ModelConfig, options: QuantizeOptions, tokens: int) -> int:
     """Bytes of a layer and all that is made of it, beside the texts' states: in the stage that takes most."""
     shapes = layer_tensors(config)
     specs = {
@@ -67,17 +68,23 @@ def _rounding(config: ModelConfig, options: QuantizeOptions) -> int:
     held = sum(4 * prod(shape) for shape in shapes.values())
     hessians = {names: hessian_nbytes(_matrix(shapes, names[0])[1]) for names in STAGES}
     peaks = []
-    if options.smoothed:
-        # All statistics together; of a matrix it is some rows that are tried.
-        width = max(config.hidden_size, config.intermediate_size)
-        peaks.append(held + sum(hessians.values()) + _TEMPORARY * 4 * ROWS * width)
     for names in STAGES:
+        if options.smoothed:
+            peaks.append(held + hessians[names] + _smoothing(_matrix(shapes, names[0])[1], tokens, options))
         for name in names:
             shape, spec = _matrix(shapes, name), specs[f"{name}.weight"]
             peaks.append(held + hessians[names] + _TEMPORARY * 4 * prod(shape))
             if spec is not None and spec.row.group:  # its floats are let go
                 held += packed_nbytes(shape, spec) - 4 * prod(shape)
     return max(peaks)
+
+
+def _smoothing(width: int, tokens: int, options: QuantizeOptions) -> int:
+    """Bytes of choosing factors for a stage of so many columns: of each of its matrices it is some rows that
+    are tried; for GPTQ with all powers at once, beside rows that are held out."""
+    if not options.gptq:
+        return _TEMPORARY * 4 * ROWS * width
+    return min(4 * tokens * width // HELD, HELD_NBYTES) + _ON_GRIDS * 4 * GPTQ_ROWS * len(GPTQ_POWERS) * width
 
 
 def _matrix(shapes: Mapping[str, tuple[int, ...]], name: str) -> tuple[int, int]:

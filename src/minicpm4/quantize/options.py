@@ -23,8 +23,8 @@ METHODS = {
     "awq": "smoothing by activations, then rounding with columns weighted by them",
     "gptq": "column by column, what follows makes up for the error",
     "p-gptq": "GPTQ whose statistics leave out the first positions of every text (MiniCPM4)",
-    "s-gptq": "smoothing, then GPTQ",
-    "s-p-gptq": "smoothing, then P-GPTQ",
+    "s-gptq": "smoothing where GPTQ's error on texts held out is smaller with it, then GPTQ",
+    "s-p-gptq": "the same with P-GPTQ",
 }
 MAX_SKIP = 64
 SKIP_FIRST = 4  # MiniCPM4's

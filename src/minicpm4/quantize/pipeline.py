@@ -5,8 +5,8 @@ Memory: ``memory.planned_memory``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -32,8 +32,8 @@ from minicpm4.quantize.layer import Layer, check_rows_finite, from_packed, read_
 from minicpm4.quantize.options import QuantizeOptions
 from minicpm4.quantize.parts import ENDS, stem_of
 from minicpm4.quantize.rotate import Rotation
-from minicpm4.quantize.smooth import smooth
-from minicpm4.quantize.walk import STAGES, Walk, as_floats
+from minicpm4.quantize.smooth import Reached, smooth
+from minicpm4.quantize.walk import STAGES, See, Walk, as_floats
 from minicpm4.quantize.work import remove_work
 
 __all__ = ["ENOUGH_ROWS", "LayerReport", "Rounded", "quantize"]
@@ -44,8 +44,8 @@ _MAX_REPORT = 1 << 20  # bytes
 
 @dataclass(slots=True)
 class LayerReport:
-    """What became of a matrix: its format, how (a method; "too few rows: rtn"), and its output error (see
-    ``output_error``; None where nothing was calibrated)."""
+    """What became of a matrix: its format, how (a method, of GPTQ's with "s-" where smoothing helped; "too
+    few rows: rtn"), and its output error (see ``output_error``; None where nothing was calibrated)."""
 
     name: str
     format: str
@@ -151,19 +151,14 @@ def _round(
     # To floats there is one way to round, which comes last: after all that is folded in.
     floats = {name: spec for name, spec in wanted.items() if not spec.row.group}
     wanted = {name: spec for name, spec in wanted.items() if name not in floats}
-    if options.smoothed:
-        seen = [
-            _seen(stage, layer, names, options.skip)
-            for names, stage in zip(STAGES, walk.stages(index, layer.weights, keep=False), strict=True)
-        ]
-        smooth(layer, STAGES, seen, wanted)
-        del seen  # the statistics of all stages: large
     rows = []
     for names, stage in zip(STAGES, walk.stages(index, layer.weights), strict=True):
-        hessian = _seen(stage, layer, names, options.skip)
+        hessian, power = _seen(stage, layer, names, wanted, options, prefix)
+        if power and names == STAGES[1]:
+            walk.attend_again()
         for name in names:
             if name in wanted:
-                rows.append(_one(layer, prefix, name, wanted[name], hessian, options))
+                rows.append(_one(layer, prefix, name, wanted[name], hessian, options, power))
     return rows + _to_nearest(layer, prefix, floats)
 
 
@@ -173,23 +168,53 @@ def _to_nearest(layer: Layer, prefix: str, specs: Mapping[str, QuantSpec]) -> li
     return [LayerReport(prefix + name, str(spec), "rtn", None) for name, spec in specs.items()]
 
 
-def _seen(stage: Any, layer: Layer, names: Sequence[str], skip: int) -> Hessian:
-    hessian = Hessian(layer.floats[f"{names[0]}.weight"].shape[1], skip)
-    stage(hessian.add)
-    return hessian
+def _seen(
+    stage: Callable[[See], None],
+    layer: Layer,
+    names: Sequence[str],
+    specs: Mapping[str, QuantSpec],
+    options: QuantizeOptions,
+    prefix: str,
+) -> tuple[Hessian, float]:
+    """What reaches the matrices ``names``, smoothed where that helps, and the power of the factors."""
+    hessian = Hessian(layer.floats[f"{names[0]}.weight"].shape[1], options.skip)
+    reached = Reached(hessian, hold=options.smoothed and options.gptq)
+    stage(reached.add)
+    if not options.smoothed or (options.gptq and reached.rows < ENOUGH_ROWS):
+        return reached.release(), 0.0
+    with _named(prefix + names[0]):
+        power, factors = smooth(layer, names, reached, specs, options.damping if options.gptq else None)
+    reached.release()
+    if power:
+        hessian.divide(factors)
+    return hessian, power
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Errors name the matrix."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{name}: {error.condition}", error.remedy) from error
 
 
 def _one(
-    layer: Layer, prefix: str, name: str, spec: QuantSpec, hessian: Hessian, options: QuantizeOptions
+    layer: Layer,
+    prefix: str,
+    name: str,
+    spec: QuantSpec,
+    hessian: Hessian,
+    options: QuantizeOptions,
+    power: float,
 ) -> LayerReport:
-    weights, how = layer.weight(name), options.method
+    weights = layer.weight(name)
+    how = options.method if power or not options.gptq else options.method.removeprefix("s-")
     if hessian.rows < ENOUGH_ROWS:
         packed, how = to_nearest(weights, spec), "too few rows: rtn"
     elif options.gptq:
-        try:
+        with _named(prefix + name):
             packed = gptq(weights, hessian, spec, damping=options.damping, act_order=options.act_order)
-        except CheckpointError as error:
-            raise CheckpointError(f"{prefix}{name}: {error.condition}", error.remedy) from error
     else:
         packed = _weighted(weights, hessian, spec)
     layer.round(name, packed)

@@ -4,45 +4,113 @@ function stays.
 
     norm -> q, k, v        into the norm's weight          up -> down     into the rows of up
     v -> o                 into the rows of v              norm -> gate, up
-"""
+
+How far is chosen by the error that is left in outputs, of rounding to nearest (AWQ), or of GPTQ, on texts that
+its statistics have not seen: what the one likes is too much for the other."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minicpm4.config import ModelConfig
+from minicpm4.formats import rounding
 from minicpm4.formats.packing import unpack
-from minicpm4.formats.quant import QuantSpec
-from minicpm4.quantize.gptq import Hessian
+from minicpm4.formats.quant import PackedTensor, QuantSpec
+from minicpm4.quantize.gptq import Hessian, gptq_on_grids
 from minicpm4.quantize.grid import to_nearest
 from minicpm4.quantize.layer import Layer
 
-__all__ = ["fold", "shared", "smooth"]
+__all__ = ["GPTQ_POWERS", "GPTQ_ROWS", "HELD", "HELD_NBYTES", "ROWS", "Reached", "fold", "shared", "smooth"]
 
-POWERS = np.arange(0, 1.01, 0.1)  # of the mean magnitude, tried
+POWERS = np.arange(0, 1.01, 0.1)  # of the mean magnitude, tried with rounding to nearest
+GPTQ_POWERS = np.arange(0, 0.75, 0.1)  # with GPTQ, for which larger ones have never been best
 LEAST = 1e-4  # of a factor
 ROWS = 512  # of a matrix, on which factors are tried: one power of eleven is chosen for all
+GPTQ_ROWS = 64  # the same where GPTQ rounds them, once for each power
+HELD = 4  # every fourth text is held out
+HELD_NBYTES = 1 << 26  # of rows that are held out, at most
+_STORABLE = 2.0**-9  # of a row's scales, in float16, after what was folded into the row
 
 Floats = NDArray[np.float32]
 
 
+@dataclass(slots=True, eq=False)
+class Reached:
+    """What reaches a stage: statistics of its rows, but of those of some texts the rows themselves."""
+
+    hessian: Hessian
+    hold: bool
+    held: list[Floats] = field(default_factory=list)
+    texts: int = 0
+
+    def add(self, x: Floats) -> None:
+        """The rows x (n, width) of one text."""
+        self.texts += 1
+        room = HELD_NBYTES - sum(one.nbytes for one in self.held)
+        if self.hold and self.texts % HELD == 0 and x.nbytes <= room:
+            self.held.append(np.array(x))
+        else:
+            self.hessian.add(x)
+
+    @property
+    def rows(self) -> int:
+        """All that statistics count."""
+        return self.hessian.rows + sum(max(0, len(x) - self.hessian.skip) for x in self.held)
+
+    def release(self) -> Hessian:
+        """Statistics of all rows; none is held any more."""
+        for x in self.held:
+            self.hessian.add(x)
+        self.held.clear()
+        return self.hessian
+
+    def squared(self, weights: Floats) -> float:
+        """The sum of the squared outputs of ``weights`` (out, width) over the rows that are held out; of all
+        where none are."""
+        if not self.held:
+            return self.hessian.squared(weights)
+        skip = self.hessian.skip
+        return sum(float(np.square(x[skip:] @ weights.T).sum(dtype=np.float64)) for x in self.held)
+
+
 def smooth(
-    layer: Layer, stages: Sequence[Sequence[str]], hessians: Sequence[Hessian], specs: dict[str, QuantSpec]
-) -> None:
-    """Fold into each of ``stages`` of ``layer`` the factors that make the rounded outputs closest.
-    ``hessians``: of what reaches it; ``specs``: what its matrices will be rounded to."""
-    for names, hessian in zip(stages, hessians, strict=True):
-        share = shared(layer.config, names)
-        size = np.maximum(_alike(hessian.mean_size, share, layer.config.head_dim), 1e-8)
-        rows = {name: _spread(layer.weight(name)) for name in names if name in specs}
-        right = {name: hessian.squared(weight) for name, weight in rows.items()}
-        tried = [(_error(rows, right, hessian, _factors(size, power), specs), power) for power in POWERS]
-        power = min(tried)[1]
-        if power:
-            fold(layer, names, _factors(size, power), share)
+    layer: Layer,
+    names: Sequence[str],
+    reached: Reached,
+    specs: Mapping[str, QuantSpec],
+    damping: float | None,
+) -> tuple[float, Floats]:
+    """Fold into the stage ``names`` of ``layer`` the factors that leave the rounded outputs closest, and
+    return their power and them: 0 is none. ``reached``: by these rows, before; ``specs``: what matrices will
+    be rounded to; ``damping``: of GPTQ, which then does so, None: rounding to nearest."""
+    share = shared(layer.config, names)
+    size = np.maximum(_alike(reached.hessian.mean_size, share, layer.config.head_dim), 1e-8)
+    wanted = {name: specs[name] for name in names if name in specs}
+    powers = POWERS if damping is None else GPTQ_POWERS
+    tried = {float(power): _factors(size, power) for power in powers}
+    tried = {power: one for power, one in tried.items() if not power or _holds(layer, names, one, share)}
+    many = GPTQ_ROWS if damping is not None else ROWS
+    totals = np.zeros(len(tried))
+    for name, spec in wanted.items():
+        weight = _spread(layer.weight(name), many)
+        right = reached.squared(weight)
+        if right <= 0:
+            continue
+        factors = list(tried.values())
+        made = (
+            gptq_on_grids(weight, reached.hessian, spec, factors, damping)
+            if damping is not None
+            else (unpack(to_nearest(weight * one, spec)) / one for one in factors)
+        )
+        totals += [reached.squared(one - weight) / right for one in made]
+    power = list(tried)[int(np.argmin(totals))]
+    if power:
+        fold(layer, names, tried[power], share)
+    return power, tried[power]
 
 
 def _factors(size: NDArray, power: float) -> Floats:
@@ -51,25 +119,9 @@ def _factors(size: NDArray, power: float) -> Floats:
     return np.maximum(found, LEAST).astype(np.float32)
 
 
-def _error(
-    rows: Mapping[str, Floats],
-    right: Mapping[str, float],
-    hessian: Hessian,
-    factors: Floats,
-    specs: dict[str, QuantSpec],
-) -> float:
-    """Output error of ``rows`` of matrices rounded to nearest after ``factors``, each as a part of its
-    squared outputs ``right``."""
-    total = 0.0
-    for name, weight in rows.items():
-        rounded = unpack(to_nearest(weight * factors, specs[name])) / factors
-        total += hessian.squared(rounded - weight) / right[name] if right[name] > 0 else 0.0
-    return total
-
-
-def _spread(weight: Floats) -> Floats:
-    """At most ROWS rows, evenly spread."""
-    return np.ascontiguousarray(weight[:: -(-len(weight) // ROWS)])
+def _spread(weight: Floats, most: int) -> Floats:
+    """At most ``most`` rows, evenly spread."""
+    return np.ascontiguousarray(weight[:: -(-len(weight) // most)])
 
 
 def shared(config: ModelConfig, names: Sequence[str]) -> int:
@@ -89,18 +141,52 @@ def _alike(size: NDArray, share: int, d: int) -> NDArray:
 def fold(layer: Layer, names: Sequence[str], factors: Floats, share: int) -> None:
     """Multiply the columns of the matrices ``names`` of a stage by ``factors`` (columns,), and divide what
     makes these columns by as much. ``share``: see ``shared``; the factors of columns that come from one row
-    are equal."""
+    are equal. Of what is rounded already scales are divided, and rounded again."""
     for name in names:
         layer.weight(name)[...] *= factors
-    before = {
-        "self_attn.q_proj": "input_layernorm.weight",
-        "mlp.gate_proj": "post_attention_layernorm.weight",
-    }
-    if names[0] in before:
-        layer.floats[before[names[0]]] /= factors
+    if names[0] in _NORMS:
+        layer.floats[_NORMS[names[0]]] /= factors
         return
-    source = "self_attn.v_proj" if names[0] == "self_attn.o_proj" else "mlp.up_proj"
-    rows = factors if share == 1 else factors.reshape(-1, share, layer.config.head_dim)[:, 0].reshape(-1)
-    layer.weight(source)[...] /= rows[:, None]
+    source, rows = _rows_before(layer, names, factors, share)
+    packed = layer.packed.get(source)
+    if packed is None:
+        layer.weight(source)[...] /= rows[:, None]
+    else:
+        layer.packed[source] = _divided(packed, rows)
     if f"{source}.bias" in layer.floats:
         layer.floats[f"{source}.bias"] /= rows
+
+
+_NORMS = {
+    "self_attn.q_proj": "input_layernorm.weight",
+    "mlp.gate_proj": "post_attention_layernorm.weight",
+}
+
+
+def _rows_before(layer: Layer, names: Sequence[str], factors: Floats, share: int) -> tuple[str, Floats]:
+    """The matrix that makes the columns of ``names``, and the factors by its rows."""
+    if names[0] != "self_attn.o_proj":
+        return "mlp.up_proj", factors
+    heads = factors.reshape(-1, share, layer.config.head_dim)
+    return "self_attn.v_proj", np.ascontiguousarray(heads[:, 0].reshape(-1))
+
+
+def _holds(layer: Layer, names: Sequence[str], factors: Floats, share: int) -> bool:
+    """Whether the scales of what is rounded before the stage can be divided and stay what they are."""
+    if names[0] in _NORMS:
+        return True
+    source, rows = _rows_before(layer, names, factors, share)
+    packed = layer.packed.get(source)
+    if packed is None or not packed.spec.row.group:
+        return packed is None
+    wanted = packed.scale_floats() / rows[:, None]
+    missed = np.linalg.norm(rounding.storable(np, wanted) - wanted, axis=1)
+    return bool((missed <= _STORABLE * np.linalg.norm(wanted, axis=1)).all())
+
+
+def _divided(packed: PackedTensor, rows: Floats) -> PackedTensor:
+    """``packed`` with its rows divided by ``rows`` (out,), to the nearest scales."""
+    with np.errstate(over="ignore"):
+        scales = rounding.storable(np, packed.scale_floats() / rows[:, None])
+    small, exact = rounding.in_half(scales)
+    return replace(packed, scales=np.ascontiguousarray(small if exact else scales))

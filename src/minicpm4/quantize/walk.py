@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from minicpm4.config import ModelConfig
 from minicpm4.formats.quant import PackedTensor, QuantSpec
 from minicpm4.kernels.contract import KVLayer, OpTable, Step
+from minicpm4.kernels.layer_weights import AttentionWeights
 from minicpm4.kernels.pages import page_arrays
 from minicpm4.model.cache import PAGE_SIZE
 from minicpm4.model.rotary import RotaryTable
 from minicpm4.model.weights import LayerWeights
 
-__all__ = ["STAGES", "Walk", "as_floats"]
+__all__ = ["STAGES", "See", "Walk", "as_floats"]
 
 Floats = NDArray[np.float32]
 See = Callable[[Floats], None]
@@ -53,28 +54,26 @@ class Walk:
         self._ops, self._config = ops, config
         longest = max(map(len, texts))
         self._rotary = RotaryTable(config, longest)
+        self._again = False
         self._pages = -(-longest // PAGE_SIZE)
         self._texts = [np.asarray(text, np.int32) for text in texts]
         self.x: list[Floats] = [np.array(ops.embed(embed, ids, config.scale_emb)) for ids in self._texts]
 
-    def stages(
-        self, index: int, layer: Callable[[], LayerWeights], keep: bool = True
-    ) -> Iterator[Callable[[See], None]]:
+    def stages(self, index: int, layer: Callable[[], LayerWeights]) -> Iterator[Callable[[See], None]]:
         """Of layer ``index`` the four ``STAGES``, one after another: each is a function that shows the rows
         of each text that reach it. Between them the caller may change what ``layer()`` gives for the stage
-        just seen: what follows is computed with that. ``keep``: afterwards ``x`` are the states after the
-        layer; else as before."""
-        before = [one.copy() for one in self.x] if not keep else []
+        just seen: what follows is computed with that, and afterwards ``x`` are the states after the layer.
+        What attention gives is made before it is shown: who then changes v says ``attend_again``."""
         scale = self._config.residual_scale
         kv = self._layer(index)
 
         yield lambda see: self._each(see, lambda x, ids: self._normed_attention(layer(), x))
-        outputs = []
-        for ids, x in zip(self._texts, self.x, strict=True):
-            step, part = self._step(ids), layer().attention
-            q = self._ops.qkv(x, part, kv, step)
-            outputs.append(np.array(self._ops.attention(q, kv, step)).reshape(len(ids), -1))
+        outputs = self._attended(layer().attention, kv)
         yield lambda see: _all(see, outputs)
+        if self._again:
+            self._again = False
+            outputs.clear()
+            outputs = self._attended(layer().attention, kv)
         for i, a in enumerate(outputs):
             self.x[i] = np.array(self._ops.add_linear(self.x[i], a, layer().attention.o, scale))
         outputs.clear()
@@ -89,13 +88,15 @@ class Walk:
         for i, x in enumerate(self.x):
             h = np.array(self._ops.gate_up(x, layer().feed_forward))
             self.x[i] = np.array(self._ops.add_linear(x, h, layer().feed_forward.down, scale))
-        if not keep:
-            self.x = before
 
     def advance(self, index: int, layer: LayerWeights) -> None:
         """Go through layer ``index`` and look at nothing."""
         for _ in self.stages(index, lambda: layer):
             pass
+
+    def attend_again(self) -> None:
+        """v has been changed after what attention gives was shown."""
+        self._again = True
 
     def apart(self, count: int) -> Walk:
         """The first ``count`` texts alone, where they are: to go another way with them."""
@@ -106,6 +107,15 @@ class Walk:
     def join(self, other: Walk) -> None:
         """Take the texts of ``other``, at the same depth, along behind one's own."""
         self._texts, self.x = [*self._texts, *other._texts], [*self.x, *other.x]
+
+    def _attended(self, part: AttentionWeights, kv: KVLayer) -> list[Floats]:
+        """What attention gives of all texts."""
+        found = []
+        for ids, x in zip(self._texts, self.x, strict=True):
+            step = self._step(ids)
+            q = self._ops.qkv(x, part, kv, step)
+            found.append(np.array(self._ops.attention(q, kv, step)).reshape(len(ids), -1))
+        return found
 
     def _each(self, see: See, of: Callable[[Floats, NDArray], Floats]) -> None:
         for x, ids in zip(self.x, self._texts, strict=True):
