@@ -5,8 +5,8 @@ function stays.
     norm -> q, k, v        into the norm's weight          up -> down     into the rows of up
     v -> o                 into the rows of v              norm -> gate, up
 
-How far is chosen by the error that is left in outputs, of rounding to nearest (AWQ), or of GPTQ, on texts that
-its statistics have not seen: what the one likes is too much for the other."""
+How far is chosen by the error that is left in outputs, of rounding to nearest (AWQ), or of GPTQ, on texts
+that its statistics have not seen: what the one likes is too much for the other."""
 
 from __future__ import annotations
 
