@@ -40,9 +40,15 @@ NOUNS = (
 KEYS = len(ADJECTIVES) * len(NOUNS)
 
 
-def key_name(number: int, apart: str = " ") -> str:
-    """The key of a number below KEYS: an adjective and a noun."""
-    return f"{ADJECTIVES[number // len(NOUNS)]}{apart}{NOUNS[number % len(NOUNS)]}"
+def key_name(number: int, apart: str = " ", words: int = 2) -> str:
+    """The key of a number: of two words, an adjective and a noun, below KEYS; each adjective more is for
+    len(ADJECTIVES) times as many."""
+    number, noun = divmod(number, len(NOUNS))
+    parts = [NOUNS[noun]]
+    for _ in range(words - 1):
+        number, adjective = divmod(number, len(ADJECTIVES))
+        parts.append(ADJECTIVES[adjective])
+    return apart.join(reversed(parts))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,7 +7,7 @@ import re
 import uuid
 from collections.abc import Sequence
 
-from minicpm4.data.needles import ADJECTIVES, NOUNS
+from minicpm4.data.needles import ADJECTIVES, KEYS, key_name
 
 # What stands around a needle where the text is to be no text (RULER's "noise").
 NOISE = (
@@ -24,20 +24,10 @@ _CODAS = ["", "", "l", "m", "n", "r", "s", "t", "nd", "rk"]
 
 def keys(rng: random.Random, count: int) -> list[str]:
     """Different keys of two words, such as ``amber-falcon``; of three where there are not as many of two."""
-    words = 2
-    while len(ADJECTIVES) ** (words - 1) * len(NOUNS) < count:
-        words += 1
-    chosen = rng.sample(range(len(ADJECTIVES) ** (words - 1) * len(NOUNS)), count)
-    return [_key(one, words) for one in chosen]
-
-
-def _key(number: int, words: int) -> str:
-    number, last = divmod(number, len(NOUNS))
-    parts = [NOUNS[last]]
-    for _ in range(words - 1):
-        number, place = divmod(number, len(ADJECTIVES))
-        parts.append(ADJECTIVES[place])
-    return "-".join(parts[::-1])
+    words, there = 2, KEYS
+    while there < count:
+        words, there = words + 1, there * len(ADJECTIVES)
+    return [key_name(one, "-", words) for one in rng.sample(range(there), count)]
 
 
 def number(rng: random.Random) -> str:
