@@ -246,11 +246,38 @@ def test_lists_and_lines_are_read_one_by_one(tmp_path: Path, monkeypatch: pytest
     for text in (json.dumps(every, indent=1), "\n".join(map(json.dumps, every)), json.dumps(every) + " \n"):
         file.write_text(text)
         assert [one for _, one in records([file])] == every
-    broken = (('[{"a": 1}, {"a"', "is not JSON"), ("[{}", "ends within its list"), ("[{}, 7]", "has 7 where"))
+    for text, numbers in (("[{}, 1.5e+10, -7]", [{}, 1.5e10, -7]), ("7\n{}\n12.25", [7, {}, 12.25])):
+        file.write_text(text)
+        assert [one for _, one in records([file])] == numbers
+    broken = (
+        ('[{"a": 1}, {"a"', "x.json is not JSON: Exp"),
+        ("[{}", "ends within its list"),
+        ("", "has no record"),
+        ("[]", "has no record"),
+    )
     for text, told in broken:
         file.write_text(text)
         with pytest.raises(ConfigError, match=told):
             list(records([file]))
+
+
+def test_a_record_that_is_wrong_is_told_in_words(tmp_path: Path) -> None:
+    found = convert(tmp_path, "xlam", XLAM, 7, "x", None, {"query": "x"}, {**XLAM, "answers": "[7]"})
+    whys = [one.why for one in found if isinstance(one, Dropped)]
+    table = "a part of it is not as the layout has it: 'int' object is not subscriptable"
+    assert whys == ["it is no table"] * 3 + ["it lacks 'answers'", table]
+    assert found[1].where.endswith("set.json, record 2")
+
+
+def test_a_refused_conversion_leaves_no_folder(tmp_path: Path, minicpm: Run) -> None:
+    file = tmp_path / "x.json"
+    for text, told in (("", "has no record"), (json.dumps(XLAM) + "\nno", "is not JSON")):
+        file.write_text(text)
+        done = minicpm("mcp", "data", "xlam", str(file), f"--output={tmp_path / 'a' / 'b'}")
+        assert done.code == 2 and told in done.err and not (tmp_path / "a").exists()
+    (tmp_path / "there").mkdir()
+    assert minicpm("mcp", "data", "xlam", str(file), f"--output={tmp_path / 'there'}").code == 2
+    assert (tmp_path / "there").is_dir()
 
 
 def test_a_set_is_written_with_its_counts(tmp_path: Path) -> None:

@@ -39,6 +39,8 @@ def test_sparse_settings_are_read(text: str, values: dict[str, Any]) -> None:
     [
         ("", "--sparse has ''. write key=value"),
         ("topk", "--sparse has 'topk'"),
+        ("AUTO", "separated by commas, or auto alone"),
+        ("auto,topk=3", "separated by commas, or auto alone"),
         ("topk=16,", "--sparse has ''"),
         ("topc=16", "unknown key 'topc'. did you mean 'topk'?"),
         ("windw=16", "did you mean 'window'?"),

@@ -229,6 +229,8 @@ def test_maps_of_tokens_that_differ_are_told_by_their_hashes(model: Path, tmp_pa
 def test_files_that_are_no_head_are_refused(make_llm: Make, model: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"holds no model\.safetensors"):
         make_llm(draft=f"eagle:{tmp_path / 'nowhere'}")
+    with pytest.raises(ConfigError, match=r"no head .*mtp. train one"):
+        make_llm(make_checkpoint(tmp_path / "plain" / "m"), draft="mtp")
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
     with pytest.raises(CheckpointError, match=r"pytorch_model\.bin, which would be unpickled"):
         make_llm(draft=f"eagle:{tmp_path}")

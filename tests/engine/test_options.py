@@ -119,3 +119,18 @@ def test_llm_and_options_have_the_same_defaults() -> None:
     shown = {n: p.default for n, p in inspect.signature(LLM.__init__).parameters.items()}
     for name in EngineOptions.__dataclass_fields__:
         assert shown[name] == getattr(EngineOptions(), name), name
+
+
+@pytest.mark.parametrize(
+    ("draft", "near"),
+    [
+        ("suffix:x", "suffix:shared"),
+        ("suffix:SHARED", "suffix:shared"),
+        ("MTP", "mtp"),
+        ("sufix", "suffix"),
+        ("model:", "model:NAME"),
+    ],
+)
+def test_the_nearest_drafter_is_named(draft: str, near: str) -> None:
+    with pytest.raises(ConfigError, match=f"is no drafter. did you mean '{near}'"):
+        EngineOptions(draft=draft)

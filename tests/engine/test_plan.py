@@ -116,7 +116,10 @@ def test_a_wish_that_does_not_fit_is_refused_with_figures() -> None:
     assert "4.50 MB are available" in text and "--kv bf16 halves the cache" in text
     assert "a context (--context) of at most" in text and "--weights int4" in text
     with pytest.raises(MemoryPlanError, match="--kv int8 makes the cache half as large"):
+        make_plan(demand(context=8192, available=3_500_000))
+    with pytest.raises(MemoryPlanError) as caught:  # all but the cache takes more
         make_plan(demand(context=8192, available=2_500_000))
+    assert "--kv" not in str(caught.value) and "--weights int4" in str(caught.value)
 
 
 def test_a_limit_is_called_one_and_weights_that_are_small_are_not_to_be_made_smaller() -> None:
@@ -124,6 +127,18 @@ def test_a_limit_is_called_one_and_weights_that_are_small_are_not_to_be_made_sma
         make_plan(demand(available=500_000, limited=True, kinds=frozenset({"int8", "int4"})))
     text = str(caught.value)
     assert "500 kB are allowed (--memory)" in text and "--weights" not in text
+
+
+@pytest.mark.parametrize("context", [None, 100, 8192])
+def test_the_limit_it_names_does_fit_and_what_would_not_help_is_not_named(context: int | None) -> None:
+    with pytest.raises(MemoryPlanError) as caught:
+        make_plan(demand(context=context, available=1000, limited=True))
+    text = str(caught.value)
+    assert "--kv" not in text and "--weights" not in text
+    named = round(float(text.split("--memory ")[1].split()[0]) * GB)
+    assert make_plan(demand(context=context, available=named, limited=True))
+    with pytest.raises(MemoryPlanError):
+        make_plan(demand(context=context, available=named - 10_000_000, limited=True))
 
 
 def test_the_context_it_names_does_fit() -> None:

@@ -93,6 +93,14 @@ def test_it_goes_on_where_it_ended(tmp_path: Path) -> None:
         Kept(tmp_path / "kept", {"hash": "b"})
 
 
+@pytest.mark.parametrize("wrong", ["5", "[]", '"x"', "null"])
+def test_a_line_that_is_no_table_is_named(tmp_path: Path, wrong: str) -> None:
+    file = tmp_path / "x.json"
+    file.write_text(line() + wrong)
+    with pytest.raises(ConfigError, match=r"x\.json line 2 is no table\. each line has task_id"):
+        read_problems(file)
+
+
 def test_what_does_not_fit_is_named_and_the_rest_goes_on(tmp_path: Path) -> None:
     long = Problem(task="T/1", prompt=PROMPT + "#" * 2000, tests=TESTS, name="twice")
     writer: Any = Writer("    return 2 * x")

@@ -170,7 +170,7 @@ def test_the_command_keeps_what_auto_uses(
         "--keep",
         str(tmp_path / "kept"),
     ]
-    more = ["--loss", "90%", "--json", str(found), "--picture", str(picture), "--write"]
+    more = ["--loss", "90%", "--json", str(found), "--plot", str(picture), "--write"]
     assert run([*args, *more]) == 0
     out = capsys.readouterr().out
     report = json.loads(found.read_text())
@@ -185,12 +185,16 @@ def test_the_command_keeps_what_auto_uses(
     assert run([*args, "--loss", "0%", "--write", "--no-speeds"]) == 2
     caught = capsys.readouterr()
     assert "take dense attention" in caught.out and "nothing was kept" in caught.err
+    (dense,) = [row for row in caught.out.splitlines() if "dense" in row.split()[:2]]
+    assert dense.count("–") == 2
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
         (["--loss", "0.01"], "--loss 0.01 is no share"),
+        (["--loss", "0"], "from 0 to below 100, with its sign"),
+        (["--setting", "auto"], "--setting auto has no meaning"),
         (["--loss", "120%"], "--loss 120% is no share"),
         (["--length", "100"], "--length 100 is outside 512"),
         (["--length", "2048"], "--length 2,048 is more than the 1,024 tokens of context"),

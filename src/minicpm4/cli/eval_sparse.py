@@ -25,6 +25,7 @@ from minicpm4.cli.options import (
 )
 from minicpm4.cli.terminal import progress_bar, progress_or_lines, show, table
 from minicpm4.config import SparseConfig
+from minicpm4.config.sparse import AUTO
 from minicpm4.config.strict import require
 from minicpm4.errors import ConfigError
 from minicpm4.files import Kept, json_text, write_file
@@ -63,7 +64,7 @@ def sparse(
         list[str] | None,
         typer.Option(
             metavar="KEY=VALUE,...",
-            help="Try this setting, as for --sparse; may be given several times. Default: seven of them, and "
+            help="Try this setting, as for --sparse; may be given several times. Default: eight of them, and "
             "the checkpoint's own.",
         ),
     ] = None,
@@ -84,7 +85,6 @@ def sparse(
         Path | None,
         typer.Option(
             "--plot",
-            "--picture",
             metavar="FILE.svg",
             help="Draw recall by layer and head, of the setting that is named, as a heat map.",
         ),
@@ -126,7 +126,11 @@ def _share(text: str) -> float:
     except ValueError:
         value = math.nan
     right = text.strip().endswith("%") and 0 <= value < 1
-    require(right, f"--loss {text:.50} is no share", "write a percentage below 100, as in 1%")
+    require(
+        right,
+        f"--loss {text:.50} is no share",
+        "write a percentage from 0 to below 100, with its sign, as in 1%",
+    )
     return value
 
 
@@ -165,6 +169,11 @@ def _prepared(
 
 
 def _setting(text: str, own: SparseConfig) -> SparseConfig:
+    require(
+        text.strip().lower() != AUTO,
+        f"--setting {text.strip()} has no meaning: what is measured here is what auto takes",
+        "write key=value, separated by commas",
+    )
     values: dict[str, Any] = parse_sparse(text, "--setting")
     return replace(own, **{"dense_len": -1, **values})
 
@@ -251,7 +260,8 @@ def _show(dense: Result, judged: Sequence[Cost], times: Mapping[str, Mapping[str
         left=1,
     )
     copy = f"{dense.copy:.3f} (first {dense.original:.3f})"
-    shown.add_row("dense", "100%", "100%", f"{dense.running:.3f}", copy, "100%", "100%", "1", "1")
+    speeds = ("1", "1") if times else ("–", "–")
+    shown.add_row("dense", "100%", "100%", f"{dense.running:.3f}", copy, "100%", "100%", *speeds)
     for one in judged:
         half = "" if one.half is None else f" +- {one.half:.1%}"
         lost = f"{one.result.copy:.3f}" + ("" if one.copy is None else f" ({one.copy:.1%} lost)")

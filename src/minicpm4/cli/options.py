@@ -267,7 +267,10 @@ def parse_sparse(text: str, option: str = "--sparse") -> dict[str, int | bool]:
     for item in text.split(","):
         key, equals, value = (part.strip() for part in item.partition("="))
         if not equals:
-            raise ConfigError(f"{option} has {item.strip()!r}", "write key=value, separated by commas")
+            alone = f", or {AUTO} alone" if option == "--sparse" else ""
+            raise ConfigError(
+                f"{option} has {item.strip()!r}", f"write key=value, separated by commas{alone}"
+            )
         name = SPARSE_ALIASES.get(key, key)
         if name not in known:
             raise ConfigError(f"{option} has an unknown key {key!r}", suggest(key, [*known, *SPARSE_ALIASES]))

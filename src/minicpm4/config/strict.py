@@ -22,7 +22,8 @@ def suggest(name: str, known: list[str]) -> str:
     """``did you mean 'x'?`` with the nearest of ``known``, else the whole list."""
     import difflib  # only messages of refusal need it
 
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    tries = (difflib.get_close_matches(each, known, n=1, cutoff=0.5) for each in (name, name.lower()))
+    near = next(filter(None, tries), None)
     return f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(sorted(known))
 
 

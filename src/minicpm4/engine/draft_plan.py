@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from minicpm4.config import ModelConfig
+from minicpm4.config.strict import require
 from minicpm4.engine.drafters import draft_count, draft_head, index_nbytes
 from minicpm4.engine.head_drafter import WINDOW
 from minicpm4.engine.options import EngineOptions
@@ -26,6 +27,11 @@ def plan_draft_head(asked: EngineOptions, source: OpenModel, ops: OpTable) -> He
         return None
     if not ops.on_host:
         raise UnsupportedError("heads draft on the CPU only", "use another drafter, or backend='cpu'")
+    require(
+        asked.draft != "mtp" or folder.is_dir(),
+        f"draft = 'mtp', and there is no head {folder}",
+        "train one (mtp in a recipe), or give another drafter, such as eagle:PATH",
+    )
     found = plan_head(folder, source.config, WINDOW)
     if asked.draft_ranks is not None and found.kind == "eagle3":
         raise ConfigError(

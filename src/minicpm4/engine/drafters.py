@@ -24,7 +24,8 @@ def check_draft(draft: str) -> None:
     """Raise ConfigError unless ``draft`` names a drafter."""
     named = isinstance(draft, str) and (draft_model(draft) or draft.removeprefix(EAGLE) not in ("", draft))
     if not isinstance(draft, str) or (draft not in DRAFTS and not named):
-        remedy = suggest(str(draft), [*DRAFTS, f"{MODEL}NAME", f"{EAGLE}PATH"])
+        near = SHARED if str(draft).lower().startswith("suffix:") else str(draft)
+        remedy = suggest(near, [*DRAFTS, f"{MODEL}NAME", f"{EAGLE}PATH"])
         raise ConfigError(f"draft = {shown(draft)} is no drafter", remedy)
 
 

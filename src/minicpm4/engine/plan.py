@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -267,17 +268,21 @@ def _largest_context(demand: Demand, context: int, available: int) -> int:
 
 def _refusal(demand: Demand, plan: MemoryPlan, fitting: int, available: int) -> MemoryPlanError:
     parts = ", ".join(f"{name} {human(size)}" for name, size in plan.rows()[:-1])
+    least = _least(demand, plan)
+    over = least.needed - _usable(demand, available)  # helps only what takes as much
     remedies = []
     if fitting >= MIN_CONTEXT:
         remedies.append(f"a context (--context) of at most {fitting:,} tokens fits")
-    if demand.kv == "float32":
+    if demand.kv == "float32" and over <= least.kv:
         remedies.append("--kv bf16 halves the cache")
-    if demand.kv == "bf16":
+    if demand.kv == "bf16" and over <= least.kv:
         remedies.append("--kv int8 makes the cache half as large")
-    if demand.kinds == {"int8"} or demand.kinds - _SMALL:
+    if (demand.kinds == {"int8"} or demand.kinds - _SMALL) and over <= least.weights + least.kv:
         remedies.append("--weights int4 makes the weights smaller")
     if demand.limited:
-        remedies.append("allow more by --memory")
+        enough = least.needed if demand.context is not None else least.needed / (1 - MARGIN)
+        tokens = "" if least.context == plan.context else f", with a context of {least.context:,} tokens"
+        remedies.append(f"allow more: --memory {math.ceil(enough / 1e7) / 100:g} is the least{tokens}")
     elif fitting < MIN_CONTEXT:
         remedies.append("end what else takes memory")
     return MemoryPlanError(
@@ -285,6 +290,14 @@ def _refusal(demand: Demand, plan: MemoryPlan, fitting: int, available: int) -> 
         f"{human(available)} are {'allowed (--memory)' if demand.limited else 'available'}",
         "; ".join(remedies),
     )
+
+
+def _least(demand: Demand, plan: MemoryPlan) -> MemoryPlan:
+    """The smallest plan that would be taken in place of one that does not fit."""
+    pages = demand.pages_for(min(MIN_CONTEXT, plan.context))
+    if demand.context is not None:
+        return plan
+    return demand.plan(min(pages * demand.page_size, plan.context), 0)
 
 
 def describe(ops: OpTable, plan: MemoryPlan, sparse: SparseConfig | None, notes: str) -> str:

@@ -93,13 +93,15 @@ def _unpacked(content: bytes, file: Path) -> bytes:
     return found
 
 
-def _problem(raw: Mapping[str, Any], where: str) -> Problem:
+def _problem(raw: Any, where: str) -> Problem:
+    remedy = f"each line has {', '.join(_FIELDS)}, as HumanEval.jsonl"
+    require(isinstance(raw, Mapping), f"{where} is no table", remedy)
     for name in _FIELDS:
         value = raw.get(name)
         require(
             isinstance(value, str) and 0 < len(value) <= 1_000_000,
             f"{where}: {name} is no text, or an empty one",
-            f"each line has {', '.join(_FIELDS)}, as HumanEval.jsonl",
+            remedy,
         )
     require(raw["entry_point"].isidentifier(), f"{where}: entry_point is no name of a function")
     return Problem(task=raw["task_id"], prompt=raw["prompt"], tests=raw["test"], name=raw["entry_point"])

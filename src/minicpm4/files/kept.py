@@ -19,26 +19,38 @@ ABOUT = "about.json"
 
 class Kept:
     """Pieces of work in a folder, by keys of JSON values. ``about``: what decides what the pieces are; a
-    folder of other work is refused. Raises ConfigError."""
+    folder of other work is refused, and so is a damaged one. Raises ConfigError."""
 
     def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
         self.folder = folder
         file = folder / ABOUT
-        found = read_json(file, MAX_BYTES, ConfigError, optional=True)
-        for name in {**about, **found} if found else ():  # in order: the same is told each time
+        if not file.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            write_file(file, json_text(dict(about), indent=1) + "\n")
+            return
+        # Not that file alone: what the pieces beside it are would be as unknown.
+        anew = f"give another folder, or remove {folder} to begin anew"
+        found = read_json(file, MAX_BYTES, ConfigError, anew)
+        if about and not found:
+            raise ConfigError(f"{file} does not say what was begun", anew)
+        for name in {**about, **found}:  # in order: the same is told each time
             if found.get(name) != about.get(name):
                 before, now = (repr(each.get(name))[:100] for each in (found, about))
                 raise ConfigError(
                     f"{folder} was begun with {name} = {before}, now it is {now}",
                     "give the same, or another folder",
                 )
-        if not found:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_file(file, json_text(dict(about), indent=1) + "\n")
 
     def get(self, *key: Any) -> Any:
         """What was kept; None: it is still to be done. Raises ConfigError."""
-        return read_json(self._file(key), MAX_BYTES, ConfigError, optional=True).get("value")
+        file = self._file(key)
+        if not file.exists():
+            return None
+        anew = f"remove {file} to have that piece made anew"
+        found = read_json(file, MAX_BYTES, ConfigError, anew)
+        if "value" not in found:
+            raise ConfigError(f"{file} holds no value", anew)
+        return found["value"]
 
     def put(self, value: Any, *key: Any) -> None:
         """Keep a JSON value. Raises OSError."""

@@ -33,6 +33,7 @@ __all__ = [
     "finite",
     "growing",
     "json_text",
+    "making",
     "publish",
     "remove_folder",
     "sweep",
@@ -231,6 +232,21 @@ def writing_folder(target: Path, *, durable: bool = False) -> Iterator[Path]:
         part.commit(durable=durable)
     finally:
         part.discard()
+
+
+@contextmanager
+def making(folder: Path) -> Iterator[None]:
+    """Make a folder, and those above it, for what will be written into it: where anything is raised, those
+    that are new and empty go again. Raises OSError."""
+    made = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for one in made:
+            with suppress(OSError):  # something is in it
+                one.rmdir()
+        raise
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 from minicpm4.agents.mcp.data.records import records
 from minicpm4.agents.mcp.data.talks import Dropped, Talk
 from minicpm4.agents.mcp.data.types import schema_of
-from minicpm4.config.strict import require
+from minicpm4.config.strict import require, shown
 from minicpm4.errors import ConfigError
 from minicpm4.files import parse_json
 from minicpm4.text.call_messages import call_message, result_message
@@ -33,8 +33,16 @@ def converted(layout: str, files: Iterable[Path]) -> Iterator[Talk | Dropped]:
             require(isinstance(record, Mapping), "it is no table")
             yield read(record, where)
         except (ConfigError, *_WRONG) as error:
-            told = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
-            yield Dropped(reason="layout", where=where, why=told[:500])
+            yield Dropped(reason="layout", where=where, why=_told(error)[:500])
+
+
+def _told(error: Exception) -> str:
+    """What was wrong with a record, in words."""
+    if isinstance(error, ConfigError):
+        return str(error)
+    if isinstance(error, KeyError):
+        return f"it lacks {shown(error.args[0])}"
+    return f"a part of it is not as the layout has it: {error}"
 
 
 def _xlam(record: Mapping[str, Any], where: str) -> Talk:

@@ -15,14 +15,18 @@ __all__ = ["records"]
 
 CHUNK = 1 << 20
 MAX_RECORD = 1 << 26  # characters
+WITHIN_NUMBER = 4  # characters, "1" of "1e+5" and behind: a number that ends so near to the end may go on
 _BETWEEN = re.compile(r"[ \t\r\n,]*")
 
 
 def records(files: Iterable[Path]) -> Iterator[tuple[str, Any]]:
-    """Each record, and where it stands. Raises ConfigError where a file is not JSON, OSError."""
+    """Each record, whatever JSON it is, and where it stands. Raises ConfigError where a file is not JSON, or
+    has no record, OSError."""
     for file in files:
+        number = 0
         for number, value in enumerate(_records(file), 1):
             yield f"{file}, record {number}", value
+        require(number > 0, f"{file} has no record", "give a list in JSON, or a record a line")
 
 
 def _records(file: Path) -> Iterator[Any]:
@@ -65,15 +69,17 @@ def _value(decoder: json.JSONDecoder, text: str, at: int, source: Any, file: Pat
     while True:
         try:
             value, end = decoder.raw_decode(text, at)
-            if isinstance(value, dict | list):  # a number may go on
+            if isinstance(value, dict | list) or len(text) - end >= WITHIN_NUMBER:
                 return value, text, end
-            raise ConfigError(f"{file} has {value!r:.60} where a record should be")
+            wrong: ValueError | None = None
         except RecursionError as error:
             raise ConfigError(f"{file} has a record that is too deep to read") from error
         except ValueError as error:
             require(len(text) - at <= MAX_RECORD, f"{file} has a record of over {MAX_RECORD:,} characters")
             wrong = error
         more = source.read(chunk)
+        if not more and wrong is None:
+            return value, text, end
         if not more:
             told = f"{file} is not JSON: {wrong}"
             raise ConfigError(told, "give a list, or a record a line") from wrong

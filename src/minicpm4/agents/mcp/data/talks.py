@@ -13,7 +13,7 @@ from minicpm4.agents.mcp.checks import misfit
 from minicpm4.agents.mcp.hidden import has_hidden
 from minicpm4.agents.mcp.tools import texts_in
 from minicpm4.errors import RequestError
-from minicpm4.files import json_text, write_json, writing
+from minicpm4.files import json_text, making, write_json, writing
 from minicpm4.text.call_messages import call_message
 from minicpm4.text.messages import check_messages, check_tools
 
@@ -138,9 +138,13 @@ def write_set(
     folder: Path, found: Iterable[Talk | Dropped], told: Callable[[int], None] | None = None
 ) -> Counts:
     """Check conversations and write them: what is kept into ``talks.jsonl``, what is not, with its reason,
-    into ``dropped.jsonl``, how many of each into ``counts.json``. Each file is whole or as it was. Raises
-    OSError, and what reading raises."""
-    folder.mkdir(parents=True, exist_ok=True)
+    into ``dropped.jsonl``, how many of each into ``counts.json``. Each file is whole or as it was, and a
+    folder that would be empty is not made. Raises OSError, and what reading raises."""
+    with making(folder):
+        return _write_set(folder, found, told)
+
+
+def _write_set(folder: Path, found: Iterable[Talk | Dropped], told: Callable[[int], None] | None) -> Counts:
     kept = calls = 0
     dropped: Counter[str] = Counter()
     seen: set[bytes] = set()
