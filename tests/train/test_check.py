@@ -375,7 +375,7 @@ def test_gpus_that_are_not_asked_for_are_as_many_as_divide_the_batches(
     file = Path(write(tmp_path, batch_tokens=96, micro_tokens=0, context=16))
     text = file.read_text().replace(_toml({k: v for k, v in DENSE.items() if k != "vocab_size"}), _toml(big))
     file.write_text(text)
-    assert run(["train", str(file), "--dry-run"]) == 0
+    assert run(["train", str(file), "--dry-run", "--gpu-memory", "80"]) == 0
     assert "assumed, not measured: 2 GPUs" in capsys.readouterr().out
     assert run(["train", str(file), "--dry-run", "--gpus", "7"]) == 2
     assert "batch_tokens = 96 is not a multiple of 13 tokens on 7 processes" in capsys.readouterr().err
