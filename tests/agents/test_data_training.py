@@ -7,7 +7,8 @@ from pathlib import Path
 
 from minicpm4.agents.mcp.data.talks import Dropped, Talk, write_set
 from minicpm4.data.tokenizer import train_tokenizer
-from tests.agents.test_data import GLAIVE, REVERSED, TOOLBENCH, XLAM, Run, convert, makes
+from tests.agents.test_data import GLAIVE, TOOLBENCH, XLAM, Run, convert
+from tests.agents.test_data_making import REVERSED, makes
 from tests.cli.conftest import minicpm, script
 from tests.text.call_templates import source_of
 
