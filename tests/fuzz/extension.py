@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import math
 import mmap
 from collections.abc import Callable
 from pathlib import Path
@@ -163,6 +164,9 @@ class _World:
         return values | {"group": packed.spec.group_size} | {part: getattr(packed, part) for part in PARTS}
 
 
+_MOST = 1 << 24  # elements of an odd array
+
+
 def _odd(rng: Random, value: Any, others: list[Any]) -> Any:
     """Another value in place of one argument."""
     if isinstance(value, bool):
@@ -186,6 +190,8 @@ def _odd(rng: Random, value: Any, others: list[Any]) -> Any:
         shape[axis] = max(
             0, rng.choice([shape[axis] - 1, shape[axis] + 1, shape[axis] * 2, 0, 1, shape[axis] // 2])
         )
+        if math.prod(shape) > _MOST:  # of one with absurd lengths, which was empty
+            return value
         return np.resize(value, shape) if value.size else np.zeros(shape, value.dtype)
     if way < 0.5:
         with np.errstate(all="ignore"):
