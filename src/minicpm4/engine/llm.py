@@ -60,12 +60,13 @@ class LLM(Texts, Scores):
     requests without one, None: random. ``draft``: what guesses tokens, several of which are then checked in
     one pass, which changes no answer where a row's bits are its own (else nearly tied tokens may differ):
     "off", "suffix" (from the text so far), "suffix:shared" (from ended requests, too), "model:NAME" (a
-    smaller model of the same vocabulary), "eagle:PATH" (a head), "mtp", or "auto"; ``draft_tokens``: so many
-    each time (None: as many as gain time, by what was measured, which may be none); ``draft_vocab``: a head
-    or model guesses among so many tokens ("25%", or a number), the most frequent ones of ``draft_ranks``, a
-    file of `minicpm4 spec rank`. ``ignore_fields``: fields of config.json, or keys of GGUF metadata, that are
-    read as null, though they may change what the model computes. ``threads``, too, are as calibrated where
-    not given (``minicpm4 doctor``). ``progress(done, total)`` is called while layers are loaded.
+    smaller model of the same vocabulary), "eagle:PATH" (a head), "mtp", or "auto" (the suffix where it
+    changes no bit, else nothing); ``draft_tokens``: so many each time (None: as many as gain time, by
+    what was measured, which may be none); ``draft_vocab``: a head or model guesses among so many tokens
+    ("25%", or a number), the most frequent ones of ``draft_ranks``, a file of `minicpm4 spec rank`.
+    ``ignore_fields``: fields of config.json, or keys of GGUF metadata, that are read as null, though they
+    may change what the model computes. ``threads``, too, are as calibrated where not given (``minicpm4
+    doctor``). ``progress(done, total)`` is called while layers are loaded.
 
     Raises ModelNotFoundError, CheckpointError, ConfigError, UnsupportedError, MemoryPlanError,
     TextError.
