@@ -26,7 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("model",),
     ("engine", "quantize", "train", "data"),
     ("",),
-    ("testing", "serve", "deploy", "tunnel", "rl", "evals", "agents"),
+    ("testing", "serve", "deploy", "tunnel", "rl", "evals", "agents", "spec"),
     ("cli", "__main__"),
 )
 # Imports between two parts of one layer.
@@ -52,6 +52,7 @@ EXTRAS = (
     "kernels.fp8",
     "kernels.sparse_grad",
     "kernels.straight_through",
+    "kernels.unrolled",
     "train",
     "data",
     "quantize",
@@ -83,6 +84,7 @@ TORCH_FREE = (
     "train.footprint",
     "train.estimate",
     "train.parallel",
+    "train.draft_estimate",
 )
 # What renames, locks or writes a file, beside ``open`` in a mode that writes.
 FILE_CALLS = (

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 from torch.nn import functional  # noqa: E402
 
 from minicpm4.errors import ConfigError  # noqa: E402
-from minicpm4.train.loss import next_token_loss  # noqa: E402
+from minicpm4.train.loss import distribution_loss, next_token_loss  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -84,3 +84,15 @@ def test_a_target_outside_the_vocabulary_is_refused() -> None:
     targets[3] = 29
     with pytest.raises(ConfigError, match="target 29 is outside the vocabulary of 29"):
         next_token_loss(hidden, head, targets)
+
+
+def test_distributions_are_learnt_as_torch_learns_them() -> None:
+    hidden, head, _, weight = case()
+    wanted = torch.randn(37, 29, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).softmax(1)
+    logits = 0.7 * hidden @ head.T
+    want = (weight * functional.cross_entropy(logits, wanted, reduction="none")).sum()
+    got, best = distribution_loss(hidden, head, wanted, weight, scale=0.7)
+    torch.testing.assert_close(got.total, want)
+    assert best.tolist() == logits.argmax(1).tolist()
+    for a, b in zip(*(torch.autograd.grad(3 * x, (hidden, head)) for x in (got.total, want)), strict=True):
+        torch.testing.assert_close(a, b)

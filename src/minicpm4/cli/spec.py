@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from minicpm4.cli.options import check_output
+from minicpm4.cli.spec_train import train
 from minicpm4.cli.terminal import progress_bar, show, table
 from minicpm4.errors import ConfigError
 
@@ -68,4 +69,4 @@ def _show(covered: list[float]) -> None:
     show(shown)
 
 
-commands = {"rank": rank}
+commands = {"rank": rank, "train": train}

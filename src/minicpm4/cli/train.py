@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from minicpm4.cli.steps import Progress, tell
 
 
 def command(
@@ -110,7 +111,7 @@ def _train_alone(recipe: Any, given: Any, until: int | None, world: Any) -> None
     from minicpm4.train.sources import sources
 
     run, quiet = given.run, world.rank > 0
-    say = _silent if quiet else _say
+    say = _silent if quiet else tell
     if not quiet:
         prepared = prepare(recipe, run, say)
     world.wait()
@@ -125,7 +126,7 @@ def _train_alone(recipe: Any, given: Any, until: int | None, world: Any) -> None
     session = TrainingSession(recipe, config, world)
     peak = None if quiet else peak_of(run, session.model.device, recipe.precision)
     say(str(peak))
-    with _Progress(recipe.steps, off=quiet) as progress:
+    with Progress(recipe.steps, off=quiet) as progress:
         runner = TrainingRun(
             recipe,
             run,
@@ -133,7 +134,7 @@ def _train_alone(recipe: Any, given: Any, until: int | None, world: Any) -> None
             sources(recipe, prepared.data, world.rank, world.size),
             tokenizer=prepared.tokenizer,
             data=prepared.hashes(),
-            report=progress,
+            report=lambda line: progress(_told(line)),
             peak=peak.flops_per_s if peak else None,
         )
         progress.start(runner.step)
@@ -157,59 +158,17 @@ def _export(model: Any, given: Any, tokenizer: Path, world: Any) -> None:
         export(model, target, tokenizer=tokenizer)
 
 
-class _Progress:
-    """A bar with the last step's figures; warnings above it."""
-
-    def __init__(self, steps: int, off: bool) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        # Where nobody watches a bar, a line now and then.
-        self._plain = not sys.stderr.isatty()
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            disable=off or self._plain,
-        )
-        self._off, self._steps = off, steps
-        self._task = self._bar.add_task("starting", total=steps)
-
-    def start(self, step: int) -> None:
-        if step and not self._off:
-            print(f"going on after step {step:,}", file=sys.stderr)
-        self._bar.update(self._task, completed=step)
-
-    def __call__(self, line: Mapping[str, Any]) -> None:
-        if self._off:
-            return
-        text = f"{line['stage']}: loss {_figure(line['loss'])}, {line['tokens_per_s']:,.0f} tokens/s"
-        if "mfu" in line:
-            text += f" ({line['mfu']:.1%} of peak)"
-        self._bar.update(self._task, completed=line["step"], description=text)
-        step = line["step"]
-        if self._plain and (step == 1 or step % max(1, self._steps // 20) == 0 or "validation" in line):
-            held = f", validation {_figure(line['validation'])}" if "validation" in line else ""
-            print(f"step {step:,}/{self._steps:,} {text}{held}", file=sys.stderr)
-        if "warning" in line:
-            self._bar.console.print(f"warning: {line['warning']}", markup=False)
-
-    def __enter__(self) -> _Progress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.stop()
+def _told(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A step's figures as the bar shows them."""
+    text = f"{line['stage']}: loss {_figure(line['loss'])}, {line['tokens_per_s']:,.0f} tokens/s"
+    if "mfu" in line:
+        text += f" ({line['mfu']:.1%} of peak)"
+    held = f", validation {_figure(line['validation'])}" if "validation" in line else ""
+    return {**line, "text": text, "more": held, "marked": "validation" in line}
 
 
 def _figure(value: float | None) -> str:
     return "not finite" if value is None else f"{value:.4f}"
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
 
 
 def _silent(text: str) -> None:

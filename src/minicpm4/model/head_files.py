@@ -22,15 +22,15 @@ from minicpm4.config import ModelConfig
 from minicpm4.config.model import read_hf_config
 from minicpm4.config.strict import check_scalar
 from minicpm4.errors import CheckpointError, ConfigError, UnsupportedError
-from minicpm4.formats.names import layer_tensors
 from minicpm4.formats.packing import unpack
 from minicpm4.formats.safetensors import StoredTensor, open_tensors, stored_matrix
 from minicpm4.kernels.contract import Floats, Ints, OpTable
 from minicpm4.kernels.layer_weights import Linear
 from minicpm4.model.draft import DraftWeights, build_draft, draft_shapes, residual_scale, shared_config
+from minicpm4.model.head_layout import build_eagle3, eagle3_shapes, usual_states
 from minicpm4.model.heads import Eagle3Head, Eagle3Weights, Head, StateHead
 from minicpm4.model.ranks import FewTokens
-from minicpm4.model.weights import ModelWeights, build_layer
+from minicpm4.model.weights import ModelWeights
 
 __all__ = ["HeadFile", "HeadPlan", "plan_head", "read_draft"]
 
@@ -155,7 +155,10 @@ class HeadPlan:
             return StateHead(**own, few=few, layer=read_draft(self.file, weights.config, ops))
         if self.kind == "eagle2":
             return StateHead(**own, few=few, layer=_eagle2(self.file, weights.config, self.config, ops))
-        return Eagle3Head(**own, own=_eagle3(self.file, self.config, ops), tokens=_tokens(self.file))
+        return Eagle3Head(**own, own=self._eagle3(ops), tokens=_tokens(self.file))
+
+    def _eagle3(self, ops: OpTable) -> Eagle3Weights:
+        return build_eagle3(self.config, self.file.vector, lambda name: self.file.linear(name, ops))
 
 
 def plan_head(folder: Path, config: ModelConfig, window: int) -> HeadPlan:
@@ -180,7 +183,8 @@ def plan_head(folder: Path, config: ModelConfig, window: int) -> HeadPlan:
     own = _eagle3_config(file, config, own)
     tokens = file.number("draft_vocab_size", config.vocab_size)
     spare = {"embed_tokens.weight": (config.vocab_size, config.hidden_size)}
-    file.check(_eagle3_shapes(own, tokens, config.vocab_size), spare)
+    maps = {"d2t": (tokens,), "t2d": (config.vocab_size,)}
+    file.check({**eagle3_shapes(own, tokens), **maps}, spare)
     _tokens(file)
     return HeadPlan(file=file, kind="eagle3", config=own, hidden=_captured(file, config.num_hidden_layers))
 
@@ -223,27 +227,6 @@ def _eagle3_config(file: HeadFile, model: ModelConfig, own: ModelConfig) -> Mode
     )
 
 
-def _eagle3(file: HeadFile, own: ModelConfig, ops: OpTable) -> Eagle3Weights:
-    return Eagle3Weights(
-        fc=file.linear("fc", ops),
-        norm_hidden=file.vector("midlayer.hidden_norm.weight"),
-        layer=build_layer(own, "midlayer.", file.vector, lambda name: file.linear(name, ops)),
-        norm=file.vector("norm.weight"),
-        head=file.linear("lm_head", ops),
-    )
-
-
-def _eagle3_shapes(config: ModelConfig, tokens: int, vocab_size: int) -> dict[str, tuple[int, ...]]:
-    width = config.hidden_size
-    found = {f"midlayer.{name}": shape for name, shape in layer_tensors(config).items()}
-    for name in ("q_proj", "k_proj", "v_proj"):
-        key = f"midlayer.self_attn.{name}.weight"
-        found[key] = (found[key][0], 2 * width)
-    found |= {"midlayer.hidden_norm.weight": (width,), "norm.weight": (width,)}
-    found |= {"fc.weight": (width, 3 * width), "lm_head.weight": (tokens, width)}
-    return found | {"d2t": (tokens,), "t2d": (vocab_size,)}
-
-
 def _captured(file: HeadFile, layers: int) -> tuple[int, ...]:
     """After how many layers the three states are taken. By default those that *enter* layers 2, L / 2 and L -
     3. A list in ``eagle_config`` (SpecForge, SGLang) names layers whose *outputs* they are; one at the top
@@ -251,7 +234,7 @@ def _captured(file: HeadFile, layers: int) -> tuple[int, ...]:
     table = file.raw.get("eagle_config")
     nested = table.get("eagle_aux_hidden_state_layer_ids") if isinstance(table, dict) else None
     top = file.raw.get("eagle_aux_hidden_state_layer_ids")
-    found: tuple[int, ...] = (2, layers // 2, layers - 3)
+    found = usual_states(layers)
     if nested is not None:
         found = tuple(one + 1 for one in _three(file, nested))
     elif top is not None:

@@ -33,7 +33,7 @@ from minicpm4.train.sources import Source
 from minicpm4.train.stages import passes
 from minicpm4.train.versions import versions
 
-__all__ = ["Outcome", "TrainingRun"]
+__all__ = ["Outcome", "TrainingRun", "interrupts"]
 
 SKIPS = 10  # steps in a row without a finite loss: something is broken, not unlucky
 
@@ -86,7 +86,7 @@ class TrainingRun:
         main = self.session.world.rank == 0
         entered, saved = "", True
         with (
-            _interrupts(self._interrupt),
+            interrupts(self._interrupt),
             MetricsLog(self.run_folder, self.step, tensorboard=main) if main else _nothing() as log,
         ):
             while self.step < last and not self._stopping():
@@ -218,7 +218,7 @@ def _nothing() -> Iterator[None]:
 
 
 @contextmanager
-def _interrupts(react: Callable[[], None]) -> Iterator[None]:
+def interrupts(react: Callable[[], None]) -> Iterator[None]:
     """Have SIGTERM and the first Ctrl-C call ``react``; a second Ctrl-C interrupts at once."""
 
     def handle(number: int, frame: Any) -> None:

@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 from minicpm4.errors import ConfigError
 from minicpm4.train.stages import CHUNK
 
-__all__ = ["LossSum", "next_token_loss"]
+__all__ = ["LossSum", "distribution_loss", "next_token_loss"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -70,12 +70,33 @@ def next_token_loss(
     if torch.is_autocast_enabled(kind) and wide == torch.float32:
         dtype = torch.get_autocast_dtype(kind)
     factor = torch.ones_like(targets, dtype=wide) if weight is None else weight.to(wide)
+    return _summed(hidden, head, targets.long(), factor, (scale, z_loss, chunk, dtype))[0]
+
+
+def distribution_loss(
+    hidden: Tensor, head: Tensor, wanted: Tensor, weight: Tensor, scale: float = 1.0
+) -> tuple[LossSum, Tensor]:
+    """Cross entropy of hidden (n, width) against distributions ``wanted`` (n, vocab), rows multiplied by
+    ``weight`` (n,), logits by ``scale``: with it a small model learns what another one finds likely. Also the
+    likeliest token (n,) of each row."""
+    dtype = torch.promote_types(hidden.dtype, head.dtype)
+    if torch.is_autocast_enabled(hidden.device.type):
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+    return _summed(hidden, head, wanted, weight, (scale, 0.0, None, dtype))
+
+
+def _summed(
+    hidden: Tensor, head: Tensor, targets: Tensor, factor: Tensor, how: Any
+) -> tuple[LossSum, Tensor]:
+    """``targets``: tokens (n,), or distributions (n, vocab)."""
+    scale, z_loss, chunk, dtype = how
+    kind = hidden.device.type
     size = chunk or max(1, CHUNK["cpu" if kind == "cpu" else "cuda"] // head.shape[0])
     wanted = torch.is_grad_enabled()
     with torch.autocast(kind, enabled=False):
         how = (scale, z_loss, size, dtype, wanted)
-        total, nll = _Loss.apply(hidden, head, targets.long(), factor, how)  # type: ignore[no-untyped-call]
-    return LossSum(total=total, nll=nll, count=factor.sum())
+        total, nll, best = _Loss.apply(hidden, head, targets, factor, how)  # type: ignore[no-untyped-call]
+    return LossSum(total=total, nll=nll, count=factor.sum()), best
 
 
 class _Loss(torch.autograd.Function):
@@ -85,19 +106,30 @@ class _Loss(torch.autograd.Function):
         need_hidden, need_head = (wanted and need for need in ctx.needs_input_grad[:2])
         h, w = hidden.to(dtype), head.to(dtype)
         total, nll = weight.new_zeros(()), weight.new_zeros(())
+        soft = targets.ndim == 2
+        best = targets.new_zeros(len(targets) if soft else 0, dtype=torch.int64)
         dh = torch.zeros_like(hidden) if need_hidden else None
         dw = torch.zeros_like(head, dtype=weight.dtype) if need_head else None
         for rows in _chunks(len(targets), size):
             logits = (h[rows] @ w.t()).to(weight.dtype).mul_(scale)
             lse = torch.logsumexp(logits, dim=1)
-            target, factor = targets[rows, None], weight[rows]
-            missed = (lse - logits.gather(1, target)[:, 0]) * factor
+            factor = weight[rows]
+            if soft:
+                target, found = targets[rows], (logits * targets[rows]).sum(1)
+                best[rows] = logits.argmax(1)
+            else:
+                target = targets[rows, None]
+                found = logits.gather(1, target)[:, 0]
+            missed = (lse - found) * factor
             nll += missed.sum()
             total += (missed + z_loss * factor * lse.square()).sum()
             if not need_hidden and not need_head:
                 continue
             slope = logits.sub_(lse[:, None]).exp_().mul_((factor * (1 + 2 * z_loss * lse))[:, None])
-            slope.scatter_add_(1, target, -factor[:, None])
+            if soft:
+                slope.addcmul_(target, factor[:, None], value=-1.0)
+            else:
+                slope.scatter_add_(1, target, -factor[:, None])
             slope = slope.mul_(scale).to(dtype)
             if dh is not None:
                 dh[rows] = (slope @ w).to(dh.dtype)
@@ -105,8 +137,8 @@ class _Loss(torch.autograd.Function):
                 dw += slope.t() @ h[rows]
         ctx.save_for_backward(dh, dw)
         ctx.head_type = head.dtype
-        ctx.mark_non_differentiable(nll)
-        return total, nll
+        ctx.mark_non_differentiable(nll, best)
+        return total, nll, best
 
     @staticmethod
     @once_differentiable

@@ -42,6 +42,7 @@ __all__ = [
     "DecoderLayer",
     "Mode",
     "Packed",
+    "Rotary",
     "TrainableModel",
     "fresh_tensors",
     "meta_tensors",
@@ -126,7 +127,7 @@ class TrainableModel(nn.Module):
     def __init__(self, config: ModelConfig, tensors: Mapping[str, Tensor], mode: Mode | None = None) -> None:
         super().__init__()
         self._config = config
-        self._rotary = _Rotary(config)
+        self._rotary = Rotary(config)
         self.ops = TorchOps()
         self.low_rank: dict[str, LowRank] = {}
         self._layers: list[DecoderLayer] = []
@@ -177,7 +178,7 @@ class TrainableModel(nn.Module):
     def config(self, config: ModelConfig) -> None:
         if expected_tensors(config) != expected_tensors(self._config):
             raise ConfigError("the new configuration has other tensors than the model", "make a new model")
-        self._config, self._rotary = config, _Rotary(config)
+        self._config, self._rotary = config, Rotary(config)
         for layer in self._layers:
             layer.config = config
 
@@ -274,7 +275,7 @@ class TrainableModel(nn.Module):
         return _get(self, name)
 
 
-class _Rotary:
+class Rotary:
     """The rotary table of a configuration, as tensors. The context is what the model is made for."""
 
     def __init__(self, config: ModelConfig) -> None:

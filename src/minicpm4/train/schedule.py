@@ -15,18 +15,36 @@ second warm-up is what quantisation-aware training needs (BitCPM4; MiniCPM4 repo
 
 from __future__ import annotations
 
-from minicpm4.train.recipe import Recipe, Stage
+from typing import Protocol
 
-__all__ = ["rate_at"]
+from minicpm4.train.recipe import Recipe
+from minicpm4.train.settings import Decay
+
+__all__ = ["Slopes", "rate_at", "rate_within"]
+
+
+class Slopes(Protocol):
+    """What of a stage decides its rates."""
+
+    @property
+    def steps(self) -> int: ...
+    @property
+    def rate(self) -> float: ...
+    @property
+    def warmup(self) -> int: ...
+    @property
+    def warmup_from(self) -> float: ...
+    @property
+    def decay(self) -> Decay: ...
 
 
 def rate_at(recipe: Recipe, step: int) -> float:
     """The learning rate of ``step``, counted from 0 over all stages."""
     number, within = recipe.at(step)
-    return _within(recipe.stages[number], within, _end(recipe.stages[number - 1]) if number else 0.0)
+    return rate_within(recipe.stages[number], within, _end(recipe.stages[number - 1]) if number else 0.0)
 
 
-def _within(stage: Stage, step: int, before: float) -> float:
+def rate_within(stage: Slopes, step: int, before: float = 0.0) -> float:
     """The rate of a stage's step; ``before``: what the stage before ended with."""
     if step < stage.warmup:
         start = before if stage.warmup_from < 0 else stage.warmup_from * stage.rate
@@ -37,6 +55,6 @@ def _within(stage: Stage, step: int, before: float) -> float:
     return stage.rate * stage.decay.left(min(1.0, done / (stage.decay.steps + 1)))
 
 
-def _end(stage: Stage) -> float:
+def _end(stage: Slopes) -> float:
     """The rate that a stage ends with: the limit of its decay."""
     return stage.rate * (stage.decay.final if stage.decay.steps else 1.0)
