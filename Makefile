@@ -7,8 +7,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
             $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 
 GPU_PYTHON ?= python3
-# Of fuzzing, for each reader.
-MINUTES ?= 0.22
+# Of fuzzing, inputs of each reader (slow ones get a share), or with MINUTES= as many as there is time for.
+INPUTS ?= 2500
 BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 INSTALL := $(BIN)/python scripts/install.py
@@ -122,8 +122,8 @@ test-gpu:  ## the same tests on this machine's GPU, with the Python that has tor
 gpu-check:  ## on a machine with a GPU: those tests and benchmarks/gpu_peers.py, within eight minutes, nothing installed
 	$(GPU_PYTHON) scripts/gpu_check.py
 
-fuzz: $(READY)  ## made-up and damaged inputs for everything that reads files or requests (MINUTES= for each reader, SEED=)
-	$(BIN)/python scripts/fuzz.py all --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+fuzz: $(READY)  ## made-up and damaged inputs for everything that reads files or requests (INPUTS= of each reader, or MINUTES= for each; SEED=)
+	$(BIN)/python scripts/fuzz.py all --jobs 2 $(if $(MINUTES),--minutes $(MINUTES),--inputs $(INPUTS)) $(if $(SEED),--seed $(SEED))
 
 test-arm:  ## the kernels built for aarch64, under qemu (needs a cross-compiler and qemu-user)
 	scripts/test_arm.sh

@@ -1,13 +1,15 @@
-"""Read made-up and damaged inputs without end: scripts/fuzz.py READER --minutes N [--seed S].
+"""Read made-up and damaged inputs: scripts/fuzz.py READER --minutes N | --inputs N [--seed S] [--jobs J].
 
 An input is a fault where anything but an error of ours comes of it: another exception, a message that quotes
 more than it should, an end of the process, or no end in time. It is kept in fuzz-faults/ with what it did,
-and ``--replay FILE`` reads it again. Without READER all are gone through, each for as long.
+and ``--replay FILE`` reads it again. Without READER all are gone through, each for as long, or with as many
+inputs: what comes of so many from a seed does not depend on how fast the machine is.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import resource
 import shutil
@@ -17,6 +19,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 
@@ -38,7 +41,14 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     options.add_argument("reader", nargs="?", choices=[*READERS, "all"], default="all")
-    options.add_argument("--minutes", type=float, default=1.0)
+    much = options.add_mutually_exclusive_group()
+    much.add_argument("--minutes", type=float, default=1.0, help="for each reader")
+    much.add_argument(
+        "--inputs",
+        type=int,
+        help="of each reader, however long it takes; slow ones get a share of them",
+    )
+    options.add_argument("--jobs", type=int, default=1, help="readers at a time")
     options.add_argument(
         "--seed", type=int, default=None, help="of the first input; the time, where it is not given"
     )
@@ -50,21 +60,48 @@ def main() -> int:
         return 0
     seed = int(time.time()) if given.seed is None else given.seed
     names = list(READERS) if given.reader == "all" else [given.reader]
-    faults = [fuzz(READERS[name], given.minutes * 60, seed) for name in names]
-    return int(any(faults))
+    # The slow ones first, so that none is left alone at the end.
+    readers = sorted((READERS[name] for name in names), key=lambda one: one.share)
+    return _every(readers, max(given.jobs, 1), lambda one: fuzz(one, seed, **_much(one, given)))
 
 
-def fuzz(reader: Reader, seconds: float, seed: int) -> int:
-    """How many faults were found in that time; says so."""
+def _much(reader: Reader, given: argparse.Namespace) -> dict[str, float]:
+    if given.inputs is None:
+        return {"seconds": given.minutes * 60}
+    return {"inputs": max(1, round(given.inputs * reader.share))}
+
+
+def _every(readers: Sequence[Reader], jobs: int, work: Callable[[Reader], int]) -> int:
+    """Have ``work`` done for each reader, so many at a time, in processes; 1 if any found faults."""
+    left, running, status = list(readers), 0, 0
+    while left or running:
+        if left and running < jobs:
+            reader = left.pop(0)
+            if os.fork() == 0:
+                code = 1
+                try:
+                    code = int(work(reader) > 0)
+                except BaseException:
+                    traceback.print_exc()
+                os._exit(code)
+            running += 1
+            continue
+        _, how = os.wait()
+        running, status = running - 1, status or int(how != 0)
+    return status
+
+
+def fuzz(reader: Reader, seed: int, *, seconds: float = math.inf, inputs: float = math.inf) -> int:
+    """How many faults were found in that time, or among so many; says so."""
     with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
         work = Path(name)
         reader.draw(Random(0))  # what all inputs are made of is made once, before there are children
         end, at, faults = time.monotonic() + seconds, 0, 0
         told: Counter[str] = Counter()
-        while time.monotonic() < end and faults < MOST_FAULTS:
+        while time.monotonic() < end and at < inputs and faults < MOST_FAULTS:
             child = os.fork()
             if child == 0:
-                _child(reader, work, seed, at, end)
+                _child(reader, work, seed, at, lambda at: at < inputs and time.monotonic() < end)
             how = _watched(child, work)
             at, found = _progress(work)
             told.update(found)
@@ -73,12 +110,14 @@ def fuzz(reader: Reader, seconds: float, seed: int) -> int:
                 at += 1
                 _keep(reader, work, how)
     outcomes = ", ".join(f"{count} {name}" for name, count in told.most_common())
-    print(f"{reader.name}: {at} inputs from seed {seed}, {faults} faults ({outcomes})", flush=True)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    took = f"{used.ru_utime + used.ru_stime:.0f} CPU s"
+    print(f"{reader.name}: {at} inputs from seed {seed}, {took}, {faults} faults ({outcomes})", flush=True)
     return faults
 
 
-def _child(reader: Reader, work: Path, seed: int, at: int, end: float) -> None:
-    """Read inputs until time is over, or one is a fault; never returns."""
+def _child(reader: Reader, work: Path, seed: int, at: int, more: Callable[[int], bool]) -> None:
+    """Read inputs while there are ``more``, or until one is a fault; never returns."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     if "asan" not in os.environ.get("LD_PRELOAD", ""):  # which needs addresses without end
@@ -87,7 +126,7 @@ def _child(reader: Reader, work: Path, seed: int, at: int, end: float) -> None:
     folder = work / "folder"
     (work / "case").touch()
     try:
-        while time.monotonic() < end:
+        while more(at):
             case = reader.draw(Random(f"{reader.name} {seed} {at}"))
             (work / "case").write_bytes(case)
             folder.mkdir()

@@ -181,6 +181,58 @@ def test_an_interrupted_call_is_not_made_again() -> None:
     assert [one.get("content") for one in begun.messages[2:]] == ["2", UNKNOWN]
 
 
+CALL: dict[str, Any] = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
+
+
+def conversation(call: Any, **result: Any) -> list[dict[str, Any]]:
+    """A conversation in which the call is not the last thing."""
+    said = {"role": "tool", "tool_call_id": "c1", "name": "f", "content": "2", **result}
+    opening = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    return [*opening, said, {"role": "assistant", "content": "b"}]
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        conversation({**CALL, "function": {"name": "f"}}),
+        conversation({**CALL, "function": {"name": 3, "arguments": {}}}),
+        conversation({**CALL, "function": {"name": "f", "arguments": [1]}}),
+        conversation({**CALL, "function": None}),
+        conversation({"name": "f", "arguments": {}, "id": "c1"}),
+        conversation({**CALL, "id": ["c1"]}),
+        conversation("f()"),
+        conversation(CALL, tool_call_id=None),
+        conversation(CALL, content=5),
+        [{"content": "nobody says this"}],
+    ],
+)
+def test_a_transcript_with_a_message_that_is_none_is_refused_by_its_place(
+    tmp_path: Path, messages: list[dict[str, Any]]
+) -> None:
+    file = tmp_path / "t.json"
+    file.write_text(json.dumps({"version": 1, "messages": messages}))
+    with pytest.raises(ConfigError, match=r"t\.json: messages\[\d\]"):
+        Transcript.load(file)
+
+
+def test_a_transcript_with_a_tool_that_is_none_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "t.json"
+    file.write_text(json.dumps({"version": 1, "messages": conversation(CALL), "tools": [{"name": "f"}]}))
+    with pytest.raises(ConfigError, match=r"t\.json: tools\[0\]"):
+        Transcript.load(file)
+
+
+def test_half_a_character_is_kept_and_exported_as_an_escape(tmp_path: Path) -> None:
+    file = tmp_path / "t.json"
+    half = Transcript(
+        messages=conversation({**CALL, "function": {"name": "f", "arguments": {"a": "\ud800"}}})
+    )
+    half.save(file)
+    assert Transcript.load(file) == half
+    half.as_markdown().encode()
+    assert json.loads(half.as_training().encode())["messages"] == half.messages
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -123,7 +124,7 @@ def test_reverse_drops_what_does_not_lead_there(tmp_path: Path, change: dict[int
 
 def test_work_of_another_kind_is_not_gone_on_with(tmp_path: Path) -> None:
     Kept(tmp_path, {"kind": "a"}).put({"x": 1}, "key")
-    assert Kept(tmp_path, {"kind": "a"}).get("key") == {"x": 1}
+    assert Kept(tmp_path, {"kind": "a"}).get(dict, "key") == {"x": 1}
     with pytest.raises(ConfigError, match="was begun with kind = 'a', now it is 'b'"):
         Kept(tmp_path, {"kind": "b"})
 
@@ -178,3 +179,42 @@ def test_the_command_converts_makes_and_goes_on(
 def test_wrong_words_are_refused(tmp_path: Path, minicpm: Run, words: tuple[str, ...], told: str) -> None:
     done = minicpm("mcp", "data", *words, f"--output={tmp_path}")
     assert done.code == 2 and told in done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("forward", "--tool=sums.nothing"), "sums.nothing"),
+        (("reverse", "--tool=sums.nothing"), "sums.nothing"),
+        (("reverse", "--pairs"), "no server has two tools"),
+    ],
+)
+def test_what_is_refused_late_leaves_nothing(
+    tmp_path: Path, minicpm: Run, config: Path, words: tuple[str, ...], told: str
+) -> None:
+    output = tmp_path / "a" / "b"
+    done = minicpm("mcp", "data", *words, f"--config={config}", f"--output={output}", *ALLOWED)
+    assert done.code == 2 and told in done.err and not output.parent.exists(), done
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        7,
+        {"reason": 5, "where": ""},
+        {"messages": [], "tools": []} | {"odd": 1},
+        {
+            "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [{}]}],
+            "tools": [],
+        },
+        {"messages": [{"role": "user", "content": "a"}], "tools": [{"type": "function"}]},
+    ],
+)
+def test_a_kept_conversation_that_is_none_is_refused(tmp_path: Path, value: Any) -> None:
+    makes(tmp_path, REVERSED)
+    (file,) = [
+        one for one in tmp_path.glob("*.json") if json.loads(one.read_text()).get("key", "-")[0] == "reverse"
+    ]
+    file.write_text(json.dumps({**json.loads(file.read_text()), "value": value}))
+    with pytest.raises(ConfigError, match=r"remove .*\.json to have that piece made anew"):
+        makes(tmp_path, REVERSED)

@@ -24,6 +24,7 @@ from minicpm4.agents.mcp.evaluate import (
 )
 from minicpm4.agents.mcp.models import Endpoint
 from minicpm4.cli.asked_model import AskedModel
+from minicpm4.cli.mcp_tasks import _outcome
 from minicpm4.cli.options import EngineFlags
 from minicpm4.cli.sampling import SamplingFlags
 from minicpm4.errors import ConfigError
@@ -214,6 +215,43 @@ def test_more_tools_are_offered_of_a_pool(tmp_path: Path, minicpm: Run, script: 
     more.write_text('{"a": 1}')
     wrong = minicpm("mcp", "eval", str(file), *words)
     assert wrong.code == 2 and "is no list of tools" in wrong.err
+
+
+@pytest.mark.parametrize(
+    "value", [7, {}, {"calls": [["f"]], "refused": ""}, {"calls": [["f", 5]], "refused": ""}]
+)
+def test_kept_calls_that_are_none_are_refused(tmp_path: Path, file: Path, value: Any) -> None:
+    model, _ = scripted(*ANSWERS)
+    kept = Kept(tmp_path / "k", {})
+    asyncio.run(evaluate(model, read_samples(file)[:1], kept=kept))
+    (piece,) = [one for one in (tmp_path / "k").iterdir() if one.name != "about.json"]
+    piece.write_text(json.dumps({**json.loads(piece.read_text()), "value": value}))
+    with pytest.raises(ConfigError, match=f"remove {piece} to have that piece made anew"):
+        asyncio.run(evaluate(model, read_samples(file)[:1], kept=kept))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"marks": [["f", None, ""]]},
+        {"marks": 7},
+        {"wrong": "all"},
+        {"made": "2"},
+        {"refused": None},
+        {"odd": 1},
+    ],
+    ids=str,
+)
+def test_a_kept_task_that_is_none_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    mark = [["sums__add", {"a": 1}], ["sums__add", {"a": 1}], ""]
+    one = {"marks": [mark, [mark[0], None, "too long"]], "wrong": [], "ended": "answered", "answer": "5"}
+    one |= {"made": 1, "unfit": 0, "seconds": 0.5, "refused": ""}
+    kept = Kept(tmp_path, {})
+    kept.put(one, "task", True)
+    assert kept.get(_outcome, "task", True) == one
+    kept.put({**one, **change}, "task", False)
+    with pytest.raises(ConfigError, match="to have that piece made anew"):
+        kept.get(_outcome, "task", False)
 
 
 def test_time_that_is_up_leaves_the_rest(tmp_path: Path, file: Path) -> None:

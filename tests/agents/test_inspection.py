@@ -75,7 +75,23 @@ def test_only_what_passed_is_offered_and_only_as_it_was(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("text", ["{}", '{"version": 1}', '{"version": 1, "tools": [{"x": 1}]}'])
+PARTS = '{"version": 1, "tools": [{"server": "s", "tool": "t", "key": %s, "trials": [%s]}]}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}",
+        '{"version": 1}',
+        '{"version": 1, "tools": {}}',
+        '{"version": 1, "tools": [{"x": 1}]}',
+        PARTS % ("[]", ""),
+        PARTS % ('"k"', '{"query": 5}'),
+        PARTS % ('"k"', '{"query": "?", "text": null}'),
+        PARTS % ('"k"', '{"query": "?", "responded": "yes"}'),
+        PARTS % ('"k"', '{"query": "?", "arguments": [1]}'),
+    ],
+)
 def test_a_file_that_is_no_report_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "r.json"
     file.write_text(text)

@@ -97,6 +97,12 @@ def test_what_was_allowed_is_taken_back(approvals: Approvals) -> None:
     assert approvals.forget("sums") == 2 and approvals.kept() == {}
 
 
+def test_an_entry_without_a_server_takes_nothing_else_with_it(tmp_path: Path) -> None:
+    file = tmp_path / "approvals.json"
+    file.write_text('{"allowed": {"a": {"tool": "add"}, "b": {"server": "sums", "tool": "add"}}}')
+    assert Approvals(file).forget("sums.add") == 1 and list(Approvals(file).kept()) == ["a"]
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"version": 9}', '{"allowed": []}', '{"allowed": {"a": 1}}'])
 def test_a_file_that_is_not_understood_allows_nothing(tmp_path: Path, text: str) -> None:
     file = tmp_path / "approvals.json"

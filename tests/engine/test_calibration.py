@@ -106,6 +106,7 @@ def test_other_sparse_settings_are_kept_beside_new_ones(place: Path) -> None:
         lambda table: table["values"]["rows"].update({"many": 2.0}) or table,
         lambda table: table["values"]["crossovers"][0].update(prefill="64") or table,
         lambda table: table["values"]["crossovers"][0]["sparse"].update(topk=-1) or table,
+        lambda table: table["values"]["crossovers"][0]["sparse"].pop("window_size") and table,
         lambda table: table["values"].update(crossovers=table["values"]["crossovers"] * 33) or table,
     ],
 )

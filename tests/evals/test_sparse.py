@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ from minicpm4.files import Kept
 from minicpm4.kernels import sparse_api
 from minicpm4.kernels.ref import RefOps
 from tests.fixtures.random_checkpoint import make_checkpoint
+from tests.waiting import until
 
 SMALL = SparseConfig(topk=2, window_size=4, block_size=4, kernel_size=4, kernel_stride=4, dense_len=-1)
 TINY = SparseConfig(topk=2, window_size=32, block_size=16, kernel_size=8, kernel_stride=4, dense_len=-1)
@@ -139,20 +143,80 @@ def test_names_are_what_the_option_takes() -> None:
     )
 
 
+LAYOUT = Layout(ids=tuple(range(512)), first=32, passage=64)
+SHARES = {"by_layer_and_head": [None, [0.5, 0.25]], "mean": 0.5, "far": None, "far_mass": None}
+LOSSES = {"places": [1.0] * measuring.PLACES, "original": 1.0, "copy": 1.0}
+READINGS: dict[str, dict[str, Any]] = {
+    "dense": {**LOSSES, "recalls": {SETTING: SHARES}},
+    SETTING: {**LOSSES, "sparse": asdict(TINY), "blocks": 0.5, "cache": 0.25},
+}
+
+
 def test_what_was_kept_is_not_read_again(tmp_path: Path) -> None:
-    layout = Layout(ids=tuple(range(512)), first=32, passage=64)
     kept = Kept(tmp_path / "kept", {})
-    one = {"places": [1.0], "original": 1.0, "copy": 1.0}
-    kept.put({**one, "recalls": {SETTING: {"mean": 0.5}}}, "reading", "dense")
-    kept.put({**one, "sparse": asdict(TINY), "blocks": 0.5, "cache": 0.25}, "reading", SETTING)
+    for name, one in READINGS.items():
+        kept.put(one, "reading", name)
     ticks: list[tuple[int, int]] = []
 
     def opened() -> Reader:
         raise AssertionError("nothing is to be read")
 
-    found = measuring.measure(opened, layout, [TINY], kept, lambda *args: ticks.append(args))
+    found = measuring.measure(opened, LAYOUT, [TINY], kept, lambda *args: ticks.append(args))
     assert [(one.name, one.cache) for one in found] == [("dense", 1.0), (SETTING, 0.25)]
-    assert found[1].recall == {"mean": 0.5} and ticks == [(512, 1024), (1024, 1024)]
+    assert found[1].recall == SHARES and ticks == [(512, 1024), (1024, 1024)]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("dense", 7),
+        ("dense", []),
+        ("dense", LOSSES),
+        ("dense", {**READINGS["dense"], "recalls": {}}),
+        ("dense", {**READINGS["dense"], "recalls": {SETTING: {**SHARES, "mean": "half"}}}),
+        ("dense", {**READINGS["dense"], "places": [1.0]}),
+        (SETTING, {**READINGS[SETTING], "cache": None}),
+        (SETTING, {**READINGS[SETTING], "copy": None}),
+        (SETTING, {**READINGS[SETTING], "sparse": {"topk": -1}}),
+    ],
+)
+def test_a_kept_reading_that_is_none_is_refused(tmp_path: Path, name: str, value: Any) -> None:
+    kept = Kept(tmp_path, {})
+    for place, one in {**READINGS, name: value}.items():
+        kept.put(one, "reading", place)
+    with pytest.raises(ConfigError, match=r"remove .*\.json to have that piece made anew"):
+        measuring.measure(lambda: pytest.fail("it is kept"), LAYOUT, [TINY], kept)
+
+
+@pytest.mark.parametrize("value", [7, {}, {"prefill": 1.0}, {"prefill": 1.0, "decode": "fast"}])
+def test_kept_times_that_are_none_are_refused(model: str, tmp_path: Path, value: Any) -> None:
+    kept = Kept(tmp_path, {})
+    kept.put(value, "times", SETTING)
+    with pytest.raises(ConfigError, match=r"remove .*\.json to have that piece made anew"):
+        measuring.time_settings(inspect(model, EngineOptions()), 640, [TINY], kept)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signal")
+def test_a_run_that_is_killed_goes_on_where_it_was(model: str, tmp_path: Path) -> None:
+    """Of nine readings two are kept when it is killed: they stay as they are, and the end is the same."""
+    args = ["eval", "sparse", model, "--length", "1024", "--no-speeds", "--json"]
+    assert run([*args, str(tmp_path / "whole.json")]) == 0
+    args += [str(tmp_path / "found.json"), "--keep", str(tmp_path / "kept")]
+
+    def pieces() -> dict[str, int]:
+        found = (tmp_path / "kept").glob("*.json")
+        return {one.name: one.stat().st_mtime_ns for one in found if one.name != "about.json"}
+
+    with subprocess.Popen([sys.executable, "-m", "minicpm4", *args], stdout=subprocess.DEVNULL) as process:
+        until(lambda: len(pieces()) >= 2 or process.poll() is not None)
+        process.kill()
+    before = pieces()
+    assert process.returncode == -signal.SIGKILL and 2 <= len(before) < 9
+    assert run(args) == 0
+    after = pieces()
+    assert len(after) == 9 and before.items() <= after.items()
+    whole, found = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("whole", "found"))
+    assert found["results"] == whole["results"] and found["named"] == whole["named"]
 
 
 def test_the_command_keeps_what_auto_uses(

@@ -150,6 +150,6 @@ def _read_chat(case: bytes, folder: Path) -> None:
 READERS = [
     Reader(name="heads", draw=_draw_head, read=_read_head),
     Reader(name="ranks", draw=_draw_ranks, read=_read_ranks),
-    Reader(name="toolsets", draw=_draw_tool_set, read=_read_tool_set),
+    Reader(name="toolsets", draw=_draw_tool_set, read=_read_tool_set, share=0.5),
     Reader(name="chats", draw=_draw_chat, read=_read_chat),
 ]

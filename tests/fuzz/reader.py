@@ -16,11 +16,12 @@ MOST = 1500  # characters of a message: paths, figures and a remedy, but no file
 @dataclass(frozen=True, kw_only=True)
 class Reader:
     """``draw`` makes an input, ``read`` reads it in an empty folder: it may raise errors of ours, and nothing
-    else."""
+    else. ``share``: how many inputs it gets of those that are asked for, where each takes long."""
 
     name: str
     draw: Callable[[Random], bytes]
     read: Callable[[bytes, Path], None]
+    share: float = 1.0
 
     def judge(self, case: bytes, folder: Path) -> str:
         """What came of it: "read", or the error's class. Raises whatever else is raised, AssertionError for a

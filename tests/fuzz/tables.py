@@ -15,14 +15,18 @@ from typing import Any
 import numpy as np
 
 from minicpm4.agents.mcp.approvals import Approvals
-from minicpm4.agents.mcp.config import read_config
-from minicpm4.agents.mcp.inspection import read_report
+from minicpm4.agents.mcp.config import ServerSpec, read_config
+from minicpm4.agents.mcp.inspection import page_of, passed, read_report, write_report
 from minicpm4.agents.mcp.limits import Limits
-from minicpm4.agents.mcp.tools import named, read_tool
+from minicpm4.agents.mcp.models import in_text
+from minicpm4.agents.mcp.tools import Tool, named, read_tool
 from minicpm4.agents.mcp.transcript import Transcript
+from minicpm4.cli.doctor import summary
+from minicpm4.config import SparseConfig
 from minicpm4.data.shards import Document, ShardSet, write_shards
 from minicpm4.data.sources import conversations, texts
 from minicpm4.engine.calibration import _read as read_calibration
+from minicpm4.engine.calibration import selection
 from minicpm4.engine.schemas import checked_schema
 from minicpm4.files import read_checksums
 from minicpm4.train.metrics import read_metrics
@@ -195,15 +199,17 @@ _TRANSCRIPT = {
     "messages": [
         {"role": "user", "content": "a"},
         {"role": "assistant", "content": "", "tool_calls": [_CALL]},
+        {"role": "tool", "tool_call_id": "1", "name": "f", "content": "b"},
+        {"role": "assistant", "content": "", "tool_calls": [_CALL | {"id": "2"}]},
     ],
     "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
-    "steps": [],
+    "steps": [{"tool": "f", "arguments": {}, "text": "b", "seconds": 0.5}],
 }
-_CROSSOVER = {"sparse": {"topk": 4}, "prefill": 4096, "decode": None}
+_CROSSOVER = {"sparse": selection(SparseConfig()), "prefill": 4096, "decode": None}
 _CALIBRATION = {
     "version": 1,
     "machine": {"cpu": "x"},
-    "model": {"layers": 2},
+    "model": {"layers": 2, "weights": {"int4": 3}, "kv": "bf16"},
     "values": {"name": "m", "threads": 2, "chunk": 512, "rows": {"1": 5.0}, "crossovers": [_CROSSOVER]},
 }
 
@@ -230,20 +236,37 @@ def _read_agents(case: bytes, folder: Path) -> None:
     if kind == b"mcp":
         read_config(file, {"HOME": "/", "T": "secret"})
     elif kind == b"allowed":
-        Approvals(file).kept()
+        _use_approvals(Approvals(file))
     elif kind == b"report":
+        found = read_report(file)
+        passed({}, SimpleNamespace(servers={}), found)
+        page_of("m", found).encode()
+        write_report(file, "m", found)
         read_report(file)
     elif kind == b"transcript":
-        found = Transcript.load(file)
-        found.as_markdown()
-        found.as_training()
+        _use_transcript(Transcript.load(file), file)
     elif kind == b"calibration":
-        read_calibration(file)
+        summary(*read_calibration(file))
     elif kind == b"checksums":
         for sums in read_checksums(folder).values():
             sums.check(memoryview(b"a"))
     else:
         _read_schema(content)
+
+
+def _use_approvals(approvals: Approvals) -> None:
+    spec = ServerSpec(name="files", command="x")
+    approvals.standing(spec)
+    approvals.standing(spec, Tool(server="files", name="t", called="files__t", description=""))
+    approvals.forget("files.t")
+
+
+def _use_transcript(found: Transcript, file: Path) -> None:
+    found.as_markdown().encode()
+    found.as_training().encode()
+    list(map(in_text, found.messages))
+    found.save(file)
+    Transcript.load(file)
 
 
 def _read_schema(content: bytes) -> None:
@@ -296,10 +319,10 @@ def _read_checkpoint(case: bytes, folder: Path) -> None:
 
 
 READERS = [
-    Reader(name="recipe", draw=_draw_recipe, read=_read_recipe),
+    Reader(name="recipe", draw=_draw_recipe, read=_read_recipe, share=0.6),
     Reader(name="packed", draw=_draw_set, read=_read_set),
     Reader(name="corpora", draw=_draw_lines, read=_read_lines),
     Reader(name="metrics", draw=_draw_log, read=_read_log),
     Reader(name="tables", draw=_draw_agents, read=_read_agents),
-    Reader(name="checkpoint", draw=_draw_checkpoint, read=_read_checkpoint),
+    Reader(name="checkpoint", draw=_draw_checkpoint, read=_read_checkpoint, share=0.3),
 ]

@@ -123,11 +123,14 @@ def _make(
     """Forward or in reverse, as ``about`` says."""
     from minicpm4.agents.mcp.data.making import Maker
     from minicpm4.agents.mcp.data.talks import write_set
-    from minicpm4.files import Kept
+    from minicpm4.files import keeping
 
     speaker = who.load()
-    kept = Kept(output / PARTS, {**about, **who.about(speaker)})
-    with flags.toolbox() as (blocking, box), progress_or_lines("making", "talks") as progress:
+    with (
+        keeping(output / PARTS, {**about, **who.about(speaker)}) as kept,
+        flags.toolbox() as (blocking, box),
+        progress_or_lines("making", "talks") as progress,
+    ):
         blocking.run(box.refresh())
         tell_troubles(box)
         tools = _chosen(box, names)

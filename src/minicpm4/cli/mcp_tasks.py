@@ -19,7 +19,7 @@ from minicpm4.cli.kept_work import KeepIfOption, MinutesOption, deadline, tell_l
 from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, check_output, expand, require_only
 from minicpm4.cli.sampling import SamplingFlags
 from minicpm4.cli.terminal import one_line, progress_or_lines, show, table
-from minicpm4.config.strict import check_integer, require, suggest
+from minicpm4.config.strict import check_integer, from_table, require, suggest
 from minicpm4.errors import ToolServerError, UnsupportedError
 from minicpm4.files import Kept, lock, write_file, write_json
 from minicpm4.places import cache_home
@@ -223,7 +223,7 @@ async def _scored(
     """Score a task each way; whether there was time for it."""
     gold = None
     for held, scores in found.items():
-        one = None if kept is None else kept.get(task.id, held)
+        one = None if kept is None else kept.get(_outcome, task.id, held)
         if one is None:
             if time.monotonic() > until:
                 return False
@@ -234,6 +234,18 @@ async def _scored(
                 kept.put(one, task.id, held)
         scores.append((task.id, one))
     return True
+
+
+def _outcome(value: Any) -> dict[str, Any]:
+    """What was kept of a task, looked at: an Outcome, but for the names of its marks. Raises ConfigError."""
+    from minicpm4.agents.mcp.tasks.running import Outcome
+
+    marks = [
+        {"server": "", "wanted": wanted, "given": given, "refused": refused}
+        for wanted, given, refused in value["marks"]
+    ]
+    from_table(Outcome, {**value, "marks": marks}, "it", any_text=True)
+    return dict(value)
 
 
 async def _write_gold(runner: Runner, wanted: list[Task], file: Path) -> None:

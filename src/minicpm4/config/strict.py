@@ -87,9 +87,10 @@ def check_scalar(value: Any, hint: Any, where: str) -> Any:
     return value
 
 
-def from_table(cls: type[T], table: Any, where: str) -> T:
+def from_table(cls: type[T], table: Any, where: str, *, any_text: bool = False) -> T:
     """Return ``cls`` from a nested table (of TOML or JSON), its parts by their type hints: scalars, other
-    dataclasses, tuples and string-keyed mappings of these. Lists become tuples. Raises ConfigError."""
+    dataclasses, tuples, sequences and string-keyed mappings of these. Lists become tuples; what may be None
+    may be JSON's null. ``any_text``: texts are no settings, and may hold NULs. Raises ConfigError."""
     if not isinstance(table, Mapping):
         raise ConfigError(f"{where} is a {type(table).__name__}, not a table of settings")
     hints = typing.get_type_hints(cls)
@@ -98,27 +99,35 @@ def from_table(cls: type[T], table: Any, where: str) -> T:
     for key, value in table.items():
         if key not in known:
             raise ConfigError(f"{where} has an unknown key {key!r}", suggest(str(key), list(known)))
-        values[key] = _convert(value, hints[key], f"{where}.{key}" if where else str(key))
+        values[key] = _convert(value, hints[key], f"{where}.{key}" if where else str(key), any_text)
     for name, entry in known.items():
         if name not in values and entry.default is MISSING and entry.default_factory is MISSING:
             raise ConfigError(f"{where or 'the table'} lacks {name}")
     return cls(**values)
 
 
-def _convert(value: Any, hint: Any, where: str) -> Any:
+def _convert(value: Any, hint: Any, where: str, any_text: bool) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (UnionType, typing.Union):  # X | None: absence is a missing key
-        return _convert(value, next(arg for arg in args if arg is not type(None)), where)
-    if origin is tuple:
+    if origin in (UnionType, typing.Union):  # X | None: in TOML, absence is a missing key
+        hint = next(arg for arg in args if arg is not type(None))
+        return None if value is None else _convert(value, hint, where, any_text)
+    if origin in (tuple, Sequence):
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{where} = {value!r} is not a list")
-        return tuple(_convert(item, args[0], f"{where}[{i}]") for i, item in enumerate(value))
+        any_length = origin is Sequence or args[1:] == (Ellipsis,)
+        hints = [args[0]] * len(value) if any_length else args
+        if len(value) != len(hints):
+            raise ConfigError(f"{where} has {len(value)} values, not {len(hints)}")
+        pairs = zip(value, hints, strict=True)
+        return tuple(_convert(item, each, f"{where}[{i}]", any_text) for i, (item, each) in enumerate(pairs))
     if origin is Mapping:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where} = {value!r} is not a table")
-        return {key: _convert(item, args[1], f"{where}.{key}") for key, item in value.items()}
+        return {key: _convert(item, args[1], f"{where}.{key}", any_text) for key, item in value.items()}
     if isinstance(hint, type) and is_dataclass(hint):
-        return from_table(hint, value, where)
+        return from_table(hint, value, where, any_text=any_text)
+    if any_text and hint is str and isinstance(value, str):
+        return value
     return check_scalar(value, hint, where)
 
 

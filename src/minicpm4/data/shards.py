@@ -381,8 +381,11 @@ def _whole(folder: Path, head: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     number = 0
     while (folder / f"{number:05d}.json").is_file():
         entry = read_json(folder / f"{number:05d}.json", MAX_MANIFEST, CheckpointError, _AGAIN)
+        sums = entry.get("sha256")
+        counted = all(type(entry.get(name)) is int and entry[name] > 0 for name in ("tokens", "documents"))
         # A set has marks of all its documents or of none.
-        if entry.pop("head", None) != dict(head) or "marks" not in entry.get("sha256", {}):
+        marked = isinstance(sums, dict) and "marks" in sums
+        if entry.pop("head", None) != dict(head) or not marked or not counted:
             raise CheckpointError(f"{folder} holds the beginning of a set made otherwise", "remove it")
         yield entry
         number += 1

@@ -48,7 +48,9 @@ class Crossover:
     decode: int | None
 
     def __post_init__(self) -> None:
-        SparseConfig.from_mapping(self.sparse)
+        # Whole, as `selection` makes them: nothing else is ever found again.
+        whole = selection(SparseConfig.from_mapping(self.sparse))
+        require(whole == self.sparse, "sparse has not all that decides what it costs")
         check_optional_integer("prefill", self.prefill, 1, MAX_DEPTH)
         check_optional_integer("decode", self.decode, 1, MAX_DEPTH)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from minicpm4 import LLM, SamplingParams
-from minicpm4.config.strict import require
+from minicpm4.config.strict import from_table, require
 from minicpm4.engine.prompts import Prompt
 from minicpm4.errors import ConfigError, Minicpm4Error, RequestError
 from minicpm4.evals.intervals import mean_with_interval
@@ -145,8 +145,9 @@ def ask(
     wanted = [(problem, sample) for problem in problems for sample in range(samples)]
     done: dict[tuple[str, int], Answer] = {}
     for problem, sample in wanted:
-        if (found := kept.get(problem.task, sample)) is not None:
-            done[problem.task, sample] = Answer(**found)
+        found = kept.get(lambda value: from_table(Answer, value, "it", any_text=True), problem.task, sample)
+        if found is not None:
+            done[problem.task, sample] = found
     tick(len(done))
     left = [one for one in wanted if (one[0].task, one[1]) not in done]
     with ThreadPoolExecutor(2) as judges:

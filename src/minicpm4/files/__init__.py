@@ -5,7 +5,7 @@ No other part of this package renames or locks a file.
 
 from minicpm4.files.checksums import CHECKSUMS, FileSums, file_sha256, read_checksums, write_checksums
 from minicpm4.files.encodings import UndecodableError, decode_page, decode_text, line_ends
-from minicpm4.files.kept import Kept
+from minicpm4.files.kept import Kept, keeping
 from minicpm4.files.locks import lock
 from minicpm4.files.reading import LFS_REMEDY, is_lfs_pointer, parse_json, read_bytes, read_json, read_text
 from minicpm4.files.whole import (
@@ -41,6 +41,7 @@ __all__ = [
     "growing",
     "is_lfs_pointer",
     "json_text",
+    "keeping",
     "line_ends",
     "lock",
     "making",

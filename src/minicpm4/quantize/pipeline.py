@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minicpm4.config import ModelConfig
-from minicpm4.errors import CheckpointError
+from minicpm4.config.strict import from_table
+from minicpm4.errors import CheckpointError, ConfigError
 from minicpm4.files import finite, read_json, write_json
 from minicpm4.formats import Checkpoint, rounding
 from minicpm4.formats.names import EMBED, HEAD, layer_tensors
@@ -244,10 +245,12 @@ def _kept(made: Rounded, index: int, config: ModelConfig) -> Layer | None:
 def _reports(made: Rounded, index: int, found: Mapping[str, PackedTensor]) -> list[LayerReport]:
     """What an earlier run said of a layer's matrices; of those of which nothing can be read "as before"."""
     said: dict[str, LayerReport] = {}
-    with suppress(CheckpointError, OSError, TypeError):
+    with suppress(CheckpointError, ConfigError, OSError, TypeError):
         report = read_json(_report_file(made, index), _MAX_REPORT, CheckpointError)
         rows = report.get("rows") if report.get("key") == dict(made.key) else ()
-        said = {row.name: row for row in (LayerReport(**one) for one in rows or ())}
+        said = {
+            row.name: row for row in (from_table(LayerReport, one, "it", any_text=True) for one in rows or ())
+        }
     return [
         said.get(name.removesuffix(".weight"))
         or LayerReport(name.removesuffix(".weight"), str(tensor.spec), "as before", None)

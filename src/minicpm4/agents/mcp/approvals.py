@@ -112,7 +112,7 @@ def _name(spec: ServerSpec, tool: Tool | None) -> str:
 
 
 def _entry_name(entry: Mapping[str, Any]) -> str:
-    return str(entry.get("server")) if entry.get("tool") is None else f"{entry['server']}.{entry['tool']}"
+    return str(entry.get("server")) if entry.get("tool") is None else f"{entry.get('server')}.{entry['tool']}"
 
 
 def _changes(spec: ServerSpec, tool: Tool | None, parts: Mapping[str, str], known: Any) -> tuple[str, ...]:

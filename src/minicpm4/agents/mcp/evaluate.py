@@ -11,14 +11,14 @@ import hashlib
 import json
 import math
 import random
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from minicpm4.agents.mcp.models import Model, calls_of
+from minicpm4.agents.mcp.models import Model, calls_of, kept_calls
 from minicpm4.agents.mcp.search import best_tools
 from minicpm4.agents.mcp.tools import Tool
 from minicpm4.config.strict import require
@@ -194,17 +194,13 @@ async def evaluate(
     for number, sample in enumerate(samples, 1):
         tools = offered(sample, pool, setting.count, retrieve=setting.retrieve)
         key = _digest([sample.messages, tools, setting.held, setting.must_call])
-        given = None if kept is None else kept.get(key)
+        ask = partial(calls_of, model, sample.messages, tools, must_call=setting.must_call)
+        given = await kept_calls(kept, (key,), until, ask)
         if given is None:
-            if time.monotonic() > until:
-                return marks
-            given = await calls_of(model, sample.messages, tools, must_call=setting.must_call)
-            if kept is not None:
-                kept.put(given, key)
-        calls, refused = given["calls"], given["refused"]
+            return marks
         for i, wanted in enumerate(sample.calls):
-            mine = (calls[i][0], calls[i][1]) if i < len(calls) else None
-            marks.append(Mark(server=sample.server, wanted=wanted, given=mine, refused=refused))
+            mine = given.calls[i] if i < len(given.calls) else None
+            marks.append(Mark(server=sample.server, wanted=wanted, given=mine, refused=given.refused))
         if told is not None:
             told(number)
     return marks

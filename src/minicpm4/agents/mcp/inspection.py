@@ -20,7 +20,7 @@ from minicpm4.agents.mcp.models import Model
 from minicpm4.agents.mcp.toolbox import Toolbox
 from minicpm4.agents.mcp.tools import Tool, fingerprint
 from minicpm4.agents.mcp.writing import queries_for
-from minicpm4.config.strict import require
+from minicpm4.config.strict import from_table, require
 from minicpm4.errors import ConfigError, Minicpm4Error
 from minicpm4.files import finite, json_text, read_json, writing
 
@@ -108,20 +108,17 @@ def write_report(file: Path, model: str, found: Sequence[Inspection]) -> None:
     """As JSON, whole. Raises OSError."""
     table = {"version": VERSION, "model": model, "tools": [asdict(one) for one in found]}
     with writing(file, private=True) as out:
-        out.write(json_text(finite(table), indent=1, ascii_only=False).encode("utf-8", "surrogatepass"))
+        out.write(json_text(finite(table), indent=1, ascii_only=False).encode("utf-8", "backslashreplace"))
 
 
 def read_report(file: Path) -> list[Inspection]:
     """Raises ConfigError."""
     table = read_json(file, MAX_REPORT, ConfigError)
     require(table.get("version") == VERSION, f"{file} is no report of version {VERSION}")
-    try:
-        return [
-            Inspection(**{**one, "trials": tuple(Trial(**trial) for trial in one["trials"])})
-            for one in table["tools"]
-        ]
-    except (TypeError, KeyError) as error:
-        raise ConfigError(f"{file} is no report of an inspection: {error!r:.200}") from error
+    tools = table.get("tools")
+    require(isinstance(tools, list), f"{file} is no report of an inspection: it has no list of tools")
+    assert isinstance(tools, list)
+    return [from_table(Inspection, one, f"{file}: tools[{i}]", any_text=True) for i, one in enumerate(tools)]
 
 
 def page_of(model: str, found: Sequence[Inspection]) -> str:

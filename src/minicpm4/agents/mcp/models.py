@@ -6,14 +6,16 @@ import asyncio
 import json
 import re
 import threading
+import time
 import uuid
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, cast
 
 import httpx2
 
+from minicpm4.config.strict import from_table
 from minicpm4.engine.async_llm import AsyncLLM
 from minicpm4.engine.calls import UNHELD, Calls, looser
 from minicpm4.engine.llm import LLM
@@ -21,13 +23,13 @@ from minicpm4.engine.metrics import Metrics
 from minicpm4.engine.outputs import Piece
 from minicpm4.engine.params import SamplingParams
 from minicpm4.errors import EngineError, RequestError
-from minicpm4.files import finite, parse_json
+from minicpm4.files import Kept, finite, parse_json
 from minicpm4.text.call_formats import ID_CHARS
 from minicpm4.text.call_messages import call_message
 from minicpm4.text.reply_stream import ReplyPart
 from minicpm4.text.toolcalls import ToolCall, schemas_of
 
-__all__ = ["Endpoint", "Local", "Model", "Reply", "asked", "calls_of"]
+__all__ = ["Called", "Endpoint", "Local", "Model", "Reply", "asked", "calls_of", "in_text", "kept_calls"]
 
 MAX_ANSWER_BYTES = 16 << 20
 REFUSED = (400, 413, 422)  # this request, as where it is too long; others tell of the key, the address, haste
@@ -188,16 +190,39 @@ async def asked(model: Model, messages: Messages, tools: Tools, *, must_call: bo
     return await model.answer(messages, tools, must_call=True)
 
 
-async def calls_of(
-    model: Model, messages: Messages, tools: Tools, *, must_call: bool = False
-) -> dict[str, Any]:
-    """What is kept of an answer: its ``calls``, [name, arguments] each, or why it was ``refused``, as where
-    its prompt does not fit. Raises EngineError, TextError."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Called:
+    """What is kept of an answer: its ``calls``, name and arguments each, or why it was ``refused``, as where
+    its prompt does not fit."""
+
+    calls: tuple[tuple[str, Mapping[str, Any]], ...]
+    refused: str
+
+
+async def calls_of(model: Model, messages: Messages, tools: Tools, *, must_call: bool = False) -> Called:
+    """What the model calls. Raises EngineError, TextError."""
     try:
         reply = await asked(model, messages, tools, must_call=must_call)
     except RequestError as error:
-        return {"calls": [], "refused": str(error)}
-    return {"calls": [[call.name, finite(call.arguments)] for _, call in reply.calls], "refused": ""}
+        return Called(calls=(), refused=str(error))
+    return Called(calls=tuple((call.name, finite(call.arguments)) for _, call in reply.calls), refused="")
+
+
+async def kept_calls(
+    kept: Kept | None, key: Sequence[Any], until: float, make: Callable[[], Awaitable[Called]]
+) -> Called | None:
+    """What was kept under ``key``, else what ``make`` gives, kept; None where ``until`` (by time.monotonic)
+    came first. Raises ConfigError for a piece that is damaged."""
+    found = (
+        None if kept is None else kept.get(lambda value: from_table(Called, value, "it", any_text=True), *key)
+    )
+    if found is None:
+        if time.monotonic() > until:
+            return None
+        found = await make()
+        if kept is not None:
+            kept.put(asdict(found), *key)
+    return found
 
 
 def _meant_call(text: str, tools: Tools) -> bool:
@@ -225,7 +250,7 @@ class Endpoint:
         self, messages: Messages, tools: Tools, *, must_call: bool = False, heard: Heard | None = None
     ) -> Reply:
         """See Model. Raises RequestError for one that is refused, else EngineError."""
-        body: dict[str, Any] = {**self.settings, "model": self.name, "messages": [*map(_in_text, messages)]}
+        body: dict[str, Any] = {**self.settings, "model": self.name, "messages": [*map(in_text, messages)]}
         if tools:
             body |= {"tools": list(tools), "tool_choice": "required" if must_call else "auto"}
         reply = _reply_of(await self._asked(body))
@@ -261,7 +286,7 @@ class Endpoint:
         return answer
 
 
-def _in_text(message: Mapping[str, Any]) -> Mapping[str, Any]:
+def in_text(message: Mapping[str, Any]) -> Mapping[str, Any]:
     """A message with the arguments of its calls as JSON text, as that API has them."""
     calls = message.get("tool_calls")
     if not calls:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from minicpm4.agents.mcp.conversations import check_conversation
 from minicpm4.agents.mcp.hidden import escaped
 from minicpm4.config.strict import from_table, require
 from minicpm4.errors import ConfigError
@@ -47,10 +48,10 @@ class Transcript:
     answer: str = ""
 
     def save(self, file: Path) -> None:
-        """Write it whole, for the user alone. Raises OSError."""
+        """Write it whole, for the user alone, half characters as escapes. Raises OSError."""
         with writing(file, private=True) as out:
             table = finite({"version": VERSION, **asdict(self)})
-            out.write(json_text(table, indent=1, ascii_only=False).encode("utf-8", "surrogatepass"))
+            out.write(json_text(table, indent=1, ascii_only=False).encode("utf-8", "backslashreplace"))
 
     @classmethod
     def load(cls, file: Path) -> Transcript:
@@ -61,13 +62,14 @@ class Transcript:
         for name, value in lists.items():
             fine = isinstance(value, list) and all(isinstance(one, dict) for one in value)
             require(fine, f"{file}: {name} is no list of tables")
-        made = from_table(cls, table, str(file))
+        made = from_table(cls, table, str(file), any_text=True)
         made.messages, made.tools = lists["messages"], lists["tools"]
-        made.steps = [from_table(Step, one, f"{file}: steps[{i}]") for i, one in enumerate(lists["steps"])]
-        try:
-            mend(made.messages)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(f"{file}: a call among its messages has not the form of one") from error
+        made.steps = [
+            from_table(Step, one, f"{file}: steps[{i}]", any_text=True)
+            for i, one in enumerate(lists["steps"])
+        ]
+        check_conversation(made.messages, made.tools, str(file))
+        mend(made.messages)
         return made
 
     def as_markdown(self) -> str:
@@ -88,7 +90,9 @@ class Transcript:
 
     def as_training(self) -> str:
         """A line of JSON with messages and tools, as ``minicpm4 train`` reads them."""
-        return json.dumps({"messages": self.messages, "tools": self.tools}, ensure_ascii=False) + "\n"
+        table = finite({"messages": self.messages, "tools": self.tools})
+        text = json_text(table, ascii_only=False) + "\n"
+        return text.encode("utf-8", "backslashreplace").decode()  # half a character is an escape of JSON, too
 
 
 def mend(messages: list[dict[str, Any]]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 from minicpm4 import LLM, SamplingParams
+from minicpm4.config.strict import from_table
 from minicpm4.evals.intervals import mean_with_interval
 from minicpm4.evals.ruler.fitting import Maker, Sample
 from minicpm4.evals.ruler.kinds import KINDS, Kind
@@ -73,13 +74,15 @@ def ask(
     for length in sorted(lengths):
         for index in range(each):
             for kind in kinds:
-                found = kept.get(kind.name, length, index)
+                found = kept.get(
+                    lambda value: from_table(Answer, value, "it", any_text=True), kind.name, length, index
+                )
                 if found is None:
                     if until():
                         continue
-                    found = asdict(_one(llm, maker.sample(kind, length, index)))
-                    kept.put(found, kind.name, length, index)
-                answers.append(Answer(**{**found, "references": tuple(found["references"])}))
+                    found = _one(llm, maker.sample(kind, length, index))
+                    kept.put(asdict(found), kind.name, length, index)
+                answers.append(found)
                 tick(len(answers))
     return answers
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minicpm4.config import SparseConfig
+from minicpm4.config.strict import check_scalar, from_table, require
 from minicpm4.engine.load import Inspection
 from minicpm4.evals.calibrate import TOKENS, make_point
 from minicpm4.evals.sparse.layout import Layout
@@ -117,7 +119,7 @@ def measure(
     results = []
     named = {name_of(one): one for one in settings}
     for name, make in _readings(reader, layout, named, tick):
-        found = None if kept is None else kept.get("reading", name)
+        found = None if kept is None else kept.get(partial(_reading, named), "reading", name)
         if found is None:
             found = make()
             if kept is not None:
@@ -162,6 +164,46 @@ def _readings(
         yield name, sparse
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Shares:
+    """As ``Recall.as_dict`` has them."""
+
+    by_layer_and_head: tuple[tuple[float, ...] | None, ...]
+    mean: float | None
+    far: float | None
+    far_mass: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Reading:
+    """What is kept of a reading: ``recalls`` of the dense one, the last three of others."""
+
+    places: tuple[float, ...]
+    original: float
+    copy: float
+    recalls: Mapping[str, _Shares] | None = None
+    sparse: SparseConfig | None = None
+    blocks: float | None = None
+    cache: float | None = None
+
+
+def _reading(settings: Mapping[str, SparseConfig], value: Any) -> dict[str, Any]:
+    """A kept reading, looked at. Raises ConfigError."""
+    one = from_table(_Reading, value, "it")
+    require(len(one.places) == PLACES, f"it has {len(one.places)} stretches, not {PLACES}")
+    if one.recalls is not None:
+        require(one.recalls.keys() == settings.keys(), "it has the recall of other settings")
+    else:
+        sides = (one.sparse, one.blocks, one.cache)
+        require(None not in sides, "it is neither a dense reading nor that of a setting")
+    return dict(value)
+
+
+def _kept_times(value: Any) -> dict[str, float]:
+    require(isinstance(value, Mapping) and value.keys() == TOKENS.keys(), f"it has not {', '.join(TOKENS)}")
+    return {kind: check_scalar(rate, float, f"it.{kind}") for kind, rate in value.items()}
+
+
 def _losses(losses: NDArray[np.float32], layout: Layout) -> dict[str, Any]:
     running = np.array_split(losses[layout.running.start : layout.running.stop].astype(np.float64), PLACES)
     passage = {"original": layout.original, "copy": layout.copy}
@@ -193,7 +235,7 @@ def time_settings(
     times: dict[str, dict[str, float]] = {}
     for done, config in enumerate(settings, 1):
         name = name_of(config)
-        one = None if kept is None else kept.get("times", name)
+        one = None if kept is None else kept.get(_kept_times, "times", name)
         if one is None:
             one = _times(found, length, config)
             if kept is not None:

@@ -7,15 +7,15 @@ import math
 import os
 import subprocess
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from minicpm4.agents.mcp.catalogue import Entry
 from minicpm4.agents.mcp.install import install, program_of
-from minicpm4.agents.mcp.models import Model, calls_of
+from minicpm4.agents.mcp.models import Model, calls_of, kept_calls
 from minicpm4.errors import ToolServerError
 from minicpm4.files import Kept, parse_json
 
@@ -69,15 +69,13 @@ async def answers(
     time.monotonic) came first."""
     found: list[dict[str, Any]] = []
     for one in entries:
-        given = kept.get("bfcl", one["id"])
+        ask = partial(calls_of, model, one["messages"], one["tools"])
+        given = await kept_calls(kept, ("bfcl", one["id"]), until, ask)
         if given is None:
-            if time.monotonic() > until:
-                return found
-            given = await calls_of(model, one["messages"], one["tools"])
-            kept.put(given, "bfcl", one["id"])
-        calls = [{name: arguments} for name, arguments in given["calls"]]
+            return found
+        calls = [{name: arguments} for name, arguments in given.calls]
         row = {"id": one["id"], "category": one["category"], "calls": calls}
-        found.append({**row, "refused": given["refused"]} if given["refused"] else row)
+        found.append({**row, "refused": given.refused} if given.refused else row)
         if told is not None:
             told(len(found))
     return found

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from minicpm4.agents.mcp.agent import SYSTEM, Agent, AgentOptions, called
+from minicpm4.agents.mcp.conversations import check_conversation
 from minicpm4.agents.mcp.data.named import answers, names_tool, unnamed
 from minicpm4.agents.mcp.data.talks import Dropped, Talk
 from minicpm4.agents.mcp.models import Model, Reply
@@ -22,6 +23,7 @@ from minicpm4.agents.mcp.toolbox import Toolbox
 from minicpm4.agents.mcp.tools import Tool, fingerprint
 from minicpm4.agents.mcp.transcript import Step
 from minicpm4.agents.mcp.writing import queries_for, varied, written
+from minicpm4.config.strict import from_table, require
 from minicpm4.errors import ConfigError, RequestError
 from minicpm4.files import Kept
 from minicpm4.text.call_messages import call_message
@@ -72,7 +74,7 @@ class Maker:
         """``count`` queries for each tool, by the model."""
         found: list[Query | Dropped] = []
         for tool in tools:
-            texts = self.kept.get("queries", self._key(tool), count)
+            texts = self.kept.get(_texts, "queries", self._key(tool), count)
             if texts is None:
                 try:
                     texts = await queries_for(self.model, tool, count)
@@ -93,7 +95,7 @@ class Maker:
         is another than those of the numbers before."""
         where = f"{', '.join(tool.called for tool in tools)}, number {number}"
         key = ("reverse", [self._key(tool) for tool in tools])
-        before = [self.kept.get("arguments", *key, i) for i in range(number)]
+        before = [self.kept.get(_table, "arguments", *key, i) for i in range(number)]
 
         def keep(arguments: Mapping[str, Any]) -> None:
             self.kept.put(dict(arguments), "arguments", *key, number)
@@ -103,7 +105,7 @@ class Maker:
     async def _once(
         self, key: tuple[Any, ...], where: str, make: Callable[[], Awaitable[Talk | Dropped]]
     ) -> Talk | Dropped:
-        found = self.kept.get(*key)
+        found = self.kept.get(_piece, *key)
         if found is None:
             try:
                 made = await make()
@@ -111,7 +113,7 @@ class Maker:
                 return Dropped(reason="not written", where=where, why=str(error)[:500])
             self.kept.put(asdict(made), *key)
             return made
-        return Dropped(**found) if "reason" in found else Talk(**found)
+        return found
 
     async def _worked(self, query: Query) -> Talk | Dropped:
         done = await Agent(self.model, self.box, self.options, told=self.step).run(query.text)
@@ -198,6 +200,25 @@ class Maker:
 
     def _key(self, *tools: Tool) -> list[str]:
         return sorted(fingerprint(self.box.servers[tool.server].spec, tool.parts) for tool in tools)
+
+
+def _texts(value: Any) -> list[str]:
+    require(isinstance(value, list) and all(isinstance(one, str) for one in value), "it is no list of texts")
+    return list(value)
+
+
+def _table(value: Any) -> dict[str, Any]:
+    require(isinstance(value, dict), "it is no table")
+    return dict(value)
+
+
+def _piece(value: Any) -> Talk | Dropped:
+    """Raises ConfigError."""
+    if "reason" in value:
+        return from_table(Dropped, value, "it", any_text=True)
+    talk = from_table(Talk, value, "it", any_text=True)
+    check_conversation(talk.messages, talk.tools, "it")
+    return Talk(**value)  # with lists for what were lists
 
 
 class _Drops:
