@@ -77,6 +77,8 @@ def test_a_dry_run_tells_and_writes_nothing(
         (["--draft-vocab", "900"], "more than the 320 tokens"),
         (["--frspec-path", "nowhere.json"], "nowhere.json"),
         (["--form", "eagle2", "--frspec-path", "x.json"], "has the model's vocabulary"),
+        (["--rounding", "int5"], "weight format 'int5' is not known"),
+        (["--rounding", "int4-g128"], "the 192 columns of fc.weight do not fit|columns of"),
         (["--turns", "0"], "--turns 0 is outside"),
         (["--corpus", "nowhere.txt"], "nowhere.txt is neither a file nor a folder"),
     ],

@@ -16,6 +16,8 @@ from safetensors.numpy import load_file, save_file  # noqa: E402
 
 from minicpm4 import LLM, SamplingParams  # noqa: E402
 from minicpm4.errors import ConfigError  # noqa: E402
+from minicpm4.formats.packing import unpack  # noqa: E402
+from minicpm4.formats.quant import QuantSpec  # noqa: E402
 from minicpm4.kernels.ref import RefOps  # noqa: E402
 from minicpm4.model.forward import forward, logits  # noqa: E402
 from minicpm4.model.head_files import plan_head  # noqa: E402
@@ -63,13 +65,15 @@ def llm(model: Path) -> Iterator[LLM]:
         yield made
 
 
-def head_of(model: Path, form: str = "eagle3", tokens: int | None = None, seed: int = 3) -> DraftHead:
+def head_of(
+    model: Path, form: str = "eagle3", tokens: int | None = None, seed: int = 3, rounding: Any = None
+) -> DraftHead:
     source = open_model(model)
     size = source.config.vocab_size
     kept = size if form == "eagle2" or tokens is None else tokens
     chosen = np.sort(np.random.default_rng(5).permutation(size)[:kept]).astype(np.int32)
     layout = HeadLayout(form=form, model=source.config, tokens=chosen)
-    return DraftHead(layout, source, dict(first_values(layout, source, seed)), TURNS)
+    return DraftHead(layout, source, dict(first_values(layout, source, seed)), TURNS, rounding)
 
 
 def shown(llm: LLM, head: DraftHead, texts: Sequence[tuple[list[int], int]]) -> list[Shown]:
@@ -233,6 +237,20 @@ def test_a_written_head_drafts_and_changes_nothing(model: Path, tmp_path: Path, 
             found.append(llm.generate(prompts, params))
     assert [out.token_ids for out in found[0]] == [out.token_ids for out in found[1]]
     assert all(out.metrics.draft_tokens > 0 for out in found[1])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_head_trained_rounded_is_held_rounded(model: Path, llm: LLM, tmp_path: Path, form: str) -> None:
+    spec = QuantSpec(kind="int4", group_size=32)
+    head = head_of(model, form, 128, rounding=spec)
+    head(shown(llm, head, TEXTS)).loss.backward()
+    assert all(value.grad is not None and bool(value.grad.any()) for value in head.parameters())
+    write_head(tmp_path / "head", head, "float16")
+    weights = load_model(model).weights
+    made: Any = plan_head(tmp_path / "head", weights.config, 64).read(weights, RefOps())
+    fc = made.own.fc if form == "eagle3" else made.layer.fc
+    assert fc.weight.spec == spec
+    np.testing.assert_array_equal(unpack(fc.weight), head.final("fc.weight").numpy())
 
 
 def test_a_model_of_two_layers_has_no_three_states(tmp_path: Path) -> None:

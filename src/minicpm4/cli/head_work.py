@@ -46,6 +46,7 @@ class Wanted:
     every: int
     validate: int
     dtype: str
+    rounding: str
 
     def __post_init__(self) -> None:
         from minicpm4.engine.drafters import draft_count
@@ -75,6 +76,14 @@ class Wanted:
             given = self.ranks is not None
             require(not given, "an EAGLE-2 head has the model's vocabulary: --frspec-path says nothing to it")
         draft_count(self.draft_vocab, 1 << 30)
+        if self.rounding:
+            self.spec()
+
+    def spec(self) -> Any:
+        """The format of ``rounding``, None where there is none. Raises ConfigError."""
+        from minicpm4.train.recipe import parse_spec
+
+        return parse_spec(self.rounding, "--rounding:") if self.rounding else None
 
     @property
     def steps(self) -> int:
@@ -110,6 +119,13 @@ class Work:
         vocab = self.found.config.vocab_size
         count = self._vocabulary(vocab)
         self.layout = HeadLayout(form=wanted.form, model=self.found.config, tokens=_range(count))
+        spec = wanted.spec()
+        for name, shape in self.layout.shapes().items():
+            require(
+                spec is None or len(shape) < 2 or spec.fits(shape[1]),
+                f"the {shape[-1]} columns of {name} do not fit weight format {spec}",
+                "choose a group size that divides them",
+            )
         rows = wanted.batch * wanted.longest
         self.cost: HeadCost = head_cost(self.layout, turns=wanted.turns, rows=rows, longest=wanted.longest)
         self._check_room()
@@ -252,7 +268,8 @@ class Work:
         wanted = self.wanted
         layout = self._layout(learnt)
         source = self.found.source
-        head = DraftHead(layout, source, dict(first_values(layout, source, wanted.seed)), wanted.turns)
+        values = dict(first_values(layout, source, wanted.seed))
+        head = DraftHead(layout, source, values, wanted.turns, wanted.spec())
         with Progress(wanted.steps) as progress:
             run = HeadRun(
                 self._settings(),
@@ -290,6 +307,7 @@ class Work:
             seed=wanted.seed,
             validate=wanted.validate,
             every=wanted.every,
+            rounding=wanted.rounding,
         )
 
     def _layout(self, learnt: Any) -> Any:

@@ -63,6 +63,12 @@ def train(
         int, typer.Option(metavar="STEPS", help="Steps between looks at held-out answers.")
     ] = 50,
     dtype: Annotated[str, typer.Option(help="Of the written head: float16 or float32.")] = "float16",
+    rounding: Annotated[
+        str,
+        typer.Option(
+            metavar="FORMAT", help="Train with matrices rounded to int4-g32, int8-g32, …; written so."
+        ),
+    ] = "",
     threads: Annotated[int | None, typer.Option(help="Threads of the engine and of torch.")] = None,
     until: Annotated[int | None, typer.Option(metavar="STEP", help="Stop after this many steps.")] = None,
     dry_run: Annotated[
@@ -100,6 +106,7 @@ def train(
         every=every,
         validate=validate,
         dtype=dtype,
+        rounding=rounding,
     )
     need_torch(threads)
     work = Work(wanted, threads)

@@ -22,7 +22,7 @@ from minicpm4.config import ModelConfig
 from minicpm4.config.model import read_hf_config
 from minicpm4.config.strict import check_scalar
 from minicpm4.errors import CheckpointError, ConfigError, UnsupportedError
-from minicpm4.formats.packing import unpack
+from minicpm4.formats.packing import packed_if_exact, unpack
 from minicpm4.formats.safetensors import StoredTensor, open_tensors, stored_matrix
 from minicpm4.kernels.contract import Floats, Ints, OpTable
 from minicpm4.kernels.layer_weights import Linear
@@ -123,11 +123,11 @@ class HeadFile:
         return found
 
     def linear(self, name: str, ops: OpTable) -> Linear:
-        """A matrix as ``ops`` reads it, with the bias that there is."""
+        """A matrix as ``ops`` reads it, with the bias that there is; one that was trained rounded, packed."""
         stored = self.tensors[f"{name}.weight"]
         matrix = stored_matrix(stored, f"{name}.weight", (stored.shape[0], stored.shape[1]))
         bias = self.vector(f"{name}.bias") if f"{name}.bias" in self.tensors else None
-        return Linear(weight=ops.prepare(matrix), bias=bias)
+        return Linear(weight=ops.prepare(packed_if_exact(matrix)), bias=bias)
 
     def integers(self, name: str) -> NDArray[Any]:
         """A tensor of whole numbers or truth values, as stored."""

@@ -26,9 +26,11 @@ from torch.nn import functional
 
 from minicpm4.formats.names import EMBED, HEAD, layer_tensors
 from minicpm4.formats.packing import unpack
+from minicpm4.formats.quant import QuantSpec
 from minicpm4.kernels.autograd import TorchMatrix
 from minicpm4.kernels.contract import Step
 from minicpm4.kernels.layer_weights import Linear
+from minicpm4.kernels.straight_through import rounded
 from minicpm4.kernels.unrolled import UnrolledKV, UnrolledOps
 from minicpm4.model.head_layout import HeadLayout
 from minicpm4.model.source import OpenModel
@@ -79,13 +81,20 @@ def states_wanted(layout: HeadLayout) -> tuple[int, ...]:
 
 
 class DraftHead(nn.Module):
-    """The head of ``layout`` beside the model of ``source``; ``tensors`` by the names of the layout."""
+    """The head of ``layout`` beside the model of ``source``; ``tensors`` by the names of the layout.
+    ``rounding``: the format that the forward sees its matrices rounded to (quantisation-aware training)."""
 
     def __init__(
-        self, layout: HeadLayout, source: OpenModel, tensors: Mapping[str, Tensor], turns: int
+        self,
+        layout: HeadLayout,
+        source: OpenModel,
+        tensors: Mapping[str, Tensor],
+        turns: int,
+        rounding: QuantSpec | None = None,
     ) -> None:
         super().__init__()
         self.layout, self.turns = layout, turns if layout.form == "eagle3" else 1
+        self._rounding = rounding
         for name, tensor in tensors.items():
             plant(self, name, tensor)
         self._ops = UnrolledOps()
@@ -105,11 +114,24 @@ class DraftHead(nn.Module):
         found = dict(self.named_parameters())
 
         def linear(name: str) -> Linear:
-            weight: Any = TorchMatrix(tensor=found[f"{name}.weight"])
+            weight: Any = self._seen(f"{name}.weight")
             bias: Any = found.get(f"{name}.bias")
             return Linear(weight=weight, bias=bias)
 
         return linear
+
+    def _seen(self, name: str) -> TorchMatrix:
+        return TorchMatrix(tensor=self.get_parameter(name), fake=self._rounding)
+
+    def final(self, name: str) -> Tensor:
+        """A parameter as the forward sees it."""
+        value = self.get_parameter(name).detach()
+        return value if value.ndim < 2 or self._rounding is None else rounded(value, self._rounding)
+
+    @property
+    def is_rounded(self) -> bool:
+        """Whether the forward sees its matrices rounded."""
+        return self._rounding is not None
 
     def forward(self, texts: Sequence[Shown]) -> Found:
         """Run ``texts``, whose answers have two tokens or more."""
@@ -119,6 +141,7 @@ class DraftHead(nn.Module):
         kv: Any = UnrolledKV(head.config.num_key_value_heads, head.config.head_dim)
         kv.rows = batch.rows
         wanted, states = self._wanted(texts)
+        matrix = self._matrix
         total, right, nll = torch.zeros(()), [], 0.0
         entered: Any = [batch.first(texts, one) for one in head.hidden]
         features: Any = head.fuse(entered)
@@ -132,7 +155,7 @@ class DraftHead(nn.Module):
             own = self._own[batch.tokens(turn)[kept]]
             loss, best = distribution_loss(
                 rows[kept],
-                self._matrix,
+                matrix,
                 wanted[batch.at(turn)[kept]],
                 (own >= 0).to(rows.dtype),
                 scale=1.0 if self.layout.form == "eagle3" else self.layout.model.logit_scale,
@@ -152,7 +175,7 @@ class DraftHead(nn.Module):
     @property
     def _matrix(self) -> Tensor:
         """The output matrix (tokens, width) of the head."""
-        return self.get_parameter("lm_head.weight") if self.layout.form == "eagle3" else self._rows
+        return self._seen("lm_head.weight").values() if self.layout.form == "eagle3" else self._rows
 
     @torch.no_grad()
     def _wanted(self, texts: Sequence[Shown]) -> tuple[Tensor, Tensor]:

@@ -40,7 +40,6 @@ __all__ = ["HEAD", "Answer", "HeadRun", "HeadSettings", "write_head"]
 
 HEAD, CURVE = "head", "acceptance.svg"
 KEPT = 2  # checkpoints
-DTYPES = ("float16", "float32")
 
 
 class Answer(Protocol):
@@ -57,8 +56,9 @@ class Answer(Protocol):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeadSettings:
     """How a head is trained: ``steps`` of ``batch`` answers each, at ``rate`` after ``warmup`` steps, which
-    falls in the last ``decay``; ``turns`` of EAGLE-3 on its own features; held-out answers are looked at each
-    ``validate`` steps, a checkpoint is written each ``every``. Raises ConfigError."""
+    falls in the last ``decay``; ``turns`` of EAGLE-3 on its own features; ``rounding``: the format that its
+    matrices are rounded to; held-out answers are looked at each ``validate`` steps, a checkpoint is written
+    each ``every``. Raises ConfigError."""
 
     form: str
     steps: int
@@ -70,6 +70,7 @@ class HeadSettings:
     seed: int
     validate: int
     every: int
+    rounding: str = ""
     warmup_from: float = 0.0
     clip: float = 0.5
 
@@ -208,7 +209,7 @@ class HeadRun:
 
     def _save(self) -> None:
         def write(folder: Path) -> None:
-            write_head(folder / HEAD, self.head, "float32")
+            write_head(folder / HEAD, self.head, "float32", masters=True)
             write_tensors(folder, MOMENTS, self._optimiser.tensors())
 
         checkpoint.save(
@@ -244,14 +245,15 @@ def _shown(answers: Sequence[Answer]) -> list[Shown]:
     return [Shown(ids=one.ids, start=one.start, states=one.read()) for one in answers]
 
 
-def write_head(folder: Path, head: DraftHead, dtype: str) -> None:
-    """Write a head in its released layout, as ``--draft eagle:FOLDER`` reads it, in ``dtype`` (one of
-    DTYPES). Raises CheckpointError."""
-    layout = head.layout
-    tensors: dict[str, TensorSource] = {
-        name: torch_source(value.detach().to(getattr(torch, dtype)).contiguous())
-        for name, value in head.named_parameters()
-    }
+def write_head(folder: Path, head: DraftHead, dtype: str, *, masters: bool = False) -> None:
+    """Write a head in its released layout, as ``--draft eagle:FOLDER`` reads it, in ``dtype``; matrices that
+    its forward sees rounded as it sees them, in float32, unless it is the ``masters`` that are wanted. Raises
+    CheckpointError."""
+    layout, tensors = head.layout, dict[str, TensorSource]()
+    for name, value in head.named_parameters():
+        final = value.detach() if masters else head.final(name)
+        exact = head.is_rounded and value.ndim == 2  # 16 bits cannot hold code times scale
+        tensors[name] = torch_source(final.to(torch.float32 if exact else getattr(torch, dtype)).contiguous())
     tensors |= {name: torch_source(torch.from_numpy(value)) for name, value in layout.maps().items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
