@@ -70,8 +70,13 @@ MC_INLINE PanelBytes part_of_codes(PanelBytes raw, int part) {
     return FORM == XForm::words ? raw : flip_signs(raw);
 }
 
+// Vectors of weight rows that are gone through side by side. By one row of x registers hold the sums of both that AVX2 needs for a
+// panel, which then share what is broadcast of x.
+template <int NX>
+constexpr int kSideBySide = NX == 1 ? kPanelRows / W : 1;
+
 // 16 columns of codes in two planes.
-template <class F, int NX, XForm FORM>
+template <class F, int NX, XForm FORM, int NV>
 struct PlanesDot {
     static constexpr i64 kSixteen = kSixteenBytes<FORM>;
     bool ahead;  // whether to fetch codes of later panels
@@ -82,47 +87,56 @@ struct PlanesDot {
     MC_INLINE void run(const PlanesDot& to, const u8* unit, const u8* row) {
         using P = PanelPlanes<F>;
         for (i64 b = 0; to.ahead && b < P::kBytes * 16 / P::kColumns; b += 64) prefetch_far(unit + H * P::kBytes / 2 + b);
-        PanelBytes w[4];
-        P::template get<H>(w, unit);
+        PanelBytes w[NV][4];
+        MC_UNROLL
+        for (int v = 0; v < NV; ++v) P::template get<H>(w[v], unit + 4 * W * v);
         MC_UNROLL
         for (int t = 0; t < 4; ++t) {
-            MC_KEEP(w[t]);
-            to.sums->quad(*to.sums, t, w[t], row + t * (kSixteen / 4), *to.x);
+            MC_UNROLL
+            for (int v = 0; v < NV; ++v) {
+                MC_KEEP(w[v][t]);
+                to.sums[v].quad(to.sums[v], t, w[v][t], row + t * (kSixteen / 4), *to.x);
+            }
         }
     }
 };
 
-// SPAN columns; row: theirs of the first x row, codes: those of a vector's rows there.
-template <class F, int NX, XForm FORM, i64 SPAN>
-MC_INLINE void dot_panel_span(bool ahead, const u8* codes, const u8* row, const PanelX& x, Sums<F, NX, FORM>& sums) {
+// SPAN columns; row: theirs of the first x row, codes: those of the vectors' rows there.
+template <class F, int NX, XForm FORM, int NV, i64 SPAN>
+MC_INLINE void dot_panel_span(bool ahead, const u8* codes, const u8* row, const PanelX& x, Sums<F, NX, FORM>* sums) {
     constexpr int kParts = static_cast<int>(CodeBytes<F>::kParts);
     MC_UNROLL
     for (int c = 0; c < SPAN / PanelStep<F>::value; ++c) {
         if (ahead) prefetch_far(codes + c * 64);
-        const PanelBytes raw = load_panel(codes + c * 64);
+        PanelBytes raw[NV];
+        MC_UNROLL
+        for (int v = 0; v < NV; ++v) raw[v] = load_panel(codes + c * 64 + 4 * W * v);
         MC_UNROLL
         for (int part = 0; part < kParts; ++part) {
             const int t = c * kParts + part;
-            sums.quad(sums, t, part_of_codes<F, FORM>(raw, part), row + t * (kSixteenBytes<FORM> / 4), x);
+            MC_UNROLL
+            for (int v = 0; v < NV; ++v) {
+                sums[v].quad(sums[v], t, part_of_codes<F, FORM>(raw[v], part), row + t * (kSixteenBytes<FORM> / 4), x);
+            }
         }
     }
 }
 
 // The columns of a piece, passed by in row and codes; ahead: whether to fetch codes of later panels.
-template <class F, int NX, XForm FORM>
+template <class F, int NX, XForm FORM, int NV>
 MC_INLINE void dot_panel_piece(bool ahead, const Piece& piece, const u8*& codes, const u8*& row, const PanelX& x,
-                               Sums<F, NX, FORM>& sums) {
+                               Sums<F, NX, FORM>* sums) {
     const i64 sixteens = piece.sixteens;
     if constexpr (is_planes<F>) {
-        each_sixteen<F, has_half_spans<F>>(sixteens, piece.odd, codes, row, PlanesDot<F, NX, FORM>{ahead, &x, &sums});
+        each_sixteen<F, has_half_spans<F>>(sixteens, piece.odd, codes, row, PlanesDot<F, NX, FORM, NV>{ahead, &x, sums});
     } else {
         constexpr i64 kSpanBytes = panel_bytes<F>(kPanelSpan), kRowBytes = 2 * kSixteenBytes<FORM>;
         for (i64 spans = sixteens / 2; spans > 0; --spans, row += kRowBytes, codes += kSpanBytes) {
-            dot_panel_span<F, NX, FORM, kPanelSpan>(ahead, codes, row, x, sums);
+            dot_panel_span<F, NX, FORM, NV, kPanelSpan>(ahead, codes, row, x, sums);
         }
         if constexpr (has_half_spans<F>) {
             if (sixteens % 2 == 0) return;
-            dot_panel_span<F, NX, FORM, kPanelSpan / 2>(ahead, codes, row, x, sums);
+            dot_panel_span<F, NX, FORM, NV, kPanelSpan / 2>(ahead, codes, row, x, sums);
             row += kRowBytes / 2;
             codes += kSpanBytes / 2;
         }
@@ -137,25 +151,44 @@ struct PanelPlace {
     i64 group;
 };
 
-// part[j] = the parts of a block, of the W weight rows from `lane` on; goes on to the next block.
-template <class F, int NX, XForm FORM>
-MC_INLINE void dot_panel_block(const Matrix& m, i64 lane, const PanelX& x, PanelPlace& at, V* part) {
+// part[v][j] = the parts of a block, of the W weight rows from `lane` + W v on; goes on to the next block.
+template <class F, int NX, XForm FORM, int NV>
+MC_INLINE void dot_panel_block(const Matrix& m, i64 lane, const PanelX& x, PanelPlace& at, V (*part)[NX]) {
+    static_assert(kSuper % kBlockDepth == 0, "a block's groups have the same supers");
+    // By several rows of x it is faster to load them again than to keep them.
+    constexpr bool kKept = NX == 1;
+    const GroupFloats scales = scales_of(m), offsets = offsets_of(m);
     const i64 pitch = x.pitch / 4;
+    V of_scales[NV], of_offsets[NV];
     MC_UNROLL
-    for (int j = 0; j < NX; ++j) part[j] = zero();
-    for (bool last = false; !last; ++at.piece, ++at.shifts) {
-        Sums<F, NX, FORM> sums;
-        sums.begin(sums, at.shifts, pitch);
-        dot_panel_piece<F, NX, FORM>(lane == 0, *at.piece, at.codes, at.row, x, sums);
-        if (lane == 0) prefetch(static_cast<const char*>(m.scales) + at.group * kPanelRows * scale_bytes(m.scale_type) + kScalesAhead);
-        const V scale = panel_lanes(scales_of(m), at.group, lane);
+    for (int v = 0; v < NV; ++v) {
+        of_scales[v] = kKept ? panel_super(scales, at.group, lane + W * v) : zero();
+        of_offsets[v] = kKept ? panel_super(offsets, at.group, lane + W * v) : zero();
         MC_UNROLL
-        for (int j = 0; j < NX; ++j) part[j] = fma(to_floats(sums.sum(sums, j)), scale, part[j]);
+        for (int j = 0; j < NX; ++j) part[v][j] = zero();
+    }
+    for (bool last = false; !last; ++at.piece, ++at.shifts) {
+        Sums<F, NX, FORM> sums[NV];
+        MC_UNROLL
+        for (int v = 0; v < NV; ++v) sums[v].begin(sums[v], at.shifts, pitch);
+        dot_panel_piece<F, NX, FORM, NV>(lane == 0, *at.piece, at.codes, at.row, x, sums);
+        if (lane == 0) prefetch(static_cast<const char*>(m.scales) + at.group * kPanelRows * scale_bytes(m.scale_type) + kScalesAhead);
+        MC_UNROLL
+        for (int v = 0; v < NV; ++v) {
+            const i64 row = lane + W * v;
+            const V scale = kKept ? panel_lanes(scales, at.group, row, of_scales[v]) : panel_lanes(scales, at.group, row);
+            MC_UNROLL
+            for (int j = 0; j < NX; ++j) part[v][j] = fma(to_floats(sums[v].sum(sums[v], j)), scale, part[v][j]);
+        }
         if (m.offsets != nullptr) {
-            const V offset = panel_lanes(offsets_of(m), at.group, lane);
             const float* of_x = reinterpret_cast<const float*>(at.shifts) + x.sums_at;
             MC_UNROLL
-            for (int j = 0; j < NX; ++j) part[j] = fma(set1(of_x[j * pitch]), offset, part[j]);
+            for (int v = 0; v < NV; ++v) {
+                const i64 row = lane + W * v;
+                const V offset = kKept ? panel_lanes(offsets, at.group, row, of_offsets[v]) : panel_lanes(offsets, at.group, row);
+                MC_UNROLL
+                for (int j = 0; j < NX; ++j) part[v][j] = fma(set1(of_x[j * pitch]), offset, part[v][j]);
+            }
         }
         at.group += at.piece->group_ends ? 1 : 0;
         last = at.piece->block_ends;
@@ -165,22 +198,27 @@ MC_INLINE void dot_panel_block(const Matrix& m, i64 lane, const PanelX& x, Panel
 // total[i][j] = the products of rows [W i, W i + W) of panel p and x row first + j.
 template <class F, int NX, XForm FORM>
 MC_INLINE void dot_panel(const Matrix& m, i64 p, const PanelX& x, i64 first, V (*total)[NX]) {
-    constexpr int kVectors = kPanelRows / W;
+    constexpr int kVectors = kPanelRows / W, kAtOnce = kSideBySide<NX>;
     const i64 pitch = x.pitch / 4;
     const float *scales = x.scales(first), *end = scales + (m.cols + x.block - 1) / x.block;
-    PanelPlace at[kVectors];
-    for (int i = 0; i < kVectors; ++i) {
-        const u8* codes = static_cast<const u8*>(m.codes) + p * panel_bytes<F>(m.cols) + 4 * W * i;
+    PanelPlace at[kVectors / kAtOnce];
+    for (int i = 0; i < kVectors / kAtOnce; ++i) {
+        const u8* codes = static_cast<const u8*>(m.codes) + p * panel_bytes<F>(m.cols) + 4 * W * kAtOnce * i;
         at[i] = {x.pieces, codes, x.rows + first * x.pitch, x.shifts(first), p * (m.cols / m.group)};
+    }
+    for (int i = 0; i < kVectors; ++i) {
         for (int j = 0; j < NX; ++j) total[i][j] = zero();
     }
     for (; scales < end; ++scales) {
         MC_UNROLL
-        for (int i = 0; i < kVectors; ++i) {
-            V part[NX];
-            dot_panel_block<F, NX, FORM>(m, i * W, x, at[i], part);
+        for (int i = 0; i < kVectors; i += kAtOnce) {
+            V part[kAtOnce][NX];
+            dot_panel_block<F, NX, FORM, kAtOnce>(m, i * W, x, at[i / kAtOnce], part);
             MC_UNROLL
-            for (int j = 0; j < NX; ++j) total[i][j] = fma(part[j], set1(scales[j * pitch]), total[i][j]);
+            for (int v = 0; v < kAtOnce; ++v) {
+                MC_UNROLL
+                for (int j = 0; j < NX; ++j) total[i + v][j] = fma(part[v][j], set1(scales[j * pitch]), total[i + v][j]);
+            }
         }
     }
 }

@@ -131,13 +131,19 @@ MC_INLINE int panel_code(const u8* panel, i64 lane, i64 k) {
     return low | (unit[2 * kColumns * F::kLow] >> c / 4 * F::kHigh & ((1 << F::kHigh) - 1)) << F::kLow;
 }
 
-// W of the scales or offsets of a panel's rows, from row `row` on: vector number i of kPanelRows.
-MC_INLINE V panel_lanes(const GroupFloats& g, i64 i, i64 row) {
+// What steps of W of a panel's rows are multiples of, from row `row` on: of vector number i of kPanelRows scales or offsets.
+MC_INLINE V panel_super(const GroupFloats& g, i64 i, i64 row) {
+    return g.supers == nullptr ? zero() : load_f16(g.supers + (i >> g.shift) * kPanelRows + row);
+}
+
+// The scales or offsets of these rows.
+MC_INLINE V panel_lanes(const GroupFloats& g, i64 i, i64 row, V super) {
     const i64 at = i * kPanelRows + row;
     if (g.type == ScaleType::f16) return load_f16(static_cast<const u16*>(g.data) + at);
     if (g.type == ScaleType::f32) return load(static_cast<const float*>(g.data) + at);
     const u8* steps = static_cast<const u8*>(g.data) + at;
-    const V unit = load_f16(g.supers + (i >> g.shift) * kPanelRows + row);
-    if (g.type == ScaleType::steps) return mul(load_i8(reinterpret_cast<const i8*>(steps)), unit);
-    return mul(g.type == ScaleType::low_steps ? load_bits<0, 15, 0>(steps) : load_bits<4, 15, 0>(steps), unit);
+    if (g.type == ScaleType::steps) return mul(load_i8(reinterpret_cast<const i8*>(steps)), super);
+    return mul(g.type == ScaleType::low_steps ? load_bits<0, 15, 0>(steps) : load_bits<4, 15, 0>(steps), super);
 }
+
+MC_INLINE V panel_lanes(const GroupFloats& g, i64 i, i64 row) { return panel_lanes(g, i, row, panel_super(g, i, row)); }
