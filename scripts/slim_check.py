@@ -4,6 +4,8 @@ of the embedded model, and no large framework was installed or imported on the w
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -29,6 +31,25 @@ def installed_mib() -> float:
     return sum(f.stat().st_size for f in packages.rglob("*") if f.is_file()) / 2**20
 
 
+def commands_fail() -> str:
+    """What goes wrong where the installed command is asked about this machine, and for text with the kernels
+    that need the least and the most of it; "" where nothing does."""
+    from minicpm4 import _cpu
+
+    command = Path(sys.executable).with_name("minicpm4")
+    asked = ["generate", "The capital of France is", "--raw", "-n", "3", "--temperature", "0"]
+    for words, isa, told in (
+        (["doctor"], "", "NumPy"),
+        *((asked, level, "Paris") for level in ("scalar", _cpu.isa_levels()[-1])),
+    ):
+        environment = {**os.environ, "MINICPM4_ISA": isa} if isa else None
+        done = subprocess.run([command, *words], env=environment, capture_output=True, text=True, check=False)
+        if done.returncode or told not in done.stdout:
+            return f"minicpm4 {words[0]} {isa}: {done.returncode}, {done.stdout!r}, {done.stderr!r}"
+        print(f"minicpm4 {words[0]} {isa}: {done.stdout.strip()}")
+    return ""
+
+
 def main() -> int:
     from minicpm4 import LLM, SamplingParams
 
@@ -44,6 +65,9 @@ def main() -> int:
     present = [name for name in FORBIDDEN if importlib.util.find_spec(name)]
     if imported or present:
         print(f"error: imported {imported}, installed {present}: core must do without")
+        return 1
+    if wrong := commands_fail():
+        print(f"error: {wrong}")
         return 1
     print(f"installed size: {installed_mib():.0f} MiB, none of: {', '.join(FORBIDDEN)}")
     return 0

@@ -127,6 +127,23 @@ class Dies(Made):
         super().call(number, name, given)
 
 
+class Calculator(Made):
+    """As the pages have it, with products alone."""
+
+    tools = [  # noqa: RUF012
+        {
+            "name": "calculate",
+            "description": "Tell what an expression comes to, or what time it is in Paris.",
+            "inputSchema": {"type": "object", "properties": {"expression": {"type": "string"}}}
+            | {"required": ["expression"]},
+        }
+    ]
+
+    def call(self, number: Any, name: str, given: dict[str, Any]) -> None:
+        left, right = given["expression"].split("*")
+        send({"id": number, "result": text(str(int(left) * int(right)))})
+
+
 class Broken(Made):
     def run(self) -> None:
         sys.stderr.write("no database at /nowhere\n")
