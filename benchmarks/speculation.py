@@ -5,9 +5,10 @@ speed-up is the median over rounds, each beside its own round without. With --wr
 into benchmarks/results.
 
     .venv/bin/python benchmarks/speculation.py [--minutes 18] [--only smollm2|qwen] [--write]
+    .venv/bin/python benchmarks/speculation.py --head FOLDER       a head of `minicpm4 spec train` for SmolLM2
     .venv/bin/python benchmarks/speculation.py --equal [--prompts 40] [--tokens 256] [--write]
 
-The second compares answers alone, of SmolLM2 in three formats, one and eight at a time; half of the prompts
+``--equal`` compares answers alone, of SmolLM2 in three formats, one and eight at a time; half of the prompts
 are long, and read with sparse attention from the first token on.
 """
 
@@ -54,6 +55,7 @@ class Part:
     kinds: tuple[str, ...]
     tokens: int
     draft_model: str = ""
+    head: str = ""
     long: int = 0  # characters
     share: float = 1.0  # of the time
 
@@ -89,12 +91,18 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="into benchmarks/results")
     parser.add_argument("--kinds", nargs="+", choices=ALL, default=ALL)
     parser.add_argument("--equal", action="store_true", help="compare answers, measure nothing")
+    parser.add_argument("--head", default="", help="a folder: it drafts for SmolLM2, which alone is measured")
     parser.add_argument("--prompts", type=int, default=40, help="with --equal")
     parser.add_argument("--tokens", type=int, default=256, help="with --equal, of each answer")
     options = parser.parse_args()
     if options.equal:
         _equal(options.prompts, options.tokens, options.write)
         return
+    if options.head:
+        options.only = "smollm2"
+        PARTS["smollm2"] = replace(
+            PARTS["smollm2"], head=options.head, drafters=("suffix", "eagle", "eagle:2")
+        )
     parts = {name: part for name, part in PARTS.items() if options.only in (None, name)}
     whole = sum(part.share for part in parts.values())
     for name, part in parts.items():
@@ -107,6 +115,7 @@ def _run(
     name: str, part: Part, temperatures: Sequence[float], seconds: float, rounds: int, write: bool
 ) -> None:
     draft = f"model:{part.draft_model}" if part.draft_model else "suffix"
+    draft, name = (f"eagle:{part.head}", f"{name}_head") if part.head else (draft, name)
     with LLM(part.model, context=8192, max_batch=1, draft=draft) as llm:
         drafters = {PLAIN: None, **{one: drafting_of(llm, one) for one in part.drafters}}
         text = LONG.read_text(encoding="utf-8")[: part.long]
@@ -116,6 +125,7 @@ def _run(
         figures = {
             "model": part.model,
             "draft_model": part.draft_model or None,
+            "head": Path(part.head).name if part.head else None,
             "kernels": llm.description,
             "machine": cpu_name(),
             "commit": commit(),

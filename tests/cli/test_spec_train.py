@@ -79,6 +79,10 @@ def test_a_dry_run_tells_and_writes_nothing(
         (["--form", "eagle2", "--frspec-path", "x.json"], "has the model's vocabulary"),
         (["--rounding", "int5"], "weight format 'int5' is not known"),
         (["--rounding", "int4-g128"], "the 192 columns of fc.weight do not fit|columns of"),
+        (
+            ["--answer-tokens", "8000", "--batch", "512", "--prompts", "900"],
+            "training takes .* are available",
+        ),
         (["--turns", "0"], "--turns 0 is outside"),
         (["--corpus", "nowhere.txt"], "nowhere.txt is neither a file nor a folder"),
     ],

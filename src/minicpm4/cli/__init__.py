@@ -59,6 +59,7 @@ _LOWER = {
     "eval": "lower --window or --length, or choose smaller --weights or --kv",
     "train": "lower the micro_tokens or context of the recipe's stages, or train a smaller model",
     "data": "give fewer or smaller files at a time",
+    "spec": "lower --batch, --answer-tokens or --draft-vocab",
 }
 # Base of all complaints about options; where it lives differs between versions of Typer.
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]

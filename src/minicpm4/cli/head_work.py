@@ -163,11 +163,10 @@ class Work:
         from minicpm4.engine.plan import human
         from minicpm4.machine import available_memory
 
-        room, needed = available_memory(), self.found.plan.needed + self.cost.memory
-        if room is not None and needed > room:
+        room = available_memory()  # the model itself, which is closed before, has been planned
+        if room is not None and self.cost.memory > room:
             raise MemoryPlanError(
-                f"training takes {human(needed)} (the model {human(self.found.plan.needed)}), "
-                f"{human(room)} are available",
+                f"training takes {human(self.cost.memory)}, {human(room)} are available",
                 "lower --batch, --answer-tokens or --draft-vocab",
             )
 
