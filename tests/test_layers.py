@@ -20,7 +20,7 @@ PACKAGE = ROOT / "src" / "minicpm4"
 
 # Lowest first. "" is the package itself (minicpm4/__init__.py), which shows the engine to users.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "config", "plot", "files", "places", "machine", "progress"),
+    ("errors", "config", "plot", "files", "places", "machine", "progress", "lazy"),
     ("text", "formats", "zoo", "sandbox", "_cpu"),
     ("kernels",),
     ("model",),

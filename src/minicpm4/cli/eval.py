@@ -18,7 +18,7 @@ from minicpm4.cli.terminal import progress_bar, show, table
 from minicpm4.config.strict import require
 from minicpm4.errors import ConfigError
 from minicpm4.files import read_text
-from minicpm4.text.tokenizer import MAX_TEXT_BYTES
+from minicpm4.text.bounds import MAX_TEXT_BYTES
 
 if TYPE_CHECKING:
     from minicpm4.engine.load import Inspection

@@ -5,20 +5,22 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import defaultdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from minicpm4.cli.options import EngineFlags, expand
 from minicpm4.cli.terminal import print_facts, show, table
 from minicpm4.config import ModelConfig, SparseConfig
-from minicpm4.engine.load import Inspection
 from minicpm4.engine.options import MAX_CONTEXT, resolve_sparse
 from minicpm4.engine.plan import MemoryPlan, human
 from minicpm4.errors import TextError
-from minicpm4.formats import Checkpoint
 from minicpm4.model.packed_cache import VARIABLE, weight_cache
-from minicpm4.text.model_text import ModelText
+
+if TYPE_CHECKING:
+    from minicpm4.engine.load import Inspection
+    from minicpm4.formats import Checkpoint
+    from minicpm4.text.model_text import ModelText
 
 SHAPE = (
     "model_type",

@@ -24,7 +24,7 @@ from minicpm4.errors import ConfigError
 from minicpm4.files import check_writing, finite, json_text, read_text, write_json
 from minicpm4.formats.kinds import weight_choices
 from minicpm4.kernels.pages import KV_FORMATS
-from minicpm4.text.tokenizer import MAX_TEXT_BYTES
+from minicpm4.text.bounds import MAX_TEXT_BYTES
 
 if TYPE_CHECKING:
     from minicpm4 import LLM
@@ -224,6 +224,9 @@ class EngineFlags:
     def inspect(self, model: str, **more: Any) -> Inspection:
         """Open and plan a model; ``more``: options that a command decides. Raises Minicpm4Error."""
         settings = self.settings() | more
+        from minicpm4 import zoo
+
+        zoo.resolve(model)  # a name that leads nowhere is told of before all that opens models is imported
         from minicpm4.engine.load import inspect
         from minicpm4.engine.options import EngineOptions
 

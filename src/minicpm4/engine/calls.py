@@ -11,7 +11,6 @@ from minicpm4.config.strict import require, shown
 from minicpm4.engine.schemas import checked_schema
 from minicpm4.errors import ConfigError, ToolSchemaError, UnsupportedError
 from minicpm4.text.messages import MAX_TOOLS
-from minicpm4.text.toolcalls import schemas_of
 
 __all__ = ["ANY", "UNHELD", "Calls", "looser"]
 
@@ -50,6 +49,8 @@ class Calls:
             isinstance(self.tools, Sequence) and 0 < len(self.tools) <= MAX_TOOLS,
             f"calls.tools = {shown(self.tools)} is not a list of 1 to {MAX_TOOLS} tools",
         )
+        from minicpm4.text.toolcalls import schemas_of  # templates and tokenizers, which few parameters need
+
         known = schemas_of(self.tools)
         wanted = set(known) if self.names is None else set(self.names)
         unknown = sorted(wanted - known.keys())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from minicpm4.config.strict import require, shown, suggest
 from minicpm4.engine.drafter import Drafter
@@ -11,7 +12,9 @@ from minicpm4.engine.drafting import ROWS, Drafting
 from minicpm4.engine.suffix import BYTES_A_TOKEN, SHARED_BYTES, SuffixDrafter
 from minicpm4.errors import ConfigError
 from minicpm4.kernels.contract import OpTable, Tree
-from minicpm4.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from minicpm4.text.tokenizer import Tokenizer
 
 logger = logging.getLogger("minicpm4")
 

@@ -50,8 +50,8 @@ from minicpm4.quantize.pipeline import LayerReport, quantize
 from minicpm4.quantize.proof import check_tokens, prove
 from minicpm4.quantize.rotate import Rotation
 from minicpm4.quantize.work import check_kept, place_for, work_folder
+from minicpm4.text.bounds import MAX_TEXT_BYTES
 from minicpm4.text.model_text import ModelText
-from minicpm4.text.tokenizer import MAX_TEXT_BYTES
 
 __all__ = ["Calibration", "Conversion", "convert", "measure", "read_windows"]
 

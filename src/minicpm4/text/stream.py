@@ -10,10 +10,12 @@ from __future__ import annotations
 import codecs
 from collections import deque
 from collections.abc import Collection, Sequence
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from minicpm4.errors import Minicpm4Error, RequestError
-from minicpm4.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from minicpm4.text.tokenizer import Tokenizer
 
 __all__ = ["NoText", "StopMatcher", "StreamDecoder", "TextStream", "check_stops", "cut_at_stop"]
 

@@ -12,13 +12,13 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from minicpm4.errors import RequestError
+from minicpm4.text.bounds import MAX_TEXT_BYTES
 from minicpm4.text.guard import ControlGuard, Spellings, alternatives
 from minicpm4.text.library import library
 from minicpm4.text.pieces import SPACE, PieceCodec, codec_of
 
-__all__ = ["END_SPELLINGS", "MAX_TEXT_BYTES", "Tokenizer"]
+__all__ = ["END_SPELLINGS", "Tokenizer"]
 
-MAX_TEXT_BYTES = 64 << 20
 _CANNOT = "the tokenizer cannot encode this text"
 # Many checkpoints name only one end token. These spellings end a turn or a text wherever they exist.
 END_SPELLINGS = (

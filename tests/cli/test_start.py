@@ -1,0 +1,55 @@
+"""What ends in a line costs no more than that: help, wrong words and wrong options import nothing heavy."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+# What takes a tenth of a second of processor time or more to import, with all that it brings.
+HEAVY = {
+    *("torch", "transformers", "triton", "tokenizers", "jinja2", "huggingface_hub", "pyarrow", "llguidance"),
+    *("rich", "prompt_toolkit", "starlette", "uvicorn", "httpx", "httpx2", "mcp", "jsonschema"),
+    *("minicpm4.engine.llm", "minicpm4.text.template"),
+}
+TOLD = (
+    "import sys\nfrom minicpm4.cli import run\ncode = run(sys.argv[1:])\nprint(file=sys.stderr)\n"
+    "print(code, *sys.modules, file=sys.stderr)"
+)
+
+
+def imported(*words: str) -> tuple[int, set[str]]:
+    """The exit code of a command line, and the modules that it took."""
+    done = subprocess.run([sys.executable, "-c", TOLD, *words], capture_output=True, text=True, check=True)
+    code, *modules = done.stderr.splitlines()[-1].split()
+    return int(code), {*modules}
+
+
+@pytest.mark.parametrize(
+    ("words", "code"), [(("--help",), 0), (("--version",), 0), (("nothing",), 2), (("--nope",), 2)], ids=str
+)
+def test_help_and_wrong_words_take_not_even_numpy(words: tuple[str, ...], code: int) -> None:
+    assert imported(*words)[0] == code
+    assert not imported(*words)[1] & {*HEAVY, "numpy"}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(("generate", "--nope"), ("chat", "--temperature", "x"), ("serve", "--prot", "3"), ("eval", "nope")),
+        *(("doctor", "--nope"), ("convert",), ("bench", "--nope"), ("train",), ("mcp", "nope"), ("pull",)),
+        ("generate", "-m", "nowhere", "a"),
+        *(("data", "pack", "--nope"), ("spec", "nope"), ("info", "--nope"), ("models", "--nope")),
+    ],
+    ids=str,
+)
+def test_wrong_options_take_nothing_that_runs_models(words: tuple[str, ...]) -> None:
+    code, modules = imported(*words)
+    assert code == 2 and not modules & HEAVY
+
+
+def test_the_package_alone_is_next_to_nothing() -> None:
+    told = "import sys, minicpm4; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True).stdout
+    assert not {*found.split()} & {*HEAVY, "numpy", "typer"}
