@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from minicpm4.plot import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, chart, heat_map
+from minicpm4.plot import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Interval, chart, heat_map, intervals
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -49,3 +49,14 @@ def test_heat_maps_grow_with_their_cells_and_leave_empty_ones_out() -> None:
     large, high = parts(40, 30)
     assert (len(small), usual) == (4, HEIGHT) and (len(large), high) == (39 * 30 + 1, 40 * 16 + TOP + BOTTOM)
     assert len(set(small)) == 2 and parts(2, 3, low=0.5)[0][-1] == "#9c2f2f"
+
+
+def test_intervals_have_a_dot_each_and_a_line_where_they_are_wide() -> None:
+    rows = [Interval("<a>", 10, 5, "side"), Interval("b", 20, None), Interval("c", 30, 0.0)]
+    svg = intervals("t", {"one": rows, "none": [], "two": [Interval("d", -1.0, 2.0)]})
+    xs = [x for x, _ in circles(svg)]
+    assert len(xs) == 4 and xs[1] - xs[0] == pytest.approx(xs[2] - xs[1], abs=0.2)
+    lines = [one.attrib for one in ElementTree.fromstring(svg).iter(f"{SVG}line")]
+    (wide, thin, other) = [one for one in lines if one.get("stroke-width") == "3"]
+    assert float(wide["x1"]) + float(wide["x2"]) == pytest.approx(2 * xs[0], abs=0.2)
+    assert thin["x1"] == thin["x2"] and other["x1"] != other["x2"]

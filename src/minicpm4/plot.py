@@ -1,4 +1,4 @@
-"""Charts as SVG, written by hand: lines (speed over depth, loss over steps) and heat maps."""
+"""Charts as SVG, written by hand: lines (speed over depth, loss over steps), heat maps, and intervals."""
 
 from __future__ import annotations
 
@@ -7,15 +7,26 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-__all__ = ["chart", "heat_map"]
+__all__ = ["Interval", "chart", "heat_map", "intervals"]
 
 WIDTH, HEIGHT = 760, 440
 LEFT, RIGHT, TOP, BOTTOM = 70, 190, 40, 50
 COLOURS = ("#0b6e99", "#d9730d", "#448361", "#9065b0", "#c14c8a", "#787774")
 _NONE, _ALL = (0x9C, 0x2F, 0x2F), (0x2F, 0x8F, 0x5B)  # ends of a heat map's colours
 CELL_WIDTH, CELL_HEIGHT = 36, 16  # of a heat map at least: its number must fit
+NAMES, SIDES, ROW = 260, 190, 24  # of intervals: width of names, of what stands beside them, height of a row
 MARKED = 40  # points at most that get a dot
 Curve = Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure by name, and half the width of its interval (None: it has none). ``side`` stands by it."""
+
+    name: str
+    mean: float
+    half: float | None
+    side: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,6 +98,45 @@ def heat_map(
     parts.append(_text((width + LEFT) / 2, height - 12, x_label, "middle"))
     parts.append(_text(8, TOP - 8, y_label, "start"))
     return _document(parts, width, height)
+
+
+def intervals(title: str, groups: Mapping[str, Sequence[Interval]]) -> str:
+    """Return an SVG of figures as dots with their intervals, a row each, in groups (label -> figures) with an
+    axis of their own, on which 0 is marked. It grows with the number of rows."""
+    parts, y = [_text(WIDTH / 2, 22, title, "middle", 15)], float(TOP)
+    for label, rows in groups.items():
+        if not rows:
+            continue
+        ends = [one.mean + sign * (one.half or 0.0) for one in rows for sign in (-1, 1)]
+        axis = _linear(ends)
+        bottom = y + ROW * len(rows) + 8
+
+        def column(value: float, axis: _Axis = axis) -> float:
+            return NAMES + (WIDTH - NAMES - SIDES) * axis.share(value)
+
+        for tick in axis.ticks:
+            x, colour = column(tick), "#999" if tick == 0 else "#ddd"
+            parts.append(
+                f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{y:.1f}" y2="{bottom:.1f}" stroke="{colour}"/>'
+            )
+            parts.append(_text(x, bottom + 16, f"{tick:,g}", "middle"))
+        for number, one in enumerate(rows):
+            at = y + ROW * (number + 0.5) + 4
+            x = column(one.mean)
+            parts.append(_text(NAMES - 10, at + 4, _short(one.name), "end"))
+            if one.half is not None:
+                low, high = column(one.mean - one.half), column(one.mean + one.half)
+                place = f'x1="{low:.1f}" x2="{high:.1f}" y1="{at:.1f}" y2="{at:.1f}"'
+                parts.append(f'<line {place} stroke="{COLOURS[0]}" stroke-width="3"/>')
+            parts.append(f'<circle cx="{x:.1f}" cy="{at:.1f}" r="4.5" fill="{COLOURS[0]}"/>')
+            parts.append(_text(WIDTH - SIDES + 10, at + 4, one.side, "start"))
+        parts.append(_text((NAMES + WIDTH - SIDES) / 2, bottom + 34, label, "middle"))
+        y = bottom + 52
+    return _document(parts, WIDTH, round(y))
+
+
+def _short(name: str, most: int = 40) -> str:
+    return name if len(name) <= most else name[: most - 1] + "…"
 
 
 def _colour(share: float) -> str:

@@ -72,3 +72,38 @@ def test_how_a_text_is_cut_changes_no_bit_of_its_sum() -> None:
             score.visit(start, rows[start : start + cut])
         found.append(score.result())
     assert all((one == found[0]).all() for one in found)
+
+
+def test_endings_are_sums_of_a_text_s_losses(make_llm: Make) -> None:
+    llm, ids = make_llm(chunk=50, max_batch=4), np.random.default_rng(3).integers(0, 256, 130).tolist()
+    best = int(llm.logits(ids[:-1])[-1].argmax())
+    texts = [(ids, 1), (ids, 129), ([*ids[:-1], best], 129), (ids[:70], 40), ([*ids[:-1], best], 100)]
+    found = llm.endings(texts)
+    for (text, first), ending in zip(texts, found, strict=True):
+        assert ending.logprob == pytest.approx(-llm.nll(text)[first - 1 :].sum(dtype=np.float64), abs=1e-3)
+        likeliest = llm.logits(text)[first - 1 : -1].argmax(1).tolist()
+        assert ending.greedy is (likeliest == text[first:])
+    assert found[2].greedy and not found[1].greedy
+    assert llm.endings([]) == []
+
+
+def test_texts_that_differ_in_their_last_token_are_read_once() -> None:
+    engine = ScriptedEngine()
+    read: list[list[int]] = []
+    llm = LLM.over(engine, engine.text, name="scripted")
+    begin = llm.driver.read
+    llm.driver.read = lambda box, ids, *more: (read.append(list(ids)), begin(box, ids, *more))[1]  # type: ignore[method-assign]
+    assert len(llm.endings([([5, 6, 7], 2), ([5, 6, 8], 2), ([5, 6, 8], 1), ([5, 7, 8], 2)])) == 4
+    assert read == [[5, 6], [5, 7]]
+
+
+def test_ends_that_are_none_are_refused(make_llm: Make) -> None:
+    llm = make_llm(context=64)
+    for first in (0, 3, -1):
+        with pytest.raises(RequestError, match=f"end of text 1 begins at token {first} of 3"):
+            llm.endings([([1, 2], 1), ([1, 2, 3], first)])
+    with pytest.raises(RequestError, match="token 100000"):
+        llm.endings([([1, 100000], 1)])
+    assert len(llm.endings([([1] * 65, 64)])) == 1  # the last token is not read
+    with pytest.raises(RequestError, match="65 tokens, the context is 64"):
+        llm.endings([([1] * 66, 65)])

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from minicpm4.cli.kept_work import hash_of
 from minicpm4.cli.options import EngineFlags, given_of, require_only
 from minicpm4.cli.sampling import SamplingFlags
 from minicpm4.config.strict import require
 from minicpm4.errors import RequestError
+from minicpm4.evals.results import hash_of
 
 if TYPE_CHECKING:
     from minicpm4.agents.mcp.models import Model

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from minicpm4.cli.eval_code import code
+from minicpm4.cli.eval_compare import compare
+from minicpm4.cli.eval_math import math
 from minicpm4.cli.eval_ruler import ruler
 from minicpm4.cli.eval_sparse import sparse
+from minicpm4.cli.mcp_bfcl import bfcl
 from minicpm4.cli.needles import command as needles
 from minicpm4.cli.options import EngineFlags, check_apart, check_output, expand, number, write_figures
 from minicpm4.cli.terminal import progress_bar, show, table
@@ -81,7 +84,16 @@ def ppl(
         write_figures(json_file, _figures(found, names, window, stride, engine))
 
 
-commands = {"ppl": ppl, "ruler": ruler, "niah": needles, "sparse": sparse, "code": code}
+commands = {
+    "ppl": ppl,
+    "ruler": ruler,
+    "niah": needles,
+    "sparse": sparse,
+    "code": code,
+    "math": math,
+    "tools": bfcl,
+    "compare": compare,
+}
 
 
 def _window(inspected: Mapping[str, Inspection], asked: int | None) -> int:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from minicpm4.cli.kept_work import KeepOption, MinutesOption, deadline, tell_left
+from minicpm4.cli.eval_shares import tell_share
+from minicpm4.cli.kept_work import KeepOption, MinutesOption, deadline
 from minicpm4.cli.options import EngineFlags, check_output, expand, number, write_figures
 from minicpm4.cli.sampling import SamplingFlags
-from minicpm4.cli.terminal import one_line, progress_bar, show, table
+from minicpm4.cli.terminal import progress_bar
 from minicpm4.config.strict import check_choice, require
 
-SHOWN = 5  # reasons
 _ENGINE, _SAMPLING = EngineFlags(), SamplingFlags()
 
 
@@ -74,13 +73,15 @@ def code(
 
     require_sandbox()
     from minicpm4.evals import code as evaluation
+    from minicpm4.evals.results import FIELD, result_of, whole_hash
     from minicpm4.files import Kept
 
     asked = evaluation.read_problems(problems)[:first]
     with engine.load(engine.inspect(model, max_batch=together)) as llm:
         style = style or ("chat" if llm.has_chat_template else "complete")
         told = {"kind": "code", "model": model, "engine": engine.told()}
-        told["hash"] = evaluation.settings_hash(llm, asked, style, params)
+        hashes = evaluation.hashes(llm, asked, style, params)
+        told["hash"] = whole_hash(hashes)
         kept = Kept(keep, told)
         print(llm.description, file=sys.stderr)
         total = len(asked) * samples
@@ -97,7 +98,12 @@ def code(
                 until=lambda: time.monotonic() >= end,
             )
         about = {**told, "style": style, "samples": samples, "description": llm.description}
-    _tell(answers, total, about, json_file)
+        taken = [(one.prompt_tokens, one.tokens, one.seconds) for one in answers]
+        items = evaluation.shares(answers)
+        made = result_of(
+            llm, kind="code", model=model, engine=engine.told(), hashes=hashes, items=items, taken=taken
+        )
+    _tell(answers, total, about | {FIELD: [made.as_dict()]}, json_file)
 
 
 def _tell(answers: list[Any], total: int, about: dict[str, Any], json_file: Path | None) -> None:
@@ -105,19 +111,9 @@ def _tell(answers: list[Any], total: int, about: dict[str, Any], json_file: Path
 
     from minicpm4.evals.code import pass_at_one
 
-    mean, half = pass_at_one(answers)
-    shown = table("answers", "passed", "pass@1", left=0)
-    passed = sum(one.passed for one in answers)
-    shown.add_row(
-        f"{len(answers):,}", f"{passed:,}", f"{mean:.1%}" if half is None else f"{mean:.1%} +- {half:.1%}"
-    )
-    show(shown)
-    why = Counter(one.why.partition(":")[0] for one in answers if not one.passed)
-    if why:
-        told = [f"{one_line(name):.60} {count}" for name, count in why.most_common(SHOWN)]
-        print("not passed: " + ", ".join(told))
-    print(f"hash {about['hash']} ({about['style']})")
-    tell_left(total - len(answers), "answers")
+    mean, half = share = pass_at_one(answers)
+    verdicts = [(one.passed, one.why) for one in answers]
+    tell_share(("passed", "pass@1", "not passed"), share, verdicts, about, total)
     if json_file is not None:
         figures = {**about, "pass_at_1": mean, "half_width": half, "of": len(answers), "wanted": total}
         write_figures(json_file, {**figures, "answers": [asdict(one) for one in answers]})

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from minicpm4.cli.kept_work import KeepOption, MinutesOption, deadline, hash_of, tell_left
+from minicpm4.cli.kept_work import KeepOption, MinutesOption, deadline, tell_left
 from minicpm4.cli.options import (
     EngineFlags,
     check_output,
@@ -28,6 +28,7 @@ from minicpm4.files import write_file
 
 if TYPE_CHECKING:
     from minicpm4 import LLM
+    from minicpm4.evals.results import Result
     from minicpm4.evals.ruler import Answer, Maker, Score
 
 _ENGINE = EngineFlags()
@@ -77,6 +78,7 @@ def ruler(
     Texts and people are others than RULER's, so scores are not to be compared with published ones, nor those
     of different hashes (kinds, text, template, tokenizer) with one another.
     """
+    from minicpm4.evals.results import FIELD, whole_hash
     from minicpm4.evals.ruler import KINDS
     from minicpm4.evals.ruler.fitting import check_kinds
 
@@ -92,18 +94,35 @@ def ruler(
     settings = replace(engine, context=engine.context or max(sizes) + 8)
     about: dict[str, Any] = {"model": model, "seed": seed, "engine": engine.told()}
     found: dict[str, list[Answer]] = {}
+    results: list[dict[str, Any]] = []
     for way in ways:
         chosen = replace(settings, sparse=None) if both and way == "dense" else settings
         with chosen.load(chosen.inspect(model, attention=way)) as llm:
-            maker, digest = _maker(llm, content, plain, seed, [one.name for one in asked])
-            about |= {"hash": digest, "plain": plain or not llm.has_chat_template, way: llm.description}
+            maker, hashes = _maker(llm, content, plain, seed, [one.name for one in asked])
+            about |= {"hash": whole_hash(hashes), "plain": plain or not llm.has_chat_template}
+            about[way] = llm.description
             print(llm.description, file=sys.stderr)
             found[way] = _ask(llm, maker, asked, sizes, each, keep / way, about, end)
+            if found[way]:
+                told = {**engine.told(), "attention": way}
+                results.append(_result(llm, model, told, hashes, found[way]).as_dict())
+    about[FIELD] = results
     _tell(found, about, len(asked) * len(sizes) * each, json_file, plot)
 
 
-def _maker(llm: LLM, content: str, plain: bool, seed: int, kinds: list[str]) -> tuple[Maker, str]:
-    """Makes prompts; and the hash of what they depend on."""
+def _result(
+    llm: LLM, model: str, engine: Mapping[str, Any], hashes: Mapping[str, str], answers: list[Answer]
+) -> Result:
+    from minicpm4.evals.results import result_of
+
+    items = {f"{one.kind} {one.length} {one.index}": one.score for one in answers}
+    taken = [(one.prompt_tokens, one.tokens, one.seconds) for one in answers]
+    return result_of(llm, kind="ruler", model=model, engine=engine, hashes=hashes, items=items, taken=taken)
+
+
+def _maker(llm: LLM, content: str, plain: bool, seed: int, kinds: list[str]) -> tuple[Maker, dict[str, str]]:
+    """Makes prompts; and hashes of what they depend on."""
+    from minicpm4.evals.results import hashes_of
     from minicpm4.evals.ruler import Maker
     from minicpm4.evals.ruler.words import sentences
 
@@ -113,8 +132,9 @@ def _maker(llm: LLM, content: str, plain: bool, seed: int, kinds: list[str]) -> 
         return [*llm.chat_ids([{"role": "user", "content": text}]), *llm.tokenizer.encode_after(begin)]
 
     haystack = sentences(content)
-    parts = [hashlib.sha256(content.encode()).hexdigest(), kinds, encode("A question?", "Answer:"), seed]
-    return Maker(encode, haystack, seed=seed), hash_of(parts)
+    tasks = [hashlib.sha256(content.encode()).hexdigest(), kinds, seed]
+    chat = llm.has_chat_template and not plain
+    return Maker(encode, haystack, seed=seed), hashes_of(llm, tasks=tasks, settings=[chat], chat=chat)
 
 
 def _ask(

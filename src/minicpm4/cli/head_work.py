@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minicpm4.cli.kept_work import hash_of
 from minicpm4.cli.steps import Progress, tell
 from minicpm4.cli.terminal import progress_or_lines, sanitize, show, table
 from minicpm4.config.strict import require, suggest
 from minicpm4.errors import ConfigError, MemoryPlanError
+from minicpm4.evals.results import hash_of
 
 if TYPE_CHECKING:
     from minicpm4.train.draft_estimate import HeadCost

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from typer import Option
 
 from minicpm4.config.strict import require
-from minicpm4.files import json_text
 
 _KEEP = Option(
     "--keep", metavar="FOLDER", help="Keep each answer there; the same command goes on from there."
@@ -37,8 +35,3 @@ def tell_left(left: int, what: str, *, kept: bool = True) -> None:
     if left > 0:
         how = "the same command goes on" if kept else "with --keep it could go on"
         print(f"note: time is up: {left:,} {what} are left; {how}", file=sys.stderr)
-
-
-def hash_of(settings: Any) -> str:
-    """Of what decides answers: those of different hashes are not to be mixed, nor compared."""
-    return hashlib.sha256(json_text(settings, sort_keys=True).encode()).hexdigest()[:16]

@@ -140,6 +140,10 @@ class Text(Protocol):
         **variables: Any,
     ) -> list[int]: ...
 
+    def render_chat(
+        self, messages: Sequence[Mapping[str, Any]], *, enable_thinking: bool | None = None, **variables: Any
+    ) -> str: ...
+
 
 def check_ids(ids: Sequence[int], vocab_size: int) -> None:
     """Raise RequestError unless ``ids`` is a non-empty list of ids below ``vocab_size``."""

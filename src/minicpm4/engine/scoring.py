@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minicpm4.config.strict import check_integer
-from minicpm4.engine.api import Shown
+from minicpm4.engine.api import Shown, check_ids
 from minicpm4.engine.driver import Driver
 from minicpm4.engine.mailbox import Mailbox
 from minicpm4.engine.outputs import Event, Failed, Prefilled, Read, TokenLogprobs
@@ -80,6 +81,52 @@ class Losses(Score[Floats]):
     def result(self) -> Floats:
         """See Score."""
         return self._found
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How well a text's end is foreseen: log p of all its tokens together, in nats, and whether each of them
+    is the likeliest in its place."""
+
+    logprob: float
+    greedy: bool
+
+
+class Endings(Score[list[Ending]]):
+    """Endings of texts that are alike but for their last tokens, which are not among ``ids``. ``asked``: of
+    each the place where its end begins, and its last token; ``ops`` are the host's."""
+
+    def __init__(self, ids: Sequence[int], asked: Sequence[tuple[int, int]], ops: OpTable) -> None:
+        super().__init__(ids)
+        self._asked, self._ops = asked, ops
+        self._skipped = min(first for first, _ in asked) - 1  # rows that foresee none of the ends
+        self._inner, self._best = np.zeros(len(ids) - 1, np.float32), np.zeros(len(ids), np.int64)
+        self._last = np.zeros(len(asked), np.float32)
+
+    def visit(self, start: int, rows: Floats) -> None:
+        """See Score."""
+        skipped = max(0, self._skipped - start)
+        start, rows = start + skipped, rows[skipped:]
+        if not len(rows):
+            return
+        sums = self._ops.log_sum_exp(rows)
+        self._best[start : start + len(rows)] = rows.argmax(axis=1)
+        following = np.asarray(self.ids[start + 1 : start + 1 + len(rows)], np.int64)
+        count = len(following)
+        self._inner[start : start + count] = rows[np.arange(count), following] - sums[:count]
+        if count < len(rows):
+            self._last[:] = rows[-1, [last for _, last in self._asked]] - sums[-1]
+
+    def result(self) -> list[Ending]:
+        """See Score."""
+        own = np.asarray(self.ids[1:], np.int64)
+        return [
+            Ending(
+                float(self._inner[first - 1 :].sum(dtype=np.float64) + final),
+                bool((self._best[first - 1 : -1] == own[first - 1 :]).all() and self._best[-1] == last),
+            )
+            for (first, last), final in zip(self._asked, self._last, strict=True)
+        ]
 
 
 class Likelihoods(Score[list[TokenLogprobs | None]]):
@@ -179,6 +226,33 @@ class Scores:
         Raises RequestError."""
         check_progress(progress)
         return self._scored([Losses(plain_ids(ids), self._host_ops)], progress)[0]
+
+    def endings(
+        self, texts: Sequence[tuple[Sequence[int], int]], *, progress: Progress | None = None
+    ) -> list[Ending]:
+        """Of texts (token ids, where the end begins): log p of the end after what comes before it, and
+        whether each of its tokens is the likeliest. They are read together, and once where they differ in the
+        last token alone. Raises RequestError."""
+        check_progress(progress)
+        alike: dict[tuple[int, ...], list[int]] = {}
+        each = [(plain_ids(ids), first) for ids, first in texts]
+        for number, (ids, first) in enumerate(each):
+            check_ids(ids, self.driver.limits.vocab_size)
+            if not 0 < first < len(ids):
+                raise RequestError(
+                    f"the end of text {number} begins at token {first} of {len(ids)}",
+                    "give 1 or more before it",
+                )
+            alike.setdefault(tuple(ids[:-1]), []).append(number)
+        scores = [
+            Endings(ids, [(each[one][1], each[one][0][-1]) for one in numbers], self._host_ops)
+            for ids, numbers in alike.items()
+        ]
+        found: list[Ending | None] = [None] * len(each)
+        for numbers, endings in zip(alike.values(), self._scored(scores, progress), strict=True):
+            for number, ending in zip(numbers, endings, strict=True):
+                found[number] = ending
+        return [one for one in found if one is not None]
 
     def embed(self, prompts: Prompt | Prompts, *, progress: Progress | None = None) -> Floats:
         """Return the direction (hidden,) of a text, of a list (m, hidden): the mean over its tokens of the

@@ -72,6 +72,18 @@ class Texts:
             check_roles(messages, self.chat_template)
         return self._text.encode_chat(messages, tools=tools, enable_thinking=enable_thinking, **more)
 
+    def chat_text(
+        self,
+        messages: Messages,
+        *,
+        enable_thinking: bool | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """A conversation as the template renders it, for programs that ask in text alone: a control token
+        that a message spells cannot be told from the template's own there. Raises RequestError, TextError."""
+        check_roles(messages, self.chat_template)
+        return self._text.render_chat(messages, enable_thinking=enable_thinking, **(variables or {}))
+
     def with_marks(self, params: SamplingParams) -> tuple[SamplingParams, bool]:
         """Parameters with which an answer's text has the marks of thoughts and calls in it, and whether it
         has other special tokens, too, that ``reply_stream`` is to leave out."""

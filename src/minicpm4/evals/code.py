@@ -6,29 +6,25 @@ in a block of code. Tests run in a sandbox of their own, so what the code does t
 
 from __future__ import annotations
 
-import gzip
-import hashlib
-import io
 import re
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from minicpm4 import LLM, SamplingParams
-from minicpm4.config.strict import from_table, require
+from minicpm4.config.strict import require
 from minicpm4.engine.prompts import Prompt
-from minicpm4.errors import ConfigError, Minicpm4Error, RequestError
+from minicpm4.errors import Minicpm4Error
+from minicpm4.evals.asking import Said, go_on, say, without_thought
 from minicpm4.evals.intervals import mean_with_interval
-from minicpm4.files import Kept, json_text, parse_json, read_bytes
+from minicpm4.evals.results import hashes_of
+from minicpm4.evals.rows import check_text, read_rows
+from minicpm4.files import Kept
 from minicpm4.sandbox import Limits, judge_function
 
-__all__ = ["STYLES", "Answer", "Problem", "ask", "pass_at_one", "read_problems", "settings_hash"]
+__all__ = ["STYLES", "Answer", "Problem", "ask", "hashes", "pass_at_one", "read_problems", "shares"]
 
-MAX_BYTES = 64 << 20
-MAX_PROBLEMS = 100_000
 STYLES = ("chat", "complete")
 # Where a completed body ends: the next thing that stands at the margin (HumanEval's own list).
 STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint", "\n```", "\nassert", "\n@")
@@ -52,7 +48,8 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """What a model wrote (``text``), the code that was run, and how that went."""
+    """What a model wrote (``text``), the code that was run, and how that went. ``seconds``: its share of the
+    time that those took which were written together."""
 
     task: str
     sample: int
@@ -61,70 +58,27 @@ class Answer:
     passed: bool
     why: str
     tokens: int
+    prompt_tokens: int = 0
+    seconds: float = 0.0
 
 
 def read_problems(file: Path) -> list[Problem]:
     """Problems in HumanEval's layout: JSON lines, gzip or not. Raises ConfigError with the line."""
-    content = read_bytes(file, MAX_BYTES, ConfigError)
-    if content[:2] == b"\x1f\x8b":
-        content = _unpacked(content, file)
+    remedy = f"each line has {', '.join(_FIELDS)}, as HumanEval.jsonl"
     found = []
-    for number, line in enumerate(content.decode(errors="replace").split("\n"), 1):
-        if line.strip():
-            where = f"{file} line {number}"
-            found.append(_problem(parse_json(line.encode(), where, ConfigError), where))
-    require(
-        0 < len(found) <= MAX_PROBLEMS,
-        f"{file} has {len(found):,} problems",
-        f"1 to {MAX_PROBLEMS:,} are read",
-    )
+    for where, row in read_rows(file, remedy):
+        task, prompt, tests, name = (check_text(row, field, where, remedy) for field in _FIELDS)
+        require(name.isidentifier(), f"{where}: entry_point is no name of a function")
+        found.append(Problem(task=task, prompt=prompt, tests=tests, name=name))
     tasks = [one.task for one in found]
     require(len(set(tasks)) == len(tasks), f"{file} has a task_id twice")
     return found
 
 
-def _unpacked(content: bytes, file: Path) -> bytes:
-    try:
-        with gzip.open(io.BytesIO(content)) as source:
-            found = source.read(MAX_BYTES + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise ConfigError(f"{file} is no whole gzip file: {error}") from None
-    require(len(found) <= MAX_BYTES, f"{file} is more than {MAX_BYTES:,} bytes unpacked")
-    return found
-
-
-def _problem(raw: Any, where: str) -> Problem:
-    remedy = f"each line has {', '.join(_FIELDS)}, as HumanEval.jsonl"
-    require(isinstance(raw, Mapping), f"{where} is no table", remedy)
-    for name in _FIELDS:
-        value = raw.get(name)
-        require(
-            isinstance(value, str) and 0 < len(value) <= 1_000_000,
-            f"{where}: {name} is no text, or an empty one",
-            remedy,
-        )
-    require(raw["entry_point"].isidentifier(), f"{where}: entry_point is no name of a function")
-    return Problem(task=raw["task_id"], prompt=raw["prompt"], tests=raw["test"], name=raw["entry_point"])
-
-
-def settings_hash(llm: LLM, problems: Sequence[Problem], style: str, params: SamplingParams) -> str:
-    """Of all that decides a score beside the weights: template, tasks, tokenizer, sampling. Results of
-    different hashes are not to be compared."""
-    vocabulary = llm.tokenizer.vocab_size
-    parts = {
-        "problems": [asdict(one) for one in problems],
-        "style": style,
-        "ask": ASK if style == "chat" else STOPS,
-        "template": _rendered(llm) if style == "chat" else "",
-        "tokenizer": [vocabulary, llm.tokenizer.encode(problems[0].prompt)],
-        "sampling": {name: repr(value) for name, value in asdict(params).items()},
-    }
-    return hashlib.sha256(json_text(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _rendered(llm: LLM) -> list[int]:
-    """The template as it shows: the tokens of one conversation."""
-    return llm.chat_ids([{"role": "user", "content": "hello"}])
+def hashes(llm: LLM, problems: Sequence[Problem], style: str, params: SamplingParams) -> dict[str, str]:
+    """Of all that decides a score beside weights and engine (``results.hashes_of``)."""
+    tasks, settings = [asdict(one) for one in problems], [style, ASK if style == "chat" else STOPS]
+    return hashes_of(llm, tasks=tasks, settings=settings, chat=style == "chat", params=params)
 
 
 def ask(
@@ -143,22 +97,17 @@ def ask(
     """``samples`` answers to each problem, ``together`` at a time; each is kept when it is judged, and found
     there again. Ends early where ``until`` says so."""
     wanted = [(problem, sample) for problem in problems for sample in range(samples)]
-    done: dict[tuple[str, int], Answer] = {}
-    for problem, sample in wanted:
-        found = kept.get(lambda value: from_table(Answer, value, "it", any_text=True), problem.task, sample)
-        if found is not None:
-            done[problem.task, sample] = found
-    tick(len(done))
-    left = [one for one in wanted if (one[0].task, one[1]) not in done]
     with ThreadPoolExecutor(2) as judges:
-        for begin in range(0, len(left), together):
-            if until():
-                break
-            for answer in _answers(llm, left[begin : begin + together], style, params, limits, judges):
-                kept.put(asdict(answer), answer.task, answer.sample)
-                done[answer.task, answer.sample] = answer
-            tick(len(done))
-    return [done[one[0].task, one[1]] for one in wanted if (one[0].task, one[1]) in done]
+        return go_on(
+            wanted,
+            Answer,
+            lambda one: (one[0].task, one[1]),
+            lambda some: _answers(llm, some, style, params, limits, judges),
+            kept,
+            together=together,
+            tick=tick,
+            until=until,
+        )
 
 
 def _answers(
@@ -170,37 +119,31 @@ def _answers(
     judges: ThreadPoolExecutor,
 ) -> Iterator[Answer]:
     """One that the model cannot be asked, as where it does not fit, has not passed: "refused"."""
-    left: list[tuple[Problem, int, list[int], SamplingParams]] = []
-    for problem, sample in asked:
-        wanted = replace(params, seed=_seed(params.seed, sample))
-        ids = llm.prompt_ids(_prompt(llm, problem, style))
-        try:
-            llm.checked([ids], wanted)
-        except RequestError as error:
-            why = f"refused: {error}"
-            yield Answer(task=problem.task, sample=sample, text="", code="", passed=False, why=why, tokens=0)
-        else:
-            left.append((problem, sample, ids, wanted))
-    if not left:
-        return
-    outputs = llm.generate([one[2] for one in left], [one[3] for one in left])
-    code = [code_of(out.text, one[0], style) for one, out in zip(left, outputs, strict=True)]
-    verdicts = judges.map(
-        lambda problem, text: judge_function(
-            text, problem.tests, problem.name, context=problem.prompt, limits=limits
-        ),
-        [one[0] for one in left],
-        code,
-    )
-    for (problem, sample, *_), out, text, verdict in zip(left, outputs, code, verdicts, strict=True):
+    prompts = [
+        (llm.prompt_ids(_prompt(llm, problem, style)), replace(params, seed=_seed(params.seed, sample)))
+        for problem, sample in asked
+    ]
+    said = say(llm, prompts)
+
+    def judged(problem: Problem, one: Said) -> tuple[str, bool, str]:
+        if one.refused:
+            return "", False, one.refused
+        code = code_of(one.text, problem, style)
+        verdict = judge_function(code, problem.tests, problem.name, context=problem.prompt, limits=limits)
+        return code, verdict.passed, verdict.why
+
+    verdicts = judges.map(judged, [problem for problem, _ in asked], said)
+    for (problem, sample), one, (code, passed, why) in zip(asked, said, verdicts, strict=True):
         yield Answer(
             task=problem.task,
             sample=sample,
-            text=out.text,
-            code=text,
-            passed=verdict.passed,
-            why=verdict.why,
-            tokens=len(out.token_ids),
+            text=one.text,
+            code=code,
+            passed=passed,
+            why=why,
+            tokens=one.tokens,
+            prompt_tokens=one.prompt_tokens,
+            seconds=one.seconds,
         )
 
 
@@ -221,19 +164,24 @@ def code_of(text: str, problem: Problem, style: str) -> str:
         ends = [text.find(stop) for stop in STOPS]
         cut = min((end for end in ends if end >= 0), default=len(text))
         return problem.prompt + text[:cut] + "\n"
-    blocks = _BLOCK.findall(text.rpartition("</think>")[2])  # what was only thought of is no answer
+    blocks = _BLOCK.findall(without_thought(text))
     defined = re.compile(rf"^(?:async )?def {re.escape(problem.name)}\b", re.MULTILINE)
     named = [one for one in blocks if defined.search(one)]
     code: str = (named or blocks or [text])[0]
     return f"{problem.prompt}\n\n{code}\n" if defined.search(code) else f"{problem.prompt}{code}\n"
 
 
-def pass_at_one(answers: Sequence[Answer]) -> tuple[float, float | None]:
-    """The share that passed, averaged over problems, and half the width of its 95% interval over problems
-    (None of one). Raises Minicpm4Error where there is no answer."""
+def shares(answers: Sequence[Answer]) -> dict[str, float]:
+    """By task, the share of its answers that passed. Raises Minicpm4Error where there is no answer."""
     by_task: dict[str, list[bool]] = {}
     for one in answers:
         by_task.setdefault(one.task, []).append(one.passed)
     if not by_task:
         raise Minicpm4Error("no answer to count", "give more time")
-    return mean_with_interval([sum(each) / len(each) for each in by_task.values()])
+    return {task: sum(each) / len(each) for task, each in by_task.items()}
+
+
+def pass_at_one(answers: Sequence[Answer]) -> tuple[float, float | None]:
+    """The share that passed, averaged over problems, and half the width of its 95% interval over problems
+    (None of one). Raises Minicpm4Error where there is no answer."""
+    return mean_with_interval(list(shares(answers).values()))

@@ -131,6 +131,10 @@ class ModelText:
         """Ids of a chat's prompt: ``text.chat.encode_chat``, with its options and errors."""
         return encode_chat(self.tokenizer, self.template, messages, **options)
 
+    def render_chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
+        """A chat's prompt as text: ``ChatTemplate.render``, with its options and errors."""
+        return self.template.render(messages, **options)
+
     def stream(
         self, stop: Sequence[str], stop_token_ids: Collection[int], skip_special_tokens: bool = True
     ) -> TextStream:

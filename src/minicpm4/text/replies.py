@@ -68,10 +68,7 @@ class ReplyReader:
     ) -> ParsedReply:
         """``text``, the reply of tokens ``ids`` to ``prompt``, taken apart: ``parse_tool_calls``. ``form``:
         in which calls are written, if not the model's own. ``either`` as in ``stream``."""
-        own = self._tokenizer
-        if not self._shown.isdisjoint(ids):
-            kept = [token for token in ids if token in self._shown or not own.is_special(token)]
-            text = own.decode(kept, skip_special_tokens=False, continuation=True)
+        text = self._marked(text, ids)
         form, inside = form or self.form, self._opens_reasoning(prompt) or None
         if not either or form is None:
             return parse_tool_calls(text, tools, marks=self.marks, starts_inside=inside, form=form)
@@ -81,6 +78,19 @@ class ReplyReader:
         return replace(
             parse_tool_calls(answer, tools, marks=(), starts_inside=False, form=form), thought=thought
         )
+
+    def apart(self, text: str, ids: Sequence[int] = (), *, prompt: Sequence[int] = ()) -> tuple[str, str]:
+        """The thought and the answer of ``text``, as in ``parse``; calls stay in the answer as they stand."""
+        inside = self._opens_reasoning(prompt)
+        return split_reasoning(self._marked(text, ids), starts_inside=inside, marks=self.marks)
+
+    def _marked(self, text: str, ids: Sequence[int]) -> str:
+        """``text`` of tokens ``ids`` with the marks that are special tokens."""
+        own = self._tokenizer
+        if self._shown.isdisjoint(ids):
+            return text
+        kept = [token for token in ids if token in self._shown or not own.is_special(token)]
+        return own.decode(kept, skip_special_tokens=False, continuation=True)
 
     @property
     def marks_are_hidden(self) -> bool:

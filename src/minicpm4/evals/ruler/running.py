@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
@@ -21,7 +22,7 @@ ENOUGH = 0.856  # what Llama-2-7B reaches at 4K, RULER's mark for a length that 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """``score`` from 0 to 1 of what was said; ``read``: key/value blocks read / visible."""
+    """``score`` from 0 to 1 of what was said, in ``tokens``; ``read``: key/value blocks read / visible."""
 
     kind: str
     length: int
@@ -31,6 +32,8 @@ class Answer:
     references: tuple[str, ...]
     score: float
     read: float
+    tokens: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,6 +91,7 @@ def ask(
 
 
 def _one(llm: LLM, sample: Sample) -> Answer:
+    begin = time.perf_counter()
     out = llm.generate(
         list(sample.prompt), SamplingParams(max_tokens=sample.tokens, temperature=0.0, ignore_eos=False)
     )
@@ -100,6 +104,8 @@ def _one(llm: LLM, sample: Sample) -> Answer:
         references=sample.references,
         score=score_of(KINDS[sample.kind], out.text, sample.references),
         read=out.metrics.blocks_read_share,
+        tokens=len(out.token_ids),
+        seconds=time.perf_counter() - begin,
     )
 
 
