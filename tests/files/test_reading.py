@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,10 @@ def test_constants_and_names_that_occur_twice() -> None:
     assert parse_json('{"a": 1, "a": 2}', "it", TextError) == {"a": 2}
     with pytest.raises(CheckpointError, match="it is not JSON: a name occurs twice"):
         parse_json(b'[{"a": 1, "a": 2}]', "it", CheckpointError, distinct=True)
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e400"])
+def test_a_number_that_python_reads_as_infinity_is_one(number: str) -> None:
+    with pytest.raises(ConfigError, match=f"it is not JSON: {number} is more than a number of 64 bits holds"):
+        parse_json(f'{{"a": [{number}]}}', "it", ConfigError)
+    assert math.isinf(parse_json(number, "it", ConfigError, constants=True))

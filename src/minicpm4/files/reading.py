@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -83,13 +84,14 @@ def parse_json(
 
     ``constants``: NaN and Infinity, which are no JSON, are taken; ``distinct``: a name that occurs twice in
     a table is refused. Raises ``error``, beginning with ``where``: for what is nested too deep and for
-    integers of over MAX_DIGITS digits as well.
+    integers of over MAX_DIGITS digits as well, and for 1e999, which Python reads as Infinity.
     """
     text = _decode(content, where, error, remedy) if isinstance(content, bytes) else content
     try:
         return json.loads(
             text,
             parse_int=_integer,
+            parse_float=None if constants else _finite,
             parse_constant=None if constants else _refuse_constant,
             object_pairs_hook=_distinct if distinct else None,
         )
@@ -110,6 +112,13 @@ def _integer(text: str) -> int:
     if len(text) > MAX_DIGITS:
         raise ValueError(f"an integer has {len(text)} digits")
     return int(text)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text:.40} is more than a number of 64 bits holds")
+    return value
 
 
 def _refuse_constant(name: str) -> None:
