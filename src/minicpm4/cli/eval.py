@@ -14,6 +14,7 @@ from minicpm4.cli.eval_compare import compare
 from minicpm4.cli.eval_math import math
 from minicpm4.cli.eval_ruler import ruler
 from minicpm4.cli.eval_sparse import sparse
+from minicpm4.cli.eval_tasks import tasks
 from minicpm4.cli.mcp_bfcl import bfcl
 from minicpm4.cli.needles import command as needles
 from minicpm4.cli.options import EngineFlags, check_apart, check_output, expand, number, write_figures
@@ -93,6 +94,7 @@ commands = {
     "math": math,
     "tools": bfcl,
     "compare": compare,
+    "tasks": tasks,
 }
 
 
