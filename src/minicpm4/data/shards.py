@@ -381,11 +381,9 @@ def _whole(folder: Path, head: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     number = 0
     while (folder / f"{number:05d}.json").is_file():
         entry = read_json(folder / f"{number:05d}.json", MAX_MANIFEST, CheckpointError, _AGAIN)
-        sums = entry.get("sha256")
-        counted = all(type(entry.get(name)) is int and entry[name] > 0 for name in ("tokens", "documents"))
-        # A set has marks of all its documents or of none.
-        marked = isinstance(sums, dict) and "marks" in sums
-        if entry.pop("head", None) != dict(head) or not marked or not counted:
+        sums = entry.get("sha256")  # which has marks of all documents of a set or of none
+        fine = isinstance(sums, dict) and "marks" in sums and entry.pop("head", None) == dict(head)
+        if not fine or not all(type(entry.get(n)) is int and entry[n] > 0 for n in ("tokens", "documents")):
             raise CheckpointError(f"{folder} holds the beginning of a set made otherwise", "remove it")
         yield entry
         number += 1
