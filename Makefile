@@ -108,10 +108,9 @@ test-page: $(READY)  ## the page of `minicpm4 serve` in headless Chromium (insta
 test-clients: $(READY)  ## what people plug into `minicpm4 serve`: lm-evaluation-harness, llm, LangChain, Schemathesis (installs them beside the package)
 	@$(PLUGGED)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(PLUGGED)
 	$(PLUGGED)/bin/python -m pip --disable-pip-version-check install --quiet $(CLIENTS)
-	@# Behind its own packages stand those of the package's environment, for what runs the model in process.
-	@site='import site; print(site.getsitepackages()[0])'; \
-	  echo "import site; site.addsitedir('$$($(BIN)/python -c "$$site")')" > "$$($(PLUGGED)/bin/python -c "$$site")/package.pth"
-	MINICPM4_PYTHON=$(abspath $(BIN))/python $(PLUGGED)/bin/python -m pytest tests/clients
+	MINICPM4_PYTHON=$(abspath $(BIN))/python \
+	  MINICPM4_SITE="$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')" \
+	  $(PLUGGED)/bin/python -m pytest tests/clients
 
 test-mcp: $(READY)  ## tasks with real MCP servers, the protocol's conformance suite, BFCL's checkers (installs them by pip and npm, in .mcp/)
 	MINICPM4_HOME=$(abspath .mcp) $(BIN)/python -m pytest -n 2 --dist load -rs -m servers tests/agents

@@ -1,16 +1,22 @@
 """Programs that people plug into a server. `make test-clients` installs them into an environment of their
-own, from which these tests run; the server runs in the package's, whose Python MINICPM4_PYTHON names."""
+own, from which these tests run; the server runs in the package's, whose Python MINICPM4_PYTHON names. What
+runs a model in this process finds the package's environment behind its own (MINICPM4_SITE); programs that
+tests start do not: `llm` would load the plugins there."""
 
 from __future__ import annotations
 
 import importlib
 import os
+import site
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.serve.processes import Running, scripted, small
+
+if place := os.environ.get("MINICPM4_SITE"):
+    site.addsitedir(place)
 
 
 def needed(module: str) -> Any:
