@@ -135,8 +135,9 @@ def intervals(title: str, groups: Mapping[str, Sequence[Interval]]) -> str:
     return _document(parts, WIDTH, round(y))
 
 
-def _short(name: str, most: int = 40) -> str:
-    return name if len(name) <= most else name[: most - 1] + "…"
+def _short(name: str, most: int = 34) -> str:
+    """As much as there is room for: the beginning, and the end, which tells apart."""
+    return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-most // 2 :]}"
 
 
 def _colour(share: float) -> str:

@@ -26,7 +26,7 @@ PROBLEMS = [Problem(task=str(i), question=f"{i} + 1?", answer=str(i + 1)) for i 
 
 @pytest.fixture(scope="module")
 def judge() -> Any:
-    pytest.importorskip("math_verify", reason="math-verify is not installed: pip install 'minicpm4[math]'")
+    pytest.importorskip("math_verify", reason="math-verify is not installed: pip install '.[math]'")
     with Judge() as made:
         yield made
 
@@ -141,7 +141,7 @@ def test_wrong_files_are_refused(tmp_path: Path, content: str, said: str) -> Non
 
 def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UnsupportedError, match=r"minicpm4\[math\]"):
+    with pytest.raises(UnsupportedError, match=r"'\.\[math\]'"):
         Judge()
     monkeypatch.setitem(__import__("sys").modules, "reasoning_gym", None)
     with pytest.raises(UnsupportedError, match="pip install reasoning-gym"):
@@ -159,7 +159,7 @@ def test_sets_of_reasoning_gym_are_made() -> None:
 def test_the_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("math_verify", reason="math-verify is not installed: pip install 'minicpm4[math]'")
+    pytest.importorskip("math_verify", reason="math-verify is not installed: pip install '.[math]'")
     file, found = tmp_path / "p.jsonl", tmp_path / "found.json"
     file.write_text('{"question": "1 + 1?", "answer": "2"}\n{"question": "2 + 2?", "answer": "4"}\n')
     model = str(make_checkpoint(tmp_path / "model"))

@@ -37,7 +37,7 @@ class Judge:
 
     def __init__(self) -> None:
         if importlib.util.find_spec("math_verify") is None:
-            remedy = "pip install 'minicpm4[math]'"
+            remedy = "in the checkout: pip install '.[math]', or: pip install 'math-verify>=0.9,<0.10'"
             raise UnsupportedError("answers are judged by math-verify, which is not installed", remedy)
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -89,7 +89,10 @@ class Judge:
         except OSError:
             return None
         line = self._line(SECONDS)
-        return None if line is None else json.loads(line)
+        try:
+            return None if line is None else dict(json.loads(line))
+        except (ValueError, TypeError):  # what a library of its printed between
+            return None
 
     def _line(self, seconds: float) -> bytes | None:
         """The next line, None where the process is too slow or has ended."""
