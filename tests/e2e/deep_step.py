@@ -1,5 +1,5 @@
-"""Run as a process of its own, so that its memory is that of one engine: a pool full of random pages, and one
-chunk of 512 tokens at the end of it, all of whose logits are looked at.
+"""Run as a process of its own, so that its memory is that of one engine: a pool full of random pages, one
+chunk of 512 tokens at the end of it, all of whose logits are looked at, and a text of which drafts are made.
 
 Usage: python deep_step.py MODEL CONTEXT ATTENTION WEIGHTS KV
 Prints what was planned and what was taken at most, in bytes of memory that is not mapped from files.
@@ -12,12 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
+from minicpm4.engine.drafter import Wish
 from minicpm4.engine.load import inspect
 from minicpm4.engine.options import CHUNK, EngineOptions
 from minicpm4.engine.params import SamplingParams
 from minicpm4.engine.sampler import SampleState, sample
 from minicpm4.engine.sequence import Sequence
 from minicpm4.engine.steps import Span, StepPlan
+from minicpm4.engine.suffix import SuffixDrafter
 from minicpm4.formats.bf16 import f32_to_bf16
 
 PIECE = 1 << 18
@@ -56,7 +58,12 @@ def main(model, context, attention, weights, kv):
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew: what is mapped while loading is let go
     runner, pages = engine._runner, list(range(found.plan.num_pages))
     fill(runner._pool)
-    sequence = Sequence(0, [5] * context, context + 1, pages=pages)
+    rng = np.random.default_rng(0)
+    tokens = rng.permutation(min(4096, found.config.vocab_size)).tolist()  # some numbers, each kept once
+    text = [tokens[i] for i in rng.integers(0, len(tokens), context)]
+    sequence = Sequence(0, text, context + 1, pages=pages)
+    drafter = SuffixDrafter()  # what "auto" is
+    drafter.guess([Wish(sequence, 4, lambda chances: True)])
     result = runner.execute(StepPlan([Span(sequence, context - CHUNK, CHUNK, "all")]))
     state = SampleState(SamplingParams(temperature=1.0, top_p=0.9), np.random.default_rng(0))
     for _, logits in result.logit_blocks(0, CHUNK):
