@@ -15,6 +15,7 @@ from minicpm4.agents.mcp.bfcl.running import BFCL, answers, check, first_of, rea
 from minicpm4.agents.mcp.bfcl.scoring import CATEGORIES, NON_LIVE, SIMPLE, parts, shares, whole
 from minicpm4.agents.mcp.install import install, install_steps, program_of
 from minicpm4.errors import ToolServerError, UnsupportedError
+from minicpm4.evals.result_files import read_results
 from minicpm4.files import Kept
 from tests.agents.test_agent import hermes, scripted
 from tests.agents.test_evaluate import ADD
@@ -97,6 +98,13 @@ def test_what_could_not_be_asked_is_wrong_and_the_rest_goes_on(
     assert verdicts["a_1"]["why"].startswith("refused: ")
 
 
+def test_answers_that_the_limit_of_tokens_ended_are_told(tmp_path: Path) -> None:
+    model, _ = scripted("word " * 400, hermes("sums__add", a=1, b=2))
+    model.params = model.params.changed(max_tokens=200)
+    found = asyncio.run(answers(model, [ENTRY, {**ENTRY, "id": "a_1"}], Kept(tmp_path, {})))
+    assert [(one["calls"] != [], one["cut"]) for one in found] == [(False, True), (True, False)]
+
+
 def test_its_packages_come_without_what_they_would_bring() -> None:
     assert "--no-deps" in install_steps(BFCL)[1] and "bfcl-eval==2026.3.23" in BFCL.packages
 
@@ -122,6 +130,9 @@ def test_the_command_tells_what_is_not_there(tmp_path: Path, minicpm: Run, scrip
     report = json.loads(output.read_text())
     assert report["categories"]["live_simple"] == {"right": 2, "asked": 2, "entries": 2}
     assert report["endpoint"] is None and report["held"] is True and report["hash"]
+    assert report["cut"] == 0 and f"none of {2 * len(CATEGORIES)} answers was cut" in done.out
+    (made,) = read_results(output)
+    assert made.kind == "tools" and len(made.items) == 2 * len(CATEGORIES) and made.score[0] == 1.0
     others = ("--free", "--seed=1", "--attention=dense", "--model=other", "--endpoint=http://h/v1")
     for more in (*others, "--stop=x"):
         some = minicpm(*words, "--category=parallel", more)

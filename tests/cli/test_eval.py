@@ -54,6 +54,30 @@ def test_all_models_are_read_in_the_same_windows(
     assert "65 is more than the 64 tokens" in err and "attention:" not in err  # before anything is loaded
 
 
+def test_results_are_compared_stretch_by_stretch(
+    tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the command itself compares its models."""
+    text.write_text(TEXT * 3)
+    models = [str(make_checkpoint(tmp_path / name, seed=seed)) for name, seed in (("a", 1), ("b", 2))]
+    args = ["--text", str(text), "--window", "64", "--kv", "float32", "--json"]
+    files = [str(tmp_path / f"{name}.json") for name in ("both", "second", "wide", "upper")]
+    assert run(["eval", "ppl", *models, *args, files[0]]) == 0
+    assert run(["eval", "ppl", models[1], *args, files[1]]) == 0
+    assert run(["eval", "compare", *files[:2]]) == 0
+    out = capsys.readouterr().out
+    by = json.loads(Path(files[0]).read_text())["models"][models[1]]["bits_per_byte_apart"]
+    told = f"{by['mean']:+.4f} ± {by['half_width']:.4f}"
+    assert out.count(told) == 2 and "ppl: hash" in out and "less is better" in out and "bits a byte" in out
+    assert run(["eval", "ppl", models[0], *args, files[2], "--stride", "8"]) == 0
+    assert run(["eval", "compare", files[0], files[2]]) == 2
+    assert "differ in settings" in capsys.readouterr().err
+    text.write_text(TEXT.upper() * 3)
+    assert run(["eval", "ppl", models[0], *args, files[3]]) == 0
+    assert run(["eval", "compare", files[0], files[3]]) == 2
+    assert "differ in tasks" in capsys.readouterr().err
+
+
 def test_a_text_may_be_called_all(
     tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,7 +67,8 @@ def test_answers_end_before_what_ends_them_and_have_no_thoughts(model: Any) -> N
     )
     model.llm, real = SimpleNamespace(generate=lambda *_: [said], replies=model.llm.replies), model.llm
     try:
-        assert model._said([([5], params)], [True]) == [("b", False)]
+        (answer,) = model._said([([5], params)], [True])
+        assert (answer.text, answer.stopped, answer.cut) == ("b", False, False)  # it came to its end
     finally:
         model.llm = real
 

@@ -15,6 +15,7 @@ from minicpm4.cli import eval_code, run
 from minicpm4.errors import ConfigError, RequestError
 from minicpm4.evals.code import Answer, Problem, ask, code_of, pass_at_one, read_problems
 from minicpm4.files import Kept
+from minicpm4.text.reasoning import split_reasoning
 from tests.fixtures.random_checkpoint import make_checkpoint
 from tests.sandbox.conftest import sandbox  # noqa: F401 - skips where there is none
 
@@ -29,6 +30,7 @@ class Writer:
 
     def __init__(self, *texts: str) -> None:
         self.texts, self.asked = list(texts), 0
+        self.replies = SimpleNamespace(apart=lambda text, ids, prompt: split_reasoning(text))
         self.tokenizer = SimpleNamespace(vocab_size=9, encode=lambda text: [1])
 
     def chat_ids(self, messages: Any) -> list[int]:
@@ -44,7 +46,7 @@ class Writer:
     def generate(self, prompts: list[Any], params: list[Any]) -> list[Any]:
         assert prompts
         self.asked += len(prompts)
-        return [SimpleNamespace(text=self.texts.pop(0), token_ids=[1]) for _ in prompts]
+        return [SimpleNamespace(text=self.texts.pop(0), token_ids=[1], finish_reason="stop") for _ in prompts]
 
 
 def line(**changes: Any) -> str:
@@ -78,7 +80,7 @@ def test_what_is_written_is_run(tmp_path: Path, style: str, text: str, passed: b
     writer: Any = Writer(text)
     (answer,) = ask(writer, [PROBLEM], Kept(tmp_path / "kept", {}), style=style, params=GREEDY)
     assert answer.passed is passed and bool(answer.why) is not passed, answer
-    assert answer.code == code_of(text, PROBLEM, style)
+    assert answer.code == code_of(split_reasoning(text)[1], PROBLEM, style) and answer.cut is False
 
 
 def test_it_goes_on_where_it_ended(tmp_path: Path) -> None:
@@ -126,7 +128,7 @@ def test_the_share_is_over_problems() -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "0 problems"),
+        (b"", "has no lines"),
         (b"{]\n", "line 1"),
         (line().encode() + line(prompt=7).encode(), "line 2: prompt is no text"),
         (line(entry_point="a b").encode(), "entry_point is no name"),
@@ -147,9 +149,11 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     model = str(make_checkpoint(tmp_path / "model"))
     args = ["eval", "code", model, "--problems", str(file), "--keep", str(tmp_path / "kept"), "-n", "4"]
     assert run([*args, "--style", "complete", "--json", str(found)]) == 0
-    assert "0.0%" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "0.0%" in out and out.splitlines()[-1] == "2 of 2 answers were cut at --max-tokens 4"
     report = json.loads(found.read_text())
     assert [one["task"] for one in report["answers"]] == ["T/0", "T/1"] and report["pass_at_1"] == 0
+    assert report["cut"] == 2 == report["results"][0]["cut"] and all(one["cut"] for one in report["answers"])
     late = run([*args, "--style", "complete", "--minutes", "0"])
     assert late == 2 and "--minutes 0.0 is no time" in capsys.readouterr().err
     assert run([*args, "--style", "loud"]) == 2 and "loud" in capsys.readouterr().err
@@ -160,6 +164,6 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_reasons_steer_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     why = "\x1b[2J\x9b31mE\n" + "x" * 100 + ": said the model's code"
     answer = Answer(task="a", sample=0, text="", code="", passed=False, why=why, tokens=1)
-    eval_code._tell([answer], 1, {"hash": "h", "style": "chat"}, None)
+    eval_code._tell([answer], 1, 4, {"hash": "h", "style": "chat"}, None)
     (line,) = [one for one in capsys.readouterr().out.splitlines() if one.startswith("not passed")]
     assert line.isprintable() and line.startswith("not passed: [2J31mE xxx") and len(line) < 80

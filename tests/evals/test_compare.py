@@ -12,7 +12,8 @@ import pytest
 
 from minicpm4.cli import run
 from minicpm4.errors import ConfigError
-from minicpm4.evals.results import PARTS, Result, comparable, differing, paired, read_results
+from minicpm4.evals.result_files import read_results
+from minicpm4.evals.results import PARTS, Result, comparable, differing, paired
 from tests.fixtures.random_checkpoint import make_checkpoint
 
 ITEMS = {"a": 1.0, "b": 0.0, "c": 1.0, "d": 0.5}
@@ -70,7 +71,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     rows = [line for line in table.splitlines() if line.startswith("|")]
     assert len(rows) == 4 and "two\\|x" in rows[3] and "+25.0%" in rows[3] and "| 1 | 10 |" in rows[3]
     assert len(list(ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}circle"))) == 3
-    second = json.loads(figures)["compared"][1]
+    second = json.loads(figures)["comparisons"][0]["compared"][1]
     assert second["apart"]["better"] == 1 and second["score"] == 0.875 and second["hash"] == other.hash
 
 

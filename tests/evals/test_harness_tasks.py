@@ -42,7 +42,7 @@ def test_tasks_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("", "0 problems"),
+        ("", "has no lines"),
         ("{]", "line 1"),
         ('{"question": "a?", "answer": "b"}', "options are no list"),
         ('{"question": "a?", "options": ["b"], "answer": "b"}', "options are no list"),

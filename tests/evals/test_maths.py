@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,12 +13,15 @@ import pytest
 
 from minicpm4 import SamplingParams
 from minicpm4.cli import run
+from minicpm4.cli.eval_shares import told_cut
 from minicpm4.errors import ConfigError, RequestError, UnsupportedError
 from minicpm4.evals import maths
+from minicpm4.evals.asking import count_cut
 from minicpm4.evals.maths import Judge, Problem, ask, check, make_problems, read_problems
 from minicpm4.evals.maths.judge import Verdict
 from minicpm4.evals.maths.judging import SECONDS
 from minicpm4.files import Kept
+from minicpm4.text.reasoning import split_reasoning
 from tests.fixtures.random_checkpoint import make_checkpoint
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=8)
@@ -43,6 +47,7 @@ class Writer:
 
     def __init__(self, *texts: str) -> None:
         self.texts, self.asked, self.stops = list(texts), 0, ()
+        self.replies = SimpleNamespace(apart=lambda text, ids, prompt: split_reasoning(text))
 
     def prompt_ids(self, prompt: Any) -> list[int]:
         return [len(prompt)]
@@ -56,7 +61,13 @@ class Writer:
     def generate(self, prompts: list[Any], params: list[Any]) -> list[Any]:
         self.asked += len(prompts)
         self.stops = params[0].stop
-        return [SimpleNamespace(text=self.texts.pop(0), token_ids=[1, 2]) for _ in prompts]
+        texts = [self.texts.pop(0) for _ in prompts]
+        return [
+            SimpleNamespace(
+                text=text, token_ids=[1, 2], finish_reason="length" if text[-1:] == "…" else "stop"
+            )
+            for text in texts
+        ]
 
 
 @pytest.mark.parametrize(
@@ -108,6 +119,21 @@ def test_it_goes_on_where_it_ended(tmp_path: Path) -> None:
     assert not refused.right and refused.why == "refused: it is too long"
 
 
+def test_what_was_cut_is_told_and_a_cut_thought_is_no_answer(tmp_path: Path) -> None:
+    writer: Any = Writer("<think>It is 1", "2", "3 or …")
+    kept = Kept(tmp_path / "kept", {})
+    found = ask(writer, PROBLEMS, kept, Same(), style="complete", params=GREEDY)  # type: ignore[arg-type]
+    assert [(one.right, one.cut) for one in found] == [(False, False), (True, False), (False, True)]
+    assert count_cut(one.cut for one in found) == 1
+    old = {name: value for name, value in asdict(found[2]).items() if name != "cut"}
+    kept.put(old, PROBLEMS[2].task)
+    again = ask(writer, PROBLEMS, kept, Same(), style="complete", params=GREEDY)  # type: ignore[arg-type]
+    assert again[2].cut is None and count_cut(one.cut for one in again) is None
+    assert told_cut([one.cut for one in again], "--max-tokens 8") == (
+        "at least 0 of 3 answers were cut at --max-tokens 8"
+    )
+
+
 def test_files_are_read_in_several_layouts(tmp_path: Path) -> None:
     rows = [
         {"question": "a?", "answer": "2 * 3 = <<2*3=6>>6\n#### 1,006"},
@@ -123,7 +149,7 @@ def test_files_are_read_in_several_layouts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("", "0 problems"),
+        ("", "has no lines"),
         ("{]", "line 1"),
         ("[1]", "line 1 is no table"),
         ('{"question": "a?"}', "answer is no number"),
@@ -166,10 +192,12 @@ def test_the_command(
     args = ["eval", "math", model, "--keep", str(tmp_path / "kept"), "-n", "4"]
     given = [*args, "--problems", str(file)]
     assert run([*given, "--json", str(found)]) == 0
-    assert "0.0%" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "0.0%" in out and out.splitlines()[-1] == "2 of 2 answers were cut at --max-tokens 4"
     report = json.loads(found.read_text())
     assert [one["task"] for one in report["answers"]] == ["0", "1"] and report["right"] == 0
     assert report["results"][0]["items"] == {"0": 0.0, "1": 0.0} and report["style"] == "chat"
+    assert report["cut"] == 2 == report["results"][0]["cut"]
     for more, said in (
         (args, "no problems are named"),
         ([*given, "--problems", str(file)], "given twice"),

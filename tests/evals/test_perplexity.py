@@ -85,7 +85,7 @@ def test_pairs_see_a_difference_that_is_everywhere() -> None:
     other = TextLoss(tokens=700, places=tuple(np.array(one.places) * 1.01), sizes=one.sizes)
     by, half = apart(one, other)
     assert by == pytest.approx(0.01 * one.bits_per_byte) and half < 0.1 * by < 0.1 * one.interval
-    assert apart(one, one) == (0.0, 0.0)
+    assert apart(one, one) == (0.0, None)
     both = total([one, long])
     # Long texts count by their length, and so do their places.
     assert both.bits_per_byte == pytest.approx((one.nats + long.nats) / math.log(2) / 101_000)

@@ -12,7 +12,7 @@ from minicpm4.cli.options import EngineFlags, given_of, require_only
 from minicpm4.cli.sampling import SamplingFlags
 from minicpm4.config.strict import require
 from minicpm4.errors import RequestError
-from minicpm4.evals.results import hash_of
+from minicpm4.evals.results import Result, hash_of, hashes_of, result_of
 
 if TYPE_CHECKING:
     from minicpm4.agents.mcp.models import Model
@@ -83,6 +83,11 @@ class AskedModel:
         require(not (elsewhere and given), told, "leave it out: its calls are free")
         return not elsewhere if given is None else given
 
+    @property
+    def limit(self) -> str:
+        """Of tokens, as the option that says it."""
+        return f"--max-tokens {self.sampling.params(DEFAULTS).max_tokens}"
+
     def load(self, *, hold: bool = True) -> Model:
         """``hold``: its calls. Raises Minicpm4Error."""
         from minicpm4.agents.mcp.models import Endpoint, Local
@@ -96,6 +101,39 @@ class AskedModel:
         speaker = Local.of(llm, self.sampling.params(DEFAULTS))
         speaker.hold = hold
         return speaker
+
+    def result(
+        self,
+        speaker: Model,
+        *,
+        kind: str,
+        tasks: Any,
+        settings: Any,
+        items: dict[str, float],
+        cut: int | None,
+    ) -> Result:
+        """Of a run, for `eval compare`: scores by item. What an endpoint's model is shown, and in which
+        tokens, nobody knows here."""
+        from minicpm4.agents.mcp.models import Local
+
+        params = self.sampling.params(DEFAULTS)
+        told: dict[str, Any] = {"kind": kind, "model": self.model, "engine": self.engine.told()}
+        told |= {"items": items, "cut": cut}
+        if isinstance(speaker, Local):
+            hashes = hashes_of(speaker.llm, tasks=tasks, settings=settings, chat=True, params=params)
+            shown = speaker.llm.chat_ids(**_TEMPLATE)
+            hashes["template"] = hash_of(speaker.llm.tokenizer.decode(shown, skip_special_tokens=False))
+            return result_of(speaker.llm, hashes=hashes, **told)
+        given = [settings, {name: repr(value) for name, value in asdict(params).items()}]
+        hashes = {"tasks": hash_of(tasks), "template": "", "tokenizer": "", "settings": hash_of(given)}
+        nothing: dict[str, Any] = {
+            "prompt_tokens": 0,
+            "new_tokens": 0,
+            "seconds": 0.0,
+            "memory": 0,
+            "machine": "",
+        }
+        return Result(**told, description=str(self.endpoint), hashes=hashes, **nothing)
 
     def about(self, speaker: Model) -> dict[str, Any]:
         """What decides its answers, for reports and for what is kept: who is asked, what was given; a hash of

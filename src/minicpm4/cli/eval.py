@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,8 +26,10 @@ from minicpm4.files import read_text
 from minicpm4.text.bounds import MAX_TEXT_BYTES
 
 if TYPE_CHECKING:
+    from minicpm4 import LLM
     from minicpm4.engine.load import Inspection
     from minicpm4.evals.perplexity import TextLoss
+    from minicpm4.evals.results import Result
 
 MAX_MODELS = 8
 WINDOW = 2048
@@ -63,6 +66,8 @@ def ppl(
 
     Bits a byte compare models with different tokens. Of several models the difference from the first is told
     with a 95% interval, paired over 32 stretches of each text, and all are read in the same windows."""
+    from minicpm4.evals.results import FIELD
+
     require(len(models) <= MAX_MODELS, f"{len(models)} models are too many", f"give {MAX_MODELS} at most")
     require(len(set(models)) == len(models), "a model is given twice", "leave one of the two out")
     names = [str(file) for file in text]
@@ -78,11 +83,15 @@ def ppl(
         require(bool(content.strip()), f"{name} holds no text", "give another file")
     inspected = {model: engine.inspect(model) for model in models}
     window = _window(inspected, window)
-    found = {model: _read(one, texts, window, stride, engine) for model, one in inspected.items()}
+    found, results = {}, []
+    for model, one in inspected.items():
+        with engine.load(one) as llm:
+            found[model] = _read(llm, texts, window, stride)
+            results.append(_result(llm, model, texts, found[model], [window, stride], engine).as_dict())
     print(f"windows of {window:,} tokens")
     _print(found)
     if json_file is not None:
-        write_figures(json_file, _figures(found, names, window, stride, engine))
+        write_figures(json_file, {**_figures(found, names, window, stride, engine), FIELD: results})
 
 
 commands = {
@@ -110,19 +119,44 @@ def _window(inspected: Mapping[str, Inspection], asked: int | None) -> int:
     return size
 
 
-def _read(
-    inspected: Inspection, texts: Mapping[str, str], window: int, stride: int | None, engine: EngineFlags
-) -> dict[str, TextLoss]:
-    """Losses by text; one model is in memory at a time."""
+def _read(llm: LLM, texts: Mapping[str, str], window: int, stride: int | None) -> dict[str, TextLoss]:
+    """Losses by text."""
     from minicpm4.evals.perplexity import read
 
-    with engine.load(inspected) as llm:
-        print(llm.description, file=sys.stderr)
-        losses = {}
-        for name, content in texts.items():
-            with progress_bar(f"reading {Path(name).name}", "tokens") as progress:
-                losses[name] = read(llm, content, window=window, stride=stride, progress=progress)
+    print(llm.description, file=sys.stderr)
+    losses = {}
+    for name, content in texts.items():
+        with progress_bar(f"reading {Path(name).name}", "tokens") as progress:
+            losses[name] = read(llm, content, window=window, stride=stride, progress=progress)
     return losses
+
+
+def _result(
+    llm: LLM,
+    model: str,
+    texts: Mapping[str, str],
+    losses: Mapping[str, TextLoss],
+    settings: list[int | None],
+    engine: EngineFlags,
+) -> Result:
+    """For `eval compare`: bits a byte of each stretch of each text; ``settings``: window and stride."""
+    from minicpm4.evals.perplexity import by_stretch, total
+    from minicpm4.evals.results import BITS_A_BYTE, hashes_of, result_of
+
+    each = list(losses.values())
+    items, weights = by_stretch(each)
+    tasks = [hashlib.sha256(one.encode()).hexdigest() for one in texts.values()]
+    told: dict[str, Any] = {"kind": "ppl", "model": model, "engine": engine.told()}
+    return result_of(
+        llm,
+        **told,
+        hashes=hashes_of(llm, tasks=tasks, settings=settings, chat=False),
+        items=items,
+        measure=BITS_A_BYTE,
+        less=True,
+        weights=weights,
+        intervals=not total(each).short,
+    )
 
 
 def _print(found: dict[str, dict[str, TextLoss]]) -> None:

@@ -73,6 +73,7 @@ def code(
 
     require_sandbox()
     from minicpm4.evals import code as evaluation
+    from minicpm4.evals.asking import count_cut
     from minicpm4.evals.results import FIELD, result_of, whole_hash
     from minicpm4.files import Kept
 
@@ -100,20 +101,24 @@ def code(
         about = {**told, "style": style, "samples": samples, "description": llm.description}
         taken = [(one.prompt_tokens, one.tokens, one.seconds) for one in answers]
         items = evaluation.shares(answers)
-        made = result_of(
-            llm, kind="code", model=model, engine=engine.told(), hashes=hashes, items=items, taken=taken
-        )
-    _tell(answers, total, about | {FIELD: [made.as_dict()]}, json_file)
+        cut = count_cut(one.cut for one in answers)
+        of: dict[str, Any] = {"kind": "code", "model": model, "engine": engine.told(), "hashes": hashes}
+        made = result_of(llm, **of, items=items, taken=taken, cut=cut)
+    _tell(answers, total, params.max_tokens, about | {FIELD: [made.as_dict()]}, json_file)
 
 
-def _tell(answers: list[Any], total: int, about: dict[str, Any], json_file: Path | None) -> None:
+def _tell(
+    answers: list[Any], total: int, most: int | None, about: dict[str, Any], json_file: Path | None
+) -> None:
     from dataclasses import asdict
 
+    from minicpm4.evals.asking import count_cut
     from minicpm4.evals.code import pass_at_one
 
     mean, half = share = pass_at_one(answers)
-    verdicts = [(one.passed, one.why) for one in answers]
-    tell_share(("passed", "pass@1", "not passed"), share, verdicts, about, total)
+    verdicts = [(one.passed, one.why, one.cut) for one in answers]
+    tell_share(("passed", "pass@1", "not passed"), share, verdicts, about, total=total, most=most)
     if json_file is not None:
         figures = {**about, "pass_at_1": mean, "half_width": half, "of": len(answers), "wanted": total}
+        figures["cut"] = count_cut(one.cut for one in answers)
         write_figures(json_file, {**figures, "answers": [asdict(one) for one in answers]})

@@ -77,6 +77,7 @@ def math(
         check_choice("--style", style, ("chat", "complete"))
     params = sampling.params({"temperature": 0.0, "max_tokens": 512})
     from minicpm4.evals import maths
+    from minicpm4.evals.asking import count_cut
     from minicpm4.evals.results import FIELD, result_of, whole_hash
     from minicpm4.files import Kept
 
@@ -109,11 +110,11 @@ def math(
         require(bool(answers), "no answer to count", "give more time")
         taken = [(one.prompt_tokens, one.tokens, one.seconds) for one in answers]
         items = {one.task: float(one.right) for one in answers}
-        made = result_of(
-            llm, kind="math", model=model, engine=engine.told(), hashes=hashes, items=items, taken=taken
-        )
+        cut = count_cut(one.cut for one in answers)
+        told: dict[str, Any] = {"kind": "math", "model": model, "engine": engine.told(), "hashes": hashes}
+        made = result_of(llm, **told, items=items, taken=taken, cut=cut)
         about |= {"style": style, "description": llm.description, FIELD: [made.as_dict()]}
-    _tell(answers, len(asked), about, json_file)
+    _tell(answers, len(asked), params.max_tokens, about, json_file)
 
 
 def _problems(files: list[Path], gym: list[str], each: int, seed: int) -> list[Problem]:
@@ -136,15 +137,18 @@ def _problems(files: list[Path], gym: list[str], each: int, seed: int) -> list[P
     return found
 
 
-def _tell(answers: list[Answer], total: int, about: dict[str, Any], json_file: Path | None) -> None:
+def _tell(
+    answers: list[Answer], total: int, most: int | None, about: dict[str, Any], json_file: Path | None
+) -> None:
     from dataclasses import asdict
 
+    from minicpm4.evals.asking import count_cut
     from minicpm4.evals.intervals import mean_with_interval
 
     mean, half = share = mean_with_interval([float(one.right) for one in answers])
-    tell_share(
-        ("right", "share", "not right"), share, [(one.right, one.why) for one in answers], about, total
-    )
+    verdicts = [(one.right, one.why, one.cut) for one in answers]
+    tell_share(("right", "share", "not right"), share, verdicts, about, total=total, most=most)
     if json_file is not None:
         figures = {**about, "right": mean, "half_width": half, "of": len(answers), "wanted": total}
+        figures["cut"] = count_cut(one.cut for one in answers)
         write_figures(json_file, {**figures, "answers": [asdict(one) for one in answers]})

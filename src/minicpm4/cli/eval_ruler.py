@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from minicpm4.cli.eval_shares import told_cut
 from minicpm4.cli.kept_work import KeepOption, MinutesOption, deadline, tell_left
 from minicpm4.cli.options import (
     EngineFlags,
@@ -113,11 +114,13 @@ def ruler(
 def _result(
     llm: LLM, model: str, engine: Mapping[str, Any], hashes: Mapping[str, str], answers: list[Answer]
 ) -> Result:
+    from minicpm4.evals.asking import count_cut
     from minicpm4.evals.results import result_of
 
     items = {f"{one.kind} {one.length} {one.index}": one.score for one in answers}
     taken = [(one.prompt_tokens, one.tokens, one.seconds) for one in answers]
-    return result_of(llm, kind="ruler", model=model, engine=engine, hashes=hashes, items=items, taken=taken)
+    told: dict[str, Any] = {"kind": "ruler", "model": model, "engine": engine, "hashes": hashes}
+    return result_of(llm, **told, items=items, taken=taken, cut=count_cut(one.cut for one in answers))
 
 
 def _maker(llm: LLM, content: str, plain: bool, seed: int, kinds: list[str]) -> tuple[Maker, dict[str, str]]:
@@ -179,6 +182,7 @@ def _tell(
         _show(way, each)
         best = effective_length(each)
         print(f"{way}: the average reaches 85.6% up to {'no length' if best is None else f'{best:,} tokens'}")
+        print(f"{way}: {told_cut([one.cut for one in found[way]], 'the few tokens that RULER gives them')}")
         tell_left(total - len(found[way]), f"questions ({way})")
         if plot is not None and each:
             file = plot if len(scored) == 1 else plot.with_stem(f"{plot.stem}-{way}")

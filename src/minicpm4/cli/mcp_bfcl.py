@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from minicpm4.cli.asked_model import EndpointOption, HeldOption, asked_model
+from minicpm4.cli.eval_shares import counted, told_cut
 from minicpm4.cli.kept_work import KeepOption, MinutesOption, deadline, tell_left
 from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, check_output, expand
 from minicpm4.cli.sampling import SamplingFlags
@@ -51,6 +52,8 @@ def bfcl(
     of the web are not here; the weights of the others are renormalised.
     """
     from minicpm4.agents.mcp.bfcl import running, scoring
+    from minicpm4.evals.asking import count_cut
+    from minicpm4.evals.results import FIELD
     from minicpm4.files import Kept
 
     for name in category or ():
@@ -72,11 +75,13 @@ def bfcl(
     verdicts = running.check(found)
     sizes = Counter(one["category"] for one in every)
     scored = scoring.shares([(one["category"], verdicts[one["id"]]["valid"]) for one in found], sizes)
-    _show(scored)
+    cuts = [one["cut"] for one in found]
+    _show(scored, _by_category(found))
     refused = [one["refused"] for one in found if "refused" in one]
     if refused:
         told = f"note: {len(refused)} of {len(found)} entries could not be asked, and are wrong: {refused[0]}"
         print(one_line(told), file=sys.stderr)
+    print(told_cut(cuts, asked.limit))
     tell_left(len(entries) - len(found), "entries")
     if output is not None:
         made = {
@@ -84,21 +89,37 @@ def bfcl(
             for name, one in scored.items()
         }
         calls = [{**one, **verdicts[one["id"]]} for one in found]
-        write_json(output, {**about, "most": most, "categories": made, "answers": calls})
+        report = {**about, "most": most, "categories": made, "cut": count_cut(cuts), "answers": calls}
+        if found:
+            right = {one["id"]: float(verdicts[one["id"]]["valid"]) for one in found}
+            settings = [hold, about["package"]]
+            of = asked.result(
+                speaker, kind="tools", tasks=entries, settings=settings, items=right, cut=count_cut(cuts)
+            )
+            report[FIELD] = [of.as_dict()]
+        write_json(output, report)
 
 
-def _show(scored: dict[str, Part]) -> None:
+def _by_category(found: list[dict[str, Any]]) -> dict[str, list[bool | None]]:
+    """Whether answers were cut."""
+    cuts: dict[str, list[bool | None]] = {}
+    for one in found:
+        cuts.setdefault(one["category"], []).append(one["cut"])
+    return cuts
+
+
+def _show(scored: dict[str, Part], cuts: dict[str, list[bool | None]]) -> None:
     from minicpm4.agents.mcp.bfcl import scoring
 
-    made = table("category", "asked", "right", left=1)
+    made = table("category", "asked", "right", "cut", left=1)
     for name, one in scored.items():
         count = f"{one.asked}" if one.whole else f"{one.asked} of {one.entries}"
-        made.add_row(name, count, f"{100 * one.share:.1f}")
+        made.add_row(name, count, f"{100 * one.share:.1f}", counted(cuts[name]))
     averages: dict[str, Any] = scoring.parts(scored)
     for name, share in averages.items():
-        made.add_row(f"average, {name}", "", f"{100 * share:.1f}")
+        made.add_row(f"average, {name}", "", f"{100 * share:.1f}", "")
     if (whole := scoring.whole(averages)) is not None:
-        made.add_row("average, weights renormalised", "", f"{100 * whole:.1f}")
+        made.add_row("average, weights renormalised", "", f"{100 * whole:.1f}", "")
     show(made)
     if not all(one.whole for one in scored.values()):
         print("There is no average over categories that were asked in part.")

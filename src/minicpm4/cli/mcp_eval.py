@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from minicpm4.cli.asked_model import EndpointOption, HeldOption, asked_model
+from minicpm4.cli.eval_shares import told_cut
 from minicpm4.cli.kept_work import KeepIfOption, MinutesOption, deadline, tell_left
 from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, check_output, expand
 from minicpm4.cli.sampling import SamplingFlags
@@ -100,7 +101,9 @@ def evaluate(
     settings = _settings(sizes, ways, must_call)
     found = _marks(speaker, samples, settings, pool, kept, until)
     _show_all(found, samples) if sweep else _show_servers(found[settings[0]])
-    _tell_refused([one for marks in found.values() for one in marks])
+    every = [one for marks in found.values() for one in marks]
+    _tell_refused(every)
+    print(told_cut([one.cut for one in every], asked.limit, "answers to calls that were wanted"))
     whole = sum(len(one.calls) for one in samples)
     undone = sum(len(found.get(one, [])) < whole for one in settings)
     tell_left(undone, f"of {len(settings)} settings", kept=kept is not None)
@@ -221,7 +224,9 @@ def _told(setting: Setting, marks: list[Mark]) -> dict[str, Any]:
 
 
 def _call(mark: Mark) -> dict[str, Any]:
-    told = {"server": mark.server, "wanted": list(mark.wanted), "given": mark.given and list(mark.given)}
+    told: dict[str, Any] = {"server": mark.server, "wanted": list(mark.wanted)}
+    told["given"] = mark.given and list(mark.given)
     if mark.refused:
         return {**told, "refused": mark.refused}
+    told["cut"] = mark.cut
     return {**told, "function": mark.function, "parameters": mark.names, "values": mark.values}

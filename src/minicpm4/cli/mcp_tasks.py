@@ -15,6 +15,7 @@ import typer
 
 from minicpm4.cli.asked_model import AskedModel, EndpointOption, asked_model
 from minicpm4.cli.asking import Terminal, shown
+from minicpm4.cli.eval_shares import told_cut
 from minicpm4.cli.kept_work import KeepIfOption, MinutesOption, deadline, tell_left
 from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, check_output, expand, require_only
 from minicpm4.cli.sampling import SamplingFlags
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from minicpm4.agents.mcp.tasks.task import Task
 
 WAYS = {"both": (True, False), "held": (True,), "free": (False,)}
+_MARK = ("wanted", "given", "refused", "cut")  # what is kept of one, in order
 Scored = dict[bool, list[tuple[str, dict[str, Any]]]]
 
 
@@ -105,6 +107,7 @@ def tasks(
             done = blocking.run(_each(runner, speaker, wanted, found, kept, until, progress))
     _show(found)
     _tell_refused(found)
+    _tell_cut(found, asked.limit)
     tell_left(len(wanted) - done, "tasks", kept=kept is not None)
     if output is not None:
         made = {("held" if way else "free"): dict(some) for way, some in found.items()}
@@ -229,7 +232,7 @@ async def _scored(
                 return False
             gold = gold or await runner.gold(task)
             one = asdict(await runner.score(model, task, gold, held=held))
-            one["marks"] = [[mark["wanted"], mark["given"], mark["refused"]] for mark in one["marks"]]
+            one["marks"] = [[mark[name] for name in _MARK] for mark in one["marks"]]
             if kept is not None:
                 kept.put(one, task.id, held)
         scores.append((task.id, one))
@@ -240,10 +243,7 @@ def _outcome(value: Any) -> dict[str, Any]:
     """What was kept of a task, looked at: an Outcome, but for the names of its marks. Raises ConfigError."""
     from minicpm4.agents.mcp.tasks.running import Outcome
 
-    marks = [
-        {"server": "", "wanted": wanted, "given": given, "refused": refused}
-        for wanted, given, refused in value["marks"]
-    ]
+    marks = [{"server": "", **dict(zip(_MARK[: len(mark)], mark, strict=True))} for mark in value["marks"]]
     from_table(Outcome, {**value, "marks": marks}, "it", any_text=True)
     return dict(value)
 
@@ -274,13 +274,22 @@ def _tell_left_out(task: Task, error: Exception) -> None:
 
 def _tell_refused(found: Scored) -> None:
     for held, scores in found.items():
-        steps = [refused for _, one in scores for _, _, refused in one["marks"] if refused]
+        steps = [refused for _, one in scores for _, _, refused, *_ in one["marks"] if refused]
         ends = [one["refused"] for _, one in scores if one["refused"]]
         for what, why in (("steps", steps), ("tasks", ends)):
             if why:
                 way = "held" if held else "free"
                 told = f"note: {len(why)} {what} ({way}) could not be asked for to their end: {why[0]}"
                 print(one_line(told), file=sys.stderr)
+
+
+def _tell_cut(found: Scored, limit: str) -> None:
+    """How many steps, and how many of the agent's last answers, the limit of tokens ended."""
+    for held, scores in found.items():
+        way = "held" if held else "free"
+        steps = [mark[3] if len(mark) > 3 else None for _, one in scores for mark in one["marks"]]
+        print(f"{told_cut(steps, limit, f'steps ({way})')}; ", end="")
+        print(told_cut([one["ended"] == "cut" for _, one in scores], limit, "tasks"))
 
 
 def _show(found: Scored) -> None:
@@ -297,7 +306,7 @@ def _show(found: Scored) -> None:
             marks = [
                 Mark(server=name, wanted=tuple(wanted), given=given and tuple(given), refused=refused)
                 for one in some
-                for wanted, given, refused in one["marks"]
+                for wanted, given, refused, *_ in one["marks"]
             ]
             score = score_of(marks)
             solved = 100 * sum(not one["wrong"] for one in some) / max(1, len(some))

@@ -12,7 +12,7 @@ from minicpm4.config.strict import from_table
 from minicpm4.errors import RequestError
 from minicpm4.files import Kept
 
-__all__ = ["Said", "go_on", "say", "without_thought"]
+__all__ = ["Said", "count_cut", "go_on", "say"]
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -23,10 +23,13 @@ A = TypeVar("A", bound="DataclassInstance")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Said:
-    """An answer, or why the model could not be asked (``refused``), as where a prompt does not fit.
+    """What a model wrote (``text``), of which ``answer`` is what was not only thought of; or why it could not
+    be asked (``refused``), as where a prompt does not fit. ``cut``: the limit of tokens ended it.
     ``seconds``: its share of the time that those took which were written together."""
 
     text: str = ""
+    answer: str = ""
+    cut: bool = False
     refused: str = ""
     tokens: int = 0
     prompt_tokens: int = 0
@@ -47,14 +50,23 @@ def say(llm: LLM, asked: Sequence[tuple[list[int], SamplingParams]]) -> list[Sai
         outputs = llm.generate([asked[one][0] for one in left], [asked[one][1] for one in left])
         seconds = (time.perf_counter() - begin) / len(left)
         for number, out in zip(left, outputs, strict=True):
-            read, written = len(asked[number][0]), len(out.token_ids)
-            found[number] = Said(text=out.text, tokens=written, prompt_tokens=read, seconds=seconds)
+            ids = asked[number][0]
+            found[number] = Said(
+                text=out.text,
+                answer=llm.replies.apart(out.text, out.token_ids, prompt=ids)[1],
+                cut=out.finish_reason == "length",
+                tokens=len(out.token_ids),
+                prompt_tokens=len(ids),
+                seconds=seconds,
+            )
     return [found[number] for number in range(len(asked))]
 
 
-def without_thought(text: str) -> str:
-    """What was only thought of is no answer."""
-    return text.rpartition("</think>")[2]
+def count_cut(each: Iterable[bool | None]) -> int | None:
+    """How many answers were cut; None where one does not say so, as those do that were kept before it was
+    asked."""
+    known = list(each)
+    return None if None in known else sum(map(bool, known))
 
 
 def go_on(

@@ -16,7 +16,7 @@ from minicpm4 import LLM, SamplingParams
 from minicpm4.config.strict import require
 from minicpm4.engine.prompts import Prompt
 from minicpm4.errors import Minicpm4Error
-from minicpm4.evals.asking import Said, go_on, say, without_thought
+from minicpm4.evals.asking import Said, go_on, say
 from minicpm4.evals.intervals import mean_with_interval
 from minicpm4.evals.results import hashes_of
 from minicpm4.evals.rows import check_text, read_rows
@@ -49,7 +49,8 @@ class Problem:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
     """What a model wrote (``text``), the code that was run, and how that went. ``seconds``: its share of the
-    time that those took which were written together."""
+    time that those took which were written together; ``cut``: the limit of tokens ended it (None: it was kept
+    before that was asked)."""
 
     task: str
     sample: int
@@ -60,6 +61,7 @@ class Answer:
     tokens: int
     prompt_tokens: int = 0
     seconds: float = 0.0
+    cut: bool | None = None
 
 
 def read_problems(file: Path) -> list[Problem]:
@@ -128,7 +130,7 @@ def _answers(
     def judged(problem: Problem, one: Said) -> tuple[str, bool, str]:
         if one.refused:
             return "", False, one.refused
-        code = code_of(one.text, problem, style)
+        code = code_of(one.answer, problem, style)
         verdict = judge_function(code, problem.tests, problem.name, context=problem.prompt, limits=limits)
         return code, verdict.passed, verdict.why
 
@@ -144,6 +146,7 @@ def _answers(
             tokens=one.tokens,
             prompt_tokens=one.prompt_tokens,
             seconds=one.seconds,
+            cut=one.cut,
         )
 
 
@@ -164,7 +167,7 @@ def code_of(text: str, problem: Problem, style: str) -> str:
         ends = [text.find(stop) for stop in STOPS]
         cut = min((end for end in ends if end >= 0), default=len(text))
         return problem.prompt + text[:cut] + "\n"
-    blocks = _BLOCK.findall(without_thought(text))
+    blocks = _BLOCK.findall(text)
     defined = re.compile(rf"^(?:async )?def {re.escape(problem.name)}\b", re.MULTILINE)
     named = [one for one in blocks if defined.search(one)]
     code: str = (named or blocks or [text])[0]

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from minicpm4 import LLM
 from minicpm4.config.strict import require
 from minicpm4.errors import RequestError
+from minicpm4.evals.intervals import mean_with_interval
 from minicpm4.progress import Progress
 
-__all__ = ["PLACES", "TextLoss", "apart", "read", "total", "window_spans"]
+__all__ = ["PLACES", "TextLoss", "apart", "by_stretch", "read", "total", "window_spans"]
 
 PLACES = 32  # stretches of a text, equally long in bytes, over which intervals are told
 ENOUGH = 4  # tokens of a stretch: of fewer, no interval is told
@@ -56,6 +57,11 @@ class TextLoss:
     def bits_per_byte(self) -> float:
         """Comparable between models with different tokens."""
         return self.nats / math.log(2) / self.nbytes
+
+    @property
+    def short(self) -> bool:
+        """Whether its stretches have too few tokens for an interval."""
+        return self.tokens < ENOUGH * len(self.places)
 
     @property
     def interval(self) -> float | None:
@@ -129,15 +135,20 @@ def apart(loss: TextLoss, other: TextLoss) -> tuple[float, float | None]:
     return _mean(shorter, np.subtract(other.places, loss.places))
 
 
+def by_stretch(losses: Sequence[TextLoss]) -> tuple[dict[str, float], dict[str, float]]:
+    """Bits a byte of each stretch, and its share in the whole (bytes), by the numbers of text and stretch."""
+    items, weights = {}, {}
+    for text, loss in enumerate(losses, 1):
+        for place, (nats, size) in enumerate(zip(loss.places, loss.sizes, strict=True), 1):
+            items[f"{text}.{place}"], weights[f"{text}.{place}"] = nats / math.log(2) / size, size
+    return items, weights
+
+
 def _mean(text: TextLoss, nats: Doubles) -> tuple[float, float | None]:
     """Bits a byte of ``nats`` at the places of ``text``, and half the width of its 95% interval."""
-    sizes = np.array(text.sizes)
-    rates, weights = nats / math.log(2) / sizes, sizes / sizes.sum()
-    mean = float(rates @ weights)
-    if text.tokens < ENOUGH * len(rates):
-        return mean, None
-    spread = float((weights**2) @ ((rates - mean) ** 2)) * len(rates) / (len(rates) - 1)
-    return mean, 1.96 * math.sqrt(spread)
+    rates = nats / math.log(2) / np.array(text.sizes)
+    mean, half = mean_with_interval(rates.tolist(), text.sizes)
+    return mean, None if text.short else half
 
 
 def _by_place(losses: Doubles, sizes: Sequence[int]) -> Doubles:

@@ -5,22 +5,23 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from minicpm4.config.strict import require
-from minicpm4.errors import ConfigError
+from minicpm4.errors import ConfigError, UnsupportedError
 from minicpm4.evals.intervals import mean_with_interval
-from minicpm4.files import json_text, read_json
+from minicpm4.files import json_text
 from minicpm4.machine import cpu_name
 
 if TYPE_CHECKING:
     from minicpm4 import LLM, SamplingParams
 
 __all__ = [
+    "BITS_A_BYTE",
     "FIELD",
     "PARTS",
+    "SHARE",
     "Paired",
     "Result",
     "comparable",
@@ -28,17 +29,15 @@ __all__ = [
     "hash_of",
     "hashes_of",
     "paired",
-    "read_results",
     "result_of",
     "whole_hash",
 ]
 
 VERSION = 1
-MAX_BYTES = 1 << 30
-MAX_ITEMS = 1_000_000
 PARTS = ("tasks", "template", "tokenizer", "settings")
 """What decides a score beside weights and engine, each by a hash of its own."""
 FIELD = "results"
+SHARE, BITS_A_BYTE = "share", "bits a byte"
 
 
 def hash_of(settings: Any) -> str:
@@ -69,8 +68,11 @@ def whole_hash(hashes: Mapping[str, str]) -> str:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
     """``kind`` of evaluation; ``model``; ``engine``: options that were given, and ``description`` of how it
-    ran; ``hashes`` by PARTS; ``items``: scores, 0 to 1, by name. ``prompt_tokens`` were read and
-    ``new_tokens`` written in ``seconds``, all items together; ``memory``: bytes that the engine planned for.
+    ran; ``hashes`` by PARTS; ``items``: scores by name, of which ``measure`` says what they are (SHARE: 0 to
+    1) and ``less`` whether less is better; ``weights`` of items, by name (none: all weigh alike);
+    ``intervals``: whether there are enough to tell one. ``prompt_tokens`` were read and ``new_tokens``
+    written in ``seconds``, all items together (0: not measured); ``cut``: how many answers the limit of
+    tokens ended (None: nobody knows, or nothing was written); ``memory``: bytes that the engine planned for.
     ``machine``: where."""
 
     kind: str
@@ -84,6 +86,11 @@ class Result:
     seconds: float
     memory: int
     machine: str
+    measure: str = SHARE
+    less: bool = False
+    weights: Mapping[str, float] = field(default_factory=dict)
+    intervals: bool = True
+    cut: int | None = None
 
     @property
     def hash(self) -> str:
@@ -93,7 +100,19 @@ class Result:
     @property
     def score(self) -> tuple[float, float | None]:
         """The mean over items, and half the width of its 95% interval (None of one item)."""
-        return mean_with_interval(list(self.items.values()))
+        return self._mean(self.items)
+
+    def apart(self, other: Result) -> tuple[dict[str, float], tuple[float, float | None]]:
+        """By how much ``other`` lies above this one: of each item that both have, and the mean with half the
+        width of its 95% interval. There must be such items."""
+        each = {name: other.items[name] - one for name, one in self.items.items() if name in other.items}
+        mean, half = self._mean(each)
+        return each, (mean, half if other.intervals else None)
+
+    def _mean(self, values: Mapping[str, float]) -> tuple[float, float | None]:
+        weights = [self.weights[name] for name in values] if self.weights else None
+        mean, half = mean_with_interval(list(values.values()), weights)
+        return mean, half if self.intervals else None
 
     @property
     def seconds_each(self) -> float | None:
@@ -108,7 +127,8 @@ class Result:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Paired:
     """By how much one result lies above another on the same ``count`` items: the mean, half the width of its
-    95% interval (None of one), how many items are ``better`` and how many ``worse``."""
+    95% interval (None of one, and of texts too short for it), how many items are ``better`` and how many
+    ``worse``."""
 
     count: int
     mean: float
@@ -125,9 +145,11 @@ def result_of(
     engine: Mapping[str, Any],
     hashes: Mapping[str, str],
     items: Mapping[str, float],
-    taken: Iterable[tuple[int, int, float]],
+    taken: Iterable[tuple[int, int, float]] = (),
+    **more: Any,
 ) -> Result:
-    """Of a run by ``llm``. ``taken``: tokens read and written, and seconds, of each answer."""
+    """Of a run by ``llm``. ``taken``: tokens read and written, and seconds, of each answer; ``more``: other
+    fields of Result."""
     each = list(taken)
     return Result(
         kind=kind,
@@ -139,61 +161,34 @@ def result_of(
         prompt_tokens=sum(read for read, _, _ in each),
         new_tokens=sum(written for _, written, _ in each),
         seconds=math.fsum(seconds for _, _, seconds in each),
-        memory=llm.plan.needed,
+        memory=_planned(llm),
         machine=cpu_name(),
+        **more,
     )
+
+
+def _planned(llm: LLM) -> int:
+    try:
+        return llm.plan.needed
+    except UnsupportedError:  # an engine of somebody else's has no plan
+        return 0
 
 
 def paired(first: Result, other: Result) -> Paired:
     """On the items that both have. Raises ConfigError where there are none."""
-    common = [name for name in first.items if name in other.items]
+    common = first.items.keys() & other.items.keys()
     require(bool(common), f"{first.model} and {other.model} have no item in common", "let both runs end")
-    apart = [other.items[name] - first.items[name] for name in common]
-    mean, half = mean_with_interval(apart)
-    better, worse = sum(one > 0 for one in apart), sum(one < 0 for one in apart)
-    return Paired(count=len(common), mean=mean, half=half, better=better, worse=worse)
+    each, (mean, half) = first.apart(other)
+    sign = -1 if first.less else 1
+    better, worse = (sum(side * one > 0 for one in each.values()) for side in (sign, -sign))
+    return Paired(count=len(each), mean=mean, half=half, better=better, worse=worse)
 
 
 def differing(first: Result, other: Result) -> list[str]:
     """What forbids a comparison, by name."""
     names = [name for name in PARTS if first.hashes.get(name) != other.hashes.get(name)]
-    return names if first.kind == other.kind else ["kind", *names]
-
-
-def read_results(file: Path) -> list[Result]:
-    """The results that an evaluation's ``--json`` holds. Raises ConfigError."""
-    remedy = "give what --json of `minicpm4 eval code|math|ruler` wrote"
-    given = read_json(file, MAX_BYTES, ConfigError, remedy).get(FIELD)
-    require(isinstance(given, list) and bool(given), f"{file} holds no results", remedy)
-    return [_result(one, f"{file}, result {number}", remedy) for number, one in enumerate(given or [], 1)]
-
-
-def _result(raw: Any, where: str, remedy: str) -> Result:
-    require(isinstance(raw, Mapping), f"{where} is no table", remedy)
-    require(
-        raw.get("version") == VERSION, f"{where} has version {raw.get('version')!r}, not {VERSION}", remedy
-    )
-    for name in ("kind", "model", "description", "machine"):
-        require(isinstance(raw.get(name), str), f"{where}: {name} is no text", remedy)
-    for name in ("prompt_tokens", "new_tokens", "seconds", "memory"):
-        require(_number(raw.get(name), 0, 1e18), f"{where}: {name} is no number", remedy)
-    require(isinstance(raw.get("engine"), Mapping), f"{where}: engine is no table", remedy)
-    hashes = raw.get("hashes")
-    right = isinstance(hashes, Mapping) and all(isinstance(hashes.get(name), str) for name in PARTS)
-    require(right, f"{where}: hashes do not name {', '.join(PARTS)}", remedy)
-    items = raw.get("items")
-    right = isinstance(items, Mapping) and 0 < len(items) <= MAX_ITEMS
-    require(right, f"{where} has no items", "let the run end, or give it more time")
-    for name, score in dict(items or {}).items():
-        require(_number(score, 0, 1), f"{where}: the score of {name:.60} is not from 0 to 1", remedy)
-    whole: dict[str, Any] = {name: int(raw[name]) for name in ("prompt_tokens", "new_tokens", "memory")}
-    fields = ("kind", "model", "engine", "description", "hashes", "items", "seconds", "machine")
-    return Result(**{name: raw[name] for name in fields}, **whole)
-
-
-def _number(value: Any, least: float, most: float) -> bool:
-    plain = isinstance(value, int | float) and not isinstance(value, bool)
-    return plain and math.isfinite(value) and least <= value <= most
+    alike = (first.kind, first.measure, first.less) == (other.kind, other.measure, other.less)
+    return names if alike else ["kind", *names]
 
 
 def comparable(results: Sequence[Result], across: Sequence[str] = ()) -> None:

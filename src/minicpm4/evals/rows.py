@@ -20,22 +20,24 @@ MAX_ROWS = 100_000
 MAX_CHARS = 1_000_000  # of a field
 
 
-def read_rows(file: Path, remedy: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def read_rows(
+    file: Path, remedy: str, *, limit: int = MAX_BYTES, most: int = MAX_ROWS, constants: bool = False
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Each line's table, and where it stands. Raises ConfigError, with the line, and where there are none, or
-    more than MAX_ROWS."""
-    content = read_bytes(file, MAX_BYTES, ConfigError, remedy)
+    more than ``most``, or more than ``limit`` bytes; ``constants``: as for ``parse_json``."""
+    content = read_bytes(file, limit, ConfigError, remedy)
     if content[:2] == b"\x1f\x8b":
-        content = _unpacked(content, file)
+        content = _unpacked(content, file, limit)
     count = 0
     for number, line in enumerate(content.decode(errors="replace").split("\n"), 1):
         if line.strip():
             count += 1
             where = f"{file} line {number}"
-            found = parse_json(line.encode(), where, ConfigError, remedy)
+            found = parse_json(line.encode(), where, ConfigError, remedy, constants=constants)
             require(isinstance(found, Mapping), f"{where} is no table", remedy)
-            require(count <= MAX_ROWS, f"{file} has more than {MAX_ROWS:,} problems", "give a part of it")
+            require(count <= most, f"{file} has more than {most:,} lines", "give a part of it")
             yield where, found
-    require(count > 0, f"{file} has 0 problems", remedy)
+    require(count > 0, f"{file} has no lines", remedy)
 
 
 def check_text(row: Mapping[str, Any], name: str, where: str, remedy: str) -> str:
@@ -46,11 +48,11 @@ def check_text(row: Mapping[str, Any], name: str, where: str, remedy: str) -> st
     return str(value)
 
 
-def _unpacked(content: bytes, file: Path) -> bytes:
+def _unpacked(content: bytes, file: Path, limit: int) -> bytes:
     try:
         with gzip.open(io.BytesIO(content)) as source:
-            found = source.read(MAX_BYTES + 1)
+            found = source.read(limit + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise ConfigError(f"{file} is no whole gzip file: {error}") from None
-    require(len(found) <= MAX_BYTES, f"{file} is more than {MAX_BYTES:,} bytes unpacked")
+    require(len(found) <= limit, f"{file} is more than {limit:,} bytes unpacked", "give a part of it")
     return found

@@ -69,12 +69,14 @@ class Sample:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mark:
     """One call: whether it was right, and what was called in its place (None: nothing). ``refused``: why the
-    model was not asked for it, as where its prompt does not fit: it is neither right nor wrong then."""
+    model was not asked for it, as where its prompt does not fit: it is neither right nor wrong then.
+    ``cut``: the limit of tokens ended the answer before a call (None: it was kept before that was asked)."""
 
     server: str
     wanted: tuple[str, Mapping[str, Any]]
     given: tuple[str, Mapping[str, Any]] | None
     refused: str = ""
+    cut: bool | None = None
 
     @property
     def function(self) -> bool:
@@ -200,7 +202,8 @@ async def evaluate(
             return marks
         for i, wanted in enumerate(sample.calls):
             mine = given.calls[i] if i < len(given.calls) else None
-            marks.append(Mark(server=sample.server, wanted=wanted, given=mine, refused=given.refused))
+            how: dict[str, Any] = {"refused": given.refused, "cut": given.cut}
+            marks.append(Mark(server=sample.server, wanted=wanted, given=mine, **how))
         if told is not None:
             told(number)
     return marks

@@ -193,10 +193,12 @@ async def asked(model: Model, messages: Messages, tools: Tools, *, must_call: bo
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Called:
     """What is kept of an answer: its ``calls``, name and arguments each, or why it was ``refused``, as where
-    its prompt does not fit."""
+    its prompt does not fit. ``cut``: the limit of tokens ended it before a call (None: it was kept before
+    that was asked)."""
 
     calls: tuple[tuple[str, Mapping[str, Any]], ...]
     refused: str
+    cut: bool | None = None
 
 
 async def calls_of(model: Model, messages: Messages, tools: Tools, *, must_call: bool = False) -> Called:
@@ -204,8 +206,9 @@ async def calls_of(model: Model, messages: Messages, tools: Tools, *, must_call:
     try:
         reply = await asked(model, messages, tools, must_call=must_call)
     except RequestError as error:
-        return Called(calls=(), refused=str(error))
-    return Called(calls=tuple((call.name, finite(call.arguments)) for _, call in reply.calls), refused="")
+        return Called(calls=(), refused=str(error), cut=False)
+    calls = tuple((call.name, finite(call.arguments)) for _, call in reply.calls)
+    return Called(calls=calls, refused="", cut=reply.cut)
 
 
 async def kept_calls(

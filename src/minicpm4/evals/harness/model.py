@@ -6,7 +6,9 @@ arithmetic alone. Nothing is cut to fit unless ``truncate=True`` says so.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import lm_eval.models  # noqa: F401 - it makes the others known, only where none is yet
@@ -24,7 +26,17 @@ __all__ = ["Minicpm4", "sampling_of"]
 TOGETHER = 128  # asked at a time: enough to keep a batch full
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _TAKEN = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
+logger = logging.getLogger("minicpm4")
 Pair = tuple[tuple[str, str], list[int], list[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """``stopped``: within a thought; ``cut``: by the limit of tokens, before what ends it."""
+
+    text: str
+    stopped: bool
+    cut: bool
 
 
 @register_model("minicpm4")
@@ -184,17 +196,21 @@ class Minicpm4(TemplateLM):  # type: ignore[misc]
     # -- answers --------------------------------------------------------------------------------------
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Answers without their thoughts, up to the first of the texts in ``until``."""
+        """Answers without their thoughts, up to the first of the texts in ``until``; how many the limit of
+        tokens ended is logged."""
         asked = [self._asked(*request.args[:2]) for request in requests]
         long = [len(ids) for ids, params in asked if len(ids) + (params.max_tokens or 0) > self.max_length]
         if long:
             self._require_truncate(len(long), len(asked), max(long))
             asked = [(self._cut(ids, params), params) for ids, params in asked]
-        found = [""] * len(asked)
+        found, cut = [""] * len(asked), 0
         for some in _pieces(list(range(len(asked))), disable_tqdm, "answers"):
-            for place, text in zip(some, self._answers([asked[i] for i in some]), strict=True):
-                found[place] = text
-                self.cache_hook.add_partial("generate_until", requests[place].args, text)
+            for place, one in zip(some, self._answers([asked[i] for i in some]), strict=True):
+                found[place], cut = one.text, cut + one.cut
+                self.cache_hook.add_partial("generate_until", requests[place].args, one.text)
+        if cut:
+            most = max(params.max_tokens or 0 for _, params in asked)
+            logger.warning("%d of %d answers were cut at max_gen_toks, %d at most", cut, len(asked), most)
         return found
 
     def _asked(self, context: str, given: Mapping[str, Any]) -> tuple[list[int], SamplingParams]:
@@ -206,30 +222,31 @@ class Minicpm4(TemplateLM):  # type: ignore[misc]
         require(room > 0, f"max_gen_toks = {params.max_tokens} leaves no room for a prompt", "lower it")
         return ids[-room:]
 
-    def _answers(self, asked: Sequence[tuple[list[int], SamplingParams]]) -> list[str]:
+    def _answers(self, asked: Sequence[tuple[list[int], SamplingParams]]) -> list[_Answer]:
         """What ends an answer may stand in a thought, where it ends nothing: who thinks is not stopped by
         it, and whose thought it did stop is asked again."""
         thinks = self.enable_thinking is not False and self.llm.switches_thinking
         found = self._said(asked, [thinks] * len(asked))
-        again = [i for i, (_, cut) in enumerate(found) if cut]
+        again = [i for i, one in enumerate(found) if one.stopped]
         if again:
             said = self._said([asked[i] for i in again], [True] * len(again))
             for place, one in zip(again, said, strict=True):
                 found[place] = one
-        return [text for text, _ in found]
+        return found
 
     def _said(
         self, asked: Sequence[tuple[list[int], SamplingParams]], freely: Sequence[bool]
-    ) -> list[tuple[str, bool]]:
-        """Answers, and whether each was stopped within a thought; ``freely``: without stops."""
+    ) -> list[_Answer]:
+        """``freely``: without stops."""
         params = [one.changed(stop=()) if free else one for (_, one), free in zip(asked, freely, strict=True)]
         outputs = self.llm.generate([ids for ids, _ in asked], params)
         found = []
         for (_, wanted), free, out in zip(asked, freely, outputs, strict=True):
             thought, answer = self.llm.replies.apart(out.text, out.token_ids, prompt=out.prompt_token_ids)
             within = bool(thought or out.text) and not answer
-            cut = within and not free and bool(wanted.stop) and out.finish_reason == "stop"
-            found.append((_until(answer, wanted.stop), cut))
+            stopped = within and not free and bool(wanted.stop) and out.finish_reason == "stop"
+            text, long = _until(answer, wanted.stop), out.finish_reason == "length"
+            found.append(_Answer(text, stopped, long and text == answer))
         return found
 
 

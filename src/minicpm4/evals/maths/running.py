@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 from minicpm4 import LLM, SamplingParams
 from minicpm4.errors import ConfigError
-from minicpm4.evals.asking import go_on, say, without_thought
+from minicpm4.evals.asking import go_on, say
 from minicpm4.evals.maths.judge import Judge
 from minicpm4.evals.maths.problems import Problem
 from minicpm4.evals.results import hashes_of
@@ -23,7 +23,8 @@ STOPS = ("\nQuestion:", "\n\n\n")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """What was said (``text``), what of it was taken for the answer (``read``), and whether that is right."""
+    """What was said (``text``), what of it was taken for the answer (``read``), and whether that is right.
+    ``cut``: the limit of tokens ended it (None: it was kept before that was asked)."""
 
     task: str
     text: str
@@ -34,6 +35,7 @@ class Answer:
     tokens: int
     prompt_tokens: int
     seconds: float
+    cut: bool | None = None
 
 
 def hashes(llm: LLM, problems: Sequence[Problem], style: str, params: SamplingParams) -> dict[str, str]:
@@ -74,7 +76,7 @@ def ask(
         for problem, said in zip(
             some, say(llm, [_prompt(llm, one, style, params) for one in some]), strict=True
         ):
-            verdict = judge.judge(problem.answer, without_thought(said.text))
+            verdict = judge.judge(problem.answer, said.answer)
             yield Answer(
                 task=problem.task,
                 text=said.text,
@@ -85,6 +87,7 @@ def ask(
                 tokens=said.tokens,
                 prompt_tokens=said.prompt_tokens,
                 seconds=said.seconds,
+                cut=said.cut,
             )
 
     return go_on(

@@ -22,7 +22,8 @@ ENOUGH = 0.856  # what Llama-2-7B reaches at 4K, RULER's mark for a length that 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """``score`` from 0 to 1 of what was said, in ``tokens``; ``read``: key/value blocks read / visible."""
+    """``score`` from 0 to 1 of what was said, in ``tokens``; ``read``: key/value blocks read / visible;
+    ``cut``: the limit of tokens ended it (None: it was kept before that was asked)."""
 
     kind: str
     length: int
@@ -34,6 +35,7 @@ class Answer:
     read: float
     tokens: int = 0
     seconds: float = 0.0
+    cut: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,6 +108,7 @@ def _one(llm: LLM, sample: Sample) -> Answer:
         read=out.metrics.blocks_read_share,
         tokens=len(out.token_ids),
         seconds=time.perf_counter() - begin,
+        cut=out.finish_reason == "length",
     )
 
 

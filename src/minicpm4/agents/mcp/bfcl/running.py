@@ -65,8 +65,8 @@ async def answers(
     until: float = math.inf,
     told: Callable[[int], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """What the model calls, in BFCL's form, or why it was ``refused``; fewer where ``until`` (by
-    time.monotonic) came first."""
+    """What the model calls, in BFCL's form, or why it was ``refused``, and whether the limit of tokens
+    ``cut`` it; fewer where ``until`` (by time.monotonic) came first."""
     found: list[dict[str, Any]] = []
     for one in entries:
         ask = partial(calls_of, model, one["messages"], one["tools"])
@@ -74,7 +74,7 @@ async def answers(
         if given is None:
             return found
         calls = [{name: arguments} for name, arguments in given.calls]
-        row = {"id": one["id"], "category": one["category"], "calls": calls}
+        row = {"id": one["id"], "category": one["category"], "calls": calls, "cut": given.cut}
         found.append({**row, "refused": given.refused} if given.refused else row)
         if told is not None:
             told(len(found))
