@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -84,6 +86,7 @@ def test_a_dry_run_tells_and_writes_nothing(
             "training takes .* are available",
         ),
         (["--turns", "0"], "--turns 0 is outside"),
+        (["--epochs", "1000", "--prompts", "16777216"], "are 4,194,303,000 steps"),
         (["--corpus", "nowhere.txt"], "nowhere.txt is neither a file nor a folder"),
     ],
 )
@@ -95,8 +98,6 @@ def test_wrong_inputs_are_refused_in_one_line(
     message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    import re
-
     assert run(command(model, corpus, tmp_path / "head", *more)) == 2
     told = capsys.readouterr().err
     assert told.startswith("error: ") and told.count("\n") == 1 and re.search(message, told)
@@ -106,9 +107,32 @@ def test_wrong_inputs_are_refused_in_one_line(
 def test_what_is_there_already_is_not_written_over(
     model: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "model.safetensors").write_bytes(b"x")
-    assert run(command(model, corpus, tmp_path)) == 2
-    assert "holds a model or head already" in capsys.readouterr().err
+    for name in ("model.safetensors", "config.json"):  # the other one of a model in several files
+        (tmp_path / name).write_bytes(b"x")
+        assert run(command(model, corpus, tmp_path)) == 2
+        assert "holds a model or head already" in capsys.readouterr().err
+        (tmp_path / name).unlink()
+
+
+def test_what_a_run_has_on_disk_is_not_asked_for_again(
+    model: Path,
+    corpus: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    output = tmp_path / "head"
+    assert run(command(model, corpus, output, "--until", "2")) == 0
+    there = sum(one.stat().st_size for one in (output / "training").rglob("*"))
+    need = re.compile(r"take up to ([\d.]+) (kB|MB) more")
+    usage = shutil.disk_usage(output)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=0))
+    assert run(command(model, corpus, output)) == 2
+    amount, unit = need.search(capsys.readouterr().err).groups()  # type: ignore[union-attr]
+    left = int((float(amount) + 0.1) * {"kB": 1e3, "MB": 1e6}[unit])
+    assert there > 100_000
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=left + 20_000))
+    assert run(command(model, corpus, output, "--until", "3")) == 0
 
 
 def test_other_settings_do_not_go_on(

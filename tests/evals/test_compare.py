@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -75,6 +76,33 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert second["apart"]["better"] == 1 and second["score"] == 0.875 and second["hash"] == other.hash
 
 
+def test_strange_names_are_cut_and_can_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [
+        write(tmp_path / f"{i}.json", result(model=model, seconds=0, memory=0))
+        for i, model in enumerate(("\ud800\x1b[2Jone\n", "x" * 100_000))
+    ]
+    outputs = {f"--{name}": tmp_path / f"t.{name}" for name in ("markdown", "json")} | {
+        "--plot": tmp_path / "t.svg"
+    }
+    assert run(["eval", "compare", *files, *(str(one) for pair in outputs.items() for one in pair)]) == 0
+    out = capsys.readouterr().out
+    assert "[2Jone" in out and "characters left out" in out and len(out) < 2000
+    table = outputs["--markdown"].read_text()
+    assert "memory" not in table and "tokens/s" not in table, "of what no file tells there is no column"
+    assert ElementTree.fromstring(outputs["--plot"].read_text()) is not None
+
+
+def test_files_are_written_before_a_full_standard_output_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write(tmp_path / "a.json", result())
+    with suppress(OSError), open("/dev/full", "w", buffering=1) as full:
+        monkeypatch.setattr("sys.stdout", full)
+        assert run(["eval", "compare", file, file, "--json", str(tmp_path / "b.json")]) == 2
+        monkeypatch.undo()
+    assert json.loads((tmp_path / "b.json").read_text())["comparisons"]
+
+
 def test_results_of_one_model_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [result(engine=told) for told in ({"kv": "int8", "threads": 2}, {"threads": 2}, {"threads": 2})]
     assert run(["eval", "compare", write(tmp_path / "a.json", *runs)]) == 0
@@ -107,6 +135,14 @@ def test_runs_of_tiny_models_are_compared(tmp_path: Path, capsys: pytest.Capture
         ('{"results": []}', "holds no results"),
         ('{"results": [5]}', "result 1 is no table"),
         ({"version": 2}, "has version 2"),
+        ({"version": True}, "has version True"),
+        ({"measure": 5}, "measure is no text"),
+        ({"measure": "bits", "items": {"a": -1.0}}, "the score of a is not a number from 0 on"),
+        ({"weights": {"z": 1.0}}, "weights are not of the items"),
+        ({"weights": dict.fromkeys(ITEMS, 0)}, "the weight of a is not above 0"),
+        ({"less": 1}, "less is neither true nor false"),
+        ({"cut": "3"}, "cut is no number"),
+        ({"memory": float("nan")}, "memory is no number"),
         ({"model": 7}, "model is no text"),
         ({"engine": []}, "engine is no table"),
         ({"seconds": -1}, "seconds is no number"),

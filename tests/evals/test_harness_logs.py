@@ -106,6 +106,8 @@ def test_the_command_has_a_table_of_each(tmp_path: Path, capsys: pytest.CaptureF
         ({"prompt_hash": "other"}, None, "differ in template"),
         ({}, lambda about: about["n-shot"].update(piqa=5), "differ in settings"),
         ({}, lambda about: about.update(system_instruction_sha="x"), "differ in settings"),
+        ({}, lambda about: about["configs"].update(piqa=5), "differ in settings"),
+        ({}, lambda about: about.update({"n-shot": 5, "versions": None, "model_name": 5}), "differ in tasks"),
         ({}, lambda about: about["versions"].update(piqa=2.0), "differ in tasks"),
     ],
 )

@@ -36,7 +36,7 @@ COMMANDS = {
     "train": "Train a model from a recipe, stage by stage.",
     "bench": "Measure tokens per second at given depths, dense and sparse.",
     "spec": "Prepare drafting: count frequent tokens, train a head that drafts.",
-    "eval": "Measure how good a model is: how well it foresees a text.",
+    "eval": "Measure how good a model is: texts, code, mathematics, tools.",
     "needles": "See which facts a model finds in long texts, at every depth.",
     "doctor": "Show what this machine offers and which kernels will run.",
 }

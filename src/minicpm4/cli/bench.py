@@ -199,15 +199,15 @@ def _run(
         run = report.run_name(one.point)
         share = f"{report.share(loaded, one, limits):.0%}"
         shown.add_row(run, one.point.attention, f"{one.point.depth:,}", _rate(one.rate), _spread(one), share)
+    if json_file is not None:
+        write_figures(json_file, report.as_json(name, loaded, measured, limits))
+    if plot is not None:
+        write_file(plot, report.svg(name, loaded, measured))
     show(shown)
     print(
         f"\nlimits of this machine, same run: memory {limits.bandwidth / 1e9:.1f} GB/s read, "
         f"float32 products {limits.float32 / 1e9:,.0f} GFLOP/s"
     )
-    if json_file is not None:
-        write_figures(json_file, report.as_json(name, loaded, measured, limits))
-    if plot is not None:
-        write_file(plot, report.svg(name, loaded, measured))
 
 
 def _run_drafts(
@@ -237,10 +237,10 @@ def _run_drafts(
         right = "–" if one.right is None else f"{one.right:.0%}"
         rates = [_rate(one.rate), _rate(plain.rate), f"{one.speed_up:.2f}x"]
         shown.add_row(one.case.kind, f"{one.case.temperature:g}", *rates, f"{one.accept_length:.2f}", right)
-    show(shown)
-    print(f"\ntokens that differ: {sum(one.differing for one in found)}")
     if json_file is not None:
         write_figures(json_file, [one.as_json() for one in found])
+    show(shown)
+    print(f"\ntokens that differ: {sum(one.differing for one in found)}")
 
 
 def load(name: str, options: Any, room: int) -> Any:

@@ -241,7 +241,6 @@ def command(
     with _told_when_interrupted(target):
         done = convert(source, target, options, to, texts, bar, ignored, test, types, plain_rope, own)
     found = measure(source, target, done.tests, bar, ignored) if test is not None else None
-    _print(target, done, found)
     if json_file is not None:
         report = {
             "model": source,
@@ -259,6 +258,7 @@ def command(
             "fidelity": found.as_dict() if found else None,
         }
         write_figures(json_file, report)
+    _print(target, done, found)
 
 
 def _refuse(given: Mapping[str, object], why: str, remedy: str) -> None:

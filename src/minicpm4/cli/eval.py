@@ -88,10 +88,10 @@ def ppl(
         with engine.load(one) as llm:
             found[model] = _read(llm, texts, window, stride)
             results.append(_result(llm, model, texts, found[model], [window, stride], engine).as_dict())
-    print(f"windows of {window:,} tokens")
-    _print(found)
     if json_file is not None:
         write_figures(json_file, {**_figures(found, names, window, stride, engine), FIELD: results})
+    print(f"windows of {window:,} tokens")
+    _print(found)
 
 
 commands = {

@@ -116,9 +116,9 @@ def _tell(
     from minicpm4.evals.code import pass_at_one
 
     mean, half = share = pass_at_one(answers)
-    verdicts = [(one.passed, one.why, one.cut) for one in answers]
-    tell_share(("passed", "pass@1", "not passed"), share, verdicts, about, total=total, most=most)
     if json_file is not None:
         figures = {**about, "pass_at_1": mean, "half_width": half, "of": len(answers), "wanted": total}
         figures["cut"] = count_cut(one.cut for one in answers)
         write_figures(json_file, {**figures, "answers": [asdict(one) for one in answers]})
+    verdicts = [(one.passed, one.why, one.cut) for one in answers]
+    tell_share(("passed", "pass@1", "not passed"), share, verdicts, about, total=total, most=most)

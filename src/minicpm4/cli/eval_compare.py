@@ -13,6 +13,7 @@ from minicpm4.cli.options import check_apart, check_output, write_figures
 from minicpm4.cli.terminal import one_line, show, table
 from minicpm4.config.strict import check_choice, require
 from minicpm4.engine.plan import human
+from minicpm4.errors import shortened
 from minicpm4.files import write_file
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from minicpm4.plot import Interval
 
 MAX_RESULTS = 32
+MAX_NAME = 120  # characters
 COLUMNS = (
     "result",
     "score",
@@ -82,14 +84,16 @@ def compare(
     require(len(found) > 1, "there is one result alone", "give the files of two runs or more")
     require(len(found) <= MAX_RESULTS, f"{len(found)} results are too many", f"give {MAX_RESULTS} at most")
     groups = _groups(found, free)
-    for group in groups:
-        group.show()
     if markdown is not None:
         write_file(markdown, "\n".join(group.markdown() for group in groups))
     if plot is not None:
         write_file(plot, _picture(groups))
     if json_file is not None:
         write_figures(json_file, {"across": free, "comparisons": [group.figures() for group in groups]})
+    for number, group in enumerate(groups):
+        if number:
+            print()
+        group.show()
 
 
 def _groups(found: list[Result], across: list[str]) -> list[Group]:
@@ -127,13 +131,17 @@ class Group:
             else tuple(self._measure if one == "score" else one for one in COLUMNS)
         )
 
-    def _rows(self) -> list[list[str]]:
-        return [_row(*each) for each in zip(self.names, self.found, self.apart, strict=True)]
+    def _table(self) -> tuple[list[str], list[list[str]]]:
+        """Columns in which something stands, and rows."""
+        rows = [_row(*each) for each in zip(self.names, self.found, self.apart, strict=True)]
+        told = [place for place in range(len(COLUMNS)) if any(row[place] for row in rows)]
+        return [self._columns[place] for place in told], [[row[place] for place in told] for row in rows]
 
     def show(self) -> None:
         """Print the table."""
-        shown = table(*self._columns, left=1)
-        for row in self._rows():
+        columns, rows = self._table()
+        shown = table(*columns, left=1)
+        for row in rows:
             shown.add_row(*row)
         show(shown)
         for line in self._notes:
@@ -145,10 +153,11 @@ class Group:
         def line(cells: Iterable[str]) -> str:
             return "| " + " | ".join(one_line(cell).replace("|", "\\|") for cell in cells) + " |"
 
-        rule = ["---", *["---:"] * (len(COLUMNS) - 1)]
-        head = [line(self._columns), "| " + " | ".join(rule) + " |"]
+        columns, rows = self._table()
+        rule = ["---", *["---:"] * (len(columns) - 1)]
+        head = [line(columns), "| " + " | ".join(rule) + " |"]
         notes = (one_line(note) + "  " for note in self._notes)
-        return "\n".join([*head, *map(line, self._rows()), "", *notes, ""])
+        return "\n".join([*head, *map(line, rows), "", *notes, ""])
 
     def dots(self) -> dict[str, list[Interval]]:
         """For the picture: scores, and what lies between."""
@@ -192,7 +201,7 @@ def _names(found: list[Result]) -> list[str]:
     names = []
     for one in found:
         options = [f"{key}={one.engine[key]}" for key in differing if one.engine.get(key) is not None]
-        names.append(one_line(", ".join([Path(one.model).name or one.model, *options])))
+        names.append(shortened(one_line(", ".join([Path(one.model).name or one.model, *options])), MAX_NAME))
     return [
         name if names.count(name) == 1 else f"{name} ({names[: i + 1].count(name)})"
         for i, name in enumerate(names)

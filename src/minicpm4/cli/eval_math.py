@@ -146,9 +146,9 @@ def _tell(
     from minicpm4.evals.intervals import mean_with_interval
 
     mean, half = share = mean_with_interval([float(one.right) for one in answers])
-    verdicts = [(one.right, one.why, one.cut) for one in answers]
-    tell_share(("right", "share", "not right"), share, verdicts, about, total=total, most=most)
     if json_file is not None:
         figures = {**about, "right": mean, "half_width": half, "of": len(answers), "wanted": total}
         figures["cut"] = count_cut(one.cut for one in answers)
         write_figures(json_file, {**figures, "answers": [asdict(one) for one in answers]})
+    verdicts = [(one.right, one.why, one.cut) for one in answers]
+    tell_share(("right", "share", "not right"), share, verdicts, about, total=total, most=most)

@@ -178,20 +178,20 @@ def _tell(
     from minicpm4.evals.ruler import effective_length, scores, svg
 
     scored = {way: scores(answers) for way, answers in found.items()}
+    if json_file is not None:
+        rows = {way: [asdict(one) for one in each] for way, each in scored.items()}
+        every = {way: [asdict(one) for one in each] for way, each in found.items()}
+        write_figures(json_file, {**about, "scores": rows, "answers": every})
     for way, each in scored.items():
+        if plot is not None and each:
+            file = plot if len(scored) == 1 else plot.with_stem(f"{plot.stem}-{way}")
+            write_file(file, svg(f"RULER's kinds, {way} attention: {Path(about['model']).name}", each))
         _show(way, each)
         best = effective_length(each)
         print(f"{way}: the average reaches 85.6% up to {'no length' if best is None else f'{best:,} tokens'}")
         print(f"{way}: {told_cut([one.cut for one in found[way]], 'the few tokens that RULER gives them')}")
         tell_left(total - len(found[way]), f"questions ({way})")
-        if plot is not None and each:
-            file = plot if len(scored) == 1 else plot.with_stem(f"{plot.stem}-{way}")
-            write_file(file, svg(f"RULER's kinds, {way} attention: {Path(about['model']).name}", each))
     print(f"hash {about['hash']}")
-    if json_file is not None:
-        rows = {way: [asdict(one) for one in each] for way, each in scored.items()}
-        answers = {way: [asdict(one) for one in each] for way, each in found.items()}
-        write_figures(json_file, {**about, "scores": rows, "answers": answers})
 
 
 def _show(way: str, found: list[Score]) -> None:

@@ -228,20 +228,20 @@ def _tell(
 
     judged = costs(results)
     best = cheapest(judged, wanted)
-    _show(results[0], judged, times)
     name = Path(about["model"]).name
-    if judged and judged[0].copy is None:
-        print("note: this model gains nothing by looking a passage up, so only running text is judged")
-    if best is None:
-        print(f"none of these loses at most {100 * wanted:g}%: take dense attention")
-    else:
-        print(f"within {100 * wanted:g}% least is read with --attention sparse --sparse {best.result.name}")
     if json_file is not None:
         told = {**about, **_here(found), "loss": wanted, "named": best and best.result.name}
         write_figures(json_file, {**told, "results": _rows(results, judged, times)})
     if plot is not None and judged:
         shown = best or min(judged, key=lambda one: max(one.running, one.copy or 0.0))
         write_file(plot, heat(f"{name}: recall of {shown.result.name}", shown.result))
+    _show(results[0], judged, times)
+    if judged and judged[0].copy is None:
+        print("note: this model gains nothing by looking a passage up, so only running text is judged")
+    if best is None:
+        print(f"none of these loses at most {100 * wanted:g}%: take dense attention")
+    else:
+        print(f"within {100 * wanted:g}% least is read with --attention sparse --sparse {best.result.name}")
     if write:
         _write(found, about, results[0], best, times)
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 BATCH = 16  # answers that are generated at a time
 PROMPT = 384  # tokens of a prompt at most
 RUN, ANSWERS = "training", "answers"  # folders in the output
+MAX_STEPS = 10_000_000
 SHARE = 0.4  # of the measured peak that training is taken to reach
 DTYPES = ("float16", "float32")
 
@@ -75,6 +76,8 @@ class Wanted:
         if self.form == "eagle2":
             given = self.ranks is not None
             require(not given, "an EAGLE-2 head has the model's vocabulary: --frspec-path says nothing to it")
+        told = f"--epochs {self.epochs:g} of {rest:,} answers, {self.batch} a step, are {self.steps:,} steps"
+        require(self.steps <= MAX_STEPS, told, f"{MAX_STEPS:,} are allowed: lower --epochs, or raise --batch")
         draft_count(self.draft_vocab, 1 << 30)
         if self.rounding:
             self.spec()
@@ -175,8 +178,9 @@ class Work:
         from minicpm4.engine.plan import human
 
         output = self.wanted.output
-        head = (output / "model.safetensors").exists() and not (output / RUN).is_dir()
-        require(not head, f"{output} holds a model or head already", "give another --output")
+        there = [name for name in ("config.json", "model.safetensors") if (output / name).exists()]
+        own = (output / RUN).is_dir()
+        require(own or not there, f"{output} holds a model or head already", "give another --output")
         try:
             output.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(output).free
@@ -184,8 +188,9 @@ class Work:
             raise ConfigError(
                 f"cannot write to {output}: {error.strerror}", "give another --output"
             ) from error
-        told = f"{output} has {human(free)} left, answers and checkpoints take up to {human(self.disk)}"
-        require(free > self.disk, told, "free some, or give another --output")
+        need = self.disk - _bytes_in(output / RUN)
+        told = f"{output} has {human(free)} left, answers and checkpoints take up to {human(need)} more"
+        require(free > need, told, "free some, or give another --output")
 
     @property
     def disk(self) -> int:
@@ -336,6 +341,11 @@ def _told(line: Mapping[str, Any]) -> dict[str, Any]:
     if "accept_length" in line:
         parts.append(f"held out: {line['accept_length']:.2f} tokens a pass, loss {line['validation']:.3f}")
     return {**line, "text": "; ".join(parts), "marked": "accept_length" in line}
+
+
+def _bytes_in(folder: Path) -> int:
+    """Of the files of a run so far."""
+    return sum(one.stat().st_size for one in folder.rglob("*") if one.is_file())
 
 
 def _split(pairs: list[Any], held: int) -> tuple[list[Any], list[Any]]:

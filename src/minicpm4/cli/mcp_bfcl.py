@@ -13,11 +13,10 @@ import typer
 from minicpm4.cli.asked_model import EndpointOption, HeldOption, asked_model
 from minicpm4.cli.eval_shares import counted, told_cut
 from minicpm4.cli.kept_work import KeepOption, MinutesOption, deadline, tell_left
-from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, check_output, expand
+from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, check_output, expand, write_figures
 from minicpm4.cli.sampling import SamplingFlags
 from minicpm4.cli.terminal import one_line, progress_or_lines, show, table
 from minicpm4.config.strict import check_choice, check_optional_integer
-from minicpm4.files import write_json
 
 if TYPE_CHECKING:
     from minicpm4.agents.mcp.bfcl.scoring import Part
@@ -76,13 +75,6 @@ def bfcl(
     sizes = Counter(one["category"] for one in every)
     scored = scoring.shares([(one["category"], verdicts[one["id"]]["valid"]) for one in found], sizes)
     cuts = [one["cut"] for one in found]
-    _show(scored, _by_category(found))
-    refused = [one["refused"] for one in found if "refused" in one]
-    if refused:
-        told = f"note: {len(refused)} of {len(found)} entries could not be asked, and are wrong: {refused[0]}"
-        print(one_line(told), file=sys.stderr)
-    print(told_cut(cuts, asked.limit))
-    tell_left(len(entries) - len(found), "entries")
     if output is not None:
         made = {
             name: {"right": one.right, "asked": one.asked, "entries": one.entries}
@@ -97,7 +89,14 @@ def bfcl(
                 speaker, kind="tools", tasks=entries, settings=settings, items=right, cut=count_cut(cuts)
             )
             report[FIELD] = [of.as_dict()]
-        write_json(output, report)
+        write_figures(output, report)
+    _show(scored, _by_category(found))
+    refused = [one["refused"] for one in found if "refused" in one]
+    if refused:
+        told = f"note: {len(refused)} of {len(found)} entries could not be asked, and are wrong: {refused[0]}"
+        print(one_line(told), file=sys.stderr)
+    print(told_cut(cuts, asked.limit))
+    tell_left(len(entries) - len(found), "entries")
 
 
 def _by_category(found: list[dict[str, Any]]) -> dict[str, list[bool | None]]:

@@ -12,11 +12,10 @@ import typer
 from minicpm4.cli.asked_model import EndpointOption, HeldOption, asked_model
 from minicpm4.cli.eval_shares import told_cut
 from minicpm4.cli.kept_work import KeepIfOption, MinutesOption, deadline, tell_left
-from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, check_output, expand
+from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, check_output, expand, write_figures
 from minicpm4.cli.sampling import SamplingFlags
 from minicpm4.cli.terminal import one_line, progress_or_lines, show, table
 from minicpm4.config.strict import check_integer, require
-from minicpm4.files import write_json
 
 if TYPE_CHECKING:
     from minicpm4.agents.mcp.evaluate import Mark, Sample, Scores, Setting
@@ -100,6 +99,9 @@ def evaluate(
     ways = [(search, way) for search in ((False, True) if sweep else (retrieve,)) for way in held_ways]
     settings = _settings(sizes, ways, must_call)
     found = _marks(speaker, samples, settings, pool, kept, until)
+    if output is not None:
+        made = [_told(setting, marks) for setting, marks in found.items()]
+        write_figures(output, {**about, **(made[0] if not sweep else {"settings": made})})
     _show_all(found, samples) if sweep else _show_servers(found[settings[0]])
     every = [one for marks in found.values() for one in marks]
     _tell_refused(every)
@@ -107,9 +109,6 @@ def evaluate(
     whole = sum(len(one.calls) for one in samples)
     undone = sum(len(found.get(one, [])) < whole for one in settings)
     tell_left(undone, f"of {len(settings)} settings", kept=kept is not None)
-    if output is not None:
-        made = [_told(setting, marks) for setting, marks in found.items()]
-        write_json(output, {**about, **(made[0] if not sweep else {"settings": made})})
 
 
 def _settings(sizes: list[int | None], ways: list[tuple[bool, bool]], must_call: bool) -> list[Setting]:

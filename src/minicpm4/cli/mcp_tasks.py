@@ -17,7 +17,15 @@ from minicpm4.cli.asked_model import AskedModel, EndpointOption, asked_model
 from minicpm4.cli.asking import Terminal, shown
 from minicpm4.cli.eval_shares import told_cut
 from minicpm4.cli.kept_work import KeepIfOption, MinutesOption, deadline, tell_left
-from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, check_output, expand, require_only
+from minicpm4.cli.options import (
+    DEFAULT_MODEL,
+    EngineFlags,
+    ModelOption,
+    check_output,
+    expand,
+    require_only,
+    write_figures,
+)
 from minicpm4.cli.sampling import SamplingFlags
 from minicpm4.cli.terminal import one_line, progress_or_lines, show, table
 from minicpm4.config.strict import check_integer, from_table, require, suggest
@@ -105,13 +113,13 @@ def tasks(
         found: Scored = {way: [] for way in ways}
         with progress_or_lines("doing", "tasks") as progress:
             done = blocking.run(_each(runner, speaker, wanted, found, kept, until, progress))
+    if output is not None:
+        made = {("held" if way else "free"): dict(some) for way, some in found.items()}
+        write_figures(output, {**about, "tasks": made})
     _show(found)
     _tell_refused(found)
     _tell_cut(found, asked.limit)
     tell_left(len(wanted) - done, "tasks", kept=kept is not None)
-    if output is not None:
-        made = {("held" if way else "free"): dict(some) for way, some in found.items()}
-        write_json(output, {**about, "tasks": made})
 
 
 def _ways(calls: str | None, asked: AskedModel) -> tuple[bool, ...]:

@@ -90,12 +90,12 @@ def command(
     print(llm.description, file=sys.stderr)
     wanted = {"needles": needles, "digits": digits, "seed": seed}
     cells = _ask(llm, _corpora(text), sizes, places, each, wanted)
-    _show(cells, sizes, places)
     if json_file is not None:
         about = {"model": model, "description": llm.description, **wanted}
         write_figures(json_file, {**about, "cells": evaluation.as_json(cells)})
     if plot is not None:
         write_file(plot, evaluation.svg(f"Needles found: {model}", cells))
+    _show(cells, sizes, places)
 
 
 def _corpora(paths: list[str]) -> list[Corpus]:

@@ -27,14 +27,17 @@ MAX_TOOLS_BYTES = 1 << 24
 class SamplingFlags:
     """How tokens are chosen, and when to stop."""
 
-    max_tokens: Annotated[int | None, Option("--max-tokens", "-n", help="Most new tokens (256).")] = None
+    max_tokens: Annotated[
+        int | None,
+        Option("--max-tokens", "-n", help="Most new tokens (256; evaluations: 512, of calls 1,024)."),
+    ] = None
     temperature: Annotated[
         float | None,
         Option(
             "--temperature",
             "-t",
             help="0 takes the likeliest token. Without these settings: as the model suggests, else 0.7 "
-            "with --top-p 0.7.",
+            "with --top-p 0.7; in evaluations 0.",
         ),
     ] = None
     top_k: Annotated[int | None, Option(help="Choose among the k likeliest tokens.")] = None

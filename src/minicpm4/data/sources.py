@@ -281,8 +281,9 @@ def _whole_file(file: Path, page: bool, skip: Skip) -> str | None:
 
 def _of_column(table: Any, column: str, where: str) -> Any:
     if not isinstance(table, dict) or column not in table:
-        has = ", ".join(map(repr, islice(table, 8))) if isinstance(table, dict) else "no columns"
-        raise ConfigError(f"{where} has no {column!r}, but {has[:200]}", "name the column")
+        has = ", ".join(map(repr, islice(table, 8))) if isinstance(table, dict) else ""
+        remedy = "name the column" if has else f"each line is a table with {column!r}"
+        raise ConfigError(f"{where} has no {column!r}, but {has[:200] or 'no columns'}", remedy)
     return table[column]
 
 

@@ -40,7 +40,11 @@ def read_results(file: Path) -> list[Result]:
 def _result(raw: Any, where: str) -> Result:
     require(isinstance(raw, Mapping), f"{where} is no table", REMEDY)
     version = raw.get("version")
-    require(version == VERSION, f"{where} has version {shown(version)}, not {VERSION}", REMEDY)
+    require(
+        type(version) is int and version == VERSION,
+        f"{where} has version {shown(version)}, not {VERSION}",
+        REMEDY,
+    )
     for name in _TEXTS:
         require(isinstance(raw.get(name), str), f"{where}: {name} is no text", REMEDY)
     for name in (*_WHOLE, "seconds"):

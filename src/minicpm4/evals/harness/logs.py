@@ -82,7 +82,11 @@ def _results(about: Mapping[str, Any], task: str, samples: Path) -> list[Result]
     # What is no share of a document, such as a part of BLEU, is nothing that a mean over them says.
     whole = {key: one for key, one in scored.items() if None not in one.values()}
     told = ", ".join(sorted({metric for metric, _ in scored})) or "no metric"
-    require(bool(whole), f"{samples}: {told}: no share of each document", "compare another task")
+    require(
+        bool(whole),
+        f"{samples}: {told}: no share of each document",
+        "give the samples_*.jsonl of other tasks",
+    )
     complete = all(one.keys() == asked.keys() for one in whole.values())
     require(complete, f"{samples}: not all documents have all metrics", "give whole files")
     return [_result(about, task, key, one, asked) for key, one in sorted(whole.items())]
@@ -155,8 +159,8 @@ def _model(about: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 def _hashes(about: Mapping[str, Any], task: str, asked: Mapping[str, Sequence[str]]) -> dict[str, str]:
     """Of the documents, of prompts as they were rendered, and of settings. No file says which tokenizer."""
     each = sorted((int(name), *hashes) for name, hashes in asked.items())
-    config: Any = _within(about, "configs", task) or {}
-    told = [config.get(name) for name in ("output_type", "generation_kwargs", "filter_list", "repeats")]
+    own = ("output_type", "generation_kwargs", "filter_list", "repeats")
+    told = [_within(about, "configs", task, name) for name in own]
     run = ("system_instruction_sha", "fewshot_as_multiturn")
     shots = _within(about, "n-shot", task)
     told += [_within(about, "config", "gen_kwargs"), shots, *(about.get(name) for name in run)]
