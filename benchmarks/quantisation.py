@@ -6,7 +6,8 @@
 tables        loss, divergence and changed best tokens of each way to round, and its differences from GPTQ's
               paired over the same windows; --bits: formats by matrix within budgets; --loaded: rounded at
               load; --also NAME=MODEL reads files that other tools made, with which those of ours that take
-              as much are compared
+              as much are compared; --stored-prefix TEXT: all windows begin with TEXT, and each way is made
+              as ever, with a stored prefix, and read without what is stored
 activations   how large the activations at the first positions of a text are, beside those further on
 
 A file with weights of few bits lies on a grid that any method finds again, so the original is moved off it
@@ -45,14 +46,17 @@ from minicpm4.formats.quant import QuantSpec, packed_nbytes
 from minicpm4.kernels.registry import host_table
 from minicpm4.machine import cpu_name, total_cores
 from minicpm4.model.source import open_model
+from minicpm4.model.stored_prefix import FILE
 from minicpm4.model.weight_plan import plan_weights
 from minicpm4.quantize.layer import read_layer, read_tensor
 from minicpm4.quantize.options import FLOATS, METHODS, QuantizeOptions
 from minicpm4.quantize.rotate import Rotation
+from minicpm4.quantize.stored import prefix_ids
 from minicpm4.quantize.walk import STAGES, Walk, as_floats
 
 REFERENCE = "gptq"
 KINDS = {"english": ["english"], "python": ["python"], "both": ["english", "python"], "own": []}
+STORED, TAKEN = " stored", " stored, then taken away"
 FIRST = 8  # positions that ``activations`` tells apart
 
 
@@ -78,6 +82,13 @@ def cases(args: argparse.Namespace, tied: bool) -> Iterator[tuple[str, QuantizeO
         yield (name if len(args.calibration) == 1 else f"{name}, {kind}"), options, kind
 
 
+def ways(stored: str | None) -> Iterator[tuple[str, str | None]]:
+    """What each case is made with: as ever, and with a stored prefix."""
+    yield "", None
+    if stored is not None:
+        yield STORED, stored
+
+
 def tables(args: argparse.Namespace) -> dict[str, Any]:
     """All cases, each kept in ``work`` when it is done."""
     files = texts(args.work / "texts")
@@ -85,9 +96,10 @@ def tables(args: argparse.Namespace) -> dict[str, Any]:
     if not source.exists():
         move(open_model(args.model), source, args.seed)
     opened = open_model(source)
-    tokenizer, config = opened.text().tokenizer, opened.config
+    tokenizer, config, prefix = opened.text().tokenizer, opened.config, args.stored_prefix
+    begin = () if prefix is None else prefix_ids(opened.text(), prefix, config.vocab_size)
     windows = {
-        kind: read_windows(tokenizer, [file], args.windows, args.length)
+        kind: read_windows(tokenizer, [file], args.windows, args.length, begin)
         for kind, file in files["test"].items()
     }
     notes = check_moved(args.model, source, windows["english"][0][:128])
@@ -101,11 +113,14 @@ def tables(args: argparse.Namespace) -> dict[str, Any]:
     done = args.work / "done.json"
     key = {"model": args.model, "windows": args.windows, "length": args.length, "samples": args.samples,
            "seed": args.seed, "embed": args.embed}  # fmt: skip
+    key |= {} if prefix is None else {"stored_prefix": prefix, "prefix_ids": list(begin)}
     kept = json.loads(done.read_text(encoding="utf-8")) if done.exists() else {"key": key, "rows": {}}
     if kept["key"] != key:
         raise SystemExit(f"error: {args.work} holds results of other settings: {kept['key']}")
     with Remembered(str(source), args.length, args.work / "logits") as original:
-        for name, options, kind in cases(args, config.tie_word_embeddings):
+        every = cases(args, config.tie_word_embeddings)
+        for (case, options, kind), (more, stored) in product(every, ways(prefix)):
+            name = case + more
             if name in kept["rows"]:
                 continue
             calibration = Calibration(
@@ -115,14 +130,18 @@ def tables(args: argparse.Namespace) -> dict[str, Any]:
             )
             target, began = args.work / "made", time.monotonic()
             shutil.rmtree(target, ignore_errors=True)
-            made = convert(str(source), target, options, "hf", calibration, progress_bar)
+            made = convert(str(source), target, options, "hf", calibration, progress_bar, stored=stored)
             row: dict[str, Any] = size(config, made.options or options) | {"tokens": made.tokens}
             if options.bits is not None:
                 row["formats"] = dict(Counter(one.format for one in made.rows))
             row["seconds"] = round(time.monotonic() - began, 1)
             kept["rows"][name] = row | {"texts": read(original, str(target), windows)}
-            write_json(done, finite(kept))
             print(line(name, kept["rows"][name]), flush=True)
+            if stored is not None and options.calibrated:  # else it is the case without
+                (target / FILE).unlink()
+                kept["rows"][case + TAKEN] = row | {"texts": read(original, str(target), windows)}
+                print(line(case + TAKEN, kept["rows"][case + TAKEN]), flush=True)
+            write_json(done, finite(kept))
         for weights in args.loaded:
             name = f"{weights} at load"
             if name not in kept["rows"]:
@@ -216,10 +235,14 @@ def read(
 
 
 def paired(rows: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
-    """By case and kind of text: its divergence less that of GPTQ with the same groups, and half the width of
-    the 95% interval over windows."""
+    """By case and kind of text: its divergence less that of GPTQ with the same groups, or of a stored prefix
+    less that of the same without, and half the width of the 95% interval over windows."""
     found: dict[str, dict[str, list[float]]] = {}
     for name, row in rows.items():
+        plain = rows.get(name.partition(STORED)[0])
+        if STORED in name and plain is not None:
+            found[name] = apart(row, plain)
+            continue
         kind = name.partition(",")[2]
         other = rows.get(f"{name.split()[0]} {REFERENCE}" + (f",{kind}" if kind else ""))
         if other is None or other is row:
@@ -310,6 +333,7 @@ def parse() -> argparse.Namespace:
     add("--loaded", type=lambda text: text.split(","), default=[], metavar="WEIGHTS",
         help="choices of --weights, rounded when the original is loaded")  # fmt: skip
     add("--also", action="append", default=[], metavar="NAME=MODEL", help="a file that another tool made")
+    add("--stored-prefix", metavar="TEXT", help="with which all windows begin; auto: as chats do")
     add("--json", type=Path)
     return parser.parse_args()
 

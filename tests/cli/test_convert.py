@@ -10,7 +10,7 @@ import pytest
 
 from minicpm4 import LLM
 from minicpm4.cli import run
-from minicpm4.evals import conversion, fidelity
+from minicpm4.evals import calibration_texts, conversion, fidelity
 from minicpm4.formats.packing import pack_from_float, unpack
 from minicpm4.formats.quant import QuantSpec
 from minicpm4.model.source import open_model
@@ -213,7 +213,7 @@ def test_windows_are_spread() -> None:
 
 
 def test_its_own_texts_are_written_once(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked, write, round_all = [], conversion._own, conversion.quantize
+    asked, write, round_all = [], calibration_texts._own, conversion.quantize
 
     def count(*given: object) -> list[list[int]]:
         asked.append(1)
@@ -222,7 +222,7 @@ def test_its_own_texts_are_written_once(model: Path, tmp_path: Path, monkeypatch
     def stop(*given: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(conversion, "_own", count)
+    monkeypatch.setattr(calibration_texts, "_own", count)
     monkeypatch.setattr(conversion, "quantize", stop)
     assert run(["convert", str(model), str(tmp_path / "out"), *QUICK]) == 130
     monkeypatch.setattr(conversion, "quantize", round_all)

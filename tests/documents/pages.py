@@ -171,6 +171,9 @@ SMALL: dict[str, Way] = {
         told="small", put=_SMALL
     ),
     ".venv/bin/minicpm4 chat --model small/": Way(told="", stdin="Hello\n", put=_SMALL),
+    ".venv/bin/minicpm4 convert smollm2-135m-instruct kept/ --stored-prefix auto": Way(
+        told="stored prefix", put=_SMALL
+    ),
     ".venv/bin/minicpm4 convert small/ small.gguf --to gguf": Way(told="small.gguf", put=_SMALL),
 }
 

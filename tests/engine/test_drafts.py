@@ -127,6 +127,20 @@ def test_answers_are_those_without_drafts(
     assert again.cached == 96 and again.tokens[100] == answers[0][100]
 
 
+def test_no_drafts_among_the_tokens_of_a_stored_prefix() -> None:
+    for plain in (0, 9):
+        scheduler = Scheduler(PageAllocator(PAGES, PAGE), max_rows=64, max_sequences=3, plain=plain)
+        one, drafted = Sequence(0, [4, 5], LIMIT), []
+        scheduler.add(one)
+        for _ in range(12):
+            one.drafts = Drafts.chain([6]) if one.num_sampled else None
+            plan = scheduler.schedule()
+            drafted.append(plan.spans[0].num_drafts)
+            scheduler.commit(plan)
+            one.tokens.append(7)
+        assert drafted == [0] * max(1, plain - 1) + [1] * (12 - max(1, plain - 1))
+
+
 def test_a_tree_of_drafts_is_what_the_kernels_read() -> None:
     """The token that drafts follow is a row of their tree; a step may want the logits of all."""
     assert MAX_DRAFTS + 1 == Tree.MOST and logit_rows(1) >= LOGIT_ROWS

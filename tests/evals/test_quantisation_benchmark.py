@@ -69,6 +69,18 @@ def test_budgets_and_what_is_rounded_at_load_stand_beside(run) -> None:
     assert kl["int8 at load"] < kl["int4-g32 gptq to 6.5 bits"] < kl["int4 at load"]
 
 
+def test_a_stored_prefix_stands_beside_what_has_none(run) -> None:
+    found = run("tables", *SMALL, "--methods", "rtn,gptq", "--stored-prefix", "<|im_start|>")
+    rows = found["rows"]
+    taken = "int4-g32 gptq stored, then taken away"
+    assert set(rows) == {f"int4-g32 {one}" for one in ("rtn", "rtn stored", "gptq", "gptq stored")} | {taken}
+    assert found["prefix_ids"] and set(found["paired"]) == {*rows} - {"int4-g32 gptq"}
+    each = [rows[name]["texts"]["python"]["window_kl"] for name in ("int4-g32 rtn stored", "int4-g32 rtn")]
+    difference = np.subtract(*each)
+    assert found["paired"]["int4-g32 rtn stored"]["python"][0] == pytest.approx(difference.mean())
+    assert np.abs(difference).max() > 1e-6 and rows[taken] != rows["int4-g32 gptq stored"]
+
+
 def test_files_of_others_are_compared_with_ours_of_the_same_size() -> None:
     def row(nbytes: int, kl: float, **more: int) -> dict:
         return {"nbytes": nbytes, "texts": {"english": {"window_kl": [kl, kl + 0.25]}}, **more}

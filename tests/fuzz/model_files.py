@@ -16,6 +16,9 @@ from minicpm4.formats.gguf_write import write_gguf
 from minicpm4.formats.quantised_write import QUANTISED
 from minicpm4.model.rotary import RotaryTable
 from minicpm4.model.source import open_model
+from minicpm4.model.stored_prefix import FILE
+from tests.fixtures.random_checkpoint import make_checkpoint
+from tests.fixtures.stored_prefix import store_prefix
 from tests.formats.gguf_files import hf_weights, metadata, to_gguf
 from tests.formats.test_fuzz import gguf_bytes, quantised_bytes, read_everything, safetensors_bytes
 from tests.fuzz.mutate import dumped, mutated_bytes, mutated_json, mutated_value
@@ -228,7 +231,33 @@ def _read_config(case: bytes, folder: Path) -> None:
             RotaryTable(config, min(64, config.max_position_embeddings))
 
 
+@cache
+def _stored() -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory() as name:
+        folder = make_checkpoint(Path(name) / "m")
+        store_prefix(folder, [5, 9, 40])
+        return {one: (folder / one).read_bytes() for one in ("config.json", "model.safetensors", FILE)}
+
+
+def _draw_stored(rng: Random) -> bytes:
+    files = dict(_stored())
+    content, way = files[FILE], rng.random()
+    size = int.from_bytes(content[:8], "little")
+    if way < 0.4:
+        header = mutated_json(rng, json.loads(content[8 : 8 + size]))
+        content = len(header).to_bytes(8, "little") + header + content[8 + size :]
+    elif way < 0.9:
+        content = mutated_bytes(rng, content, 900)
+    return packed(files | {FILE: content})
+
+
+def _read_stored(case: bytes, folder: Path) -> None:
+    unpacked(case, folder)
+    open_model(folder)
+
+
 READERS = [
+    Reader(name="stored-prefix", draw=_draw_stored, read=_read_stored),
     Reader(name="gguf", draw=_draw_gguf, read=_read_gguf),
     Reader(name="split-gguf", draw=_draw_split, read=_read_split),
     Reader(name="safetensors", draw=_draw_safetensors, read=_read_folder),

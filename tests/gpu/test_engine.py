@@ -13,6 +13,7 @@ from minicpm4.engine.load import inspect
 from minicpm4.engine.options import EngineOptions
 from minicpm4.errors import Minicpm4Error, UnsupportedError
 from tests.fixtures.random_checkpoint import make_checkpoint
+from tests.fixtures.stored_prefix import store_prefix
 
 # NumPy, which the interpreter computes with, warns where a GPU goes on.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -78,6 +79,23 @@ def test_weights_are_replaced_where_they_lie(tmp_path: Path, kind: str, weights:
         llm.refill(paths[1])
         assert llm.generate(prompt, GREEDY).token_ids == expected != before
         np.testing.assert_array_equal(llm.logits(prompt), scores)
+
+
+def test_stored_keys_and_values_are_read(tmp_path: Path) -> None:
+    """By rows behind the prefix, in it and beside it; no captured step writes there."""
+    path = make_checkpoint(tmp_path, num_hidden_layers=1, sparse_config=SPARSE)
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, 300, 40).tolist()
+    plain = make_checkpoint(tmp_path / "plain", num_hidden_layers=1, sparse_config=SPARSE)
+    store_prefix(path, ids[:20])
+    prompts, found = [ids, ids[:8], [*ids[:3], 7, 8]], []
+    for backend, model in (("ref", path), ("gpu", path), ("ref", plain)):
+        with LLM(model, backend=backend, kv="float32", context=128, max_batch=4) as llm:
+            found.append((llm.logits(ids), [out.token_ids for out in llm.generate(prompts, GREEDY)]))
+    truth, gpu, other = found
+    assert np.linalg.norm(gpu[0] - truth[0]) < 2e-2 * np.linalg.norm(truth[0])
+    assert np.linalg.norm(other[0] - truth[0]) > 0.1 * np.linalg.norm(truth[0])
+    assert gpu[1] == truth[1]
 
 
 def test_what_it_cannot_do_is_said(tmp_path: Path) -> None:

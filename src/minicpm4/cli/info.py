@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections import defaultdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -54,7 +55,7 @@ def command(
     print_facts("model", [("files", str(found.source.path)), *shape(found.config, found.checkpoint)])
     print_formats(found)
     print_facts("kept on disk", kept_facts(found))
-    print_facts("text", text_facts(found.text))
+    print_facts("text", [*text_facts(found.text), *stored_facts(found)])
     print_facts("sparse attention", sparse_facts(found))
     print_facts(f"memory for a context of {found.plan.context:,} tokens", plan_facts(found.plan))
 
@@ -117,6 +118,18 @@ def text_facts(text: ModelText) -> list[tuple[str, str]]:
         ("end tokens", " ".join(ends) or "none"),
         ("chat template", "yes" if text.has_chat_template else "no"),
     ]
+
+
+def stored_facts(found: Inspection) -> list[tuple[str, str]]:
+    """The tokens whose keys and values are stored."""
+    if found.source.stored is None:
+        return []
+    ids = found.source.stored.ids
+    try:
+        said = json.dumps(found.text.tokenizer.decode(ids, skip_special_tokens=False), ensure_ascii=False)
+    except TextError:
+        said = ", ".join(map(str, ids))
+    return [("stored prefix", f"{len(ids)} tokens: {said}")]
 
 
 def sparse_facts(found: Inspection) -> list[tuple[str, str]]:

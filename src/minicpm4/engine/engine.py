@@ -32,13 +32,14 @@ from minicpm4.kernels.contract import Array, OpTable
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineLimits(Limits):
     """Sizes of an engine. ``max_rows``: tokens of one step; pages as in PageAllocator; ``num_layers``: of
-    the model, 0 where its states cannot be had."""
+    the model, 0 where its states cannot be had; ``stored``: tokens of its stored prefix."""
 
     num_pages: int
     page_size: int
     max_rows: int
     prefix_cache: bool = True
     num_layers: int = 0
+    stored: int = 0
 
 
 class State(Enum):
@@ -97,7 +98,7 @@ class Engine:
             salt=b"weights %d" % self._version,
         )
         sizes = {"max_rows": limits.max_rows, "max_sequences": limits.max_sequences}
-        scheduler = Scheduler(pages, **sizes, pace=self._pace)
+        scheduler = Scheduler(pages, **sizes, pace=self._pace, plain=limits.stored)
         for request in self._requests.values():
             for sequence in request.sequences:
                 sequence.unload()
@@ -176,8 +177,7 @@ class Engine:
         self._state = State.CHANGING
         self._requests[request.request_id] = request
         for sequence in request.sequences:
-            pages = self.scheduler.pages
-            if sequence.is_read or self._kept is None or not self._kept.takes(sequence, pages):
+            if sequence.is_read or self._kept is None or not self._kept.takes(sequence, self.scheduler.pages):
                 self.scheduler.add(sequence)
         self._state = State.WHOLE
 

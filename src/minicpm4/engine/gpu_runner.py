@@ -54,7 +54,8 @@ class GpuRunner(Runner):
         return super().execute(plan)
 
     def _run(self, spans: list[Span]) -> StepResult:
-        captured = not any(span.hidden or span.sequence.attention for span in spans)
+        apart = (span.hidden or span.sequence.attention or self._stored_rows(span) for span in spans)
+        captured = not any(apart)
         if captured and all(span.count == span.num_logits == 1 for span in spans):
             return StepResult(self._decode(spans).run(spans), self._to_host, {})
         return super()._run(spans)

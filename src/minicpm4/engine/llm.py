@@ -182,6 +182,7 @@ class LLM(Texts, Scores):
             raise UnsupportedError(f"the engine of {self.name} is not ours: its weights cannot be replaced")
         if isinstance(model, str | Path):
             source = open_model(model, self._found.asked.ignore_fields)
+            source.refuse_stored("an engine that runs")
             checkpoint, config = source.checkpoint, source.config
             self.driver.call(lambda engine: weights.refill(checkpoint, config))
         elif isinstance(getattr(model, "tensors", None), Mapping):

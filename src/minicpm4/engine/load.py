@@ -40,6 +40,7 @@ from minicpm4.model.loader import load_weights
 from minicpm4.model.packed_cache import file_identity, weight_cache
 from minicpm4.model.ranks import FewTokens, few_nbytes, few_tokens
 from minicpm4.model.source import OpenModel, open_model
+from minicpm4.model.stored_prefix import StoredPrefix
 from minicpm4.model.weight_plan import WeightPlan, plan_weights
 from minicpm4.model.weight_set import WeightSet
 from minicpm4.model.weights import ModelWeights
@@ -100,6 +101,7 @@ class Inspection:
             prefix_cache=options.prefix_cache,
             attentions=attentions_of(self.sparse),
             num_layers=self.config.num_hidden_layers if self.ops.on_host else 0,
+            stored=0 if self.source.stored is None else len(self.source.stored.ids),
         )
         ends = dict.fromkeys([*self.config.eos_token_ids, *self.text.end_ids])
         end_ids = [i for i in ends if i < self.config.vocab_size]
@@ -158,7 +160,8 @@ class Inspection:
 
     def _load(self, progress: Progress | None) -> tuple[WeightSet, Executor, Runner]:
         """The weights, and what runs them."""
-        loaded = load_planned(self.checkpoint, self.config, self.weights, self.ops, progress)
+        stored = self.source.stored
+        loaded = load_planned(self.checkpoint, self.config, self.weights, self.ops, progress, stored)
         executor = self._executor()
         sizes = {"max_rows": self.options.max_rows, "max_sequences": self.options.max_batch}
         return loaded, executor, executor.runner(loaded.weights, self.sparse, **sizes)
@@ -229,6 +232,8 @@ class Inspection:
             "page_size": self.plan.page_size,
             "rotary": [rotary.inverse.tobytes().hex(), rotary.attention_factor],
         }
+        if self.source.stored is not None:
+            parts["stored prefix"] = self.source.stored.digest
         return json_text(parts, sort_keys=True)
 
 
@@ -269,6 +274,7 @@ def plan_model(source: OpenModel, text: ModelText, asked: EngineOptions) -> Insp
     model = None if draft is None else draft.needed
     sizes |= {"draft": draft_demand(options, ops, config, head=head, model=model, few=few)}
     sizes |= {"memory": options.memory, "kept_pages": BUFFERS + 1 if options.cache_dir is not None else 0}
+    sizes |= {"stored": 0 if source.stored is None else source.stored.nbytes}
     demand = memory_demand(ops, config, weights, sparse, options.kv, **sizes)
     plan = make_plan(demand)
     return Inspection(
@@ -319,10 +325,11 @@ def load_planned(
     weights: WeightPlan,
     ops: OpTable,
     progress: Progress | None = None,
+    stored: StoredPrefix | None = None,
 ) -> WeightSet:
     """Load weights for ``ops``, with what earlier starts have converted. Raises CheckpointError."""
     kept = weight_cache(checkpoint, weights.weights, ops.layout)
-    return load_weights(checkpoint, config, weights, progress, ops, kept)
+    return load_weights(checkpoint, config, weights, progress, ops, kept, stored)
 
 
 def suggestion(source: OpenModel) -> dict[str, Any]:

@@ -190,10 +190,11 @@ def memory_demand(
     max_rows: int,
     memory: int | None = None,
     kept_pages: int = 0,
+    stored: int = 0,
     draft: Callable[[int], int] = no_draft,
 ) -> Demand:
     """What weights, pages and steps take beside what this process holds now; arguments as in Demand.
-    ``memory``: bytes that they may take, however much is available.
+    ``memory``: bytes that they may take, however much is available; ``stored``: of a stored prefix.
 
     Raises UnsupportedError for what ``ops`` has no kernels for.
     """
@@ -207,7 +208,7 @@ def memory_demand(
         sparse=sparse,
         kv=kv,
         page_size=page_size_for(sparse),
-        weights=weights.nbytes,
+        weights=weights.nbytes + stored,
         kinds=weights.possible_kinds,
         context=context,
         max_batch=max_batch,

@@ -16,6 +16,7 @@ from minicpm4.kernels.contract import Accepted, Array, OpTable, Step, Tree
 from minicpm4.model.cache import KVPool
 from minicpm4.model.forward import Buffers, Keep, forward, logits, settle
 from minicpm4.model.rotary import RotaryTable
+from minicpm4.model.stored_prefix import common_length
 from minicpm4.model.weights import ModelWeights
 
 _FINAL = -1  # beside numbers of layers: the final states of the rows whose logits are wanted
@@ -122,22 +123,36 @@ class Runner:
             settle(self._ops, self._weights, step, chosen, self._pool)
 
     def _run(self, spans: list[Span]) -> StepResult:
-        """Rows of trees in passes of their own, and a pass for each way to attend: what is computed of a row
-        does not depend on what runs beside it."""
-        passes: dict[tuple[bool, Attention], list[Span]] = {}
+        """Rows of trees in passes of their own, those of a stored prefix, which others lean on, in the first,
+        and a pass for each way to attend: what is computed of a row does not depend on what runs beside
+        it."""
+        passes: dict[tuple[bool, bool, Attention], list[Span]] = {}
+        spans = [part for span in spans for part in span.cut(self._stored_rows(span))]
         for span in spans:
-            passes.setdefault((span.is_tree, span.sequence.attention), []).append(span)
+            key = not self._stored_rows(span), span.is_tree, span.sequence.attention
+            passes.setdefault(key, []).append(span)
         plain = len(passes) == 1 and not any(span.is_tree or span.hidden for span in spans)
         if plain and all(span.num_logits == span.count for span in spans):  # decoding, scoring
-            rows = forward(self._ops, self._weights, self._step(spans), self._pool, self._buffers)
-            return StepResult(rows, self._head, {})
+            step = self._step(spans)
+            return StepResult(
+                forward(self._ops, self._weights, step, self._pool, self._buffers), self._head, {}
+            )
         kept = _Kept(self._ops, spans, self._weights.config.hidden_size)
-        for (is_tree, _), some in sorted(passes.items()):
+        for (_, is_tree, _), some in sorted(passes.items()):
             step = self._step(some, _tree(some) if is_tree else None)
             if is_tree:
                 self._trees.append((some, step))
             self._forward(step, kept.keep(some))
         return StepResult(kept.arrays.pop(_FINAL), self._head, kept.arrays)
+
+    def _stored_rows(self, span: Span) -> int:
+        """How many of a span's first rows are of the stored prefix."""
+        stored = self._weights.stored
+        if stored is None or span.start >= len(stored.ids):
+            return 0
+        assert span.drafts is None, "drafts in a stored prefix"
+        alike = common_length(span.sequence.tokens, stored.ids)
+        return max(0, min(alike, span.stop) - span.start)
 
     def _step(self, spans: list[Span], tree: Tree | None = None) -> Step:
         cos, sin = self._angles(max(span.stop for span in spans))
@@ -145,7 +160,8 @@ class Runner:
         if sparse is not None:
             own = {"": sparse, "dense": None, "sparse": sparse.at_once}
             sparse = own[spans[0].sequence.attention]
-        return Step(**integers(spans), cos=cos, sin=sin, sparse=sparse, tree=tree)
+        stored = self._stored_rows(spans[0]) > 0
+        return Step(**integers(spans), cos=cos, sin=sin, sparse=sparse, tree=tree, stored=stored)
 
     def _forward(self, step: Step, keep: Keep) -> None:
         keep(_FINAL, forward(self._ops, self._weights, step, self._pool, self._buffers, keep=keep))

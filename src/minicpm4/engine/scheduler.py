@@ -32,14 +32,21 @@ MAX_AT_ONCE = 64  # tokens of an answer in one step, those of others beside them
 class Scheduler:
     """Continuous batching with chunked prefill over the pages of ``pages``.
 
-    At most ``max_rows`` tokens a step and ``max_sequences`` sequences at a time.
+    At most ``max_rows`` tokens a step and ``max_sequences`` sequences at a time. No drafts follow the first
+    ``plain`` tokens of a text.
     """
 
     def __init__(
-        self, pages: PageAllocator, *, max_rows: int, max_sequences: int, pace: Pace | None = None
+        self,
+        pages: PageAllocator,
+        *,
+        max_rows: int,
+        max_sequences: int,
+        pace: Pace | None = None,
+        plain: int = 0,
     ) -> None:
         assert max_rows >= max_sequences >= 1, "a decoding sequence could starve"
-        self.pages, self.pace = pages, pace
+        self.pages, self.pace, self._plain = pages, pace, plain
         self.max_rows, self.max_sequences = max_rows, max_sequences
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
@@ -145,6 +152,8 @@ class Scheduler:
         for index, span in enumerate(plan.spans):
             sequence = span.sequence
             if sequence.pending > 1 or sequence.drafts is None or len(sequence.tokens) == sequence.num_prompt:
+                continue
+            if span.start < self._plain:
                 continue
             drafts = sequence.drafts
             # The token at the sequence's limit is never run.

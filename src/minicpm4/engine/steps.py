@@ -62,6 +62,14 @@ class Span:
             logits = "none"
         return cls(sequence, sequence.computed, count, logits, sequence.hidden)
 
+    def cut(self, count: int) -> list[Span]:
+        """Its first ``count`` rows and the others, a span each where there are any; drafts are among the
+        others."""
+        if not 0 < count < self.count:
+            return [self]
+        first = replace(self, count=count, logits="all" if self.logits == "all" else "none", drafts=None)
+        return [first, replace(self, start=self.start + count, count=self.count - count)]
+
     def with_drafts(self, drafts: Drafts) -> Span:
         """The same with drafts after its tokens, and the logits of all."""
         assert self.count == 1, "drafts follow one token"

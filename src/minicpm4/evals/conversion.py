@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,10 @@ from minicpm4.engine.load import suggestion
 from minicpm4.engine.params import gguf_sampling
 from minicpm4.engine.plan import human
 from minicpm4.errors import CheckpointError, MemoryPlanError, TextError
-from minicpm4.evals.fidelity import Fidelity, compare, own_texts, windows
+from minicpm4.evals.calibration_texts import Bar, Calibration, kept_own, read_windows
+from minicpm4.evals.fidelity import Fidelity, compare
 from minicpm4.evals.growth import expected, growth, stored_nbytes
-from minicpm4.files import read_json, read_text, write_json, writing_folder, writing_path
+from minicpm4.files import writing_folder, writing_path
 from minicpm4.formats.gguf import GgufCheckpoint
 from minicpm4.formats.hf_write import hf_config
 from minicpm4.formats.names import EMBED, expected_tensors
@@ -30,10 +30,17 @@ from minicpm4.kernels.registry import exact_table, host_table
 from minicpm4.machine import available_memory
 from minicpm4.model.packed_cache import file_identity
 from minicpm4.model.source import OpenModel, open_model, read_config
-from minicpm4.progress import Progress
+from minicpm4.model.stored_prefix import StoredPrefix, fixed_angles
 from minicpm4.quantize.budget import Budget, budgeted
 from minicpm4.quantize.ends import FittingEnds
-from minicpm4.quantize.export import Written, check_again, check_layout, formats, write_model
+from minicpm4.quantize.export import (
+    KEEP_PREFIX,
+    Written,
+    check_again,
+    check_layout,
+    formats,
+    write_model,
+)
 from minicpm4.quantize.gguf_export import (
     AsTyped,
     GgufTypes,
@@ -49,27 +56,21 @@ from minicpm4.quantize.parts import Folded, Parts, Stored, WithConfig, folded_co
 from minicpm4.quantize.pipeline import LayerReport, quantize
 from minicpm4.quantize.proof import check_tokens, prove
 from minicpm4.quantize.rotate import Rotation
+from minicpm4.quantize.stored import prefix_ids
 from minicpm4.quantize.work import check_kept, place_for, work_folder
-from minicpm4.text.bounds import MAX_TEXT_BYTES
 from minicpm4.text.model_text import ModelText
 
 __all__ = ["Calibration", "Conversion", "convert", "measure", "read_windows"]
 
+_NO_PREFIX = (
+    "the stored prefix of {} tokens is left out: {} has no place for it, and rounded weights are worse by it"
+)
+_WITHOUT = "leave --stored-prefix out"
 logger = logging.getLogger("minicpm4")
 _FEW = (
     "embeddings are quantised in compressed-tensors: this package reads them, transformers (5.17 with "
     "compressed-tensors 0.19) does not. --to mlx and --to gguf have a place for them"
 )
-Bar = Callable[[str, str], AbstractContextManager[Progress | None]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Calibration:
-    """``files`` of text, or none: the model's own; ``samples`` texts of ``length`` tokens."""
-
-    files: tuple[Path, ...] = ()
-    samples: int = 32
-    length: int = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,29 +103,35 @@ def convert(
     types: GgufTypes | None = None,
     without_scaling: bool = False,
     overrides: Mapping[str, str] | None = None,
+    stored: str | None = None,
 ) -> Conversion:
     """Make ``source`` small and write it to ``target``, a folder or, for gguf, a file, which is whole or not
     there. What was done before a run was ended is in ``target`` with ".part" after its name, and is used by
     the same command. ``options``: None: weights stay as they are stored. ``test``: a text to be cut as those
     of calibration are; ``types``: of GGUF; ``without_scaling``: positions are written as plain ones;
-    ``overrides``: where weights stay, formats of some by pattern. Raises Minicpm4Error."""
+    ``overrides``: where weights stay, formats of some by pattern; ``stored``: the text of a stored prefix, or
+    "auto". Raises Minicpm4Error."""
     opened = open_model(source, ignore_fields)
     require_free(target)
     if options is not None:
         check_rows(layout, expected_tensors(opened.config))
-    _check_memory(opened.config, options, layout, calibration.samples * calibration.length)
     part = place_for(target, file=layout == "gguf")
     text = _text(opened)
-    if text is None and test is not None:
-        raise CheckpointError(f"{source} has no tokenizer to read text with", "leave --test out")
-    tests = [] if text is None or test is None else _windows(text, (test,), calibration)
+    if text is None and (test is not None or stored is not None):
+        raise CheckpointError(
+            f"{source} has no tokenizer to read text with", "leave --test and --stored-prefix out"
+        )
+    options = _with_prefix(options, opened, text, stored, layout, calibration, without_scaling)
+    begin = opened.stored.ids if opened.stored is not None else options.stored_prefix if options else ()
+    _check_memory(opened.config, options, layout, calibration.samples * calibration.length)
+    tests = [] if text is None or test is None else _windows(text, (test,), calibration, begin)
     sampling = gguf_sampling(suggestion(opened))
     writer = _Writer(target, layout, text, types or GgufTypes(), sampling, without_scaling, bar)
     if options is None:
         own = formats_by_pattern(opened.config, overrides or {})
-        stored = FittingEnds(Stored(opened.checkpoint, opened.config, own), layout, own)
+        kept = FittingEnds(Stored(opened.checkpoint, opened.config, own), layout, own)
         rows = [LayerReport(name.removesuffix(".weight"), str(one), "rtn", None) for name, one in own.items()]
-        done = replace(writer.write(stored), rows=rows)
+        done = replace(writer.write(kept, opened.stored), rows=rows)
         return replace(_compared(done, opened, target, layout), tests=tests)
     config = Rotation.config(opened.config) if options.rotate else opened.config
     specs = options.specs(opened.config)
@@ -147,9 +154,9 @@ def convert(
         check_kept(part, _key(opened, options, texts), without=("texts",))
         if text is not None and options.calibrated:
             texts = (
-                _windows(text, calibration.files, calibration)
+                _windows(text, calibration.files, calibration, begin)
                 if calibration.files
-                else _kept_own(part, opened, source, options, calibration, bar, ignore_fields)
+                else kept_own(part, opened, source, options, calibration, bar, ignore_fields)
             )
         key = _key(opened, options, texts)
         check_kept(part, key)
@@ -167,7 +174,7 @@ def convert(
                 opened.checkpoint, opened.config, options, texts, host_table(), part, key, progress
             )
         asked = [name for name, spec in specs.items() if spec is not None]
-        done = writer.write(FittingEnds(made, layout, asked))
+        done = writer.write(FittingEnds(made, layout, asked), made.stored_prefix(options.stored_prefix))
         made.remove()
     done = _compared(done, opened, target, layout)
     if (
@@ -221,17 +228,21 @@ class _Writer:
         check_layout(self.layout, specs, expected_tensors(config))
         hf_config(folded_config(config) if self.layout == "llama" else config)
 
-    def write(self, fitting: FittingEnds) -> Conversion:
-        """Raises CheckpointError, ConfigError, TextError."""
+    def write(self, fitting: FittingEnds, stored: StoredPrefix | None) -> Conversion:
+        """``stored``: of the same weights. Raises CheckpointError, ConfigError, TextError."""
         made: Parts = fitting
         notes: list[str] = []
+        if stored is not None and (self.layout not in KEEP_PREFIX or self.without_scaling):
+            why = "--plain-rope" if self.without_scaling else self.layout
+            notes.append(_NO_PREFIX.format(len(stored.ids), why))
+            stored = None
         if isinstance(fitting.made, Stored) and self.layout != "gguf":  # it plans its types itself
             self.check(made.config, formats(made))
         if self.without_scaling:
             config, told = plain_rope(made.config)
-            made, notes = WithConfig(made, config), [told]
+            made, notes = WithConfig(made, config), [*notes, told]
         try:
-            done = self._gguf(made) if self.layout == "gguf" else self._folder(made)
+            done = self._gguf(made) if self.layout == "gguf" else self._folder(made, stored)
             return replace(done, notes=[*notes, *done.notes])
         except OSError as error:
             raise CheckpointError(
@@ -239,15 +250,17 @@ class _Writer:
                 "check the place and its free space, then do the same again",
             ) from error
 
-    def _folder(self, made: Parts) -> Conversion:
+    def _folder(self, made: Parts, stored: StoredPrefix | None) -> Conversion:
         as_written = Folded(made) if self.layout == "llama" else made
         with writing_folder(self.target.resolve(), durable=True) as new:
-            written = write_model(as_written, new, self.layout, self.text)
+            written = write_model(as_written, new, self.layout, self.text, stored)
             with self.bar("checking", "layers") as progress:
                 check_again(as_written, new, progress)
             with self.bar("computing with it", "layers") as progress:
                 again = open_model(new)
-                prove(made, Stored(again.checkpoint, again.config), exact_table(), progress)
+                if stored is not None and not stored.same(again.stored):
+                    raise CheckpointError(f"the stored prefix as written to {new} is not what was stored")
+                prove(made, Stored(again.checkpoint, again.config), exact_table(), progress, stored)
             if self.text is not None:
                 check_tokens(self.text, again.text())
         grouped = bool(again.checkpoint.tensors[EMBED].spec.row.group)
@@ -285,92 +298,51 @@ def measure(
         return compare(before, after, texts, progress)
 
 
-def read_windows(tokenizer: Any, files: Sequence[Path], count: int, length: int) -> list[list[int]]:
-    """``count`` texts of ``length`` tokens, evenly spread over ``files``. Raises CheckpointError where they
-    are too short for one."""
-    ids: list[int] = []
-    for file in files:
-        ids += tokenizer.encode(read_text(file, MAX_TEXT_BYTES, CheckpointError), add_special_tokens=False)
-    prefix = list(tokenizer.with_prefix([]))
-    found = [prefix + one for one in windows(ids, length - len(prefix), count)]
-    if not found:
-        raise CheckpointError(
-            f"{', '.join(map(str, files))}: the text has {len(ids):,} tokens, one window takes {length:,}",
-            "give more text, or a smaller --length",
-        )
-    return found
-
-
-def _windows(text: ModelText, files: Sequence[Path], calibration: Calibration) -> list[list[int]]:
-    return read_windows(text.tokenizer, files, calibration.samples, calibration.length)
-
-
-def _kept_own(
-    part: Path,
-    opened: OpenModel,
-    source: str,
-    options: QuantizeOptions,
-    calibration: Calibration,
-    bar: Bar,
-    ignore_fields: Sequence[str],
+def _windows(
+    text: ModelText, files: Sequence[Path], calibration: Calibration, begin: Sequence[int]
 ) -> list[list[int]]:
-    """The model's own texts: those that an earlier run has written to the work folder, if they are of this
-    model and these settings."""
-    file = part / "texts.json"
-    wanted = {
-        "files": [file_identity(one) for one in opened.checkpoint.files],
-        "config": hashlib.sha256(repr(opened.config).encode()).hexdigest(),
-        "texts": [calibration.samples, calibration.length, options.seed],
-    }
-    other = False
-    with suppress(CheckpointError):
-        kept = read_json(file, MAX_TEXT_BYTES, CheckpointError, optional=True)
-        texts = kept.get("ids")
-        if (
-            kept.get("of") == wanted
-            and isinstance(texts, list)
-            and all(_is_ids(one, opened.config.vocab_size) for one in texts)
-        ):
-            return texts
-        other = kept.get("of") not in (None, wanted)
-    if other:
-        check_kept(part, {})
-    found = _own(source, options, calibration, bar, ignore_fields)
-    try:
-        write_json(file, {"of": wanted, "ids": found})
-    except OSError as error:
-        raise CheckpointError(f"cannot write to {part}: {error}", "check its free space") from error
-    return found
+    return read_windows(text.tokenizer, files, calibration.samples, calibration.length, begin)
+
+
+def _with_prefix(
+    options: QuantizeOptions | None,
+    opened: OpenModel,
+    text: ModelText | None,
+    stored: str | None,
+    layout: str,
+    calibration: Calibration,
+    without_scaling: bool,
+) -> QuantizeOptions | None:
+    """``options`` with the tokens of a stored prefix, if one is asked for. Raises ConfigError,
+    UnsupportedError."""
+    if options is None:
+        require(stored is None, "weights stay as they are stored: they make their own", _WITHOUT)
+        return None
+    opened.refuse_stored("a conversion that rounds its weights again")
+    if stored is None or text is None:
+        return options
+    require(
+        layout in KEEP_PREFIX,
+        f"{layout} has no place for a stored prefix",
+        f"use --to {', '.join(KEEP_PREFIX)}, or {_WITHOUT}",
+    )
+    require(
+        not without_scaling,
+        "--plain-rope changes rotary positions, by which keys are stored",
+        _WITHOUT,
+    )
+    fixed_angles(opened.config)
+    ids = prefix_ids(text, stored, opened.config.vocab_size)
+    require(
+        calibration.length > len(ids) + 1,
+        f"--length {calibration.length} leaves no text behind a stored prefix of {len(ids)} tokens",
+    )
+    return replace(options, stored_prefix=ids)
 
 
 def _grouped(specs: Mapping[str, QuantSpec | None]) -> dict[str, QuantSpec | None]:
     """Formats of the matrices that are rounded to codes; None: floats."""
     return {name: spec if spec and spec.row.group else None for name, spec in specs.items()}
-
-
-def _is_ids(text: Any, vocab_size: int) -> bool:
-    whole = isinstance(text, list) and len(text) > 0
-    return whole and all(type(token) is int and 0 <= token < vocab_size for token in text)
-
-
-def _own(
-    source: str,
-    options: QuantizeOptions,
-    calibration: Calibration,
-    bar: Bar,
-    ignore_fields: Sequence[str],
-) -> list[list[int]]:
-    """Texts that the model writes."""
-    llm = LLM(source, context=calibration.length + 8, ignore_fields=tuple(ignore_fields))
-    found: list[list[int]] = []
-    with bar("writing its own text to calibrate on", "texts") as progress, llm:
-        step = 8
-        for start in range(0, calibration.samples, step):
-            count = min(step, calibration.samples - start)
-            found += own_texts(llm, count, calibration.length, options.seed + start)
-            if progress is not None:
-                progress(len(found), calibration.samples)
-    return found
 
 
 def _text(opened: OpenModel) -> ModelText | None:
@@ -386,6 +358,9 @@ def _key(opened: OpenModel, options: QuantizeOptions, texts: Sequence[Sequence[i
     """What a layer that was kept must have been made for."""
     digest = hashlib.sha256(repr([list(text) for text in texts]).encode()).hexdigest()
     settings = asdict(options) | {"overrides": dict(options.overrides)}
+    settings.pop("stored_prefix")
+    if options.stored_prefix:
+        settings["stored_prefix"] = list(options.stored_prefix)
     files = [file_identity(file) for file in opened.checkpoint.files]
     # Beside the weights: config.json may have been changed, and the order of overrides counts.
     said = hashlib.sha256(repr((opened.config, list(options.overrides.items()))).encode()).hexdigest()

@@ -104,10 +104,12 @@ def compare(
     )
 
 
-def own_texts(llm: LLM, count: int, length: int, seed: int) -> list[list[int]]:
-    """Texts that the model writes by itself, from its first token on, at temperature 1: token ids, each of
-    ``length``. They have the words, languages and marks that it knows, and need no corpus."""
-    start = llm.tokenizer.with_prefix([]) or llm.tokenizer.encode("\n", add_special_tokens=False)
+def own_texts(llm: LLM, count: int, length: int, seed: int, begin: Sequence[int] = ()) -> list[list[int]]:
+    """Texts that the model writes by itself, from its first token on, or behind ``begin``, at temperature 1:
+    token ids, each of ``length``. They have the words, languages and marks that it knows, and need no
+    corpus."""
+    start = list(begin) or llm.tokenizer.with_prefix([])
+    start = start or llm.tokenizer.encode("\n", add_special_tokens=False)
     params = [
         SamplingParams(
             temperature=1.0,

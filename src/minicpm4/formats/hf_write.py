@@ -251,7 +251,8 @@ def begin_folder(folder: Path, beside: Mapping[str, bytes]) -> None:
 
 def end_folder(folder: Path, content: Mapping[str, Any]) -> None:
     """Write the checksums of its tensors, then config.json: now the folder is a model. Raises OSError."""
-    write_checksums(folder, sorted(file.name for file in folder.glob("*.safetensors")))
+    tensors = (file.name for kind in ("safetensors", "kv") for file in folder.glob(f"*.{kind}"))
+    write_checksums(folder, sorted(tensors))
     write_json(folder / "config.json", content, indent=2, durable=True)
 
 

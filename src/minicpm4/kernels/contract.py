@@ -103,7 +103,8 @@ class Step:
     at consecutive positions, the last tokens of its context. ``page_table`` (s, max pages): token t
     of sequence j is in page page_table[j, t // P]. ``cos`` and ``sin`` (at least the largest
     position + 1, d / 2) hold the rotary table, attention factor included. ``sparse`` None: dense.
-    ``tree`` None: every row reads all before it. ``native`` as in KVLayer.
+    ``tree`` None: every row reads all before it. ``stored``: the rows are of a stored prefix, whose keys and
+    values ``model/forward.py`` puts in the place of their own. ``native`` as in KVLayer.
     """
 
     ids: Ints
@@ -114,6 +115,7 @@ class Step:
     sin: Floats
     sparse: SparseConfig | None = None
     tree: Tree | None = None
+    stored: bool = False
     native: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     @property

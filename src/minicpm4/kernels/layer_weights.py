@@ -22,9 +22,18 @@ class Linear:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class StoredKV:
+    """Keys, rotated, and values (n, hkv, d) of the first n tokens of a text in one layer, float32: see
+    model/stored_prefix.py."""
+
+    keys: Floats
+    values: Floats
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class AttentionWeights:
-    """Attention of one layer; ``q_norm`` and ``k_norm`` (d,) are Qwen3's, applied to each head.
-    ``native``: see PackedTensor."""
+    """Attention of one layer; ``q_norm`` and ``k_norm`` (d,) are Qwen3's, applied to each head; ``stored``:
+    what ``Step.stored`` puts in the place of keys and values. ``native``: see PackedTensor."""
 
     norm: Floats
     q: Linear
@@ -34,6 +43,7 @@ class AttentionWeights:
     eps: float
     q_norm: Floats | None = None
     k_norm: Floats | None = None
+    stored: StoredKV | None = None
     native: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from minicpm4.config import ModelConfig
 from minicpm4.kernels.contract import Accepted, Array, KVLayer, OpTable, Step
-from minicpm4.kernels.layer_weights import Linear
+from minicpm4.kernels.layer_weights import AttentionWeights, Linear
 from minicpm4.model.weights import LayerWeights, ModelWeights
 
 Compute = Callable[[LayerWeights, Array], Array]
@@ -97,11 +97,30 @@ def decoder_layer(
     """Return x (n, hidden) after one layer; ``residual`` multiplies both branches, ``outs`` are buffers for
     queries, attention and feed-forward, or None."""
     q_out, a_out, h_out = outs
-    q = ops.qkv(x, layer.attention, kv, step, q_out)
-    a = ops.attention(q, kv, step, a_out)
+    a = attended(ops, layer.attention, kv, step, x, q_out, a_out)
     x = ops.add_linear(x, a, layer.attention.o, residual)
     h = ops.gate_up(x, layer.feed_forward, h_out)
     return ops.add_linear(x, h, layer.feed_forward.down, residual)
+
+
+def attended(
+    ops: OpTable,
+    part: AttentionWeights,
+    kv: KVLayer,
+    step: Step,
+    x: Array,
+    q_out: Array | None = None,
+    a_out: Array | None = None,
+) -> Array:
+    """Return what attention gives, (n, hq * d), of x (n, hidden); keys and values of the rows are in ``kv``
+    then. Those that are stored come after the weights' own, and compressed keys that end in them are made
+    anew; no others are there yet, since all rows of such a step are stored ones."""
+    q = ops.qkv(x, part, kv, step, q_out)
+    if step.stored:
+        assert part.stored is not None
+        k, v = (ops.put(one[step.positions]) for one in (part.stored.keys, part.stored.values))
+        ops.append(k, v, kv, step)
+    return ops.attention(q, kv, step, a_out)
 
 
 def logits(

@@ -22,6 +22,7 @@ from minicpm4.kernels.contract import Floats, OpTable
 from minicpm4.kernels.layer_weights import Linear
 from minicpm4.model.arena import Arena
 from minicpm4.model.packed_cache import WeightCache
+from minicpm4.model.stored_prefix import StoredPrefix
 from minicpm4.model.weight_plan import MatrixPlan, WeightPlan
 from minicpm4.model.weight_set import WeightSet, convert
 from minicpm4.model.weights import ModelWeights, build_layer
@@ -37,18 +38,20 @@ def load_weights(
     progress: Progress | None = None,
     ops: OpTable | None = None,
     cache: WeightCache | None = None,
+    stored: StoredPrefix | None = None,
 ) -> WeightSet:
     """Load every tensor of an opened and checked checkpoint, each matrix as ``plan`` has it.
 
     ``progress`` is called with (layers done, layers). Matrices are put into the layout that the table ``ops``
     likes. What is converted comes from ``cache``, or goes there if it took long; that must be the cache of
-    this very checkpoint, choice and layout. Raises CheckpointError.
+    this very checkpoint, choice and layout. ``stored``: its stored prefix. Raises CheckpointError.
     """
     source = _Source(checkpoint, {one.name: one for one in plan}, ops, cache)
     source.read_kept(config, progress)
     layers = []
     for index in range(config.num_hidden_layers):
-        layers.append(build_layer(config, f"model.layers.{index}.", source.vector, source.linear))
+        own = None if stored is None else stored.layer(index)
+        layers.append(build_layer(config, f"model.layers.{index}.", source.vector, source.linear, own))
         if progress is not None:
             progress(index + 1, config.num_hidden_layers)
     embed = source.matrix(EMBED)
@@ -59,9 +62,12 @@ def load_weights(
         layers=tuple(layers),
         norm=source.vector("model.norm.weight"),
         head=head,
+        stored=stored,
     )
     source.keep()
     notes = source.summary()
+    if stored is not None:
+        notes += f"; stored prefix of {len(stored.ids)} tokens"
     return WeightSet(config=config, weights=tree, plan=plan, notes=notes, ops=ops, arena=source.arena)
 
 

@@ -11,6 +11,7 @@ from minicpm4.config import ModelConfig
 from minicpm4.config.gguf import ROPE_VECTORS, config_from_gguf
 from minicpm4.formats import Checkpoint, check_tensors, open_checkpoint
 from minicpm4.formats.names import O_BIAS
+from minicpm4.model.stored_prefix import StoredPrefix, read_stored, refuse_stored
 from minicpm4.text.model_text import ModelText
 
 __all__ = ["OpenModel", "open_model", "open_text", "read_config"]
@@ -19,12 +20,14 @@ __all__ = ["OpenModel", "open_model", "open_text", "read_config"]
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class OpenModel:
     """A model whose tensors fit its configuration, their values still in the file. ``name``: what it was
-    asked for by; ``path``: the folder or .gguf file that this led to."""
+    asked for by; ``path``: the folder or .gguf file that this led to; ``stored``: keys and values that are a
+    part of the model (model/stored_prefix.py)."""
 
     name: str
     path: Path
     checkpoint: Checkpoint
     config: ModelConfig
+    stored: StoredPrefix | None = None
 
     @property
     def is_gguf(self) -> bool:
@@ -34,6 +37,10 @@ class OpenModel:
     def text(self) -> ModelText:
         """Read its tokenizer and chat template. Raises TextError."""
         return ModelText(self.checkpoint)
+
+    def refuse_stored(self, who: str) -> None:
+        """Raise UnsupportedError where it has a stored prefix: ``who`` knows none."""
+        refuse_stored(self.stored, self.name, who)
 
 
 def open_model(name: str | Path, ignore_fields: Collection[str] = ()) -> OpenModel:
@@ -45,7 +52,9 @@ def open_model(name: str | Path, ignore_fields: Collection[str] = ()) -> OpenMod
     path = zoo.resolve(str(name))
     checkpoint = open_checkpoint(path)
     config = check_tensors(checkpoint, read_config(checkpoint, ignore_fields))
-    return OpenModel(name=str(name), path=path, checkpoint=checkpoint, config=config)
+    gguf = bool(checkpoint.metadata())  # what lies beside such a file is not its own
+    stored = None if gguf else read_stored(checkpoint.path, config)
+    return OpenModel(name=str(name), path=path, checkpoint=checkpoint, config=config, stored=stored)
 
 
 def open_text(name: str | Path) -> ModelText:

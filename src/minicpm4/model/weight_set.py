@@ -17,6 +17,7 @@ from minicpm4.formats.quant import PackedTensor
 from minicpm4.kernels.contract import OpTable
 from minicpm4.kernels.layer_weights import AttentionWeights, FeedForwardWeights, Linear
 from minicpm4.model.arena import Arena
+from minicpm4.model.stored_prefix import refuse_stored
 from minicpm4.model.weight_plan import MatrixPlan, WeightPlan, plan_weights
 from minicpm4.model.weights import ModelWeights
 from minicpm4.progress import Progress
@@ -74,6 +75,7 @@ class WeightSet:
 
     def _fitting(self, checkpoint: Checkpoint, config: ModelConfig | None) -> Iterator[MatrixPlan]:
         """What each matrix of ``checkpoint`` becomes. Raises CheckpointError unless it is what is held."""
+        refuse_stored(self.weights.stored, "the model in memory", "weights that take the place of others")
         for one in fields(config) if config is not None else ():
             new, old = getattr(config, one.name), getattr(self.config, one.name)
             if new != old:

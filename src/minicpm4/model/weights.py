@@ -11,7 +11,8 @@ from minicpm4.errors import CheckpointError
 from minicpm4.formats.names import EMBED, HEAD
 from minicpm4.formats.quant import PackedTensor
 from minicpm4.kernels.contract import Floats
-from minicpm4.kernels.layer_weights import AttentionWeights, FeedForwardWeights, Linear
+from minicpm4.kernels.layer_weights import AttentionWeights, FeedForwardWeights, Linear, StoredKV
+from minicpm4.model.stored_prefix import StoredPrefix
 
 PROJECTIONS = (
     *(f"self_attn.{name}_proj" for name in "qkvo"),
@@ -43,13 +44,15 @@ class LayerWeights:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ModelWeights:
-    """A whole decoder; ``head`` is the same object as ``embed`` when they are tied."""
+    """A whole decoder; ``head`` is the same object as ``embed`` when they are tied. ``stored``: keys and
+    values of the tokens with which a text may begin, which its layers have."""
 
     config: ModelConfig
     embed: PackedTensor
     layers: tuple[LayerWeights, ...]
     norm: Floats
     head: PackedTensor
+    stored: StoredPrefix | None = None
     state: WeightState = field(default_factory=WeightState)
 
     @property
@@ -109,10 +112,14 @@ class ModelWeights:
 
 
 def build_layer(
-    config: ModelConfig, prefix: str, vector: Callable[[str], Floats], linear: Callable[[str], Linear]
+    config: ModelConfig,
+    prefix: str,
+    vector: Callable[[str], Floats],
+    linear: Callable[[str], Linear],
+    stored: StoredKV | None = None,
 ) -> LayerWeights:
     """One layer from its tensors: ``vector`` gives norms by full name, ``linear`` projections by their name
-    without ``.weight``; ``prefix`` is "model.layers.0." or the like."""
+    without ``.weight``; ``prefix`` is "model.layers.0." or the like; ``stored``: of the stored prefix."""
     attention, eps = prefix + "self_attn.", config.rms_norm_eps
     return LayerWeights(
         attention=AttentionWeights(
@@ -123,6 +130,7 @@ def build_layer(
             o=linear(attention + "o_proj"),
             q_norm=vector(attention + "q_norm.weight") if config.qk_norm else None,
             k_norm=vector(attention + "k_norm.weight") if config.qk_norm else None,
+            stored=stored,
             eps=eps,
         ),
         feed_forward=FeedForwardWeights(

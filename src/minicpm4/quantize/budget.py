@@ -28,12 +28,14 @@ from minicpm4.formats.packing import unpack
 from minicpm4.formats.quant import PackedTensor, QuantSpec, packed_nbytes
 from minicpm4.kernels.contract import OpTable
 from minicpm4.kernels.layer_weights import Linear
+from minicpm4.model.stored_prefix import StoredPrefix
 from minicpm4.progress import Progress
 from minicpm4.quantize.divergence import kullback_leibler, log_probabilities
 from minicpm4.quantize.grid import to_nearest
 from minicpm4.quantize.layer import Layer, read_layer, read_tensor
 from minicpm4.quantize.options import FLOATS, QuantizeOptions, parse_format
 from minicpm4.quantize.rotate import Rotation
+from minicpm4.quantize.stored import original_prefix
 from minicpm4.quantize.walk import Walk, as_floats
 
 __all__ = ["TEXTS", "TOKENS", "Budget", "Choices", "allot", "budgeted", "choices_of", "measure_costs"]
@@ -117,7 +119,8 @@ def budgeted(
     coarsest = {name: formats[:1] for name, formats in choices.items()}
     nothing = dict.fromkeys(choices, (0.0,))
     allot(nothing, coarsest, shapes, fixed, options.bits, place.offsets)  # before any work
-    costs = measure_costs(checkpoint, config, choices, rotation, _some(texts), ops, progress)
+    stored = original_prefix(checkpoint, config, options.stored_prefix, rotation, ops)
+    costs = measure_costs(checkpoint, config, choices, rotation, _some(texts), ops, progress, stored)
     found = allot(costs, choices, shapes, fixed, options.bits, place.offsets)
     place.write(found)
     return found
@@ -164,15 +167,17 @@ def measure_costs(
     texts: Sequence[Sequence[int]],
     ops: OpTable,
     progress: Progress | None = None,
+    stored: StoredPrefix | None = None,
 ) -> dict[str, list[float]]:
-    """What each format of ``choices`` costs, in nats a token of ``texts``: by matrix, in the order of its
-    formats. Memory: embeddings and head, the states of the texts once for each layer. Raises
-    CheckpointError."""
+    """What each format of ``choices`` costs, in nats a token of ``texts``, which begin with what is
+    ``stored``: by matrix, in the order of its formats. Memory: embeddings and head, the states of the texts
+    once for each layer. Raises CheckpointError."""
     embed = read_tensor(checkpoint, EMBED)
     used, places = np.unique(np.concatenate([np.asarray(one) for one in texts]), return_inverse=True)
     ids = [one.tolist() for one in np.split(places, np.cumsum([len(one) for one in texts])[:-1])]
     rows = embed[used] if rotation is None else rotation.embed(embed[used])
-    walk, variants, count = Walk(ops, config, as_floats(rows), ids), list[str](), len(ids)
+    first = 0 if stored is None else len(stored.ids)
+    walk, variants, count = Walk(ops, config, as_floats(rows), ids, first), list[str](), len(ids)
     errors, moved = dict[str, list[float]](), dict[str, dict[str, float]]()
     if EMBED in choices:
         errors[EMBED] = _errors(rows, choices[EMBED])
@@ -182,6 +187,7 @@ def measure_costs(
         layer, prefix = read_layer(checkpoint, config, index), f"model.layers.{index}."
         if rotation is not None:
             rotation.layer(layer)
+        layer.stored = None if stored is None else stored.layer(index)
         wanted = {name: formats for name, formats in choices.items() if name.startswith(prefix)}
         for name, formats in wanted.items():
             errors[name] = _errors(layer.floats[name.removeprefix(prefix)], formats)

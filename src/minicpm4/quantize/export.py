@@ -21,16 +21,28 @@ from minicpm4.formats.quantised_config import check_writable, quantisation
 from minicpm4.formats.quantised_write import QUANTISED, OutMatrix, quantised_sources
 from minicpm4.formats.safetensors_write import write_set
 from minicpm4.formats.tensor_source import TensorSource
+from minicpm4.model.stored_prefix import StoredPrefix, write_stored
 from minicpm4.quantize.parts import ENDS, OnePart, Parts, is_vector
 from minicpm4.quantize.walk import as_floats
 from minicpm4.text.model_text import ModelText
 
-__all__ = ["FOLDERS", "LAYOUTS", "Written", "check_again", "check_layout", "formats", "write_model"]
+__all__ = [
+    "FOLDERS",
+    "KEEP_PREFIX",
+    "LAYOUTS",
+    "Written",
+    "check_again",
+    "check_layout",
+    "formats",
+    "write_model",
+]
 
 FOLDERS = (*QUANTISED, "hf", "llama")
 """How a folder may hold the weights: hf are floats, as they were rounded, llama the same without muP's
 scales."""
 LAYOUTS = (*FOLDERS, "gguf")
+KEEP_PREFIX = tuple(name for name in FOLDERS if name not in ("llama", "marlin"))
+"""Those in which a stored prefix has a place: folders that this package is to read."""
 _STEMS = {"marlin": "model_gptq"}  # what CPM.cu calls its files
 
 
@@ -72,8 +84,11 @@ def formats(made: Parts) -> dict[str, QuantSpec | None]:
     return found
 
 
-def write_model(made: Parts, folder: Path, layout: str, text: ModelText | None) -> Written:
-    """Write ``made`` into ``folder``, with the files of its ``text``. Raises CheckpointError, ConfigError."""
+def write_model(
+    made: Parts, folder: Path, layout: str, text: ModelText | None, stored: StoredPrefix | None = None
+) -> Written:
+    """Write ``made`` into ``folder``, with the files of its ``text`` and its stored prefix. Raises
+    CheckpointError, ConfigError."""
     parts = OnePart(made)
     sources: dict[str, TensorSource] = {}
     specs: dict[str, QuantSpec] = {}
@@ -105,6 +120,8 @@ def write_model(made: Parts, folder: Path, layout: str, text: ModelText | None) 
     try:
         begin_folder(folder, beside)
         write_set(folder, _STEMS.get(layout, "model"), sources, check_finite)
+        if stored is not None:
+            write_stored(folder, stored, made.config)
         end_folder(folder, content)
     except OSError as error:
         raise CheckpointError(

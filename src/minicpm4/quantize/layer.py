@@ -3,7 +3,7 @@ rounded."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,25 +12,26 @@ from numpy.typing import NDArray
 from minicpm4.config import ModelConfig
 from minicpm4.errors import CheckpointError
 from minicpm4.formats import Checkpoint
-from minicpm4.formats.names import layer_tensors
+from minicpm4.formats.names import EMBED, layer_tensors
 from minicpm4.formats.packing import row_slices, unpack, unpack_rows
 from minicpm4.formats.quant import PackedTensor
 from minicpm4.kernels.contract import Floats
-from minicpm4.kernels.layer_weights import Linear
+from minicpm4.kernels.layer_weights import Linear, StoredKV
 from minicpm4.model.weights import LayerWeights, build_layer
 from minicpm4.quantize.walk import as_floats
 
-__all__ = ["Layer", "check_rows_finite", "from_packed", "read_layer", "read_tensor"]
+__all__ = ["Layer", "check_rows_finite", "from_packed", "looked_up", "read_layer", "read_tensor"]
 
 
 @dataclass(slots=True, eq=False)
 class Layer:
     """``floats``: tensors of the layer by their names within it, all but matrices that are rounded;
-    ``packed``: these, by theirs without ".weight"."""
+    ``packed``: these, by theirs without ".weight"; ``stored``: of the stored prefix, where there is one."""
 
     config: ModelConfig
     floats: dict[str, NDArray[np.float32]]
     packed: dict[str, PackedTensor] = field(default_factory=dict)
+    stored: StoredKV | None = None
 
     def weight(self, name: str) -> NDArray[np.float32]:
         """A matrix (out, in) that is not rounded yet; what is changed in it is changed."""
@@ -43,7 +44,7 @@ class Layer:
 
     def weights(self) -> LayerWeights:
         """The layer as it is now, for a forward pass."""
-        return build_layer(self.config, "", self._vector, self._linear)
+        return build_layer(self.config, "", self._vector, self._linear, self.stored)
 
     def _vector(self, name: str) -> Floats:
         return self.floats[name]
@@ -58,6 +59,18 @@ def read_layer(checkpoint: Checkpoint, config: ModelConfig, index: int) -> Layer
     """Layer ``index`` in float32, in arrays of its own. Raises CheckpointError."""
     prefix = f"model.layers.{index}."
     return Layer(config, {name: read_tensor(checkpoint, prefix + name) for name in layer_tensors(config)})
+
+
+def looked_up(
+    checkpoint: Checkpoint, texts: Sequence[Sequence[int]]
+) -> tuple[NDArray[np.float32], list[list[int]]]:
+    """Of the embeddings the rows that ``texts`` look up, and the texts as numbers of these. In floats: what
+    rounding the embeddings costs is not the layers' to mend."""
+    used = np.unique(np.concatenate([np.asarray(text, np.intp) for text in texts]))
+    stored = checkpoint.load(EMBED)
+    rows = np.concatenate([unpack_rows(stored, slice(i, i + 1)) for i in used])
+    checkpoint.release(EMBED)
+    return rows, [np.searchsorted(used, text).tolist() for text in texts]
 
 
 def read_tensor(checkpoint: Checkpoint, name: str) -> NDArray[np.float32]:
@@ -79,7 +92,9 @@ def check_rows_finite(checkpoint: Checkpoint, name: str, stored: PackedTensor) -
             raise CheckpointError(f"{checkpoint.path}: tensor {name} holds a value that is not finite")
 
 
-def from_packed(config: ModelConfig, tensors: Mapping[str, PackedTensor]) -> Layer:
+def from_packed(
+    config: ModelConfig, tensors: Mapping[str, PackedTensor], stored: StoredKV | None = None
+) -> Layer:
     """A layer of which all matrices are rounded, as it was written: vectors are matrices of a row."""
     floats, packed = {}, {}
     for name, shape in layer_tensors(config).items():
@@ -87,4 +102,4 @@ def from_packed(config: ModelConfig, tensors: Mapping[str, PackedTensor]) -> Lay
             floats[name] = tensors[name].codes[0]
         else:
             packed[name.removesuffix(".weight")] = tensors[name]
-    return Layer(config, floats, packed)
+    return Layer(config, floats, packed, stored)

@@ -8,6 +8,7 @@ from math import prod
 from minicpm4.config import ModelConfig
 from minicpm4.formats.names import layer_tensors
 from minicpm4.formats.quant import packed_nbytes
+from minicpm4.model.stored_prefix import stored_nbytes
 from minicpm4.quantize.budget import TEXTS, TOKENS
 from minicpm4.quantize.gptq import hessian_nbytes
 from minicpm4.quantize.options import QuantizeOptions
@@ -42,13 +43,17 @@ def planned_memory(config: ModelConfig, options: QuantizeOptions | None, layout:
     heads = 2 if own or layout == "llama" else 1
     ends = (heads + (2 if layout == "llama" else 1)) * embeddings * 9 // 8
     plain = max(ends, 2 * layer + _TEMPORARY * largest)
-    if options is None or not options.calibrated:
+    if options is None:
         return plain
+    # The stored prefix as it was made, a layer's share of it and what is written.
+    stored = 3 * stored_nbytes(config, len(options.stored_prefix))
+    if not options.calibrated:
+        return plain + stored
     states = _states(config, tokens, 1)
     if options.bits is not None:  # embeddings and a head, and the head rounded; each layer's own texts
         few = 4 * TEXTS * TOKENS * config.hidden_size * (config.num_hidden_layers + 4)
         plain = max(plain, (heads + 2) * embeddings * 9 // 8 + few + 2 * layer)
-    return max(plain, states + _rounding(config, options, tokens))
+    return stored + max(plain, states + _rounding(config, options, tokens))
 
 
 def _states(config: ModelConfig, tokens: int, copies: int) -> int:

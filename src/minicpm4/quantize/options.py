@@ -12,6 +12,7 @@ from minicpm4.errors import ConfigError
 from minicpm4.formats.kinds import KINDS, rounded_kinds
 from minicpm4.formats.names import EMBED, HEAD, expected_tensors, layer_tensors
 from minicpm4.formats.quant import QuantSpec
+from minicpm4.model.stored_prefix import MOST
 from minicpm4.model.weight_plan import float_choices, parse_spec
 from minicpm4.quantize.gptq import DAMPING
 from minicpm4.quantize.grid import can_round
@@ -44,7 +45,8 @@ class QuantizeOptions:
     is searched for in a matrix's name, the last that fits counts; ``rotate``: fold a rotation in first;
     ``act_order``, ``damping``: see ``gptq``; ``bits``: let the matrices that no override names become int4,
     int5 (where the layout has it) or int8 as rounding costs least, at so many bits a weight at most
-    (``quantize/budget.py``); ``seed``: of the rotation."""
+    (``quantize/budget.py``); ``stored_prefix``: the tokens with which calibration texts begin, whose keys and
+    values are stored (``quantize/stored.py``); ``seed``: of the rotation."""
 
     weights: str = "int4"
     method: str = "s-gptq"
@@ -57,6 +59,7 @@ class QuantizeOptions:
     act_order: bool = False
     damping: float = DAMPING
     bits: float | None = None
+    stored_prefix: tuple[int, ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -73,6 +76,11 @@ class QuantizeOptions:
         _check_overrides(self.overrides)
         check_integer("skip_first", self.skip_first, 0, MAX_SKIP)
         check_integer("seed", self.seed, 0, MAX_SEED)
+        require(
+            len(self.stored_prefix) <= MOST,
+            f"a stored prefix of {len(self.stored_prefix)} tokens is too long",
+            f"use up to {MOST}",
+        )
         require(self.gptq or not self.act_order, f"act_order is GPTQ's, not {self.method}'s", "leave it out")
         require(0 < self.damping < 1, f"damping = {self.damping!r} is not between 0 and 1")
         if self.bits is not None:
@@ -114,7 +122,7 @@ class QuantizeOptions:
     @property
     def skip(self) -> int:
         """Positions that statistics leave out."""
-        return self.skip_first if "p-" in self.method else 0
+        return max(self.skip_first if "p-" in self.method else 0, len(self.stored_prefix))
 
     def chosen(self, formats: Mapping[str, QuantSpec]) -> QuantizeOptions:
         """The same with the formats that a budget of bits has given to matrices."""

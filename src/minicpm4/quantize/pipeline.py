@@ -24,16 +24,26 @@ from minicpm4.formats.names import EMBED, HEAD, layer_tensors
 from minicpm4.formats.packing import packed_if_exact, unpack, unpack_rows
 from minicpm4.formats.quant import PackedTensor, QuantSpec
 from minicpm4.kernels.contract import OpTable
+from minicpm4.kernels.layer_weights import StoredKV
 from minicpm4.model.arena import Arena
 from minicpm4.model.packed_file import PackedFile, write
+from minicpm4.model.stored_prefix import StoredPrefix
 from minicpm4.progress import Progress
 from minicpm4.quantize.gptq import Hessian, gptq, output_error
 from minicpm4.quantize.grid import pack, rows_to_nearest, search_scales, to_nearest
-from minicpm4.quantize.layer import Layer, check_rows_finite, from_packed, read_layer, read_tensor
+from minicpm4.quantize.layer import (
+    Layer,
+    check_rows_finite,
+    from_packed,
+    looked_up,
+    read_layer,
+    read_tensor,
+)
 from minicpm4.quantize.options import QuantizeOptions
 from minicpm4.quantize.parts import ENDS, stem_of
 from minicpm4.quantize.rotate import Rotation
 from minicpm4.quantize.smooth import Reached, smooth
+from minicpm4.quantize.stored import is_stored, original_prefix, stored_of, stored_tensors
 from minicpm4.quantize.walk import STAGES, See, Walk, as_floats
 from minicpm4.quantize.work import remove_work
 
@@ -70,6 +80,9 @@ class Rounded:
 
     def part(self, stem: str) -> dict[str, PackedTensor]:
         """Tensors of one file by their full names, vectors as matrices of a row. Raises CheckpointError."""
+        return {name: one for name, one in self._read(stem).items() if not is_stored(name)}
+
+    def _read(self, stem: str) -> dict[str, PackedTensor]:
         file = self.folder / f"{stem}.safetensors"
         try:
             with file.open("rb") as data:
@@ -87,6 +100,18 @@ class Rounded:
     def ends(self) -> dict[str, PackedTensor]:
         """Embeddings, last norm and head. Raises CheckpointError."""
         return self.part(ENDS)
+
+    def stored(self, index: int) -> StoredKV | None:
+        """What is stored of a layer's prefix. Raises CheckpointError."""
+        return stored_of(self._read(stem_of(index)), self.config)
+
+    def stored_prefix(self, ids: Sequence[int]) -> StoredPrefix | None:
+        """The stored prefix of the tokens ``ids``; None where there are none. Raises CheckpointError."""
+        if not ids:
+            return None
+        each = [self.stored(index) for index in range(self.config.num_hidden_layers)]
+        keys, values = (np.stack([getattr(one, name) for one in each]) for name in ("keys", "values"))
+        return StoredPrefix(ids=tuple(ids), keys=keys, values=values)
 
     def remove(self) -> None:
         """Nothing of it is needed any more."""
@@ -112,20 +137,26 @@ def quantize(
     made = Rounded(Rotation.config(config) if rotation else config, folder, dict(key))
     folder.mkdir(parents=True, exist_ok=True)
     _ends(checkpoint, config, rotation, specs, made)
-    walk = Walk(ops, made.config, *_looked_up(checkpoint, rotation, texts)) if options.calibrated else None
+    stored = original_prefix(checkpoint, config, options.stored_prefix, rotation, ops)
+    walk = None
+    if options.calibrated:
+        rows, numbers = looked_up(checkpoint, texts)
+        embed = as_floats(rows if rotation is None else rotation.embed(rows))
+        walk = Walk(ops, made.config, embed, numbers, len(options.stored_prefix))
     for index in range(config.num_hidden_layers):
         layer = _kept(made, index, config)
         if layer is None:
             layer = read_layer(checkpoint, config, index)
             if rotation is not None:
                 rotation.layer(layer)
+            layer.stored = None if stored is None else stored.layer(index)
             own = {
                 name.removesuffix(".weight"): specs[f"model.layers.{index}.{name}"]
                 for name in _matrices(layer)
             }
-            rows = _round(layer, index, own, options, walk)
-            made.rows += rows
-            _write(made, index, layer, rows)
+            reports = _round(layer, index, own, options, walk)
+            made.rows += reports
+            _write(made, index, layer, reports)
         elif walk is not None:
             walk.advance(index, layer.weights())
         if progress is not None:
@@ -234,12 +265,12 @@ def _weighted(weights: NDArray[np.float32], hessian: Hessian, spec: QuantSpec) -
 def _kept(made: Rounded, index: int, config: ModelConfig) -> Layer | None:
     """A layer that an earlier run has written; None: there is none of this conversion."""
     try:
-        found = made.layer(index)
+        found, stored = made.layer(index), made.stored(index)
     except CheckpointError:
         return None
     prefix = f"model.layers.{index}."
     made.rows += _reports(made, index, found)
-    return from_packed(config, {name.removeprefix(prefix): tensor for name, tensor in found.items()})
+    return from_packed(config, {name.removeprefix(prefix): one for name, one in found.items()}, stored)
 
 
 def _reports(made: Rounded, index: int, found: Mapping[str, PackedTensor]) -> list[LayerReport]:
@@ -270,6 +301,8 @@ def _write(made: Rounded, index: int, layer: Layer, rows: Sequence[LayerReport])
         tensors[f"model.layers.{index}.{name}"] = packed or as_floats(
             layer.floats[name].reshape(-1, shape[-1])
         )
+    if layer.stored is not None:
+        tensors |= stored_tensors(layer.stored, index)
     report = {"key": dict(made.key), "rows": [finite(asdict(row)) for row in rows]}
     _save(made, stem_of(index), tensors, (_report_file(made, index), report))
 
@@ -283,19 +316,6 @@ def _save(
         write(made.folder / f"{stem}.safetensors", made.key, tensors)
     except OSError as error:
         raise CheckpointError(f"cannot write to {made.folder}: {error}", "check its free space") from error
-
-
-def _looked_up(
-    checkpoint: Checkpoint, rotation: Rotation | None, texts: Sequence[Sequence[int]]
-) -> tuple[PackedTensor, list[list[int]]]:
-    """Of the embeddings the rows that ``texts`` look up, and the texts as numbers of these. In floats: what
-    rounding the embeddings costs is not the layers' to mend."""
-    used = np.unique(np.concatenate([np.asarray(text, np.intp) for text in texts]))
-    stored = checkpoint.load(EMBED)
-    rows = np.concatenate([unpack_rows(stored, slice(i, i + 1)) for i in used])
-    checkpoint.release(EMBED)
-    found = as_floats(rows if rotation is None else rotation.embed(rows))
-    return found, [np.searchsorted(used, text).tolist() for text in texts]
 
 
 def _ends(

@@ -14,6 +14,7 @@ from minicpm4.formats.packing import row_slices, unpack, unpack_rows
 from minicpm4.formats.quant import PackedTensor
 from minicpm4.kernels.contract import OpTable
 from minicpm4.kernels.layer_weights import Linear
+from minicpm4.model.stored_prefix import StoredPrefix
 from minicpm4.quantize.layer import from_packed
 from minicpm4.quantize.parts import ENDS, Parts, is_vector, stem_of
 from minicpm4.quantize.walk import Walk, as_floats
@@ -29,14 +30,20 @@ Floats = NDArray[np.float32]
 
 
 def prove(
-    made: Parts, written: Parts, ops: OpTable, progress: Callable[[int, int], None] | None = None
+    made: Parts,
+    written: Parts,
+    ops: OpTable,
+    progress: Callable[[int, int], None] | None = None,
+    stored: StoredPrefix | None = None,
 ) -> float:
     """Run 64 tokens through both, a layer at a time; ``written`` with its weights as they are packed,
-    ``made`` with floats; ``ops`` are those of products in float32. Return how far logits are apart, as a part
+    ``made`` with floats; ``ops`` are those of products in float32; ``stored``: of both, then the tokens come
+    behind it. Return how far logits are apart, as a part
     of the largest. Raises CheckpointError where that is too far."""
     ids = np.random.default_rng(0).integers(0, made.config.vocab_size, TOKENS).tolist()
-    wanted = final_logits(made, ids, ops, packed=False)
-    found = final_logits(written, ids, ops, packed=True, progress=progress)
+    ids = ids if stored is None else [*stored.ids, *ids]
+    wanted = final_logits(made, ids, ops, packed=False, stored=stored)
+    found = final_logits(written, ids, ops, packed=True, progress=progress, stored=stored)
     if found.shape != wanted.shape:
         raise CheckpointError(f"the written model has {found.shape[1]} logits for {wanted.shape[1]}")
     apart = float(np.abs(found - wanted).max() / max(float(np.abs(wanted).max()), 1e-30))
@@ -65,8 +72,10 @@ def final_logits(
     *,
     packed: bool,
     progress: Callable[[int, int], None] | None = None,
+    stored: StoredPrefix | None = None,
 ) -> Floats:
-    """Logits (n, vocab) of ``made``, a layer of which is in memory at a time. Raises CheckpointError."""
+    """Logits (n, vocab) of ``made``, a layer of which is in memory at a time; ``ids`` begin with those of
+    ``stored``. Raises CheckpointError."""
     config = made.config
 
     def weight(tensor: PackedTensor) -> PackedTensor:
@@ -76,11 +85,13 @@ def final_logits(
         prefix, tensors = f"model.layers.{index}.", made.part(stem_of(index))
         own = {name.removeprefix(prefix): one for name, one in tensors.items()}
         layer = {name: one if is_vector(name) else weight(one) for name, one in own.items()}
-        walk.advance(index, from_packed(config, layer).weights())
+        kept = None if stored is None else stored.layer(index)
+        walk.advance(index, from_packed(config, layer, kept).weights())
 
     # Of the embeddings, which may be large, some rows alone; they and the head are read again afterwards.
     rows = np.unique(ids)
-    walk = Walk(ops, config, _rows(made.part(ENDS)[EMBED], rows), [np.searchsorted(rows, ids).tolist()])
+    embed, numbers = _rows(made.part(ENDS)[EMBED], rows), np.searchsorted(rows, ids).tolist()
+    walk = Walk(ops, config, embed, [numbers], 0 if stored is None else len(stored.ids))
     for index in range(config.num_hidden_layers):
         advance(index)
         if progress is not None:

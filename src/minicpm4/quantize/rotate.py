@@ -60,6 +60,10 @@ class Rotation:
         """The head (vocab, hidden), with the last norm's weight in it; that norm is then plain."""
         return _turned(rows, self.stream, norm)
 
+    def stored(self, values: Floats) -> Floats:
+        """Stored values (…, d) as those of a turned layer."""
+        return (values @ self.values).astype(np.float32)
+
     def layer(self, layer: Layer) -> None:
         """Turn a layer; its two norms become plain."""
         floats = layer.floats

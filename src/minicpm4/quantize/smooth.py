@@ -155,8 +155,11 @@ def fold(layer: Layer, names: Sequence[str], factors: Floats, share: int) -> Non
         layer.packed[source] = _divided(packed, rows)
     if f"{source}.bias" in layer.floats:
         layer.floats[f"{source}.bias"] /= rows
+    if layer.stored is not None and source == _VALUES:  # which o's columns meet in the place of v's own
+        layer.stored.values[...] /= rows.reshape(-1, layer.config.head_dim)
 
 
+_VALUES = "self_attn.v_proj"
 _NORMS = {
     "self_attn.q_proj": "input_layernorm.weight",
     "mlp.gate_proj": "post_attention_layernorm.weight",
@@ -168,7 +171,7 @@ def _rows_before(layer: Layer, names: Sequence[str], factors: Floats, share: int
     if names[0] != "self_attn.o_proj":
         return "mlp.up_proj", factors
     heads = factors.reshape(-1, share, layer.config.head_dim)
-    return "self_attn.v_proj", np.ascontiguousarray(heads[:, 0].reshape(-1))
+    return _VALUES, np.ascontiguousarray(heads[:, 0].reshape(-1))
 
 
 def _holds(layer: Layer, names: Sequence[str], factors: Floats, share: int) -> bool:

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from minicpm4.config import ModelConfig
 from minicpm4.formats.quant import PackedTensor, QuantSpec
 from minicpm4.kernels.contract import KVLayer, OpTable, Step
-from minicpm4.kernels.layer_weights import AttentionWeights
+from minicpm4.kernels.layer_weights import AttentionWeights, StoredKV
 from minicpm4.kernels.pages import page_arrays
 from minicpm4.model.cache import PAGE_SIZE
+from minicpm4.model.forward import attended
 from minicpm4.model.rotary import RotaryTable
 from minicpm4.model.weights import LayerWeights
 
@@ -45,13 +46,19 @@ class Walk:
     """The states of all ``texts`` (of each the numbers of rows of ``embed``) at one depth of a model;
     ``advance`` goes a layer further.
 
-    Each text is run from its first token, alone, with dense attention and float32 keys and values. ``x``: a
-    state (n, hidden) for each text. Memory: these, and twice the widest activations of one text."""
+    Each text is run from its first token, alone, with dense attention and float32 keys and values; of its
+    first ``stored`` tokens they are those that the layers have stored. ``x``: a state (n, hidden) for each
+    text. Memory: these, and twice the widest activations of one text."""
 
     def __init__(
-        self, ops: OpTable, config: ModelConfig, embed: PackedTensor, texts: Sequence[Sequence[int]]
+        self,
+        ops: OpTable,
+        config: ModelConfig,
+        embed: PackedTensor,
+        texts: Sequence[Sequence[int]],
+        stored: int = 0,
     ) -> None:
-        self._ops, self._config = ops, config
+        self._ops, self._config, self._stored = ops, config, stored
         longest = max(map(len, texts))
         self._rotary = RotaryTable(config, longest)
         self._again = False
@@ -94,6 +101,17 @@ class Walk:
         for _ in self.stages(index, lambda: layer):
             pass
 
+    def keys_and_values(self, index: int, layer: LayerWeights) -> StoredKV:
+        """What layer ``index`` makes of the last text, which is no longer than a page: keys, rotated, and
+        values (n, hkv, d)."""
+        kv, n = self._layer(index), len(self._texts[-1])
+        self._attended(layer.attention, kv)
+        keys, values = (np.asarray(self._ops.get(one))[0] for one in (kv.keys, kv.values))
+        return StoredKV(
+            keys=np.ascontiguousarray(keys[:, :, :n].transpose(2, 0, 1)),
+            values=np.ascontiguousarray(values[:, :n].transpose(1, 0, 2)),
+        )
+
     def attend_again(self) -> None:
         """v has been changed after what attention gives was shown."""
         self._again = True
@@ -112,9 +130,12 @@ class Walk:
         """What attention gives of all texts."""
         found = []
         for ids, x in zip(self._texts, self.x, strict=True):
-            step = self._step(ids)
-            q = self._ops.qkv(x, part, kv, step)
-            found.append(np.array(self._ops.attention(q, kv, step)).reshape(len(ids), -1))
+            made = []
+            for start, stop in ((0, self._stored), (self._stored, len(ids))):
+                if start < stop:
+                    step = self._step(ids[start:stop], start)
+                    made.append(np.array(attended(self._ops, part, kv, step, x[start:stop])))
+            found.append(np.concatenate(made).reshape(len(ids), -1))
         return found
 
     def _each(self, see: See, of: Callable[[Floats, NDArray], Floats]) -> None:
@@ -137,15 +158,17 @@ class Walk:
         }
         return KVLayer(**arrays, window=c.windows[index] if c.windows else 0)
 
-    def _step(self, ids: NDArray[np.int32]) -> Step:
-        cos, sin = self._rotary.tables(len(ids))
+    def _step(self, ids: NDArray[np.int32], start: int) -> Step:
+        """Rows of a text from its token ``start`` on; all before ``stored`` or none."""
+        cos, sin = self._rotary.tables(start + len(ids))
         return Step(
             ids=ids,
-            positions=np.arange(len(ids), dtype=np.int32),
+            positions=np.arange(start, start + len(ids), dtype=np.int32),
             cu_rows=np.array([0, len(ids)], np.int32),
             page_table=np.arange(self._pages, dtype=np.int32)[None],
             cos=cos,
             sin=sin,
+            stored=start < self._stored,
         )
 
 

@@ -80,11 +80,9 @@ def start_of(recipe: Recipe) -> Start:
             tokens = text.tokenizer.vocab_size
     if recipe.model.start:
         try:
-            return Start(
-                config=open_model(recipe.model.start, recipe.model.ignore_fields).config,
-                text=text,
-                tokens=tokens,
-            )
+            found = open_model(recipe.model.start, recipe.model.ignore_fields)
+            found.refuse_stored("a training run")
+            return Start(config=found.config, text=text, tokens=tokens)
         except ModelNotFoundError as error:
             return Start(config=None, text=text, tokens=tokens, missing=error)
     config = model_config(recipe, tokens or 1, {})

@@ -305,6 +305,7 @@ def stored_tensors(
     """The configuration and, one after another, the parameters of ``TrainableModel.load``; ``ignore_fields``
     as for ``open_model``."""
     found = open_model(path, ignore_fields)
+    found.refuse_stored("a training run")
     source, config = found.checkpoint, found.config
 
     def tensors() -> Iterator[tuple[str, Tensor]]:

@@ -38,7 +38,7 @@ MANIFEST = ".minicpm4.json"
 MAX_MANIFEST = 1 << 22  # bytes
 STARTED = ".minicpm4.started"
 _TEMPLATES = "additional_chat_templates/"
-_SUFFIXES = (".safetensors", ".json", ".model", ".jinja", ".txt", ".gguf")
+_SUFFIXES = (".safetensors", ".json", ".model", ".jinja", ".txt", ".gguf", ".kv")
 _MAX_FILES = 2000
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 

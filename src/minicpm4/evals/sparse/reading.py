@@ -42,7 +42,7 @@ class Reader:
             raise UnsupportedError("settings are measured on the CPU", "use backend='cpu'")
         self._found = found
         self.weights = load_planned(
-            found.checkpoint, found.config, found.weights, found.ops, progress
+            found.checkpoint, found.config, found.weights, found.ops, progress, found.source.stored
         ).weights
 
     def losses(

@@ -1,0 +1,111 @@
+"""What ``minicpm4 convert`` prints of what it did."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from minicpm4.cli.terminal import print_facts, show, table
+from minicpm4.engine.plan import human
+
+if TYPE_CHECKING:
+    from minicpm4.evals.conversion import Conversion
+    from minicpm4.evals.fidelity import Fidelity
+    from minicpm4.quantize.gguf_export import InType
+
+__all__ = ["print_conversion"]
+
+WORST = 5  # matrices shown
+
+
+def print_conversion(target: Path, done: Conversion, found: Fidelity | None) -> None:
+    """Print the worst matrices, notes, and what was written to ``target``; ``found``: how it compares."""
+    errors = sorted((row for row in done.rows if row.error is not None), key=lambda row: -(row.error or 0.0))
+    if errors:
+        shown = table("worst matrices", "format", "how", "output error", left=3)
+        for row in errors[:WORST]:
+            shown.add_row(row.name, row.format, row.how, f"{math.sqrt(row.error or 0.0):.1%}")
+        show(shown)
+        print()
+    _print_types(done.types)
+    for note in done.notes:
+        print(note, file=sys.stderr)
+    _say_rounded([row.name for row in done.rows if row.how.startswith("too few")])
+    facts = [
+        ("written to", str(target)),
+        (
+            "size",
+            f"{human(done.written.nbytes)} ({human(done.source_nbytes)} before), "
+            f"{done.written.bits:.2f} bits a weight",
+        ),
+        *_chosen(done),
+        *_smoothed(done),
+        *_stored(done),
+        ("calibrated on", f"{done.texts} texts, {done.tokens:,} tokens" if done.tokens else "nothing"),
+        ("read again", "every value as it was rounded" if done.rows else "every value as it was written"),
+    ]
+    if found is not None:
+        change = found.nll_change / found.nll_before if found.nll_before else 0.0
+        interval = ""
+        if found.nll_interval is not None and found.nll_before:
+            interval = f" +- {found.nll_interval / found.nll_before:.2%}"
+        facts += [
+            ("compared on", f"{len(done.tests)} windows of {len(done.tests[0]):,} tokens"),
+            ("loss a token", f"{found.nll_before:.4f} -> {found.nll:.4f} ({change:+.2%}{interval})"),
+            ("KL divergence", f"{found.kl_mean:.4f}, 99.9% of tokens below {found.kl_high:.2f}"),
+            (
+                "best token another",
+                f"{found.flips:,.0f} of 10,000, half of them by a margin below {found.flip_margin:.2f}",
+            ),
+        ]
+    print_facts("converted", facts)
+
+
+def _chosen(done: Conversion) -> list[tuple[str, str]]:
+    """How many matrices a budget of bits has put into each format."""
+    if done.options is None or done.options.bits is None:
+        return []
+    formats = Counter(done.options.overrides.values())
+    return [("formats", ", ".join(f"{count} matrices in {name}" for name, count in sorted(formats.items())))]
+
+
+def _smoothed(done: Conversion) -> list[tuple[str, str]]:
+    """Of how many matrices smoothing has made the error smaller, where GPTQ was asked to try."""
+    if done.options is None or not (done.options.gptq and done.options.smoothed):
+        return []
+    count = sum(row.how == done.options.method for row in done.rows)
+    return [("smoothed", f"{count} of {len(done.rows)} matrices, where it helps GPTQ")]
+
+
+def _stored(done: Conversion) -> list[tuple[str, str]]:
+    """The prefix whose keys and values are stored."""
+    if done.options is None or not done.options.stored_prefix:
+        return []
+    count = len(done.options.stored_prefix)
+    return [("stored prefix", f"{count} tokens, with which texts of calibration and --test begin")]
+
+
+def _print_types(types: Sequence[InType]) -> None:
+    """How many matrices are in each type, and how far the worst of them is from what it was."""
+    if not types:
+        return
+    shown = table("type", "matrices", "farthest from what it was", left=1)
+    for name in dict.fromkeys(row.type for row in types):
+        of_it = [row for row in types if row.type == name]
+        worst = max(of_it, key=lambda row: row.error)
+        far = f"{worst.error:.2%} ({worst.name})" if worst.error else "equal"
+        shown.add_row(name, str(len(of_it)), far)
+    show(shown)
+    print()
+
+
+def _say_rounded(names: Sequence[str]) -> None:
+    if names:
+        print(
+            f"{len(names)} matrices saw too few tokens and were rounded to nearest, the first is {names[0]}",
+            file=sys.stderr,
+        )

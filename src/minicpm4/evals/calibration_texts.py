@@ -1,0 +1,116 @@
+"""Texts that a conversion calibrates on: of files, or the model's own, which are kept until it is done."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minicpm4 import LLM
+from minicpm4.errors import CheckpointError
+from minicpm4.evals.fidelity import own_texts, windows
+from minicpm4.files import read_json, read_text, write_json
+from minicpm4.model.packed_cache import file_identity
+from minicpm4.model.source import OpenModel
+from minicpm4.progress import Progress
+from minicpm4.quantize.options import QuantizeOptions
+from minicpm4.quantize.work import check_kept
+from minicpm4.text.bounds import MAX_TEXT_BYTES
+
+__all__ = ["Bar", "Calibration", "kept_own", "read_windows"]
+
+Bar = Callable[[str, str], AbstractContextManager[Progress | None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """``files`` of text, or none: the model's own; ``samples`` texts of ``length`` tokens."""
+
+    files: tuple[Path, ...] = ()
+    samples: int = 32
+    length: int = 512
+
+
+def read_windows(
+    tokenizer: Any, files: Sequence[Path], count: int, length: int, begin: Sequence[int] = ()
+) -> list[list[int]]:
+    """``count`` texts of ``length`` tokens, evenly spread over ``files``; each begins with ``begin``, or with
+    what the tokenizer puts before a text. Raises CheckpointError where they are too short for one."""
+    ids: list[int] = []
+    for file in files:
+        ids += tokenizer.encode(read_text(file, MAX_TEXT_BYTES, CheckpointError), add_special_tokens=False)
+    prefix = list(begin or tokenizer.with_prefix([]))
+    found = [prefix + one for one in windows(ids, length - len(prefix), count)]
+    if not found:
+        raise CheckpointError(
+            f"{', '.join(map(str, files))}: the text has {len(ids):,} tokens, one window takes {length:,}",
+            "give more text, or a smaller --length",
+        )
+    return found
+
+
+def kept_own(
+    part: Path,
+    opened: OpenModel,
+    source: str,
+    options: QuantizeOptions,
+    calibration: Calibration,
+    bar: Bar,
+    ignore_fields: Sequence[str],
+) -> list[list[int]]:
+    """The model's own texts: those that an earlier run has written to the work folder, if they are of this
+    model and these settings."""
+    file = part / "texts.json"
+    wanted = {
+        "files": [file_identity(one) for one in opened.checkpoint.files],
+        "config": hashlib.sha256(repr(opened.config).encode()).hexdigest(),
+        "texts": [calibration.samples, calibration.length, options.seed, *options.stored_prefix],
+    }
+    other = False
+    with suppress(CheckpointError):
+        kept = read_json(file, MAX_TEXT_BYTES, CheckpointError, optional=True)
+        texts = kept.get("ids")
+        if (
+            kept.get("of") == wanted
+            and isinstance(texts, list)
+            and all(_is_ids(one, opened.config.vocab_size) for one in texts)
+        ):
+            return texts
+        other = kept.get("of") not in (None, wanted)
+    if other:
+        check_kept(part, {})
+    found = _own(source, options, calibration, bar, ignore_fields)
+    try:
+        write_json(file, {"of": wanted, "ids": found})
+    except OSError as error:
+        raise CheckpointError(f"cannot write to {part}: {error}", "check its free space") from error
+    return found
+
+
+def _is_ids(text: Any, vocab_size: int) -> bool:
+    whole = isinstance(text, list) and len(text) > 0
+    return whole and all(type(token) is int and 0 <= token < vocab_size for token in text)
+
+
+def _own(
+    source: str,
+    options: QuantizeOptions,
+    calibration: Calibration,
+    bar: Bar,
+    ignore_fields: Sequence[str],
+) -> list[list[int]]:
+    """Texts that the model writes."""
+    llm = LLM(source, context=calibration.length + 8, ignore_fields=tuple(ignore_fields))
+    found: list[list[int]] = []
+    with bar("writing its own text to calibrate on", "texts") as progress, llm:
+        step = 8
+        for start in range(0, calibration.samples, step):
+            count = min(step, calibration.samples - start)
+            seed, begin = options.seed + start, options.stored_prefix
+            found += own_texts(llm, count, calibration.length, seed, begin)
+            if progress is not None:
+                progress(len(found), calibration.samples)
+    return found
