@@ -73,6 +73,12 @@ def test_answers_end_before_what_ends_them_and_have_no_thoughts(model: Any) -> N
         model.llm = real
 
 
+def test_cut_answers_are_logged(model: Any, caplog: pytest.LogCaptureFixture) -> None:
+    kwargs = {"until": ["\n"], "max_gen_toks": 2, "do_sample": False}
+    model.generate_until([asked("Q: What is the capital of France?\nA:", kwargs)], disable_tqdm=True)
+    assert "1 of 1 answers were cut at max_gen_toks, 2 at most" in caplog.text
+
+
 def test_chats_are_rendered_by_the_template(model: Any) -> None:
     chat = [{"role": "user", "content": "Hello?"}]
     text = model.apply_chat_template(chat)

@@ -24,19 +24,23 @@ def test_tasks_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     file.write_text("\n".join(map(json.dumps, ROWS)))
     other = tmp_path / "More Sets.jsonl"
     other.write_text(json.dumps(ROWS[0]))
-    assert run(["eval", "tasks", str(file), str(other), "--to", str(tmp_path / "tasks")]) == 0
+    assert run(["eval", "tasks", str(file), str(other), "--to", str(tmp_path / "my tasks")]) == 0
     out = capsys.readouterr().out
-    assert "--tasks local_piqa,local_more_sets" in out and ["local_piqa", "3", "2"] in [
-        line.split() for line in out.splitlines()
+    assert f"--include_path '{tmp_path}/my tasks' --tasks local_piqa,local_more_sets" in out and [
+        "local_piqa",
+        "3",
+        "2",
+    ] in [line.split() for line in out.splitlines()]
+    found = [
+        json.loads(line) for line in (tmp_path / "my tasks" / "local_piqa.jsonl").read_text().splitlines()
     ]
-    found = [json.loads(line) for line in (tmp_path / "tasks" / "local_piqa.jsonl").read_text().splitlines()]
     assert found == [
         {"question": "Which?", "choices": ["one", "two", "three"], "gold": 1},
         {"question": "Read this.\nWhat?", "choices": ["x", "y"], "gold": 1},
         {"question": "By its letter?", "choices": ["a. b", "c"], "gold": 0},
     ]
-    task = json.loads((tmp_path / "tasks" / "local_piqa.yaml").read_text())
-    assert task["dataset_kwargs"]["data_files"]["test"] == str(tmp_path / "tasks" / "local_piqa.jsonl")
+    task = json.loads((tmp_path / "my tasks" / "local_piqa.yaml").read_text())
+    assert task["dataset_kwargs"]["data_files"]["test"] == str(tmp_path / "my tasks" / "local_piqa.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -46,6 +50,7 @@ def test_tasks_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         ("{]", "line 1"),
         ('{"question": "a?", "answer": "b"}', "options are no list"),
         ('{"question": "a?", "options": ["b"], "answer": "b"}', "options are no list"),
+        ('{"question": "a", "options": ["b\\udc00", "c"], "answer": "c"}', "line 1 holds a lone surrogate"),
         ('{"question": 1, "options": ["b", "c"], "answer": "b"}', "question is no text"),
         ('{"question": "a?", "options": ["b", "c"], "answer": "d"}', "none has its answer"),
     ],

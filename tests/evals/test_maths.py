@@ -139,11 +139,14 @@ def test_files_are_read_in_several_layouts(tmp_path: Path) -> None:
         {"question": "a?", "answer": "2 * 3 = <<2*3=6>>6\n#### 1,006"},
         {"problem": "b?", "answer": 4.5, "id": 17},
         {"prompt": "c?", "expected": " x+1 ", "task_id": "z"},
+        {"prompt": "d?", "answer": 1e-05, "id": 1},
+        {"prompt": "e?", "answer": "so 2.5E3\n#### 2.5E3", "id": 2},
     ]
     file = tmp_path / "p.jsonl.gz"
     file.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+    more = [("1", "d?", "0.00001"), ("2", "e?", "2500")]  # math-verify reads no exponent
     found = [(one.task, one.question, one.answer) for one in read_problems(file)]
-    assert found == [("0", "a?", "1,006"), ("17", "b?", "4.5"), ("z", "c?", "x+1")]
+    assert found == [("0", "a?", "1,006"), ("17", "b?", "4.5"), ("z", "c?", "x+1"), *more]
 
 
 @pytest.mark.parametrize(
@@ -155,6 +158,7 @@ def test_files_are_read_in_several_layouts(tmp_path: Path) -> None:
         ('{"question": "a?"}', "answer is no number"),
         ('{"question": "a?", "answer": true}', "answer is no number"),
         ('{"question": "", "answer": "1"}', "question is no text"),
+        ('{"question": "\\ud800", "answer": "1"}', "line 1 holds a lone surrogate"),
         ('{"question": "a?", "answer": "1", "id": 1}\n{"question": "b?", "answer": "1", "id": 1}', "twice"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -46,5 +47,5 @@ def tasks(
         write_task(to, name, questions[:first])
         shown.add_row(name, f"{len(questions[:first]):,}", f"{wrong:,}")
     show(shown)
-    asked = f"--include_path {to} --tasks {','.join(names)}"
+    asked = f"--include_path {shlex.quote(str(to))} --tasks {','.join(names)}"
     print(f"python -m minicpm4.evals.harness run --model minicpm4 --model_args model=NAME {asked}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -36,6 +37,8 @@ def read_rows(
             found = parse_json(line.encode(), where, ConfigError, remedy, constants=constants)
             require(isinstance(found, Mapping), f"{where} is no table", remedy)
             require(count <= most, f"{file} has more than {most:,} lines", "give a part of it")
+            halved = "\\u" in line and not _is_unicode(found)
+            require(not halved, f"{where} holds a lone surrogate", "write whole characters")
             yield where, found
     require(count > 0, f"{file} has no lines", remedy)
 
@@ -46,6 +49,15 @@ def check_text(row: Mapping[str, Any], name: str, where: str, remedy: str) -> st
     right = isinstance(value, str) and 0 < len(value) <= MAX_CHARS
     require(right, f"{where}: {name} is no text, or an empty one", remedy)
     return str(value)
+
+
+def _is_unicode(value: Any) -> bool:
+    """Whether its texts can be written: JSON may spell half of a pair of UTF-16."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _unpacked(content: bytes, file: Path, limit: int) -> bytes:

@@ -23,6 +23,8 @@ def main() -> int:
     except Minicpm4Error as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

@@ -277,7 +277,9 @@ def _batch(given: int | str | None, most: int | None) -> int:
     if given is None or str(given).startswith("auto"):
         return most or 8
     require(
-        str(given).isdecimal() and int(given) > 0, f"batch_size = {given!r} is no number", "give 1 or more"
+        str(given).isdecimal() and int(given) > 0,
+        f"batch_size = {given!r} is no number above 0",
+        "give one, or auto",
     )
     return int(given)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from minicpm4.evals.rows import MAX_CHARS, check_text, read_rows
 __all__ = ["Problem", "make_problems", "read_problems"]
 
 _FINAL = re.compile(r"####[ \t]*(\S[^\n]*)")  # where GSM8K's solutions say their answer
+_EXPONENT = re.compile(r"[+-]?\d{1,20}(\.\d{0,20})?[eE][+-]?\d{1,3}", re.ASCII)
 # By which names files have a question, its answer and its number.
 QUESTIONS, ANSWERS, NUMBERS = ("question", "problem", "prompt"), ("answer", "expected"), ("task_id", "id")
 REMEDY = "each line is a table with question and answer, as GSM8K's"
@@ -49,11 +51,16 @@ def _named(row: Mapping[str, Any], names: Sequence[str]) -> str:
 def _answer(row: Mapping[str, Any], where: str) -> str:
     value = row.get(_named(row, ANSWERS))
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
+        return _in_digits(str(value))
     right = isinstance(value, str) and 0 < len(value.strip()) <= MAX_CHARS
     require(right, f"{where}: answer is no number, and no text", REMEDY)
     ends = _FINAL.findall(str(value))
-    return (ends[-1] if ends else str(value)).strip()
+    return _in_digits((ends[-1] if ends else str(value)).strip())
+
+
+def _in_digits(number: str) -> str:
+    """1e-05 as 0.00001: of the first math-verify reads no more than the 1."""
+    return f"{Decimal(number):f}" if _EXPONENT.fullmatch(number) else number
 
 
 def make_problems(name: str, count: int, seed: int) -> list[Problem]:
