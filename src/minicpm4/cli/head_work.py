@@ -219,11 +219,9 @@ class Work:
                 cost.flops(wanted.answer_tokens * texts, PROMPT // 2 * texts),
             ),
         )
-        print(
-            f"{wanted.form} head for {sanitize(wanted.model)}: {cost.parameters:,} parameters, of which ",
-            end="",
-        )
-        print(f"guesses among {len(self.layout.tokens):,} tokens of {self.found.config.vocab_size:,}\n")
+        tokens = f"{len(self.layout.tokens):,} tokens of {self.found.config.vocab_size:,}"
+        print(f"{wanted.form} head for {sanitize(wanted.model)}: {cost.parameters:,} parameters")
+        print(f"it guesses among {tokens}\n")
         shown = table("", "tokens at most", "TFLOP", "minutes", left=1)
         for what, tokens, flops in rows:
             shown.add_row(what, f"{tokens:,}", f"{flops / 1e12:,.1f}", f"{flops / speed / 60:,.1f}")

@@ -201,7 +201,7 @@ class HeadRun:
         lines = read_metrics(self.run_folder)
         held = [(one["step"], one["accept_length"]) for one in lines if "accept_length" in one]
         own = [(one["step"], one["training_length"]) for one in lines if "training_length" in one]
-        curves = {name: curve for name, curve in (("held out", held), ("training", thinned(own))) if curve}
+        curves = {name: curve for name, curve in (("training", thinned(own)), ("held out", held)) if curve}
         if curves:
             label = "tokens a pass, if greedy"
             picture = chart("a head that drafts", curves, "step", label, log_x=False, log_y=False)
