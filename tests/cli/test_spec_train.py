@@ -131,6 +131,7 @@ def test_what_a_run_has_on_disk_is_not_asked_for_again(
     amount, unit = need.search(capsys.readouterr().err).groups()  # type: ignore[union-attr]
     left = int((float(amount) + 0.1) * {"kB": 1e3, "MB": 1e6}[unit])
     assert there > 100_000
+    assert run(command(model, corpus, tmp_path / "new")) == 2 and not (tmp_path / "new").exists()
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=left + 20_000))
     assert run(command(model, corpus, output, "--until", "3")) == 0
 

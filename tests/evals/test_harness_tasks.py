@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -41,6 +42,20 @@ def test_tasks_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     ]
     task = json.loads((tmp_path / "my tasks" / "local_piqa.yaml").read_text())
     assert task["dataset_kwargs"]["data_files"]["test"] == str(tmp_path / "my tasks" / "local_piqa.jsonl")
+
+
+def test_a_disk_that_is_full_leaves_no_empty_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "x.jsonl"
+    file.write_text(json.dumps(ROWS[0]))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "x")
+
+    monkeypatch.setattr("minicpm4.evals.harness.tasks.write_file", full)
+    assert run(["eval", "tasks", str(file), "--to", str(tmp_path / "tasks")]) == 2
+    assert "No space left" in capsys.readouterr().err and not (tmp_path / "tasks").exists()
 
 
 @pytest.mark.parametrize(

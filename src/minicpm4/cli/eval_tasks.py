@@ -11,6 +11,7 @@ import typer
 from minicpm4.cli.options import number
 from minicpm4.cli.terminal import show, table
 from minicpm4.config.strict import require
+from minicpm4.files import making
 
 
 def tasks(
@@ -41,11 +42,11 @@ def tasks(
     twice = next((name for name in names if names.count(name) > 1), None)
     require(twice is None, f"two files would be the task {twice}", "rename one of the two")
     read = [read_choices(file) for file in files]
-    to.mkdir(parents=True, exist_ok=True)
     shown = table("task", "questions", "left out", left=1)
-    for name, (questions, wrong) in zip(names, read, strict=True):
-        write_task(to, name, questions[:first])
-        shown.add_row(name, f"{len(questions[:first]):,}", f"{wrong:,}")
+    with making(to):
+        for name, (questions, wrong) in zip(names, read, strict=True):
+            write_task(to, name, questions[:first])
+            shown.add_row(name, f"{len(questions[:first]):,}", f"{wrong:,}")
     show(shown)
     asked = f"--include_path {shlex.quote(str(to))} --tasks {','.join(names)}"
     print(f"python -m minicpm4.evals.harness run --model minicpm4 --model_args model=NAME {asked}")

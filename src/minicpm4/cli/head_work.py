@@ -13,6 +13,7 @@ from minicpm4.cli.terminal import progress_or_lines, sanitize, show, table
 from minicpm4.config.strict import require, suggest
 from minicpm4.errors import ConfigError, MemoryPlanError
 from minicpm4.evals.results import hash_of
+from minicpm4.files import making
 
 if TYPE_CHECKING:
     from minicpm4.train.draft_estimate import HeadCost
@@ -182,15 +183,16 @@ class Work:
         own = (output / RUN).is_dir()
         require(own or not there, f"{output} holds a model or head already", "give another --output")
         try:
-            output.mkdir(parents=True, exist_ok=True)
-            free = shutil.disk_usage(output).free
+            with making(output):
+                free, need = shutil.disk_usage(output).free, self.disk - _bytes_in(output / RUN)
+                told = (
+                    f"{output} has {human(free)} left, answers and checkpoints take up to {human(need)} more"
+                )
+                require(free > need, told, "free some, or give another --output")
         except OSError as error:
             raise ConfigError(
                 f"cannot write to {output}: {error.strerror}", "give another --output"
             ) from error
-        need = self.disk - _bytes_in(output / RUN)
-        told = f"{output} has {human(free)} left, answers and checkpoints take up to {human(need)} more"
-        require(free > need, told, "free some, or give another --output")
 
     @property
     def disk(self) -> int:
@@ -219,9 +221,9 @@ class Work:
                 cost.flops(wanted.answer_tokens * texts, PROMPT // 2 * texts),
             ),
         )
-        tokens = f"{len(self.layout.tokens):,} tokens of {self.found.config.vocab_size:,}"
+        among = f"{len(self.layout.tokens):,} tokens of {self.found.config.vocab_size:,}"
         print(f"{wanted.form} head for {sanitize(wanted.model)}: {cost.parameters:,} parameters")
-        print(f"it guesses among {tokens}\n")
+        print(f"it guesses among {among}\n")
         shown = table("", "tokens at most", "TFLOP", "minutes", left=1)
         for what, tokens, flops in rows:
             shown.add_row(what, f"{tokens:,}", f"{flops / 1e12:,.1f}", f"{flops / speed / 60:,.1f}")

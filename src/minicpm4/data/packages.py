@@ -69,7 +69,8 @@ def _fetch(kind: str, name: str, home: Path) -> Path:
                     _fill(files, kind, name)
     except OSError as error:
         raise UnsupportedError(
-            f"cannot write {target}: {error}", "free space there, or set MINICPM4_HOME to another folder"
+            f"cannot write {target}: {error.strerror or error}",
+            "free space there, or set MINICPM4_HOME to another folder",
         ) from error
     return target
 

@@ -246,7 +246,7 @@ class _Writer:
             return replace(done, notes=[*notes, *done.notes])
         except OSError as error:
             raise CheckpointError(
-                f"cannot write {self.target}: {error}",
+                f"cannot write {self.target}: {error.strerror or error}",
                 "check the place and its free space, then do the same again",
             ) from error
 

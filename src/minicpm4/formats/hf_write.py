@@ -236,7 +236,7 @@ def write_folder(
         end_folder(folder, content)
     except OSError as error:
         raise CheckpointError(
-            f"cannot write {folder}: {error}", "check the place and its free space"
+            f"cannot write {folder}: {error.strerror or error}", "check the place and its free space"
         ) from error
 
 

@@ -125,7 +125,7 @@ def write_model(
         end_folder(folder, content)
     except OSError as error:
         raise CheckpointError(
-            f"cannot write {folder}: {error}", "check the place and its free space"
+            f"cannot write {folder}: {error.strerror or error}", "check the place and its free space"
         ) from error
     total = sum(source.nbytes for source in sources.values())
     return Written(nbytes=total, weights=weights, matrix_nbytes=matrix_nbytes)

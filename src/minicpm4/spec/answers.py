@@ -117,7 +117,7 @@ def _write(
         write_safetensors(file, sources)
     except OSError as error:
         raise CheckpointError(
-            f"cannot write {file}: {error}", "check the place and its free space"
+            f"cannot write {file}: {error.strerror or error}", "check the place and its free space"
         ) from error
 
 

@@ -261,5 +261,5 @@ def write_head(folder: Path, head: DraftHead, dtype: str, *, masters: bool = Fal
         write_safetensors(folder / "model.safetensors", tensors, check_finite)
     except OSError as error:
         raise CheckpointError(
-            f"cannot write {folder}: {error}", "check the place and its free space"
+            f"cannot write {folder}: {error.strerror or error}", "check the place and its free space"
         ) from error

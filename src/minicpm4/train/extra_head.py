@@ -80,5 +80,5 @@ class ExtraHead(nn.Module, ABC):
             write_json(folder / "config.json", cls.plan.config(config), indent=2, durable=True)
         except OSError as error:
             raise CheckpointError(
-                f"cannot write {folder}: {error}", "check the place and its free space"
+                f"cannot write {folder}: {error.strerror or error}", "check the place and its free space"
             ) from error

@@ -46,7 +46,7 @@ def write_folder(
         world.first(lambda: end_folder(folder, content))
     except OSError as error:
         raise CheckpointError(
-            f"cannot write {folder}: {error}", "check the place and its free space"
+            f"cannot write {folder}: {error.strerror or error}", "check the place and its free space"
         ) from error
 
 
