@@ -131,7 +131,7 @@ def try_head(wanted: Wanted, prompts: list[list[int]], threads: int | None) -> N
     draft, context = f"eagle:{wanted.output}", wanted.longest + CHECK_TOKENS
     with LLM(wanted.model, backend="cpu", draft=draft, context=context, max_batch=1, threads=threads) as llm:
         engine: Any = llm.engine
-        with progress_or_lines("drafting", "prompts") as progress:
+        with progress_or_lines("drafting", "temperatures") as progress:
             both = {PLAIN: None, "eagle": engine.drafting}
             found = measure(llm, both, cases, tokens=CHECK_TOKENS, rounds=1, progress=progress)
     shown = table("held-out prompts", "tokens/s", "speed-up", "tokens a pass", "drafts right", left=1)
