@@ -7,14 +7,20 @@ into benchmarks/results.
     .venv/bin/python benchmarks/speculation.py [--minutes 18] [--only smollm2|qwen] [--write]
     .venv/bin/python benchmarks/speculation.py --head FOLDER       a head of `minicpm4 spec train` for SmolLM2
     .venv/bin/python benchmarks/speculation.py --equal [--prompts 40] [--tokens 256] [--write]
+    .venv/bin/python benchmarks/speculation.py --processes 50 [--write]
 
 ``--equal`` compares answers alone, of SmolLM2 in three formats, one and eight at a time; half of the prompts
-are long, and read with sparse attention from the first token on.
+are long, and read with sparse attention from the first token on. ``--processes`` starts SmolLM2 so often,
+with one thread and two in turn, and compares texts and, with four drafts a pass, how many were accepted.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -92,9 +98,17 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=ALL, default=ALL)
     parser.add_argument("--equal", action="store_true", help="compare answers, measure nothing")
     parser.add_argument("--head", default="", help="a folder: it drafts for SmolLM2, which alone is measured")
+    parser.add_argument("--processes", type=int, default=0, help="compare answers of so many starts")
+    parser.add_argument("--one", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--prompts", type=int, default=40, help="with --equal")
     parser.add_argument("--tokens", type=int, default=256, help="with --equal, of each answer")
     options = parser.parse_args()
+    if options.one:
+        print(json_text(_one(threads=options.one)))
+        return
+    if options.processes:
+        _processes(options.processes, options.write)
+        return
     if options.equal:
         _equal(options.prompts, options.tokens, options.write)
         return
@@ -162,6 +176,54 @@ def _equal(prompts: int, tokens: int, write: bool) -> None:
     print(text)
     if write:
         write_file(HERE / "results" / f"speculation_equal_{date}.json", text)
+
+
+FEW = ("quoting", "coding", "chat")
+
+
+def _one(threads: int) -> list[dict[str, Any]]:
+    """What a start of its own answers to prompts of three kinds, greedily and not, and how it drafted."""
+    model = PARTS["smollm2"].model
+    with LLM(model, context=2048, max_batch=1, threads=threads, draft="suffix", draft_tokens=4) as llm:
+        found = []
+        for case in cases(llm, FEW, (0.0, 1.0), ""):
+            params = SamplingParams(max_tokens=64, temperature=case.temperature, seed=7, ignore_eos=True)
+            for out in llm.generate([list(ids) for ids in case.prompts], params):
+                m = out.metrics
+                counts = [m.draft_tokens, m.accepted_tokens, *m.accepted_by_position]
+                found.append({"kind": case.kind, "tokens": out.token_ids, "drafts": counts})
+    return found
+
+
+def _processes(count: int, write: bool) -> None:
+    """Answers of ``_one`` in so many processes, each with another seed of Python's hashes."""
+    starts = []
+    for number in range(count):
+        command = [sys.executable, __file__, "--one", str(1 + number % 2)]
+        env = {**os.environ, "PYTHONHASHSEED": str(number)}
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+        starts.append(json.loads(done.stdout))
+        print(
+            f"  {number + 1} of {count}: {'as the first' if starts[-1] == starts[0] else 'ANOTHER'}",
+            flush=True,
+        )
+    figures = {
+        "commit": commit(),
+        "machine": cpu_name(),
+        "date": datetime.now(UTC).date().isoformat(),
+        "processes": count,
+        "other_texts": sum(
+            [one["tokens"] for one in start] != [one["tokens"] for one in starts[0]] for start in starts
+        ),
+        "other_drafts": sum(start != starts[0] for start in starts),
+        "answers": [
+            {"kind": one["kind"], "tokens": len(one["tokens"]), "drafts": one["drafts"]} for one in starts[0]
+        ],
+    }
+    text = json_text(figures, indent=1) + "\n"
+    print(text)
+    if write:
+        write_file(HERE / "results" / f"speculation_processes_{figures['date']}.json", text)
 
 
 def _compare(llm: LLM, weights: str, batch: int, prompts: int, tokens: int) -> list[dict[str, Any]]:
