@@ -43,7 +43,7 @@ from minicpm4.evals.fidelity import compare
 from minicpm4.files import finite, write_json, writing_path
 from minicpm4.formats.names import EMBED, expected_tensors
 from minicpm4.formats.quant import QuantSpec, packed_nbytes
-from minicpm4.kernels.registry import host_table
+from minicpm4.kernels.registry import exact_isa, host_table
 from minicpm4.machine import cpu_name, total_cores
 from minicpm4.model.source import open_model
 from minicpm4.model.stored_prefix import FILE
@@ -221,15 +221,14 @@ def size(config: ModelConfig, options: QuantizeOptions) -> dict[str, float]:
 
 
 def read(
-    original: Remembered, made: str, windows: dict[str, list[list[int]]], weights: str = "auto"
+    original: Remembered, made: str, windows: dict[str, list[list[int]]], weights: str = "f32"
 ) -> dict[str, Any]:
     """By kind of text what a file that was made of ``original`` is like, with ``weights`` as it is loaded."""
     with LLM(
         made,
-        weights=weights,
         context=max(len(one) for each in windows.values() for one in each) + 8,
         max_batch=1,
-        **EXACT,
+        **{**EXACT, "weights": weights, "isa": exact_isa(floats=weights == "f32")},
     ) as llm:
         return {kind: compare(original, llm, each).as_dict() for kind, each in windows.items()}
 

@@ -30,7 +30,7 @@ def plan(folder: Path, weights: str = "auto") -> WeightPlan:
     return plan_weights(found.checkpoint, found.config, weights)
 
 
-@pytest.mark.parametrize("weights", ["auto", "bf16", "int8", "int4", "ternary"])
+@pytest.mark.parametrize("weights", ["auto", "f32", "bf16", "int8", "int4", "ternary"])
 def test_loading_makes_what_was_planned(folder: Path, weights: str) -> None:
     planned, loaded = plan(folder, weights), load_model(folder, weights).weights
     assert planned.nbytes == loaded.nbytes
@@ -98,7 +98,7 @@ def test_where_a_group_does_not_fit_another_is_taken(tmp_path: Path) -> None:
     assert set(formats.values()) == {"int4-g32", "int8-g32"}
 
 
-@pytest.mark.parametrize("weights", ["int4-g", "int4-g48", "bf16-g64", "f32", "int4-g64 "])
+@pytest.mark.parametrize("weights", ["int4-g", "int4-g48", "bf16-g64", "f64", "int4-g64 "])
 def test_groups_that_cannot_be_are_refused(folder: Path, weights: str) -> None:
     with pytest.raises(ConfigError, match="groups may be said: int4-g64"):
         plan(folder, weights)

@@ -43,6 +43,21 @@ def test_a_layer_at_a_time_gives_the_logits_of_the_engine(
     assert prove(stored(folder), stored(folder), exact_table()) < 1e-5
 
 
+def test_weights_in_floats_are_multiplied_in_float32_at_a_faster_level(tmp_path: Path) -> None:
+    folder = tmp_path / "int4"
+    assert (
+        run(["convert", str(make_checkpoint(tmp_path / "m")), str(folder), "--to", "hf", "--method", "rtn"])
+        == 0
+    )
+    ids = np.random.default_rng(1).integers(0, 320, 40).tolist()
+    with LLM(str(folder), context=48, kv="float32", isa=exact_isa()) as llm:
+        assert "int4" in llm.description  # the grid is found
+        wanted = llm.logits(ids)
+    with LLM(str(folder), context=48, kv="float32", weights="f32", isa=exact_isa(floats=True)) as llm:
+        assert "int4" not in llm.description
+        np.testing.assert_allclose(llm.logits(ids), wanted, atol=1e-5 * np.abs(wanted).max())
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -41,8 +41,8 @@ def command(
     weights: Annotated[
         str | None,
         typer.Option(
-            help="What layers become: int4, int8, ternary, bf16 (embeddings and head, too), or auto: they "
-            "stay as they are stored. int4 unless said, for gguf and llama auto."
+            help="What layers become: int4, int8, ternary, bf16 or f32 (embeddings and head, too), or auto: "
+            "they stay as they are stored. int4 unless said, for gguf and llama auto."
         ),
     ] = None,
     method: Annotated[

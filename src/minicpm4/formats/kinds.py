@@ -148,6 +148,7 @@ _ROWS = (
         dtype="float32",
         file="F32",
         infinity=0x7F800000,
+        choice=True,
     ),
     WeightKind(
         name="f16",

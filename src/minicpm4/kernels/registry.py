@@ -63,11 +63,13 @@ def host_table() -> OpTable:
     return _cpu_table(None, None, "auto")
 
 
-def exact_isa() -> str | None:
-    """The fastest level here that multiplies in float32 throughout; None without the extension."""
+def exact_isa(*, floats: bool = False) -> str | None:
+    """The fastest level here that multiplies in float32 throughout; None without the extension. ``floats``:
+    with weights that are held as floats, which AVX2 multiplies so, too (those in groups in 16 bits)."""
     if cpu is None:
         return None
-    return next(level for level in ("avx512", "scalar") if level in cpu.isa_levels())
+    levels = ("avx512", "avx2", "scalar") if floats else ("avx512", "scalar")
+    return next(level for level in levels if level in cpu.isa_levels())
 
 
 def exact_table() -> OpTable:
