@@ -237,7 +237,7 @@ def test_rotations_are_orthogonal(size: int) -> None:
     [
         ({"weights": "int5"}, "int5"),
         ({"weights": "bf16"}, "gptq chooses codes, bf16 has none"),
-        ({"weights": "f32", "method": "rtn"}, "f32"),
+        ({"weights": "f64", "method": "rtn"}, "f64"),
         ({"method": "gptqq"}, "gptq"),
         ({"group": 48}, "group_size"),
         ({"overrides": {"(": "float"}}, "regular expression"),

@@ -199,15 +199,17 @@ def _run(
         run = report.run_name(one.point)
         share = f"{report.share(loaded, one, limits):.0%}"
         shown.add_row(run, one.point.attention, f"{one.point.depth:,}", _rate(one.rate), _spread(one), share)
-    if json_file is not None:
-        write_figures(json_file, report.as_json(name, loaded, measured, limits))
-    if plot is not None:
-        write_file(plot, report.svg(name, loaded, measured))
-    show(shown)
-    print(
-        f"\nlimits of this machine, same run: memory {limits.bandwidth / 1e9:.1f} GB/s read, "
-        f"float32 products {limits.float32 / 1e9:,.0f} GFLOP/s"
-    )
+    try:
+        show(shown)
+        print(
+            f"\nlimits of this machine, same run: memory {limits.bandwidth / 1e9:.1f} GB/s read, "
+            f"float32 products {limits.float32 / 1e9:,.0f} GFLOP/s"
+        )
+    finally:  # what was measured is written if it cannot be shown, and was shown if it cannot be written
+        if json_file is not None:
+            write_figures(json_file, report.as_json(name, loaded, measured, limits))
+        if plot is not None:
+            write_file(plot, report.svg(name, loaded, measured))
 
 
 def _run_drafts(
