@@ -92,7 +92,7 @@ def test_strange_names_are_cut_and_can_be_written(tmp_path: Path, capsys: pytest
     assert ElementTree.fromstring(outputs["--plot"].read_text()) is not None
 
 
-def test_files_are_written_before_a_full_standard_output_ends_it(
+def test_files_are_written_though_standard_output_is_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = write(tmp_path / "a.json", result())
@@ -100,6 +100,19 @@ def test_files_are_written_before_a_full_standard_output_ends_it(
         monkeypatch.setattr("sys.stdout", full)
         assert run(["eval", "compare", file, file, "--json", str(tmp_path / "b.json")]) == 2
         monkeypatch.undo()
+    assert json.loads((tmp_path / "b.json").read_text())["comparisons"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_picture_that_cannot_be_written_keeps_nothing_else_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path / "a.json", result())
+    (tmp_path / "full.svg").symlink_to("/dev/full")
+    outputs = ["--plot", str(tmp_path / "full.svg"), "--json", str(tmp_path / "b.json")]
+    assert run(["eval", "compare", file, file, *outputs]) == 2
+    told = capsys.readouterr()
+    assert "62.5%" in told.out and told.err.startswith("error: ") and "full.svg" in told.err
     assert json.loads((tmp_path / "b.json").read_text())["comparisons"]
 
 

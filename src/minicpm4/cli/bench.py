@@ -17,6 +17,7 @@ from minicpm4.cli.options import (
     numbers,
     require_only,
     sparse_option,
+    then_written,
     weight_words,
     words,
     write_figures,
@@ -199,17 +200,15 @@ def _run(
         run = report.run_name(one.point)
         share = f"{report.share(loaded, one, limits):.0%}"
         shown.add_row(run, one.point.attention, f"{one.point.depth:,}", _rate(one.rate), _spread(one), share)
-    try:
+    with then_written(
+        (json_file, lambda file: write_figures(file, report.as_json(name, loaded, measured, limits))),
+        (plot, lambda file: write_file(file, report.svg(name, loaded, measured))),
+    ):
         show(shown)
         print(
             f"\nlimits of this machine, same run: memory {limits.bandwidth / 1e9:.1f} GB/s read, "
             f"float32 products {limits.float32 / 1e9:,.0f} GFLOP/s"
         )
-    finally:  # what was measured is written if it cannot be shown, and was shown if it cannot be written
-        if json_file is not None:
-            write_figures(json_file, report.as_json(name, loaded, measured, limits))
-        if plot is not None:
-            write_file(plot, report.svg(name, loaded, measured))
 
 
 def _run_drafts(
@@ -239,10 +238,9 @@ def _run_drafts(
         right = "–" if one.right is None else f"{one.right:.0%}"
         rates = [_rate(one.rate), _rate(plain.rate), f"{one.speed_up:.2f}x"]
         shown.add_row(one.case.kind, f"{one.case.temperature:g}", *rates, f"{one.accept_length:.2f}", right)
-    if json_file is not None:
-        write_figures(json_file, [one.as_json() for one in found])
-    show(shown)
-    print(f"\ntokens that differ: {sum(one.differing for one in found)}")
+    with then_written((json_file, lambda file: write_figures(file, [one.as_json() for one in found]))):
+        show(shown)
+        print(f"\ntokens that differ: {sum(one.differing for one in found)}")
 
 
 def load(name: str, options: Any, room: int) -> Any:

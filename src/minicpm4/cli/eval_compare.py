@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from minicpm4.cli.options import check_apart, check_output, write_figures
+from minicpm4.cli.options import check_apart, check_output, then_written, write_figures
 from minicpm4.cli.terminal import one_line, show, table
 from minicpm4.config.strict import check_choice, require
 from minicpm4.engine.plan import human
@@ -84,16 +84,16 @@ def compare(
     require(len(found) > 1, "there is one result alone", "give the files of two runs or more")
     require(len(found) <= MAX_RESULTS, f"{len(found)} results are too many", f"give {MAX_RESULTS} at most")
     groups = _groups(found, free)
-    if markdown is not None:
-        write_file(markdown, "\n".join(group.markdown() for group in groups))
-    if plot is not None:
-        write_file(plot, _picture(groups))
-    if json_file is not None:
-        write_figures(json_file, {"across": free, "comparisons": [group.figures() for group in groups]})
-    for number, group in enumerate(groups):
-        if number:
-            print()
-        group.show()
+    figures = {"across": free, "comparisons": [group.figures() for group in groups]}
+    with then_written(
+        (markdown, lambda file: write_file(file, "\n".join(group.markdown() for group in groups))),
+        (plot, lambda file: write_file(file, _picture(groups))),
+        (json_file, lambda file: write_figures(file, figures)),
+    ):
+        for number, group in enumerate(groups):
+            if number:
+                print()
+            group.show()
 
 
 def _groups(found: list[Result], across: list[str]) -> list[Group]:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +22,7 @@ from minicpm4.cli.options import (
     number,
     numbers,
     texts_or_manual,
+    then_written,
     write_figures,
 )
 from minicpm4.cli.terminal import progress_bar, show, table
@@ -178,20 +180,28 @@ def _tell(
     from minicpm4.evals.ruler import effective_length, scores, svg
 
     scored = {way: scores(answers) for way, answers in found.items()}
-    if json_file is not None:
-        rows = {way: [asdict(one) for one in each] for way, each in scored.items()}
-        every = {way: [asdict(one) for one in each] for way, each in found.items()}
-        write_figures(json_file, {**about, "scores": rows, "answers": every})
-    for way, each in scored.items():
-        if plot is not None and each:
-            file = plot if len(scored) == 1 else plot.with_stem(f"{plot.stem}-{way}")
-            write_file(file, svg(f"RULER's kinds, {way} attention: {Path(about['model']).name}", each))
-        _show(way, each)
-        best = effective_length(each)
-        print(f"{way}: the average reaches 85.6% up to {'no length' if best is None else f'{best:,} tokens'}")
-        print(f"{way}: {told_cut([one.cut for one in found[way]], 'the few tokens that RULER gives them')}")
-        tell_left(total - len(found[way]), f"questions ({way})")
-    print(f"hash {about['hash']}")
+    rows = {way: [asdict(one) for one in each] for way, each in scored.items()}
+    every = {way: [asdict(one) for one in each] for way, each in found.items()}
+
+    def picture(file: Path, way: str) -> None:
+        write_file(file, svg(f"RULER's kinds, {way} attention: {Path(about['model']).name}", scored[way]))
+
+    pictures = []
+    for way in scored:
+        if plot is not None and scored[way]:
+            one = plot if len(scored) == 1 else plot.with_stem(f"{plot.stem}-{way}")
+            pictures.append((one, partial(picture, way=way)))
+    figures = {**about, "scores": rows, "answers": every}
+    with then_written((json_file, lambda file: write_figures(file, figures)), *pictures):
+        for way, each in scored.items():
+            _show(way, each)
+            best = effective_length(each)
+            length = "no length" if best is None else f"{best:,} tokens"
+            print(f"{way}: the average reaches 85.6% up to {length}")
+            cuts = [one.cut for one in found[way]]
+            print(f"{way}: {told_cut(cuts, 'the few tokens that RULER gives them')}")
+            tell_left(total - len(found[way]), f"questions ({way})")
+        print(f"hash {about['hash']}")
 
 
 def _show(way: str, found: list[Score]) -> None:

@@ -21,6 +21,7 @@ from minicpm4.cli.options import (
     number,
     parse_sparse,
     texts_or_manual,
+    then_written,
     write_figures,
 )
 from minicpm4.cli.terminal import progress_bar, progress_or_lines, show, table
@@ -229,19 +230,24 @@ def _tell(
     judged = costs(results)
     best = cheapest(judged, wanted)
     name = Path(about["model"]).name
-    if json_file is not None:
-        told = {**about, **_here(found), "loss": wanted, "named": best and best.result.name}
-        write_figures(json_file, {**told, "results": _rows(results, judged, times)})
-    if plot is not None and judged:
+    told = {**about, **_here(found), "loss": wanted, "named": best and best.result.name}
+
+    def picture(file: Path) -> None:
         shown = best or min(judged, key=lambda one: max(one.running, one.copy or 0.0))
-        write_file(plot, heat(f"{name}: recall of {shown.result.name}", shown.result))
-    _show(results[0], judged, times)
-    if judged and judged[0].copy is None:
-        print("note: this model gains nothing by looking a passage up, so only running text is judged")
-    if best is None:
-        print(f"none of these loses at most {100 * wanted:g}%: take dense attention")
-    else:
-        print(f"within {100 * wanted:g}% least is read with --attention sparse --sparse {best.result.name}")
+        write_file(file, heat(f"{name}: recall of {shown.result.name}", shown.result))
+
+    with then_written(
+        (json_file, lambda file: write_figures(file, {**told, "results": _rows(results, judged, times)})),
+        (plot if judged else None, picture),
+    ):
+        _show(results[0], judged, times)
+        if judged and judged[0].copy is None:
+            print("note: this model gains nothing by looking a passage up, so only running text is judged")
+        if best is None:
+            print(f"none of these loses at most {100 * wanted:g}%: take dense attention")
+        else:
+            least = f"--attention sparse --sparse {best.result.name}"
+            print(f"within {100 * wanted:g}% least is read with {least}")
     if write:
         _write(found, about, results[0], best, times)
 

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from minicpm4.cli.options import IgnoreOption, check_output, number, numbers, sparse_option, write_figures
+from minicpm4.cli.options import (
+    IgnoreOption,
+    check_output,
+    number,
+    numbers,
+    sparse_option,
+    then_written,
+    write_figures,
+)
 from minicpm4.cli.terminal import progress_bar, show, table
 from minicpm4.config.strict import require
 from minicpm4.files import write_file
@@ -90,12 +98,12 @@ def command(
     print(llm.description, file=sys.stderr)
     wanted = {"needles": needles, "digits": digits, "seed": seed}
     cells = _ask(llm, _corpora(text), sizes, places, each, wanted)
-    if json_file is not None:
-        about = {"model": model, "description": llm.description, **wanted}
-        write_figures(json_file, {**about, "cells": evaluation.as_json(cells)})
-    if plot is not None:
-        write_file(plot, evaluation.svg(f"Needles found: {model}", cells))
-    _show(cells, sizes, places)
+    about = {"model": model, "description": llm.description, **wanted}
+    with then_written(
+        (json_file, lambda file: write_figures(file, {**about, "cells": evaluation.as_json(cells)})),
+        (plot, lambda file: write_file(file, evaluation.svg(f"Needles found: {model}", cells))),
+    ):
+        _show(cells, sizes, places)
 
 
 def _corpora(paths: list[str]) -> list[Corpus]:

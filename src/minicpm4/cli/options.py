@@ -10,6 +10,7 @@ import functools
 import inspect
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -341,6 +342,17 @@ def texts_or_manual(files: Sequence[Path]) -> str:
 
         return "\n\n".join(topics.values())
     return "\n\n".join(read_text(file, MAX_TEXT_BYTES, ConfigError, "give a file of text") for file in files)
+
+
+def then_written(*files: tuple[Path | None, Callable[[Path], None]]) -> ExitStack:
+    """To show within what took long: afterwards each file that was asked for is written, by its function.
+    So figures are written if they cannot be shown (a closed standard output), were shown if one cannot be
+    written, and one that cannot be does not keep the others back. Raises OSError."""
+    stack = ExitStack()
+    for file, write in reversed(files):
+        if file is not None:
+            stack.callback(write, file)
+    return stack
 
 
 def write_figures(file: Path, figures: Any) -> None:
