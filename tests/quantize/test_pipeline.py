@@ -18,28 +18,14 @@ from minicpm4.formats.quantised_write import QUANTISED
 from minicpm4.kernels.registry import host_table
 from minicpm4.model.source import OpenModel, open_model
 from minicpm4.quantize import pipeline
-from minicpm4.quantize import smooth as module
 from minicpm4.quantize.export import check_again, write_model
 from minicpm4.quantize.options import QuantizeOptions, parse_format
 from minicpm4.quantize.pipeline import Rounded, quantize
 from minicpm4.quantize.rotate import orthogonal
 from tests.fixtures.random_checkpoint import make_checkpoint
+from tests.quantize.conftest import logits
 
 IDS = [5, 9, 40, 41, 200, 7, 7, 90]
-MODELS: dict[str, dict[str, Any]] = {
-    "minicpm-tied": {"tie": True},
-    "minicpm": {},
-    "llama": {"model_type": "llama"},
-    "qwen2-biases": {"model_type": "qwen2"},
-    "qwen3-norms": {"model_type": "qwen3"},
-    "qwen3-tied": {"model_type": "qwen3", "tie": True},
-    "qwen2-windows": {
-        "model_type": "qwen2",
-        "extra_config": {"sliding_window": 6, "use_sliding_window": True, "max_window_layers": 1},
-    },
-    "minicpm-one-kv-head": {"num_key_value_heads": 1, "hidden_size": 96},
-    "llama-all-biases": {"model_type": "llama", "extra_config": {"attention_bias": True, "mlp_bias": True}},
-}
 
 
 def texts(count: int = 6, length: int = 60) -> list[list[int]]:
@@ -53,42 +39,14 @@ def rounded(found: OpenModel, folder: Path, **options: Any) -> Rounded:
     )
 
 
-def logits(folder: Path) -> np.ndarray:
-    with LLM(str(folder), kv="float32", backend="ref") as llm:
-        return llm.logits(IDS)
-
-
-@pytest.fixture(params=MODELS)
-def model(request: pytest.FixtureRequest, tmp_path: Path) -> OpenModel:
-    shape = {"head_dim": 16, "seed": 1, **MODELS[request.param]}
-    return open_model(make_checkpoint(tmp_path / "model", **shape))
-
-
-def test_what_is_folded_in_changes_nothing(
-    model: OpenModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("nothing_rounded")
+def test_what_is_folded_in_changes_nothing(model: OpenModel, tmp_path: Path) -> None:
     """Rotation and smoothing, with every matrix left a float."""
-    monkeypatch.setattr(QuantizeOptions, "specs", lambda self, config: _Floats())
-    monkeypatch.setattr(pipeline, "smooth", _smooth_by_half)
     made = rounded(model, tmp_path / "work", method="awq", rotate=True)
     written = write_model(made, tmp_path / "out", "hf", None)
     assert written.bits > 16
-    wanted = logits(model.path)
-    np.testing.assert_allclose(logits(tmp_path / "out"), wanted, atol=2e-5 * np.abs(wanted).max())
-
-
-class _Floats(dict):
-    def __missing__(self, name: str) -> None:
-        return None
-
-
-def _smooth_by_half(layer: Any, names: Any, reached: Any, specs: Any, damping: Any) -> Any:
-    """As if 0.5 were best in every stage, which rounding nothing cannot tell."""
-    share = module.shared(layer.config, names)
-    size = np.maximum(module._alike(reached.hessian.mean_size, share, layer.config.head_dim), 1e-8)
-    factors = module._factors(size, 0.5)
-    module.fold(layer, names, factors, share)
-    return 0.5, factors
+    wanted = logits(model.path, IDS)
+    np.testing.assert_allclose(logits(tmp_path / "out", IDS), wanted, atol=2e-5 * np.abs(wanted).max())
 
 
 @pytest.mark.parametrize("method", ["rtn", "awq", "gptq", "p-gptq", "s-gptq", "s-p-gptq"])
@@ -96,8 +54,8 @@ def test_every_method_gives_a_model_near_the_first(model: OpenModel, tmp_path: P
     made = rounded(model, tmp_path / "work", method=method, weights="int8")
     write_model(made, tmp_path / "out", "compressed-tensors", None)
     check_again(made, tmp_path / "out")
-    wanted = logits(model.path)
-    assert np.abs(logits(tmp_path / "out") - wanted).max() < 0.1 * np.abs(wanted).max()
+    wanted = logits(model.path, IDS)
+    assert np.abs(logits(tmp_path / "out", IDS) - wanted).max() < 0.1 * np.abs(wanted).max()
     assert len(made.rows) == 14 and {row.format for row in made.rows} == {"int8-g32"}
     assert {row.how for row in made.rows} <= {method, method.removeprefix("s-")}
     if method != "rtn":
@@ -105,7 +63,7 @@ def test_every_method_gives_a_model_near_the_first(model: OpenModel, tmp_path: P
 
 
 def test_gptq_is_nearer_than_rounding_to_nearest(model: OpenModel, tmp_path: Path) -> None:
-    wanted, errors = logits(model.path), {}
+    wanted, errors = logits(model.path, IDS), {}
     for method in ("rtn", "gptq"):
         made = rounded(model, tmp_path / method, method=method)
         write_model(made, tmp_path / f"{method}-out", "gptq", None)

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minicpm4 import LLM
 from minicpm4.errors import ConfigError, UnsupportedError
 from minicpm4.kernels.registry import exact_table, host_table
 from minicpm4.model.source import OpenModel, open_model
@@ -23,7 +22,7 @@ from minicpm4.quantize.stored import original_prefix, prefix_ids
 from minicpm4.text.model_text import ModelText
 from minicpm4.text.template import ChatTemplate
 from tests.fixtures.random_checkpoint import make_checkpoint
-from tests.quantize.test_pipeline import MODELS, _Floats, _smooth_by_half
+from tests.quantize.conftest import logits
 
 PREFIX = (1, 9, 40)
 IDS = [*PREFIX, 41, 200, 7, 7, 90]
@@ -46,27 +45,13 @@ def written(made: Rounded, folder: Path, layout: str = "hf") -> OpenModel:
     return open_model(folder)
 
 
-def logits(folder: Path, ids: list[int] = IDS) -> np.ndarray:
-    with LLM(str(folder), kv="float32", backend="ref") as llm:
-        return llm.logits(ids)
-
-
-@pytest.fixture(params=MODELS)
-def model(request: pytest.FixtureRequest, tmp_path: Path) -> OpenModel:
-    shape = {"head_dim": 16, "seed": 1, **MODELS[request.param]}
-    return open_model(make_checkpoint(tmp_path / "model", **shape))
-
-
 @pytest.mark.parametrize("rotate", [False, True])
-def test_with_weights_of_floats_it_is_the_original(
-    model: OpenModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rotate: bool
-) -> None:
+@pytest.mark.usefixtures("nothing_rounded")
+def test_with_weights_of_floats_it_is_the_original(model: OpenModel, tmp_path: Path, rotate: bool) -> None:
     """Values are in the scale to which smoothing and rotation have brought v, and o multiplies them so."""
-    monkeypatch.setattr(QuantizeOptions, "specs", lambda self, config: _Floats())
-    monkeypatch.setattr(pipeline, "smooth", _smooth_by_half)
     found = written(rounded(model, tmp_path / "work", method="awq", rotate=rotate), tmp_path / "out")
-    wanted = logits(model.path)
-    np.testing.assert_allclose(logits(found.path), wanted, atol=2e-5 * np.abs(wanted).max())
+    wanted = logits(model.path, IDS)
+    np.testing.assert_allclose(logits(found.path, IDS), wanted, atol=2e-5 * np.abs(wanted).max())
     own = original_prefix(found.checkpoint, found.config, PREFIX, None, exact_table())
     assert own is not None and found.stored is not None
     np.testing.assert_allclose(found.stored.values, own.values, atol=2e-5 * np.abs(own.values).max())
@@ -78,9 +63,9 @@ def test_it_takes_the_place_of_what_rounded_weights_give(tmp_path: Path, method:
     model = open_model(make_checkpoint(tmp_path / "model", seed=2))
     made = rounded(model, tmp_path / "work", method=method)
     found = written(made, tmp_path / "out", "compressed-tensors")
-    wanted, own = logits(model.path), logits(found.path)
+    wanted, own = logits(model.path, IDS), logits(found.path, IDS)
     (found.path / FILE).unlink()
-    other = logits(found.path)
+    other = logits(found.path, IDS)
     assert np.abs(own - other)[3:].max() > 1e-3 * np.abs(other).max()
     assert np.square(own - wanted).mean() < np.square(other - wanted).mean()
     alone = [5, *IDS]
