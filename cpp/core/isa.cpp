@@ -169,6 +169,8 @@ KernelTable with_tiles(const TileKernels& kernels) {
 
 bool has_avx2() { return features().avx2 && features().fma && features().f16c; }
 
+#if defined(MINICPM4_AVX512)
+
 bool has_avx512() {
     const Features& f = features();
     return has_avx2() && f.avx512f && f.avx512bw && f.avx512vl && f.avx512dq;
@@ -177,6 +179,8 @@ bool has_avx512() {
 bool has_avx512_vnni() { return has_avx512() && features().avx512_vnni; }
 
 bool has_avx512_dots() { return has_avx512_vnni() && features().avx512_bf16; }
+
+#endif
 
 #endif
 
@@ -203,14 +207,18 @@ std::vector<std::pair<std::string, bool>> cpu_features() {
 std::vector<const KernelTable*> available_tables() {
     std::vector<const KernelTable*> tables{&isa_scalar::table};
 #if defined(MINICPM4_X86)
-    // avx512 multiplies in float32, which is slower by grouped weights than integers are with AVX2: it is never the last.
+#if defined(MINICPM4_AVX512)
+    // It multiplies in float32, which is slower by grouped weights than integers are with AVX2: it is never the last.
     if (has_avx512()) tables.push_back(&isa_avx512::table);
+#endif
     if (has_avx2()) tables.push_back(&isa_avx2::table);
 #if defined(MINICPM4_AVXVNNI)
     if (has_avx2() && features().avx_vnni) tables.push_back(&isa_avxvnni::table);
 #endif
+#if defined(MINICPM4_AVX512)
     if (has_avx512_vnni()) tables.push_back(&isa_avx512_vnni::table);
     if (has_avx512_dots()) tables.push_back(&isa_avx512_bf16::table);
+#endif
 #if defined(MINICPM4_AMX)
     static const bool tiles = has_avx512_dots() && has_tiles();
     static const KernelTable amx = with_tiles(isa_amx::kernels);
