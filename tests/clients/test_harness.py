@@ -42,7 +42,7 @@ def test_log_likelihoods_are_those_of_the_whole_text(model: Any) -> None:
     for (context, end), (logprob, greedy) in zip(PAIRS, found, strict=True):
         first = len(encode(context.rstrip())) if context else 1
         ids = encode(context + end) if context else [model.prefix_token_id, *encode(end)]
-        assert logprob == pytest.approx(-model.llm.nll(ids)[first - 1 :].sum(dtype="float64"), abs=0.1)
+        assert logprob == pytest.approx(-model.llm.nll(ids)[first - 1 :].sum(dtype="float64"), rel=1e-5)
         assert greedy is (model.llm.logits(ids)[first - 1 : -1].argmax(1).tolist() == ids[first:])
     assert found[0][1] and not found[1][1]
 
@@ -98,7 +98,7 @@ def test_what_does_not_fit_is_refused_unless_it_may_be_cut(model: Any) -> None:
     try:
         ((cut, _),) = model.loglikelihood([asked(long, " end")], disable_tqdm=True)
         ids = model.tok_encode(long + " end")[-257:]
-        assert cut == pytest.approx(model.llm.endings([(ids, 256)])[0].logprob, abs=0.1)
+        assert cut == pytest.approx(model.llm.endings([(ids, 256)])[0].logprob, rel=1e-5)
     finally:
         model.truncate = False
 
