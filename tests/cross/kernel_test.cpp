@@ -26,18 +26,17 @@ int main(int argc, char** argv) {
     }
     for (const KernelTable* table : tables) {
         if (!asked.empty() && std::find(asked.begin(), asked.end(), table->name) == asked.end()) continue;
-        for (const int threads : {1, 3}) {
-            Pool pool(threads);
-            Report report;
-            report.table = table->name;
-            check_linear(pool, *table, report);
-            check_elementwise(pool, *table, report);
-            check_attention(pool, *table, report);
-            std::printf("%s, %d threads: %lld checks, %lld failures\n", table->name, threads,
-                        static_cast<long long>(report.checks), static_cast<long long>(report.failures));
-            std::fflush(stdout);
-            good = good && report.failures == 0;
-        }
+        // With one thread a part is the whole: what that changes is no matter of a processor, and tested in Python.
+        Pool pool(3);
+        Report report;
+        report.table = table->name;
+        check_linear(pool, *table, report);
+        check_elementwise(pool, *table, report);
+        check_attention(pool, *table, report);
+        std::printf("%s: %lld checks, %lld failures\n", table->name, static_cast<long long>(report.checks),
+                    static_cast<long long>(report.failures));
+        std::fflush(stdout);
+        good = good && report.failures == 0;
     }
     return good ? 0 : 1;
 }
