@@ -2,7 +2,7 @@
 
 A caller asks for two samples, has a text read, then leaves a stream early; another caller's stream is open
 meanwhile. At the k-th line that engine/*.py runs for the first caller an exception is raised, for every k
-until none is left (every eleventh where time is short).
+until none is left, odd ones of one kind, even ones of another (every eleventh where time is short).
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from itertools import count
 from linecache import getline
 from pathlib import Path
 from types import FrameType
@@ -88,23 +87,30 @@ def call(llm: LLM) -> None:
 
 ROOMY, SCARCE = 40, 7  # pages; with few of them sequences are sent away and come back
 KINDS = (KeyboardInterrupt, MemoryError)
-EVERY = [pytest.param(k, pages, 1, False, marks=pytest.mark.slow) for k in KINDS for pages in (ROOMY, SCARCE)]
+END = 1_000_000  # a line behind all
+# Between them every line: what is raised there may be an error or end the program.
+EVERY = [
+    pytest.param(kind, pages, range(first, END, 2), False, marks=pytest.mark.slow)
+    for first, kind in enumerate(KINDS, 1)
+    for pages in (ROOMY, SCARCE)
+]
 
 
 KEPT = [
-    pytest.param(KeyboardInterrupt, ROOMY, 13, True),
-    pytest.param(MemoryError, ROOMY, 1, True, marks=pytest.mark.slow),
+    pytest.param(KeyboardInterrupt, ROOMY, range(1, END, 13), True),
+    pytest.param(MemoryError, ROOMY, range(1, END, 2), True, marks=pytest.mark.slow),
 ]
 
 
 @pytest.mark.parametrize(
-    ("kind", "num_pages", "stride", "kept"), [(KeyboardInterrupt, ROOMY, 11, False), *EVERY, *KEPT]
+    ("kind", "num_pages", "lines", "kept"),
+    [(KeyboardInterrupt, ROOMY, range(1, END, 11), False), *EVERY, *KEPT],
 )
 def test_the_engine_survives_an_exception_at_any_moment(
-    kind: type[BaseException], num_pages: int, stride: int, kept: bool
+    kind: type[BaseException], num_pages: int, lines: range, kept: bool
 ) -> None:
     spared = 0
-    for at in count(1, stride):
+    for at in lines:
         if kept:  # pages go to a store, and come from one that another engine has filled
             stock = filled_stock([1, 2, 3, 1, 4, 5])
             engine = engine_over(stock, num_pages=num_pages, context=28)
@@ -125,17 +131,21 @@ def test_the_engine_survives_an_exception_at_any_moment(
         if not injected.done:
             break
     assert at > 500, f"of the engine {at} lines were seen: the tracer hardly ever fired"
-    assert spared * stride > 0.9 * at, f"{spared} of {at}: few moments may cost another caller's request"
+    assert spared * lines.step > 0.9 * at, f"{spared} of {at}: few moments may cost another caller's request"
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize(
-    ("kind", "stride"),
-    [(SystemExit, 23), *[pytest.param(k, 1, marks=pytest.mark.slow) for k in (MemoryError, SystemExit)]],
+    ("kind", "lines"),
+    [
+        (SystemExit, range(1, END, 23)),
+        pytest.param(MemoryError, range(1, END, 2), marks=pytest.mark.slow),
+        pytest.param(SystemExit, range(2, END, 2), marks=pytest.mark.slow),
+    ],
 )
-def test_nobody_hangs_whatever_befalls_the_drivers_thread(kind: type[BaseException], stride: int) -> None:
+def test_nobody_hangs_whatever_befalls_the_drivers_thread(kind: type[BaseException], lines: range) -> None:
     """Each call answers rightly or fails by name; so does the next one, until the LLM is closed."""
-    for at in count(1, stride):
+    for at in lines:
         engine, _ = make_engine()
         injected = Raise(kind, at)
         threading.settrace(injected)
