@@ -117,7 +117,7 @@ class Exact:
         ids = self.tokens(sample.context + sample.choice)["input_ids"]
         first = len(self.tokens(sample.context)["input_ids"])
         with self.torch.no_grad():
-            # transformers rounds some sums to float32 inside; logits come out as float64.
+            # Products are in float64; norms and softmax are in float32 whatever the dtype.
             logits = self.model(self.torch.tensor([ids])).logits[0].double().log_softmax(-1)
         return sum(float(logits[at - 1, ids[at]]) for at in range(first, len(ids)))
 
