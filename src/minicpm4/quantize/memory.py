@@ -42,9 +42,9 @@ def planned_memory(config: ModelConfig, options: QuantizeOptions | None, layout:
     # Embeddings and a head of its own: both as they are written, and of one what it is made of.
     heads = 2 if own or layout == "llama" else 1
     ends = (heads + (2 if layout == "llama" else 1)) * embeddings * 9 // 8
+    if options is None:  # a matrix is at most multiplied: one copy of it
+        return max(ends, 2 * layer + largest)
     plain = max(ends, 2 * layer + _TEMPORARY * largest)
-    if options is None:
-        return plain
     # The stored prefix as it was made, a layer's share of it and what is written.
     stored = 3 * stored_nbytes(config, len(options.stored_prefix))
     if not options.calibrated:
