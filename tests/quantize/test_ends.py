@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from minicpm4.cli import run
+from minicpm4.evals import conversion
 from minicpm4.evals.growth import expected, stored_nbytes
 from minicpm4.formats import open_checkpoint
 from minicpm4.formats.packing import unpack
@@ -131,3 +132,58 @@ def test_a_folder_of_floats_names_the_way_to_a_small_file(
     assert run(["convert", str(source), str(tmp_path / "out"), "--to", "llama"]) == 0
     error = capsys.readouterr().err
     assert "matrices of layers: " in error and "(Q4_1)" in error and "--to gguf is a small file" in error
+
+
+DOWN = [f"model.layers.{index}.mlp.down_proj.weight" for index in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("layout", "kept"), [("gguf", "Q4_1"), ("mlx", "int4"), ("compressed-tensors", ""), ("awq", "")]
+)
+def test_matrices_left_as_they_are_stay_as_they_are_stored(
+    source: Path, tmp_path: Path, layout: str, kept: str
+) -> None:
+    """They became float32, in GGUF files too; where a layout has no place for them they still are floats."""
+    out, report = tmp_path / ("out.gguf" if layout == "gguf" else "out"), tmp_path / "report.json"
+    words = [*ROUND, "--override", "down_proj=float", "--json", str(report)]
+    assert run(["convert", str(source), str(out), "--to", layout, *words]) == 0
+    old, new = open_checkpoint(source), open_checkpoint(out)
+    for name in DOWN:
+        np.testing.assert_array_equal(unpack(new.load(name)), unpack(old.load(name)))
+        info = new.tensors[name]
+        assert kept in (info.dtype, info.spec.kind) if kept else not info.spec.row.group
+    assert len(json.loads(report.read_text())["matrices"]) == 12
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_floats_left_as_they_are_stay_in_the_folder_s_type(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """They became F32 under a config.json that says bfloat16; an interrupted run keeps them so, too."""
+    model, out = make_checkpoint(tmp_path / "model", seed=4, dtype="bfloat16"), tmp_path / "out"
+    words = ["--group", "32", "--method", method, "--override", "q_proj=float"]
+    words += [] if method == "rtn" else ["--calibration", "README.md", "--samples", "4", "--length", "128"]
+    write = conversion.write_model
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(conversion, "write_model", killed)
+        assert run(["convert", str(model), str(out), *words]) == 130
+    assert conversion.write_model is write and run(["convert", str(model), str(out), *words]) == 0
+    old, new = open_checkpoint(model), open_checkpoint(out)
+    assert json.loads((out / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    for index in range(2):
+        name = f"model.layers.{index}.self_attn.q_proj.weight"
+        assert new.tensors[name].dtype == "BF16"
+        np.testing.assert_array_equal(new.load(name).codes, old.load(name).codes)
+
+
+def test_growth_of_a_gguf_file_names_the_way_round_it(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It said that leaving --gguf-type out, which was not given, would do."""
+    words = ["--weights", "int8", "--method", "rtn"]
+    assert run(["convert", str(source), str(tmp_path / "out.gguf"), *words]) == 0
+    assert "--weights auto without --gguf-type leaves them as they are stored" in capsys.readouterr().err

@@ -22,9 +22,9 @@ from minicpm4.evals.growth import expected, growth, stored_nbytes
 from minicpm4.files import writing_folder, writing_path
 from minicpm4.formats.gguf import GgufCheckpoint
 from minicpm4.formats.hf_write import hf_config
-from minicpm4.formats.names import EMBED, expected_tensors
+from minicpm4.formats.names import EMBED, HEAD, expected_tensors
 from minicpm4.formats.quant import QuantSpec
-from minicpm4.formats.quantised_config import check_rows, keeps_embeddings, one_format
+from minicpm4.formats.quantised_config import check_rows, keeps_unasked, one_format
 from minicpm4.formats.target import require_free
 from minicpm4.kernels.registry import exact_table, host_table
 from minicpm4.machine import available_memory
@@ -32,7 +32,7 @@ from minicpm4.model.packed_cache import file_identity
 from minicpm4.model.source import OpenModel, open_model, read_config
 from minicpm4.model.stored_prefix import StoredPrefix, fixed_angles
 from minicpm4.quantize.budget import Budget, budgeted
-from minicpm4.quantize.ends import FittingEnds
+from minicpm4.quantize.ends import Fitting
 from minicpm4.quantize.export import (
     KEEP_PREFIX,
     Written,
@@ -129,7 +129,7 @@ def convert(
     writer = _Writer(target, layout, text, types or GgufTypes(), sampling, without_scaling, bar)
     if options is None:
         own = formats_by_pattern(opened.config, overrides or {})
-        kept = FittingEnds(Stored(opened.checkpoint, opened.config, own), layout, own)
+        kept = Fitting(Stored(opened.checkpoint, opened.config, own), layout, {EMBED, HEAD} - {*own})
         rows = [LayerReport(name.removesuffix(".weight"), str(one), "rtn", None) for name, one in own.items()]
         done = replace(writer.write(kept, opened.stored), rows=rows)
         return replace(_compared(done, opened, target, layout), tests=tests)
@@ -173,8 +173,8 @@ def convert(
             made = quantize(
                 opened.checkpoint, opened.config, options, texts, host_table(), part, key, progress
             )
-        asked = [name for name, spec in specs.items() if spec is not None]
-        done = writer.write(FittingEnds(made, layout, asked), made.stored_prefix(options.stored_prefix))
+        free = {name for name, spec in specs.items() if spec is None}
+        done = writer.write(Fitting(made, layout, free), made.stored_prefix(options.stored_prefix))
         made.remove()
     done = _compared(done, opened, target, layout)
     if (
@@ -228,7 +228,7 @@ class _Writer:
         check_layout(self.layout, specs, expected_tensors(config))
         hf_config(folded_config(config) if self.layout == "llama" else config)
 
-    def write(self, fitting: FittingEnds, stored: StoredPrefix | None) -> Conversion:
+    def write(self, fitting: Fitting, stored: StoredPrefix | None) -> Conversion:
         """``stored``: of the same weights. Raises CheckpointError, ConfigError, TextError."""
         made: Parts = fitting
         notes: list[str] = []
@@ -265,7 +265,7 @@ class _Writer:
                 check_tokens(self.text, again.text())
         grouped = bool(again.checkpoint.tensors[EMBED].spec.row.group)
         return Conversion(
-            written=written, notes=[_FEW] if grouped and not keeps_embeddings(self.layout) else []
+            written=written, notes=[_FEW] if grouped and not keeps_unasked(self.layout, EMBED) else []
         )
 
     def _gguf(self, made: Parts) -> Conversion:
@@ -364,4 +364,4 @@ def _key(opened: OpenModel, options: QuantizeOptions, texts: Sequence[Sequence[i
     files = [file_identity(file) for file in opened.checkpoint.files]
     # Beside the weights: config.json may have been changed, and the order of overrides counts.
     said = hashlib.sha256(repr((opened.config, list(options.overrides.items()))).encode()).hexdigest()
-    return {"conversion": 3, "files": files, "config": said, "options": settings, "texts": digest}
+    return {"conversion": 4, "files": files, "config": said, "options": settings, "texts": digest}

@@ -10,7 +10,7 @@ from minicpm4.formats.checkpoint import TensorInfo
 from minicpm4.formats.kinds import float_kinds
 from minicpm4.formats.names import EMBED, HEAD, expected_tensors
 from minicpm4.formats.quant import QuantSpec, packed_nbytes
-from minicpm4.formats.quantised_config import keeps_embeddings
+from minicpm4.formats.quantised_config import keeps_unasked
 from minicpm4.formats.quantised_write import QUANTISED
 
 __all__ = ["expected", "growth", "stored_nbytes"]
@@ -32,8 +32,7 @@ def expected(old: Tensors, config: ModelConfig, specs: Specs, layout: str) -> di
     for name, shape in expected_tensors(config).items():
         info, spec = old.get(name), specs.get(name)
         if len(shape) == 2 and spec is None and info is not None:
-            kept = not info.spec.row.group or (name in (EMBED, HEAD) and keeps_embeddings(layout))
-            spec = info.spec if kept else None
+            spec = info.spec if not info.spec.row.group or keeps_unasked(layout, name) else None
         if spec is None or (spec.row.group and layout in ("hf", "llama")):
             spec = QuantSpec(kind="f32")
         both = (shape[0], shape[1]) if len(shape) == 2 else (1, shape[0])
@@ -89,5 +88,5 @@ def _for_layers(layout: str) -> str:
     if layout in QUANTISED:
         return ". --weights auto leaves them as they are stored, --weights int4 takes fewer bits"
     if layout == "gguf":
-        return ". without --gguf-type they stay as they are stored"
+        return ". --weights auto without --gguf-type leaves them as they are stored"
     return f". {layout} is a folder of floats, whatever was rounded: --to gguf is a small file"

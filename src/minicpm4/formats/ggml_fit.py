@@ -18,10 +18,19 @@ from minicpm4.config.strict import suggest
 from minicpm4.errors import CheckpointError, ConfigError
 from minicpm4.formats.ggml_types import GGML_TYPES, GgmlType, encoded
 from minicpm4.formats.kinds import WeightKind
-from minicpm4.formats.packing import pack_from_float, repack, row_slices, unpack, unpack_rows
+from minicpm4.formats.packing import exact_float, pack_from_float, repack, row_slices, unpack, unpack_rows
 from minicpm4.formats.quant import PARTS, PackedTensor, QuantSpec
 
-__all__ = ["check_columns", "distance", "own_types", "rounded_to", "same_in", "same_values", "type_id"]
+__all__ = [
+    "check_columns",
+    "distance",
+    "own_type",
+    "own_types",
+    "rounded_to",
+    "same_in",
+    "same_values",
+    "type_id",
+]
 
 Floats = NDArray[np.float32]
 
@@ -91,6 +100,14 @@ def own_types(spec: QuantSpec, columns: int, *, offsets: bool = False) -> list[i
         if name in by_name and _fits(GGML_TYPES[by_name[name]], spec, columns, offsets):
             found.append(by_name[name])
     return found
+
+
+def own_type(tensor: PackedTensor) -> int | None:
+    """The type that holds a matrix as it is, of floats the smallest; None where none does."""
+    if not tensor.spec.row.group:
+        return type_id(exact_float(tensor.codes) if tensor.spec.kind == "f32" else tensor.spec.kind)
+    types = own_types(tensor.spec, tensor.shape[1], offsets=tensor.shifted)
+    return next((number for number in types if same_in(tensor, GGML_TYPES[number]) is not None), None)
 
 
 def _fits(kind: GgmlType, spec: QuantSpec, columns: int, offsets: bool) -> bool:

@@ -13,7 +13,7 @@ from minicpm4.formats.names import EMBED, HEAD
 from minicpm4.formats.quant import QuantSpec
 from minicpm4.formats.quantised_methods import FUSED
 
-__all__ = ["check_rows", "check_writable", "keeps_embeddings", "quantisation"]
+__all__ = ["check_rows", "check_writable", "keeps_unasked", "quantisation"]
 
 Specs = Mapping[str, QuantSpec]
 _OTHER = "use compressed-tensors"
@@ -86,9 +86,14 @@ def one_format(layout: str) -> bool:
     return layout in _RULES and _RULES[layout].one
 
 
-def keeps_embeddings(layout: str) -> bool:
-    """Whether embeddings that are stored quantised stay so in ``layout`` without being asked for."""
-    return layout not in _RULES or (_RULES[layout].embed and not _RULES[layout].few)
+def keeps_unasked(layout: str, name: str) -> bool:
+    """Whether the matrix ``name``, stored quantised, may stay so in ``layout`` without being asked for."""
+    rules = _RULES.get(layout)
+    if rules is None:
+        return True
+    if name in (EMBED, HEAD):
+        return rules.head if name == HEAD else rules.embed and not rules.few
+    return not rules.one
 
 
 def check_rows(layout: str, shapes: Mapping[str, tuple[int, ...]]) -> None:

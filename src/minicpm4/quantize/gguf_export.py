@@ -20,9 +20,9 @@ from minicpm4.errors import CheckpointError, ConfigError, TextError
 from minicpm4.formats.ggml_fit import (
     check_columns,
     distance,
+    own_type,
     own_types,
     rounded_to,
-    same_in,
     same_values,
     type_id,
 )
@@ -30,7 +30,6 @@ from minicpm4.formats.ggml_types import GGML_TYPES, encoded
 from minicpm4.formats.gguf import GgufCheckpoint, heads_in_pairs, pairs_of_rows
 from minicpm4.formats.gguf_write import OutTensor, write_gguf
 from minicpm4.formats.names import EMBED, HEAD, expected_tensors, gguf_name
-from minicpm4.formats.packing import exact_float
 from minicpm4.formats.quant import PackedTensor, QuantSpec
 from minicpm4.model.gguf_metadata import gguf_metadata
 from minicpm4.model.rotary import inverse_frequencies
@@ -187,11 +186,9 @@ def _type_of(name: str, tensor: PackedTensor, asked: GgufTypes) -> int:
     if number is not None:
         check_columns(name, tensor.shape[1], GGML_TYPES[number])
         return number
-    if not tensor.spec.row.group:
-        return type_id(exact_float(tensor.codes) if tensor.spec.kind == "f32" else tensor.spec.kind)
-    for number in own_types(tensor.spec, tensor.shape[1], offsets=tensor.shifted):
-        if same_in(tensor, GGML_TYPES[number]) is not None:
-            return number
+    number = own_type(tensor)
+    if number is not None:
+        return number
     raise CheckpointError(
         f"no GGML type holds {name} as {tensor.spec} to the bit",
         "name the type to round it to, such as --gguf-type q8_0",

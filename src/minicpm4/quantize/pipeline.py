@@ -21,7 +21,14 @@ from minicpm4.errors import CheckpointError, ConfigError
 from minicpm4.files import finite, read_json, write_json
 from minicpm4.formats import Checkpoint, rounding
 from minicpm4.formats.names import EMBED, HEAD, layer_tensors
-from minicpm4.formats.packing import packed_if_exact, unpack, unpack_rows
+from minicpm4.formats.packing import (
+    exact_float,
+    pack_from_float,
+    packed_if_exact,
+    row_slices,
+    unpack,
+    unpack_rows,
+)
 from minicpm4.formats.quant import PackedTensor, QuantSpec
 from minicpm4.kernels.contract import OpTable
 from minicpm4.kernels.layer_weights import StoredKV
@@ -144,28 +151,26 @@ def quantize(
         embed = as_floats(rows if rotation is None else rotation.embed(rows))
         walk = Walk(ops, made.config, embed, numbers, len(options.stored_prefix))
     for index in range(config.num_hidden_layers):
-        layer = _kept(made, index, config)
+        prefix = f"model.layers.{index}."
+        own = {
+            name.removeprefix(prefix).removesuffix(".weight"): spec
+            for name, spec in specs.items()
+            if name.startswith(prefix)
+        }
+        layer = _kept(made, index, config, own)
         if layer is None:
             layer = read_layer(checkpoint, config, index)
             if rotation is not None:
                 rotation.layer(layer)
             layer.stored = None if stored is None else stored.layer(index)
-            own = {
-                name.removesuffix(".weight"): specs[f"model.layers.{index}.{name}"]
-                for name in _matrices(layer)
-            }
             reports = _round(layer, index, own, options, walk)
             made.rows += reports
-            _write(made, index, layer, reports)
+            _write(made, index, layer, reports, checkpoint)
         elif walk is not None:
             walk.advance(index, layer.weights())
         if progress is not None:
             progress(index + 1, config.num_hidden_layers)
     return made
-
-
-def _matrices(layer: Layer) -> list[str]:
-    return [name for name, values in layer.floats.items() if values.ndim == 2]
 
 
 def _round(
@@ -262,19 +267,25 @@ def _weighted(weights: NDArray[np.float32], hessian: Hessian, spec: QuantSpec) -
     return pack(numbers.reshape(weights.shape), scales, spec)
 
 
-def _kept(made: Rounded, index: int, config: ModelConfig) -> Layer | None:
-    """A layer that an earlier run has written; None: there is none of this conversion."""
+def _kept(
+    made: Rounded, index: int, config: ModelConfig, specs: Mapping[str, QuantSpec | None]
+) -> Layer | None:
+    """A layer that an earlier run has written, in ``specs``; None: there is none of this conversion."""
     try:
         found, stored = made.layer(index), made.stored(index)
     except CheckpointError:
         return None
     prefix = f"model.layers.{index}."
-    made.rows += _reports(made, index, found)
-    return from_packed(config, {name.removeprefix(prefix): one for name, one in found.items()}, stored)
+    made.rows += _reports(made, index, specs)
+    layer = from_packed(config, {name.removeprefix(prefix): one for name, one in found.items()}, stored)
+    for name, spec in specs.items():
+        if spec is None:  # floats, as texts went through it when it was made
+            layer.packed[name] = as_floats(unpack(layer.packed[name]))
+    return layer
 
 
-def _reports(made: Rounded, index: int, found: Mapping[str, PackedTensor]) -> list[LayerReport]:
-    """What an earlier run said of a layer's matrices; of those of which nothing can be read "as before"."""
+def _reports(made: Rounded, index: int, specs: Mapping[str, QuantSpec | None]) -> list[LayerReport]:
+    """What an earlier run said of the matrices that it rounded; where that cannot be read "as before"."""
     said: dict[str, LayerReport] = {}
     with suppress(CheckpointError, ConfigError, OSError, TypeError):
         report = read_json(_report_file(made, index), _MAX_REPORT, CheckpointError)
@@ -282,11 +293,11 @@ def _reports(made: Rounded, index: int, found: Mapping[str, PackedTensor]) -> li
         said = {
             row.name: row for row in (from_table(LayerReport, one, "it", any_text=True) for one in rows or ())
         }
+    prefix = f"model.layers.{index}."
     return [
-        said.get(name.removesuffix(".weight"))
-        or LayerReport(name.removesuffix(".weight"), str(tensor.spec), "as before", None)
-        for name, tensor in found.items()
-        if tensor.spec.kind != "f32"  # in which all is kept that stays as it was
+        said.get(prefix + name) or LayerReport(prefix + name, str(spec), "as before", None)
+        for name, spec in specs.items()
+        if spec is not None
     ]
 
 
@@ -294,17 +305,26 @@ def _report_file(made: Rounded, index: int) -> Path:
     return made.folder / f"{stem_of(index)}.json"
 
 
-def _write(made: Rounded, index: int, layer: Layer, rows: Sequence[LayerReport]) -> None:
-    tensors = {}
+def _write(
+    made: Rounded, index: int, layer: Layer, rows: Sequence[LayerReport], checkpoint: Checkpoint
+) -> None:
+    tensors, prefix = {}, f"model.layers.{index}."
     for name, shape in layer_tensors(layer.config).items():
         packed = layer.packed.get(name.removesuffix(".weight"))
-        tensors[f"model.layers.{index}.{name}"] = packed or as_floats(
-            layer.floats[name].reshape(-1, shape[-1])
-        )
+        if packed is None and len(shape) == 1:
+            packed = as_floats(layer.floats[name][None])
+        tensors[prefix + name] = packed or _unrounded(checkpoint.load(prefix + name), layer.floats[name])
     if layer.stored is not None:
         tensors |= stored_tensors(layer.stored, index)
     report = {"key": dict(made.key), "rows": [finite(asdict(row)) for row in rows]}
     _save(made, stem_of(index), tensors, (_report_file(made, index), report))
+
+
+def _unrounded(stored: PackedTensor, values: NDArray[np.float32]) -> PackedTensor:
+    """A matrix that was not rounded: as it is ``stored`` unless something was folded into its ``values``."""
+    if all(np.array_equal(unpack_rows(stored, rows), values[rows]) for rows in row_slices(*stored.shape)):
+        return stored
+    return pack_from_float(values, QuantSpec(kind=exact_float(values)))
 
 
 def _save(
