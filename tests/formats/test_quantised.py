@@ -40,6 +40,14 @@ def put_bits(codes: np.ndarray, bits: int, axis: int, order: tuple[int, ...] = (
     return np.ascontiguousarray(np.moveaxis(words, -1, axis)).view(np.int32)
 
 
+def put_zeros(zeros: np.ndarray, bits: int, version: str) -> np.ndarray:
+    """GPTQ's words of zeros (out, groups); in its first version less 1 each as GPTQModel does it: of the
+    word, so that a zero of 0 borrows from the next."""
+    words = put_bits(zeros.T, bits, 1).view(np.uint32)
+    less = np.uint32({4: 0x11111111, 8: 0x01010101}[bits] if version == "gptq" else 0)
+    return (words - less).view(np.int32)
+
+
 def drawn(
     seed: int, bits: int = 4, out: int = 16, columns: int = 96, group: int = 32
 ) -> tuple[np.ndarray, ...]:
@@ -79,11 +87,12 @@ def equal(tensor: PackedTensor, weights: np.ndarray) -> None:
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("version", ["gptq", "gptq_v2"])
 def test_gptq(tmp_path: Path, version: str, bits: int) -> None:
-    codes, zeros, scales, weights = drawn(1, bits)
-    less = 1 if version == "gptq" else 0
+    codes, zeros, scales, _ = drawn(1, bits)
+    zeros[3] = 0
+    weights = (codes - zeros.repeat(32, 1)) * scales.astype(np.float64).repeat(32, 1)
     tensors = {
         "qweight": put_bits(codes.T, bits, 0),
-        "qzeros": put_bits((zeros.T - less) % (1 << bits), bits, 1),
+        "qzeros": put_zeros(zeros, bits, version),
         "scales": scales.T,
         "g_idx": (np.arange(96) // 32).astype(np.int32),
     }

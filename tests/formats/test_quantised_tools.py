@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from minicpm4.formats.packing import unpack
-from tests.formats.test_quantised import drawn, equal, opened, put_bits
+from tests.formats.test_quantised import drawn, equal, opened, put_bits, put_zeros
 
 
 def gptqmodel(bits: int, version: str, **said: bool) -> dict[str, Any]:
@@ -79,12 +79,11 @@ def test_gptqmodel(tmp_path: Path, bits: int, desc_act: bool, sym: bool, version
     groups = np.arange(192) // 64
     if desc_act:
         groups = np.random.default_rng(1).permutation(groups)
-    less = 1 if version == "gptq" else 0
     tensors = {
         "g_idx": groups.astype(np.int32),
         "scales": np.ascontiguousarray(scales.T),
         "qweight": put_bits(codes.T, bits, 0),
-        "qzeros": put_bits((zeros.T - less) % (1 << bits), bits, 1),
+        "qzeros": put_zeros(zeros, bits, version),
     }
     found = opened(tmp_path, gptqmodel(bits, version, sym=sym, desc_act=desc_act), tensors)
     assert str(found.spec) == ("f32" if desc_act else f"int{bits}-g64")

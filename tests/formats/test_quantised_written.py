@@ -40,11 +40,11 @@ def drawn(spec: QuantSpec, rows: int, columns: int, seed: int = 0, half: bool = 
     return pack(numbers, scales if half else scales * np.float32(1 + 2**-20), spec)
 
 
-def with_zeros(tensor: PackedTensor, seed: int) -> PackedTensor:
+def with_zeros(tensor: PackedTensor, seed: int, least: int = 0) -> PackedTensor:
     """Any codes of as many bits, and offsets that are zero points, of a matrix that has none."""
     rng, row = np.random.default_rng(seed), tensor.spec.row
     codes = rng.integers(0, 1 << row.bits, tensor.shape)
-    zeros = rng.integers(0, 1 << row.bits, tensor.scales.shape)
+    zeros = rng.integers(least, 1 << row.bits, tensor.scales.shape)
     lower = 0 if row.zero else 128
     return PackedTensor(
         spec=tensor.spec,
@@ -165,8 +165,8 @@ def test_what_is_written_is_read_bit_for_bit(
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_zero_points_by_hand(bits: int) -> None:
-    """Weights about 3 and 0: GPTQ stores 2 and the largest code, AWQ and compressed-tensors 3 and 0."""
-    spec, lower, top = QuantSpec(kind=f"int{bits}", group_size=32), 128 * (bits == 8), (1 << bits) - 1
+    """Weights about 3 and 0: GPTQ stores 2 and, as words, 1 less; AWQ and compressed-tensors 3 and 0."""
+    spec, lower = QuantSpec(kind=f"int{bits}", group_size=32), 128 * (bits == 8)
     row, each = spec.row, 32 // bits
     zeros = np.array([[3, 0]] * 8)
     tensor = PackedTensor(
@@ -179,8 +179,8 @@ def test_zero_points_by_hand(bits: int) -> None:
     assert (unpack(tensor)[0, [0, 63]] == (1.0, 2.5)).all()
     stem = NAME.removesuffix("weight")
     found = arrays("gptq", {NAME: tensor})[f"{stem}qzeros"].view(np.uint32)
-    for group, code in enumerate((2, top)):
-        assert (found[group] == sum(code << bits * i for i in range(each))).all()
+    ones = sum(1 << bits * i for i in range(each))
+    assert (found[0] == 2 * ones).all() and (found[1] == (1 << 32) - ones).all()
     found = arrays("compressed-tensors", {NAME: tensor})[f"{stem}weight_zero_point"].view(np.uint32)
     assert found.shape == (8 // each, 2)
     assert (found == [sum(code << bits * i for i in range(each)) for code in (3, 0)]).all()

@@ -5,7 +5,8 @@ them (``formats/words.py``, ``formats/marlin.py``) and scales. With b bits a cod
 groups:
 
     gptq    qweight (in / k, out), qzeros (g, out / k), scales (g, out), g_idx (in); ``checkpoint_format``
-            gptq stores zeros less 1, gptq_v2 zeros
+            gptq stores words of zeros less 1 each (0x11111111 for 4 bits: a zero of 0 borrows from the next),
+            gptq_v2 zeros
     marlin  qweight (in / 16, 2 out), scales (g, out), both in the kernel's order; q, k and v are one matrix,
             qkv_proj, gate and up another, gate_up_proj: their rows one after another
     awq     qweight (in, out / k), qzeros (g, out / k), scales (g, out); columns of a word in AWQ_ORDER
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 from minicpm4.errors import CheckpointError
 from minicpm4.formats.marlin import MARLIN_COLUMNS, MARLIN_ROWS, scales_in_order, unpack_tiles
 from minicpm4.formats.quantised_matrix import FLOATS, REMEDY, Layout, Parts, QuantisedMatrix
-from minicpm4.formats.words import awq_columns, unpack_words
+from minicpm4.formats.words import awq_columns, moved_words, unpack_words
 
 __all__ = ["FUSED", "Awq", "Compressed", "Gptq", "Marlin", "Mlx"]
 
@@ -54,10 +55,8 @@ class Gptq(QuantisedMatrix):
         return self._floats("scales").T
 
     def _zeros(self) -> NDArray[np.int32]:
-        found = self._unpacked_zeros(self._parts["qzeros"].view())[:, : self.shape[0]]
-        # As written by its own tools, the sum wraps: 15 and one more is 0.
-        mask = (1 << self.bits) - 1
-        return ((found.astype(np.int32) + self.layout.zero_first) & mask).T
+        words = moved_words(self._parts["qzeros"].view(), self.bits, self.layout.zero_first)
+        return self._unpacked_zeros(words)[:, : self.shape[0]].T.astype(np.int32)
 
     def _unpacked_zeros(self, words: NDArray) -> NDArray[np.uint8]:
         return unpack_words(words, self.bits)

@@ -3,8 +3,8 @@ value. What config.json says of them: ``formats/quantised_config.py``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,9 @@ from minicpm4.formats.quantised_methods import FUSED
 from minicpm4.formats.rounding import in_half
 from minicpm4.formats.safetensors_header import ARRAY_TYPES
 from minicpm4.formats.tensor_source import TensorSource
-from minicpm4.formats.words import awq_words, pack_words
+from minicpm4.formats.words import awq_words, moved_words, pack_words, unpack_words
 
-__all__ = ["QUANTISED", "OutMatrix", "quantised_sources"]
+__all__ = ["QUANTISED", "OutMatrix", "quantised_sources", "second_gptq"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -113,6 +113,26 @@ def quantised_sources(layout: str, matrices: Sequence[OutMatrix]) -> Sources:
     return _WRITERS[layout](matrices)
 
 
+def second_gptq(sources: Mapping[str, TensorSource], bits: int) -> Sources | None:
+    """``sources`` of "gptq" in its second version, where the first is not read alike: of a zero point of 0
+    some readers take the borrow from the next one for what it is, others do not. None: there is no such."""
+
+    def moved(source: TensorSource) -> TensorSource:
+        return replace(source, make=lambda: moved_words(source.make(), bits, 1))
+
+    zeros = {name: moved(source) for name, source in sources.items() if name.endswith(".qzeros")}
+    if all(
+        unpack_words(source.read(), bits)[:, : _rows(sources, name)].all() for name, source in zeros.items()
+    ):
+        return None
+    return {**sources, **zeros}
+
+
+def _rows(sources: Mapping[str, TensorSource], zeros: str) -> int:
+    """Of a matrix with zero points of this name; the last word of these may not be full."""
+    return sources[zeros.removesuffix("qzeros") + "scales"].shape[1]
+
+
 def _compressed(matrices: Sequence[OutMatrix]) -> Sources:
     found = {}
     for one in matrices:
@@ -134,7 +154,6 @@ def _gptq(matrices: Sequence[OutMatrix]) -> Sources:
         stem, (rows, columns) = _stem(one), one.shape
         each = 32 // one.bits
         found[f"{stem}qweight"] = _source((-(-columns // each), rows), "I32", _transposed(_packed(one)))
-        # Less 1, as its first version has them.
         one.zeros()  # raises before anything is written
         found[f"{stem}qzeros"] = _source((one.groups, -(-rows // each)), "I32", _zeros_less_one(one))
         found[f"{stem}scales"] = _source((one.groups, rows), _floats(one), _transposed(one.scales))
@@ -236,8 +255,8 @@ def _shape(one: OutMatrix) -> Make:
 
 
 def _zeros_less_one(one: OutMatrix) -> Make:
-    # Wrapping, as those that read it do.
-    return lambda: pack_words((one.zeros().T - np.uint8(1)) & np.uint8((1 << one.bits) - 1), one.bits)
+    """As its first version has them."""
+    return lambda: moved_words(pack_words(one.zeros().T, one.bits), one.bits, -1)
 
 
 def _zeros_by_rows(one: OutMatrix) -> Make:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from minicpm4.formats.packing import row_slices
 
-__all__ = ["AWQ_ORDER", "awq_columns", "awq_words", "pack_words", "unpack_words"]
+__all__ = ["AWQ_ORDER", "awq_columns", "awq_words", "moved_words", "pack_words", "unpack_words"]
 
 WORD = 32
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -39,6 +39,13 @@ def unpack_words(words: NDArray, bits: int) -> NDArray[np.uint8]:
         found &= np.uint32((1 << bits) - 1)
         codes[part] = found
     return codes.reshape(len(words), -1)
+
+
+def moved_words(words: NDArray, bits: int, by: int) -> NDArray[np.int32]:
+    """Words with ``by`` added to each of their codes as GPTQ's tools do: to the whole word, so that a code
+    that overflows carries into the next."""
+    ones = sum(1 << at for at in range(0, WORD, bits))
+    return (np.ascontiguousarray(words).view(np.uint32) + np.uint32(by * ones % (1 << WORD))).view(np.int32)
 
 
 def awq_words(codes: NDArray) -> NDArray[np.int32]:

@@ -18,7 +18,7 @@ from minicpm4.formats.names import EMBED
 from minicpm4.formats.packing import unpack
 from minicpm4.formats.quant import PackedTensor, QuantSpec
 from minicpm4.formats.quantised_config import check_writable, quantisation
-from minicpm4.formats.quantised_write import QUANTISED, OutMatrix, quantised_sources
+from minicpm4.formats.quantised_write import QUANTISED, OutMatrix, quantised_sources, second_gptq
 from minicpm4.formats.safetensors_write import write_set
 from minicpm4.formats.tensor_source import TensorSource
 from minicpm4.model.stored_prefix import StoredPrefix, write_stored
@@ -116,7 +116,12 @@ def write_model(
     config = with_end_ids(made.config, ends)
     content = hf_config(config, _dtype(made, layout, sources))
     if specs:
-        content |= quantisation(layout, specs, plain, shifted)
+        said = quantisation(layout, specs, plain, shifted)
+        second = second_gptq(sources, next(iter(specs.values())).row.bits) if layout == "gptq" else None
+        if second is not None:
+            sources = second
+            said["quantization_config"]["checkpoint_format"] = "gptq_v2"
+        content |= said
     try:
         begin_folder(folder, beside)
         write_set(folder, _STEMS.get(layout, "model"), sources, check_finite)
