@@ -12,7 +12,7 @@ from minicpm4.cli.options import EngineFlags, given_of, require_only
 from minicpm4.cli.sampling import SamplingFlags
 from minicpm4.config.strict import require
 from minicpm4.errors import RequestError
-from minicpm4.evals.results import Result, hash_of, hashes_of, result_of
+from minicpm4.evals.results import Result, hash_of, hashes_of, result_of, weights_of
 
 if TYPE_CHECKING:
     from minicpm4.agents.mcp.models import Model
@@ -136,11 +136,13 @@ class AskedModel:
         return Result(**told, description=str(self.endpoint), hashes=hashes, **nothing)
 
     def about(self, speaker: Model) -> dict[str, Any]:
-        """What decides its answers, for reports and for what is kept: who is asked, what was given; a hash of
-        sampling, with what files said, and, where the model is here, of template and tokenizer."""
+        """What decides its answers, for reports and for what is kept: who is asked, what was given; hashes
+        of sampling, with what files said, and, where the model is here, of its template and tokenizer, and of
+        its weights. Raises CheckpointError."""
         from minicpm4.agents.mcp.models import Local
 
-        shown = speaker.llm.chat_ids(**_TEMPLATE) if isinstance(speaker, Local) else []
+        llm = speaker.llm if isinstance(speaker, Local) else None
+        shown = [] if llm is None else llm.chat_ids(**_TEMPLATE)
         sampling = {name: repr(value) for name, value in asdict(self.sampling.params(DEFAULTS)).items()}
         return {
             "model": self.model,
@@ -148,6 +150,7 @@ class AskedModel:
             "engine": self.engine.told(),
             "sampling": given_of(self.sampling),
             "hash": hash_of([sampling, shown]),
+            **({} if llm is None else {"weights": weights_of(llm)}),
         }
 
     def _sent(self) -> dict[str, Any]:

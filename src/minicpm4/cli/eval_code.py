@@ -74,7 +74,7 @@ def code(
     require_sandbox()
     from minicpm4.evals import code as evaluation
     from minicpm4.evals.asking import count_cut
-    from minicpm4.evals.results import FIELD, result_of, whole_hash
+    from minicpm4.evals.results import FIELD, result_of, weights_of, whole_hash
     from minicpm4.files import Kept
 
     asked = evaluation.read_problems(problems)[:first]
@@ -83,7 +83,7 @@ def code(
         told = {"kind": "code", "model": model, "engine": engine.told()}
         hashes = evaluation.hashes(llm, asked, style, params)
         told["hash"] = whole_hash(hashes)
-        kept = Kept(keep, told)
+        kept = Kept(keep, {**told, "weights": weights_of(llm)})
         print(llm.description, file=sys.stderr)
         total = len(asked) * samples
         with progress_bar("writing", "answers") as progress:

@@ -78,7 +78,7 @@ def math(
     params = sampling.params({"temperature": 0.0, "max_tokens": 512})
     from minicpm4.evals import maths
     from minicpm4.evals.asking import count_cut
-    from minicpm4.evals.results import FIELD, result_of, whole_hash
+    from minicpm4.evals.results import FIELD, result_of, weights_of, whole_hash
     from minicpm4.files import Kept
 
     asked = _problems(problems or [], gym or [], each, seed_of_gym)[:first]
@@ -93,7 +93,7 @@ def math(
             "engine": engine.told(),
             "hash": whole_hash(hashes),
         }
-        kept = Kept(keep, about)
+        kept = Kept(keep, {**about, "weights": weights_of(llm)})
         print(llm.description, file=sys.stderr)
         with progress_bar("writing", "answers") as progress:
             answers = maths.ask(

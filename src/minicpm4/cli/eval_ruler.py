@@ -152,10 +152,12 @@ def _ask(
     about: Mapping[str, Any],
     end: float,
 ) -> list[Answer]:
+    from minicpm4.evals.results import weights_of
     from minicpm4.evals.ruler import ask
     from minicpm4.files import Kept
 
-    kept = Kept(keep, {"kind": "ruler", **{name: about[name] for name in ("model", "engine", "hash")}})
+    begun = {name: about[name] for name in ("model", "engine", "hash")}
+    kept = Kept(keep, {"kind": "ruler", **begun, "weights": weights_of(llm)})
     total = len(kinds) * len(sizes) * each
     with progress_bar("asking", "questions") as progress:
         return ask(

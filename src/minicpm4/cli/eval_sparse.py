@@ -183,12 +183,14 @@ def _about(
     found: Inspection, layout: Layout, settings: Sequence[SparseConfig], engine: EngineFlags
 ) -> dict[str, Any]:
     from minicpm4.engine.sparse_presets import identity
+    from minicpm4.evals.results import hash_of
     from minicpm4.evals.sparse import name_of
 
     return {
         "kind": "sparse",
         "model": found.source.name,
         "identity": identity(found.checkpoint, found.config),
+        "weights": hash_of(found.origin),
         "length": len(layout.ids),
         "passage": layout.passage,
         "hash": hashlib.sha256(json_text(list(layout.ids)).encode()).hexdigest()[:16],

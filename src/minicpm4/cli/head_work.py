@@ -250,6 +250,7 @@ class Work:
                 "give more text, or a smaller --prompts",
             )
             about = {"model": wanted.model, "kernels": self.found.ops.name}
+            about["weights"] = hash_of(self.found.origin)
             asking = Asking(
                 held=wanted.held_out,
                 tokens=wanted.answer_tokens,

@@ -206,6 +206,11 @@ class LLM(Texts, Scores):
         return self._found.config
 
     @property
+    def origin(self) -> dict[str, Any]:
+        """What tells the weights that were loaded from others of the same name. Raises CheckpointError."""
+        return self._found.origin
+
+    @property
     def plan(self) -> MemoryPlan:
         return self._found.plan
 

@@ -177,6 +177,20 @@ class Inspection:
     def _within(self, context: int) -> int:
         return min(context, self.config.max_position_embeddings)
 
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What tells its weights from others of the same name: values of JSON. Raises CheckpointError."""
+        try:
+            files = [{**file_identity(file), "path": file.name} for file in self.checkpoint.files]
+        except OSError as error:
+            raise CheckpointError(f"cannot read {error.filename}: {error.strerror}") from error
+        stored = self.source.stored
+        return {
+            "files": files,
+            "config": repr(self.config),
+            **({} if stored is None else {"stored prefix": stored.digest}),
+        }
+
     def check_room(self) -> None:
         """Raise MemoryPlanError unless there still is room for the plan: for one made a while ago."""
         room = self.ops.available_memory()
@@ -215,15 +229,10 @@ class Inspection:
     def _pages_key(self, executor: Executor) -> str:
         """All that the numbers of a page hang on beside its tokens. Raises CheckpointError."""
         options, rotary = self.options, executor.rotary
-        try:
-            files = [{**file_identity(file), "path": file.name} for file in self.checkpoint.files]
-        except OSError as error:
-            raise CheckpointError(f"cannot read {error.filename}: {error.strerror}") from error
         there = speed_key(options.backend, options.isa, options.activations) or {"kernels": self.ops.name}
         parts = {
             "version": 1,
-            "files": files,
-            "config": repr(self.config),
+            **self.origin,
             "sparse": repr(self.sparse),
             "weights": options.weights,
             "layout": self.ops.layout,
@@ -232,8 +241,6 @@ class Inspection:
             "page_size": self.plan.page_size,
             "rotary": [rotary.inverse.tobytes().hex(), rotary.attention_factor],
         }
-        if self.source.stored is not None:
-            parts["stored prefix"] = self.source.stored.digest
         return json_text(parts, sort_keys=True)
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "hashes_of",
     "paired",
     "result_of",
+    "weights_of",
     "whole_hash",
 ]
 
@@ -63,6 +64,15 @@ def hashes_of(
 def whole_hash(hashes: Mapping[str, str]) -> str:
     """Of all parts."""
     return hash_of([hashes.get(name, "") for name in PARTS])
+
+
+def weights_of(llm: LLM) -> str:
+    """A hash of the files that its weights are of: answers of others, under the same name, are not to be
+    mixed. Empty of an engine of somebody else's. Raises CheckpointError."""
+    try:
+        return hash_of(llm.origin)
+    except UnsupportedError:
+        return ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
