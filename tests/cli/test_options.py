@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from minicpm4.cli import run
 from minicpm4.cli.options import EngineFlags, parse_sparse
 from minicpm4.errors import ConfigError, MemoryPlanError
 from minicpm4.formats.kinds import weight_choices
@@ -240,3 +241,34 @@ def test_what_was_given_is_told_in_json() -> None:
     )
     told = {"frspec_path": "r.json", "draft_model_path": "d", "memory": 2.0, "ignore_field": ["x"]}
     assert json.loads(json.dumps(given.told())) == told
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "eval code smollm2-135m-instruct --problems FILE --keep k --json FILE",
+        "eval math smollm2-135m-instruct --problems FILE --keep k --json FILE",
+        "eval ruler smollm2-135m-instruct --text FILE --keep k --json FILE",
+        "eval ruler smollm2-135m-instruct --text FILE --keep k --plot FILE",
+        "eval niah smollm2-135m-instruct --text FILE --json FILE",
+        "eval sparse smollm2-135m-instruct --text FILE --plot FILE",
+        "eval ppl smollm2-135m-instruct --text FILE --json FILE",
+        "eval ppl FILE --text other --json FILE",
+        "eval compare FILE other --plot FILE",
+        "bench smollm2-135m-instruct --json FILE --plot FILE",
+        "convert smollm2-135m-instruct out --test FILE --json FILE",
+        "mcp eval FILE --output FILE",
+        "mcp eval other --offer 2 --pool FILE --output FILE",
+        "mcp export FILE --output FILE",
+        "spec rank smollm2-135m-instruct --corpus FILE --out FILE",
+    ],
+)
+def test_nothing_is_written_where_something_is_read(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "given.svg"
+    file.write_text("Said once.")
+    assert run([word.replace("FILE", str(file)) for word in words.split()]) == 2
+    assert f"{file} is named twice in this command" in capsys.readouterr().err
+    assert file.read_text() == "Said once." and [*tmp_path.iterdir()] == [file]

@@ -13,7 +13,7 @@ import pytest
 from minicpm4 import SamplingParams
 from minicpm4.cli import eval_code, run
 from minicpm4.errors import ConfigError, RequestError
-from minicpm4.evals.code import Answer, Problem, ask, code_of, pass_at_one, read_problems
+from minicpm4.evals.code import STOPS, Answer, Problem, ask, code_of, pass_at_one, read_problems
 from minicpm4.files import Kept
 from minicpm4.text.reasoning import split_reasoning
 from tests.fixtures.random_checkpoint import make_checkpoint
@@ -29,7 +29,7 @@ class Writer:
     """In a model's place: says what it is told to."""
 
     def __init__(self, *texts: str) -> None:
-        self.texts, self.asked = list(texts), 0
+        self.texts, self.asked, self.stops = list(texts), 0, ()
         self.replies = SimpleNamespace(apart=lambda text, ids, prompt: split_reasoning(text))
         self.tokenizer = SimpleNamespace(vocab_size=9, encode=lambda text: [1])
 
@@ -45,7 +45,7 @@ class Writer:
 
     def generate(self, prompts: list[Any], params: list[Any]) -> list[Any]:
         assert prompts
-        self.asked += len(prompts)
+        self.asked, self.stops = self.asked + len(prompts), params[0].stop
         return [SimpleNamespace(text=self.texts.pop(0), token_ids=[1], finish_reason="stop") for _ in prompts]
 
 
@@ -72,6 +72,15 @@ def line(**changes: Any) -> str:
         ("chat", "```\nprint('an example')\n```\nand\n```python\ndef twice(x):\n    return 2 * x\n```", True),
         ("chat", "    return 2 * x", True),
         ("chat", "```python\ndef twice(x):\n    return 2 * x", True),
+        (
+            "chat",
+            "```bash\npip install x\n```\nThen:\n```python3\ndef twice(x):\n    return 2 * x\n```\nOK.",
+            True,
+        ),
+        ("chat", "```{.python title='a b'}\ndef twice(x):\n    return 2 * x\n```\n```\nprint()\n```", True),
+        ("chat", "```\n```\nSo ```x``` is doubled:\n```Python\ndef twice(x):\n    return 2 * x\n```", True),
+        ("chat", "1. It is\n   ```py\n   def twice(x):\n       return 2 * x\n   ```\n2. Done.", True),
+        ("chat", "```sh\npip install x\n```\n```\n    return 2 * x\n```", True),
         ("chat", "I would rather not.", False),
         ("chat", "```python\nimport os; os._exit(0)\n```", False),
     ],
@@ -81,6 +90,25 @@ def test_what_is_written_is_run(tmp_path: Path, style: str, text: str, passed: b
     (answer,) = ask(writer, [PROBLEM], Kept(tmp_path / "kept", {}), style=style, params=GREEDY)
     assert answer.passed is passed and bool(answer.why) is not passed, answer
     assert answer.code == code_of(split_reasoning(text)[1], PROBLEM, style) and answer.cut is False
+
+
+@pytest.mark.parametrize(("style", "text"), [("chat", "```\n{}\n```"), ("complete", "{}")])
+def test_a_head_without_a_docstring_is_one(tmp_path: Path, style: str, text: str) -> None:
+    (tmp_path / "x").write_text(line(prompt="import math\ndef twice(x):\n  # Twice x.\n"))
+    problems = read_problems(tmp_path / "x")
+    whole = "def twice(x):\n    return " if style == "chat" else "    return "
+    for number, passed in (("2 * x", True), ("x", False)):
+        writer: Any = Writer(text.format(whole + number))
+        (answer,) = ask(writer, problems, Kept(tmp_path / f"{passed}", {}), style=style, params=GREEDY)
+        assert answer.passed is passed, answer.why
+
+
+def test_a_body_ends_where_the_next_thing_begins(tmp_path: Path) -> None:
+    stopped = GREEDY.changed(stop=("END",))
+    for style in ("complete", "chat"):
+        writer: Any = Writer("    return 2 * x")
+        ask(writer, [PROBLEM], Kept(tmp_path / style, {}), style=style, params=stopped)
+        assert writer.stops == (("END", *STOPS) if style == "complete" else ("END",))
 
 
 def test_it_goes_on_where_it_ended(tmp_path: Path) -> None:
@@ -132,6 +160,8 @@ def test_the_share_is_over_problems() -> None:
         (b"{]\n", "line 1"),
         (line().encode() + line(prompt=7).encode(), "line 2: prompt is no text"),
         (line(entry_point="a b").encode(), "entry_point is no name"),
+        (line().encode() + line(prompt="def f(x:\n").encode(), "line 2: prompt is no Python: SyntaxError"),
+        (line(test="def check(candidate):\n").encode(), "test is no Python: IndentationError"),
         (line().encode() * 2, "task_id twice"),
         (gzip.compress(line().encode())[:-9], "no whole gzip file"),
     ],

@@ -11,7 +11,7 @@ import typer
 
 from minicpm4.cli.options import (
     IgnoreOption,
-    check_output,
+    check_outputs,
     expand,
     number,
     numbers,
@@ -152,8 +152,7 @@ def command(
     of the one that binds it: memory bandwidth for decode, float32 matrix products for prefill (more
     than all of it where the kernels use bf16 or 8-bit products, which are faster).
     """
-    for name, file in (("--json", json_file), ("--plot", plot)):
-        check_output(name, file)
+    check_outputs({"--json": json_file, "--plot": plot}, [model])
     number("--repeats", repeats, MAX_REPEATS, least=1)
     if draft is not None:
         _require_draft(line, model)

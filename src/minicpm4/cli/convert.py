@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from minicpm4.cli.convert_report import print_conversion
-from minicpm4.cli.options import IgnoreOption, check_apart, check_output, number, words, write_figures
+from minicpm4.cli.options import IgnoreOption, check_outputs, number, words, write_figures
 from minicpm4.cli.terminal import progress_or_lines
 from minicpm4.config.strict import check_choice, require
 from minicpm4.errors import ConfigError
@@ -179,8 +179,8 @@ def command(
         texts = replace(texts, samples=number("--samples", samples, MAX_SAMPLES, least=1))
     if length is not None:
         texts = replace(texts, length=number("--length", length, MAX_LENGTH, least=64))
-    check_output("--json", json_file)
-    check_apart("--json", json_file, (target, *(calibration or ()), *((test,) if test else ())))
+    texts_read = (*(calibration or ()), *((test,) if test else ()))
+    check_outputs({"--json": json_file}, (source, target, *texts_read))
     for file in (*(calibration or ()), *((test,) if test else ())):
         require(file.is_file(), f"there is no file {file}")
     if test is not None and any(test.samefile(file) for file in calibration or ()):

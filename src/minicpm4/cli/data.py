@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from minicpm4.cli.options import check_output, number, numbers
+from minicpm4.cli.options import check_outputs, number, numbers
 from minicpm4.cli.packed import (
     PackProgress,
     print_document,
@@ -217,7 +217,7 @@ def inspect(
     require(is_set(folder), f"{folder} holds no packed set", "minicpm4 data pack makes one")
     found = ShardSet(folder)
     require(plot is None or len(found) > 0, f"{folder} has no documents to draw")
-    check_output("--plot", plot)
+    check_outputs({"--plot": plot})
     if verify:
         found.verify()
     print_facts(str(folder), [*set_facts(found), *([("files", "as they were written")] if verify else [])])

@@ -18,7 +18,7 @@ from minicpm4.cli.eval_sparse import sparse
 from minicpm4.cli.eval_tasks import tasks
 from minicpm4.cli.mcp_bfcl import bfcl
 from minicpm4.cli.needles import command as needles
-from minicpm4.cli.options import EngineFlags, check_apart, check_output, expand, number, write_figures
+from minicpm4.cli.options import EngineFlags, check_outputs, expand, number, write_figures
 from minicpm4.cli.terminal import progress_bar, show, table
 from minicpm4.config.strict import require
 from minicpm4.errors import ConfigError
@@ -76,8 +76,7 @@ def ppl(
         number("--window", window, 1 << 24, least=2)
     if stride is not None:
         number("--stride", stride, 1 << 24 if window is None else window, least=1)
-    check_output("--json", json_file)
-    check_apart("--json", json_file, text)
+    check_outputs({"--json": json_file}, [*models, *text])
     texts = {str(file): read_text(file, MAX_TEXT_BYTES, ConfigError, "give a file of text") for file in text}
     for name, content in texts.items():
         require(bool(content.strip()), f"{name} holds no text", "give another file")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from minicpm4.cli.options import check_apart, check_output, then_written, write_figures
+from minicpm4.cli.options import check_outputs, then_written, write_figures
 from minicpm4.cli.terminal import one_line, show, table
 from minicpm4.config.strict import check_choice, require
 from minicpm4.engine.plan import human
@@ -75,11 +75,7 @@ def compare(
     free = [] if across is None else [one.strip() for one in across.split(",")]
     for one in free:
         check_choice("--across", one, [name for name in PARTS if name != "tasks"])
-    outputs = {"--markdown": markdown, "--json": json_file, "--plot": plot}
-    for name, file in outputs.items():
-        check_output(name, file)
-        others = [one for other, one in outputs.items() if one is not None and other != name]
-        check_apart(name, file, [*files, *others])
+    check_outputs({"--markdown": markdown, "--json": json_file, "--plot": plot}, files)
     found = [one for file in files for one in read_results(file)]
     require(len(found) > 1, "there is one result alone", "give the files of two runs or more")
     require(len(found) <= MAX_RESULTS, f"{len(found)} results are too many", f"give {MAX_RESULTS} at most")

@@ -11,7 +11,7 @@ import typer
 
 from minicpm4.cli.eval_shares import tell_share
 from minicpm4.cli.kept_work import KeepOption, MinutesOption, deadline
-from minicpm4.cli.options import EngineFlags, check_apart, check_output, expand, number, write_figures
+from minicpm4.cli.options import EngineFlags, check_outputs, expand, number, write_figures
 from minicpm4.cli.sampling import SamplingFlags
 from minicpm4.cli.terminal import progress_bar
 from minicpm4.config.strict import check_choice, require
@@ -71,8 +71,7 @@ def math(
     if first is not None:
         number("--first", first, 100_000, least=1)
     end = deadline(minutes)
-    check_output("--json", json_file)
-    check_apart("--json", json_file, problems or [])
+    check_outputs({"--json": json_file}, [model, *(problems or [])])
     if style is not None:
         check_choice("--style", style, ("chat", "complete"))
     params = sampling.params({"temperature": 0.0, "max_tokens": 512})

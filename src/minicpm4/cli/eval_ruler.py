@@ -17,7 +17,7 @@ from minicpm4.cli.eval_shares import told_cut
 from minicpm4.cli.kept_work import KeepOption, MinutesOption, deadline, tell_left
 from minicpm4.cli.options import (
     EngineFlags,
-    check_output,
+    check_outputs,
     expand,
     number,
     numbers,
@@ -90,8 +90,7 @@ def ruler(
     asked = check_kinds([one.strip() for one in kinds.split(",")] if kinds is not None else list(KINDS))
     end = deadline(minutes)
     require(not (both and engine.attention), "--both and --attention exclude one another", "leave one out")
-    for name, file in (("--json", json_file), ("--plot", plot)):
-        check_output(name, file)
+    check_outputs({"--json": json_file, "--plot": plot}, [model, *(text or [])])
     content = texts_or_manual(text or [])
     ways = ["dense", "sparse"] if both else [engine.attention or "auto"]
     settings = replace(engine, context=engine.context or max(sizes) + 8)

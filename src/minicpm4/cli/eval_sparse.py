@@ -15,8 +15,7 @@ import typer
 
 from minicpm4.cli.options import (
     EngineFlags,
-    check_apart,
-    check_output,
+    check_outputs,
     expand,
     number,
     parse_sparse,
@@ -109,9 +108,7 @@ def sparse(
             f"{option} is not for eval sparse",
             "leave it out: settings to try are --setting, tokens --length",
         )
-    for name, file in (("--json", json_file), ("--plot", plot)):
-        check_output(name, file)
-    check_apart("--json", json_file, text or [])
+    check_outputs({"--json": json_file, "--plot": plot}, [model, *(text or [])])
     content = texts_or_manual(text or [])
     found, settings, layout = _prepared(model, engine, length, setting or [], content)
     about = _about(found, layout, settings, engine)

@@ -12,7 +12,7 @@ import typer
 from minicpm4.cli.asked_model import EndpointOption, asked_model
 from minicpm4.cli.asking import shown
 from minicpm4.cli.mcp_servers import ServerFlags, print_plan, tell_troubles
-from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, expand
+from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, check_outputs, expand
 from minicpm4.cli.sampling import SamplingFlags
 from minicpm4.cli.terminal import write_text
 from minicpm4.config.strict import check_choice, require
@@ -115,6 +115,7 @@ def export(
     from minicpm4.agents.mcp.transcript import Transcript
 
     check_choice("--to", to, ("markdown", "training"))
+    check_outputs({"--output": output}, [transcript])
     done = Transcript.load(transcript)
     text = done.as_markdown() if to == "markdown" else done.as_training()
     if output is None:

@@ -13,7 +13,7 @@ import typer
 from minicpm4.cli.asked_model import EndpointOption, HeldOption, asked_model
 from minicpm4.cli.eval_shares import counted, told_cut
 from minicpm4.cli.kept_work import KeepOption, MinutesOption, deadline, tell_left
-from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, check_output, expand, write_figures
+from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, check_outputs, expand, write_figures
 from minicpm4.cli.sampling import SamplingFlags
 from minicpm4.cli.terminal import one_line, progress_or_lines, show, table
 from minicpm4.config.strict import check_choice, check_optional_integer
@@ -58,7 +58,7 @@ def bfcl(
     for name in category or ():
         check_choice("--category", name, scoring.CATEGORIES)
     check_optional_integer("--most", most, 1, 10_000)
-    check_output("--output", output)
+    check_outputs({"--output": output}, [model])
     asked = asked_model(line, model, endpoint, engine, sampling)
     hold, until = asked.held(held), deadline(minutes)
     print(f"note: the checkers are {running.BFCL.packages[0]}", file=sys.stderr)

@@ -12,7 +12,7 @@ import typer
 from minicpm4.cli.asked_model import EndpointOption, HeldOption, asked_model
 from minicpm4.cli.eval_shares import told_cut
 from minicpm4.cli.kept_work import KeepIfOption, MinutesOption, deadline, tell_left
-from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, check_output, expand, write_figures
+from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, check_outputs, expand, write_figures
 from minicpm4.cli.sampling import SamplingFlags
 from minicpm4.cli.terminal import one_line, progress_or_lines, show, table
 from minicpm4.config.strict import check_integer, require
@@ -87,7 +87,7 @@ def evaluate(
     require("fit" not in counts or endpoint is None, "fit needs the model here", "give numbers")
     require(held is not False or not must_call, "--must-call needs calls that are held", "leave out --free")
     hold = asked.held(held)
-    check_output("--output", output)
+    check_outputs({"--output": output}, [model, file, *([] if more is None else [more])])
     until = deadline(minutes)
     samples = read_samples(file)
     pool = pool_of(samples, read_pool(more) if more is not None else ())

@@ -11,7 +11,7 @@ import typer
 from minicpm4.cli.asked_model import EndpointOption, asked_model
 from minicpm4.cli.asking import shown
 from minicpm4.cli.mcp_servers import ServerFlags, tell_troubles
-from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, check_output, expand
+from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, check_outputs, expand
 from minicpm4.cli.sampling import SamplingFlags
 from minicpm4.config.strict import check_integer, require
 from minicpm4.files import write_file
@@ -40,7 +40,7 @@ def inspect(
 
     check_integer("--queries", queries, 1, 50)
     require(output.suffix != ".html", f"--output {output} is the page's name", "name the report .json")
-    check_output("--output", output)
+    check_outputs({"--output": output}, [model])
     asked = asked_model(line, model, endpoint, engine, sampling)
     flags.read(tell=False)
     speaker = asked.load()

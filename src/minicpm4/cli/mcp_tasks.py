@@ -21,7 +21,7 @@ from minicpm4.cli.options import (
     DEFAULT_MODEL,
     EngineFlags,
     ModelOption,
-    check_output,
+    check_outputs,
     expand,
     require_only,
     write_figures,
@@ -133,11 +133,11 @@ def _ways(calls: str | None, asked: AskedModel) -> tuple[bool, ...]:
 
 def _check_outputs(line: typer.Context, output: Path | None, gold: Path | None) -> None:
     """Refuse before the work what could not be written after it, or is not read. Raises ConfigError."""
-    check_output("--output", output)
+    check_outputs({"--output": output})
     if gold is not None:
         require_only(line, ("only", "offer", "unasked", "gold"), "--gold, which asks no model")
         for file in (gold, _pool_file(gold)):
-            check_output("--gold", file)
+            check_outputs({"--gold": file})
 
 
 def _pool_file(gold: Path) -> Path:

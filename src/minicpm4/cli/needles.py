@@ -12,7 +12,7 @@ import typer
 
 from minicpm4.cli.options import (
     IgnoreOption,
-    check_output,
+    check_outputs,
     number,
     numbers,
     sparse_option,
@@ -80,8 +80,7 @@ def command(
         f"{len(sizes) * depths} cells are too many",
         f"use {MAX_CELLS} at most",
     )
-    for name, file in (("--json", json_file), ("--plot", plot)):
-        check_output(name, file)
+    check_outputs({"--json": json_file, "--plot": plot}, [model, *text])
     from minicpm4 import LLM
     from minicpm4.evals import needles as evaluation
 

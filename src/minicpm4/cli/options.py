@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -315,24 +315,25 @@ def number(option: str, value: int, most: int, least: int = 0) -> int:
     return value
 
 
-def check_output(option: str, file: Path | None) -> None:
-    """Refuse before the work what could not be written after it. Raises ConfigError."""
-    if file is None:
-        return
-    if option == "--plot" and file.suffix.lower() != ".svg":
-        raise ConfigError(
-            f"--plot {file} does not end in .svg", "plots are SVG, which any browser shows: name it so"
-        )
-    try:
-        check_writing(file)
-    except OSError as error:
-        raise ConfigError(f"cannot write {option} {file}: {error.strerror}") from error
-
-
-def check_apart(option: str, file: Path | None, others: Iterable[Path]) -> None:
-    """Refuse to write where something else is read or written. Raises ConfigError."""
-    if file is not None and os.path.realpath(file) in {os.path.realpath(other) for other in others}:
-        raise ConfigError(f"{option} {file} is named twice in this command", "give it a name of its own")
+def check_outputs(outputs: Mapping[str, Path | None], inputs: Iterable[str | Path] = ()) -> None:
+    """Refuse before the work what could not be written after it, and what would stand where something else is
+    read (``inputs``) or written; ``outputs``: by option. Raises ConfigError."""
+    taken = {os.path.realpath(one) for one in inputs}
+    for option, file in outputs.items():
+        if file is None:
+            continue
+        if option == "--plot" and file.suffix.lower() != ".svg":
+            raise ConfigError(
+                f"--plot {file} does not end in .svg", "plots are SVG, which any browser shows: name it so"
+            )
+        try:
+            check_writing(file)
+        except OSError as error:
+            raise ConfigError(f"cannot write {option} {file}: {error.strerror}") from error
+        place = os.path.realpath(file)
+        if place in taken:
+            raise ConfigError(f"{option} {file} is named twice in this command", "give it a name of its own")
+        taken.add(place)
 
 
 def texts_or_manual(files: Sequence[Path]) -> str:

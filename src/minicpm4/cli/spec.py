@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from minicpm4.cli.options import check_output
+from minicpm4.cli.options import check_outputs
 from minicpm4.cli.spec_train import train
 from minicpm4.cli.terminal import progress_bar, show, table
 from minicpm4.errors import ConfigError
@@ -34,7 +34,7 @@ def rank(
     Text that is like the answers to come serves best: a model's own answers, or the documents that
     it is asked about.
     """
-    check_output("--out", out)
+    check_outputs({"--out": out}, [model, *corpus])
     import numpy as np
 
     from minicpm4.data.corpora import Corpus

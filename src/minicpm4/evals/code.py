@@ -7,10 +7,12 @@ in a block of code. Tests run in a sandbox of their own, so what the code does t
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from textwrap import dedent
 
 from minicpm4 import LLM, SamplingParams
 from minicpm4.config.strict import require
@@ -26,13 +28,20 @@ from minicpm4.sandbox import Limits, judge_function
 __all__ = ["STYLES", "Answer", "Problem", "ask", "hashes", "pass_at_one", "read_problems", "shares"]
 
 STYLES = ("chat", "complete")
-# Where a completed body ends: the next thing that stands at the margin (HumanEval's own list).
+# Where a completed body ends: what the paper of HumanEval names, and what else begins at the margin.
 STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint", "\n```", "\nassert", "\n@")
 ASK = (
     "Complete this Python function. Answer with the whole function in one block of code.\n\n"
     "```python\n{}\n```"
 )
-_BLOCK = re.compile(r"```[ \t]*(?:python|py)?[ \t]*\n(.*?)(?:\n```|\Z)", re.DOTALL | re.IGNORECASE)
+# Blocks by language and content; first what is fenced within a line, whose end would begin a block. One that
+# was cut goes to the end.
+_BLOCK = re.compile(
+    r"```[^`\n]*```|```[ \t]*(?P<language>\w*)[^`\n]*\n(?P<code>.*?)(?:^[ \t]*```|\Z)",
+    re.DOTALL | re.MULTILINE,
+)
+# What compiling raises for text that is no Python.
+_BROKEN = (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError)
 _FIELDS = ("task_id", "prompt", "test", "entry_point")
 
 
@@ -71,7 +80,12 @@ def read_problems(file: Path) -> list[Problem]:
     for where, row in read_rows(file, remedy):
         task, prompt, tests, name = (check_text(row, field, where, remedy) for field in _FIELDS)
         require(name.isidentifier(), f"{where}: entry_point is no name of a function")
-        found.append(Problem(task=task, prompt=prompt, tests=tests, name=name))
+        one = Problem(task=task, prompt=prompt, tests=tests, name=name)
+        # Neither would let any answer pass, in the sandbox.
+        for what, text in (("prompt", context_of(one)), ("test", tests)):
+            wrong = _why_not(text)
+            require(not wrong, f"{where}: {what} is no Python: {wrong}", remedy)
+        found.append(one)
     tasks = [one.task for one in found]
     require(len(set(tasks)) == len(tasks), f"{file} has a task_id twice")
     return found
@@ -121,6 +135,8 @@ def _answers(
     judges: ThreadPoolExecutor,
 ) -> Iterator[Answer]:
     """One that the model cannot be asked, as where it does not fit, has not passed: "refused"."""
+    if style == "complete":
+        params = params.changed(stop=(*params.stop, *STOPS))
     prompts = [
         (llm.prompt_ids(_prompt(llm, problem, style)), replace(params, seed=_seed(params.seed, sample)))
         for problem, sample in asked
@@ -131,7 +147,8 @@ def _answers(
         if one.refused:
             return "", False, one.refused
         code = code_of(one.answer, problem, style)
-        verdict = judge_function(code, problem.tests, problem.name, context=problem.prompt, limits=limits)
+        context = context_of(problem)
+        verdict = judge_function(code, problem.tests, problem.name, context=context, limits=limits)
         return code, verdict.passed, verdict.why
 
     verdicts = judges.map(judged, [problem for problem, _ in asked], said)
@@ -160,18 +177,38 @@ def _prompt(llm: LLM, problem: Problem, style: str) -> Prompt:
     return problem.prompt
 
 
+def context_of(problem: Problem) -> str:
+    """The prompt as a program of its own: with a body where it is a head alone, without a docstring."""
+    with_body = f"{problem.prompt.rstrip()}\n    pass\n"
+    return with_body if _why_not(problem.prompt) and not _why_not(with_body) else problem.prompt
+
+
+def _why_not(text: str) -> str:
+    """Why ``text`` is no Python; empty where it is."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            compile(text, "it", "exec", dont_inherit=True)
+    except _BROKEN as error:
+        return f"{type(error).__name__}: {error}"[:200]
+    return ""
+
+
 def code_of(text: str, problem: Problem, style: str) -> str:
     """What is run of an answer: the prompt, whose imports and helpers it may use, and what the model wrote:
-    a body, or, of a chat, the block that has the function, else the first, else all of it."""
+    a body, or, of a chat, the block that has the function, else the first (of Python), else all of it."""
     if style == "complete":
         ends = [text.find(stop) for stop in STOPS]
         cut = min((end for end in ends if end >= 0), default=len(text))
         return problem.prompt + text[:cut] + "\n"
-    blocks = _BLOCK.findall(text)
     defined = re.compile(rf"^(?:async )?def {re.escape(problem.name)}\b", re.MULTILINE)
-    named = [one for one in blocks if defined.search(one)]
-    code: str = (named or blocks or [text])[0]
-    return f"{problem.prompt}\n\n{code}\n" if defined.search(code) else f"{problem.prompt}{code}\n"
+    blocks = [(one["language"].lower(), one["code"]) for one in _BLOCK.finditer(text) if one["code"]]
+    ours = [code for language, code in blocks if language[:2] in ("", "py")]
+    every = [code for _, code in blocks]
+    # A block in a list is indented whole.
+    named = [one for one in (*every, *map(dedent, every)) if defined.search(one)]
+    code: str = (named or ours or every or [text])[0]
+    return f"{context_of(problem)}\n\n{code}\n" if defined.search(code) else f"{problem.prompt}{code}\n"
 
 
 def shares(answers: Sequence[Answer]) -> dict[str, float]:
