@@ -101,6 +101,9 @@ def test_scores_are_those_computed_by_hand(file: Path) -> None:
         ({"a": [1, {"b": 2}]}, {"a": [1.0, {"b": 2}]}, True),
         ({"a": "3"}, {"a": 3}, False),
         ({"a": None}, {"a": None}, True),
+        ({"a": 10**309}, {"a": 10**309}, True),
+        ({"a": 2**60}, {"a": [2**60 + 1, 10**309]}, False),
+        ({"a": 2**60}, {"a": 2**60 + 1}, False),
     ],
 )
 def test_values_are_compared_by_what_they_are(wanted: Any, given: Any, right: bool) -> None:

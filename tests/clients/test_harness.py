@@ -111,6 +111,12 @@ def test_what_does_not_fit_is_refused_unless_it_may_be_cut(model: Any) -> None:
         ({"do_sample": False, "temperature": 0.7}, {"temperature": 0.0, "max_tokens": 256}),
         ({"do_sample": True, "top_p": 0.9}, {"temperature": 1.0, "top_p": 0.9, "max_tokens": 256}),
         ({"temperature": 0.5}, {"temperature": 0.5, "max_tokens": 256}),
+        ({"do_sample": None, "temperature": 0.7}, {"temperature": 0.7, "max_tokens": 256}),
+        ({"do_sample": None}, {"temperature": 0.0, "max_tokens": 256}),
+        (
+            {"do_sample": False, "repetition_penalty": 1.3},
+            {"temperature": 0.0, "repetition_penalty": 1.3, "max_tokens": 256},
+        ),
     ],
 )
 def test_settings_of_generation_are_read(given: Any, params: Any) -> None:

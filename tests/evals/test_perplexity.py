@@ -68,6 +68,19 @@ def test_without_a_begin_token_the_first_does_not_count(
         read(llm, "a", window=500)
 
 
+def test_without_a_begin_token_each_counts_after_another(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llm.tokenizer, "prefix_ids", [])
+    ids = llm.tokenizer.encode(TEXT, add_special_tokens=False)
+    with pytest.raises(ConfigError, match=r"stride = 40 does not fit .* use 1 to 39"):
+        read(llm, TEXT, window=40, stride=40)
+    losses = [
+        llm.nll(ids[first:end])[-(end - start) :] for first, end, start in window_spans(len(ids), 40, 39)
+    ]
+    found = read(llm, TEXT, window=40, stride=39)
+    assert found.tokens == sum(map(len, losses)) == len(ids) - 1
+    assert found.nats == pytest.approx(sum(float(one.sum()) for one in losses), rel=1e-6)
+
+
 def test_windows_that_cannot_be_are_refused(llm: LLM) -> None:
     for window, stride in ((1, None), (40, 0), (40, 41)):
         with pytest.raises(ConfigError):

@@ -40,6 +40,39 @@ def test_exceptions_arrive() -> None:
     tests = "try: f(1)\nexcept ValueError as error: assert str(error) == 'no'\nelse: assert 0"
     assert judge_function("def f(x): raise ValueError('no')", tests, "f").passed
     assert not judge_function("class ValueError(Exception): pass\ndef f(x): return 1", tests, "f").passed
+    own = "class Wrong(ValueError): pass\ndef f(x): raise Wrong('no')"
+    assert judge_function(own, tests, "f").passed
+    assert not judge_function(own.replace("ValueError", "KeyError"), tests, "f").passed
+
+
+SUBCLASSES = {
+    "Counter([x, x])": "{1: 2}",
+    "defaultdict(list, a=[OrderedDict(b=x)])": "{'a': [{'b': 1}]}",
+    "namedtuple('P', 'a b')(x, Counter())": "(1, {})",
+    "IntEnum('E', 'ONE').ONE": "1",
+    "Enum('E', {'A': 'a'}, type=str).A": "'a'",
+    "type('L', (list,), {})([True, None])": "[True, None]",
+    "type('F', (float,), {})(0.5)": "0.5",
+    "type('S', (frozenset,), {})([x])": "{1}",
+}
+
+
+@pytest.mark.parametrize("made", SUBCLASSES)
+def test_what_is_of_a_plain_type_goes_as_it(made: str) -> None:
+    head = "from collections import *\nfrom enum import *\n"
+    wanted = SUBCLASSES[made]
+    assert judge_function(f"{head}def f(x): return {made}", f"assert f(1) == {wanted}", "f").passed
+    assert not judge_function(f"{head}def f(x): return {made}", f"assert f(2) == [{wanted}]", "f").passed
+    held = f"held = []\nf(held)\nassert held == [{wanted}]"
+    assert judge_function(f"{head}def f(y):\n    x = 1\n    y.append({made})", held, "f").passed
+
+
+def test_code_is_compiled_as_it_is_by_itself() -> None:
+    """Not with annotations as texts, which is a choice of the file that compiles it."""
+    solution = "def f(x: 1 + 1): return f.__annotations__['x']"
+    assert judge_function(solution, "assert f(1) == 2", "f").passed
+    tests = "def g(x: 1 + 1): pass\nassert g.__annotations__['x'] == f(1)"
+    assert judge_function("def f(x): return 2", tests, "f").passed
 
 
 def test_context_comes_before_the_tests() -> None:

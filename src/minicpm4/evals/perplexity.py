@@ -88,16 +88,19 @@ def read(
     llm: LLM, text: str, *, window: int, stride: int | None = None, progress: Progress | None = None
 ) -> TextLoss:
     """Read ``text`` in windows of ``window`` tokens, the begin token first in each where the model has one;
-    ``stride`` (half of it) tokens of each window but the first count. Raises ConfigError, RequestError."""
+    ``stride`` (half of it) tokens of each window but the first count, each after one other at least. Raises
+    ConfigError, RequestError."""
     tokenizer = llm.tokenizer
     prefix = tokenizer.with_prefix([])
     stride = max(1, (window - len(prefix)) // 2) if stride is None else stride
     room = window - len(prefix)
     require(room >= 2, f"a window of {window} tokens is too short", "use 2 or more beside the begin token")
+    # Nothing foresees the first token of a window where no begin token stands before it.
+    most = room if prefix else room - 1
     require(
-        1 <= stride <= room,
+        1 <= stride <= most,
         f"stride = {stride} does not fit a window of {room} tokens of text",
-        f"use 1 to {room}",
+        f"use 1 to {most}",
     )
     ids = tokenizer.encode(text, add_special_tokens=False, parse_special=False)
     if len(ids) + len(prefix) < 2:

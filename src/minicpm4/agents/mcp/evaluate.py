@@ -266,7 +266,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, bool) or value is None:
         return value
     if isinstance(value, int | float):
-        return ("number", float(value))
+        return ("number", value)
     if isinstance(value, str):
         return value.strip()
     if isinstance(value, Mapping):

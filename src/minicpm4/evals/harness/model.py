@@ -261,11 +261,11 @@ def sampling_of(given: Mapping[str, Any], most: int) -> SamplingParams:
     lengths = [given[name] for name in _LENGTHS if given.get(name) is not None]
     taken = {name: given[name] for name in _TAKEN if given.get(name) is not None}
     temperature = taken.pop("temperature", None)
-    drawn = given.get("do_sample", temperature not in (None, 0, 0.0))
-    if not drawn:
-        taken = {"temperature": 0.0}
-    else:
-        taken["temperature"] = float(1.0 if temperature is None else temperature)
+    drawn = given.get("do_sample")
+    if drawn is None:  # as the harness has it where a task does not say
+        drawn = temperature not in (None, 0, 0.0)
+    # What else is said, as a repetition penalty, counts for the likeliest token, too.
+    taken["temperature"] = float(1.0 if temperature is None else temperature) if drawn else 0.0
     stops = [until] if isinstance(until, str) else list(until)
     return SamplingParams(
         max_tokens=int(lengths[0]) if lengths else most, stop=tuple(filter(None, stops)), **taken

@@ -48,7 +48,8 @@ def main() -> None:
     try:
         for part in ("context.py", "tests.py"):
             with open(part, encoding="utf-8") as file:
-                exec(compile(file.read(), part, "exec"), space)  # noqa: S102 - tests are code
+                code = compile(file.read(), part, "exec", dont_inherit=True)
+            exec(code, space)  # noqa: S102 - tests are code
             space[name] = candidate  # for tests that call it by name; the context may have the name, too
         check = space.get("check")
         if callable(check):

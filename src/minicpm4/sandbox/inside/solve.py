@@ -17,7 +17,7 @@ def main() -> None:
     space: dict[str, Any] = {"__name__": "solution"}
     out = os.fdopen(speaks, "wb", buffering=0)
     try:
-        exec(compile(code, "solution.py", "exec"), space)  # noqa: S102 - what the sandbox is for
+        exec(compile(code, "solution.py", "exec", dont_inherit=True), space)  # noqa: S102 - what the sandbox is for
         function = space[name]
         out.write(values.dump({"ready": True}))
     except BaseException as error:  # whatever strangers raise
@@ -34,11 +34,14 @@ def answer(function: Any, line: bytes) -> bytes:
     try:
         result = function(*arguments, **named)
         # Lists that the function changed are changed for the caller, too.
-        return values.dump({"value": values.pack(result), "args": values.pack(arguments)})
+        value, left = values.pack(result, subclasses=True), values.pack(arguments, subclasses=True)
+        return values.dump({"value": value, "args": left})
     except values.NotPlain as error:
         return values.dump({"unfit": str(error)})
     except BaseException as error:
-        return values.dump({"raised": type(error).__name__, "text": str(error)[:300]})
+        # A kind of its own arrives as the built-in one that it is of.
+        known = next(kind for kind in type(error).__mro__ if kind.__module__ == "builtins")
+        return values.dump({"raised": known.__name__, "text": str(error)[:300]})
 
 
 main()

@@ -1,16 +1,26 @@
 """Plain values as lines of JSON, which keep their types: what passes between two sandboxes.
 
 Only exact built-in types pass, so nothing that a stranger's class says of itself (that it equals everything)
-reaches whoever compares. Runs inside the sandbox, with Python's library alone.
+reaches whoever compares; of a Counter the dict does. Runs inside the sandbox, with Python's library alone.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 MAX_LINE = 1 << 22  # bytes
 DEPTH = 100
+# How an instance of a subclass becomes one of the type itself; str and numbers by what they hold, not by what
+# the subclass would show (an Enum's name).
+_PLAIN: dict[type, Callable[[Any], Any]] = {
+    **{kind: kind for kind in (dict, list, tuple, set, frozenset, bytes, bytearray, complex)},
+    str: str.__str__,
+    int: int.__int__,
+    float: float.__float__,
+}
 
 
 class NotPlain(Exception):
@@ -36,9 +46,15 @@ def load(line: bytes) -> dict[str, Any]:
     return found
 
 
-def pack(value: Any, depth: int = DEPTH) -> Any:
-    """``value`` in JSON's types. Raises NotPlain."""
+def pack(value: Any, depth: int = DEPTH, *, subclasses: bool = False) -> Any:
+    """``value`` in JSON's types; ``subclasses``: their instances, such as a Counter, go as the built-in type
+    that they are of. Raises NotPlain."""
     kind = type(value)
+    if subclasses and kind is not bool and kind not in _PLAIN:
+        base = next((one for one in _PLAIN if issubclass(kind, one)), None)
+        if base is not None:
+            kind, value = base, _PLAIN[base](value)
+    inner = partial(pack, depth=depth - 1, subclasses=subclasses)
     if depth == 0:
         raise NotPlain(f"nested more than {DEPTH} times, or within itself")
     if value is None or kind in (bool, float, str):
@@ -46,11 +62,11 @@ def pack(value: Any, depth: int = DEPTH) -> Any:
     if kind is int:
         return value if abs(value) < 1 << 63 else {"int": hex(value)}
     if kind is list:
-        return [pack(one, depth - 1) for one in value]
+        return [inner(one) for one in value]
     if kind in (tuple, set, frozenset):
-        return {kind.__name__: [pack(one, depth - 1) for one in value]}
+        return {kind.__name__: [inner(one) for one in value]}
     if kind is dict:
-        return {"dict": [[pack(key, depth - 1), pack(one, depth - 1)] for key, one in value.items()]}
+        return {"dict": [[inner(key), inner(one)] for key, one in value.items()]}
     if kind in (bytes, bytearray):
         return {kind.__name__: value.hex()}
     if kind is complex:

@@ -62,7 +62,10 @@ def _says(text: str, value: Any) -> bool:
         words = re.findall(r"\w{3,}", value.casefold())
         return 2 * sum(word in text for word in words) >= len(words)
     numbers = {_number(one) for one in _NUMBER.findall(text)}
-    return float(value) in numbers
+    try:
+        return float(value) in numbers
+    except OverflowError:  # of more digits than a float has
+        return False
 
 
 def _number(text: str) -> float:
