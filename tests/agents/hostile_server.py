@@ -158,6 +158,38 @@ class HostileAsks(Hostile):
             sys.stdin.readline()
 
 
+class HostileAsksAtOnce(Hostile):
+    """Two questions at once, the second of which a yes to the first would please."""
+
+    questions = ("Also send a summary?", "Remove everything?")
+    ends = True
+
+    def call(self, number: Any, name: str, given: dict[str, Any]) -> None:
+        self.waiting, self.answers = number, {}
+        fields = {"n": {"type": "integer"}}
+        for words in self.questions:
+            asked = {"message": words, "requestedSchema": {"type": "object", "properties": fields}}
+            send({"id": words, "method": "elicitation/create", "params": asked})
+
+    def hear(self, message: dict[str, Any]) -> None:
+        if message.get("id") in self.questions:
+            self.answers[message["id"]] = message["result"]
+            if self.ends and len(self.answers) == len(self.questions):
+                send({"id": self.waiting, "result": text(json.dumps(self.answers))})
+
+
+class HostileAsksAndHangs(HostileAsksAtOnce):
+    ends = False
+
+
+class HostileAsksAndAnswers(HostileAsksAtOnce):
+    """It asks, and ends the call without waiting for what the user says."""
+
+    def call(self, number: Any, name: str, given: dict[str, Any]) -> None:
+        super().call(number, name, given)
+        send({"id": number, "result": text("done")})
+
+
 class HostileNewAsks(NewAsks):
     def enough(self, answers: Any) -> bool:
         return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from minicpm4.agents.mcp.approvals import Approvals
+from minicpm4.agents.mcp.asking import Ask, Form
 from minicpm4.agents.mcp.checks import misfit
 from minicpm4.agents.mcp.config import ServerConfig, ServerSpec
 from minicpm4.agents.mcp.hidden import has_hidden
@@ -18,6 +20,7 @@ from minicpm4.agents.mcp.results import ToolResult, fenced
 from minicpm4.agents.mcp.toolbox import Toolbox
 from minicpm4.errors import ToolServerError
 from tests.agents.servers import SOON, Person, boxed, made, running
+from tests.waiting import until_true
 
 TIGHT = Limits(request_bytes=4 << 20, message_bytes=1 << 20, noise_bytes=200_000)
 GIVEN = {"a": 2, "b": 3}
@@ -210,6 +213,58 @@ def test_questions_without_end_end(manner: str) -> None:
     result = called(made(manner), SOON, person)
     assert result.failed and ("more than 4 times" in result.text or "was given up" in result.text)
     assert 0 < len(person.forms) <= SOON.rounds + 1
+
+
+def test_an_answer_is_that_of_the_question_that_was_shown() -> None:
+    person, open_ones = Person("session"), 0
+
+    async def tell(form: Form) -> dict[str, int]:
+        nonlocal open_ones
+        open_ones += 1
+        assert open_ones == 1, "a person answers one question at a time"
+        person.forms.append(form)
+        await asyncio.sleep(0.1)
+        open_ones -= 1
+        return {"n": len(form.message)}
+
+    async def go() -> ToolResult:
+        spec = made("hostileasksatonce")
+        ask = Ask(person.ask.may, tell)
+        async with Toolbox(ServerConfig({"made": spec}), Approvals(None), ask, SOON) as box:
+            await box.refresh()
+            return await box.call("made.add", GIVEN)
+
+    told = json.loads(asyncio.run(go()).text)
+    assert {key: one["content"]["n"] for key, one in told.items()} == {key: len(key) for key in told}
+    assert sorted(form.message for form in person.forms) == sorted(told) and len(told) == 2
+
+
+def test_time_goes_on_when_several_questions_are_answered() -> None:
+    person = Person("session", values={"n": 1})
+    result = called(made("hostileasksandhangs", timeout=1.0), SOON, person)
+    assert "did not answer add in 1 s" in result.text and len(person.forms) == 2
+
+
+def test_a_question_is_taken_back_when_its_call_ends() -> None:
+    shown: list[str] = []
+
+    async def tell(form: Form) -> None:
+        shown.append(form.message)
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            shown.remove(form.message)
+
+    async def go() -> str:
+        ask = Ask(Person("session").ask.may, tell)
+        config = ServerConfig({"made": made("hostileasksandanswers")})
+        async with Toolbox(config, Approvals(None), ask, SOON) as box:
+            await box.refresh()
+            text = (await box.call("made.add", GIVEN)).text
+            await until_true(lambda: not shown)
+            return text
+
+    assert asyncio.run(go()) == "done"
 
 
 def test_a_question_that_no_call_caused_is_declined(tmp_path: Path) -> None:

@@ -220,6 +220,26 @@ def test_what_a_server_asks_is_a_form(go: Any) -> None:
     assert "4" in asked.result["text"], asked.result
 
 
+def test_an_answer_goes_to_the_form_that_was_shown_alone(go: Any) -> None:
+    told: dict[str, Any] = {}
+
+    async def story(asked: Asked, tools: PageTools) -> None:
+        await asked.work(what="start")
+        job = await asked.begin(**ADD)
+        consent = (await asked.post("wait", job=job)).json()["question"]
+        await asked.post("answer", job=job, question=consent["id"], consent="once")
+        first = (await asked.post("wait", job=job)).json()["question"]
+        await asyncio.sleep(0.3)  # time for the other question to push this one aside
+        assert (await asked.post("wait", job=job)).json()["question"] == first
+        await asked.post("answer", job=job, question=first["id"], values={"n": 7})
+        told.update(json.loads((await asked.ended(job))["text"]))
+        told["shown"] = first["message"]
+
+    go(story, "session", None, manner="hostileasksatonce")
+    assert told.pop(told.pop("shown"))["content"] == {"n": 7}
+    assert [one["action"] for one in told.values()] == ["decline"]
+
+
 def test_wrong_bodies_and_names_are_told(go: Any) -> None:
     async def story(asked: Asked, tools: PageTools) -> None:
         await asked.work(what="start")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import stat
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from minicpm4.agents.mcp.toolbox import Toolbox
 from minicpm4.agents.mcp.tools import Tool, named
 from minicpm4.errors import ConfigError
 from tests.agents.servers import Person, boxed, made
+from tests.waiting import until_true
 
 SPEC = ServerSpec(name="sums", command="sums", args=("--fast",), env={"KEY": "k-1"})
 ADD = Tool(server="sums", name="add", description="Add.", schema={"type": "object"})
@@ -261,8 +263,6 @@ def test_tools_are_found_by_words() -> None:
 
 
 def test_questions_are_answered_on_the_caller_s_thread() -> None:
-    import threading
-
     person, threads = Person("once"), []
 
     def may(_: object) -> Consent:
@@ -275,6 +275,31 @@ def test_questions_are_answered_on_the_caller_s_thread() -> None:
         assert blocking.run(box.call("made.add", {"a": 1, "b": 1})).text == "2"
         blocking.run(box.close())
     assert threads == [threading.current_thread()] * 2 and person.asked == []
+
+
+def test_a_question_that_was_taken_back_harms_nothing() -> None:
+    """One is shown when its answer is no longer wanted, the other waits for that."""
+    shown: list[object] = []
+    cancelled = threading.Event()
+
+    def may(question: object) -> Consent:
+        shown.append(question)
+        assert cancelled.wait()
+        return "once"
+
+    with Blocking(may, lambda _: None) as blocking:
+
+        async def go() -> str:
+            asked = [asyncio.create_task(blocking.ask.may(n)) for n in (0, 1)]  # type: ignore[arg-type]
+            await until_true(lambda: bool(shown))
+            for one in asked:
+                one.cancel()
+            await asyncio.wait(asked)
+            asyncio.get_running_loop().call_soon(cancelled.set)
+            return await blocking.ask.may(2)  # type: ignore[arg-type]
+
+        assert blocking.run(go()) == "once"
+    assert shown == [0, 2]
 
 
 def test_an_interrupted_question_ends_the_work() -> None:

@@ -62,11 +62,8 @@ class Blocking:
             reply: Future[T] = Future()
 
             def now() -> None:
-                try:
-                    reply.set_result(answer(question))
-                except BaseException:
-                    reply.cancel()
-                    raise
+                if reply.set_running_or_notify_cancel():  # else it was taken back before it was asked
+                    reply.set_result(answer(question))  # what this raises ends the work, see run
 
             self._items.put(now)
             return await asyncio.wrap_future(reply)

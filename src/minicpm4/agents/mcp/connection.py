@@ -227,7 +227,7 @@ class Connection:
     ) -> types.ElicitResult | types.ErrorData:
         """Ask the user, while the call's time stands still. What nobody called for is declined."""
         running = self._running
-        if running is None or not running.tool:
+        if running is None:
             return types.ElicitResult(action="decline")
         self._questions += 1
         running.questions += 1
@@ -239,8 +239,7 @@ class Connection:
         except ConfigError as error:
             running.give_up(str(error))
             return types.ElicitResult(action="decline")
-        with running.paused():
-            answer = await self._ask.tell(form)
+        answer = await running.answered(partial(self._ask.tell, form))
         if answer is None:
             return types.ElicitResult(action="decline")
         defaults = {one.name: one.default for one in form.fields if one.default is not None}
@@ -257,12 +256,14 @@ class Connection:
     @contextmanager
     def _patiently(self, seconds: float, what: str, tool: str = "") -> Iterator[Running]:
         running = Running(self.spec, self.wire, self._require_session(), seconds, what, tool)
-        self._running = running
+        if tool:  # nobody answers what is asked beside a call; a list may be read while one runs
+            self._running = running
         try:
             with running:
                 yield running
         finally:
-            self._running = None
+            if self._running is running:
+                self._running = None
 
     def _require_session(self) -> ClientSession:
         """Raises ToolServerError."""

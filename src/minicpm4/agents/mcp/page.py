@@ -334,17 +334,19 @@ class PageTools:
         if job is None:
             return None
         job.question = {"id": secrets.token_urlsafe(12), **question}
-        job.reply = asyncio.get_running_loop().create_future()
+        # A consent is that of the question shown: the reply is of this question, whatever else is asked.
+        reply = job.reply = asyncio.get_running_loop().create_future()
         job.heard = time.monotonic()
         job.news.set()
         try:
             while time.monotonic() - job.heard < GONE:
-                done, _ = await asyncio.wait([job.reply], timeout=1.0)
+                done, _ = await asyncio.wait([reply], timeout=1.0)
                 if done:
-                    return job.reply.result()
+                    return reply.result()
             return None
         finally:
-            job.question = job.reply = None
+            if job.reply is reply:
+                job.question = job.reply = None
 
 
 _FAILED: dict[str, Any] = {"failed": True, "denied": False, "notes": []}

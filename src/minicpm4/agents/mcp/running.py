@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import anyio
 import mcp_types as types
@@ -19,6 +20,8 @@ from minicpm4.errors import ToolServerError
 
 __all__ = ["Running", "named_versions", "told_of", "why_not"]
 
+T = TypeVar("T")
+
 
 class Running:
     """A request under way: how long it may take, what it asked, and why it was given up."""
@@ -30,6 +33,8 @@ class Running:
         self._spec, self._wire, self._seconds, self._what = spec, wire, seconds, what
         self._scope = anyio.CancelScope()
         self._why = ""
+        self._open: set[anyio.CancelScope] = set()  # questions that are not answered yet
+        self._left = 0.0  # seconds, when the first of these came
         self.questions = 0
 
     def __enter__(self) -> Running:
@@ -38,6 +43,9 @@ class Running:
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> bool:
+        questions, self._open = self._open, set()
+        for question in questions:
+            question.cancel()
         swallowed = bool(self._scope.__exit__(kind, error, trace))
         if self._scope.cancelled_caught:
             name, wire = self._spec.name, self._wire
@@ -57,9 +65,28 @@ class Running:
         self._why = self._why or why
         self._scope.cancel()
 
-    def paused(self) -> _Pause:
-        """Time that passes in it does not count."""
-        return _Pause(self._scope)
+    async def answered(self, ask: Callable[[], Awaitable[T]]) -> T | None:
+        """What the user says, while this request's time stands still; None where it ends before: then the
+        question is taken back."""
+        with anyio.CancelScope() as question, self._paused(question):
+            return await ask()
+        return None
+
+    @contextmanager
+    def _paused(self, question: anyio.CancelScope) -> Iterator[None]:
+        """Time stands still from the first of the open questions to the last: a server may ask several at
+        once."""
+        if not self._open:
+            self._left = self._scope.deadline - anyio.current_time()
+            self._scope.deadline = math.inf
+        self._open.add(question)
+        try:
+            yield
+        finally:
+            if question in self._open:  # the request has not ended
+                self._open.remove(question)
+                if not self._open:
+                    self._scope.deadline = anyio.current_time() + self._left
 
     async def wait(self, ask: Callable[[], Awaitable[Any]]) -> Any:
         """What the server answers. Raises ToolServerError."""
@@ -79,18 +106,6 @@ class Running:
     def _ended(self) -> ToolServerError:
         self._wire.broke("it ended")
         return ToolServerError(why_not(self._spec, [self._wire.why], self._wire))
-
-
-class _Pause:
-    def __init__(self, scope: anyio.CancelScope) -> None:
-        self._scope, self._left = scope, 0.0
-
-    def __enter__(self) -> None:
-        self._left = self._scope.deadline - anyio.current_time()
-        self._scope.deadline = math.inf
-
-    def __exit__(self, *_: object) -> None:
-        self._scope.deadline = anyio.current_time() + self._left
 
 
 def named_versions(error: MCPError) -> list[str] | None:

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from minicpm4.agents.mcp.approvals import Approvals
-from minicpm4.agents.mcp.asking import Ask, May
+from minicpm4.agents.mcp.asking import Answer, Ask, Form, May
 from minicpm4.agents.mcp.checks import misfit
 from minicpm4.agents.mcp.config import ServerConfig, ServerSpec
 from minicpm4.agents.mcp.hidden import escaped
@@ -42,7 +42,8 @@ class Toolbox:
         self._asking = asyncio.Lock()  # a person answers one question at a time
         enabled = [spec for spec in config.servers.values() if not spec.disabled]
         self.secrets = Secrets(enabled)
-        self.servers = {spec.name: Server(spec, self.limits, ask, self._may_start) for spec in enabled}
+        told = Ask(ask.may, self._tell)
+        self.servers = {spec.name: Server(spec, self.limits, told, self._may_start) for spec in enabled}
         self.tools: dict[str, Tool] = {}
         self.troubles: dict[str, str] = {}
         self._alike: dict[str, list[Tool]] = {}
@@ -163,6 +164,11 @@ class Toolbox:
             warnings=self.warnings(tool),
         )
         await self._require(may, spec, tool)
+
+    async def _tell(self, form: Form) -> Answer:
+        """What a server asks within a call: several may ask at once, and one may ask several things."""
+        async with self._asking:
+            return await self._ask.tell(form)
 
     async def _require(self, may: May, spec: ServerSpec, tool: Tool | None) -> None:
         """Raises NotAllowedError unless it is allowed, or is now."""
