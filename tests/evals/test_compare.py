@@ -139,6 +139,19 @@ def test_runs_of_tiny_models_are_compared(tmp_path: Path, capsys: pytest.Capture
     assert len(first.items) == 4 and first.seconds > 0 and first.new_tokens > 0 and first.memory > 0
 
 
+def test_questions_made_in_other_tokens_are_not_paired(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = []
+    for size in (320, 328):
+        model = str(make_checkpoint(tmp_path / f"{size}", vocab_size=size, max_position_embeddings=1024))
+        files.append(str(tmp_path / f"{size}.json"))
+        args = ["eval", "ruler", model, "--keep", str(tmp_path / f"kept-{size}"), "--kinds", "vt"]
+        assert run([*args, "--lengths", "512", "--each", "2", "--plain", "--json", files[-1]]) == 0
+    assert run(["eval", "compare", *files, "--across", "tokenizer,template"]) == 2
+    assert "differ in tasks: not compared" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [

@@ -16,6 +16,11 @@ ROWS = [
     {"question": "None?", "options": "A. one\nB. two", "answer": "C. three"},
     {"question": "Alike?", "options": "A. one\nB. one", "answer": "A. one"},
     {"question": "By its letter?", "options": "A) a. b\nB) c", "answer": "A"},
+    {"question": "Altered?", "options": "A. one\nB. two", "answer": "B. TWO"},
+    {"question": "Which of both?", "options": "A. one\nB. two", "answer": "B. one"},
+    {"question": "Who?", "options": ["J. Smith", "J. Jones", "K. Lee"], "answer": "J. Jones"},
+    {"question": "And who?", "options": ["A. Smith", "B. Jones", "Nobody"], "answer": "C. Lee"},
+    {"question": "With a letter?", "options": ["x", "y"], "answer": "B. y"},
 ]
 
 
@@ -29,8 +34,8 @@ def test_tasks_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     out = capsys.readouterr().out
     assert f"--include_path '{tmp_path}/my tasks' --tasks local_piqa,local_more_sets" in out and [
         "local_piqa",
-        "3",
-        "2",
+        "6",
+        "4",
     ] in [line.split() for line in out.splitlines()]
     found = [
         json.loads(line) for line in (tmp_path / "my tasks" / "local_piqa.jsonl").read_text().splitlines()
@@ -39,6 +44,9 @@ def test_tasks_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         {"question": "Which?", "choices": ["one", "two", "three"], "gold": 1},
         {"question": "Read this.\nWhat?", "choices": ["x", "y"], "gold": 1},
         {"question": "By its letter?", "choices": ["a. b", "c"], "gold": 0},
+        {"question": "Altered?", "choices": ["one", "two"], "gold": 1},
+        {"question": "Who?", "choices": ["J. Smith", "J. Jones", "K. Lee"], "gold": 1},
+        {"question": "With a letter?", "choices": ["x", "y"], "gold": 1},
     ]
     task = json.loads((tmp_path / "my tasks" / "local_piqa.yaml").read_text())
     assert task["dataset_kwargs"]["data_files"]["test"] == str(tmp_path / "my tasks" / "local_piqa.jsonl")

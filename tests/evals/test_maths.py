@@ -101,6 +101,11 @@ def test_right_answers_that_are_no_mathematics_are_refused(judge: Any) -> None:
     check(PROBLEMS, judge)
     with pytest.raises(ConfigError, match=r"right answer of x is no mathematics .*'\?\?\?'"):
         check([Problem(task="x", question="?", answer="???")], judge)
+    for misread in ("3 1/2", "-2 3 / 4", "3\\ 1/2", "1 000", "1_000", "1_000.5", "3½", "3 ⅓", "1.000.000"):
+        with pytest.raises(ConfigError, match="right answer of x is no mathematics"):
+            check([Problem(task="x", question="?", answer=misread)], judge)
+    for read in ("3\\frac{1}{2}", "1,000", "7/2", "101_2", "x_1", "\\frac 1 2", "1.5"):
+        check([Problem(task="x", question="?", answer=read)], judge)
 
 
 def test_it_goes_on_where_it_ended(tmp_path: Path) -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from minicpm4.cli import run
 from minicpm4.errors import ConfigError
 from minicpm4.evals.ruler import KINDS, Maker, effective_length, score_of, scores, words
-from minicpm4.evals.ruler.running import Answer
+from minicpm4.evals.ruler.running import Answer, averages
 from tests.fixtures.random_checkpoint import make_checkpoint
 
 HAYSTACK = [f"Sentence {i} of the text says little." for i in range(50)]
@@ -98,25 +100,32 @@ def test_lengths_that_are_too_short_are_refused() -> None:
         Maker(encode, [])
 
 
-def test_the_effective_length_ends_before_the_first_that_is_too_bad() -> None:
-    def answer(length: int, score: float) -> Answer:
-        return Answer(
-            kind="vt",
-            length=length,
-            index=0,
-            prompt_tokens=1,
-            text="",
-            references=("A",),
-            score=score,
-            read=1.0,
-        )
+def answer(length: int, score: float, kind: str = "vt", index: int = 0) -> Answer:
+    about = {"kind": kind, "length": length, "index": index, "score": score}
+    return Answer(**about, prompt_tokens=1, text="", references=("A",), read=1.0)
 
+
+def test_the_effective_length_ends_before_the_first_that_is_too_bad() -> None:
     found = scores([answer(1000, 0.9), answer(2000, 0.8), answer(4000, 1.0)])
     assert effective_length(found) == 1000 and effective_length(found, 0.8) == 4000
     assert effective_length(found, 0.95) is None
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lengths_that_were_asked_in_part_have_no_average() -> None:
+    """The easy kinds of a length may have been asked before time was up, the others not."""
+    whole = [answer(length, 1.0, kind) for length in (1000, 4000) for kind in ("vt", "cwe")]
+    found = scores([*whole, answer(2000, 1.0)])
+    assert averages(found, 2) == {1000: 1.0, 4000: 1.0} and averages(found)[2000] == 1.0
+    assert effective_length(found, wanted=2) == 1000
+    found = scores(whole)
+    assert effective_length(found, wanted=2) == 4000
+    assert effective_length(found, lengths=(1000, 2000, 4000), wanted=2) == 1000
+    assert effective_length(found, wanted=4) is None
+
+
+def test_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = str(make_checkpoint(tmp_path / "model", max_position_embeddings=4096))
     found, plot = tmp_path / "found.json", tmp_path / "plot.svg"
     args = ["eval", "ruler", model, "--keep", str(tmp_path / "kept"), "--kinds", "vt,qa_1", "--each", "2"]
@@ -129,5 +138,18 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     reads = {way: {one["read"] for one in each} for way, each in report["scores"].items()}
     assert reads["dense"] == {1.0} and max(reads["sparse"]) < 1.0
     assert (tmp_path / "plot-dense.svg").exists() and (tmp_path / "plot-sparse.svg").exists()
+    shown = [*args, "--kinds", "vt,vt", "--lengths", "1024,2048", "--json", str(found)]
+    assert run([*shown, "--keep", str(tmp_path / "once")]) == 0
+    assert len(json.loads(found.read_text())["answers"]["auto"]) == 4, "a kind is asked once"
+    capsys.readouterr()
+    seen = iter(range(3))
+    clock = SimpleNamespace(monotonic=lambda: 0.0 if next(seen, None) is not None else math.inf)
+    monkeypatch.setattr("minicpm4.cli.eval_ruler.time", clock)
+    assert run([*shown, "--keep", str(tmp_path / "part"), "--minutes", "1"]) == 0
+    told = capsys.readouterr()
+    assert "1 questions (auto) are left" in told.err, told.err
+    (row,) = [one.split() for one in told.out.splitlines() if one.startswith("average")]
+    assert len(row) == 2, "of the second length there is no average"
+    monkeypatch.undo()
     assert run([*args, "--lengths", "64"]) == 2 and "too few for vt" in capsys.readouterr().err
     assert run([*args, "--kinds", "vt,wt"]) == 2 and "'wt' is no kind" in capsys.readouterr().err

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -109,7 +109,7 @@ def ruler(
                 told = {**engine.told(), "attention": way}
                 results.append(_result(llm, model, told, hashes, found[way]).as_dict())
     about[FIELD] = results
-    _tell(found, about, len(asked) * len(sizes) * each, json_file, plot)
+    _tell(found, about, sizes, len(asked) * each, json_file, plot)
 
 
 def _result(
@@ -126,7 +126,7 @@ def _result(
 
 def _maker(llm: LLM, content: str, plain: bool, seed: int, kinds: list[str]) -> tuple[Maker, dict[str, str]]:
     """Makes prompts; and hashes of what they depend on."""
-    from minicpm4.evals.results import hashes_of
+    from minicpm4.evals.results import hash_of, hashes_of
     from minicpm4.evals.ruler import Maker
     from minicpm4.evals.ruler.words import sentences
 
@@ -138,7 +138,10 @@ def _maker(llm: LLM, content: str, plain: bool, seed: int, kinds: list[str]) -> 
     haystack = sentences(content)
     tasks = [hashlib.sha256(content.encode()).hexdigest(), kinds, seed]
     chat = llm.has_chat_template and not plain
-    return Maker(encode, haystack, seed=seed), hashes_of(llm, tasks=tasks, settings=[chat], chat=chat)
+    hashes = hashes_of(llm, tasks=tasks, settings=[chat], chat=chat)
+    # Questions are made to a length in tokens, so those of another tokenizer or template are others.
+    hashes["tasks"] = hash_of([hashes[name] for name in ("tasks", "template", "tokenizer")])
+    return Maker(encode, haystack, seed=seed), hashes
 
 
 def _ask(
@@ -174,10 +177,12 @@ def _ask(
 def _tell(
     found: Mapping[str, list[Answer]],
     about: Mapping[str, Any],
-    total: int,
+    sizes: Sequence[int],
+    wanted: int,
     json_file: Path | None,
     plot: Path | None,
 ) -> None:
+    """``wanted``: answers at each of ``sizes``."""
     from minicpm4.evals.ruler import effective_length, scores, svg
 
     scored = {way: scores(answers) for way, answers in found.items()}
@@ -195,17 +200,17 @@ def _tell(
     figures = {**about, "scores": rows, "answers": every}
     with then_written((json_file, lambda file: write_figures(file, figures)), *pictures):
         for way, each in scored.items():
-            _show(way, each)
-            best = effective_length(each)
+            _show(way, each, wanted)
+            best = effective_length(each, lengths=sizes, wanted=wanted)
             length = "no length" if best is None else f"{best:,} tokens"
             print(f"{way}: the average reaches 85.6% up to {length}")
             cuts = [one.cut for one in found[way]]
-            print(f"{way}: {told_cut(cuts, 'the few tokens that RULER gives them')}")
-            tell_left(total - len(found[way]), f"questions ({way})")
+            print(f"{way}: {told_cut(cuts, 'the few tokens that their kinds give them')}")
+            tell_left(wanted * len(sizes) - len(found[way]), f"questions ({way})")
         print(f"hash {about['hash']}")
 
 
-def _show(way: str, found: list[Score]) -> None:
+def _show(way: str, found: list[Score], wanted: int) -> None:
     from minicpm4.evals.ruler.running import averages
 
     lengths = sorted({one.length for one in found})
@@ -214,7 +219,9 @@ def _show(way: str, found: list[Score]) -> None:
         row = {one.length: one for one in found if one.kind == kind}
         cells = [_cell(row.get(length)) for length in lengths]
         shown.add_row(kind, *cells, f"{sum(one.read for one in row.values()) / len(row):.0%}")
-    shown.add_row("average", *(f"{mean:.1%}" for mean in averages(found).values()), "")
+    means = averages(found, wanted)
+    known = (f"{means[length]:.1%}" if length in means else "" for length in lengths)
+    shown.add_row("average", *known, "")
     show(shown)
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 from minicpm4.config.strict import require
@@ -49,24 +50,37 @@ def _choice(row: Mapping[str, Any], where: str) -> Choice | None:
         options = options.strip().split("\n")
     right = isinstance(options, list) and len(options) > 1 and all(isinstance(one, str) for one in options)
     require(right, f"{where}: options are no list of texts", REMEDY)
-    choices = [_bare(one) for one in options or ()]
-    # By its letter where it has one: texts may have been altered.
-    letters = [found[1] if (found := _LETTER.fullmatch(one)) else "" for one in options or ()]
-    letter = found[1] if (found := _LETTER.fullmatch(answer)) else ""
-    alone = answer.strip() in letters  # a letter, and no text
-    letter = answer.strip() if alone else letter
-    gold = letters.index(letter) if letter and letter in letters else -1
-    if not alone and (gold < 0 or choices[gold] != _bare(answer)):
-        gold = choices.index(_bare(answer)) if _bare(answer) in choices else -1
+    choices = [one.strip() for one in options or ()]
+    letters, lettered = _apart(choices)
+    choices = lettered or choices
+    gold = _gold(choices, letters if lettered else "", answer.strip())
     if gold < 0 or not all(choices) or len(set(choices)) < len(choices):
         return None
     asked = f"{passage.strip()}\n{question.strip()}" if passage.strip() else question.strip()
     return Choice(question=asked, choices=tuple(choices), gold=gold)
 
 
-def _bare(option: str) -> str:
-    found = _LETTER.fullmatch(option)
-    return (found[2] if found else option).strip()
+def _apart(options: Sequence[str]) -> tuple[str, list[str]]:
+    """The letters of options, and their texts; none where they are no A, B, C in order: the J. of J. Smith is
+    no letter of an option."""
+    found = [one for option in options if (one := _LETTER.fullmatch(option))]
+    letters = "".join(one[1] for one in found)
+    whole = len(found) == len(options) and ascii_uppercase.startswith(letters)
+    return (letters, [one[2].strip() for one in found]) if whole else ("", [])
+
+
+def _gold(choices: Sequence[str], letters: str, answer: str) -> int:
+    """Which of ``choices`` is the answer: by its letter where it has one, since texts may have been altered;
+    -1: none is, or its letter and its text say two."""
+    if answer in [*letters]:
+        return letters.index(answer)
+    found = None if answer in choices else _LETTER.fullmatch(answer)
+    letter, text = (found[1], found[2].strip()) if found else ("", answer)
+    named = letters.find(letter) if letter else -1
+    said = choices.index(text) if text in choices else -1
+    if -1 in (named, said):
+        return max(named, said)
+    return named if named == said else -1
 
 
 def task_name(file: Path) -> str:

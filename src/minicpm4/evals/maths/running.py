@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
@@ -19,6 +20,10 @@ STYLES = ("chat", "complete")
 CHAT = "{}\n\nReason step by step, and put your final answer within \\boxed{{}}."
 COMPLETE = "Question: {}\nAnswer:"
 STOPS = ("\nQuestion:", "\n\n\n")
+# Numbers that math-verify takes for others: 3 1/2 for 2, 1 000 for 0, 1_000 for 1, 3½ for 3, 1.000.000 for 0.
+_MISREAD = re.compile(
+    r"[+-]?\d+((\s|\\ )+\d+[\s\d/]*|(_\d{3})+(\.\d+)?|\s*[\u00bc-\u00be\u2150-\u215e]|(\.\d+){2,})"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,13 +53,14 @@ def hashes(llm: LLM, problems: Sequence[Problem], style: str, params: SamplingPa
 
 
 def check(problems: Sequence[Problem], judge: Judge) -> None:
-    """Raise ConfigError for the first whose right answer cannot be read, or is not equal to itself."""
+    """Raise ConfigError for the first whose right answer cannot be read, is not equal to itself, or would be
+    taken for another."""
     for one in problems:
-        if not judge.judge(one.answer, f"${one.answer}$").right:
+        if _MISREAD.fullmatch(one.answer) or not judge.judge(one.answer, f"${one.answer}$").right:
             told = (
                 f"the right answer of {one.task:.60} is no mathematics that can be judged: {one.answer!r:.60}"
             )
-            raise ConfigError(told, "give numbers, or LaTeX")
+            raise ConfigError(told, "give numbers, or LaTeX, as 1000 or 3\\frac{1}{2}")
 
 
 def ask(

@@ -90,8 +90,8 @@ class Maker:
 
 
 def check_kinds(names: Sequence[str]) -> list[Kind]:
-    """Kinds by name. Raises ConfigError."""
+    """Kinds by name, each once. Raises ConfigError."""
     for name in names:
         if name not in KINDS:
             raise ConfigError(f"{name!r} is no kind of question", f"there are {', '.join(KINDS)}")
-    return [KINDS[name] for name in names]
+    return [KINDS[name] for name in dict.fromkeys(names)]

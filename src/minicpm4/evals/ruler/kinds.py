@@ -3,7 +3,8 @@
 Settings are those of RULER's paper: needles by one key, by one of many, with several values, several asked
 for; variables assigned along a chain; the most common of listed words, and of words drawn from Zipf's law;
 questions over documents, of one fact and of two. The questions over documents are about people who do not
-exist, since no set of questions may be shipped here; RULER's own are SQuAD's and HotpotQA's.
+exist, since no set of questions may be shipped here; RULER's own are SQuAD's and HotpotQA's. Tokens of an
+answer are as many as RULER has, but of vt, which has 30 there.
 """
 
 from __future__ import annotations

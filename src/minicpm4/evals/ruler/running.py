@@ -132,19 +132,31 @@ def _score(kind: str, length: int, answers: Sequence[Answer]) -> Score:
     )
 
 
-def averages(found: Sequence[Score]) -> dict[int, float]:
-    """By length the mean over kinds."""
-    by_length: dict[int, list[float]] = {}
+def averages(found: Sequence[Score], wanted: int | None = None) -> dict[int, float]:
+    """By length the mean over kinds; ``wanted``: of lengths that have as many answers alone, since kinds are
+    not equally hard."""
+    by_length: dict[int, list[Score]] = {}
     for one in found:
-        by_length.setdefault(one.length, []).append(one.mean)
-    return {length: sum(each) / len(each) for length, each in sorted(by_length.items())}
+        by_length.setdefault(one.length, []).append(one)
+    return {
+        length: sum(one.mean for one in each) / len(each)
+        for length, each in sorted(by_length.items())
+        if wanted is None or sum(one.count for one in each) == wanted
+    }
 
 
-def effective_length(found: Sequence[Score], enough: float = ENOUGH) -> int | None:
-    """The greatest length up to which the average reaches ``enough``; None: the shortest does not."""
-    best = None
-    for length, mean in averages(found).items():
-        if mean < enough:
+def effective_length(
+    found: Sequence[Score],
+    enough: float = ENOUGH,
+    *,
+    lengths: Sequence[int] | None = None,
+    wanted: int | None = None,
+) -> int | None:
+    """The greatest of ``lengths`` (of those that were asked) up to which the average reaches ``enough``, and
+    is known (``averages``); None: that of the shortest does not."""
+    best, means = None, averages(found, wanted)
+    for length in sorted({one.length for one in found} if lengths is None else lengths):
+        if means.get(length, -1.0) < enough:
             break
         best = length
     return best
