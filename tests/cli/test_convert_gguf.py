@@ -212,3 +212,35 @@ def test_a_quantised_folder_changes_its_layout_and_no_value(tmp_path: Path) -> N
     third = open_checkpoint(tmp_path / "out")
     for name in ("model.layers.1.self_attn.q_proj.weight", "model.layers.0.mlp.down_proj.weight"):
         np.testing.assert_array_equal(unpack(third.load(name)), unpack(old.load(name)))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 0])
+def test_a_folder_keeps_the_sampling_that_a_file_suggests(tmp_path: Path, temperature: float) -> None:
+    """It was dropped without a word."""
+    model, file, out = make_checkpoint(tmp_path / "model", seed=2), tmp_path / "m.gguf", tmp_path / "out"
+    said = {"temperature": temperature, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.05}
+    (model / "generation_config.json").write_text(json.dumps(said))
+    assert convert(model, file) == 0
+    assert run(["convert", str(file), str(out), "--weights", "auto", "--to", "hf"]) == 0
+    written = json.loads((out / "generation_config.json").read_text())
+    assert written == written | said | {"do_sample": temperature > 0}
+    assert suggestion(open_model(out)) == suggestion(open_model(model))
+
+
+def test_nothing_is_rounded_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A type was taken beside --bits and --weights, and the report spoke of values as they were rounded."""
+    model = make_checkpoint(tmp_path / "model", hidden_size=256, intermediate_size=512, head_dim=64, seed=4)
+    out = tmp_path / "out.gguf"
+    once = ["--weights", "int4", "--method", "rtn"]
+    for more, said in (
+        ([*once, "--gguf-type", "q4_k"], "would be rounded twice: to int4-g32, and from that to Q4_K"),
+        ([*once, "--gguf-type", "bf16"], "and from that to BF16"),
+        (["--weights", "int4", "--bits", "6", "--gguf-type", "embed=q6_k"], "--bits chooses what"),
+    ):
+        assert convert(model, out, *more) == 2
+        assert said in capsys.readouterr().err and not out.exists()
+    assert convert(model, out, *once, "--gguf-type", "f32", "--gguf-type", "embed=q6_k") == 0
+    assert "once more" not in capsys.readouterr().out
+    more = ["--override", "v_proj=int8-g32", "--gguf-type", "proj=q4_k"]
+    assert convert(model, tmp_path / "more.gguf", *more) == 0
+    assert "every value as it was rounded, 2 matrices once more, to their type" in capsys.readouterr().out

@@ -219,6 +219,17 @@ def test_a_loop_of_links_is_no_place(model: Path, tmp_path: Path, capsys: pytest
     assert names(tmp_path) == {"model", "loop"}
 
 
+@pytest.mark.parametrize("inside", ["", "new"])
+def test_a_name_that_is_too_long_until_it_is_whole_is_refused_before_any_work(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], inside: str
+) -> None:
+    """It was written as .NAME.xxxxxxxx.part, 15 bytes more, when all was rounded."""
+    for length, code in ((241, 2), (240, 0)):
+        assert convert(model, tmp_path / inside / ("a" * length)) == code
+        assert ("File name too long" in capsys.readouterr().err) == (code == 2)
+    assert names(tmp_path) == {"model", inside or "a" * 240}
+
+
 def test_the_report_has_a_name_of_its_own(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -197,3 +198,93 @@ def test_budgets_that_cannot_be(
     words += [] if {"rtn", "auto"} & set(more) else ["--calibration", "README.md"]
     assert run(["convert", str(model), str(tmp_path / "out"), *words, *more]) == 2
     assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+QUICK = ["--samples", "8", "--length", "64", "--calibration", "README.md"]
+
+
+def bits_of(model: Path, out: Path, bits: float, *more: str) -> float:
+    report = out.with_suffix(".json")
+    words = [*QUICK, "--bits", str(bits), "--json", str(report), *more]
+    assert run(["convert", str(model), str(out), *words]) == 0
+    return float(json.loads(report.read_text())["bits"])
+
+
+@pytest.mark.parametrize(
+    ("bits", "more"),
+    [
+        (9, ["--to", "mlx", "--override", "down_proj=float"]),
+        (9, ["--to", "mlx", "--override", "down_proj=float", "--method", "gptq"]),
+        (9, ["--to", "mlx", "--override", "q_proj=float"]),
+        (8.5, ["--to", "mlx", "--override", "1.*q_proj=float", "--rotate"]),
+        (6.5, ["--to", "gguf", "--weights", "int4", "--group", "64"]),
+        (6.5, ["--to", "gguf", "--weights", "int4", "--override", "down_proj=int8-g64"]),
+    ],
+)
+def test_what_is_left_as_it_is_counts_as_it_is_written(tmp_path: Path, bits: float, more: list[str]) -> None:
+    """Of a source in bf16; it was counted as stored, and written in float32. GGUF has groups of 32 alone."""
+    model = make_checkpoint(tmp_path / "model", seed=6, dtype="bfloat16")
+    out = tmp_path / ("out.gguf" if "gguf" in more else "out")
+    assert bits - 1.5 < bits_of(model, out, bits, *more) <= bits + 0.005
+
+
+def test_embeddings_that_become_floats_count_as_those(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of Q8_0, which compressed-tensors writes as float32: they were counted as of 16 bits."""
+    model, file = make_checkpoint(tmp_path / "model", seed=6), tmp_path / "m.gguf"
+    assert run(["convert", str(model), str(file), "--gguf-type", "embed|lm_head=q8_0"]) == 0
+    words = [*QUICK, "--bits", "4", "--to", "compressed-tensors"]
+    assert run(["convert", str(file), str(tmp_path / "less"), *words]) == 2
+    told = re.search(r"take ([0-9.]+) bits a weight in their smallest formats", capsys.readouterr().err)
+    assert told is not None
+    least = float(told[1])
+    assert least < bits_of(file, tmp_path / "out", least + 0.3, "--to", "compressed-tensors") < least + 0.305
+
+
+@pytest.mark.parametrize("done", ["quantize", "write_model"])
+def test_what_was_chosen_for_one_layout_is_not_taken_for_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], done: str
+) -> None:
+    """int5 of a folder of floats, embeddings and all, went on into layouts that have no place for them."""
+    from minicpm4.evals import conversion
+
+    model, out = make_checkpoint(tmp_path / "model", seed=6), tmp_path / "out"
+    words = ["convert", str(model), str(out), *QUICK, "--bits", "6.5"]
+
+    def killed(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(conversion, done, killed)
+        assert run([*words, "--to", "hf"]) == 130
+    part = tmp_path / "out.part"
+    assert "int5-g32" in (part / "formats.json").read_text()
+    capsys.readouterr()
+    code = run([*words, "--to", "mlx"])
+    if done == "quantize":  # no layer is kept: it is chosen again
+        assert code == 0 and not part.exists()
+        return
+    assert code == 2
+    told = capsys.readouterr().err
+    assert "layers of another conversion (int4 s-gptq hf)" in told and "with --bits its --to, too" in told
+    assert run([*words, "--to", "hf"]) == 0
+
+
+def test_the_formats_are_told_by_matrices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Patterns were counted, and as many matrices named."""
+    model = make_checkpoint(tmp_path / "model", seed=6)
+    words = [
+        *QUICK,
+        "--bits",
+        "8",
+        "--to",
+        "mlx",
+        "--override",
+        "proj=int4-g32",
+        "--override",
+        "lm_head=bf16",
+    ]
+    assert run(["convert", str(model), str(tmp_path / "out"), *words]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1 matrices in bf16, 14 matrices in int4-g32, 1 matrices in int8-g64" in said

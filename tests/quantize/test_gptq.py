@@ -10,7 +10,7 @@ from minicpm4.formats.packing import pack_from_float, unpack
 from minicpm4.formats.quant import QuantSpec
 from minicpm4.quantize import gptq as module
 from minicpm4.quantize.factor import factor_in_place, factored_product, restore
-from minicpm4.quantize.gptq import Hessian, gptq, output_error
+from minicpm4.quantize.gptq import Hessian, gptq, importance, output_error
 from minicpm4.quantize.grid import search_scales, to_nearest
 
 INT4 = QuantSpec(kind="int4", group_size=32)
@@ -221,3 +221,20 @@ def test_five_bits_refuse_what_is_not_finite() -> None:
     weights[1, 3] = np.inf
     with pytest.raises(CheckpointError, match="not finite"):
         to_nearest(weights, QuantSpec(kind="int5", group_size=32))
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-3, 1e-6])
+def test_columns_that_nothing_reaches_decide_no_scale(size: float) -> None:
+    """They counted as 1 beside squares that were far smaller, and took the scales of all."""
+    rng = np.random.default_rng(0)
+    weights = (rng.standard_normal((64, 64)) * 0.02).astype(np.float32)
+    weights[:, ::8] *= 20
+    x = rng.standard_normal((512, 64)).astype(np.float32)
+    x[:, ::8] = 0
+    hessian = Hessian(64)
+    hessian.add(x * np.float32(size))
+    made = gptq(weights, hessian, QuantSpec(kind="int4", group_size=32))
+    assert output_error(weights, unpack(made), hessian) < 0.35  # it was 0.69 below 1
+    found = importance(hessian)
+    assert found.max() < 2 and (found[::8] < 1e-5).all() and found.mean() == pytest.approx(1)
+    assert (importance(Hessian(64)) == 1).all()

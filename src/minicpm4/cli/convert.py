@@ -187,6 +187,11 @@ def command(
         raise ConfigError(f"{test} is for calibration already", "test on another text")
     require(to == "gguf" or not gguf_type, f"--to {to} has no types of GGUF", "leave --gguf-type out")
     types = GgufTypes.parse(gguf_type or ())
+    require(
+        bits is None or not gguf_type,
+        "--bits chooses what matrices become, --gguf-type would round them once more",
+        "leave --gguf-type out: --override PATTERN=FORMAT says the format of some",
+    )
     weights = weights or ("auto" if to in ("gguf", "llama") else "int4")
     options, own = None, _overrides(override or ())
     if weights == "auto":

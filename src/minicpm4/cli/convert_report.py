@@ -46,7 +46,7 @@ def print_conversion(target: Path, done: Conversion, found: Fidelity | None) -> 
         *_smoothed(done),
         *_stored(done),
         ("calibrated on", f"{done.texts} texts, {done.tokens:,} tokens" if done.tokens else "nothing"),
-        ("read again", "every value as it was rounded" if done.rows else "every value as it was written"),
+        ("read again", _read_again(done)),
     ]
     if found is not None:
         change = found.nll_change / found.nll_before if found.nll_before else 0.0
@@ -65,11 +65,20 @@ def print_conversion(target: Path, done: Conversion, found: Fidelity | None) -> 
     print_facts("converted", facts)
 
 
+def _read_again(done: Conversion) -> str:
+    """What the values that were read again are."""
+    if not done.rows:
+        return "every value as it was written"
+    rounded = {f"{row.name}.weight" for row in done.rows}
+    more = sum(one.error > 0 and one.name in rounded for one in done.types)
+    return "every value as it was rounded" + (f", {more} matrices once more, to their type" if more else "")
+
+
 def _chosen(done: Conversion) -> list[tuple[str, str]]:
     """How many matrices a budget of bits has put into each format."""
     if done.options is None or done.options.bits is None:
         return []
-    formats = Counter(done.options.overrides.values())
+    formats = Counter(str(spec) if spec else "floats or as they were" for spec in done.formats.values())
     return [("formats", ", ".join(f"{count} matrices in {name}" for name, count in sorted(formats.items())))]
 
 

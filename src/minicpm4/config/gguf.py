@@ -13,7 +13,16 @@ from minicpm4.config.rope import RopeScaling
 from minicpm4.config.strict import check_scalar, require, suggest
 from minicpm4.errors import ConfigError
 
-__all__ = ["ROPE_VECTORS", "config_from_gguf", "same_in_layers"]
+__all__ = ["ROPE_VECTORS", "SAMPLING_KEYS", "config_from_gguf", "same_in_layers"]
+
+SAMPLING_KEYS = {
+    "general.sampling.temp": "temperature",
+    "general.sampling.top_k": "top_k",
+    "general.sampling.top_p": "top_p",
+    "general.sampling.min_p": "min_p",
+    "general.sampling.penalty_repeat": "repetition_penalty",
+}
+"""Of metadata the settings of sampling that a file suggests, and their names in generation_config.json."""
 
 LONG, SHORT, FREQS = "rope_factors_long.weight", "rope_factors_short.weight", "rope_freqs.weight"
 ROPE_VECTORS = (LONG, SHORT, FREQS)  # tensors that belong to the configuration

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from minicpm4.config.gguf import SAMPLING_KEYS
 from minicpm4.config.strict import check_choice, check_integer, nearest_keywords, require, shown, suggest
 from minicpm4.engine.calls import Calls
 from minicpm4.engine.schemas import checked_schema
@@ -33,13 +34,6 @@ OFF: dict[str, Any] = {
 SUGGESTED = tuple(OFF)
 # Where neither caller nor checkpoint says: benchmarks/sampling_defaults.py compares it with others' defaults.
 FALLBACK: dict[str, Any] = {"temperature": 0.7, "top_p": 0.7}
-GGUF_NAMES = {
-    "general.sampling.temp": "temperature",
-    "general.sampling.top_k": "top_k",
-    "general.sampling.top_p": "top_p",
-    "general.sampling.min_p": "min_p",
-    "general.sampling.penalty_repeat": "repetition_penalty",
-}
 
 
 _OPEN: Any = None  # not given
@@ -314,14 +308,16 @@ def suggested_by_gguf(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises ConfigError for values that SamplingParams refuses.
     """
-    return suggested_sampling({name: metadata.get(key) for key, name in GGUF_NAMES.items()})
+    return suggested_sampling({name: metadata.get(key) for key, name in SAMPLING_KEYS.items()})
 
 
 def gguf_sampling(suggested: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of ``suggested_by_gguf``."""
     kinds = {"top_k": int}
     return {
-        key: kinds.get(name, float)(suggested[name]) for key, name in GGUF_NAMES.items() if name in suggested
+        key: kinds.get(name, float)(suggested[name])
+        for key, name in SAMPLING_KEYS.items()
+        if name in suggested
     }
 
 

@@ -78,7 +78,8 @@ class Conversion:
     """What ``convert`` did: ``written`` (see there), a report of each matrix that was rounded, how many texts
     of how many tokens were looked at, the texts to test with; of a GGUF file the type of every matrix;
     ``notes``: what it cannot say, and where it grew; ``source_nbytes``: of the source's tensors; ``options``:
-    as they were given, with the formats that a budget of bits has chosen."""
+    as they were given, with the formats that a budget of bits has chosen; ``formats``: of every matrix, None:
+    as it was."""
 
     written: Written
     source_nbytes: int = 0
@@ -89,6 +90,7 @@ class Conversion:
     types: list[InType] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     options: QuantizeOptions | None = None
+    formats: Mapping[str, QuantSpec | None] = field(default_factory=dict)
 
 
 def convert(
@@ -151,14 +153,14 @@ def convert(
             logger.warning("%s", line)
     texts: list[list[int]] = []
     with work_folder(part):
-        check_kept(part, _key(opened, options, texts), without=("texts",))
+        check_kept(part, _key(opened, options, layout, texts), without=("texts",))
         if text is not None and options.calibrated:
             texts = (
                 _windows(text, calibration.files, calibration, begin)
                 if calibration.files
                 else kept_own(part, opened, source, options, calibration, bar, ignore_fields)
             )
-        key = _key(opened, options, texts)
+        key = _key(opened, options, layout, texts)
         check_kept(part, key)
         if options.bits is not None:
             with bar("weighing matrices", "layers") as progress:
@@ -185,7 +187,15 @@ def convert(
         told = f"{layout} takes {done.written.bits:.2f} bits a weight, {options.bits:g} were asked for"
         done.notes.append(told)
     tokens = sum(map(len, texts))
-    return replace(done, rows=made.rows, texts=len(texts), tokens=tokens, tests=tests, options=options)
+    return replace(
+        done,
+        rows=made.rows,
+        texts=len(texts),
+        tokens=tokens,
+        tests=tests,
+        options=options,
+        formats=specs,
+    )
 
 
 def _compared(done: Conversion, opened: OpenModel, target: Path, layout: str) -> Conversion:
@@ -354,11 +364,15 @@ def _text(opened: OpenModel) -> ModelText | None:
     return text
 
 
-def _key(opened: OpenModel, options: QuantizeOptions, texts: Sequence[Sequence[int]]) -> dict[str, Any]:
+def _key(
+    opened: OpenModel, options: QuantizeOptions, layout: str, texts: Sequence[Sequence[int]]
+) -> dict[str, Any]:
     """What a layer that was kept must have been made for."""
     digest = hashlib.sha256(repr([list(text) for text in texts]).encode()).hexdigest()
     settings = asdict(options) | {"overrides": dict(options.overrides)}
     settings.pop("stored_prefix")
+    if options.bits is not None:  # which formats there are to choose from, and what each takes
+        settings["layout"] = layout
     if options.stored_prefix:
         settings["stored_prefix"] = list(options.stored_prefix)
     files = [file_identity(file) for file in opened.checkpoint.files]

@@ -34,6 +34,7 @@ __all__ = [
     "growing",
     "json_text",
     "making",
+    "part_name",
     "publish",
     "remove_folder",
     "sweep",
@@ -52,6 +53,11 @@ _REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # by the disk
 _WINDOWS = os.name == "nt"  # which removes nothing that is open, and syncs no folder
 
 
+def part_name(name: str, token: str = "0" * 8) -> str:
+    """The name under which what will be ``name`` is written."""
+    return f".{name}.{token}.part"
+
+
 class Part:
     """What will be ``target`` once it is whole: ``begin``, fill ``new`` (a file, or the folder that ``begin``
     has made), ``commit``; ``discard`` at the end in any case.
@@ -67,7 +73,7 @@ class Part:
         self._name(token or "")
 
     def _name(self, token: str) -> None:
-        self.folder = self.target.with_name(f".{self.target.name}.{token}.part")
+        self.folder = self.target.with_name(part_name(self.target.name, token))
         self.new = self.folder / _NEW
 
     def begin(self, *, folder: bool = False) -> None:

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from minicpm4.errors import CheckpointError
+from minicpm4.files import part_name
 
 __all__ = ["obstacle", "require_free"]
 
@@ -18,9 +19,20 @@ def require_free(folder: Path) -> None:
     remedy = "name a place that is not there yet"
     if any(folder.glob("*.safetensors")):
         raise CheckpointError(f"{folder} holds weights already", remedy)
-    found = obstacle(folder)
+    found = obstacle(folder) or _too_long(folder)
     if found:
         raise CheckpointError(f"cannot write to {folder}: {found}", remedy)
+
+
+def _too_long(folder: Path) -> str:
+    """What keeps ``folder`` from being written under the longer name that it has until it is whole."""
+    real = Path(os.path.realpath(folder))
+    there = next((place for place in real.parents if place.exists()), real)
+    try:
+        (there / part_name(real.name)).stat()
+    except OSError as error:
+        return error.strerror or str(error) if error.errno == errno.ENAMETOOLONG else ""
+    return ""
 
 
 def obstacle(folder: Path) -> str:

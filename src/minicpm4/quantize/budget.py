@@ -10,7 +10,7 @@ matrices point in different directions, so costs add up."""
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,17 +24,19 @@ from minicpm4.errors import CheckpointError, ConfigError
 from minicpm4.files import read_json, write_json
 from minicpm4.formats import Checkpoint
 from minicpm4.formats.names import EMBED, HEAD, expected_tensors
-from minicpm4.formats.packing import unpack
+from minicpm4.formats.packing import packed_if_exact, unpack
 from minicpm4.formats.quant import PackedTensor, QuantSpec, packed_nbytes
 from minicpm4.kernels.contract import OpTable
 from minicpm4.kernels.layer_weights import Linear
 from minicpm4.model.stored_prefix import StoredPrefix
 from minicpm4.progress import Progress
 from minicpm4.quantize.divergence import kullback_leibler, log_probabilities
+from minicpm4.quantize.ends import format_nbytes, written_nbytes
 from minicpm4.quantize.grid import to_nearest
 from minicpm4.quantize.layer import Layer, read_layer, read_tensor
 from minicpm4.quantize.options import FLOATS, QuantizeOptions, parse_format
 from minicpm4.quantize.rotate import Rotation
+from minicpm4.quantize.smooth import may_change
 from minicpm4.quantize.stored import original_prefix
 from minicpm4.quantize.walk import Walk, as_floats
 
@@ -68,10 +70,9 @@ class Budget:
         """Whether it has a place for int5: floats hold the same values."""
         return self.layout in ("gguf", "hf", "llama")
 
-    @property
-    def offsets(self) -> bool:
-        """Whether groups have an offset each, needed or not."""
-        return self.layout == "mlx"
+    def nbytes(self, shape: tuple[int, int], spec: QuantSpec) -> int:
+        """What a matrix rounded to ``spec`` takes."""
+        return format_nbytes(self.layout, shape, spec)
 
     def read(self) -> dict[str, QuantSpec] | None:
         """What an earlier run has chosen; None: there is nothing of this conversion."""
@@ -111,17 +112,23 @@ def budgeted(
         for name, shape in expected_tensors(Rotation.config(config) if rotation else config).items()
         if len(shape) == 2
     }
-    choices, specs, fixed = choices_of(options, config, shapes, place), options.specs(config), 0
+    choices, specs = choices_of(options, config, shapes, place), options.specs(config)
+    codes = {*choices, *(name for name, spec in specs.items() if spec is not None and spec.row.group)}
+    fixed = 0
     for name, shape in shapes.items():
-        if name not in choices:
-            spec = specs[name] or _as_stored(checkpoint, name, place.ends)
-            fixed += packed_nbytes(shape, spec, offsets=place.offsets)
+        spec = specs[name]
+        if name in choices:
+            continue
+        if spec is None:
+            fixed += _kept_nbytes(checkpoint, name, shape, options, codes, place)
+        else:
+            fixed += place.nbytes(shape, spec)
     coarsest = {name: formats[:1] for name, formats in choices.items()}
     nothing = dict.fromkeys(choices, (0.0,))
-    allot(nothing, coarsest, shapes, fixed, options.bits, place.offsets)  # before any work
+    allot(nothing, coarsest, shapes, fixed, options.bits, place.nbytes)  # before any work
     stored = original_prefix(checkpoint, config, options.stored_prefix, rotation, ops)
     costs = measure_costs(checkpoint, config, choices, rotation, _some(texts), ops, progress, stored)
-    found = allot(costs, choices, shapes, fixed, options.bits, place.offsets)
+    found = allot(costs, choices, shapes, fixed, options.bits, place.nbytes)
     place.write(found)
     return found
 
@@ -146,11 +153,27 @@ def choices_of(
     return found
 
 
-def _as_stored(checkpoint: Checkpoint, name: str, ends: bool) -> QuantSpec:
-    """The format of an embedding or a head that stays as it is; floats of 16 bits where a layout has no
-    place for it, or where a rotation makes a head of tied embeddings."""
-    stored = checkpoint.tensors.get(name)
-    return QuantSpec(kind="bf16") if stored is None or (stored.spec.row.group and not ends) else stored.spec
+def _kept_nbytes(
+    checkpoint: Checkpoint,
+    name: str,
+    shape: tuple[int, int],
+    options: QuantizeOptions,
+    codes: Collection[str],
+    place: Budget,
+) -> int:
+    """At most so many bytes take a matrix that no format was asked for, in a model of which ``codes`` are
+    rounded: in float32 where something may be folded into it."""
+    own = name if name in checkpoint.tensors else EMBED  # rotation makes a head of tied embeddings
+    plain = checkpoint.tensors[own].spec
+    if name in (EMBED, HEAD):
+        if not options.rotate:
+            return written_nbytes(place.layout, name, packed_if_exact(checkpoint.load(own)))
+        return packed_nbytes(shape, QuantSpec(kind="f32") if plain.row.group else plain)
+    prefix = name[: name.index(".", len("model.layers.")) + 1]
+    beside = {_short(one, prefix) for one in codes if one.startswith(prefix)}
+    if options.rotate or (options.smoothed and _short(name, prefix) in may_change(beside)):
+        return packed_nbytes(shape, QuantSpec(kind="f32"))
+    return written_nbytes(place.layout, name, checkpoint.load(own))
 
 
 def _some(texts: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -306,18 +329,15 @@ def allot(
     shapes: Mapping[str, tuple[int, int]],
     fixed: int,
     bits: float,
-    offsets: bool = False,
+    nbytes: Callable[[tuple[int, int], QuantSpec], int] = packed_nbytes,
 ) -> dict[str, QuantSpec]:
     """A format for each matrix of ``choices``, so that the sum of ``costs`` is small and all matrices of
     ``shapes`` together take at most ``bits`` a weight; ``fixed``: bytes of those without a choice;
-    ``offsets``: whether groups have an offset each. Step by step the format that saves most for a byte.
+    ``nbytes``: what a matrix takes in a format. Step by step the format that saves most for a byte.
     Raises ConfigError where the coarsest take more."""
     most = int(bits * sum(rows * columns for rows, columns in shapes.values()) / 8)
     chosen = {name: formats[0] for name, formats in choices.items()}
-    sizes = {
-        name: [packed_nbytes(shapes[name], spec, offsets=offsets) for spec in formats]
-        for name, formats in choices.items()
-    }
+    sizes = {name: [nbytes(shapes[name], spec) for spec in formats] for name, formats in choices.items()}
     spent = fixed + sum(each[0] for each in sizes.values())
     if spent > most:
         weights = sum(rows * columns for rows, columns in shapes.values())
@@ -327,7 +347,7 @@ def allot(
             "ask for more bits, a larger group, or a layout that holds embeddings and head rounded (gguf)",
         )
     steps = [step for name in choices for step in _steps(name, costs[name], choices[name], sizes[name])]
-    for step in sorted(steps, key=lambda one: -one.gain / one.nbytes):
+    for step in sorted(steps, key=lambda one: -one.gain / max(one.nbytes, 1)):
         if chosen[step.name] == step.before and spent + step.nbytes <= most:
             chosen[step.name] = step.after
             spent += step.nbytes
@@ -341,7 +361,7 @@ def _steps(
     found, at = [], 0
     while at < len(formats) - 1:
         rates = [
-            (costs[at] - costs[i]) / (sizes[i] - sizes[at]) if sizes[i] > sizes[at] else 0.0
+            (costs[at] - costs[i]) / max(sizes[i] - sizes[at], 1) if sizes[i] >= sizes[at] else 0.0
             for i in range(at + 1, len(formats))
         ]
         best = at + 1 + int(np.argmax(rates))

@@ -8,15 +8,18 @@ from dataclasses import dataclass
 
 from minicpm4.config import ModelConfig
 from minicpm4.errors import CheckpointError, ConfigError
-from minicpm4.formats.ggml_fit import own_type
+from minicpm4.formats.ggml_fit import own_type, own_types
+from minicpm4.formats.ggml_types import GGML_TYPES
 from minicpm4.formats.names import EMBED, HEAD
 from minicpm4.formats.packing import exact_float, pack_from_float, unpack, widened
-from minicpm4.formats.quant import PackedTensor, QuantSpec
+from minicpm4.formats.quant import PackedTensor, QuantSpec, packed_nbytes
 from minicpm4.formats.quantised_config import check_writable, keeps_unasked
 from minicpm4.formats.quantised_write import QUANTISED, OutMatrix, quantised_sources
 from minicpm4.quantize.parts import Parts
 
-__all__ = ["Fitting", "fitted"]
+__all__ = ["Fitting", "fitted", "format_nbytes", "written_nbytes"]
+
+_SHAPE = 16  # bytes of compressed-tensors' weight_shape
 
 
 @dataclass(slots=True, eq=False)
@@ -50,6 +53,36 @@ def fitted(layout: str, name: str, tensor: PackedTensor, *, free: bool = True) -
         return tensor
     values = unpack(tensor)
     return pack_from_float(values, QuantSpec(kind=exact_float(values)))
+
+
+def written_nbytes(layout: str, name: str, tensor: PackedTensor) -> int:
+    """Bytes that the matrix ``name``, whose format nobody asked for, takes in ``layout``; in folders of
+    floats those of its format."""
+    found = fitted(layout, name, tensor)
+    if layout == "gguf":
+        number = own_type(found)
+        assert number is not None
+        return _in_type(found.shape, number)
+    if layout not in QUANTISED or not found.spec.row.group:
+        return found.nbytes
+    sources = quantised_sources(layout, [OutMatrix.of(name, found, lambda: found)])
+    return sum(source.nbytes for source in sources.values())
+
+
+def format_nbytes(layout: str, shape: tuple[int, int], spec: QuantSpec) -> int:
+    """Bytes of a matrix of ``shape`` that is rounded to ``spec`` in ``layout``; MLX has an offset beside each
+    scale, GGUF groups of its own."""
+    own = own_types(spec, shape[1]) if layout == "gguf" else []
+    same = [n for n in own if GGML_TYPES[n].spec.kind == spec.kind and not GGML_TYPES[n].offsets]
+    if own:
+        return _in_type(shape, (same or own)[0])
+    shape_nbytes = _SHAPE if layout == "compressed-tensors" and spec.row.group else 0
+    return packed_nbytes(shape, spec, offsets=layout == "mlx") + shape_nbytes
+
+
+def _in_type(shape: tuple[int, int], number: int) -> int:
+    kind = GGML_TYPES[number]
+    return shape[0] * shape[1] // kind.block * kind.nbytes
 
 
 def _held(layout: str, name: str, tensor: PackedTensor) -> bool:

@@ -117,7 +117,11 @@ def write_model(
     content = hf_config(config, _dtype(made, layout, sources))
     if specs:
         said = quantisation(layout, specs, plain, shifted)
-        second = second_gptq(sources, next(iter(specs.values())).row.bits) if layout == "gptq" else None
+        second = (
+            second_gptq(sources, next(iter(specs.values())).row.bits)
+            if layout == "gptq" and shifted
+            else None
+        )
         if second is not None:
             sources = second
             said["quantization_config"]["checkpoint_format"] = "gptq_v2"

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,11 @@ from minicpm4.formats.ggml_fit import (
     own_type,
     own_types,
     rounded_to,
+    same_in,
     same_values,
     type_id,
 )
-from minicpm4.formats.ggml_types import GGML_TYPES, encoded
+from minicpm4.formats.ggml_types import GGML_TYPES, GgmlType, encoded
 from minicpm4.formats.gguf import GgufCheckpoint, heads_in_pairs, pairs_of_rows
 from minicpm4.formats.gguf_write import OutTensor, write_gguf
 from minicpm4.formats.names import EMBED, HEAD, expected_tensors, gguf_name
@@ -34,6 +35,7 @@ from minicpm4.formats.quant import PackedTensor, QuantSpec
 from minicpm4.model.gguf_metadata import gguf_metadata
 from minicpm4.model.rotary import inverse_frequencies
 from minicpm4.model.source import read_config
+from minicpm4.quantize.grid import to_nearest
 from minicpm4.quantize.parts import OnePart, Parts, is_vector
 from minicpm4.text.gguf_write import differences
 from minicpm4.text.model_text import ModelText
@@ -149,8 +151,27 @@ def check_gguf_plan(config: ModelConfig, specs: Mapping[str, QuantSpec | None], 
         number = asked.of(name)
         if number is not None:
             check_columns(name, columns, GGML_TYPES[number])
+            _check_once(name, spec, GGML_TYPES[number])
         elif spec is not None and not own_types(spec, columns):
             raise ConfigError(f"no GGML type holds {name} as {spec}", "choose a group of 32, or --gguf-type")
+
+
+def _check_once(name: str, spec: QuantSpec | None, kind: GgmlType) -> None:
+    """Raise ConfigError where a matrix that is rounded to ``spec`` would be rounded once more to ``kind``."""
+    if spec is None or _holds(spec, kind):
+        return
+    raise ConfigError(
+        f"{name} would be rounded twice: to {spec}, and from that to {kind.name}",
+        "leave --gguf-type out, or --weights: the type alone rounds once",
+    )
+
+
+@cache
+def _holds(spec: QuantSpec, kind: GgmlType) -> bool:
+    """Whether a type holds what is rounded to ``spec``: told by a row of it."""
+    columns = math.lcm(spec.group_size, kind.block, spec.row.columns)
+    row = np.random.default_rng(0).standard_normal((1, columns), np.float32)
+    return same_in(to_nearest(row, spec), kind) is not None
 
 
 def _check_used(asked: GgufTypes, names: Sequence[str]) -> None:

@@ -20,11 +20,21 @@ from minicpm4.quantize.factor import BLOCK as BLOCK_ROWS
 from minicpm4.quantize.factor import blocks, factor_in_place, factored_product, mirror_lower, restore
 from minicpm4.quantize.grid import pack, search_scales
 
-__all__ = ["BLOCK", "DAMPING", "Hessian", "gptq", "gptq_on_grids", "hessian_nbytes", "output_error"]
+__all__ = [
+    "BLOCK",
+    "DAMPING",
+    "Hessian",
+    "gptq",
+    "gptq_on_grids",
+    "hessian_nbytes",
+    "importance",
+    "output_error",
+]
 
 BLOCK = 64  # columns whose errors are handed on together: within it one by one, beyond it as one product
 DAMPING = 0.01  # of the mean of the diagonal, added to it
 _MOST = 256  # of them
+_DEAD = 1e-6  # of the mean of what reaches others: how much a column counts that nothing reaches
 _WIDE = 7000  # columns: of more, what is made of their square in float64 would take over 1 GB
 _TOGETHER = 1 << 22  # numbers of rows that wait to be summed as one product
 _MOST_ROWS = 2048  # of them: sums of products in float32
@@ -173,7 +183,7 @@ def gptq(
     Hessian one that can be inverted."""
     work = np.ascontiguousarray(weights.T, np.float32)  # a column is a row of it
     order, factor = hessian.order(act_order), hessian.factor(damping, act_order)
-    numbers, scales = _walk(work, factor, order, _Grid(spec, _importance(hessian)), act_order)
+    numbers, scales = _walk(work, factor, order, _Grid(spec, importance(hessian)), act_order)
     del work
     back = np.argsort(order)
     return pack(np.ascontiguousarray(numbers[back].T), np.ascontiguousarray(scales.T), spec)
@@ -192,18 +202,20 @@ def gptq_on_grids(
     count, columns = weights.shape
     work = np.ascontiguousarray(np.tile(weights, (len(factors), 1)).T)
     finer = np.repeat(np.stack(factors, axis=1).astype(np.float32), count, axis=1)
-    grid = _Grid(spec, _importance(hessian), finer)
+    grid = _Grid(spec, importance(hessian), finer)
     numbers, scales = _walk(work, hessian.factor(damping, False), np.arange(columns), grid)
     values = numbers * np.repeat(scales, spec.group_size, axis=0) / finer
     return [np.ascontiguousarray(one) for one in np.split(values.T, len(factors))]
 
 
-def _importance(hessian: Hessian) -> NDArray[np.float32]:
-    """How much a column's error counts: by the squares of what reaches it."""
-    diagonal = hessian.diagonal
-    found = np.where(diagonal <= 0, 1.0, diagonal).astype(np.float32)
-    found /= found.mean()
-    return found
+def importance(hessian: Hessian) -> NDArray[np.float32]:
+    """How much a column's error counts, 1 on average: by the squares of what reaches it. One that nothing
+    reaches counts next to nothing beside others, and all alike where there are no others."""
+    diagonal = hessian.diagonal.astype(np.float64)
+    alive = diagonal[diagonal > 0]
+    mean = float(alive.mean()) if len(alive) else 1.0
+    found = np.where(diagonal > 0, diagonal, _DEAD * mean)
+    return (found / found.mean()).astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ from minicpm4.model.arena import Arena
 from minicpm4.model.packed_file import PackedFile, write
 from minicpm4.model.stored_prefix import StoredPrefix
 from minicpm4.progress import Progress
-from minicpm4.quantize.gptq import Hessian, gptq, output_error
+from minicpm4.quantize.gptq import Hessian, gptq, importance, output_error
 from minicpm4.quantize.grid import pack, rows_to_nearest, search_scales, to_nearest
 from minicpm4.quantize.layer import (
     Layer,
@@ -261,8 +261,7 @@ def _one(
 def _weighted(weights: NDArray[np.float32], hessian: Hessian, spec: QuantSpec) -> PackedTensor:
     """Rounded to nearest, scales chosen with columns weighted by what reaches them."""
     groups = weights.reshape(len(weights), -1, spec.group_size)
-    importance = hessian.diagonal.reshape(-1, spec.group_size).astype(np.float32)
-    scales = search_scales(groups, importance / max(float(importance.mean()), 1e-30), spec.row)
+    scales = search_scales(groups, importance(hessian).reshape(-1, spec.group_size), spec.row)
     numbers = rounding.whole_numbers(np, groups, scales, spec.row.least, spec.row.most)
     return pack(numbers.reshape(weights.shape), scales, spec)
 

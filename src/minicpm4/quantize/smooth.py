@@ -10,7 +10,7 @@ that its statistics have not seen: what the one likes is too much for the other.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -23,8 +23,20 @@ from minicpm4.formats.quant import PackedTensor, QuantSpec
 from minicpm4.quantize.gptq import Hessian, gptq_on_grids
 from minicpm4.quantize.grid import to_nearest
 from minicpm4.quantize.layer import Layer
+from minicpm4.quantize.walk import STAGES
 
-__all__ = ["GPTQ_POWERS", "GPTQ_ROWS", "HELD", "HELD_NBYTES", "ROWS", "Reached", "fold", "shared", "smooth"]
+__all__ = [
+    "GPTQ_POWERS",
+    "GPTQ_ROWS",
+    "HELD",
+    "HELD_NBYTES",
+    "ROWS",
+    "Reached",
+    "fold",
+    "may_change",
+    "shared",
+    "smooth",
+]
 
 POWERS = np.arange(0, 1.01, 0.1)  # of the mean magnitude, tried with rounding to nearest
 GPTQ_POWERS = np.arange(0, 0.75, 0.1)  # with GPTQ, for which larger ones have never been best
@@ -119,6 +131,15 @@ def _factors(size: NDArray, power: float) -> Floats:
     return np.maximum(found, LEAST).astype(np.float32)
 
 
+def may_change(rounded: Collection[str]) -> set[str]:
+    """Matrices of a layer that smoothing may fold something into where those ``rounded`` become codes."""
+    found = set[str]()
+    for names in STAGES:
+        if any(name in rounded for name in names):
+            found |= {*names, *([_BEFORE[names[0]]] if names[0] in _BEFORE else [])}
+    return found
+
+
 def _spread(weight: Floats, most: int) -> Floats:
     """At most ``most`` rows, evenly spread."""
     return np.ascontiguousarray(weight[:: -(-len(weight) // most)])
@@ -160,6 +181,7 @@ def fold(layer: Layer, names: Sequence[str], factors: Floats, share: int) -> Non
 
 
 _VALUES = "self_attn.v_proj"
+_BEFORE = {"self_attn.o_proj": _VALUES, "mlp.down_proj": "mlp.up_proj"}
 _NORMS = {
     "self_attn.q_proj": "input_layernorm.weight",
     "mlp.gate_proj": "post_attention_layernorm.weight",
@@ -169,7 +191,7 @@ _NORMS = {
 def _rows_before(layer: Layer, names: Sequence[str], factors: Floats, share: int) -> tuple[str, Floats]:
     """The matrix that makes the columns of ``names``, and the factors by its rows."""
     if names[0] != "self_attn.o_proj":
-        return "mlp.up_proj", factors
+        return _BEFORE[names[0]], factors
     heads = factors.reshape(-1, share, layer.config.head_dim)
     return _VALUES, np.ascontiguousarray(heads[:, 0].reshape(-1))
 

@@ -38,10 +38,10 @@ def check_kept(folder: Path, key: Mapping[str, Any], without: Collection[str] = 
                 others.append(found.get("options"))
     if others:
         said = others[0] if isinstance(others[0], dict) else {}
-        how = " ".join(str(said[name]) for name in ("weights", "method") if name in said)
+        how = " ".join(str(said[name]) for name in ("weights", "method", "layout") if name in said)
         raise CheckpointError(
             f"{folder} holds {len(others)} layers of another conversion ({how or 'of another version'})",
-            "go on with its model, options and texts, or remove the folder",
+            "go on with its model, options (with --bits its --to, too) and texts, or remove the folder",
         )
 
 

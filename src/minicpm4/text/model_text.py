@@ -10,6 +10,7 @@ from typing import Any
 
 from tokenizers import Tokenizer as Backend
 
+from minicpm4.config.gguf import SAMPLING_KEYS
 from minicpm4.config.model import read_generation_config
 from minicpm4.errors import CheckpointError, ConfigError, TextError
 from minicpm4.files import json_text, read_bytes
@@ -183,7 +184,9 @@ class ModelText:
         own = self.tokenizer
         found: dict[str, bytes]
         if self._metadata:
-            found, settings, generation = {}, self._settings_of_gguf(own), {}
+            found, settings, generation = {}, self._settings_of_gguf(own), _sampling(self._metadata)
+            if generation:
+                found[GENERATION] = _json(generation)
         else:
             files = text_files(self._folder).items()
             found = {name: read_bytes(file, MAX_FILE_BYTES, TextError) for name, file in files}
@@ -250,6 +253,14 @@ def _backend_json(path: Path, own: Tokenizer) -> str:
             "give a folder with the tokenizer.model of the checkpoint",
         )
     return str(own.backend.to_str(pretty=False))
+
+
+def _sampling(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What a generation_config.json says of the sampling that the metadata of a GGUF file suggest."""
+    found = {name: metadata[key] for key, name in SAMPLING_KEYS.items() if metadata.get(key) is not None}
+    # float32 there: 0.8 is 0.800000011920929.
+    found = {name: float(f"{one:.7g}") if isinstance(one, float) else one for name, one in found.items()}
+    return {"do_sample": found.get("temperature") != 0, **found} if found else {}
 
 
 def _words(backend: Backend) -> bytes:
