@@ -179,6 +179,9 @@ def test_an_interrupted_call_is_not_made_again() -> None:
     )
     mend(begun.messages)
     assert [one.get("content") for one in begun.messages[2:]] == ["2", UNKNOWN]
+    begun.messages.append({"role": "assistant", "content": "", "tool_calls": [call]})
+    mend(begun.messages)
+    assert begun.messages[-1]["content"] == UNKNOWN, "an id that was used before is another call's"
 
 
 CALL: dict[str, Any] = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}}

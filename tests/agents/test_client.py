@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import io
 import json
+import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +140,46 @@ def test_what_a_broken_server_says_is_told() -> None:
 
 def test_a_program_that_is_not_there_is_named() -> None:
     assert "no-such-program" in fails(ServerSpec(name="x", command="no-such-program"))
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_a_relative_program_is_that_of_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, absolute: bool
+) -> None:
+    for folder, code in (("here", "exit 9"), ("there", f'exec {sys.executable} "$@"')):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "go").write_text(f"#!/bin/sh\n{code}\n")
+        (tmp_path / folder / "go").chmod(0o755)
+    monkeypatch.chdir(tmp_path / "here")
+    cwd = str(tmp_path / "there") if absolute else "../there"
+    spec = replace(made("made"), command="./go", cwd=cwd)
+    assert asyncio.run(added(spec))[0] == "5"
+
+
+def test_neither_addresses_nor_answers_reach_a_log() -> None:
+    told, log, root = "t0p-s3cret", io.StringIO(), logging.getLogger()
+    handler, level = logging.StreamHandler(log), root.level  # pytest's own hears loggers that pass nothing on
+
+    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            more = [(b"content-type", b"application/json")]
+            await send({"type": "http.response.start", "status": 200, "headers": more})
+            await send({"type": "http.response.body", "body": f"{{\x1b[2J no json {told}".encode()})
+
+    async def go() -> None:
+        async with served(app) as url, running(reached(f"{url}/mcp?key={told}")) as server:
+            with pytest.raises(ToolServerError):
+                await server.tools()
+
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)  # as serve logs
+    try:
+        asyncio.run(go())
+        logging.getLogger("other").info("heard")
+    finally:
+        root.setLevel(level)
+        root.removeHandler(handler)
+    assert "heard" in log.getvalue() and told not in log.getvalue() and "\x1b" not in log.getvalue()
 
 
 def test_an_address_where_nobody_listens_is_told() -> None:

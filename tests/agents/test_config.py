@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from minicpm4.agents.mcp.config import ServerConfig, read_config
+from minicpm4.agents.mcp.config import ServerConfig, read_config, spec_of
 from minicpm4.agents.mcp.hidden import escaped, has_hidden, looks, visible
+from minicpm4.agents.mcp.results import Secrets
 from minicpm4.errors import ConfigError
 
 HOME = {"HOME": "/home/ann", "TOKEN": "t-1"}
@@ -101,6 +102,28 @@ def test_names_that_differ_in_case_alone_are_refused(tmp_path: Path) -> None:
 def test_addresses_are_shown_without_what_may_be_secret(tmp_path: Path) -> None:
     found = read(tmp_path, {"a": {"url": "https://a.example:8443/mcp?key=s3cret"}})
     assert found.servers["a"].address == "https://a.example:8443/mcp?…"
+
+
+KEY = "sk-live-0123456789"
+
+
+@pytest.mark.parametrize(
+    ("entry", "shown"),
+    [
+        ({"command": "npx", "args": ["-y", "ctx", "--key", "${KEY}"]}, "npx -y ctx --key ${KEY}"),
+        ({"command": "npx", "args": ["--key=${env:KEY}", "${DIR}"]}, "npx --key=${KEY} /usr"),
+        ({"command": "npx", "args": ["${NOPE:-plain}", "${KEY}"]}, "npx plain ${KEY}"),
+        ({"url": "https://a.example/s/${KEY}/mcp?k=${KEY}"}, "https://a.example/s/${KEY}/mcp?…"),
+        ({"url": "${URL}/mcp"}, "https://b.example/${URL}/mcp"),
+        ({"url": "https://${HOST}:${PORT}/s/${KEY}"}, "https://mcp.b.example:8443/s/${KEY}"),
+    ],
+)
+def test_variables_that_may_be_secret_are_shown_by_their_names(entry: dict[str, Any], shown: str) -> None:
+    values = {"KEY": KEY, "DIR": "/usr", "URL": f"https://b.example/{KEY}", "PORT": "8443"}
+    spec = spec_of("a", entry, "x", {**values, "HOST": "mcp.b.example"})
+    assert spec.address == shown
+    assert KEY in (spec.url or " ".join(spec.args)), "it is filled in all the same"
+    assert KEY not in Secrets([spec]).hide(f"{spec.url} {spec.args}")
 
 
 HIDDEN = "\u200b\u202e\u2066\u00ad\ufeff\U000e0041\ufe0f\u3164\x1b\u2028"

@@ -41,6 +41,7 @@ def called(spec: ServerSpec, limits: Limits = TIGHT, person: Person | None = Non
     [
         ("hostileflood", "a message of over 1,048,576 bytes"),
         ("hostilenews", "over 4,194,304 bytes without being asked"),
+        ("hostilepings", "over 4,194,304 bytes without being asked"),
         ("hostilenoise", "no JSON-RPC"),
     ],
 )
@@ -198,13 +199,18 @@ def test_one_consent_is_for_one_tool_of_one_server() -> None:
 def test_secrets_are_hidden_in_results_and_errors() -> None:
     spec = made("hostilesecrets", env={"API_TOKEN": "tok-12345-abcdef", "MODE": "true"})
 
+    person, functions = Person("session"), []
+
     async def go(given: dict[str, int]) -> ToolResult:
-        async with boxed([spec], Person("session"), SOON) as box:
+        async with boxed([spec], person, SOON) as box:
+            functions.extend(tool.function for tool in box.tools.values())
             return await box.call("made.add", given)
 
     told = asyncio.run(go(GIVEN)).text
     assert told.startswith("[secret] [secret] {") and "12345" not in told and '"MODE": "true"' in told
     assert "12345" not in asyncio.run(go({"a": 1, "b": 1})).text
+    assert "12345" not in f"{functions} {person.asked}"
+    assert functions[0]["function"]["description"] == "Add, by [secret]."
 
 
 @pytest.mark.parametrize("manner", ["hostileasks", "hostilenewasks"])
@@ -278,6 +284,14 @@ def test_a_question_that_no_call_caused_is_declined(tmp_path: Path) -> None:
     assert person.forms == [] and '"action":"decline"' in log.read_text().replace(" ", "")
 
 
+def test_unlike_items_are_told_in_linear_time() -> None:
+    schema = {"properties": {"x": {"uniqueItems": True}}}
+    many: list[Any] = [{"a": i} for i in range(50_000)]
+    assert misfit(schema, {"x": many}) == ""  # each with each would take hours
+    assert "non-unique" in misfit(schema, {"x": [*many, {"a": 7.0}]})
+    assert misfit(schema, {"x": [1, True, "1", [1], [True], {"a": 1}, {"a": True}, None, 0, False]}) == ""
+
+
 BOMB = {"$defs": {f"d{i}": {"allOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 9} for i in range(30)} | {"d30": {}}}
 
 
@@ -290,10 +304,16 @@ BOMB = {"$defs": {f"d{i}": {"allOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 9} for i 
         {"$ref": "https://elsewhere.example/schema"},
         {"properties": 7},
         {"type": 7},
+        {"properties": {"b": {"multipleOf": 0}}},
+        {"properties": {"b": {"items": {"enum": list(range(10_000))}}}},
+        {"patternProperties": {"^(a+)+$": {}}, "additionalProperties": False},
+        {"patternProperties": {"^(a+)+$": {}}, "unevaluatedProperties": False},
     ],
 )
 def test_schemas_that_would_keep_us_busy_do_not(schema: dict[str, Any]) -> None:
-    assert misfit(schema, {"a": "a" * 40 + "!"}) == ""  # else it would take years
+    long = "a" * 40 + "!"
+    for b in (4, [9_999] * 10_000):
+        assert misfit(schema, {"a": long, "b": b, long: 1}) == ""  # else it would take years
 
 
 def test_a_config_alone_starts_nothing(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import stat
 import threading
 from dataclasses import replace
@@ -70,6 +71,21 @@ def test_whatever_changes_is_not_allowed(
     assert changed is None or standing.changed == changed
 
 
+def test_a_consent_is_for_the_folder_in_which_a_command_runs(
+    approvals: Approvals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    approvals.grant(SPEC, None, "always")
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    standing = approvals.standing(SPEC)
+    assert not standing.allowed
+    assert standing.changed == (f"the folder that it runs in: it was {str(tmp_path)!r}",)
+    assert approvals.standing(replace(SPEC, cwd="..")).allowed
+    monkeypatch.chdir(tmp_path)
+    assert approvals.standing(SPEC).allowed
+
+
 def test_a_tool_s_consent_starts_no_server(approvals: Approvals) -> None:
     approvals.grant(SPEC, ADD, "always")
     assert not approvals.standing(SPEC).allowed
@@ -129,6 +145,7 @@ def test_a_start_is_asked_for_with_its_command_and_no_values(tmp_path: Path) -> 
     asyncio.run(go())
     (start,) = person.asked
     assert start.what == "start" and "made_server.py made" in dict(start.details)["runs"]
+    assert dict(start.details)["in"] == os.getcwd()
     assert dict(start.details)["variables"] == "TOKEN" and "t-12345" not in str(start)
 
 
@@ -223,9 +240,9 @@ def test_values_that_may_be_secret_are_hidden(env: dict[str, str], text: str, hi
 
 def test_headers_and_queries_are_secret() -> None:
     spec = ServerSpec(
-        name="a", url="http://a/?key=q-12345678", headers={"Authorization": "Bearer b-12345678"}
+        name="a", url="http://a/?key=q-%2b12345678", headers={"Authorization": "Bearer b-12345678"}
     )
-    assert Secrets([spec]).hide("q-12345678 b-12345678") == "[secret] [secret]"
+    assert Secrets([spec]).hide("q-%2b12345678 q-+12345678 b-12345678") == "[secret] [secret] [secret]"
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,18 @@ def test_cached_tokens_are_told_apart(serve: Any) -> None:
     assert second["input_tokens"] == first["input_tokens"] - 192
 
 
+def test_what_a_tool_said_is_read_however_it_begins(serve: Any) -> None:
+    server = serve("done")
+    said = "x-anthropic-billing-header: as the page has it"
+    seen: list[Any] = []
+    chat_ids = server.llm.llm.chat_ids
+    server.llm.llm.chat_ids = lambda messages, **more: seen.append(messages) or chat_ids(messages)
+    use = {"type": "tool_use", "id": "t1", "name": "weather", "input": {}}
+    result = {"type": "tool_result", "tool_use_id": "t1", "content": [{"type": "text", "text": said}]}
+    ask(server, messages=[{"role": r, "content": [b]} for r, b in (("assistant", use), ("user", result))])
+    assert said in str(seen)
+
+
 def test_a_conversation_reaches_the_template(serve: Any) -> None:
     server = serve("done")
     seen: list[Any] = []

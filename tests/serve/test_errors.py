@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -62,7 +63,7 @@ WRONG: list[tuple[dict[str, Any], str | None]] = [
     ({"response_format": {}}, "response_format.type"),
     ({"enable_thinking": 1}, "enable_thinking"),
     ({"chat_template_kwargs": {"enable_thinking": 1}}, "chat_template_kwargs.enable_thinking"),
-    ({"chat_template_kwargs": {"trust_content": True}}, "messages"),
+    ({"chat_template_kwargs": {"trust_content": True}}, "chat_template_kwargs"),
     ({"chat_template_kwargs": 5}, "chat_template_kwargs"),
     ({"reasoning_effort": "huge"}, "reasoning_effort"),
 ]
@@ -187,6 +188,16 @@ def test_a_model_is_told_of_by_any_of_its_names(serve: Any) -> None:
     assert 'path="/v1/models",status="404"' in server.ask("GET", "/metrics").text
     assert missing.status_code == 404 and "mine, org/model" in missing.json()["error"]["message"]
     assert missing.json()["error"]["code"] == "model_not_found"
+
+
+@pytest.mark.parametrize("name", ["模型", "café"])
+def test_a_model_is_named_in_any_script(serve: Any, name: str) -> None:
+    assert serve(names=(name,)).ask("GET", f"/props?model={quote(name)}").status_code == 200
+
+
+def test_a_variable_that_is_none_of_the_template_s_is_named(serve: Any) -> None:
+    response = serve().chat(chat_template_kwargs={"messages": 1})
+    assert response.status_code == 400 and response.json()["error"]["param"] == "chat_template_kwargs"
 
 
 def test_a_template_that_shows_no_tools_is_told_of(serve: Any) -> None:

@@ -52,6 +52,7 @@ def test_tokens_to_text(serve: Any) -> None:
         ("/tokenize", {"messages": [{}]}, "messages[0].role"),
         ("/detokenize", {}, "tokens"),
         ("/detokenize", {"tokens": [1, "x"]}, "tokens[1]"),
+        ("/detokenize", {"tokens": [1, 2**31 - 1]}, "tokens[1]"),
     ],
 )
 def test_what_is_wrong_is_named(serve: Any, path: str, body: Any, param: str) -> None:

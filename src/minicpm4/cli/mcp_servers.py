@@ -205,7 +205,8 @@ def allowed(
     for one in approvals.kept().values():
         tool = one.get("tool")
         name = "(to start)" if tool is None else str(tool)
-        words = (one.get("server"), name, one.get("when"), one.get("address"))
+        at = f"{one.get('address')} in {one['folder']}" if one.get("folder") else one.get("address")
+        words = (one.get("server"), name, one.get("when"), at)
         made.add_row(*(shown(str(word)) for word in words))
     show(made)
 
@@ -228,7 +229,8 @@ def print_plan(flags: ServerFlags, tool: str = "", arguments: dict[str, Any] | N
 
 def _start_details(spec: ServerSpec) -> str:
     names = ", ".join([*spec.env, *spec.headers])
-    return shown(spec.address) + (f" (with {shown(names)})" if names else "")
+    folder = f" in {shown(spec.folder)}" if spec.folder else ""
+    return shown(spec.address) + folder + (f" (with {shown(names)})" if names else "")
 
 
 def tell_troubles(box: Toolbox) -> None:

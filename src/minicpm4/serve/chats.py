@@ -19,7 +19,7 @@ from minicpm4.serve.forced import told_of
 from minicpm4.serve.responses import header_list
 from minicpm4.serve.service import Service
 from minicpm4.text.call_formats import ID_CHARS
-from minicpm4.text.messages import check_roles
+from minicpm4.text.messages import check_roles, check_variables
 from minicpm4.text.reply_stream import ReplyPart, ReplyStream
 from minicpm4.text.toolcalls import ToolCall, schemas_of
 
@@ -266,6 +266,10 @@ async def read_chat(
     except RequestError as error:
         where = error.condition.partition(" ")[0]
         raise invalid(where, str(error), "invalid_value") from error
+    try:
+        check_variables(variables or {})
+    except RequestError as error:
+        raise invalid("chat_template_kwargs", str(error), "invalid_value") from error
     try:
         return await asyncio.to_thread(
             service.llm.chat_ids,

@@ -97,7 +97,7 @@ class Shelf:
         if "model" in (named := scope.get("path_params", {})):
             return self.find(named["model"])
         given = parse_qs(scope.get("query_string", b"")[:4096].decode("latin-1")).get("model")
-        return self.find(given[0].encode("latin-1").decode(errors="replace") if given else None)
+        return self.find(given[0] if given else None)
 
     async def borrow(self, service: Service) -> None:
         """Have a model loaded and see to it that it stays: until ``give_back``. Raises ApiError."""

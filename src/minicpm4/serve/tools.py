@@ -106,6 +106,11 @@ def _encode(service: Service, body: TokenizeBody) -> list[int]:
 
 async def detokenize(service: Service, body: DetokenizeBody) -> Reply:
     """The text of token ids, control tokens spelled out; under the two names that clients know."""
+    size = service.llm.limits.vocab_size
+    for i, token in enumerate(body.tokens):
+        if token >= size:
+            told = f"tokens[{i}] = {token} is no token: there are 0 to {size - 1}"
+            raise invalid(f"tokens[{i}]", told, "invalid_value")
     text = await asyncio.to_thread(
         service.llm.tokenizer.decode, body.tokens, skip_special_tokens=False, continuation=True
     )

@@ -79,6 +79,7 @@ class Approvals:
             "server": spec.name,
             "tool": None if tool is None else tool.name,
             "address": spec.address,
+            "folder": spec.folder,
             "at": fingerprint(spec, {}),
             "parts": parts,
             "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -131,5 +132,9 @@ def _changes(spec: ServerSpec, tool: Tool | None, parts: Mapping[str, str], know
         return () if moved is None else (f"its name: it was {moved.get('tool')!r:.80}",)
     changed = [key for key, digest in parts.items() if same["parts"].get(key) != digest]
     if same.get("at") != fingerprint(spec, {}):
-        changed.insert(0, f"what is run or reached: it was {same.get('address')!r:.200}")
+        moved = same.get("folder") not in (None, spec.folder)
+        if moved:
+            changed.insert(0, f"the folder that it runs in: it was {same.get('folder')!r:.200}")
+        if not moved or same.get("address") != spec.address:
+            changed.insert(0, f"what is run or reached: it was {same.get('address')!r:.200}")
     return tuple(changed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from minicpm4.agents.mcp.secret import secret_words
 from minicpm4.config.strict import check_scalar, require, shown, suggest
 from minicpm4.errors import ConfigError
 from minicpm4.files import read_json
@@ -25,6 +27,7 @@ _INPUT = re.compile(r"\$\{[^}]*\}")
 _TABLES = ("mcpServers", "servers")  # the latter as VS Code writes it
 _STDIO, _HTTP = ("stdio",), ("http", "streamable-http", "streamableHttp", "streamable_http")
 _KNOWN = ("command", "args", "env", "cwd", "url", "headers", "disabled", "timeout", "type", "transport")
+_FILLED = ("command", "args", "env", "cwd", "url", "headers")
 _UNASKED = ("autoApprove", "alwaysAllow", "trust")
 _MERE_WORDS = ("description", "name", "note", "notes", "comment", "_comment", "icon", "homepage")
 
@@ -37,7 +40,9 @@ class _UnsetError(ConfigError):
 class ServerSpec:
     """One server: a ``command`` that is started and spoken to over its standard streams, or the ``url`` of
     one that runs. ``env``: variables that it gets beside the few that every server gets; ``headers``: sent
-    with each request. ``timeout``: seconds that a call may take."""
+    with each request. ``timeout``: seconds that a call may take. ``filled``: variables whose values stand in
+    any of these; ``words``: the command line, or the URL, with names in place of those that may be secret
+    (none: it holds no variable)."""
 
     name: str
     command: str | None = None
@@ -48,6 +53,8 @@ class ServerSpec:
     headers: Mapping[str, str] = field(default_factory=dict)
     disabled: bool = False
     timeout: float = 60.0
+    filled: Mapping[str, str] = field(default_factory=dict)
+    words: tuple[str, ...] = ()
 
     @property
     def address(self) -> str:
@@ -56,9 +63,23 @@ class ServerSpec:
             parts = urlsplit(self.url)
             port = f":{parts.port}" if parts.port else ""
             query = "?…" if parts.query else ""
-            return f"{parts.scheme}://{parts.hostname}{port}{parts.path}{query}"
-        words = [self.command or "", *self.args]
+            # Who is asked is shown in any case, also where a variable says it.
+            path = re.sub(r"^[^/]*//[^/?#]*", "", self.words[0] if self.words else self.url)
+            path = re.split(r"[?#]", path, maxsplit=1)[0]
+            path = f"/{path}" if path and not path.startswith("/") else path
+            return f"{parts.scheme}://{parts.hostname}{port}{path}{query}"
+        words = self.words or (self.command or "", *self.args)
         return " ".join(repr(w) if not w or re.search(r"[\s'\"]", w) else w for w in words)
+
+    @property
+    def folder(self) -> str | None:
+        """In which a command runs: what a relative word of it names is another thing in another folder."""
+        if self.command is None:
+            return None
+        try:
+            return os.path.abspath(self.cwd or ".")
+        except OSError:  # the folder is gone, and nothing in it can be named
+            return self.cwd or "."
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -67,7 +88,7 @@ class ServerSpec:
             "command": self.command,
             "args": list(self.args),
             "env": dict(sorted(self.env.items())),
-            "cwd": self.cwd,
+            "cwd": self.folder,
             "url": self.url,
             "headers": dict(sorted(self.headers.items())),
         }
@@ -158,6 +179,7 @@ def spec_of(
         f"{where}.timeout = {seconds:g} is outside 0 to {MAX_SECONDS:g} seconds",
         "give seconds, though some clients mean milliseconds",
     )
+    filled, words = _shown_words(table, where, variables)
     return ServerSpec(
         name=name,
         command=command,
@@ -168,7 +190,23 @@ def spec_of(
         headers=_headers(table, where, variables),
         disabled=check_scalar(table.get("disabled", False), bool, f"{where}.disabled"),
         timeout=seconds,
+        filled=filled,
+        words=words,
     )
+
+
+def _shown_words(
+    table: Mapping[str, Any], where: str, variables: Mapping[str, str]
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """See ServerSpec: ``filled`` and ``words``."""
+    written = json.dumps({key: table.get(key) for key in _FILLED})
+    filled = {one[1]: variables[one[1]] for one in _VARIABLE.finditer(written) if variables.get(one[1])}
+    if not filled:
+        return {}, ()
+    names = {name: f"${{{name}}}" for name, value in filled.items() if secret_words(name, value)}
+    shown_variables = {**variables, **names}
+    first = [_text(table, key, where, shown_variables) for key in ("command", "url")]
+    return filled, (*filter(None, first), *_texts(table, where, shown_variables))
 
 
 def _check_url(url: str, where: str) -> None:

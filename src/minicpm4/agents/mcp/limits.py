@@ -13,7 +13,8 @@ __all__ = ["Limits"]
 class Limits:
     """Bounds of what one server may take of memory, time and patience. Raises ConfigError.
 
-    ``message_bytes``: one message; ``request_bytes``: all that it says between two things that it is told;
+    ``message_bytes``: one message; ``request_bytes``: all that it says between two things that it is asked,
+    each message counted as ``least_bytes`` at least, since answering it takes memory;
     ``noise_bytes``: lines of its output that are no messages; ``stderr_bytes``: the end of its complaints
     that is kept. ``tools``, ``pages``: of its list; ``schema_chars``, ``description_chars``: of a tool, with
     more it is left out; ``result_chars``: what a model sees of a result. ``start_seconds``: until a server
@@ -24,6 +25,7 @@ class Limits:
 
     message_bytes: int = 8 << 20
     request_bytes: int = 32 << 20
+    least_bytes: int = 4 << 10
     noise_bytes: int = 256 << 10
     stderr_bytes: int = 16 << 10
     tools: int = 1000

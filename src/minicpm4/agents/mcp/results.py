@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import re
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote_plus
 
 import mcp_types as types
 
 from minicpm4.agents.mcp.config import ServerSpec
 from minicpm4.agents.mcp.hidden import visible
 from minicpm4.agents.mcp.limits import Limits
+from minicpm4.agents.mcp.secret import LEAST, secret_words
 from minicpm4.errors import shortened
 
 __all__ = ["Secrets", "ToolResult", "fenced", "read_result"]
 
-LEAST, LEAST_NAMED = 8, 4  # characters of a value that is hidden: any one, or one whose name says so
 HIDDEN = "[secret]"
-_NAMED = re.compile(r"key|token|secret|pass|auth|cred|cookie|session|private|bearer|pwd", re.IGNORECASE)
-_PLAIN = re.compile(r"true|false|[\d.:]+|[a-z]{2}_[A-Z]{2}(\.[\w-]+)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,12 +36,15 @@ class ToolResult:
 
 
 class Secrets:
-    """Values of servers' variables and headers, which no text shows: neither as they are, nor in base64, nor
-    as parts of a URL. Paths that are there, numbers and words as ``true`` are none."""
+    """Values of servers' variables and headers, and of variables that were filled in anywhere, which no text
+    shows: neither as they are, nor in base64, nor as parts of a URL."""
 
     def __init__(self, specs: Iterable[ServerSpec]) -> None:
         values = {
-            value for spec in specs for pair in (*spec.env.items(), *_sent(spec)) for value in _secret(*pair)
+            value
+            for spec in specs
+            for pair in (*spec.env.items(), *spec.filled.items(), *_sent(spec))
+            for value in secret_words(*pair)
         }
         spellings = {form for value in values for form in _spellings(value)}
         longest = sorted(spellings, key=len, reverse=True)
@@ -53,21 +53,21 @@ class Secrets:
     def hide(self, text: str) -> str:
         return text if self._pattern is None else self._pattern.sub(HIDDEN, text)
 
+    def hide_all(self, text: str) -> str:
+        """As ``hide``, those too that show once what nobody sees is left out, as a model reads it."""
+        hidden = self.hide(text)
+        plain = visible(hidden)
+        seen = self.hide(plain)
+        return hidden if seen == plain else seen
+
 
 def _sent(spec: ServerSpec) -> list[tuple[str, str]]:
-    """Headers, each a secret by its kind, and what a URL says behind its path."""
+    """Headers, each a secret by its kind, and what a URL says behind its path: as it stands, and as its
+    server reads it."""
     query = (spec.url or "").partition("?")[2]
     pairs = [one.partition("=") for one in query.split("&") if one]
-    return [*((f"auth {key}", v) for key, v in spec.headers.items()), *((key, v) for key, _, v in pairs)]
-
-
-def _secret(name: str, value: str) -> list[str]:
-    words = [value, *value.split()] if " " in value.strip() else [value]
-    least = LEAST_NAMED if _NAMED.search(name) else LEAST
-    is_path = value.startswith(("/", "~", ".")) and os.path.exists(os.path.expanduser(value))
-    if is_path or _PLAIN.fullmatch(value.strip()):
-        return []
-    return [word.strip() for word in words if len(word.strip()) >= max(least, LEAST if word != value else 0)]
+    asked = [(key, told) for key, _, value in pairs for told in (value, unquote_plus(value))]
+    return [*((f"auth {key}", value) for key, value in spec.headers.items()), *asked]
 
 
 def _spellings(value: str) -> list[str]:
@@ -86,12 +86,13 @@ def read_result(result: types.CallToolResult, hide: Secrets, limits: Limits) -> 
     if structured is not None and not any(parts):
         parts.append(json.dumps(structured, ensure_ascii=False))
     # Secrets first: one that holds an unseen character, or is cut, would not be found.
-    text = visible(hide.hide("\n".join(filter(None, parts))))
-    text = hide.hide(text)
+    text = visible(hide.hide_all("\n".join(filter(None, parts))))
     if len(text) > limits.result_chars:
         notes.append(f"{len(text) - limits.result_chars:,} characters left out")
         text = shortened(text, limits.result_chars, "\n")
-    return ToolResult(text=text or "(no text)", failed=bool(result.is_error), notes=tuple(notes))
+    return ToolResult(
+        text=text or "(no text)", failed=bool(result.is_error), notes=tuple(map(hide.hide_all, notes))
+    )
 
 
 def _text(block: Any, notes: list[str]) -> str:

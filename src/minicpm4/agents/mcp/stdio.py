@@ -48,12 +48,14 @@ async def stdio(
 
     Raises ToolServerError where it cannot be started.
     """
-    found = shutil.which(command, path=variables.get("PATH"))
+    # A relative word is one of the folder in which the process begins, and what is found here is what runs.
+    place = os.path.join(cwd or "", command) if os.path.dirname(command) else command
+    found = shutil.which(place, path=variables.get("PATH"))
     if found is None:
         raise ToolServerError(f"there is no program {command!r:.120}", "install it, or write its whole path")
     try:
         process = await asyncio.create_subprocess_exec(
-            *(found, *args),
+            *(os.path.abspath(found), *args),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -123,6 +125,8 @@ async def _message(line: bytes, said: MemoryObjectSendStream[Any], wire: Wire) -
             wire.broke("it wrote a message that cannot be read")
             return False
         return wire.noise(len(line))
+    if not wire.count(max(0, wire.limits.least_bytes - len(line))):
+        return False
     await said.send(SessionMessage(message))
     return True
 
@@ -142,7 +146,8 @@ async def _write(
     assert process.stdin is not None
     async with queued:
         async for sent in queued:
-            wire.asked()
+            if isinstance(sent.message, types.JSONRPCRequest):  # answers to what it asks give it no more room
+                wire.asked()
             text = sent.message.model_dump_json(by_alias=True, exclude_unset=True)
             try:
                 process.stdin.write(text.encode() + b"\n")

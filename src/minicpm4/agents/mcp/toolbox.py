@@ -17,7 +17,7 @@ from minicpm4.agents.mcp.hidden import escaped
 from minicpm4.agents.mcp.limits import Limits
 from minicpm4.agents.mcp.results import Secrets, ToolResult, read_result
 from minicpm4.agents.mcp.server import Health, Server
-from minicpm4.agents.mcp.tools import Tool, likenesses, named, shown_name
+from minicpm4.agents.mcp.tools import Tool, changed_texts, likenesses, named, shown_name
 from minicpm4.config.strict import suggest
 from minicpm4.errors import ConfigError, Minicpm4Error, NotAllowedError, ToolServerError
 
@@ -72,10 +72,16 @@ class Toolbox:
     async def _listed(self, server: Server) -> tuple[Tool, ...]:
         self.troubles.pop(server.spec.name, None)
         try:
-            return await server.tools()
+            return tuple([self._without_secrets(tool) for tool in await server.tools()])
         except (ToolServerError, NotAllowedError) as error:
             self.troubles[server.spec.name] = self.shown(str(error))
             return ()
+
+    def _without_secrets(self, tool: Tool) -> Tool:
+        """What a tool says of itself is read by models and kept in transcripts."""
+        hide = self.secrets.hide_all
+        title, told = hide(tool.title), hide(tool.description)
+        return replace(tool, title=title, description=told, schema=changed_texts(tool.schema, hide))
 
     def shown(self, text: str) -> str:
         """A server's words for a person: without secrets, with nothing unseen."""
@@ -130,7 +136,7 @@ class Toolbox:
             tool = await server.tool(known.name)
             if tool is None:
                 return ToolResult(text="not called: its server no longer has this tool", failed=True)
-            tool = replace(tool, called=known.called)
+            tool = replace(self._without_secrets(tool), called=known.called)
             if unfit := misfit(tool.schema, arguments):
                 told = f"not called: the arguments do not fit its schema: {unfit}"
                 return ToolResult(text=told, failed=True)
@@ -145,8 +151,8 @@ class Toolbox:
 
     async def _may_start(self, spec: ServerSpec) -> None:
         details = [("runs" if spec.command else "reaches", spec.address)]
-        if spec.cwd:
-            details.append(("in", spec.cwd))
+        if spec.folder:
+            details.append(("in", spec.folder))
         if spec.env:
             details.append(("variables", ", ".join(spec.env)))
         if spec.headers:
@@ -154,21 +160,23 @@ class Toolbox:
         await self._require(May(what="start", server=spec.name, details=tuple(details)), spec, None)
 
     async def _may_call(self, spec: ServerSpec, tool: Tool, arguments: Mapping[str, Any]) -> None:
-        details = [("at", spec.address), ("says", tool.description or tool.title)]
+        details = [("at", spec.address), ("in", spec.folder or ""), ("says", tool.description or tool.title)]
         may = May(
             what="call",
             server=spec.name,
             tool=tool.name,
             arguments=arguments,
-            details=tuple(details),
+            details=tuple((key, told) for key, told in details if told),
             warnings=self.warnings(tool),
         )
         await self._require(may, spec, tool)
 
     async def _tell(self, form: Form) -> Answer:
         """What a server asks within a call: several may ask at once, and one may ask several things."""
+        hide = self.secrets.hide_all
+        fields = tuple(replace(one, told=hide(one.told)) for one in form.fields)
         async with self._asking:
-            return await self._ask.tell(form)
+            return await self._ask.tell(replace(form, message=hide(form.message), fields=fields))
 
     async def _require(self, may: May, spec: ServerSpec, tool: Tool | None) -> None:
         """Raises NotAllowedError unless it is allowed, or is now."""
@@ -176,7 +184,10 @@ class Toolbox:
             standing = self.approvals.standing(spec, tool)
             if standing.allowed:
                 return
-            consent = await self._ask.may(replace(may, changed=standing.changed))
+            hide = self.secrets.hide_all
+            details = tuple((key, hide(told)) for key, told in may.details)
+            changed = tuple(hide(one) if ": " in one else one for one in standing.changed)
+            consent = await self._ask.may(replace(may, details=details, changed=changed))
             if consent == "no":
                 what = f"{may.server}.{may.tool}" if may.tool else f"the start of {may.server}"
                 raise NotAllowedError(f"{shown_name(what)} was not allowed by the user")

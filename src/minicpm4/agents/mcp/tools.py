@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,16 @@ from minicpm4.engine.schemas import checked_schema
 from minicpm4.errors import ConfigError
 from minicpm4.files import json_text
 
-__all__ = ["Tool", "fingerprint", "likenesses", "named", "read_tool", "shown_name", "texts_in"]
+__all__ = [
+    "Tool",
+    "changed_texts",
+    "fingerprint",
+    "likenesses",
+    "named",
+    "read_tool",
+    "shown_name",
+    "texts_in",
+]
 
 MAX_NAME = 64  # of a function, in the APIs of others
 _HINTS = ("readOnlyHint", "destructiveHint", "idempotentHint", "openWorldHint")
@@ -41,7 +50,11 @@ class Tool:
         told = visible(self.description or self.title)
         return {
             "type": "function",
-            "function": {"name": self.called, "description": told, "parameters": _visible(self.schema)},
+            "function": {
+                "name": self.called,
+                "description": told,
+                "parameters": changed_texts(self.schema, visible),
+            },
         }
 
     @property
@@ -125,12 +138,13 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _visible(value: Any) -> Any:
+def changed_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """A JSON value with each of its texts changed, names of its tables too."""
     if isinstance(value, str):
-        return visible(value)
+        return change(value)
     if isinstance(value, Mapping):
-        return {visible(key): _visible(one) for key, one in value.items()}
-    return [_visible(one) for one in value] if isinstance(value, list) else value
+        return {change(key): changed_texts(one, change) for key, one in value.items()}
+    return [changed_texts(one, change) for one in value] if isinstance(value, list) else value
 
 
 def texts_in(value: Any) -> list[str]:

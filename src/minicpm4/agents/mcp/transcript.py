@@ -97,8 +97,10 @@ class Transcript:
 
 def mend(messages: list[dict[str, Any]]) -> None:
     """Answer calls that were interrupted: that they may have been carried out, or not."""
-    done = {one.get("tool_call_id") for one in messages if one.get("role") == "tool"}
-    last: dict[str, Any] = next((one for one in reversed(messages) if one.get("role") != "tool"), {})
+    at = next((i for i in reversed(range(len(messages))) if messages[i].get("role") != "tool"), None)
+    last = {} if at is None else messages[at]
+    # Behind it alone: servers name calls call_0 in each answer anew.
+    done = {one.get("tool_call_id") for one in messages[(at or 0) + 1 :]}
     for call in last.get("tool_calls") or ():
         if call["id"] not in done:
             messages.append(result_message(call["id"], str(call["function"]["name"]), UNKNOWN))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,11 +14,14 @@ from minicpm4.agents.mcp.limits import Limits
 
 __all__ = ["Wire", "http_client"]
 
-# The SDK logs what servers write, as it is: a terminal is no place for that.
-logging.getLogger("mcp").addHandler(logging.NullHandler())
-logging.getLogger("client").addHandler(logging.NullHandler())
+# The SDK logs what servers write, as it is: neither a terminal nor a log is a place for that.
+for _name in ("mcp", "client"):
+    logging.getLogger(_name).addHandler(logging.NullHandler())
+    logging.getLogger(_name).propagate = False
+logging.getLogger("httpx2").setLevel(logging.WARNING)  # below, each request is told with its URL, keys too
 
 HTTP_SECONDS = 30.0  # to connect and to send
+_EMPTY = re.compile(rb"\r\n\r\n|\n\n|\r\r")  # line, which ends a message of a stream
 
 
 class Wire:
@@ -30,7 +34,7 @@ class Wire:
         self._complaints = bytearray()
 
     def asked(self) -> None:
-        """It was told something: it may say as much again."""
+        """It was asked something: it may say as much again."""
         self._heard = 0
 
     def count(self, nbytes: int) -> bool:
@@ -70,18 +74,24 @@ class _Bounded(httpx2.AsyncByteStream):
     def __init__(self, inner: Any, wire: Wire, *, stream: bool, aside: bool) -> None:
         """``stream``: of many messages; ``aside``: what breaks it breaks no request."""
         self._inner, self._wire, self._stream, self._aside, self._read = inner, wire, stream, aside, 0
+        self._end = b""
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         limits = self._wire.limits
         most = limits.request_bytes if self._stream else limits.message_bytes
         async for chunk in self._inner:
-            self._read += len(chunk)
+            self._read += len(chunk) + (self._events(chunk) * limits.least_bytes if self._stream else 0)
             if self._read > most:
                 why = f"it answered with over {most:,} bytes"
                 if not self._aside:
                     self._wire.broke(why)
                 raise httpx2.StreamError(why)
             yield chunk
+
+    def _events(self, chunk: bytes) -> int:
+        """How many messages of a stream end in ``chunk``, as far as its own empty lines tell."""
+        before, self._end = self._end, (self._end + chunk)[-3:]
+        return len(_EMPTY.findall(before + chunk)) - len(_EMPTY.findall(before))
 
     async def aclose(self) -> None:
         await self._inner.aclose()
@@ -93,7 +103,6 @@ class _Transport(httpx2.AsyncHTTPTransport):
         self._wire = wire
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        self._wire.asked()
         response = await super().handle_async_request(request)
         if response.headers.get("content-encoding", "identity").lower() != "identity":
             await response.aclose()

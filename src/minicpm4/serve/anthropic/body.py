@@ -188,7 +188,7 @@ def _edits(management: Any) -> bool:
 def _turns(body: PromptBody) -> list[dict[str, Any]]:
     turns = Turns()
     if body.system:
-        turns.system(_text(body.system, "system"))
+        turns.system(_text(body.system, "system", leave_out=_BILLING))
     for i, message in enumerate(body.messages):
         where = f"messages[{i}].content"
         if message.role == "system":
@@ -230,14 +230,15 @@ def _answered(turns: Turns, block: Mapping[str, Any], where: str) -> None:
         turns.answer(_block_text(block, where))
 
 
-def _text(content: Any, where: str) -> str:
-    """Blocks of text as one."""
+def _text(content: Any, where: str, leave_out: str | None = None) -> str:
+    """Blocks of text as one; ``leave_out``: how blocks begin that are not read."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
         raise invalid(where, f"{where} = {content!r:.80} is not text or a list of blocks", "invalid_value")
     texts = [_block_text(block, f"{where}[{i}]") for i, block in enumerate(content)]
-    return APART.join(text for text in texts if text and not text.startswith(_BILLING))
+    read = (text for text in texts if leave_out is None or not text.startswith(leave_out))
+    return APART.join(filter(None, read))
 
 
 def _block_text(block: Any, where: str) -> str:
