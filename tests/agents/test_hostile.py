@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from minicpm4.agents.mcp.approvals import Approvals
@@ -18,6 +20,7 @@ from minicpm4.agents.mcp.hidden import has_hidden
 from minicpm4.agents.mcp.limits import Limits
 from minicpm4.agents.mcp.results import ToolResult, fenced
 from minicpm4.agents.mcp.toolbox import Toolbox
+from minicpm4.agents.mcp.wire import Wire, _Bounded
 from minicpm4.errors import ToolServerError
 from tests.agents.servers import SOON, Person, boxed, made, running
 from tests.waiting import until_true
@@ -48,6 +51,28 @@ def called(spec: ServerSpec, limits: Limits = TIGHT, person: Person | None = Non
 def test_a_server_that_says_too_much_is_ended(manner: str, told: str) -> None:
     result = called(made(manner))
     assert result.failed and told in result.text and len(result.text) < 3000
+
+
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n", b"\r\r"])
+@pytest.mark.parametrize("size", [1, 7, 4096])
+def test_small_messages_of_a_stream_are_counted(end: bytes, size: int) -> None:
+    limits = Limits(request_bytes=1 << 20)
+    whole = (b'data: {"jsonrpc":"2.0","id":1,"method":"ping"}' + end) * 300
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for at in range(0, len(whole), size):
+            yield whole[at : at + size]
+
+    async def go() -> int:
+        read, body = b"", _Bounded(pieces(), Wire(limits), stream=True, aside=False)
+        try:
+            async for chunk in body:
+                read += chunk
+        except httpx2.StreamError:
+            return read.count(b"data")
+        return 0
+
+    assert 150 < asyncio.run(go()) < 260
 
 
 @pytest.mark.parametrize("manner", ["hostiledrip", "hangs"])
