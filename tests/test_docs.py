@@ -113,6 +113,74 @@ def test_commands_are_found_in_pages() -> None:
     assert ["data", "inspect"] in [words[:2] for words in commands_in(ROOT / "docs" / "training.md")]
 
 
+def tree_of_commands() -> dict[tuple[str, ...], set[str]]:
+    """Every command and group, by its words: the options that it takes."""
+    import typer
+
+    from minicpm4.cli import build
+
+    found: dict[tuple[str, ...], set[str]] = {}
+
+    def walk(command: Any, words: tuple[str, ...]) -> None:
+        spelled = (spelling for one in command.params for spelling in (*one.opts, *one.secondary_opts))
+        found[words] = {"--help", *(spelling for spelling in spelled if spelling.startswith("-"))}
+        for name, child in getattr(command, "commands", {}).items():
+            walk(child, (*words, name))
+
+    walk(typer.main.get_command(build()), ())
+    return found
+
+
+def said_in_sentences(page: Path) -> list[str]:
+    """What stands in backticks outside of blocks."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    return [" ".join(words.split()) for words in re.findall(r"`([^`]+)`", text)]
+
+
+OPTION = re.compile(r"(?<![\w-])--?[a-zA-Z][\w-]*")
+# Those of lm-evaluation-harness and of compilers, and what other sentences cut off a name.
+OF_OTHERS = {"--log_samples", "--apply_chat_template", "-ffp-contract", "-8b", "-avx2", "-d"}
+
+
+def wrong_in_sentence(said: str, tree: dict[tuple[str, ...], set[str]]) -> list[str]:
+    """Words of a command that is none, options that it does not take. ``a|b`` stands for two commands."""
+    if not said.startswith("minicpm4 "):
+        return []
+    called, rest = [()], said.split()[1:]
+    while rest and all((*words, name) in tree for words in called for name in rest[0].split("|")):
+        called = [(*words, name) for words in called for name in rest[0].split("|")]
+        rest = rest[1:]
+    if called == [()] and not rest[0].startswith("-"):
+        return rest[:1]
+    return [option for option in OPTION.findall(said) if not all(option in tree[words] for words in called)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_commands_in_sentences_are_right(page: Path) -> None:
+    tree = tree_of_commands()
+    scripts = [*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "scripts").glob("*.py")]
+    known = OF_OTHERS.union(*tree.values())
+    known.update(
+        re.findall(r'"(--?[a-z][\w-]*)"', "".join(file.read_text(encoding="utf-8") for file in scripts))
+    )
+    said = said_in_sentences(page)
+    assert not [(words, wrong) for words in said if (wrong := wrong_in_sentence(words, tree))]
+    assert not [words for words in said if (found := OPTION.match(words)) and found.group() not in known]
+
+
+def test_wrong_commands_in_sentences_are_found() -> None:
+    tree = tree_of_commands()
+    assert wrong_in_sentence("minicpm4 generate --max-tokens N", tree) == []
+    assert wrong_in_sentence("minicpm4 eval code|ruler --json", tree) == []
+    assert wrong_in_sentence("minicpm4 generate --max-token N", tree) == ["--max-token"]
+    assert wrong_in_sentence("minicpm4 evaluate code", tree) == ["evaluate"]
+    assert wrong_in_sentence("minicpm4 eval code|chat --json", tree) == ["--json"]
+    counts = [
+        len([1 for words in said_in_sentences(page) if words.startswith("minicpm4 ")]) for page in PAGES
+    ]
+    assert sum(counts) > 100
+
+
 @pytest.mark.parametrize("page", TABLES, ids=lambda p: p.name)
 def test_tables_show_what_was_measured(page: Path) -> None:
     results = ROOT / "benchmarks" / "results"
