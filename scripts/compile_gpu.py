@@ -35,10 +35,10 @@ OPTIONS = ("num_warps", "num_stages", "num_ctas")
 
 
 class Recorder:
-    """Stands in for launches: compiles each variant once for every architecture."""
+    """Stands in for launches: compiles each variant once."""
 
-    def __init__(self, archs: list[int]) -> None:
-        self.archs = archs
+    def __init__(self, arch: int) -> None:
+        self.arch = arch
         self.seen: set[str] = set()
         self.bad = 0
 
@@ -62,21 +62,17 @@ class Recorder:
         if label in self.seen:
             return
         self.seen.add(label)
-        for arch in self.archs:
-            self.compile(kernel, arch, signature, constants, attrs, options)
+        self.compile(kernel, signature, constants, attrs, options)
 
-    def compile(
-        self, kernel: Any, arch: int, signature: Any, constants: Any, attrs: Any, options: Any
-    ) -> None:
+    def compile(self, kernel: Any, signature: Any, constants: Any, attrs: Any, options: Any) -> None:
         kinds = " ".join(dict.fromkeys(kind for kind in signature.values() if kind.startswith("*")))
         shown = {k: v for k, v in constants.items() if isinstance(v, int) and not isinstance(v, bool)}
         flags = " ".join(k for k, v in constants.items() if v is True)
-        what = (
-            f"sm_{arch} {kernel.__name__} {' '.join(f'{k}={v}' for k, v in shown.items())} {flags} [{kinds}]"
-        )
+        sizes = " ".join(f"{k}={v}" for k, v in shown.items())
+        what = f"sm_{self.arch} {kernel.__name__} {sizes} {flags} [{kinds}]"
         try:
             source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attrs)
-            made = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+            made = triton.compile(source, target=GPUTarget("cuda", self.arch, 32), options=options)
         except Exception as error:
             self.bad += 1
             print(f"FAILED {what}")
@@ -87,7 +83,7 @@ class Recorder:
             return
         registers, stack = usage(made.asm["cubin"])
         shared = made.metadata.shared / 1024
-        wrong = shared > SHARED.get(arch, 99)
+        wrong = shared > SHARED.get(self.arch, 99)
         self.bad += wrong
         mark = "BAD" if wrong else "spills" if stack > 64 else "ok"
         print(f"{mark} {what}: {registers} registers, {stack} spilled, {shared:.1f} KB shared", flush=True)
@@ -113,14 +109,19 @@ def main() -> int:
     given = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET", "0") == "1":
         parser.error("TRITON_INTERPRET=1 is set: kernels would not be compiled")
-    recorder = Recorder(given.arch or [90])
+    archs = given.arch or [90]
+    if len(archs) > 1:  # each by a process of its own, all at once
+        quick = ["--quick"] if given.quick else []
+        parts = [subprocess.Popen([sys.executable, __file__, "--arch", str(arch), *quick]) for arch in archs]
+        return max([abs(part.wait()) for part in parts])
+    recorder = Recorder(archs[0])
     JITFunction.run = lambda self, *args, **kwargs: recorder(self, *args, **kwargs)
     sys.path.insert(0, str(Path(__file__).parents[1]))
     from tests.gpu.variants import run_variants
 
     np.seterr(all="ignore")
     run_variants(quick=given.quick)
-    print(f"{len(recorder.seen)} variants, {recorder.bad} bad")
+    print(f"sm_{archs[0]}: {len(recorder.seen)} variants, {recorder.bad} bad")
     return 1 if recorder.bad else 0
 
 

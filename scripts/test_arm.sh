@@ -29,5 +29,5 @@ run() {
 run cortex-a72 "scalar neon" &
 first=$!
 run neoverse-n1 neon_dotprod
-wait $first
 run max neon_i8mm
+wait $first

@@ -33,11 +33,11 @@ def half_billion(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_int4_reads_16384_tokens_sparse_within_the_plan(half_billion):
-    report = run("long_read.py", half_billion, 16384, 64, "int4")
+def test_int4_reads_8192_tokens_sparse_within_the_plan(half_billion):
+    report = run("long_read.py", half_billion, 8192, 64, "int4", 24, 1024)
     assert report["attention"] == "sparse"
     assert report["new_tokens"] == 64
-    assert report["blocks_read_share"] < 0.62  # 96 of up to 257 blocks
+    assert report["blocks_read_share"] < 0.53  # 24 and 16 of up to 129 blocks
     assert report["peak"] <= 1.02 * report["planned"]
 
 
@@ -45,7 +45,7 @@ def test_int4_reads_16384_tokens_sparse_within_the_plan(half_billion):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
-    ("context", "attention", "kv"), [(131072, "sparse", "bf16"), (131072, "dense", "int8")]
+    ("context", "attention", "kv"), [(131072, "sparse", "bf16"), (32768, "dense", "int8")]
 )
 def test_the_plan_is_what_half_a_billion_weights_take(half_billion, context, attention, kv):
     report = run("deep_step.py", half_billion, context, attention, "int4", kv)

@@ -51,10 +51,10 @@ def test_same_tokens_as_the_truth(tmp_path: Path, kind: str) -> None:
 
 def test_requests_attend_in_their_own_ways_side_by_side(tmp_path: Path) -> None:
     """A captured step attends as the engine does; the others run beside it, texts that are scored too."""
-    settings = {**SPARSE, "dense_len": 64}
+    settings = {**SPARSE, "dense_len": 48}
     path = make_checkpoint(tmp_path, model_type="minicpm", num_hidden_layers=1, sparse_config=settings)
     rng = np.random.default_rng(0)
-    prompts = [rng.integers(0, 300, 70).tolist() for _ in range(3)]
+    prompts = [rng.integers(0, 300, 50).tolist() for _ in range(3)]
     ways = [replace(GREEDY, attention=way) for way in (None, "dense", "sparse")]
     found = []
     for backend in ("ref", "gpu"):
@@ -70,8 +70,8 @@ def test_weights_are_replaced_where_they_lie(tmp_path: Path, kind: str, weights:
     """What the captured step reads stays at its addresses."""
     shape = {"model_type": kind, "num_hidden_layers": 1}
     paths = [make_checkpoint(tmp_path / str(seed), seed=seed, **shape) for seed in (1, 2)]
-    options = {"backend": "gpu", "weights": weights, "kv": "float32", "context": 128}
-    prompt = list(range(4, 40))
+    options = {"backend": "gpu", "weights": weights, "kv": "float32", "context": 64, "max_batch": 1}
+    prompt = list(range(4, 16))
     with LLM(paths[1], **options) as fresh:
         expected, scores = fresh.generate(prompt, GREEDY).token_ids, fresh.logits(prompt)
     with LLM(paths[0], **options) as llm:
