@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from minicpm4.data.mixture import MixturePart, Stream, buckets
+from minicpm4.data.mixture import MixturePart, Stream, buckets, exact_shares
 from minicpm4.data.shards import ShardSet
 from minicpm4.errors import ConfigError
 from tests.data.sets import make_set
@@ -63,6 +64,34 @@ def test_only_what_is_learnt_is_a_target(tmp_path: Path) -> None:
     batch = stream(make_set(tmp_path / "s", [50, 50], learn=True)).batch(0)
     kept = batch.targets[batch.targets >= 0]
     assert len(kept) and np.all(kept % 3 == 0)
+
+
+@pytest.mark.parametrize(
+    ("shares", "wanted"),
+    [
+        ([0.1, 0.9], Fraction(1, 10)),
+        ([0.5 / 3, 0.5], Fraction(1, 4)),
+        ([3e-6, 1 - 3e-6], Fraction(3, 10**6)),
+        ([4e-7, 1.0], Fraction(1, 2_500_001)),  # less than a half of 2**-20
+        ([2e-7, 2e-7], Fraction(1, 2)),
+        ([1e-300, 1e-300], Fraction(1, 2)),
+    ],
+)
+def test_a_share_is_the_fraction_it_was_written_for_however_small(
+    shares: list[float], wanted: Fraction
+) -> None:
+    found = exact_shares([("a", shares[0]), ("b", shares[1])], 1 << 22)
+    assert found == [wanted, 1 - wanted]
+
+
+def test_a_share_that_no_batch_shows_is_refused(tmp_path: Path) -> None:
+    data = make_set(tmp_path / "s", [50] * 9)
+    parts = [MixturePart(name=name, data=data, share=share) for name, share in (("a", 1.0), ("b", 4e-7))]
+    with pytest.raises(ConfigError, match="the share of b is less than one token of a batch of 30"):
+        Stream(parts, seed=0, tokens=30, context=16)
+    with pytest.raises(ConfigError, match="must be positive"):
+        exact_shares([("a", 1.0), ("b", -4e-7)], 30)
+    assert exact_shares([("a", 1.0), ("b", 0.0)], 30) == [1, 0]  # left out on purpose
 
 
 def test_shares_are_kept_to_a_token(tmp_path: Path) -> None:

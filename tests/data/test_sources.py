@@ -176,6 +176,8 @@ def test_the_filter_hash_is_of_all_that_decides_what_is_taken(monkeypatch: pytes
     found |= {filter_hash("html", distinct=True), filter_hash("html", share=0.1)}
     assert filter_hash("html", share=0.1, held_out=True) not in found
     assert len(found) == 5 and filter_hash("html") in found
+    for kind in ("questions", "copies"):  # how they are made counts, beside what all kinds have
+        assert filter_hash(kind) != filter_hash("text")
     monkeypatch.setattr(sources, "LEAST_PAGE", 201)
     assert filter_hash("html") not in found and filter_hash("text") in found
 

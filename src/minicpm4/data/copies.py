@@ -25,16 +25,19 @@ def copies(
     tokenizer: Tokenizer, haystack: Documents, count: int, lengths: Sequence[int], seed: int = 0
 ) -> Iterator[Document]:
     """``count`` documents with passages of random lengths from 8 tokens on, at most half of the ``lengths``
-    in turn. Raises ConfigError."""
+    in turn, without the begin and end tokens of the documents that they are from. Raises ConfigError."""
     require(len(haystack) > 0, "the text to copy from is empty", "pack some text first")
     before = list(tokenizer.prefix_ids)
+    inside = haystack.lengths - len(before) - len(tokenizer.eos_token_ids[:1])  # as text_documents packs them
+    enough = np.flatnonzero(inside >= LEAST)
+    require(len(enough) > 0, f"no text to copy from has {LEAST} tokens", "pack longer texts")
     for index in range(count):
         rng = np.random.default_rng([seed, index])
         most = (lengths[index % len(lengths)] - len(before)) // 2
         require(most >= LEAST, f"{2 * most} tokens are too few for a passage and its copy")
-        size = int(rng.integers(LEAST, most + 1))
-        document = int(rng.integers(len(haystack)))
-        place = int(rng.integers(max(1, int(haystack.lengths[document]) - size)))
+        document = int(enough[rng.integers(len(enough))])
+        size = min(int(rng.integers(LEAST, most + 1)), int(inside[document]))
+        place = len(before) + int(rng.integers(int(inside[document]) - size + 1))
         passage = haystack.read(document, place, place + size)[0].astype(np.int64)
         tokens = np.concatenate([np.asarray(before, np.int64), passage, passage])
         learn = np.zeros(len(tokens), bool)

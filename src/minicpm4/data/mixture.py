@@ -65,7 +65,7 @@ def buckets(part: MixturePart, bounds: Sequence[int]) -> list[MixturePart]:
 def exact_shares(named: Sequence[tuple[str, float]], tokens: int) -> list[Fraction]:
     """Parts of 1 for the shares of a mixture, by its parts' names. Raises ConfigError for one that is
     negative, or less than one of a batch's ``tokens``."""
-    shares = [Fraction(share).limit_denominator(1 << 20) for _, share in named]
+    shares = [_meant(share) for _, share in named]
     total = sum(shares)
     require(min(shares) >= 0 < total, "the shares of a mixture must be positive")
     for (name, _), share in zip(named, shares, strict=True):
@@ -75,6 +75,15 @@ def exact_shares(named: Sequence[tuple[str, float]], tokens: int) -> list[Fracti
             "raise it, or leave the part out",
         )
     return [share / total for share in shares]
+
+
+def _meant(share: float) -> Fraction:
+    """The plain fraction that ``share`` was written for: 0.1 is a tenth. One that is small is rounded by what
+    it is one part of, so that it never becomes nothing."""
+    exact, most = Fraction(share), 1 << 20
+    if 0 < exact < Fraction(1, 1 << 10):
+        return 1 / (1 / exact).limit_denominator(most)
+    return exact.limit_denominator(most) if exact > 0 else exact
 
 
 def require_room(longest: int, tokens: int) -> None:

@@ -32,7 +32,9 @@ _NO_SUBJECT = re.compile(
 )
 _KINDS = re.compile(r"^(class|exception|async|classmethod|staticmethod|abstractmethod|property)\s+")
 _NAME = re.compile(r"[A-Za-z_][\w.]*")
-_NUMBER = re.compile(r"^[0-9A-Z]?[0-9]*(\.[0-9]+)*\.?\s+")
+# A letter alone is a word ("C API"), with digits a name ("V8 engine", "X.509 certificates"): it numbers a
+# part only with a dot after it, or with short numbers after dots.
+_NUMBER = re.compile(r"^(?:[A-Z][0-9]*(?:(?:\.[0-9]{1,2})+\.?|\.)|[0-9]+(?:\.[0-9]+)*\.?)\s+")
 
 
 def page_conversations(file: Path, skip: Skip) -> Iterator[Conversation]:

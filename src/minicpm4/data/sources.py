@@ -194,9 +194,11 @@ def filter_hash(kind: str, *, distinct: bool = False, share: float = 0.0, held_o
     if kind in ("html", "package"):
         settings |= {"html": HTML_VERSION, "least_page": LEAST_PAGE, "no_prose": _NO_PROSE}
     if kind == "questions":
-        settings["html"] = HTML_VERSION
+        settings |= {"html": HTML_VERSION, "headings": "letters are words"}
     if kind == "chat":
         settings["beside"] = (*BESIDE, "weight", "messages as text", "marks without nulls")
+    if kind == "copies":
+        settings["passages"] = "without begin and end"
     if kind == "package":
         settings["no_document"] = _NO_DOCUMENT.pattern
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
