@@ -120,6 +120,52 @@ def test_a_run_stops_goes_on_and_exports(tmp_path: Path, capsys: pytest.CaptureF
         assert (Path(own) / "config.json").is_file()
 
 
+def test_a_run_that_has_ended_exports_the_model_that_it_had(tmp_path: Path) -> None:
+    """The same command again takes no step: what was rounded stays rounded."""
+    pytest.importorskip("torch")
+    rounded = 'rate = 0.01\nrounding = { "mlp.*" = "ternary-g64" }'
+    recipe, own = str(write(tmp_path, "rate = 0.01", rounded)), tmp_path / "run" / "model"
+    assert run(["train", recipe]) == 0
+    first = (own / "model.safetensors").read_bytes()
+    assert b'"F16"' in first  # how ternary values are written
+    assert run(["train", recipe]) == 0
+    assert run(["train", recipe, "--export", str(tmp_path / "model")]) == 0
+    for folder in (own, tmp_path / "model"):
+        assert (folder / "model.safetensors").read_bytes() == first
+
+
+def test_an_export_is_whole_or_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch")
+    from minicpm4.formats import hf_write
+
+    def stop(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "new" / "model"
+    command = ["train", str(write(tmp_path)), "--export"]
+    with monkeypatch.context() as context:
+        context.setattr(hf_write, "end_folder", stop)  # the weights are written
+        assert run([*command, str(folder)]) == 130
+    assert list(folder.parent.iterdir()) == []
+    folder.mkdir()  # an empty one is as good as none
+    assert run([*command, str(folder)]) == 0
+    assert (folder / "config.json").is_file()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    places = {
+        tmp_path / "mine": "mine is not empty: notes.txt is in it",
+        tmp_path / "run": "run holds the run",
+        tmp_path: "holds the run",
+    }
+    for place, said in places.items():
+        capsys.readouterr()
+        assert run([*command, str(place)]) == 2
+        assert said in capsys.readouterr().err
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "mine"
+
+
 @pytest.mark.slow
 def test_the_embedded_model_is_tuned_with_its_own_tokenizer(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

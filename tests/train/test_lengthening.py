@@ -70,6 +70,31 @@ def test_more_steps_are_as_if_they_had_been_planned(
     assert check(longer, given) == []
 
 
+@pytest.mark.parametrize("until", [4, 5])
+@pytest.mark.parametrize(("old", "new"), [(3, 6), (3, 2), (2, 6)])
+def test_a_decay_from_the_first_step_goes_on_from_the_end_of_the_stage_before(
+    tmp_path: Path, until: int, old: int, new: int
+) -> None:
+    """Whichever decays so, the stage as it was (3 steps) or as it is to be (6)."""
+    data, run, whole = corpus(tmp_path / "data"), tmp_path / "run", tmp_path / "whole"
+    runner(recipe(stage("first", steps=2)), run, data).run()  # knows nothing of the other stage yet
+    runner(made(3, decay={**FALLING, "steps": old}, every=100), run, data).run(until)
+    longer = made(6, decay={**FALLING, "steps": new}, every=100)
+    again = runner(longer, run, data)
+    assert again.step == 2
+    again.run()
+    runner(longer, whole, data).run()
+    assert told(run) == told(whole) and weights(run) == weights(whole)
+    assert latest(run).state()["lengthened"][0]["as_planned"] is True  # type: ignore[union-attr]
+
+
+def test_the_stage_before_may_not_change_with_it(tmp_path: Path) -> None:
+    runner(made(3, decay=FALLING), tmp_path / "run", corpus(tmp_path / "data")).run()
+    other = recipe(stage("first", steps=2, decay={"kind": "linear", "steps": 1}), stage("main", steps=6))
+    with pytest.raises(ConfigError, match=r"stages\[0\].decay"):
+        going_on(other, tmp_path / "run")
+
+
 def test_without_a_checkpoint_before_the_decay_it_goes_on_from_the_end_and_says_so(tmp_path: Path) -> None:
     data, run = corpus(tmp_path / "data"), tmp_path / "run"
     runner(made(6, decay=FALLING), run, data).run()

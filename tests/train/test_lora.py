@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from minicpm4.train.model import Mode, TrainableModel  # noqa: E402
 from minicpm4.train.optim import Optimiser  # noqa: E402
 from minicpm4.train.settings import Adapter, OptimConfig  # noqa: E402
 from tests.train.batches import batch  # noqa: E402
+from tests.train.runs import corpus, recipe, runner, stage  # noqa: E402
 from tests.train.test_export import close, logits_of, model_of, prompt  # noqa: E402
 
 
@@ -87,6 +90,20 @@ def test_pairs_resume_from_their_own_state() -> None:
 def test_alpha_is_divided_by_the_rank() -> None:
     assert Adapter(rank=8, alpha=16.0).scale == 2.0
     assert Adapter(rank=8).scale == 1.0
+
+
+def test_a_stage_of_pairs_keeps_no_gradients_of_the_model(tmp_path: Path) -> None:
+    made = recipe(stage("whole", steps=1, mtp=0.3), stage("pairs", steps=1, lora={"rank": 2}))
+    training = runner(made, tmp_path / "run", corpus(tmp_path / "data"))
+    held = []
+
+    def report(line: Mapping[str, Any]) -> None:
+        modules = [training.session.model, *training.session.heads]
+        held.append(sum(p.numel() for one in modules for p in one.parameters() if p.grad is not None))
+
+    training._report = report
+    training.run()
+    assert held[0] > 0 and held[1] == 0
 
 
 def test_what_cannot_be_is_refused() -> None:

@@ -148,13 +148,16 @@ def _train_alone(recipe: Any, given: Any, until: int | None, world: Any) -> None
 
 
 def _export(model: Any, given: Any, tokenizer: Path, world: Any) -> None:
-    """By all processes. The run's own model is written anew; weights in other folders stay."""
+    """By all processes. The run's own model is written anew; what is in other folders stays."""
     from minicpm4.files import writing_folder
     from minicpm4.train.export import export
 
-    folder = given.export
-    anew = given.anew and world.rank == 0
-    with writing_folder(folder, durable=True) if anew else nullcontext(folder) as target:
+    given.check_export()  # once more: days may have passed
+    folder = given.export if given.anew else given.export.resolve()
+    first = world.rank == 0
+    if first:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    with writing_folder(folder, durable=True) if first else nullcontext(folder) as target:
         export(model, target, tokenizer=tokenizer)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from minicpm4.errors import CheckpointError
 from minicpm4.files import part_name
 
-__all__ = ["obstacle", "require_free"]
+__all__ = ["obstacle", "require_free", "require_new"]
 
 
 def require_free(folder: Path) -> None:
@@ -22,6 +22,22 @@ def require_free(folder: Path) -> None:
     found = obstacle(folder) or _too_long(folder)
     if found:
         raise CheckpointError(f"cannot write to {folder}: {found}", remedy)
+
+
+def require_new(folder: Path) -> None:
+    """Raise CheckpointError unless ``folder`` is not there, or empty: its place is taken whole."""
+    remedy = "name a folder that is not there yet"
+    real = folder.resolve()
+    if real == Path.cwd():
+        raise CheckpointError(f"{folder} is the folder that this runs in", "name a folder in it")
+    try:
+        if real.is_mount():
+            raise CheckpointError(f"{folder} is where another disk begins", "name a folder in it")
+        inside = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
+    except OSError as error:
+        raise CheckpointError(f"cannot read {folder}: {error.strerror}", remedy) from error
+    if inside:
+        raise CheckpointError(f"{folder} is not empty: {inside[0]} is in it", remedy)
 
 
 def _too_long(folder: Path) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from minicpm4.errors import CheckpointError
 from minicpm4.files import lock, sweep
-from minicpm4.formats.target import obstacle
+from minicpm4.formats.target import obstacle, require_new
 from minicpm4.model.packed_file import PackedFile
 
 __all__ = ["check_kept", "part_of", "place_for", "remove_work", "work_folder"]
@@ -48,20 +48,9 @@ def check_kept(folder: Path, key: Mapping[str, Any], without: Collection[str] = 
 def place_for(target: Path, *, file: bool = False) -> Path:
     """The work folder of the model that will be ``target``. Raises CheckpointError where that is no new
     folder (``file``: a .gguf file): what is written takes its place whole."""
-    remedy = "name a folder that is not there yet"
-    real = target.resolve()
     if file and (target.suffix.lower() != ".gguf" or target.is_dir()):
         raise CheckpointError(f"{target} is not the name of a .gguf file", "name one: model.gguf")
-    if real == Path.cwd():
-        raise CheckpointError(f"{target} is the folder that this runs in", "name a folder in it")
-    try:
-        if real.is_mount():
-            raise CheckpointError(f"{target} is where another disk begins", "name a folder in it")
-        inside = sorted(file.name for file in target.iterdir()) if target.is_dir() else []
-    except OSError as error:
-        raise CheckpointError(f"cannot read {target}: {error.strerror}", remedy) from error
-    if inside:
-        raise CheckpointError(f"{target} is not empty: {inside[0]} is in it", remedy)
+    require_new(target)
     return part_of(target)
 
 

@@ -23,7 +23,7 @@ from minicpm4.data.shards import ShardSet
 from minicpm4.errors import CheckpointError, ConfigError, Minicpm4Error, ModelNotFoundError
 from minicpm4.formats.hf_write import hf_config
 from minicpm4.formats.names import expected_tensors
-from minicpm4.formats.target import obstacle, require_free
+from minicpm4.formats.target import obstacle, require_free, require_new
 from minicpm4.model.source import open_model, open_text
 from minicpm4.text.model_text import ModelText
 from minicpm4.train.going_on import TOKENIZER, going_on, way_of
@@ -64,6 +64,19 @@ class Given:
     def anew(self) -> bool:
         """Whether the model goes to the run's own folder for it, where it takes the place of an older one."""
         return self.export is not None and self.export.absolute() == (self.run / "model").absolute()
+
+    def check_export(self) -> None:
+        """Raise CheckpointError where the model cannot go to ``export``, whose place it takes whole."""
+        if self.export is None or self.anew:
+            return
+        require_free(self.export)
+        real = self.export.resolve()
+        if real in (self.run.resolve(), *self.run.resolve().parents):
+            raise CheckpointError(f"{self.export} holds the run", "name a folder beside it")
+        require_new(self.export)
+        found = obstacle(real.parent)
+        if found:
+            raise CheckpointError(f"cannot write to {real.parent}: {found}", "name another folder")
 
 
 def start_of(recipe: Recipe) -> Start:
@@ -121,9 +134,8 @@ def check(recipe: Recipe, given: Given) -> list[str]:
                 notes.append(f"stage {stage.name}: {cut}")
             if stage.data.keys() <= usable:
                 notes += _check_data(recipe, stage, given, wrong)
-    if given.export is not None and not given.anew:
-        with _noting(wrong):
-            require_free(given.export)
+    with _noting(wrong):
+        given.check_export()
     _raise(wrong)
     return notes
 

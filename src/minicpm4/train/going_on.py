@@ -44,7 +44,7 @@ def going_on(recipe: Recipe, run: Path, data: Mapping[str, Any] | None = None) -
     try:
         there, corpora = _begun(state["recipe"], found.step)
         here, _ = _begun(recipe_table(recipe), found.step)
-        if way.record is not None:
+        if way.record is not None and there["stages"][-1]["name"] == way.record["stage"]:
             there["stages"][-1] |= {key: here["stages"][-1][key] for key in MAY_CHANGE}
         known = dict(state["data"])
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:

@@ -5,6 +5,7 @@ was planned otherwise as long as no step before it would have had another rate: 
 
     no decay                     goes on from the end: as if it had been planned so
     decay, an earlier one kept   goes on from there, as if it had been planned so; later ones are put aside
+                                 (a decay from the first step: from the end of the stage before)
     decay, none kept             goes on from the end, whose rate has fallen, at the rates that the recipe now
                                  gives: not as if it had been planned so, which a note and state.json say
 
@@ -63,7 +64,12 @@ def way_on(recipe: Recipe, table: Mapping[str, Any], run: Path) -> Way | None:
     if not set(differs) <= set(MAY_CHANGE) or stage.steps < last.step - first:
         return Way(found=last)
     own = [one for one in every if one.step > first]
+    if not min(_stable(_as_it_was(stage, last, number)), _stable(stage)):
+        # It decays from its first step: the last checkpoint before that is the end of the stage before.
+        own = [one for one in every if one.step == first] + own
     for one in reversed(own):
+        if one.step == first:  # made by a recipe that may have had another stage here
+            return _told(recipe, number, one, own[1:], old, last)
         before = _as_it_was(stage, one, number)
         merged = stage.lora is not None and one.step == first + before.steps
         if not merged and _agree(before, stage, one.step - first):

@@ -200,7 +200,10 @@ class TrainingRun:
         if self.session.world.rank == 0:
             put_aside(way, self.run_folder)
         self.session.world.wait()
-        self.session.load(found.folder, self._stage_of(found.step - 1))
+        stage = self._stage_of(found.step - 1)
+        self.session.load(found.folder, stage)
+        # A run that has ended takes no step more, yet its model is exported as the stage rounds it.
+        self.session.enter(stage, fresh=False)
         self._guard = Guard.restored(state.get("guard", {}))
         return found.step
 

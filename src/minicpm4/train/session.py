@@ -204,6 +204,8 @@ class TrainingSession:
 
     def _add_pairs(self, stage: Stage) -> None:
         assert stage.lora is not None
+        for module in self._modules():  # the optimiser, which clears gradients, is of the pairs alone
+            module.zero_grad(set_to_none=True)
         self.lora = Lora(self.model, stage.lora, self.recipe.seed)
         self.optimiser = self._new_optimiser()
 
