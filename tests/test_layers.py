@@ -34,6 +34,7 @@ SIBLINGS = {
     ("config", "errors"),
     ("config", "files"),
     ("files", "errors"),
+    ("places", "errors"),
     ("progress", "errors"),
     ("zoo", "formats"),
     ("text", "formats"),

@@ -285,6 +285,14 @@ def test_an_odd_machine_is_refused(capsys: pytest.CaptureFixture[str], option: l
     assert option[0] in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.parametrize("option", ["--gpus", "--gpu-memory", "--peak-tflops", "--mfu"])
+def test_options_of_a_dry_run_are_refused_without_one(
+    capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    assert run(["train", str(RECIPES / "tiny.toml"), option, "1"]) == 2
+    assert f"{option} is about a dry run" in capsys.readouterr().err
+
+
 def test_a_second_training_in_one_folder_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

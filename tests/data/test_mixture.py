@@ -104,7 +104,7 @@ def test_shares_are_kept_to_a_token(tmp_path: Path) -> None:
 
 def test_buckets_have_equal_shares_of_tokens(tmp_path: Path) -> None:
     data = make_set(tmp_path / "s", [3] * 50 + [40] * 4 + [90])
-    parts = buckets(MixturePart(name="s", data=data, share=0.5), [10, 60, 200])
+    parts = buckets(MixturePart(name="s", data=data, share=0.5), [10, 60, 200], 100)
     assert [part.share for part in parts] == pytest.approx([0.5 / 3] * 3)
     assert [set(data.lengths[part.documents]) for part in parts] == [{3}, {40}, {90}]
 

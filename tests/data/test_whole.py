@@ -101,11 +101,24 @@ def test_without_cut_parts_batches_are_nearly_level(tmp_path: Path) -> None:
 def test_buckets_bring_equal_shares_of_tokens(tmp_path: Path) -> None:
     lengths = [3] * 100 + [40] * 4 + [90]
     data = make_set(tmp_path / "s", lengths)
-    parts = buckets(MixturePart(name="s", data=data, share=1.0), [10, 60, 200])
+    parts = buckets(MixturePart(name="s", data=data, share=1.0), [10, 60, 200], 100)
     found = Stream(parts, seed=0, tokens=300, context=100)
     counts = Counter(len(row) for step in range(40) for row in rows(found.batch(step)))
     assert set(counts) == {3, 40, 90}
     assert all(abs(length * count - 4000) <= length for length, count in counts.items())
+
+
+def test_documents_that_are_too_long_are_left_out_of_buckets_too(tmp_path: Path) -> None:
+    part = MixturePart(
+        name="s", share=1.0, data=make_set(tmp_path / "s", [3] * 90 + [40] * 9 + [90] * 3, whole=True)
+    )
+    parts = buckets(part, [10, 60, 80], 64)
+    assert [part.share for part in parts] == [0.5, 0.5]
+    found = Stream(parts, seed=0, tokens=300, context=64)
+    assert found.left_out == {"s[0]": 0, "s[1]": 3}
+    assert {len(row) for step in range(9) for row in rows(found.batch(step))} == {3, 40}
+    with pytest.raises(ConfigError, match="fits a context of 2 tokens"):
+        Stream(buckets(part, [10, 60], 2), seed=0, tokens=300, context=2)
 
 
 def test_a_resumed_stream_and_other_processes_get_the_same_batches(tmp_path: Path) -> None:

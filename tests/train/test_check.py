@@ -284,6 +284,7 @@ HOSTILE = [
     ("hidden_size = 64", "hidden_size = 1" + "0" * 400, "config hidden_size = 1"),
     ("hidden_size = 64", "hidden_size = 64, rope_parameters = [1]", "rope_parameters = [1] is not a table"),
     ("hidden_size = 64", "hidden_size = 64, architectures = 5", "architectures = 5 is not a list of names"),
+    ("hidden_size = 64", 'hidden_size = 64, model_type = ["minicpm"]', "model_type = ['minicpm'] is not a"),
 ]
 
 

@@ -248,8 +248,7 @@ def _found(corpus: Corpus) -> str:
     if corpus.made is not None:
         return f"{corpus.made.documents:,} documents to be made of {corpus.made.haystack}"
     if corpus.kind == "shards":
-        missing = [path for path in corpus.paths if not Path(path).expanduser().exists()]
-        return f"MISSING: {missing[0]}" if missing else "found"
+        return "found" if corpus.folder.exists() else f"MISSING: {corpus.paths[0]}"
     try:
         files = corpus.files()
     except (ConfigError, UnsupportedError) as error:

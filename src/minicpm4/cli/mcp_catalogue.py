@@ -13,6 +13,7 @@ from minicpm4.cli.mcp_servers import default_config
 from minicpm4.cli.terminal import show, table
 from minicpm4.config.strict import require
 from minicpm4.errors import ConfigError
+from minicpm4.places import from_user
 
 if TYPE_CHECKING:
     from minicpm4.agents.mcp.catalogue import Entry
@@ -88,5 +89,5 @@ def _given(settings: list[str] | tuple[str, ...]) -> dict[str, str]:
         require(bool(equals and value), f"--set {one!r:.80} is no NAME=VALUE", "as in --set folder=/tmp/x")
         if name in made:
             raise ConfigError(f"--set gives {name} twice")
-        made[name] = str(Path(value).expanduser().absolute()) if name in ("folder", "file") else value
+        made[name] = str(from_user(value).absolute()) if name in ("folder", "file") else value
     return made

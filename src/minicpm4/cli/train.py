@@ -52,7 +52,10 @@ def command(
         float | None,
         typer.Option(help="Of a dry run: bf16 products of a GPU, TFLOP/s (of --gpus without it: 989)."),
     ] = None,
-    mfu: Annotated[float, typer.Option(help="Of a dry run: the share of the peak that is reached.")] = 0.4,
+    mfu: Annotated[
+        float | None,
+        typer.Option(help="Of a dry run: the share of the peak that is reached (default: 0.4)."),
+    ] = None,
 ) -> None:
     """Train a model as a recipe says, stage by stage.
 
@@ -68,6 +71,9 @@ def command(
 
     check_optional_integer("--threads", threads, 1, MAX_THREADS)
     require(until is None or until > 0, f"--until {until} is no step", "steps are counted from 1")
+    supposed = {"--gpus": gpus, "--gpu-memory": gpu_memory, "--peak-tflops": peak_tflops, "--mfu": mfu}
+    for option, value in supposed.items():
+        require(dry_run or value is None, f"{option} is about a dry run", "add --dry-run, or leave it out")
     made = read_recipe(recipe)
     run = output or Path(made.output)
     target = export or run / "model"
@@ -80,7 +86,7 @@ def command(
             "peak": None if peak_tflops is None else peak_tflops * 1e12,
         }
         told = {name: value for name, value in told.items() if value is not None}
-        explain(made, run, target, told, mfu=mfu, threads=threads)
+        explain(made, run, target, told, mfu=0.4 if mfu is None else mfu, threads=threads)
         return
     need_torch(threads)
     _train(made, run, until, target)

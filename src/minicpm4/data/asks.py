@@ -19,6 +19,7 @@ from minicpm4.data.holdout import mark_of, mark_of_messages
 from minicpm4.data.packages import is_package
 from minicpm4.data.packer import corpus_texts
 from minicpm4.data.sources import SUFFIXES, conversations
+from minicpm4.places import from_user
 
 __all__ = ["VERSION", "Ask", "asks", "corpora_of"]
 
@@ -69,7 +70,7 @@ def corpora_of(paths: Sequence[str]) -> list[Corpus]:
         elif path.endswith(SUFFIXES["chat"]):
             found.append(Corpus(kind="chat", paths=(path,)))
         else:
-            found.append(Corpus(kind="text", paths=tuple(map(str, _inside(Path(path).expanduser())))))
+            found.append(Corpus(kind="text", paths=tuple(map(str, _inside(from_user(path))))))
     return found
 
 

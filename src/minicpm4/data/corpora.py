@@ -10,6 +10,7 @@ from minicpm4.data.needles import check_counts
 from minicpm4.data.packages import is_package
 from minicpm4.data.sources import KINDS, files_of
 from minicpm4.errors import ConfigError
+from minicpm4.places import from_user
 
 __all__ = ["MADE", "PLAIN", "WHOLE", "Corpus", "Made"]
 
@@ -87,6 +88,11 @@ class Corpus:
     def at(self) -> str:
         """The column that is read."""
         return self.column or ("messages" if self.kind == "chat" else "text")
+
+    @property
+    def folder(self) -> Path:
+        """Where shards that are packed already are. Raises ConfigError."""
+        return from_user(self.paths[0])
 
     def files(self) -> list[Path]:
         """The files it is made from; packages are fetched. Raises ConfigError, UnsupportedError."""

@@ -47,12 +47,17 @@ class MixturePart:
         return np.arange(len(self.data)) if self.chosen is None else self.chosen
 
 
-def buckets(part: MixturePart, bounds: Sequence[int]) -> list[MixturePart]:
+def buckets(part: MixturePart, bounds: Sequence[int], context: int) -> list[MixturePart]:
     """``part`` by lengths of its documents, below and from each of ``bounds`` (tokens) on, in equal shares
     of tokens (InfLLM v2, training: 0-4K, 4-12K, 12-24K, 24-32K), whole. Lengths that no document has are
-    left out."""
+    left out, and of a set packed whole those that no document has which fits ``context``."""
     documents = part.documents
-    which = np.searchsorted(np.asarray(bounds), part.data.lengths[documents], side="right")
+    lengths = part.data.lengths[documents]
+    which = np.searchsorted(np.asarray(bounds), lengths, side="right")
+    fits = lengths <= context
+    if part.data.whole and fits.any():
+        # Those that are too long go with the longest that fit: the stream leaves them out, and counts them.
+        which[~fits] = which[fits].max()
     groups = {number: documents[which == number] for number in range(len(bounds) + 1)}
     groups = {number: group for number, group in groups.items() if len(group)}
     share = part.share / max(len(groups), 1)

@@ -188,7 +188,7 @@ def pack_all(
     for name, corpus in in_order(corpora):
         counting = Counting()
         if corpus.kind == "shards":
-            found[name] = ShardSet(Path(corpus.paths[0]).expanduser())
+            found[name] = ShardSet(corpus.folder)
             found[name].check_tokenizer(tokenizer.fingerprint)
         else:
             if not is_set(folder / name):

@@ -39,6 +39,7 @@ from minicpm4.data.packages import fetch_package
 from minicpm4.data.rows import UNDECODED, Skip, json_lines, parquet_rows
 from minicpm4.errors import ConfigError
 from minicpm4.files import UndecodableError, decode_page, decode_text, line_ends
+from minicpm4.places import from_user
 
 __all__ = [
     "KINDS",
@@ -88,7 +89,7 @@ def files_of(kind: str, paths: Sequence[str]) -> list[Path]:
         raise ConfigError(f"corpus kind {kind!r} is unknown", suggest(kind, list(KINDS)))
     found: list[Path] = []
     for text in paths:
-        path = fetch_package(text) if kind == "package" else Path(text).expanduser()
+        path = fetch_package(text) if kind == "package" else from_user(text)
         if _is_dir(path):
             inside = [p for p in path.rglob("*") if p.name.endswith(SUFFIXES[kind]) and p.is_file()]
             if kind == "package":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 from minicpm4.config import ModelConfig
 from minicpm4.config.strict import require
@@ -17,6 +16,7 @@ from minicpm4.model.cache import PAGE_SIZE, page_nbytes
 from minicpm4.model.head_files import HeadPlan, plan_head
 from minicpm4.model.ranks import chosen_tokens
 from minicpm4.model.source import OpenModel
+from minicpm4.places import from_user
 from minicpm4.text.model_text import ModelText
 
 
@@ -50,7 +50,7 @@ def ranked_tokens(options: EngineOptions, source: OpenModel, text: ModelText, vo
     most = min(config.vocab_size, vocab_size)
     count = draft_count(options.draft_vocab, most)
     always = [i for i in (*config.eos_token_ids, *text.end_ids) if i < most]
-    ranks = Path(options.draft_ranks).expanduser()
+    ranks = from_user(str(options.draft_ranks))
     return chosen_tokens(ranks, text.tokenizer.digest, most, count, always)
 
 

@@ -12,6 +12,7 @@ from minicpm4.engine.drafting import ROWS, Drafting
 from minicpm4.engine.suffix import BYTES_A_TOKEN, SHARED_BYTES, SuffixDrafter
 from minicpm4.errors import ConfigError
 from minicpm4.kernels.contract import OpTable, Tree
+from minicpm4.places import from_user
 
 if TYPE_CHECKING:
     from minicpm4.text.tokenizer import Tokenizer
@@ -75,7 +76,7 @@ def draft_head(draft: str, model: Path) -> Path | None:
     if draft == "mtp":
         places = [(model if model.is_dir() else model.parent) / "mtp", model.parent / "mtp"]
         return next((place for place in places if place.is_dir()), places[0])
-    return Path(draft.removeprefix(EAGLE)).expanduser() if draft.startswith(EAGLE) else None
+    return from_user(draft.removeprefix(EAGLE)) if draft.startswith(EAGLE) else None
 
 
 def check_vocabularies(target: Tokenizer, own: Tokenizer, name: str) -> None:

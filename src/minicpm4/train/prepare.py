@@ -60,7 +60,7 @@ def packed(recipe: Recipe, run: Path, text: ModelText | None = None) -> dict[str
         text = ModelText(run / TOKENIZER)
     for name, corpus in in_order(recipe.corpora):
         own = corpus.kind == "shards"
-        folder = Path(corpus.paths[0]).expanduser() if own else run / DATA / name
+        folder = corpus.folder if own else run / DATA / name
         if not is_set(folder):
             continue
         one = ShardSet(folder)

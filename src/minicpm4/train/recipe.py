@@ -98,7 +98,7 @@ class TokenizerSettings:
     def source(self) -> Path:
         """Where ``path`` leads. Raises ModelNotFoundError."""
         try:
-            return resolve(str(Path(self.path).expanduser()))
+            return resolve(str(Path(self.path)))
         except ModelNotFoundError as error:
             raise ModelNotFoundError(
                 f"tokenizer.path = {self.path!r} leads nowhere: {error.condition}", error.remedy
@@ -338,7 +338,7 @@ def model_config(recipe: Recipe, vocab_size: int, special: Mapping[str, int]) ->
         raw.setdefault(name, token)
     typed = ("scale_emb", "scale_depth", "dim_model_base", "attention_bias", "mlp_bias")
     kind = raw["model_type"]
-    found = ModelConfig.from_hf({k: v for k, v in raw.items() if k not in typed or kind in READ[k]})
+    found = ModelConfig.from_hf({k: v for k, v in raw.items() if k not in typed or kind in [*READ[k]]})
     for name in typed:
         require(
             raw.get(name, getattr(found, name)) == getattr(found, name),

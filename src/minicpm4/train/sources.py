@@ -89,5 +89,5 @@ def _parts(
             continue
         chosen = data.chosen(holdout, held_out=held_out)
         part = MixturePart(name=name, data=data, share=share, chosen=chosen)
-        parts += buckets(part, stage.buckets) if stage.buckets else [part]
+        parts += buckets(part, stage.buckets, stage.context) if stage.buckets else [part]
     return parts
