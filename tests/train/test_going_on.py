@@ -15,6 +15,7 @@ pytest.importorskip("torch")
 from minicpm4.errors import CheckpointError, ConfigError
 from minicpm4.files import CHECKSUMS
 from minicpm4.train.going_on import differences, going_on
+from minicpm4.train.recipe import Recipe
 from minicpm4.train.saved import latest
 from tests.train.runs import SHAPE, corpus, recipe, runner, stage
 
@@ -78,6 +79,38 @@ def test_what_has_begun_may_not_change_and_the_fields_are_named(
         runner(recipe(FIRST | in_stage, **in_recipe), run, corpus(tmp_path / "data"))
     assert named in str(refused.value)
     assert going_on(recipe(FIRST, **AS_IT_WAS), run) == latest(run)
+
+
+BOTH = {"text": 0.5, "also": 0.5}
+FORMATS = {"down_proj": "int8-g32", "mlp.*": "ternary-g64"}
+
+
+def ordered(data: dict[str, float], rounding: dict[str, str], steps: int = 4) -> Recipe:
+    first = stage("first", steps=steps, data=data, rounding=rounding)
+    return recipe(first, corpora={"text": TEXT, "also": TEXT})
+
+
+def reversed_order(table: dict[str, Any]) -> dict[str, Any]:
+    return dict(reversed(table.items()))
+
+
+@pytest.mark.parametrize("steps", [4, 6])  # as it was, and lengthened
+def test_the_order_of_data_and_rounding_may_not_change(tmp_path: Path, steps: int) -> None:
+    run = tmp_path / "run"
+    runner(ordered(BOTH, FORMATS), run, corpus(tmp_path / "data")).run(2)
+    assert going_on(ordered(BOTH, FORMATS, steps), run) == latest(run)
+    with pytest.raises(ConfigError, match=r'stages\[0\].order.data\[0\]: "text" -> "also"'):
+        going_on(ordered(reversed_order(BOTH), FORMATS, steps), run)
+    with pytest.raises(ConfigError, match=r'stages\[0\].order.rounding\[0\]: "down_proj" -> "mlp.\*"'):
+        going_on(ordered(BOTH, reversed_order(FORMATS), steps), run)
+    # A checkpoint from before orders were kept says nothing of them.
+    found = latest(run)
+    assert found is not None
+    old = found.state()
+    for one in old["recipe"]["stages"]:
+        del one["order"]
+    state(**old)(found.folder)
+    assert going_on(ordered(reversed_order(BOTH), FORMATS, steps), run) == found
 
 
 def test_other_data_of_a_begun_stage_is_refused(tmp_path: Path) -> None:

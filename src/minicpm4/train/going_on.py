@@ -16,7 +16,7 @@ from minicpm4.formats.names import expected_tensors
 from minicpm4.text.model_text import LAST
 from minicpm4.train.guard import Guard
 from minicpm4.train.head_plan import heads_of
-from minicpm4.train.lengthening import MAY_CHANGE, Way, way_on
+from minicpm4.train.lengthening import MAY_CHANGE, ORDER, Way, way_on, with_order
 from minicpm4.train.recipe import Recipe
 from minicpm4.train.saved import MOMENTS, PAIRS, REMEDY, STATE, Saved, latest, stored
 
@@ -44,6 +44,8 @@ def going_on(recipe: Recipe, run: Path, data: Mapping[str, Any] | None = None) -
     try:
         there, corpora = _begun(state["recipe"], found.step)
         here, _ = _begun(recipe_table(recipe), found.step)
+        pairs = zip(there["stages"], here["stages"], strict=False)
+        there["stages"][: len(here["stages"])] = [with_order(one, other) for one, other in pairs]
         if way.record is not None and there["stages"][-1]["name"] == way.record["stage"]:
             there["stages"][-1] |= {key: here["stages"][-1][key] for key in MAY_CHANGE}
         known = dict(state["data"])
@@ -106,12 +108,15 @@ def _check_whole(found: Saved, recipe: Recipe, state: Mapping[str, Any]) -> None
 
 
 def recipe_table(recipe: Recipe) -> dict[str, Any]:
-    """What of a recipe a checkpoint keeps: all but where and how often it saves, as JSON has it."""
+    """What of a recipe a checkpoint keeps: all but where and how often it saves, as JSON has it, and the
+    order of what a stage reads and rounds: streams draw by number, of rounding the first that fits counts."""
     table: dict[str, Any] = json.loads(json.dumps(asdict(recipe)))
     for name in FREE:
         del table[name]
     if not table["model"]["ignore_fields"]:  # as in checkpoints from before there was such a key
         del table["model"]["ignore_fields"]
+    for stage in table["stages"]:
+        stage[ORDER] = {name: list(stage[name]) for name in ("data", "rounding")}
     return table
 
 

@@ -27,9 +27,10 @@ from minicpm4.train.saved import LOG, Saved, saved
 from minicpm4.train.schedule import rate_at
 from minicpm4.train.settings import Decay
 
-__all__ = ["MAY_CHANGE", "Way", "decay_starts", "put_aside", "way_on"]
+__all__ = ["MAY_CHANGE", "ORDER", "Way", "decay_starts", "put_aside", "way_on", "with_order"]
 
 MAY_CHANGE = ("steps", "decay")  # of a stage that has begun
+ORDER = "order"  # of a stage's tables whose order counts, which state.json, with sorted keys, does not keep
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,9 +58,11 @@ def way_on(recipe: Recipe, table: Mapping[str, Any], run: Path) -> Way | None:
     while number + 1 < len(was) and first + was[number]["steps"] < last.step:
         first += was[number]["steps"]
         number += 1
-    if number >= len(recipe.stages) or was[number] == table["stages"][number]:
+    if number >= len(recipe.stages):
         return Way(found=last)
-    stage, old = recipe.stages[number], was[number]
+    stage, old = recipe.stages[number], with_order(was[number], table["stages"][number])
+    if old == table["stages"][number]:
+        return Way(found=last)
     differs = [key for key, value in table["stages"][number].items() if old.get(key) != value]
     if not set(differs) <= set(MAY_CHANGE) or stage.steps < last.step - first:
         return Way(found=last)
@@ -81,6 +84,11 @@ def way_on(recipe: Recipe, table: Mapping[str, Any], run: Path) -> Way | None:
             "add a further stage, which begins pairs of its own",
         )
     return _told(recipe, number, last, [], old, last)
+
+
+def with_order(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Stage ``was`` of a checkpoint; where that is from before orders were kept, in the order of ``now``."""
+    return {ORDER: now[ORDER], **was}
 
 
 def put_aside(way: Way, run: Path) -> None:
