@@ -14,6 +14,7 @@ from minicpm4.train.export import final_tensors
 from minicpm4.train.metrics import read_metrics
 from minicpm4.train.prepare import packed, prepare
 from minicpm4.train.recipe import parse_recipe
+from minicpm4.train.sources import sources
 from tests.train.runs import SHAPE, corpus, recipe, runner, stage
 
 torch = pytest.importorskip("torch")
@@ -95,6 +96,20 @@ def chats(folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
     (folder / "chat.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder / "chat.jsonl"
+
+
+@pytest.mark.parametrize("micro", [0, 64])
+def test_validation_reads_the_same_tokens_with_any_number_of_processes(tmp_path: Path, micro: int) -> None:
+    made = recipe(
+        stage(batch_tokens=256, micro_tokens=micro),
+        corpora={"text": {"paths": ["unused"], "holdout": 0.5}},
+        validate=1,
+    )
+    data, read = {"text": corpus(tmp_path / "data")}, []
+    for processes in (1, 2, 4):
+        every = [sources(made, data, rank, processes)["stable"].held_out for rank in range(processes)]
+        read.append(sorted(token for own in every for batch in own for token in batch.ids.tolist()))
+    assert len(read[0]) == 8 * (micro or 256) and read[0] == read[1] == read[2]
 
 
 def whole_recipe(folder: Path) -> dict:

@@ -1,7 +1,8 @@
 """One process of a run: the model, its optimiser, and what a step does; sharded by FSDP2 under torchrun.
 
 The loss of a step is the sum over all its tokens on all processes, divided by their number (that of extra
-heads likewise), so neither micro-batches nor the number of processes change what is computed.
+heads likewise): of the same pieces of documents any micro-batches and number of processes compute the same.
+Which pieces they are ``train/stages.py`` says: without ``micro_tokens`` they depend on both.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from minicpm4.train.stages import passes
 
 __all__ = ["Batches", "Source", "held_out_stream", "sources", "training_stream"]
 
-HELD_OUT = 8  # batches that validation looks at
+HELD_OUT = 8  # forward passes of one process, whose tokens validation looks at
 
 
 class Batches(Protocol):
@@ -42,7 +42,7 @@ def sources(
         held = held_out_stream(recipe, data, stage, rank, processes)
         found[stage.name] = Source(
             training=training_stream(recipe, data, stage, rank, processes),
-            held_out=[] if held is None else [held.batch(i) for i in range(HELD_OUT)],
+            held_out=[] if held is None else [held.batch(i) for i in range(_held_out(stage, processes))],
         )
     return found
 
@@ -77,6 +77,13 @@ def held_out_stream(
         rank=rank,
         processes=processes,
     )
+
+
+def _held_out(stage: Stage, processes: int) -> int:
+    """Held-out batches of each process: all together read as many tokens as one would alone, fewer where they
+    cannot share these batches evenly, and more where there are more processes than batches."""
+    wanted = HELD_OUT * passes(stage, 1).tokens
+    return max(wanted // (processes * passes(stage, processes).tokens), 1)
 
 
 def _parts(

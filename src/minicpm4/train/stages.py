@@ -114,7 +114,9 @@ class Passes:
 
 
 def passes(stage: Stage, processes: int) -> Passes:
-    """How ``stage`` takes a step on ``processes``. Raises ConfigError when it does not come out whole."""
+    """How ``stage`` takes a step on ``processes``. Without ``micro_tokens`` a pass is a process's part of the
+    batch, so with another number documents are cut elsewhere, and of whole ones other batches are made.
+    Raises ConfigError when it does not come out whole."""
     tokens = stage.micro_tokens or stage.batch_tokens // processes
     if not tokens or stage.batch_tokens % (tokens * processes):
         raise ConfigError(
