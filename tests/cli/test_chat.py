@@ -69,6 +69,7 @@ def test_help_lists_every_command(minicpm: Run, script: Script) -> None:
         ("/forget", "/forget : there are 0 questions"),
         ("/forget 1", "there are 0 questions"),
         ("/forget 99999999999999999999", "there are 0 questions"),
+        ("/forget 000000001" + 4400 * "0", "there are 0 questions"),
         ("/save /nowhere/at/all", "cannot write /nowhere/at/all"),
         ("/save a\0b", "cannot write ab: embedded null byte"),
         ("/save " + 300 * "n", "File name too long"),
@@ -129,6 +130,13 @@ def test_what_does_not_fit_is_not_sent_and_says_what_would_make_room(minicpm: Ru
         "/reset forgets all of it, /forget 1 the oldest 1 of 3 questions; /set drop_oldest on does so"
         in result.err
     )
+
+
+@pytest.mark.parametrize("number", ["0000000010", "1" + 4400 * "0", "-1", "²"])
+def test_no_more_is_forgotten_than_there_is(minicpm: Run, script: Script, number: str) -> None:
+    result = minicpm("chat", stdin=grown(script, f"/forget {number}", "5"))
+    assert f"/forget {number}"[:40] in result.err and "say how many, 1 to 3" in result.err
+    assert "left out" not in result.err and (result.code, len(script.calls)) == (2, 3)
 
 
 def test_what_is_left_out_is_told_and_the_session_goes_on(minicpm: Run, script: Script) -> None:

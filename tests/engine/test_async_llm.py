@@ -48,6 +48,25 @@ def test_answers_are_those_of_an_llm(checkpoint: Path) -> None:
     assert (texts, talk) == expected and streams == [texts[0], talk]
 
 
+def test_several_talks_are_answered_with_a_list() -> None:
+    other = [{"role": "user", "content": "and you?"}]
+    params = [SamplingParams(max_tokens=1), SamplingParams(max_tokens=2)]
+
+    async def main() -> Any:
+        llm, _ = scripted("first", "second")
+        async with llm:
+            with pytest.raises(RequestError, match="2 prompts came with 1 params"):
+                await llm.chat([TALK, other], params[:1])
+            return await llm.chat([TALK, other], params), await llm.chat([TALK], params[:1])
+
+    both, one = run(main())
+    assert [len(out.token_ids) for out in both] == [1, 2] and len(one) == 1
+    assert both[1].outputs[0].reply is not None
+    for wrong in (3, "f", [3]):
+        with pytest.raises(RequestError, match="tools"):
+            scripted()[0].llm.parse_reply(one[0], wrong)
+
+
 @pytest.mark.parametrize("wanted_for", [0.0, 0.02, 0.1])
 def test_a_cancelled_load_leaves_no_engine(checkpoint: Path, wanted_for: float) -> None:
     def engines() -> int:

@@ -116,6 +116,21 @@ def test_only_those_come_that_can_be_let_in() -> None:
     assert len(stock.filled) == 5
 
 
+def test_those_who_come_later_do_not_overtake_for_ever() -> None:
+    engine = engine_over(filled_stock(PROMPT), max_sequences=2)
+    for _ in range(2):
+        engine.ask([9, 8], greedy(6))
+    number, later = engine.ask(PROMPT, greedy(2)), 0
+    while later < 20:
+        for event in engine.events_of_step():
+            if isinstance(event, Sampled) and event.last:
+                if event.request_id == number:
+                    return
+                later += event.request_id > number
+                engine.ask([9, 8], greedy(6))
+    pytest.fail("twenty that came later have ended")
+
+
 def test_what_has_no_room_now_is_saved_later_if_it_is_still_there() -> None:
     stock = Stock()
     stock.busy = True

@@ -79,9 +79,11 @@ def _reset(session: Conversation, reader: Reader, rest: str) -> None:
 
 def _forget(session: Conversation, reader: Reader, rest: str) -> None:
     said = session.exchanges
-    if not rest.isascii() or not rest.isdigit() or not 0 < int(rest[:9]) <= said:
-        raise ConfigError(f"/forget {rest}: there are {counted(said)}", f"say how many, 1 to {said}")
-    tell(left_out(int(rest), said, session.forget(int(rest))))
+    digits = rest.lstrip("0")
+    number = int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 10 else 0
+    if not 0 < number <= said:
+        raise ConfigError(f"/forget {rest:.40}: there are {counted(said)}", f"say how many, 1 to {said}")
+    tell(left_out(number, said, session.forget(number)))
 
 
 def _system(session: Conversation, reader: Reader, rest: str) -> None:

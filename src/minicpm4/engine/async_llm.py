@@ -21,7 +21,7 @@ from minicpm4.engine.load import Inspection
 from minicpm4.engine.mailbox import Mailbox
 from minicpm4.engine.outputs import Event, Piece, Prefilled, RequestOutput, TokenLogprobs
 from minicpm4.engine.params import SamplingParams
-from minicpm4.engine.prompts import Messages, Params, Prompt, Prompts, split_prompts
+from minicpm4.engine.prompts import Messages, Params, Prompt, Prompts, one_each, split_chats, split_prompts
 from minicpm4.engine.scoring import Direction, Readings, Score
 from minicpm4.formats import Checkpoint
 from minicpm4.progress import Progress, check_progress
@@ -106,6 +106,7 @@ class AsyncLLM:
         outputs = await self._complete(lambda: [self.llm.prompt_ids(one) for one in each], params, progress)
         return outputs if is_batch else outputs[0]
 
+    @overload
     async def chat(
         self,
         messages: Messages,
@@ -114,10 +115,34 @@ class AsyncLLM:
         tools: Sequence[Mapping[str, Any]] | None = None,
         enable_thinking: bool | None = None,
         progress: Progress | None = None,
-    ) -> RequestOutput:
+    ) -> RequestOutput: ...
+
+    @overload
+    async def chat(
+        self,
+        messages: Sequence[Messages],
+        params: Params = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        enable_thinking: bool | None = None,
+        progress: Progress | None = None,
+    ) -> list[RequestOutput]: ...
+
+    async def chat(
+        self,
+        messages: Messages | Sequence[Messages],
+        params: Params = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        enable_thinking: bool | None = None,
+        progress: Progress | None = None,
+    ) -> RequestOutput | list[RequestOutput]:
         """As ``LLM.chat``."""
-        outputs = await self._complete(self._chat(messages, tools, enable_thinking), params, progress)
-        return self.llm.with_replies(outputs[0], tools, params)
+        each, is_batch = split_chats(messages)
+        wanted = one_each(params, len(each))
+        answers = await self._complete(self._chats(each, tools, enable_thinking), wanted, progress)
+        outputs = [self.llm.with_replies(a, tools, p) for a, p in zip(answers, wanted, strict=True)]
+        return outputs if is_batch else outputs[0]
 
     def stream(
         self,
@@ -144,7 +169,7 @@ class AsyncLLM:
         progress: Progress | None = None,
     ) -> AsyncGenerator[Piece]:
         """``chat``, piece by piece as ``stream``."""
-        return self._pieces(self._chat(messages, tools, enable_thinking), params, progress)
+        return self._pieces(self._chats([messages], tools, enable_thinking), params, progress)
 
     async def embed(self, prompts: Prompt | Prompts) -> NDArray[np.float32]:
         """As ``LLM.embed``; a task that is cancelled ends it."""
@@ -172,10 +197,10 @@ class AsyncLLM:
     ) -> None:
         await self.close()
 
-    def _chat(
-        self, messages: Messages, tools: Sequence[Mapping[str, Any]] | None, thinking: bool | None
+    def _chats(
+        self, each: Sequence[Messages], tools: Sequence[Mapping[str, Any]] | None, thinking: bool | None
     ) -> Ids:
-        return lambda: [self.llm.chat_ids(messages, tools=tools, enable_thinking=thinking)]
+        return lambda: [self.llm.chat_ids(one, tools=tools, enable_thinking=thinking) for one in each]
 
     async def _complete(self, ids_of: Ids, params: Params, progress: Progress | None) -> list[RequestOutput]:
         check_progress(progress)

@@ -74,8 +74,9 @@ class KeptPages:
         pages, left = scheduler.pages, self._store.room_for_pages
         while self.coming and left > 0:
             sequence = self.coming[0]
-            if len(scheduler.running) + len(scheduler.waiting) >= scheduler.max_sequences:
-                break  # others would take the room of what is brought now
+            earlier = (one for one in (*scheduler.running, *scheduler.waiting) if one.order < sequence.order)
+            if len(list(earlier)) >= scheduler.max_sequences:
+                break  # they would take the room of what is brought now; who came later goes behind it
             brought, more = pages.bring(sequence, self._store.fill, left)
             left -= brought
             if not more:

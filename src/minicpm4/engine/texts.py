@@ -12,7 +12,7 @@ from minicpm4.engine.outputs import RequestOutput
 from minicpm4.engine.params import SamplingParams
 from minicpm4.engine.prompts import Messages, Prompt, plain_ids
 from minicpm4.errors import RequestError
-from minicpm4.text.messages import check_roles, check_variables
+from minicpm4.text.messages import check_roles, check_tools, check_variables
 from minicpm4.text.replies import ReplyReader
 from minicpm4.text.reply_stream import ReplyStream
 from minicpm4.text.tokenizer import Tokenizer
@@ -117,9 +117,9 @@ class Texts:
         self, output: RequestOutput, tools: Sequence[Mapping[str, Any]] | None = None
     ) -> ParsedReply:
         """Take an answer apart: thought, calls of ``tools``, and the rest. What is drafted in a thought is no
-        call. Raises TextError."""
-        prompt = output.prompt_token_ids
-        return self._text.replies.parse(output.text, output.token_ids, prompt=prompt, tools=tools)
+        call. Raises RequestError, TextError."""
+        prompt, known = output.prompt_token_ids, check_tools(tools)
+        return self._text.replies.parse(output.text, output.token_ids, prompt=prompt, tools=known)
 
     def with_replies(
         self,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from minicpm4.text.call_formats import CallFormat, Tag
-from minicpm4.text.toolcalls import ToolCall
+from minicpm4.text.tool_call import ToolCall, written_call
 from minicpm4.text.xml_calls import CDATA, CDATA_END, argument_types
 
 __all__ = ["CallPart", "CallStream", "joined"]
@@ -119,11 +119,12 @@ class CallStream:
             yield from self._named(schema)
         try:
             given = json.loads("".join(self._arguments), strict=False)
-        except ValueError as error:
+            if not isinstance(given, dict):
+                raise _OddError
+            call = written_call(name, given)
+        except (ValueError, RecursionError) as error:
             raise _OddError from error
-        if not isinstance(given, dict):
-            raise _OddError
-        self._parts.append(CallPart(call=ToolCall(name=name, arguments=given)))
+        self._parts.append(CallPart(call=call))
         self._inside = False
         if form.id_before:
             yield from self._literal(form.id_before)

@@ -8,18 +8,17 @@ block of reasoning is no call.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from minicpm4.files import finite, json_text
 from minicpm4.text.call_formats import CallFormat
 from minicpm4.text.loose_json import LooseJsonError, read_value, read_values
 from minicpm4.text.named_calls import read_named
 from minicpm4.text.pycalls import CallSyntaxError, parse_calls
 from minicpm4.text.reasoning import MARKS, Marks
+from minicpm4.text.tool_call import ToolCall, written_call
 from minicpm4.text.xml_calls import read_xml
 
 __all__ = ["CALL_MARKS", "ParsedReply", "ToolCall", "call_marks", "parse_tool_calls", "schemas_of"]
@@ -41,22 +40,6 @@ _Reader = Callable[[str, Schemas, CallFormat | None], "list[ToolCall]"]
 _GIVEN = ("arguments", "parameters")
 _ONLY = [{one} for one in _GIVEN]
 _BESIDE = {"name", *_GIVEN, "id", "type", "index"}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ToolCall:
-    """One call: the tool's name and its arguments (JSON-like values; tuples stay tuples)."""
-
-    name: str
-    arguments: dict[str, Any]
-
-    @property
-    def arguments_text(self) -> str:
-        """The arguments as JSON."""
-        try:
-            return json_text(self.arguments, ascii_only=False)
-        except (TypeError, ValueError):  # a literal of Python for which JSON has no word
-            return json.dumps(finite(self.arguments), ensure_ascii=False, default=str)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -297,19 +280,19 @@ def _read_fenced(source: str, schemas: Schemas, form: CallFormat | None) -> list
 def _read_tags(block: str, schemas: Schemas, form: CallFormat | None) -> list[ToolCall]:
     """The calls of a block with its marks, which may be those of a call themselves."""
     assert form is not None
-    return [ToolCall(name=name, arguments=given) for name, given in read_xml(block, form, schemas)]
+    return [written_call(name, given) for name, given in read_xml(block, form, schemas)]
 
 
 def _read_named(block: str, schemas: Schemas, form: CallFormat | None) -> list[ToolCall]:
     assert form is not None
-    return [ToolCall(name=name, arguments=given) for name, given in read_named(block, form)[0]]
+    return [written_call(name, given) for name, given in read_named(block, form)[0]]
 
 
 def _read_open(block: str, form: CallFormat) -> tuple[list[ToolCall], int]:
     """The calls that ``block`` begins with behind a mark that nothing closes, and where they end."""
     if form.kind == "named":
         named, end = read_named(block, form)
-        return [ToolCall(name=name, arguments=given) for name, given in named], end
+        return [written_call(name, given) for name, given in named], end
     try:
         value, end = read_value(block, 0)
         return [_json_call(one) for one in (value if isinstance(value, list) else [value])], end
@@ -345,7 +328,7 @@ def _read_python(source: str, schemas: Schemas, form: CallFormat | None) -> list
         twice = arguments.keys() & named.keys()
         if twice:
             raise CallSyntaxError(f"{name} has the argument {min(twice)} twice")
-        calls.append(ToolCall(name=name, arguments={**arguments, **named}))
+        calls.append(written_call(name, {**arguments, **named}))
     if not calls:
         raise CallSyntaxError("the block holds no call")
     return calls
@@ -385,7 +368,10 @@ def _json_call(item: Any) -> ToolCall:
         raise CallSyntaxError(f"the JSON of {name} has both arguments and parameters")
     arguments = given[0] if given else None
     if isinstance(arguments, str):
-        values = read_values(arguments) if arguments.strip() else [{}]
+        try:
+            values = read_values(arguments) if arguments.strip() else [{}]
+        except LooseJsonError as error:
+            raise CallSyntaxError(f"the arguments of {name} are not JSON: {error}") from error
         if len(values) > 1:
             raise CallSyntaxError(f"the arguments of {name} are {len(values)} values")
         arguments = values[0]
@@ -393,4 +379,4 @@ def _json_call(item: Any) -> ToolCall:
         arguments = {}
     if not isinstance(arguments, dict):
         raise CallSyntaxError(f"the arguments of {name} are a {type(arguments).__name__}, not a table")
-    return ToolCall(name=name, arguments=arguments)
+    return written_call(name, arguments)
