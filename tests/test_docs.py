@@ -139,7 +139,16 @@ def said_in_sentences(page: Path) -> list[str]:
 
 OPTION = re.compile(r"(?<![\w-])--?[a-zA-Z][\w-]*")
 # Those of lm-evaluation-harness and of compilers, and what other sentences cut off a name.
-OF_OTHERS = {"--log_samples", "--apply_chat_template", "-ffp-contract", "-8b", "-avx2", "-d"}
+OF_OTHERS = {
+    "--log_samples",
+    "--apply_chat_template",
+    "-ffp-contract",
+    "--param",
+    "-fno-tree-dominator-opts",
+    "-8b",
+    "-avx2",
+    "-d",
+}
 
 
 def wrong_in_sentence(said: str, tree: dict[tuple[str, ...], set[str]]) -> list[str]:
