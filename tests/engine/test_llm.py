@@ -153,6 +153,7 @@ def test_text_ends_before_a_stop_string_of_several_tokens(make_llm: Make) -> Non
     out = llm.generate("abc", greedy(30, ignore_eos=True, stop=[stop]))
     assert out.text == plain.text[: plain.text.index(stop)] and out.finish_reason == "stop"
     assert out.token_ids == plain.token_ids[: len(out.token_ids)] and len(out.token_ids) < 30
+    assert out.outputs[0].stop == stop and plain.outputs[0].stop is None
 
 
 def test_a_stop_string_may_name_a_special_token(make_llm: Make) -> None:

@@ -92,5 +92,6 @@ def _join(index: int, pieces: list[Piece], params: SamplingParams) -> SampleOutp
         text="".join(piece.text for piece in pieces),
         token_ids=[token for piece in pieces for token in piece.token_ids],
         finish_reason=reason,
+        stop=pieces[-1].stop,
         logprobs=None if params.logprobs is None else logprobs,
     )

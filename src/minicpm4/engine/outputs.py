@@ -26,12 +26,13 @@ class TokenLogprobs:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleOutput:
     """One sample. ``text`` ends before the stop string or end token; ``token_ids`` has every token.
-    ``reply``: of a chat, the text taken apart."""
+    ``stop``: the stop string that ended it. ``reply``: of a chat, the text taken apart."""
 
     index: int
     text: str
     token_ids: list[int]
     finish_reason: FinishReason
+    stop: str | None = None
     logprobs: list[TokenLogprobs] | None = None
     reply: ParsedReply | None = None
 
