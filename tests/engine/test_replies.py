@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
+
+import pytest
 
 from minicpm4 import LLM, AsyncLLM, SamplingParams
 from minicpm4.testing import ScriptedEngine
@@ -23,6 +26,22 @@ def test_calls_and_reasoning_stand_beside_the_text() -> None:
     plain = llm.chat(MESSAGES, SamplingParams(max_tokens=20))
     assert plain.tool_calls == () and plain.reasoning == "" and plain.text == "plain"
     assert llm.generate("text", SamplingParams(max_tokens=5)).tool_calls == ()
+
+
+@pytest.mark.parametrize("stops", [{"stop": "STOP"}, {"stop_token_ids": [ord("S")]}, {}])
+@pytest.mark.parametrize("special", [["<think>", "</think>"], []])
+@pytest.mark.parametrize("thought", ["<think>Rain?</think>", ""])
+def test_what_ended_the_answer_is_no_part_of_it(
+    stops: dict[str, Any], special: list[str], thought: str
+) -> None:
+    engine = ScriptedEngine([f"{thought}It will. STOP", f"{thought}It will. STOP it"], tokens=special)
+    llm = LLM.over(engine, engine.text, name="scripted")
+    for rest in ("STOP", "STOP it"):
+        out = llm.chat(MESSAGES, SamplingParams(max_tokens=200, temperature=0, **stops))
+        told = f"It will. {'' if stops else rest}".strip()
+        reply = out.outputs[0].reply
+        assert reply is not None and (reply.content, reply.thought) == (told, "Rain?" if thought else "")
+        assert llm.parse_reply(out) == reply
 
 
 def test_of_a_task_s_chat_too() -> None:

@@ -85,12 +85,15 @@ class ReplyReader:
         return split_reasoning(self._marked(text, ids), starts_inside=inside, marks=self.marks)
 
     def _marked(self, text: str, ids: Sequence[int]) -> str:
-        """``text`` of tokens ``ids`` with the marks that are special tokens."""
+        """``text`` of tokens ``ids`` with the marks that are special tokens. It ends where ``text`` does: not
+        all of the last tokens' text belongs to an answer that a stop string or token has ended."""
         own = self._tokenizer
         if self._shown.isdisjoint(ids):
             return text
         kept = [token for token in ids if token in self._shown or not own.is_special(token)]
-        return own.decode(kept, skip_special_tokens=False, continuation=True)
+        marked = own.decode(kept, skip_special_tokens=False, continuation=True)
+        plain = own.decode(kept, skip_special_tokens=True, continuation=True)
+        return marked.removesuffix(plain[len(text) :]) if plain.startswith(text) else marked
 
     @property
     def marks_are_hidden(self) -> bool:
