@@ -86,7 +86,7 @@ def make_engine(
         runner,
         RefOps(),
         EngineLimits(vocab_size=VOCAB, page_size=4, **limits),
-        text_streams=lambda stop, ids, skip: NoText(ids),
+        text_streams=lambda stop, ids, *shown: NoText(ids),
         end_ids=ends,
         seed=seed,
         kept=kept,

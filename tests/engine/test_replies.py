@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -52,3 +53,32 @@ def test_of_a_task_s_chat_too() -> None:
             assert out.tool_calls == CALLS and out.reasoning == "Rain?"
 
     asyncio.run(ask())
+
+
+MARKED = "<think>Rain?</think>It will. <|pad|>"
+
+
+@pytest.mark.parametrize(
+    ("stop", "told"),
+    [
+        ("think", ("Rain?", "It will.")),  # of no text but that of marks
+        (">It", ("Rain?", "It will.")),
+        ("?It", ("Rain", "")),  # and marks do not keep it apart
+        ("</think>It", ("Rain?", "")),  # unless it names them
+        ("<think>", ("", "")),
+        ("<|pad|>", ("Rain?", "It will.")),
+    ],
+)
+def test_stops_beside_marks_that_are_special_tokens(stop: str, told: tuple[str, str]) -> None:
+    """Read whole, and while it is written: what is hidden of a text does not stop it."""
+    engine = ScriptedEngine([MARKED, MARKED], tokens=["<think>", "</think>", "<|pad|>"])
+    llm = LLM.over(engine, engine.text, name="scripted")
+    params = SamplingParams(max_tokens=len(MARKED), temperature=0, stop=stop)
+    reply = llm.chat(MESSAGES, params).outputs[0].reply
+    assert reply is not None and (reply.thought, reply.content.strip()) == told
+    ids, params = llm.chat_ids(MESSAGES), replace(params, shows_marks=True)
+    stream, parts = llm.reply_stream(ids, params), []
+    for piece in llm.stream(ids, params):
+        parts += stream.push(piece.text)
+    parts += stream.finish()
+    assert ("".join(one.reasoning for one in parts), "".join(one.content for one in parts).strip()) == told

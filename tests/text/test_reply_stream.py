@@ -46,9 +46,3 @@ def test_parts_do_not_depend_on_the_cuts(text: str, expected: Any, size: int) ->
 
 def test_calls_are_text_where_no_tools_are_offered() -> None:
     assert taken(JSON, 5, tools=None) == ("", JSON, [])
-
-
-def test_special_tokens_beside_the_marks_are_left_out() -> None:
-    stream = ReplyStream(marks=MARKS, tools=None, hidden=["<|pad|>"])
-    said = [stream.push(text) for text in ("<think>", "a<|pad|>", "</think>", "b")] + [stream.finish()]
-    assert [(p.reasoning, p.content) for parts in said for p in parts] == [("a", ""), ("", "b")]

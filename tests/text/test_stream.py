@@ -108,21 +108,37 @@ BYTES = byte_text().tokenizer
 WORDS = ["a", "b", "<", "s>", *SPECIALS[:3]]
 
 
-def _cut_by_definition(words: list[tuple[str, bool]], stops: list[str]) -> tuple[str, str | None]:
+MARK = SPECIALS[1]
+
+
+def _cut_by_definition(words: list[tuple[str, bool]], stops: list[str]) -> tuple[str, str, str | None]:
     """The shown text before the first stop that is completed in it or, where the stop names a hidden word, in
-    all of the text; and that stop. ``words``: with whether each is hidden."""
+    all of the text; the same with ``MARK`` where it stood; and that stop. ``words``: with whether each is
+    hidden."""
     whole, shown = "", ""
     where: list[int] = []  # of each character of the whole text: how many were shown before it
+    marks: list[tuple[int, int]] = []  # of each: how many characters were before it, of all and shown
+
+    def marked(text: str, end: int) -> str:
+        for _, at in reversed([one for one in marks if one[0] < end and one[1] <= len(text)]):
+            text = text[:at] + MARK + text[at:]
+        return text
+
     for word, hidden in words:
+        if hidden and word == MARK:
+            marks.append((len(whole), len(shown)))
         for char in word:
             where.append(len(shown))
             whole, shown = whole + char, shown if hidden else shown + char
             for stop in sorted(stops, key=len, reverse=True):
+                end = len(whole) - len(stop)
                 if not hidden and shown.endswith(stop):
-                    return shown[: len(shown) - len(stop)], stop
+                    text = shown[: len(shown) - len(stop)]
+                    return text, marked(text, end), stop
                 if whole.endswith(stop) and any(name in stop for name in SPECIALS):
-                    return shown[: where[len(whole) - len(stop)]], stop
-    return shown, None
+                    text = shown[: where[end]]
+                    return text, marked(text, end), stop
+    return shown, marked(shown, len(whole)), None
 
 
 @settings(max_examples=500)
@@ -138,8 +154,12 @@ def test_stops_that_name_special_tokens(words, plain, stop):
         ids += BYTES.encode(word, add_special_tokens=False, parse_special=hidden)
         told.append((word, hidden))
     assert (BYTES.decode(ids) == "".join(w for w, hidden in told if not hidden)) or not told
+    expected, marked, matched = _cut_by_definition(told, stop)
     text, decoder = _stream(BYTES, ids, stop)
-    assert (text, decoder.matched) == _cut_by_definition(told, stop)
+    assert (text, decoder.matched) == (expected, matched)
+    (mark,) = BYTES.encode(MARK, add_special_tokens=False, parse_special=True)
+    text, decoder = _stream(BYTES, ids, stop, shown=[mark])
+    assert (text, decoder.matched) == (marked, matched)
 
 
 def test_special_tokens_in_the_text():

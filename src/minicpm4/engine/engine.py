@@ -53,11 +53,11 @@ class State(Enum):
 class Engine:
     """Serves any number of requests with one runner: see EngineAPI.
 
-    ``text_streams(stop, stop_token_ids, skip_special_tokens)`` makes the decoder of one sample; ``end_ids``
-    are the tokens at which the model ends a turn. ``grammars`` compiles what answers are held to; None: such
-    requests are refused. Requests without a seed draw theirs from ``seed``. With a ``pace`` prompts leave
-    running answers their speed. ``kept``: pages that are saved elsewhere, and come from there. ``drafting``
-    guesses tokens, which are checked several at a time; between requests it may be changed for another.
+    ``text_streams(stop, stop_token_ids, skip_special_tokens, shows_marks)`` makes the decoder of one sample;
+    ``end_ids`` are the tokens at which the model ends a turn. ``grammars`` compiles what answers are held to;
+    None: such requests are refused. Requests without a seed draw theirs from ``seed``. With a ``pace``
+    prompts leave running answers their speed. ``kept``: pages that are saved elsewhere, and come from there.
+    ``drafting`` guesses tokens, which are checked several at a time; it may be changed between requests.
 
     The truth is the requests' tokens. Whatever an exception has torn is thrown away by the next call
     (``_mend``): scheduler and pages are made anew and what is unfinished runs again, to the same tokens.
@@ -131,7 +131,7 @@ class Engine:
         check_request(self.limits, ids, params)
         self.scheduler.check(len(ids), self._length_limit(ids, params))
         if params.stop:
-            self._samples.text_streams(params.stop, (), params.skip_special_tokens)
+            self._samples.text_stream(params, ())
         if self._samples.grammars is not None:
             self._samples.grammars.check(params)
         elif params.calls is not None:

@@ -52,14 +52,15 @@ class SamplingParams:
     keeps the k best (0 or -1: all); ``top_p`` the smallest set that holds at least that mass;
     ``min_p`` those at least that fraction as likely as the best.
 
-    ``max_tokens`` None: up to the context. ``min_tokens`` bans end tokens before that many tokens
-    (a stop string still ends). ``stop`` strings are cut from the text, the tokens of the checkpoint
-    that end a turn are too unless ``ignore_eos``. A stop string may name special tokens by their spelling
-    ("<|im_start|>"), alone or among other text; ``skip_special_tokens`` False shows them in the text, but
-    never the token that ended it. ``seed`` makes a request repeatable; sample i of
-    ``n`` has its own stream. ``logprobs``: report the chosen token's log probability and this many
-    of the best, under the model's own distribution, before everything above; and the chosen token's
-    under the distribution that it was drawn from, after everything above (TokenLogprobs).
+    ``max_tokens`` None: up to the context. ``min_tokens`` bans end tokens before that many tokens (a stop
+    string still ends). ``stop`` strings are cut from the text, the tokens of the checkpoint that end a turn
+    are too unless ``ignore_eos``. A stop string may name special tokens by their spelling ("<|im_start|>"),
+    alone or among other text; ``skip_special_tokens`` False shows them in the text, but never the token that
+    ended it. ``shows_marks`` shows those alone that mark thoughts and calls, as ``reply_stream`` needs them;
+    stop strings are found as if they were left out. ``seed`` makes a request repeatable; sample i of ``n``
+    has its own stream. ``logprobs``: report the chosen token's log probability and this many of the best,
+    under the model's own distribution, before everything above; and the chosen token's under the distribution
+    that it was drawn from, after everything above (TokenLogprobs).
 
     One of four may say what the answer is, all of it after reasoning if the model thinks first:
     ``json_schema`` (True or {}: any JSON object), ``regex`` (matches all of it; Rust's syntax, without
@@ -96,6 +97,7 @@ class SamplingParams:
     stop: str | Sequence[str] = ()
     stop_token_ids: Sequence[int] = ()
     skip_special_tokens: bool = True
+    shows_marks: bool = False
     ignore_eos: bool = False
     logprobs: int | None = None
     n: int = 1
@@ -213,7 +215,7 @@ class SamplingParams:
             f"stop_token_ids = {shown(ids)} is not a list of token ids",
         )
         _set(self, "stop_token_ids", tuple(ids))
-        for name in ("ignore_eos", "skip_special_tokens"):
+        for name in ("ignore_eos", "skip_special_tokens", "shows_marks"):
             value = getattr(self, name)
             require(type(value) is bool, f"{name} = {shown(value)} is not true or false")
 

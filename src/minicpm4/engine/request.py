@@ -25,7 +25,7 @@ from minicpm4.kernels.contract import Array, OpTable
 from minicpm4.machine import peak_memory
 from minicpm4.text.stream import TextStream
 
-TextStreams = Callable[[Items[str], Collection[int], bool], TextStream]
+TextStreams = Callable[[Items[str], Collection[int], bool, bool], TextStream]
 
 
 @dataclass(slots=True, eq=False)
@@ -81,7 +81,7 @@ class Samples:
         grammars: Grammars | None,
         seed: int | None,
     ) -> None:
-        self.text_streams, self.grammars = text_streams, grammars
+        self._text_streams, self.grammars = text_streams, grammars
         self._end_ids = tuple(end_ids)
         self._entropy = np.random.SeedSequence(None if seed is None else _unsigned(seed)).entropy
 
@@ -97,7 +97,11 @@ class Samples:
         constraint = None if self.grammars is None else self.grammars.start(params, prompt)
         processors = [*make_processors(params, prompt, stops), *([] if constraint is None else [constraint])]
         state = SampleState(params, rng, processors, constraint)
-        return Sample(sequence, state, self.text_streams(params.stop, stops, params.skip_special_tokens))
+        return Sample(sequence, state, self.text_stream(params, stops))
+
+    def text_stream(self, params: SamplingParams, stops: Collection[int]) -> TextStream:
+        """The decoder of one sample, which the tokens ``stops`` end. Raises what refuses its stop strings."""
+        return self._text_streams(params.stop, stops, params.skip_special_tokens, params.shows_marks)
 
 
 def attention_of(wanted: str | None, own: SparseConfig | None) -> tuple[Attention, SparseConfig | None]:

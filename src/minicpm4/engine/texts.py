@@ -84,13 +84,6 @@ class Texts:
         check_roles(messages, self.chat_template)
         return self._text.render_chat(messages, enable_thinking=enable_thinking, **(variables or {}))
 
-    def with_marks(self, params: SamplingParams) -> tuple[SamplingParams, bool]:
-        """Parameters with which an answer's text has the marks of thoughts and calls in it, and whether it
-        has other special tokens, too, that ``reply_stream`` is to leave out."""
-        if not (self.replies.marks_are_hidden and params.skip_special_tokens):
-            return params, False
-        return replace(params, skip_special_tokens=False), True
-
     def reply_stream(
         self,
         ids: Sequence[int],
@@ -98,10 +91,9 @@ class Texts:
         tools: Sequence[Mapping[str, Any]] | None = None,
         *,
         enable_thinking: bool | None = None,
-        with_specials: bool = False,
     ) -> ReplyStream:
-        """What takes the answer to the prompt ``ids`` apart while it is written. ``params``,
-        ``with_specials``: as ``with_marks`` gave them."""
+        """What takes the answer to the prompt ``ids`` apart while it is written, of which ``params`` see to
+        it that marks stand in its text (``shows_marks``)."""
         calls = params.calls
         return self.replies.stream(
             ids,
@@ -110,7 +102,6 @@ class Texts:
             either=calls is not None and params.form is not None,
             forced=calls is not None and calls.forced,
             enable_thinking=enable_thinking,
-            with_specials=with_specials,
         )
 
     def parse_reply(
@@ -119,7 +110,8 @@ class Texts:
         """Take an answer apart: thought, calls of ``tools``, and the rest. What is drafted in a thought is no
         call. Raises RequestError, TextError."""
         prompt, known = output.prompt_token_ids, check_tools(tools)
-        return self._text.replies.parse(output.text, output.token_ids, prompt=prompt, tools=known)
+        sample = output.outputs[0]
+        return self.replies.parse(sample.text, sample.token_ids, prompt=prompt, tools=known, stop=sample.stop)
 
     def with_replies(
         self,
@@ -136,7 +128,7 @@ class Texts:
         either = calls is not None and params is not None and params.form is not None
         read = partial(replies.parse, prompt=prompt, tools=tools, form=form, either=either)
         most = 1 if calls is not None and not calls.several else None
-        replies_read = [read(one.text, one.token_ids) for one in output.outputs]
+        replies_read = [read(one.text, one.token_ids, stop=one.stop) for one in output.outputs]
         samples = [
             replace(one, reply=replace(reply, calls=reply.calls[:most]))
             for one, reply in zip(output.outputs, replies_read, strict=True)

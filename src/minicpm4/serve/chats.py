@@ -94,7 +94,6 @@ class Chat:
     asked: ChatAsked
     ids: list[int]
     params: SamplingParams
-    with_specials: bool
     headers: Mapping[str, str]
 
     async def whole(self, take: Callable[[Delta], object]) -> tuple[Delta, Metrics]:
@@ -141,7 +140,6 @@ class Chat:
             self.params,
             self.asked.tools,
             enable_thinking=self.asked.enable_thinking,
-            with_specials=self.with_specials,
         )
 
 
@@ -216,11 +214,10 @@ async def open_chat(service: Service, asked: ChatAsked) -> Chat:
     ids = await read_chat(service, asked.messages, asked.tools, asked.enable_thinking, asked.variables)
     with told_of(asked.held_by):
         params, loose = await _checked(service, ids, asked)
-    params, with_specials = service.llm.with_marks(params)
     headers = {LOOSE: header_list(loose)} if loose else {}
     if asked.tools and not service.llm.replies.shows_tools:
         headers[IGNORED] = "tools"
-    return Chat(service, asked, ids, params, with_specials, headers)
+    return Chat(service, asked, ids, replace(params, shows_marks=True), headers)
 
 
 async def _checked(

@@ -137,9 +137,14 @@ class ModelText:
         return self.template.render(messages, **options)
 
     def stream(
-        self, stop: Sequence[str], stop_token_ids: Collection[int], skip_special_tokens: bool = True
+        self,
+        stop: Sequence[str],
+        stop_token_ids: Collection[int],
+        skip_special_tokens: bool = True,
+        shows_marks: bool = False,
     ) -> TextStream:
-        """A decoder for the tokens that follow a prompt. Raises TextError: stop strings need text."""
+        """A decoder for the tokens that follow a prompt. ``shows_marks``: of special tokens that are skipped,
+        the marks of thoughts and calls stand in the text. Raises TextError: stop strings need text."""
         if self._tokenizer is None and not stop:
             return NoText(stop_token_ids)
         return StreamDecoder(
@@ -147,6 +152,7 @@ class ModelText:
             stop,
             stop_token_ids,
             skip_special_tokens=skip_special_tokens,
+            shown=self.replies.marks_left_out if shows_marks else (),
             continuation=True,
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from minicpm4.text.reasoning import (
     unasked_reasoning,
 )
 from minicpm4.text.reply_stream import ReplyStream, begins_as_calls
+from minicpm4.text.stream import StreamDecoder
 from minicpm4.text.template import ChatTemplate
 from minicpm4.text.tokenizer import Tokenizer
 from minicpm4.text.toolcalls import CALL_MARKS, ParsedReply, parse_tool_calls, schemas_of
@@ -65,10 +66,12 @@ class ReplyReader:
         tools: Sequence[Mapping[str, Any]] | None = None,
         form: CallFormat | None = None,
         either: bool = False,
+        stop: str | None = None,
     ) -> ParsedReply:
         """``text``, the reply of tokens ``ids`` to ``prompt``, taken apart: ``parse_tool_calls``. ``form``:
-        in which calls are written, if not the model's own. ``either`` as in ``stream``."""
-        text = self._marked(text, ids)
+        in which calls are written, if not the model's own. ``either`` as in ``stream``. ``stop``: the stop
+        string that ended it."""
+        text = self._marked(text, ids, stop)
         form, inside = form or self.form, self._opens_reasoning(prompt) or None
         if not either or form is None:
             return parse_tool_calls(text, tools, marks=self.marks, starts_inside=inside, form=form)
@@ -84,22 +87,22 @@ class ReplyReader:
         inside = self._opens_reasoning(prompt)
         return split_reasoning(self._marked(text, ids), starts_inside=inside, marks=self.marks)
 
-    def _marked(self, text: str, ids: Sequence[int]) -> str:
+    def _marked(self, text: str, ids: Sequence[int], stop: str | None = None) -> str:
         """``text`` of tokens ``ids`` with the marks that are special tokens. It ends where ``text`` does: not
         all of the last tokens' text belongs to an answer that a stop string or token has ended."""
         own = self._tokenizer
         if self._shown.isdisjoint(ids):
             return text
-        kept = [token for token in ids if token in self._shown or not own.is_special(token)]
-        marked = own.decode(kept, skip_special_tokens=False, continuation=True)
-        plain = own.decode(kept, skip_special_tokens=True, continuation=True)
+        stream = StreamDecoder(own, () if stop is None else [stop], shown=self._shown, continuation=True)
+        marked = "".join([*map(stream.push, ids), stream.finish()])
+        plain = text if stream.stopped else own.decode(ids, continuation=True)
         return marked.removesuffix(plain[len(text) :]) if plain.startswith(text) else marked
 
     @property
-    def marks_are_hidden(self) -> bool:
-        """Whether decoded text leaves marks out: a reply that is to be streamed needs the special tokens in
-        its text, and ``stream`` leaves out the others."""
-        return bool(self._shown)
+    def marks_left_out(self) -> Set[int]:
+        """The special tokens that are marks, or parts of one: decoded text leaves them out, and a reply that
+        is to be streamed needs them in its text."""
+        return self._shown
 
     def stream(
         self,
@@ -110,19 +113,11 @@ class ReplyReader:
         either: bool = False,
         forced: bool = False,
         enable_thinking: bool | None = None,
-        with_specials: bool = False,
     ) -> ReplyStream:
         """Takes the reply to ``prompt`` apart while it is written. ``tools`` None: calls are not looked for.
         ``held_to``: the format in which a grammar sees to it that calls are written (``written_form``);
         ``either``: and that the answer is calls, or a text that holds none whatever stands in it;
-        ``forced``: and that it is calls. ``with_specials``: its text has the spellings of special tokens, of
-        which only marks are meant."""
-        own = self._tokenizer
-        hidden = (
-            [name for name, token in own.control_tokens.items() if token not in self._shown]
-            if with_specials
-            else []
-        )
+        ``forced``: and that it is calls."""
         return ReplyStream(
             marks=self.marks,
             tools=tools,
@@ -132,7 +127,6 @@ class ReplyReader:
             forced=forced,
             enable_thinking=enable_thinking,
             starts_inside=self._opens_reasoning(prompt),
-            hidden=hidden,
         )
 
     @cached_property

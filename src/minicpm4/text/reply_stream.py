@@ -48,8 +48,7 @@ class ReplyStream:
 
     ``tools``: those that were offered; None: blocks of calls are text. ``form``: how the model writes calls;
     ``held``: a grammar sees to it that it does; ``either``: and that the answer is calls or no call stands in
-    it; ``forced``: and that it is calls. ``hidden``: spellings that are left out. The rest is as in
-    ``ReasoningSplitter``.
+    it; ``forced``: and that it is calls. The rest is as in ``ReasoningSplitter``.
     """
 
     def __init__(
@@ -63,7 +62,6 @@ class ReplyStream:
         forced: bool = False,
         enable_thinking: bool | None = None,
         starts_inside: bool = False,
-        hidden: Sequence[str] = (),
     ) -> None:
         self._splitter = ReasoningSplitter(
             enable_thinking=enable_thinking, starts_inside=starts_inside, marks=marks
@@ -73,7 +71,6 @@ class ReplyStream:
             self._blocks = _CallBlocks(tools, form, held, forced)
             if either and form is not None:
                 self._blocks = _CallsOrText(self._blocks, form, schemas_of(tools))
-        self._hidden = tuple(hidden)
 
     @property
     def thinks(self) -> bool | None:
@@ -82,8 +79,6 @@ class ReplyStream:
 
     def push(self, text: str) -> list[ReplyPart]:
         """Take more text; return what is certain by now."""
-        for spelling in self._hidden:
-            text = text.replace(spelling, "")
         return self._parts(self._splitter.push(text))
 
     def finish(self, *, cut: bool = False) -> list[ReplyPart]:

@@ -69,11 +69,41 @@ class NoText:
         return ""
 
 
+class _Marks:
+    """Spellings of tokens that stops are not looked for in, put back where they stood. ``fed``: how many
+    characters of the other text came so far."""
+
+    def __init__(self, shown: Collection[int]) -> None:
+        self._shown = frozenset(shown)
+        # Behind how many characters each stands, of the other text and of all.
+        self._waiting: deque[tuple[int, int, str]] = deque()
+        self.fed = self._out = 0
+
+    def meet(self, token_id: int, spelling: str, before: int) -> None:
+        """A special token behind ``before`` characters of all text."""
+        if token_id in self._shown:
+            self._waiting.append((self.fed, before, spelling))
+
+    def among(self, text: str, certain: int) -> str:
+        """``text`` with the spellings that stand in it, before it or right behind it. ``certain``: what comes
+        behind so many characters of all text is, or may be, part of a stop."""
+        pieces = []
+        while (
+            self._waiting and self._waiting[0][1] < certain and self._waiting[0][0] <= self._out + len(text)
+        ):
+            at, _, spelling = self._waiting.popleft()
+            pieces += [text[: at - self._out], spelling]
+            text, self._out = text[at - self._out :], at
+        self._out += len(text)
+        return "".join([*pieces, text])
+
+
 class StopMatcher:
     """Finds the first stop string that is completed in a text given in pieces.
 
     Of several that end at the same character the longest wins. ``feed`` returns the text that is
     certain not to belong to a stop; ``matched`` is the stop found, after which all else is dropped.
+    ``fed``: how many characters came, hidden ones too; ``certain``: how many of them belong to no stop.
 
     ``hidden``: spellings that the text leaves out. A stop that holds one is looked for in the text with them
     as well, in all that is fed; the others only in what is seen.
@@ -86,7 +116,7 @@ class StopMatcher:
         self._held = ""
         # Of the last characters fed, hidden ones too: how many were shown before each.
         self._before: deque[int] = deque(maxlen=max(map(len, self._named), default=0))
-        self._total = 0
+        self._total = self.fed = self.certain = 0
         self.matched: str | None = None
 
     def feed(self, text: str, *, hidden: bool = False) -> str:
@@ -94,13 +124,17 @@ class StopMatcher:
         if self.matched is not None:
             return ""
         if not self._stops:
+            self.fed = self.certain = self.fed + len(text)
             return "" if hidden else text
         for at, char in enumerate(text):
             stop = self._step(char, hidden)
             if stop is not None:
+                self.certain = self.fed + at + 1 - len(stop[0])
                 seen = self._held if hidden else self._held + text[: at + 1]
                 self.matched, self._held = stop[0], ""
                 return seen[: len(seen) - stop[1]]
+        self.fed += len(text)
+        self.certain = self.fed - self._whole.longest
         seen = self._held if hidden else self._held + text
         certain = len(seen) - max(self._shown.longest, self._shown_in(self._whole.longest))
         self._held = seen[certain:]
@@ -108,7 +142,7 @@ class StopMatcher:
 
     def flush(self) -> str:
         """The text still held back: no more will come."""
-        held, self._held = self._held, ""
+        held, self._held, self.certain = self._held, "", self.fed
         self._shown, self._whole = _Search(self._stops), _Search(self._named)
         return held
 
@@ -184,11 +218,12 @@ class StreamDecoder:
     """Turns tokens into text pieces whose concatenation is ``tokenizer.decode`` of all of them.
 
     ``stop``: strings at which the text ends, themselves excluded; they may hold the spellings of special
-    tokens, which end it too where ``skip_special_tokens`` keeps them out of the text. ``stop_token_ids``:
-    tokens at which it ends. ``continuation``: as in ``Tokenizer.decode``, True when the tokens continue a
-    prompt. After the end ``stopped`` is True, ``stop_reason`` is "stop_string" or "stop_token", and
-    ``matched`` is the string or the id; tokens pushed later are ignored. Raises RequestError for
-    unusable stop strings.
+    tokens, which end it too where ``skip_special_tokens`` keeps them out of the text. ``shown``: special
+    tokens whose spelling stands in the text all the same; stops are found as if it did not.
+    ``stop_token_ids``: tokens at which it ends. ``continuation``: as in ``Tokenizer.decode``, True when the
+    tokens continue a prompt. After the end ``stopped`` is True, ``stop_reason`` is "stop_string" or
+    "stop_token", and ``matched`` is the string or the id; tokens pushed later are ignored. Raises
+    RequestError for unusable stop strings.
     """
 
     def __init__(
@@ -198,9 +233,10 @@ class StreamDecoder:
         stop_token_ids: Collection[int] = (),
         *,
         skip_special_tokens: bool = True,
+        shown: Collection[int] = (),
         continuation: bool = False,
     ) -> None:
-        self._tokenizer = tokenizer
+        self._tokenizer, self._marks = tokenizer, _Marks(shown)
         self._skip_special = skip_special_tokens
         self._stop_ids = frozenset(stop_token_ids)
         hidden = tokenizer.control_tokens if skip_special_tokens and stop else {}
@@ -225,7 +261,9 @@ class StreamDecoder:
                 self.stop_reason, self.matched = "stop_token", int(token_id)
             return text
         if self._skip_special and self._tokenizer.is_special(token_id):
-            return self._emit(self._tokenizer.token_bytes(token_id).decode(errors="replace"), hidden=True)
+            spelling = self._tokenizer.token_bytes(token_id).decode(errors="replace")
+            self._marks.meet(token_id, spelling, self._matcher.fed)
+            return self._emit(spelling, hidden=True)
         data = self._tokenizer.token_bytes(token_id)
         if self._drop_space and data:
             data, self._drop_space = data.removeprefix(b" "), False
@@ -236,10 +274,13 @@ class StreamDecoder:
         if self.stopped:
             return ""
         text = self._emit(self._utf8.decode(b"", True))
-        return text if self.stopped else text + self._matcher.flush()
+        if not self.stopped:
+            text += self._marks.among(self._matcher.flush(), self._matcher.certain)
+        return text
 
     def _emit(self, text: str, *, hidden: bool = False) -> str:
+        self._marks.fed += 0 if hidden else len(text)
         text = self._matcher.feed(text, hidden=hidden)
         if self._matcher.matched is not None:
             self.stop_reason, self.matched = "stop_string", self._matcher.matched
-        return text
+        return self._marks.among(text, self._matcher.certain)

@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol, cast
 
 import httpx2
@@ -139,10 +139,8 @@ class Local:
     ) -> Iterator[tuple[ReplyPart, bool]]:
         llm, given = self.llm, tools or None
         ids = llm.chat_ids(messages, tools=given, enable_thinking=self.enable_thinking)
-        params, with_specials = llm.with_marks(self._held(ids, tools, must_call))
-        reader = llm.reply_stream(
-            ids, params, given, enable_thinking=self.enable_thinking, with_specials=with_specials
-        )
+        params = replace(self._held(ids, tools, must_call), shows_marks=True)
+        reader = llm.reply_stream(ids, params, given, enable_thinking=self.enable_thinking)
         with closing(cast("Generator[Piece]", llm.stream(ids, params))) as pieces:
             for piece in pieces:
                 self.metrics = piece.metrics or self.metrics
