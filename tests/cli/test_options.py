@@ -14,8 +14,8 @@ import pytest
 
 from minicpm4.cli import run
 from minicpm4.cli.options import EngineFlags, parse_sparse
+from minicpm4.config.choices import WEIGHT_CHOICES
 from minicpm4.errors import ConfigError, MemoryPlanError
-from minicpm4.formats.kinds import weight_choices
 from tests.cli.conftest import Result, Script
 
 Run = Callable[..., Result]
@@ -158,7 +158,7 @@ def test_wrong_options_are_one_line(minicpm: Run, script: Script, args: list[str
 @pytest.mark.parametrize("command", ["generate", "chat", "bench", "info"])
 def test_help_names_every_kind_of_weights(minicpm: Run, command: str) -> None:
     told = " ".join(minicpm(command, "--help").out.split())
-    assert all(choice in told for choice in weight_choices())
+    assert all(choice in told for choice in WEIGHT_CHOICES)
 
 
 def test_an_engine_error_is_one_line(minicpm: Run, script: Script) -> None:

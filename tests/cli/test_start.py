@@ -27,25 +27,23 @@ def imported(*words: str) -> tuple[int, set[str]]:
 
 
 @pytest.mark.parametrize(
-    ("words", "code"), [(("--help",), 0), (("--version",), 0), (("nothing",), 2), (("--nope",), 2)], ids=str
+    ("words", "code"),
+    [
+        *((("--help",), 0), (("--version",), 0), (("nothing",), 2), (("--nope",), 2), (("pull",), 2)),
+        *((("generate", "--nope"), 2), (("chat", "--temperature", "x"), 2), (("serve", "--prot", "3"), 2)),
+        *((("convert",), 2), (("bench", "--nope"), 2), (("train",), 2), (("info", "--nope"), 2)),
+        *((("data", "pack", "--nope"), 2), (("spec", "nope"), 2), (("models", "--nope"), 2)),
+        *((("doctor", "--nope"), 2), (("eval", "nope"), 2), (("mcp", "nope"), 2), (("chat", "--help"), 0)),
+    ],
+    ids=str,
 )
 def test_help_and_wrong_words_take_not_even_numpy(words: tuple[str, ...], code: int) -> None:
     assert imported(*words)[0] == code
     assert not imported(*words)[1] & {*HEAVY, "numpy"}
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        *(("generate", "--nope"), ("chat", "--temperature", "x"), ("serve", "--prot", "3"), ("eval", "nope")),
-        *(("doctor", "--nope"), ("convert",), ("bench", "--nope"), ("train",), ("mcp", "nope"), ("pull",)),
-        ("generate", "-m", "nowhere", "a"),
-        *(("data", "pack", "--nope"), ("spec", "nope"), ("info", "--nope"), ("models", "--nope")),
-    ],
-    ids=str,
-)
-def test_wrong_options_take_nothing_that_runs_models(words: tuple[str, ...]) -> None:
-    code, modules = imported(*words)
+def test_a_model_that_is_nowhere_takes_nothing_that_runs_models() -> None:
+    code, modules = imported("generate", "-m", "nowhere", "a")
     assert code == 2 and not modules & HEAVY
 
 

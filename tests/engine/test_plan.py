@@ -13,16 +13,17 @@ import numpy as np
 import pytest
 
 from minicpm4.config import ModelConfig, SparseConfig
+from minicpm4.config.choices import KVFormat
 from minicpm4.engine.drafter import Wish
 from minicpm4.engine.load import inspect
 from minicpm4.engine.options import EngineOptions
-from minicpm4.engine.plan import Demand, check_score, describe, human, make_plan
+from minicpm4.engine.plan import Demand, check_score, describe, make_plan
 from minicpm4.engine.sequence import Sequence
 from minicpm4.engine.suffix import BYTES_A_TOKEN, MOST_SHARED, SuffixDrafter
 from minicpm4.errors import MemoryPlanError
 from minicpm4.formats.names import EMBED, HEAD
-from minicpm4.kernels.pages import KVFormat
 from minicpm4.kernels.ref import RefOps
+from minicpm4.machine import human
 from minicpm4.model.cache import KVPool
 from minicpm4.model.ranks import write_ranks
 from tests.fixtures.random_checkpoint import make_checkpoint

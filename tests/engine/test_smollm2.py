@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from minicpm4 import LLM, SamplingParams
-from minicpm4.kernels.pages import KVFormat
+from minicpm4.config.choices import KVFormat
 from tests.engine.conftest import require_smollm
 
 GREEDY = SamplingParams(max_tokens=24, temperature=0.0)

@@ -23,12 +23,11 @@ from minicpm4.cli.options import (
     write_figures,
 )
 from minicpm4.cli.terminal import progress_bar, show, table
+from minicpm4.config.choices import ACTIVATIONS, ATTENTIONS, KV_FORMATS, MAX_CONTEXT
 from minicpm4.config.sparse import AUTO
 from minicpm4.config.strict import check_choice, require
-from minicpm4.engine.options import ATTENTION_CHOICES, KV_CHOICES, MAX_CONTEXT
 from minicpm4.errors import ConfigError
 from minicpm4.files import write_file
-from minicpm4.kernels.registry import ACTIVATIONS
 
 if TYPE_CHECKING:
     from minicpm4.evals.speed import Point
@@ -51,9 +50,9 @@ class PointFlags:
     batch: Annotated[
         str, typer.Option(metavar="SEQUENCES,...", help="How many sequences are decoded together.")
     ] = "1"
-    attention: Annotated[
-        str, typer.Option(metavar="NAME,...", help=f"Any of {', '.join(ATTENTION_CHOICES)}.")
-    ] = "dense,sparse"
+    attention: Annotated[str, typer.Option(metavar="NAME,...", help=f"Any of {', '.join(ATTENTIONS)}.")] = (
+        "dense,sparse"
+    )
     sparse: Annotated[
         str | None,
         typer.Option(metavar="KEY=VALUE,...", help="Settings of sparse attention, as for generate."),
@@ -64,7 +63,7 @@ class PointFlags:
         """Raises ConfigError."""
         names = tuple(dict.fromkeys(part.strip() for part in self.attention.split(",")))
         for name in names:
-            check_choice("--attention", name, ATTENTION_CHOICES)
+            check_choice("--attention", name, ATTENTIONS)
         return names
 
     def points(self, decode: int) -> list[Point]:
@@ -96,7 +95,7 @@ class RunFlags:
     weights: Annotated[str, typer.Option(help=f"{weight_words('as stored; of random models int4')}.")] = (
         "auto"
     )
-    kv: Annotated[str, typer.Option(help=f"Keys and values in memory: {words(KV_CHOICES)}.")] = "bf16"
+    kv: Annotated[str, typer.Option(help=f"Keys and values in memory: {words(KV_FORMATS)}.")] = "bf16"
     activations: Annotated[
         str, typer.Option(help="auto (at least 16 bits), or int8: faster on long prompts, less exact.")
     ] = "auto"
@@ -106,7 +105,7 @@ class RunFlags:
 
     def settings(self) -> dict[str, Any]:
         """Arguments of ``LLM``, and of ``BenchOptions``. Raises ConfigError."""
-        check_choice("--kv", self.kv, KV_CHOICES)
+        check_choice("--kv", self.kv, KV_FORMATS)
         check_choice("--activations", self.activations, ACTIVATIONS)
         values = {one.name: getattr(self, one.name) for one in fields(self)}
         values["ignore_fields"] = tuple(values.pop("ignore_field") or ())

@@ -14,6 +14,7 @@ import typer
 from minicpm4.cli.convert_report import print_conversion
 from minicpm4.cli.options import IgnoreOption, check_outputs, number, words, write_figures
 from minicpm4.cli.terminal import progress_or_lines
+from minicpm4.config.choices import WEIGHT_CHOICES
 from minicpm4.config.strict import check_choice, require
 from minicpm4.errors import ConfigError
 
@@ -152,7 +153,7 @@ def command(
     on after an interruption. What was written is opened again, and every value compared with what was
     rounded."""
     from minicpm4.evals.conversion import Calibration, convert, measure
-    from minicpm4.formats.kinds import float_kinds, rounded_kinds, weight_choices
+    from minicpm4.formats.kinds import float_kinds, rounded_kinds
     from minicpm4.quantize.export import LAYOUTS
     from minicpm4.quantize.gguf_export import GgufTypes
     from minicpm4.quantize.options import SKIP_FIRST, QuantizeOptions
@@ -170,9 +171,9 @@ def command(
         "name a folder, or use --to gguf",
     )
     require(
-        weights is None or weights in weight_choices(),
+        weights is None or weights in WEIGHT_CHOICES,
         f"--weights {weights!r:.40} is not a choice",
-        f"choose {words(weight_choices())}",
+        f"choose {words(WEIGHT_CHOICES)}",
     )
     texts = Calibration(files=tuple(calibration or ()))
     if samples is not None:

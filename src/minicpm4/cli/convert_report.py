@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minicpm4.cli.terminal import print_facts, show, table
-from minicpm4.engine.plan import human
+from minicpm4.machine import human
 
 if TYPE_CHECKING:
     from minicpm4.evals.conversion import Conversion

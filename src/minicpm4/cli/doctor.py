@@ -160,9 +160,8 @@ def findings() -> Iterator[tuple[str, str]]:
 
     from minicpm4 import __version__
     from minicpm4.cli.models import kept_summary
-    from minicpm4.engine.plan import human
     from minicpm4.kernels import registry
-    from minicpm4.machine import available_memory, default_threads
+    from minicpm4.machine import available_memory, default_threads, human
     from minicpm4.machine.bandwidth import copy_speed
 
     yield "minicpm4", f"{__version__}, Python {platform.python_version()}, NumPy {np.__version__}"

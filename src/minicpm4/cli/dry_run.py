@@ -13,9 +13,8 @@ from typing import Any
 
 from minicpm4.cli.terminal import sanitize, show, table
 from minicpm4.config import ModelConfig
-from minicpm4.engine.plan import human
 from minicpm4.errors import ConfigError, ModelNotFoundError, UnsupportedError
-from minicpm4.machine import available_memory
+from minicpm4.machine import available_memory, human
 from minicpm4.train import need_torch
 from minicpm4.train.check import Given, check, start_of
 from minicpm4.train.estimate import DAY, Cluster, StageEstimate, estimate

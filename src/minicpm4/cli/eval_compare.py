@@ -12,9 +12,9 @@ import typer
 from minicpm4.cli.options import check_outputs, then_written, write_figures
 from minicpm4.cli.terminal import one_line, show, table
 from minicpm4.config.strict import check_choice, require
-from minicpm4.engine.plan import human
 from minicpm4.errors import shortened
 from minicpm4.files import write_file
+from minicpm4.machine import human
 
 if TYPE_CHECKING:
     from minicpm4.evals.results import Paired, Result

@@ -164,8 +164,7 @@ class Work:
         return [i for i in (*config.eos_token_ids, *self.found.text.end_ids) if i < config.vocab_size]
 
     def _check_room(self) -> None:
-        from minicpm4.engine.plan import human
-        from minicpm4.machine import available_memory
+        from minicpm4.machine import available_memory, human
 
         room = available_memory()  # the model itself, which is closed before, has been planned
         if room is not None and self.cost.memory > room:
@@ -176,7 +175,7 @@ class Work:
 
     def check_place(self) -> None:
         """Raise ConfigError where the head could not be written, or is there already and not of this run."""
-        from minicpm4.engine.plan import human
+        from minicpm4.machine import human
 
         output = self.wanted.output
         there = [name for name in ("config.json", "model.safetensors") if (output / name).exists()]
@@ -204,8 +203,7 @@ class Work:
 
     def explain(self) -> None:
         """Print what the training would take."""
-        from minicpm4.engine.plan import human
-        from minicpm4.machine import available_memory
+        from minicpm4.machine import available_memory, human
         from minicpm4.train.draft_estimate import answer_flops
         from minicpm4.train.peak import measured_here
 

@@ -13,13 +13,13 @@ import typer
 from minicpm4.cli.options import EngineFlags, expand
 from minicpm4.cli.terminal import print_facts, show, table
 from minicpm4.config import ModelConfig, SparseConfig
-from minicpm4.engine.options import MAX_CONTEXT, resolve_sparse
-from minicpm4.engine.plan import MemoryPlan, human
+from minicpm4.config.choices import MAX_CONTEXT
 from minicpm4.errors import TextError
-from minicpm4.model.packed_cache import VARIABLE, weight_cache
+from minicpm4.machine import human
 
 if TYPE_CHECKING:
     from minicpm4.engine.load import Inspection
+    from minicpm4.engine.plan import MemoryPlan
     from minicpm4.formats import Checkpoint
     from minicpm4.text.model_text import ModelText
 
@@ -94,6 +94,8 @@ def print_formats(found: Inspection) -> None:
 
 def kept_facts(found: Inspection) -> list[tuple[str, str]]:
     """What earlier starts have converted, for the weights and kernels of these options."""
+    from minicpm4.model.packed_cache import VARIABLE, weight_cache
+
     cache = weight_cache(found.checkpoint, found.options.weights, found.ops.layout)
     if cache is None:
         return [("converted weights", f"none are kept; see {VARIABLE}")]
@@ -143,6 +145,8 @@ def sparse_facts(found: Inspection) -> list[tuple[str, str]]:
 
 
 def _why_dense(found: Inspection) -> str:
+    from minicpm4.engine.options import resolve_sparse
+
     options = found.options
     if options.attention == "dense":
         return "--attention dense was given"

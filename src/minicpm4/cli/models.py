@@ -10,8 +10,7 @@ import typer
 
 from minicpm4 import zoo
 from minicpm4.cli.terminal import one_line, show, table
-from minicpm4.engine.plan import human
-from minicpm4.model import packed_cache
+from minicpm4.machine import human
 
 
 def command(
@@ -25,6 +24,8 @@ def command(
     Below them, how much is kept on disk of weights that took long to convert (see the guide).
     """
     if clear_kept:
+        from minicpm4.model import packed_cache
+
         count, nbytes = packed_cache.clear()
         print(f"removed {count} files of kept weights, {human(nbytes)}")
         return
@@ -43,6 +44,8 @@ def command(
 def kept_summary() -> str:
     """How many files of converted weights there are, their size, its limit and their folder. Raises
     ConfigError."""
+    from minicpm4.model import packed_cache
+
     place = packed_cache.folder()
     if place is None:
         return f"{packed_cache.VARIABLE}=off"

@@ -19,12 +19,11 @@ from typer import BadParameter, Context, Option
 
 from minicpm4.cli.terminal import progress_bar
 from minicpm4.config import SparseConfig
+from minicpm4.config.choices import KV_FORMATS, WEIGHT_CHOICES
 from minicpm4.config.sparse import AUTO
 from minicpm4.config.strict import require, suggest
 from minicpm4.errors import ConfigError
 from minicpm4.files import check_writing, finite, json_text, read_text, write_json
-from minicpm4.formats.kinds import weight_choices
-from minicpm4.kernels.pages import KV_FORMATS
 from minicpm4.text.bounds import MAX_TEXT_BYTES
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ IgnoreOption = Annotated[
 
 def weight_words(auto: str) -> str:
     """What weights may be held in, for help: ``auto`` says what "auto" means."""
-    first, *others = weight_choices()
+    first, *others = WEIGHT_CHOICES
     return f"{first} ({auto}), {words(others)}"
 
 

@@ -20,7 +20,7 @@ def speed(tokens: int, seconds: float) -> str:
 
 def summary(metrics: Metrics) -> str:
     """Describe one answer in two lines."""
-    from minicpm4.engine.plan import human
+    from minicpm4.machine import human
 
     read = metrics.prompt_tokens - metrics.cached_tokens
     # The first new token comes out of prefill, so decoding is timed over the others.

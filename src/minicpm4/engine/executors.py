@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from minicpm4.config import ModelConfig, SparseConfig
+from minicpm4.config.choices import KVFormat
 from minicpm4.engine.runner import Runner
 from minicpm4.kernels.contract import OpTable
-from minicpm4.kernels.pages import KVFormat
 from minicpm4.model.cache import KVPool
 from minicpm4.model.rotary import RotaryTable
 from minicpm4.model.weights import ModelWeights

@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from minicpm4.config.choices import KVFormat
 from minicpm4.engine.draft_chain import Chain, choose
 from minicpm4.engine.drafter import Guess, Wish
 from minicpm4.engine.executors import Executor
 from minicpm4.engine.pages import PageAllocator
 from minicpm4.engine.sequence import Sequence
 from minicpm4.kernels.contract import Array, OpTable, Step
-from minicpm4.kernels.pages import KVFormat
 from minicpm4.model.heads import Head
 
 WINDOW = 1024  # tokens that a head reads, the last ones

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, ClassVar, Self, overload
 
 from minicpm4.config import ModelConfig, SparseConfig
+from minicpm4.config.choices import KVFormat
 from minicpm4.config.strict import nearest_keywords
 from minicpm4.engine.api import EngineAPI, Limits, Load, Text
 from minicpm4.engine.collect import Collector, piece_of
@@ -25,7 +26,6 @@ from minicpm4.engine.texts import Texts
 from minicpm4.errors import ConfigError, UnsupportedError
 from minicpm4.formats import Checkpoint
 from minicpm4.kernels.contract import OpTable
-from minicpm4.kernels.pages import KVFormat
 from minicpm4.kernels.ref import RefOps
 from minicpm4.machine import total_cores
 from minicpm4.model.source import open_model

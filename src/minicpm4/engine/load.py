@@ -27,7 +27,7 @@ from minicpm4.engine.options import CHUNK, EngineOptions, resolve_sparse
 from minicpm4.engine.pace import Pace
 from minicpm4.engine.page_files import BUFFERS, PageFiles, check_folder
 from minicpm4.engine.params import suggested_by_gguf, suggested_sampling
-from minicpm4.engine.plan import Demand, MemoryPlan, describe, human, make_plan, memory_demand
+from minicpm4.engine.plan import Demand, MemoryPlan, describe, make_plan, memory_demand
 from minicpm4.engine.runner import Runner
 from minicpm4.engine.sparse_presets import with_sparse
 from minicpm4.errors import CheckpointError, ConfigError, MemoryPlanError
@@ -35,6 +35,7 @@ from minicpm4.files import json_text
 from minicpm4.formats import Checkpoint
 from minicpm4.kernels.contract import Ints, OpTable
 from minicpm4.kernels.registry import host_table, resolve, speed_key
+from minicpm4.machine import human
 from minicpm4.model.head_files import HeadPlan
 from minicpm4.model.loader import load_weights
 from minicpm4.model.packed_cache import file_identity, weight_cache

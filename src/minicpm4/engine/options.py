@@ -9,20 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from minicpm4.config import ModelConfig, SparseConfig
+from minicpm4.config.choices import ACTIVATIONS, ATTENTIONS, KV_FORMATS, MAX_CONTEXT, KVFormat
 from minicpm4.config.sparse import AUTO
 from minicpm4.config.strict import check_choice, check_integer, check_optional_integer, require, shown
 from minicpm4.engine.drafters import check_draft, check_draft_vocab
 from minicpm4.engine.sequence import MAX_DRAFTS
 from minicpm4.errors import ConfigError
-from minicpm4.kernels.pages import KV_FORMATS, KVFormat
-from minicpm4.kernels.registry import ACTIVATIONS
 from minicpm4.machine import MAX_THREADS
 from minicpm4.model.weight_plan import check_weights_choice
 
-ATTENTION_CHOICES = ("auto", "dense", "sparse")
-KV_CHOICES = KV_FORMATS
 CHUNK = 512  # tokens of a prefill step, where neither caller nor calibration says otherwise
-MAX_CONTEXT = 1 << 24
 CACHE_SIZE = 10_000_000_000  # bytes of kept pages
 MAX_MEMORY = 1 << 50  # bytes
 
@@ -56,8 +52,8 @@ class EngineOptions:
 
     def __post_init__(self) -> None:
         check_weights_choice(self.weights)
-        check_choice("attention", self.attention, ATTENTION_CHOICES)
-        check_choice("kv", self.kv, KV_CHOICES)
+        check_choice("attention", self.attention, ATTENTIONS)
+        check_choice("kv", self.kv, KV_FORMATS)
         check_choice("activations", self.activations, ACTIVATIONS)
         require(isinstance(self.backend, str), f"backend = {shown(self.backend)} is not a name")
         check_optional_integer("context", self.context, 1, MAX_CONTEXT)

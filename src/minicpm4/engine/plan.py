@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from minicpm4.config import ModelConfig, SparseConfig
+from minicpm4.config.choices import KVFormat
 from minicpm4.engine.steps import logit_rows
 from minicpm4.errors import MemoryPlanError, UnsupportedError
 from minicpm4.formats.kinds import grouped_kinds
 from minicpm4.kernels.contract import OpTable
-from minicpm4.kernels.pages import KVFormat
-from minicpm4.machine import resident_memory
+from minicpm4.machine import human, resident_memory
 from minicpm4.model.cache import page_nbytes, page_size_for
 from minicpm4.model.forward import Buffers
 from minicpm4.model.rotary import RotaryTable
@@ -88,16 +88,6 @@ class MemoryPlan:
             rows.append(("available beyond the process", self.available))
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {human(size):>10}" for name, size in rows)
-
-
-def human(size: int) -> str:
-    """``"1.5 GB"``: bytes in powers of 1000, three digits or so."""
-    value = float(size)
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if abs(value) < 999.5 or unit == "TB":
-            return f"{value:.0f} {unit}" if unit in ("B", "kB") or value >= 100 else f"{value:.2f} {unit}"
-        value /= 1000
-    raise AssertionError
 
 
 def planned_tokens(context: int, max_batch: int) -> int:

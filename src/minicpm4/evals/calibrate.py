@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minicpm4.config import ModelConfig, SparseConfig
+from minicpm4.config.choices import KVFormat
 from minicpm4.engine.calibration import Calibration, Crossover, selection
 from minicpm4.engine.options import CHUNK
 from minicpm4.evals.speed import BenchModel, BenchOptions, Point
@@ -27,7 +28,6 @@ from minicpm4.formats import Checkpoint
 from minicpm4.formats.checkpoint import TensorInfo
 from minicpm4.formats.names import EMBED, HEAD
 from minicpm4.formats.quant import PackedTensor
-from minicpm4.kernels.pages import KVFormat
 from minicpm4.machine import default_threads, logical_cores, watch_others
 from minicpm4.model.weight_plan import plan_weights
 from minicpm4.progress import Progress

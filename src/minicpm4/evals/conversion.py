@@ -14,7 +14,6 @@ from minicpm4.config import ModelConfig
 from minicpm4.config.strict import require
 from minicpm4.engine.load import suggestion
 from minicpm4.engine.params import gguf_sampling
-from minicpm4.engine.plan import human
 from minicpm4.errors import CheckpointError, MemoryPlanError, TextError
 from minicpm4.evals.calibration_texts import Bar, Calibration, kept_own, read_windows
 from minicpm4.evals.fidelity import Fidelity, compare
@@ -27,7 +26,7 @@ from minicpm4.formats.quant import QuantSpec
 from minicpm4.formats.quantised_config import check_rows, keeps_unasked, one_format
 from minicpm4.formats.target import require_free
 from minicpm4.kernels.registry import exact_table, host_table
-from minicpm4.machine import available_memory
+from minicpm4.machine import available_memory, human
 from minicpm4.model.packed_cache import file_identity
 from minicpm4.model.source import OpenModel, open_model, read_config
 from minicpm4.model.stored_prefix import StoredPrefix, fixed_angles

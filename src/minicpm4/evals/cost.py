@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minicpm4.config import SparseConfig
-from minicpm4.kernels.pages import KVFormat
+from minicpm4.config.choices import KVFormat
 from minicpm4.model.cache import page_nbytes, page_size_for
 from minicpm4.model.weights import ModelWeights
 

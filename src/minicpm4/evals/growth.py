@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from minicpm4.config import ModelConfig
-from minicpm4.engine.plan import human
 from minicpm4.formats.checkpoint import TensorInfo
 from minicpm4.formats.kinds import float_kinds
 from minicpm4.formats.names import EMBED, HEAD, expected_tensors
 from minicpm4.formats.quant import QuantSpec, packed_nbytes
 from minicpm4.formats.quantised_config import keeps_unasked
 from minicpm4.formats.quantised_write import QUANTISED
+from minicpm4.machine import human
 
 __all__ = ["expected", "growth", "stored_nbytes"]
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from minicpm4.config import ModelConfig, SparseConfig
+from minicpm4.config.choices import KVFormat
 from minicpm4.engine.executors import Executor
 from minicpm4.engine.load import load_planned, plan_memory
 from minicpm4.engine.options import EngineOptions, resolve_sparse
@@ -26,7 +27,6 @@ from minicpm4.engine.steps import Span, StepPlan
 from minicpm4.evals.cost import decode_bytes, prefill_flops
 from minicpm4.formats import Checkpoint
 from minicpm4.kernels.contract import OpTable, Step
-from minicpm4.kernels.pages import KVFormat
 from minicpm4.kernels.registry import resolve
 from minicpm4.model.cache import page_size_for
 from minicpm4.model.weight_plan import plan_weights

@@ -41,7 +41,6 @@ __all__ = [
     "grouped_kinds",
     "kind_of",
     "rounded_kinds",
-    "weight_choices",
 ]
 
 
@@ -63,7 +62,6 @@ class WeightKind:
     may prove to be of this kind, tried in this order, kinds of fewer bits first. ``blocks``: whether rows of
     groups may share a scale. ``panels``: group sizes in that layout (formats/quant.py) are multiples of this,
     0: there is none. ``wider``: the kind that holds the same numbers for who has no kernels for these.
-    ``choice``: whether users may ask for it by name.
 
     Of float kinds, ``dtype``: what NumPy, torch and config.json call the type; ``file``: what safetensors and
     GGUF call it; ``infinity``: its bits there.
@@ -86,7 +84,6 @@ class WeightKind:
     blocks: bool = False
     panels: int = 0
     wider: str = ""
-    choice: bool = False
     dtype: str = ""
     file: str = ""
     infinity: int = 0
@@ -148,7 +145,6 @@ _ROWS = (
         dtype="float32",
         file="F32",
         infinity=0x7F800000,
-        choice=True,
     ),
     WeightKind(
         name="f16",
@@ -169,7 +165,6 @@ _ROWS = (
         dtype="bfloat16",
         file="BF16",
         infinity=0x7F80,
-        choice=True,
     ),
     WeightKind(
         name="int8",
@@ -185,7 +180,6 @@ _ROWS = (
         groups=(64, 32),
         searched=(256, 192, 128, 96, 64, 32),
         panels=16,
-        choice=True,
     ),
     WeightKind(
         name="int4",
@@ -202,7 +196,6 @@ _ROWS = (
         groups=(64, 32),
         searched=(256, 192, 128, 96, 64, 32),
         panels=16,
-        choice=True,
     ),
     # Of GGUF's types: files are read into these, nothing is rounded to them.
     WeightKind(
@@ -277,7 +270,6 @@ _ROWS = (
         searched=(256, 128, 64, 32),
         blocks=True,
         panels=16,
-        choice=True,
     ),
 )
 
@@ -304,8 +296,3 @@ def grouped_kinds() -> dict[str, WeightKind]:
 def rounded_kinds() -> dict[str, WeightKind]:
     """Grouped kinds that weights can be rounded to; the others are only read."""
     return {name: row for name, row in grouped_kinds().items() if row.round is not None}
-
-
-def weight_choices() -> tuple[str, ...]:
-    """What users may ask weights to be held in: "auto" (as they are stored), or a kind."""
-    return ("auto", *(name for name, row in KINDS.items() if row.choice))

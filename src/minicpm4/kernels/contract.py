@@ -22,10 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minicpm4.config import ModelConfig, SparseConfig
+from minicpm4.config.choices import KV_FORMATS
 from minicpm4.errors import UnsupportedError
 from minicpm4.formats.quant import PackedTensor
 from minicpm4.kernels.layer_weights import AttentionWeights, FeedForwardWeights, Linear
-from minicpm4.kernels.pages import KV_FORMATS
 from minicpm4.machine import available_memory
 
 Array = NDArray[Any]

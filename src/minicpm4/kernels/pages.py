@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 
 from minicpm4.config import SparseConfig
+from minicpm4.config.choices import KV_FORMATS
 from minicpm4.errors import ConfigError
-
-KVFormat = Literal["bf16", "int8", "float32"]
-KV_FORMATS: tuple[str, ...] = get_args(KVFormat)
 
 PageArrays = dict[str, tuple[tuple[int, ...], Any]]
 

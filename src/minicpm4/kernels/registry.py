@@ -8,6 +8,7 @@ from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
+from minicpm4.config.choices import ACTIVATIONS
 from minicpm4.config.strict import check_choice, check_optional_integer
 from minicpm4.errors import UnsupportedError
 from minicpm4.kernels.contract import OpTable
@@ -25,7 +26,6 @@ else:
 logger = logging.getLogger("minicpm4")
 
 BACKENDS = ("auto", "cpu", "gpu", "ref")
-ACTIVATIONS = ("auto", "int8")
 ISA_VARIABLE = "MINICPM4_ISA"
 NVIDIA = ("/dev/nvidia0", "/dev/dxg")  # what a system with such a GPU has; the second is WSL's
 

@@ -11,7 +11,7 @@ from minicpm4.machine.cpu import (
     total_cores,
     watch_others,
 )
-from minicpm4.machine.memory import available_memory, give_back_freed, peak_memory, resident_memory
+from minicpm4.machine.memory import available_memory, give_back_freed, human, peak_memory, resident_memory
 
 __all__ = [
     "MAX_THREADS",
@@ -20,6 +20,7 @@ __all__ = [
     "cpu_quota",
     "default_threads",
     "give_back_freed",
+    "human",
     "logical_cores",
     "peak_memory",
     "physical_cores",

@@ -121,3 +121,13 @@ def _windows_available() -> int | None:
     if not kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):
         return None
     return int(status.avail_phys)
+
+
+def human(size: int) -> str:
+    """``"1.5 GB"``: bytes in powers of 1000, three digits or so."""
+    value = float(size)
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(value) < 999.5 or unit == "TB":
+            return f"{value:.0f} {unit}" if unit in ("B", "kB") or value >= 100 else f"{value:.2f} {unit}"
+        value /= 1000
+    raise AssertionError

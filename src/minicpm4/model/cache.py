@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minicpm4.config import ModelConfig, SparseConfig
+from minicpm4.config.choices import KVFormat
 from minicpm4.kernels.contract import Array, KVLayer
-from minicpm4.kernels.pages import KVFormat, PageArrays, page_arrays
+from minicpm4.kernels.pages import PageArrays, page_arrays
 
 PAGE_SIZE = 64  # tokens, without sparse attention
 

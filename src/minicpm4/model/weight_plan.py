@@ -8,10 +8,11 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 from minicpm4.config import ModelConfig
+from minicpm4.config.choices import WEIGHT_CHOICES
 from minicpm4.config.strict import shown, suggest
 from minicpm4.errors import ConfigError
 from minicpm4.formats import Checkpoint
-from minicpm4.formats.kinds import float_kinds, kind_of, rounded_kinds, weight_choices
+from minicpm4.formats.kinds import float_kinds, kind_of, rounded_kinds
 from minicpm4.formats.names import EMBED, HEAD, expected_tensors
 from minicpm4.formats.packing import default_spec, wider
 from minicpm4.formats.quant import QuantSpec, packed_nbytes
@@ -120,8 +121,8 @@ def plan_weights(checkpoint: Checkpoint, config: ModelConfig, weights: str = "au
 
 
 def check_weights_choice(weights: str) -> None:
-    """Raise ConfigError unless ``weights`` is one of ``weight_choices()``, or one of those with a group."""
-    known = list(weight_choices())
+    """Raise ConfigError unless ``weights`` is one of ``WEIGHT_CHOICES``, or one of those with a group."""
+    known = list(WEIGHT_CHOICES)
     if not isinstance(weights, str) or (weights not in known and _with_group(weights) is None):
         raise ConfigError(
             f"weights = {shown(weights)} is not a weight format",
@@ -159,7 +160,7 @@ def _with_group(weights: str) -> QuantSpec | None:
 
 def float_choices() -> list[str]:
     """Kinds of floats that can be asked for."""
-    return [name for name, row in float_kinds().items() if row.choice]
+    return [name for name in float_kinds() if name in WEIGHT_CHOICES]
 
 
 def parse_spec(text: str, more: Collection[str] = ()) -> QuantSpec:

@@ -12,9 +12,8 @@ from minicpm4.engine.async_llm import AsyncLLM
 from minicpm4.engine.load import Inspection, attentions_of, inspect
 from minicpm4.engine.options import EngineOptions
 from minicpm4.engine.params import FALLBACK
-from minicpm4.engine.plan import human
 from minicpm4.errors import ConfigError, Minicpm4Error
-from minicpm4.machine import default_threads
+from minicpm4.machine import default_threads, human
 from minicpm4.progress import Progress
 
 

@@ -20,9 +20,8 @@ from urllib.parse import parse_qs
 
 from minicpm4.engine.async_llm import AsyncLLM
 from minicpm4.engine.options import EngineOptions
-from minicpm4.engine.plan import human
 from minicpm4.errors import EngineError, MemoryPlanError
-from minicpm4.machine import give_back_freed
+from minicpm4.machine import give_back_freed, human
 from minicpm4.progress import Progress
 from minicpm4.serve.errors import ApiError, api_error, busy
 from minicpm4.serve.metrics import Metrics
