@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 from commits import commit
 from moved_original import EXACT, check_moved, move, texts
+from peers.quantised import STORED, TAKEN, at_equal_size, paired
 
 from minicpm4 import LLM
 from minicpm4.cli.terminal import progress_bar
@@ -54,9 +55,7 @@ from minicpm4.quantize.rotate import Rotation
 from minicpm4.quantize.stored import prefix_ids
 from minicpm4.quantize.walk import STAGES, Walk, as_floats
 
-REFERENCE = "gptq"
 KINDS = {"english": ["english"], "python": ["python"], "both": ["english", "python"], "own": []}
-STORED, TAKEN = " stored", " stored, then taken away"
 FIRST = 8  # positions that ``activations`` tells apart
 
 
@@ -231,42 +230,6 @@ def read(
         **{**EXACT, "weights": weights, "isa": exact_isa(floats=weights == "f32")},
     ) as llm:
         return {kind: compare(original, llm, each).as_dict() for kind, each in windows.items()}
-
-
-def paired(rows: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
-    """By case and kind of text: its divergence less that of GPTQ with the same groups, or of a stored prefix
-    less that of the same without, and half the width of the 95% interval over windows."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for name, row in rows.items():
-        plain = rows.get(name.partition(STORED)[0])
-        if STORED in name and plain is not None:
-            found[name] = apart(row, plain)
-            continue
-        kind = name.partition(",")[2]
-        other = rows.get(f"{name.split()[0]} {REFERENCE}" + (f",{kind}" if kind else ""))
-        if other is None or other is row:
-            continue
-        found[name] = apart(row, other)
-    return found
-
-
-def apart(row: dict[str, Any], other: dict[str, Any]) -> dict[str, list[float]]:
-    """By kind of text: divergence less that of ``other``, and half the width of the interval."""
-    found = {}
-    for kind, one in row["texts"].items():
-        each = np.subtract(one["window_kl"], other["texts"][kind]["window_kl"])
-        found[kind] = [float(each.mean()), float(1.96 * each.std(ddof=1) / np.sqrt(len(each)))]
-    return found
-
-
-def at_equal_size(rows: dict[str, Any]) -> dict[str, dict[str, dict[str, list[float]]]]:
-    """By our own case, and by file of another tool that takes as much or up to 3% more: the divergence less
-    that file's."""
-    found: dict[str, dict[str, dict[str, list[float]]]] = {}
-    for (name, row), (other, file) in product(rows.items(), rows.items()):
-        if "tokens" in row and "tokens" not in file and 0.97 <= row["nbytes"] / file["nbytes"] <= 1.0:
-            found.setdefault(name, {})[other] = apart(row, file)
-    return found
 
 
 def line(name: str, row: dict[str, Any]) -> str:

@@ -1,11 +1,12 @@
-"""Write the tables and pictures of README.md and docs/performance.md from a result of cpu_peers.py.
+"""Write the tables and pictures of README.md and the guides from a result of cpu_peers.py or quantisation.py.
 
-    python -m benchmarks.readme_table benchmarks/results/cpu_peers_CPU_DATE.json
+    python -m benchmarks.readme_table [benchmarks/results/cpu_peers_CPU_DATE.json]
 
-A table stands between ``<!-- KIND: FILE -->`` and ``<!-- end of KIND -->``. Kinds: speed (the shape of
-MiniCPM4-0.5B), speed of PART (another part of the run), picture of PART (decoding against depth, an SVG in
-docs/images/), and goals. A test checks that every table and picture is what this makes of the file that it
-names.
+Without a file each table is made anew from the result that it names; with one, all but those of quantisation
+show that. A table stands between ``<!-- KIND: FILE -->`` and ``<!-- end of KIND -->``. Kinds: speed (the
+shape of MiniCPM4-0.5B), speed of PART (another part of the run), picture of PART (decoding against depth, an
+SVG in docs/images/), goals, and quantisation (what few bits cost a model). A test checks that every table and
+picture is what this makes of the file that it names.
 """
 
 from __future__ import annotations
@@ -17,16 +18,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers import goals
+from benchmarks.peers import goals, quantised
 from benchmarks.peers.parts import PARTS
 from benchmarks.peers.report import limits_text
 from minicpm4.plot import chart
 
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "docs" / "images"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "quantisation.md")
 BLOCK = re.compile(
-    r"<!-- (speed|(?:speed|picture) of [\w.-]+|goals): (\S+) -->\n.*?<!-- end of \1 -->", re.DOTALL
+    r"<!-- (speed|(?:speed|picture) of [\w.-]+|goals|quantisation): (\S+) -->\n.*?<!-- end of \1 -->",
+    re.DOTALL,
 )
 SHAPE = "minicpm4-0.5b-shape"  # the part shown unless another is named
 
@@ -38,6 +40,8 @@ def block(kind: str, name: str, run: dict[str, Any]) -> str:
     if kind == "goals":
         head = f"{run['machine']['cpu']}, {run['threads']} threads, {run['date'][:10]}."
         lines = [head, "", *goals.table(run)]
+    elif kind == "quantisation":
+        lines = quantised.table(run)
     elif kind.startswith("picture of "):
         part = kind.removeprefix("picture of ")
         lines = [f"![Tokens a second against depth, {PARTS[part].name}](docs/images/decode-{part}.svg)"]
@@ -116,19 +120,26 @@ def refresh(page: str, load: Load) -> str:
 
 
 def replace(page: str, name: str, run: dict[str, Any]) -> str:
-    """``page`` with each table made from ``run``, whose file is called ``name``."""
-    return BLOCK.sub(lambda found: block(found[1], name, run), page)
+    """``page`` with each table of speeds made from ``run``, whose file is called ``name``."""
+    return BLOCK.sub(
+        lambda found: found[0] if found[1] == "quantisation" else block(found[1], name, run), page
+    )
 
 
 def main() -> None:
-    if len(sys.argv) != 2:
+    if len(sys.argv) > 2:
         raise SystemExit(__doc__)
-    file = Path(sys.argv[1])
-    run = json.loads(file.read_text(encoding="utf-8"))
+
+    def load(name: str) -> dict[str, Any]:
+        return json.loads((ROOT / "benchmarks" / "results" / name).read_text(encoding="utf-8"))
+
     for page in PAGES:
         before = page.read_text(encoding="utf-8")
-        page.write_text(replace(before, file.name, run), encoding="utf-8")
-        for name, svg in pictures(before, lambda _: run).items():
+        if len(sys.argv) == 2:
+            file = Path(sys.argv[1])
+            before = replace(before, file.name, json.loads(file.read_text(encoding="utf-8")))
+        page.write_text(refresh(before, load), encoding="utf-8")
+        for name, svg in pictures(before, load).items():
             IMAGES.joinpath(name).write_text(svg, encoding="utf-8")
         print(f"{page.name}: {len(BLOCK.findall(before))} tables")
 

@@ -40,7 +40,7 @@ def test_differences_are_of_the_items_that_both_have() -> None:
     apart = [-1.0, 0.0, 0.5]
     mean = sum(apart) / 3
     spread = math.sqrt(sum((one - mean) ** 2 for one in apart) / 2 / 3)
-    assert found.mean == pytest.approx(mean) and found.half == pytest.approx(1.96 * spread)
+    assert found.mean == pytest.approx(mean) and found.half == pytest.approx(4.3027 * spread)
     assert result(items=dict.fromkeys("abc", 0.0)).score == (0.0, None)
     with pytest.raises(ConfigError, match="no item in common"):
         paired(result(), result(items={"z": 1.0}))
@@ -67,7 +67,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     flags = zip(("--markdown", "--plot", "--json"), map(str, outputs), strict=True)
     assert run([*args, *(one for pair in flags for one in pair)]) == 0
     out = capsys.readouterr().out
-    assert "62.5% ± 46.9" in out and "+25.0% ± 49.0" in out and "1, 0" in out and "2.00 GB" in out
+    assert "62.5% ± 76.2" in out and "+25.0% ± 79.6" in out and "1, 0" in out and "2.00 GB" in out
     table, svg, figures = (file.read_text() for file in outputs)
     rows = [line for line in table.splitlines() if line.startswith("|")]
     assert len(rows) == 4 and "two\\|x" in rows[3] and "+25.0%" in rows[3] and "| 1 | 10 |" in rows[3]

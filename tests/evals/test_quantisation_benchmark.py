@@ -43,7 +43,7 @@ def test_methods_are_compared_on_the_same_windows_and_done_ones_kept(run, monkey
         apart, half = first["paired"]["int4-g32 rtn"][kind]
         each = np.subtract(by["int4-g32 rtn"]["window_kl"], by["int4-g32 gptq"]["window_kl"])
         assert apart == pytest.approx(each.mean()) and len(each) == 3
-        assert half == pytest.approx(1.96 * each.std(ddof=1) / np.sqrt(3))
+        assert half == pytest.approx(4.3027 * each.std(ddof=1) / np.sqrt(3))
     assert rows["int4-g32 rtn"]["bits"] < 9 < rows["none"]["bits"]
     made = []
     monkeypatch.setattr(quantisation, "convert", lambda *given: made.append(given))

@@ -78,3 +78,28 @@ def test_pictures_show_decoding_by_depth() -> None:
     assert name == "decode-minicpm4-0.5b-shape.svg" and svg.startswith("<svg")
     assert svg.count("<polyline") == 3 and "slow" not in svg  # which was measured nowhere
     assert pictures("none", {}.__getitem__) == {}
+
+
+def test_tables_of_quantisation_are_in_order_and_stay_where_speeds_are_replaced() -> None:
+    def row(nbytes: float, *kl: float) -> dict[str, Any]:
+        text = {"nll_before": 2.0, "nll": 2.5, "kl_mean": sum(kl) / 3, "flips": 1234.4, "window_kl": [*kl]}
+        return {"nbytes": nbytes, "bits": 5.0, "texts": {"english": text, "python": text}}
+
+    rows = {
+        "llama.cpp Q4_0": row(9e6, 0.3, 0.3, 0.3),
+        "int4-g64 rtn": row(7e6, 0.3, 0.4, 0.5),
+        "int4-g32 gptq rotated": row(9e6, 0.1, 0.1, 0.1),
+        "int4-g32 gptq": row(8e6, 0.1, 0.2, 0.3),
+        "int4-g32 rtn": row(8e6, 0.2, 0.4, 0.6),
+    }
+    run = {"model": "m", "cpu": "A CPU", "date": "2026-01-02T", "windows": 3, "length": 9, "samples": 4}
+    made = block("quantisation", "q.json", run | {"rows": rows})
+    shown = [line.split(" | ") for line in made.splitlines() if line.startswith("| ")][2:]
+    names = ["g32 gptq", "g32 gptq rotated", "g32 rtn", "g64 rtn", "llama.cpp Q4_0"]
+    assert sorted(one[0].removeprefix("| ") for one in shown) == sorted(names)
+    assert [one[0] for one in shown][-2:] == ["| g64 rtn", "| llama.cpp Q4_0"]
+    (rounded,) = [one for one in shown if one[0] == "| g32 rtn"]
+    half = 4.3027 * 0.1 / 3**0.5
+    assert rounded[1:5] == ["8 MB, 5.00", "2.500, 2.500", "0.4000, 0.4000", "1,234, 1,234"]
+    assert rounded[5].startswith(f"+0.2000 ± {half:.4f}, ")
+    assert replace(made, "b.json", RUN) == made == refresh(made, {"q.json": run | {"rows": rows}}.__getitem__)
