@@ -19,7 +19,7 @@ from minicpm4.kernels.registry import host_table
 from minicpm4.model.source import OpenModel, open_model
 from minicpm4.quantize import pipeline
 from minicpm4.quantize.export import check_again, write_model
-from minicpm4.quantize.options import QuantizeOptions, parse_format
+from minicpm4.quantize.options import METHODS, QuantizeOptions, parse_format
 from minicpm4.quantize.pipeline import Rounded, quantize
 from minicpm4.quantize.rotate import orthogonal
 from tests.fixtures.random_checkpoint import make_checkpoint
@@ -175,12 +175,29 @@ def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert calls == [2, 1]
 
 
-def test_too_few_rows_are_rounded_to_nearest_and_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "rtn"])
+def test_too_few_rows_are_rounded_to_nearest_and_named(tmp_path: Path, method: str) -> None:
+    """To the bit as by rtn, norms too: AWQ's factors were folded in all the same."""
     model = open_model(make_checkpoint(tmp_path / "model", seed=5))
-    settings = QuantizeOptions(group=32, method="gptq")
     few = [text[:20] for text in texts(2)]
-    made = quantize(model.checkpoint, model.config, settings, few, host_table(), tmp_path / "work", {})
+    made, plain = (
+        quantize(
+            model.checkpoint,
+            model.config,
+            QuantizeOptions(group=32, method=one),
+            few,
+            host_table(),
+            tmp_path / one,
+            {},
+        )
+        for one in (method, "rtn")
+    )
     assert {row.how for row in made.rows} == {"too few rows: rtn"}
+    for index in range(2):
+        found, wanted = made.layer(index), plain.layer(index)
+        assert found.keys() == wanted.keys()
+        for name in wanted:
+            np.testing.assert_array_equal(unpack(found[name]), unpack(wanted[name]), err_msg=name)
 
 
 @pytest.mark.parametrize("size", [16, 48, 96, 576])

@@ -217,7 +217,7 @@ def _seen(
     hessian = Hessian(layer.floats[f"{names[0]}.weight"].shape[1], options.skip)
     reached = Reached(hessian, hold=options.smoothed and options.gptq)
     stage(reached.add)
-    if not options.smoothed or (options.gptq and reached.rows < ENOUGH_ROWS):
+    if not options.smoothed or reached.rows < ENOUGH_ROWS:  # of few rows nothing is told
         return reached.release(), 0.0
     with _named(prefix + names[0]):
         power, factors = smooth(layer, names, reached, specs, options.damping if options.gptq else None)
