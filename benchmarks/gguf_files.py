@@ -2,8 +2,9 @@
 
     .venv/bin/python benchmarks/gguf_files.py --llama-python build/llama/bin/python [--qwen FILE.gguf]
 
-Every case is a model that `minicpm4 convert --to gguf` writes. Both engines then read 20 prompts, and at
-every position their logits are compared: the divergence of their probabilities must be small, with float32
+Every case is a model that `minicpm4 convert --to gguf` writes. llama.cpp goes on with 20 prompts, to 256
+tokens each, as the first file of a vocabulary would have it; both engines then read that, and at every
+position their logits are compared: the divergence of their probabilities must be small, with float32
 weights very much so; quantised ones meet activations that llama.cpp rounds to 8 bits, bf16 ones such in bf16,
 which ours does not here. To tell that from wrong weights, blocks of every type that is written are unpacked
 by ggml, too, and must be equal to the bit, and quantised models are also written with the same values in F32.
@@ -16,10 +17,11 @@ import argparse
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,6 +49,7 @@ from minicpm4.model.source import open_model
 CHILD = Path(__file__).parent / "peers" / "llama_cpp_reads.py"
 FLOAT32, BF16, QUANTISED = 1e-8, 2e-3, 3e-2  # nats: as far as llama.cpp rounds activations
 SMOL = "smollm2-135m-instruct"
+LENGTH = 256  # tokens of a prompt with what llama.cpp says behind it
 PROMPTS = (
     "The capital of France is Paris, and the capital of Italy is Rome.",
     "Water boils at 100 degrees Celsius at sea level, which is 212 degrees Fahrenheit.",
@@ -77,6 +80,8 @@ TEXTS = (
     " leading, a   b    c \u3000wide, trailing   ",
 )
 
+Said = dict[tuple[tuple[int, ...], ...], list[list[int]]]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
@@ -99,7 +104,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=args.dir) as made:
         folder = Path(made)
         version, types = blocks(args.llama_python, folder)
-        rows = [compare(case, args.llama_python, folder) for case in cases(folder, args.qwen)]
+        said: Said = {}
+        rows = [compare(case, args.llama_python, folder, said) for case in cases(folder, args.qwen)]
     report = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),
@@ -237,19 +243,23 @@ def convert(arguments: list[str]) -> None:
     )
 
 
-def compare(case: Case, python: Path, folder: Path) -> dict[str, Any]:
-    """Convert, read with both, compare."""
+def compare(case: Case, python: Path, folder: Path, said: Said) -> dict[str, Any]:
+    """Convert, read with both, compare. ``said``: what llama.cpp made of the prompts, by their tokens; filled
+    in where it has not been asked."""
     file = folder / "case.gguf"
     file.unlink(missing_ok=True)
     convert([case.source, str(file), "--to", "gguf", *case.options])
-    with LLM(str(file), context=256, kv="float32") as llm:
+    with LLM(str(file), context=LENGTH, kv="float32") as llm:
         texts = [llm.tokenizer.encode(text) for text in TEXTS]
-        ids = [llm.tokenizer.encode(text) for text in PROMPTS]
-        ours = [llm.logits(one) for one in ids]
-    request = {"gguf": str(file), "texts": TEXTS, "ids": ids}
-    _, theirs = ask(python, folder, request)
-    split = [TEXTS[i] for i, own in enumerate(texts) if theirs[f"text{i}"].tolist() != own]
-    row = {"case": case.name, "texts split otherwise": split, **differences(ours, theirs)}
+        prompts = tuple(tuple(llm.tokenizer.encode(text)) for text in PROMPTS)
+        if prompts not in said:
+            _, found = ask(python, folder, {"gguf": str(file), "texts": [], "ids": prompts, "length": LENGTH})
+            said[prompts] = [found[f"ids{i}"].tolist() for i in range(len(prompts))]
+        ids = said[prompts]
+        _, theirs = ask(python, folder, {"gguf": str(file), "texts": TEXTS, "ids": ids})
+        split = [TEXTS[i] for i, own in enumerate(texts) if theirs[f"text{i}"].tolist() != own]
+        pairs = ((llm.logits(one), theirs[f"logits{i}"]) for i, one in enumerate(ids))
+        row = {"case": case.name, "texts split otherwise": split, **differences(pairs)}
     row["failed"] = bool(split) or is_apart(row, case.bound)
     print(json.dumps(row, indent=1, ensure_ascii=False), flush=True)
     return row
@@ -260,18 +270,19 @@ def is_apart(row: dict[str, Any], bound: float) -> bool:
     return not row["KL divergence"] <= bound
 
 
-def differences(ours: list[np.ndarray], theirs: dict[str, np.ndarray]) -> dict[str, Any]:
-    pairs = [(one, theirs[f"logits{i}"]) for i, one in enumerate(ours)]
-    largest = max(float(np.abs(a - b).max()) for a, b in pairs)
-    spread = float(np.mean([one.std() for one in ours]))
+def differences(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
+    """How far the logits of two engines are apart, of each prompt (positions, vocabulary)."""
     flips, positions, first = 0, 0, None
-    divergence, squares = [], 0.0
+    divergence, squares, apart, spread, margins = [], 0.0, [], [], [0.0]
     for prompt, (a, b) in enumerate(pairs):
+        apart.append(float(np.abs(a - b).max()))
+        spread.append(float(a.std()))
         top = np.sort(np.partition(a, -2, axis=1)[:, -2:], axis=1)
         margin = top[:, 1] - top[:, 0]
         other = a.argmax(axis=1) != b.argmax(axis=1)
         positions += len(a)
         flips += int(other.sum())
+        margins += margin[other].tolist()
         divergence.append(kullback_leibler(log_probabilities(a), log_probabilities(b)))
         squares += float(np.square(a - b, dtype=np.float64).mean(axis=1).sum())
         if first is None and other.any():
@@ -279,11 +290,12 @@ def differences(ours: list[np.ndarray], theirs: dict[str, np.ndarray]) -> dict[s
             first = {"prompt": prompt, "position": at, "margin": round(float(margin[at]), 4)}
     return {
         "positions": positions,
-        "largest difference": round(largest, 5),
+        "largest difference": round(float(np.max(apart)), 5),
         "root of mean squares": float(f"{np.sqrt(squares / positions):.3g}"),
-        "spread of logits": round(spread, 2),
+        "spread of logits": round(float(np.mean(spread)), 2),
         "KL divergence": float(f"{np.concatenate(divergence).mean():.3g}"),
         "best token another": flips,
+        "largest margin of these": round(max(margins), 4),
         "first divergence": first,
     }
 
@@ -305,12 +317,13 @@ def blocks(python: Path, folder: Path) -> tuple[str, dict[str, bool]]:
 
 
 def ask(python: Path, folder: Path, request: dict[str, Any]) -> tuple[str, dict[str, np.ndarray]]:
-    """The version of llama.cpp's package, and what it answers."""
-    said, out = folder / "request.json", folder / "answer.npz"
+    """The version of llama.cpp's package, and what it answers, which is read from disk when it is used."""
+    said, out = folder / "request.json", folder / "answer"
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
     said.write_text(json.dumps(request | {"out": str(out)}))
     ran = subprocess.run([python, CHILD, said], check=True, stdout=subprocess.PIPE, text=True, env=os.environ)
-    with np.load(out) as found:
-        return ran.stdout.split()[-1], dict(found)
+    return ran.stdout.split()[-1], {file.stem: np.load(file, mmap_mode="r") for file in out.iterdir()}
 
 
 def parse() -> argparse.Namespace:
