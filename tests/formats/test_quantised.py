@@ -20,7 +20,7 @@ from minicpm4.formats.words import AWQ_ORDER, pack_words, unpack_words
 
 NAME = "model.layers.0.mlp.down_proj.weight"
 STEM = NAME.removesuffix("weight")
-GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "sym": True}
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "sym": False}
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": True}
 CT = {
     "quant_method": "compressed-tensors",

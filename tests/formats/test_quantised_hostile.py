@@ -10,7 +10,20 @@ import pytest
 
 from minicpm4.errors import CheckpointError
 from minicpm4.formats.packing import unpack
-from tests.formats.test_quantised import AWQ, CT, GPTQ, NAME, STEM, drawn, equal, opened, parts, put_bits
+from tests.formats.test_quantised import (
+    AWQ,
+    AWQ_ORDER,
+    CT,
+    GPTQ,
+    NAME,
+    STEM,
+    drawn,
+    equal,
+    opened,
+    parts,
+    put_bits,
+    put_zeros,
+)
 
 
 def scheme(**weights: Any) -> dict[str, Any]:
@@ -39,6 +52,19 @@ def packed(**changed: Any) -> dict[str, np.ndarray]:
         ({**CT, "transform_config": {"config_groups": {"R4": {"type": "hadamard"}}}}, "transform_config"),
         (scheme(symmetric=False), "weight_zero_point"),
         (scheme(actorder="group"), "weight_g_idx"),
+        ({**GPTQ, "bits": 8}, "48 columns are not whole groups of 32, in gptq of 8 bits"),
+        ({**GPTQ, "pack_dtype": "int16"}, "pack_dtype int16"),
+        (scheme(num_bits=8), r"weight_shape \[16, 96\] with num_bits 8 does not fit"),
+        (scheme(strategy="group", group_size=64), "4 bits in groups of 32, but .* num_bits 4, group_size 64"),
+        (scheme(group_size=96), "in groups of 32, but .* num_bits 4, group_size 96"),
+        (scheme(strategy="channel", group_size=None), "in groups of 32, but .* num_bits 4, strategy channel"),
+        (scheme(group_size=-1), "in groups of 32, but .* num_bits 4, strategy channel"),
+        (scheme(strategy="channel", group_size=32), "strategy channel and group_size 32 contradict"),
+        (scheme(group_size="x"), "group_size 'x'"),
+        (
+            {**CT, "config_groups": {"a": {"weights": {"num_bits": 4}, "format": "int-quantized"}}},
+            "format int",
+        ),
         ("gptq", "unknown"),
         ([1], "unknown"),
     ],
@@ -48,6 +74,70 @@ def test_what_the_configuration_says_is_not_passed_over(tmp_path: Path, config: 
     method = config.get("quant_method") if isinstance(config, dict) else None
     with pytest.raises(CheckpointError, match=said):
         opened(tmp_path, config, packed() if method == "compressed-tensors" else parts())
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({**GPTQ, "sym": True, "checkpoint_format": "gptq"}, "sym: true and checkpoint_format: gptq"),
+        ({**GPTQ, "sym": True, "checkpoint_format": "gptq_v2"}, "sym: true and checkpoint_format: gptq_v2"),
+        ({**AWQ, "zero_point": False}, "zero_point: false"),
+        (scheme(symmetric=True), "symmetric: true"),
+    ],
+)
+@pytest.mark.parametrize("scattered", [False, True])
+def test_zero_points_of_what_is_said_to_be_symmetric(
+    tmp_path: Path, config: dict[str, Any], said: str, scattered: bool
+) -> None:
+    """They are refused; those at the middle are read, as old files have them."""
+    method, version = config["quant_method"], config.get("checkpoint_format")
+    order = np.random.default_rng(1).permutation(96) // 32
+
+    def made(zeros: np.ndarray) -> dict[str, np.ndarray]:
+        if method == "compressed-tensors":
+            more = {"weight_g_idx": order.astype(np.int32)} if scattered else {}
+            return packed(weight_zero_point=put_bits(zeros, 4, 0), **more)
+        if method == "awq":
+            codes, _, scales, _ = drawn(6)
+            words = [put_bits(one.T, 4, 1, AWQ_ORDER) for one in (codes, zeros)]
+            return {"qweight": words[0], "qzeros": words[1], "scales": scales.T}
+        more = {"g_idx": order.astype(np.int32)} if scattered else {}
+        return parts(qzeros=put_zeros(zeros, 4, version), **more)
+
+    middle = np.full((16, 3), 8)
+    opened(tmp_path, config, made(middle))
+    with pytest.raises(CheckpointError, match="other zero points than 8, such as 7") as error:
+        opened(tmp_path, config, made(np.where(np.arange(3) == 1, 7, middle)))
+    assert NAME in str(error.value) and said in str(error.value) and "config.json" in str(error.value)
+    open_kept = {**config, "dynamic": {"+:.*down.*": {"sym": False}}}
+    if method == "gptq":  # its pattern says otherwise of some
+        opened(tmp_path, open_kept, made(np.where(np.arange(3) == 1, 7, middle)))
+
+
+def test_each_scheme_is_that_of_the_matrices_that_it_names(tmp_path: Path) -> None:
+    """Of one that none names any may be its own."""
+    own = {"targets": [STEM[:-1]], "weights": {"num_bits": 4, "strategy": "group", "group_size": 64}}
+    other = {"targets": ["Linear"], "weights": {"num_bits": 4, "strategy": "group", "group_size": 32}}
+    eight = {"targets": ["re:.*q_proj"], "weights": {"num_bits": 8, "strategy": "channel", "symmetric": True}}
+    said = {**CT, "config_groups": {"a": eight, "b": other}}
+    assert str(opened(tmp_path, said, packed()).spec) == "int4-g32"
+    with pytest.raises(CheckpointError, match="num_bits 4, group_size 64"):
+        opened(tmp_path, {**CT, "config_groups": {"a": own, "b": other}}, packed())
+    with pytest.raises(CheckpointError, match="num_bits 8, strategy channel or num_bits 4, group_size 64"):
+        opened(tmp_path, {**CT, "config_groups": {"a": eight, "b": {**own, "targets": ["Linear"]}}}, packed())
+
+
+@pytest.mark.parametrize(
+    "said", [{"strategy": "channel"}, {"strategy": "group", "group_size": 128}, {"group_size": -1}]
+)
+def test_one_scale_for_a_row(tmp_path: Path, said: dict[str, Any]) -> None:
+    """As llm-compressor writes W8A16; and of a group that is larger than a row."""
+    codes, _, scales, _ = drawn(7, 8, group=96)
+    tensors = {"weight_packed": put_bits(codes, 8, 1), "weight_scale": scales}
+    tensors["weight_shape"] = np.array([16, 96], np.int64)
+    found = opened(tmp_path, scheme(num_bits=8, symmetric=True, **said), tensors)
+    assert str(found.spec) == "int8-g96"
+    equal(found, (codes - 128) * scales.astype(np.float64))
 
 
 def test_newer_names_of_the_version_are_read(tmp_path: Path) -> None:

@@ -106,6 +106,7 @@ def test_single_matrices_have_their_own_format(tmp_path: Path) -> None:
         ({**MLX, MODULE: {"group_size": 32, "bits": 6}}, rf"6 bits cannot be read \({MODULE}"),
         ({**MLX, MODULE: {"group_size": 32, "bits": 4, "mode": "nvfp4"}}, "nvfp4"),
         ({**MLX, "odd": 3}, "odd = 3"),
+        ({**MLX, MODULE: False}, rf"{NAME} has scales, but config.json says that it is not quantised"),
         ({**MLX, "group_size": 64}, rf"{NAME}: 96 columns are not whole groups of 64"),
         ([4], "None bits"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from minicpm4.cli import run
 from minicpm4.errors import ConfigError
 from minicpm4.files import writing
 from minicpm4.formats.packing import pack_from_float
@@ -72,6 +74,21 @@ def test_a_changed_checkpoint_replaces_its_file(folder: Path, place: Path) -> No
     assert "kept for the next start" in fresh.notes
     assert_same(fresh, load(folder))
     only(place)
+
+
+def test_what_config_json_says_of_quantised_weights_is_part_of_them(place: Path, tmp_path: Path) -> None:
+    """The same tensors are other weights in another version of GPTQ's layout."""
+    source = make_checkpoint(tmp_path / "source", hidden_size=64, intermediate_size=128)
+    assert run(["convert", str(source), str(tmp_path / "small"), "--method", "rtn", "--to", "gptq"]) == 0
+    file = tmp_path / "small" / "config.json"
+    said = json.loads(file.read_text())
+    said["quantization_config"]["sym"] = False
+    file.write_text(json.dumps(said))
+    load(tmp_path / "small", "int8")
+    assert "kept ones" in load(tmp_path / "small", "int8").notes
+    said["quantization_config"]["checkpoint_format"] = "gptq_v2"
+    file.write_text(json.dumps(said))
+    assert "kept weights ignored" in load(tmp_path / "small", "int8").notes
 
 
 def test_a_file_touched_alone_is_another(folder: Path) -> None:

@@ -36,7 +36,8 @@ class Checkpoint(Protocol):
 
     Tensors go by their Hugging Face names (``model.layers.0.self_attn.q_proj.weight``) in the
     Hugging Face layout (rotary halves split, not interleaved), whatever the file calls them.
-    ``files`` are those that hold tensors; there are none where weights are made, not read.
+    ``files`` are those that say what its weights are: which hold tensors, and of weights that another tool
+    quantised config.json; there are none where weights are made, not read.
     """
 
     path: Path

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from minicpm4.errors import CheckpointError
-from minicpm4.formats.quantised_matrix import REMEDY, Layout, QuantisedMatrix
+from minicpm4.formats.quantised_matrix import OWN_CONFIG, REMEDY, Layout, QuantisedMatrix, Scheme
 from minicpm4.formats.quantised_methods import Awq, Compressed, Gptq, Marlin, Mlx
 
 __all__ = ["Layout", "QuantisedMatrix", "layout_of", "mlx_layout"]
@@ -35,6 +35,15 @@ def _gptq(config: Config) -> Layout:
     if version not in ("gptq", "gptq_v2") or config.get("is_marlin_format"):
         version = version if version not in ("gptq", "gptq_v2") else "marlin"
         raise CheckpointError(f"GPTQ weights in format {version:.40} cannot be read", REMEDY)
+    words = str(config.get("pack_dtype") or "int32").removeprefix("torch.")
+    if words != "int32":
+        raise CheckpointError(f"GPTQ weights in words of pack_dtype {words:.40} cannot be read", REMEDY)
+    # GPTQModel's ``dynamic`` may say otherwise of single matrices, by patterns.
+    rules = config.get("dynamic")
+    rules = rules.values() if isinstance(rules, Mapping) else ()
+    symmetric = config.get("sym") is True and not any(
+        isinstance(one, Mapping) and "sym" in one for one in rules
+    )
     return Layout(
         method="gptq",
         form=Gptq,
@@ -44,6 +53,7 @@ def _gptq(config: Config) -> Layout:
         others=frozenset(("qzeros", "scales", "g_idx")),
         zero_first=1 if version == "gptq" else 0,
         needed=frozenset(("g_idx",) if config.get("desc_act") else ()),
+        symmetric=f"sym: true and checkpoint_format: {version}" if symmetric else "",
     )
 
 
@@ -95,6 +105,7 @@ def _awq(config: Config) -> Layout:
         group=_group(config.get("group_size", config.get("q_group_size"))),
         mark="qweight",
         others=frozenset(("qzeros", "scales")),
+        symmetric="zero_point: false" if config.get("zero_point") is False else "",
     )
 
 
@@ -114,9 +125,12 @@ def _compressed(config: Config) -> Layout:
     for name in ("input_activations", "output_activations"):
         if any(one.get(name) for one in schemes):
             raise CheckpointError(f"compressed-tensors whose {name} are rounded cannot be read yet", REMEDY)
-    for one in weights:
-        _strategy(one)
-    bits = {_bits(one.get("num_bits")) for one in weights}
+    for one in schemes:
+        own = one.get("format")
+        if own not in (None, kind):
+            raise CheckpointError(f"compressed-tensors in format {own!s:.40} cannot be read yet", REMEDY)
+    said = tuple(_scheme(one) for one in schemes)
+    bits = {one.bits for one in said}
     if any(one.get("type", "int") != "int" for one in weights):
         raise CheckpointError("compressed-tensors whose weights are no integers cannot be read yet", REMEDY)
     if config.get("transform_config"):
@@ -124,16 +138,13 @@ def _compressed(config: Config) -> Layout:
             "compressed-tensors with transform_config (states are turned at run time) cannot be read yet",
             REMEDY,
         )
-    # Of several schemes a matrix does not say which is its own: what counts for all is asked of each.
-    needed = {"weight_zero_point": all(one.get("symmetric") is False for one in weights)}
-    needed["weight_g_idx"] = all(one.get("actorder") in (True, "group") for one in weights)
     return Layout(
         method="compressed-tensors",
         form=Compressed,
         bits=bits.pop() if len(bits) == 1 else 0,
         mark="weight_packed",
         others=frozenset(("weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx")),
-        needed=frozenset(last for last, one in needed.items() if one),
+        schemes=said,
     )
 
 
@@ -148,13 +159,16 @@ def mlx_layout(config: Config) -> Layout:
     """The layout that ``quantization`` describes, MLX's field of config.json: bits and group size of all
     matrices, and by their names of those that have others (``false``: floats). Raises CheckpointError."""
     own: dict[str, tuple[int, int]] = {}
+    floats: set[str] = set()
     usual = _mlx_format(config, "quantization")
     for name, value in config.items():
         if name in ("bits", "group_size", "mode"):
             continue
-        if isinstance(value, Mapping):
+        if value is False:
+            floats.add(name)
+        elif isinstance(value, Mapping):
             own[name] = _mlx_format({**value, "mode": value.get("mode", "affine")}, name)
-        elif not isinstance(value, bool):
+        elif value is not True:
             raise CheckpointError(f"MLX weights whose quantization has {name:.80} = {value!r:.40}", REMEDY)
     return Layout(
         method="mlx",
@@ -162,6 +176,7 @@ def mlx_layout(config: Config) -> Layout:
         bits=usual[0],
         group=usual[1],
         own=own,
+        floats=frozenset(floats),
         mark="scales",
         others=frozenset(("weight", "biases")),
     )
@@ -186,12 +201,32 @@ def _version(config: Config, usual: str, *names: str) -> str:
     return str(next((one for name in names if (one := config.get(name)) is not None), usual)).lower()
 
 
-def _strategy(weights: Config) -> None:
-    strategy = weights.get("strategy", "group")
+def _scheme(one: Config) -> Scheme:
+    """What an entry of ``config_groups`` says of the weights of its matrices."""
+    weights, targets = one["weights"], one.get("targets")
+    strategy, size = weights.get("strategy", "group"), weights.get("group_size")
     if strategy not in ("group", "channel"):
         raise CheckpointError(
             f"compressed-tensors with scales by {strategy!s:.40} cannot be read yet", REMEDY
         )
+    group = None if size is None else _group(size)
+    if strategy == "channel":
+        if group:
+            raise CheckpointError(
+                f"compressed-tensors with strategy channel and group_size {group} contradict one another",
+                OWN_CONFIG,
+            )
+        group = 0
+    symmetric = weights.get("symmetric")
+    return Scheme(
+        bits=_bits(weights.get("num_bits")),
+        group=group,
+        symmetric=symmetric if isinstance(symmetric, bool) else None,
+        scattered=weights.get("actorder") in (True, "group"),
+        names=frozenset(name for name in targets if isinstance(name, str))
+        if isinstance(targets, list)
+        else frozenset(),
+    )
 
 
 def _bits(found: Any) -> int:

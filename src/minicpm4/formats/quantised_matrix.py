@@ -16,15 +16,41 @@ from minicpm4.formats.packing import SLICE
 from minicpm4.formats.quant import PackedTensor, QuantSpec
 from minicpm4.formats.rounding import in_half
 
-__all__ = ["FLOATS", "REMEDY", "Layout", "Parts", "QuantisedMatrix"]
+__all__ = ["FLOATS", "OWN_CONFIG", "REMEDY", "Layout", "Parts", "QuantisedMatrix", "Scheme"]
 
 Parts = Mapping[str, Any]
 """The tensors of a matrix by their last names, each a ``StoredTensor``."""
 REMEDY = "use the original checkpoint, or a GGUF file of the model"
+OWN_CONFIG = "use the config.json that was written with these weights"
 _KINDS = {2: "int4", 4: "int4", 8: "int8"}
 FLOATS = ("F16", "BF16", "F32")
 _WORDS = ("I32", "U32")
 _STEP = 64  # rows read at a time are a multiple of this: whole words and blocks of every method
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scheme:
+    """What compressed-tensors says of some matrices, beside their tensors: ``bits``; ``group``: weights that
+    share a scale (0: a row of them; None: not said); whether zero points are all at the middle (None: not
+    said); whether groups are not neighbours. ``names``: those that are named, by name without ".weight"."""
+
+    bits: int
+    group: int | None
+    symmetric: bool | None
+    scattered: bool
+    names: frozenset[str]
+
+    def __str__(self) -> str:
+        group = {None: "", 0: ", strategy channel"}.get(self.group, f", group_size {self.group}")
+        return f"num_bits {self.bits}{group}"
+
+    def fits(self, bits: int, columns: int, groups: int) -> bool:
+        """Whether a matrix of so many columns may have codes and scales of so many bits and groups."""
+        if bits != self.bits:
+            return False
+        if self.group is None:
+            return True
+        return groups * min(self.group, columns) == columns if self.group else groups == 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +61,8 @@ class Layout:
 
     ``bits`` of a code (0: each matrix its own, which its shape tells), ``group`` the group size (0: a row is
     one, or the shape of the scales tells); ``own``: both of single matrices, by name without ".weight".
+    ``floats``: those that are said to be none. ``symmetric``: the words that promise zeros at the middle;
+    empty: nothing does. ``schemes``: what is said of single matrices where their tensors say it, too.
     ``zero_first`` is what stored zeros lack. ``heads``: how many queries and keys have, where their matrices
     are one."""
 
@@ -46,6 +74,9 @@ class Layout:
     bits: int = 0
     group: int = 0
     own: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    floats: frozenset[str] = frozenset()
+    symmetric: str = ""
+    schemes: tuple[Scheme, ...] = ()
     zero_first: int = 0
     heads: tuple[int, int] = (1, 1)
 
@@ -69,7 +100,11 @@ class QuantisedMatrix:
 
     def __init__(self, layout: Layout, name: str, parts: Parts) -> None:
         self.layout, self.name, self._parts = layout, name, parts
-        self.bits, group = layout.own.get(name.removesuffix(".weight"), (layout.bits, layout.group))
+        if self.module in layout.floats:
+            raise CheckpointError(
+                f"{name} has {layout.mark}, but config.json says that it is not quantised", OWN_CONFIG
+            )
+        self.bits, group = layout.own.get(self.module, (layout.bits, layout.group))
         self.shape: tuple[int, int] = (0, 0)
         found = self._measure(self._part(self.packed, 2, _WORDS).shape)
         self.codes_spec = self._spec(group or found)
@@ -82,6 +117,11 @@ class QuantisedMatrix:
     def read(cls, layout: Layout, name: str, parts: Parts) -> dict[str, QuantisedMatrix]:
         """See ``Layout.matrices``."""
         return {name: cls(layout, name, parts)}
+
+    @property
+    def module(self) -> str:
+        """What configurations call it."""
+        return self.name.removesuffix(".weight")
 
     @property
     def entry_type(self) -> str:
@@ -129,7 +169,7 @@ class QuantisedMatrix:
     def _loaded_floats(self, groups: NDArray[np.intp]) -> PackedTensor:
         """Its weights in float32, where column i is of group ``groups[i]``."""
         scales = self._scales()
-        zeros = self._zeros()
+        zeros = self._checked_zeros()
         codes = np.empty(self.shape, np.float32)
         for part in self._slices():
             found = self._codes(part).astype(np.int16)
@@ -159,12 +199,32 @@ class QuantisedMatrix:
         """Codes that stand for 0; None: none are stored."""
         return None
 
+    def _symmetric(self) -> str:
+        """The words of the configuration that promise zeros at the middle; empty: nothing does."""
+        return self.layout.symmetric
+
+    def _needed(self) -> frozenset[str]:
+        """Tensors that the configuration asks for."""
+        return self.layout.needed
+
+    def _checked_zeros(self) -> NDArray[np.int32] | None:
+        """``_zeros``. Raises CheckpointError where they are not what the configuration promises."""
+        zeros, said = self._zeros(), self._symmetric()
+        if zeros is None or not said or (zeros == self.middle).all():
+            return zeros
+        odd = int(zeros[zeros != self.middle][0])
+        raise CheckpointError(
+            f"{self.name} has other zero points than {self.middle}, such as {odd}, which its "
+            f"quantization_config rules out ({said})",
+            f"{OWN_CONFIG}, or the original checkpoint",
+        )
+
     def _scales(self) -> NDArray[np.float32]:
         return self._floats(self.scale)
 
     def _offsets(self, scales: NDArray[np.float32], lower: int) -> NDArray[np.float32] | None:
         """What is added to scale * (code - lower); None: zeros are all at the middle."""
-        zeros = self._zeros()
+        zeros = self._checked_zeros()
         if zeros is None or (zeros == self.middle).all():
             return None
         return -(zeros - lower).astype(np.float32) * scales
@@ -182,7 +242,9 @@ class QuantisedMatrix:
             raise CheckpointError(f"{self.name}: {error.condition}", REMEDY) from error
         if not spec.fits(self.shape[1]):
             raise CheckpointError(
-                f"{self.name}: {self.shape[1]} columns are not whole groups of {group}", REMEDY
+                f"{self.name}: {self.shape[1]} columns are not whole groups of {group}, in "
+                f"{self.layout.method} of {self.bits} bits",
+                f"{OWN_CONFIG}, or the original checkpoint",
             )
         return spec
 
@@ -213,14 +275,18 @@ class QuantisedMatrix:
 
     def _check(self) -> None:
         """Raise CheckpointError unless scales and zeros have the shapes that codes ask for."""
-        (_, columns), layout = self.shape, self.layout
+        columns = self.shape[1]
         groups = columns // self.codes_spec.group_size
         for last, shape in self._wanted(groups).items():
             floats = "scale" in last or last == "biases"
             part = self._part(last, 2, FLOATS if floats else _WORDS)
             if part.shape != shape:
-                raise CheckpointError(f"{self.name}: {last} has shape {part.shape}, expected {shape}")
-        for last in sorted(layout.needed):
+                raise CheckpointError(
+                    f"{self.name}: {last} has shape {part.shape}, expected {shape} for "
+                    f"{self.layout.method} of {self.bits} bits in groups of {self.codes_spec.group_size}",
+                    f"{OWN_CONFIG}, or download it anew",
+                )
+        for last in sorted(self._needed()):
             if last not in self._parts and (last != "g_idx" or groups > 1):
                 raise CheckpointError(
                     f"{self.name} has no {last}, which its quantization_config asks for", "download it anew"

@@ -27,7 +27,15 @@ from numpy.typing import NDArray
 
 from minicpm4.errors import CheckpointError
 from minicpm4.formats.marlin import MARLIN_COLUMNS, MARLIN_ROWS, scales_in_order, unpack_tiles
-from minicpm4.formats.quantised_matrix import FLOATS, REMEDY, Layout, Parts, QuantisedMatrix
+from minicpm4.formats.quantised_matrix import (
+    FLOATS,
+    OWN_CONFIG,
+    REMEDY,
+    Layout,
+    Parts,
+    QuantisedMatrix,
+    Scheme,
+)
 from minicpm4.formats.words import awq_columns, moved_words, unpack_words
 
 __all__ = ["FUSED", "Awq", "Compressed", "Gptq", "Marlin", "Mlx"]
@@ -130,7 +138,32 @@ class Compressed(QuantisedMatrix):
     def _measure(self, packed: tuple[int, int]) -> int:
         self.bits, width = self._said(*packed)
         self.shape = (packed[0], width)
-        return width // max(1, self._part("weight_scale", 2, FLOATS).shape[1])
+        groups = max(1, self._part("weight_scale", 2, FLOATS).shape[1])
+        self._schemes = self._fitting(groups)
+        return width // groups
+
+    def _fitting(self, groups: int) -> list[Scheme]:
+        """The schemes that may be this matrix's: those that name it, or all, if their bits and scales are
+        what its tensors have. Raises CheckpointError where none is."""
+        schemes = [one for one in self.layout.schemes if self.module in one.names] or self.layout.schemes
+        found = [one for one in schemes if one.fits(self.bits, self.shape[1], groups)]
+        if not found:
+            size = f"in groups of {self.shape[1] // groups}" if groups > 1 else "with a scale for each row"
+            raise CheckpointError(
+                f"{self.name} has {self.bits} bits {size}, but its quantization_config says "
+                + " or ".join(map(str, schemes)),
+                f"{OWN_CONFIG}, or download it anew",
+            )
+        return found
+
+    def _symmetric(self) -> str:
+        return "symmetric: true" if all(one.symmetric for one in self._schemes) else ""
+
+    def _needed(self) -> frozenset[str]:
+        # Of several schemes a matrix does not say which is its own: what counts for all is asked of it.
+        needed = {"weight_zero_point": all(one.symmetric is False for one in self._schemes)}
+        needed["weight_g_idx"] = all(one.scattered for one in self._schemes)
+        return frozenset(last for last, one in needed.items() if one)
 
     def _said(self, rows: int, words: int) -> tuple[int, int]:
         """Bits and columns by ``weight_shape``: the last word of a row may not be full."""
@@ -140,7 +173,11 @@ class Compressed(QuantisedMatrix):
                 if -(-int(shape[1]) * bits // 32) == words:
                     return bits, int(shape[1])
         said = shape[:4].tolist()
-        raise CheckpointError(f"{self.name}: weight_shape {said} does not fit its weight_packed")
+        asked = f" with num_bits {self.bits}" if self.bits else ""
+        raise CheckpointError(
+            f"{self.name}: weight_shape {said}{asked} does not fit its weight_packed of shape {rows, words}",
+            f"{OWN_CONFIG}, or download it anew",
+        )
 
     def _wanted(self, groups: int) -> dict[str, tuple[int, int]]:
         rows = self.shape[0]

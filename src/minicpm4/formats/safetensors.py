@@ -85,6 +85,8 @@ class SafetensorsCheckpoint:
         for file, names in shards.items():
             self._add(file, names)
         layout = _layout(path, self._config, self._stored)
+        if layout is not None:  # the same tensors are other weights by another configuration
+            self.files += (path / "config.json",)
         self._quantised = {} if layout is None else self._collect(layout)
         self.tensors = {
             name: _info(name, stored)
