@@ -175,6 +175,38 @@ def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert calls == [2, 1]
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"overrides": {"down_proj": "bf16"}},
+        {"overrides": {"v_proj|up_proj": "bf16", "gate_proj": "float"}, "stored_prefix": (5, 9)},
+        {"overrides": {"layers.1": "f32", "o_proj": "bf16"}, "rotate": True},
+    ],
+)
+def test_what_a_killed_run_ends_as_is_what_one_run_makes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, more: dict[str, Any]
+) -> None:
+    """To the byte, reports and their order, too: texts went on through floats that were not rounded yet."""
+    model = open_model(make_checkpoint(tmp_path / "model", seed=4, num_hidden_layers=3))
+    whole = rounded(model, tmp_path / "whole", method=method, **more)
+    real = pipeline._write
+    for _ in range(2):
+
+        def one_more(*given: Any) -> None:
+            real(*given)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as context:
+            context.setattr(pipeline, "_write", one_more)
+            with pytest.raises(KeyboardInterrupt):
+                rounded(model, tmp_path / "part", method=method, **more)
+    made = rounded(model, tmp_path / "part", method=method, **more)
+    assert made.rows == whole.rows
+    for file in (tmp_path / "whole").iterdir():
+        assert (tmp_path / "part" / file.name).read_bytes() == file.read_bytes(), file.name
+
+
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "rtn"])
 def test_too_few_rows_are_rounded_to_nearest_and_named(tmp_path: Path, method: str) -> None:
     """To the bit as by rtn, norms too: AWQ's factors were folded in all the same."""

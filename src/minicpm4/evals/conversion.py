@@ -377,4 +377,4 @@ def _key(
     files = [file_identity(file) for file in opened.checkpoint.files]
     # Beside the weights: config.json may have been changed, and the order of overrides counts.
     said = hashlib.sha256(repr((opened.config, list(options.overrides.items()))).encode()).hexdigest()
-    return {"conversion": 4, "files": files, "config": said, "options": settings, "texts": digest}
+    return {"conversion": 5, "files": files, "config": said, "options": settings, "texts": digest}

@@ -49,7 +49,7 @@ from minicpm4.quantize.layer import (
 from minicpm4.quantize.options import QuantizeOptions
 from minicpm4.quantize.parts import ENDS, stem_of
 from minicpm4.quantize.rotate import Rotation
-from minicpm4.quantize.smooth import Reached, smooth
+from minicpm4.quantize.smooth import BEFORE, Reached, smooth
 from minicpm4.quantize.stored import is_stored, original_prefix, stored_of, stored_tensors
 from minicpm4.quantize.walk import STAGES, See, Walk, as_floats
 from minicpm4.quantize.work import remove_work
@@ -185,18 +185,23 @@ def _round(
     prefix = f"model.layers.{index}."
     if walk is None:
         return _to_nearest(layer, prefix, wanted)
-    # To floats there is one way to round, which comes last: after all that is folded in.
+    # To floats there is one way to round. It comes after all that is folded in, and before texts go on: a run
+    # that finds the layer done takes them through what was written.
     floats = {name: spec for name, spec in wanted.items() if not spec.row.group}
     wanted = {name: spec for name, spec in wanted.items() if name not in floats}
     rows = []
     for names, stage in zip(STAGES, walk.stages(index, layer.weights), strict=True):
         hessian, power = _seen(stage, layer, names, wanted, options, prefix)
-        if power and names == STAGES[1]:
-            walk.attend_again()
         for name in names:
             if name in wanted:
                 rows.append(_one(layer, prefix, name, wanted[name], hessian, options, power))
-    return rows + _to_nearest(layer, prefix, floats)
+        before = BEFORE.get(names[0])
+        settled = {name for name in names if name not in BEFORE.values()} | {before}
+        rows += _to_nearest(layer, prefix, {name: spec for name, spec in floats.items() if name in settled})
+        if names == STAGES[1] and (power or before in floats):
+            walk.attend_again()
+    order = {prefix + name: place for place, name in enumerate(specs)}
+    return sorted(rows, key=lambda row: order[row.name])
 
 
 def _to_nearest(layer: Layer, prefix: str, specs: Mapping[str, QuantSpec]) -> list[LayerReport]:

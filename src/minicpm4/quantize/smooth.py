@@ -26,6 +26,7 @@ from minicpm4.quantize.layer import Layer
 from minicpm4.quantize.walk import STAGES
 
 __all__ = [
+    "BEFORE",
     "GPTQ_POWERS",
     "GPTQ_ROWS",
     "HELD",
@@ -136,7 +137,7 @@ def may_change(rounded: Collection[str]) -> set[str]:
     found = set[str]()
     for names in STAGES:
         if any(name in rounded for name in names):
-            found |= {*names, *([_BEFORE[names[0]]] if names[0] in _BEFORE else [])}
+            found |= {*names, *([BEFORE[names[0]]] if names[0] in BEFORE else [])}
     return found
 
 
@@ -181,7 +182,8 @@ def fold(layer: Layer, names: Sequence[str], factors: Floats, share: int) -> Non
 
 
 _VALUES = "self_attn.v_proj"
-_BEFORE = {"self_attn.o_proj": _VALUES, "mlp.down_proj": "mlp.up_proj"}
+BEFORE = {"self_attn.o_proj": _VALUES, "mlp.down_proj": "mlp.up_proj"}
+"""By the first matrix of a stage the one whose rows its factors are folded into."""
 _NORMS = {
     "self_attn.q_proj": "input_layernorm.weight",
     "mlp.gate_proj": "post_attention_layernorm.weight",
@@ -191,7 +193,7 @@ _NORMS = {
 def _rows_before(layer: Layer, names: Sequence[str], factors: Floats, share: int) -> tuple[str, Floats]:
     """The matrix that makes the columns of ``names``, and the factors by its rows."""
     if names[0] != "self_attn.o_proj":
-        return _BEFORE[names[0]], factors
+        return BEFORE[names[0]], factors
     heads = factors.reshape(-1, share, layer.config.head_dim)
     return _VALUES, np.ascontiguousarray(heads[:, 0].reshape(-1))
 
