@@ -1,6 +1,7 @@
 """Folders of `minicpm4 convert --to llama` in transformers' LlamaForCausalLM: the logits of MiniCPM here.
 
-Needs transformers beside torch: CI installs transformers==5.23.0 for this file.
+Needs transformers beside torch: `make test-transformers` installs it. Quantised folders:
+test_convert_transformers_codes.py.
 """
 
 from __future__ import annotations

@@ -175,6 +175,10 @@ SMALL: dict[str, Way] = {
         told="stored prefix", put=_SMALL
     ),
     ".venv/bin/minicpm4 convert small/ small.gguf --to gguf": Way(told="small.gguf", put=_SMALL),
+    ".venv/bin/minicpm4 convert my_minicpm/ plain/ --to llama": Way(
+        told="plain", put=(*_SMALL, ("my_minicpm", "model"))
+    ),
+    ".venv/bin/minicpm4 convert plain/ rounded/ --to compressed-tensors": Way(told="rounded", put=_SMALL),
 }
 
 # A server that is asked what the pages ask it (tests/documents/test_served.py).
