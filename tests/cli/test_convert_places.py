@@ -12,6 +12,7 @@ import pytest
 
 from minicpm4.cli import run
 from minicpm4.cli.convert import _overrides
+from minicpm4.evals import model_writer
 from minicpm4.files import lock
 from minicpm4.formats import open_checkpoint
 from minicpm4.formats.gguf_write import write_gguf
@@ -41,15 +42,13 @@ def test_writing_that_was_ended_is_done_again(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, error: BaseException
 ) -> None:
     """The folder was half there, and the same command refused to write to it."""
-    from minicpm4.evals import conversion
-
     out = tmp_path / "out"
 
     def stop(*_: Any) -> None:
         raise error
 
     with monkeypatch.context() as context:
-        context.setattr(conversion if moment == "check_again" else export, moment, stop)
+        context.setattr(model_writer if moment == "check_again" else export, moment, stop)
         assert convert(model, out) == (130 if isinstance(error, KeyboardInterrupt) else 2)
     assert names(tmp_path) == {"model", "out.part"}
     with monkeypatch.context() as context:

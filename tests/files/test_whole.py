@@ -150,6 +150,40 @@ def test_the_second_of_two_renames_fails(tmp_path: Path, monkeypatch: pytest.Mon
     assert names(tmp_path) == ["f"] and names(tmp_path / "f") == ["new"]
 
 
+@pytest.mark.parametrize("links", [True, False])
+def test_a_fresh_name_is_taken_from_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    """``links``: whether the file system has hard links."""
+
+    def no_links(*_: Any) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+
+    def write(kind: str) -> None:
+        if kind == "file":
+            with writing_path(tmp_path / "it", fresh=True) as file:
+                file.write_text("new")
+        else:
+            with writing_folder(tmp_path / "it", fresh=True) as folder:
+                (folder / "x").write_text("new")
+
+    for kind in ("file", "folder"):
+        write(kind)
+        assert names(tmp_path) == ["it"]
+        for other in ("file", "folder"):
+            with pytest.raises(FileExistsError, match="it"):
+                write(other)
+            assert names(tmp_path) == ["it"]
+        if kind == "file":
+            (tmp_path / "it").unlink()
+            (tmp_path / "it").mkdir()  # an empty folder is nothing to a folder
+            with pytest.raises(FileExistsError):
+                write("file")
+
+
 FULL = """
 import resource, sys
 from pathlib import Path

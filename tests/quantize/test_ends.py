@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from minicpm4.cli import run
-from minicpm4.evals import conversion
+from minicpm4.evals import model_writer
 from minicpm4.evals.growth import expected, stored_nbytes
 from minicpm4.formats import open_checkpoint
 from minicpm4.formats.packing import unpack
@@ -163,15 +163,15 @@ def test_floats_left_as_they_are_stay_in_the_folder_s_type(
     model, out = make_checkpoint(tmp_path / "model", seed=4, dtype="bfloat16"), tmp_path / "out"
     words = ["--group", "32", "--method", method, "--override", "q_proj=float"]
     words += [] if method == "rtn" else ["--calibration", "README.md", "--samples", "4", "--length", "128"]
-    write = conversion.write_model
+    write = model_writer.write_model
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as context:
-        context.setattr(conversion, "write_model", killed)
+        context.setattr(model_writer, "write_model", killed)
         assert run(["convert", str(model), str(out), *words]) == 130
-    assert conversion.write_model is write and run(["convert", str(model), str(out), *words]) == 0
+    assert model_writer.write_model is write and run(["convert", str(model), str(out), *words]) == 0
     old, new = open_checkpoint(model), open_checkpoint(out)
     assert json.loads((out / "config.json").read_text())["torch_dtype"] == "bfloat16"
     for index in range(2):

@@ -96,15 +96,15 @@ def test_convert_keeps_nothing_of_a_model_that_computes_otherwise(
 def test_gguf_files_are_computed_with_as_well(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], types: list[str]
 ) -> None:
-    from minicpm4.evals import conversion
+    from minicpm4.evals import model_writer
 
     source, target = make_checkpoint(tmp_path / "m"), tmp_path / "made.gguf"
     args = ["convert", str(source), str(target), "--to", "gguf", *types]
-    real = conversion.read_config
-    monkeypatch.setattr(conversion, "read_config", lambda found: replace(real(found), rope_theta=123.0))
+    real = model_writer.read_config
+    monkeypatch.setattr(model_writer, "read_config", lambda found: replace(real(found), rope_theta=123.0))
     assert run(args) == 2 and "logits of the written model" in capsys.readouterr().err
     assert not target.exists()
-    monkeypatch.setattr(conversion, "read_config", real)
+    monkeypatch.setattr(model_writer, "read_config", real)
     assert run(args) == 0 and target.exists()
 
 

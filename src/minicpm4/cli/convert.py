@@ -152,11 +152,14 @@ def command(
     Layer by layer: what is done is kept beside TARGET (TARGET.part) until all is, and the same command goes
     on after an interruption. What was written is opened again, and every value compared with what was
     rounded."""
+    from minicpm4 import zoo
     from minicpm4.evals.conversion import Calibration, convert, measure
+    from minicpm4.files.gguf_parts import parts_of
     from minicpm4.formats.kinds import float_kinds, rounded_kinds
     from minicpm4.quantize.export import LAYOUTS
     from minicpm4.quantize.gguf_export import GgufTypes
     from minicpm4.quantize.options import SKIP_FIRST, QuantizeOptions
+    from minicpm4.quantize.work import part_of
 
     one_file = target.suffix.lower() == ".gguf"
     to = (
@@ -181,7 +184,9 @@ def command(
     if length is not None:
         texts = replace(texts, length=number("--length", length, MAX_LENGTH, least=64))
     texts_read = (*(calibration or ()), *((test,) if test else ()))
-    check_outputs({"--json": json_file}, (source, target, *texts_read))
+    model, part = zoo.resolve(source), part_of(target)
+    read = [model.with_name(name) for name in parts_of(model.name)]
+    check_outputs({"--json": json_file}, (*read, target, part, *texts_read), (*read, target, part))
     for file in (*(calibration or ()), *((test,) if test else ())):
         require(file.is_file(), f"there is no file {file}")
     if test is not None and any(test.samefile(file) for file in calibration or ()):

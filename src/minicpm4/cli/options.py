@@ -314,9 +314,12 @@ def number(option: str, value: int, most: int, least: int = 0) -> int:
     return value
 
 
-def check_outputs(outputs: Mapping[str, Path | None], inputs: Iterable[str | Path] = ()) -> None:
-    """Refuse before the work what could not be written after it, and what would stand where something else is
-    read (``inputs``) or written; ``outputs``: by option. Raises ConfigError."""
+def check_outputs(
+    outputs: Mapping[str, Path | None], inputs: Iterable[str | Path] = (), folders: Iterable[Path] = ()
+) -> None:
+    """Refuse before the work what could not be written after it, what would stand where something else is
+    read (``inputs``) or written, and what lies in ``folders``; ``outputs``: by option. Raises ConfigError."""
+    models = [Path(os.path.realpath(one)) for one in folders]
     taken = {os.path.realpath(one) for one in inputs}
     for option, file in outputs.items():
         if file is None:
@@ -325,13 +328,19 @@ def check_outputs(outputs: Mapping[str, Path | None], inputs: Iterable[str | Pat
             raise ConfigError(
                 f"--plot {file} does not end in .svg", "plots are SVG, which any browser shows: name it so"
             )
+        place = os.path.realpath(file)
+        if place in taken:
+            raise ConfigError(f"{option} {file} is named twice in this command", "give it a name of its own")
+        above = {*Path(place).parents, *Path(os.path.realpath(file.parent), file.name).parents}
+        inside = next((one for one in models if one in above), None)
+        if inside is not None:
+            raise ConfigError(
+                f"{option} {file} lies in {inside}, which is read or written here", "name a file elsewhere"
+            )
         try:
             check_writing(file)
         except OSError as error:
             raise ConfigError(f"cannot write {option} {file}: {error.strerror}") from error
-        place = os.path.realpath(file)
-        if place in taken:
-            raise ConfigError(f"{option} {file} is named twice in this command", "give it a name of its own")
         taken.add(place)
 
 

@@ -163,7 +163,9 @@ def _export(model: Any, given: Any, tokenizer: Path, world: Any) -> None:
     first = world.rank == 0
     if first:
         folder.parent.mkdir(parents=True, exist_ok=True)
-    with writing_folder(folder, durable=True) if first else nullcontext(folder) as target:
+    with (
+        writing_folder(folder, durable=True, fresh=not given.anew) if first else nullcontext(folder) as target
+    ):
         export(model, target, tokenizer=tokenizer)
 
 

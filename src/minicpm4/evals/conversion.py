@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,78 +18,37 @@ from minicpm4.errors import CheckpointError, MemoryPlanError, TextError
 from minicpm4.evals.calibration_texts import Bar, Calibration, kept_own, read_windows
 from minicpm4.evals.fidelity import Fidelity, compare
 from minicpm4.evals.growth import expected, growth, stored_nbytes
-from minicpm4.files import writing_folder, writing_path
-from minicpm4.formats.gguf import GgufCheckpoint
-from minicpm4.formats.hf_write import hf_config
+from minicpm4.evals.model_writer import Conversion, ModelWriter
 from minicpm4.formats.names import EMBED, HEAD, expected_tensors
 from minicpm4.formats.quant import QuantSpec
-from minicpm4.formats.quantised_config import check_rows, keeps_unasked, one_format
+from minicpm4.formats.quantised_config import check_rows, one_format
 from minicpm4.formats.target import require_free
-from minicpm4.kernels.registry import exact_table, host_table
+from minicpm4.kernels.registry import host_table
 from minicpm4.machine import available_memory, human
 from minicpm4.model.packed_cache import file_identity
-from minicpm4.model.source import OpenModel, open_model, read_config
-from minicpm4.model.stored_prefix import StoredPrefix, fixed_angles
+from minicpm4.model.source import OpenModel, open_model
+from minicpm4.model.stored_prefix import fixed_angles
 from minicpm4.quantize.budget import Budget, budgeted
 from minicpm4.quantize.ends import Fitting
 from minicpm4.quantize.export import (
     KEEP_PREFIX,
-    Written,
-    check_again,
-    check_layout,
-    formats,
-    write_model,
 )
 from minicpm4.quantize.gguf_export import (
-    AsTyped,
     GgufTypes,
-    InType,
-    check_gguf,
-    check_gguf_plan,
-    plan_gguf,
-    write_gguf_model,
 )
 from minicpm4.quantize.memory import planned_memory
 from minicpm4.quantize.options import QuantizeOptions, formats_by_pattern
-from minicpm4.quantize.parts import Folded, Parts, Stored, WithConfig, folded_config, plain_rope
+from minicpm4.quantize.parts import Stored
 from minicpm4.quantize.pipeline import LayerReport, quantize
-from minicpm4.quantize.proof import check_tokens, prove
 from minicpm4.quantize.rotate import Rotation
 from minicpm4.quantize.stored import prefix_ids
-from minicpm4.quantize.work import check_kept, place_for, work_folder
+from minicpm4.quantize.work import check_kept, place_for, remove_work, work_folder
 from minicpm4.text.model_text import ModelText
 
 __all__ = ["Calibration", "Conversion", "convert", "measure", "read_windows"]
 
-_NO_PREFIX = (
-    "the stored prefix of {} tokens is left out: {} has no place for it, and rounded weights are worse by it"
-)
 _WITHOUT = "leave --stored-prefix out"
 logger = logging.getLogger("minicpm4")
-_FEW = (
-    "embeddings are quantised in compressed-tensors: this package reads them, transformers (5.17 with "
-    "compressed-tensors 0.19) does not. --to mlx and --to gguf have a place for them"
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Conversion:
-    """What ``convert`` did: ``written`` (see there), a report of each matrix that was rounded, how many texts
-    of how many tokens were looked at, the texts to test with; of a GGUF file the type of every matrix;
-    ``notes``: what it cannot say, and where it grew; ``source_nbytes``: of the source's tensors; ``options``:
-    as they were given, with the formats that a budget of bits has chosen; ``formats``: of every matrix, None:
-    as it was."""
-
-    written: Written
-    source_nbytes: int = 0
-    rows: list[LayerReport] = field(default_factory=list)
-    texts: int = 0
-    tokens: int = 0
-    tests: list[list[int]] = field(default_factory=list)
-    types: list[InType] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    options: QuantizeOptions | None = None
-    formats: Mapping[str, QuantSpec | None] = field(default_factory=dict)
 
 
 def convert(
@@ -127,12 +86,16 @@ def convert(
     _check_memory(opened.config, options, layout, calibration.samples * calibration.length)
     tests = [] if text is None or test is None else _windows(text, (test,), calibration, begin)
     sampling = gguf_sampling(suggestion(opened))
-    writer = _Writer(target, layout, text, types or GgufTypes(), sampling, without_scaling, bar)
+    real = target.resolve()
+    writer = ModelWriter(real, part, layout, text, types or GgufTypes(), sampling, without_scaling, bar)
     if options is None:
         own = formats_by_pattern(opened.config, overrides or {})
         kept = Fitting(Stored(opened.checkpoint, opened.config, own), layout, {EMBED, HEAD} - {*own})
         rows = [LayerReport(name.removesuffix(".weight"), str(one), "rtn", None) for name, one in own.items()]
-        done = replace(writer.write(kept, opened.stored), rows=rows)
+        with work_folder(part):
+            check_kept(part, {})
+            done = replace(writer.write(kept, opened.stored), rows=rows)
+            remove_work(part)
         return replace(_compared(done, opened, target, layout), tests=tests)
     config = Rotation.config(opened.config) if options.rotate else opened.config
     specs = options.specs(opened.config)
@@ -214,83 +177,6 @@ def _check_memory(config: ModelConfig, options: QuantizeOptions | None, layout: 
             if options is not None and options.calibrated
             else "end other programs, or use a machine with more memory",
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _Writer:
-    """Writes a model in one of LAYOUTS, reads it again, and gives it its name."""
-
-    target: Path
-    layout: str
-    text: ModelText | None
-    types: GgufTypes
-    sampling: Mapping[str, Any]
-    without_scaling: bool
-    bar: Bar
-
-    def check(self, config: ModelConfig, specs: Mapping[str, QuantSpec | None]) -> None:
-        """Raise ConfigError where the layout has no place for that: before any work."""
-        config = plain_rope(config)[0] if self.without_scaling else config
-        if self.layout == "gguf":
-            check_gguf_plan(config, specs, self.types)
-            return
-        check_layout(self.layout, specs, expected_tensors(config))
-        hf_config(folded_config(config) if self.layout == "llama" else config)
-
-    def write(self, fitting: Fitting, stored: StoredPrefix | None) -> Conversion:
-        """``stored``: of the same weights. Raises CheckpointError, ConfigError, TextError."""
-        made: Parts = fitting
-        notes: list[str] = []
-        if stored is not None and (self.layout not in KEEP_PREFIX or self.without_scaling):
-            why = "--plain-rope" if self.without_scaling else self.layout
-            notes.append(_NO_PREFIX.format(len(stored.ids), why))
-            stored = None
-        if isinstance(fitting.made, Stored) and self.layout != "gguf":  # it plans its types itself
-            self.check(made.config, formats(made))
-        if self.without_scaling:
-            config, told = plain_rope(made.config)
-            made, notes = WithConfig(made, config), [*notes, told]
-        try:
-            done = self._gguf(made) if self.layout == "gguf" else self._folder(made, stored)
-            return replace(done, notes=[*notes, *done.notes])
-        except OSError as error:
-            raise CheckpointError(
-                f"cannot write {self.target}: {error.strerror or error}",
-                "check the place and its free space, then do the same again",
-            ) from error
-
-    def _folder(self, made: Parts, stored: StoredPrefix | None) -> Conversion:
-        as_written = Folded(made) if self.layout == "llama" else made
-        with writing_folder(self.target.resolve(), durable=True) as new:
-            written = write_model(as_written, new, self.layout, self.text, stored)
-            with self.bar("checking", "layers") as progress:
-                check_again(as_written, new, progress)
-            with self.bar("computing with it", "layers") as progress:
-                again = open_model(new)
-                if stored is not None and not stored.same(again.stored):
-                    raise CheckpointError(f"the stored prefix as written to {new} is not what was stored")
-                prove(made, Stored(again.checkpoint, again.config), exact_table(), progress, stored)
-            if self.text is not None:
-                check_tokens(self.text, again.text())
-        grouped = bool(again.checkpoint.tensors[EMBED].spec.row.group)
-        return Conversion(
-            written=written, notes=[_FEW] if grouped and not keeps_unasked(self.layout, EMBED) else []
-        )
-
-    def _gguf(self, made: Parts) -> Conversion:
-        general = {"general.name": self.target.stem, **self.sampling}
-        plan = plan_gguf(made, self.text, self.types, general)
-        self.target.resolve().parent.mkdir(parents=True, exist_ok=True)
-        with writing_path(self.target.resolve(), durable=True) as new:
-            sizes = write_gguf_model(plan, new)
-            with self.bar("checking", "layers") as progress:
-                types = check_gguf(plan, new, self.text, progress)
-            with self.bar("computing with it", "layers") as progress:
-                again = GgufCheckpoint(new)
-                prove(AsTyped(plan), Stored(again, read_config(again)), exact_table(), progress)
-        nbytes, weights, matrix_nbytes = sizes
-        written = Written(nbytes=nbytes, weights=weights, matrix_nbytes=matrix_nbytes)
-        return Conversion(written=written, types=types, notes=plan.notes)
 
 
 def measure(

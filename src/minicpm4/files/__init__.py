@@ -5,15 +5,14 @@ No other part of this package renames or locks a file.
 
 from minicpm4.files.checksums import CHECKSUMS, FileSums, file_sha256, read_checksums, write_checksums
 from minicpm4.files.encodings import UndecodableError, decode_page, decode_text, line_ends
+from minicpm4.files.json_values import finite, json_text
 from minicpm4.files.kept import Kept, keeping
 from minicpm4.files.locks import lock
 from minicpm4.files.reading import LFS_REMEDY, is_lfs_pointer, parse_json, read_bytes, read_json, read_text
 from minicpm4.files.whole import (
     Part,
     check_writing,
-    finite,
     growing,
-    json_text,
     making,
     part_name,
     publish,

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from minicpm4.errors import ConfigError
+from minicpm4.files.json_values import finite, json_text
 from minicpm4.files.reading import read_json
-from minicpm4.files.whole import finite, json_text, making, write_file
+from minicpm4.files.whole import making, write_file
 
 __all__ = ["Kept", "keeping"]
 

@@ -12,8 +12,6 @@ a cache needs it not if its readers check what they read.
 from __future__ import annotations
 
 import errno
-import json
-import math
 import os
 import re
 import shutil
@@ -25,14 +23,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from minicpm4.files.json_values import json_text
 from minicpm4.files.locks import suppress_no_locks, try_lock
 
 __all__ = [
     "Part",
     "check_writing",
-    "finite",
     "growing",
-    "json_text",
     "making",
     "part_name",
     "publish",
@@ -89,18 +86,21 @@ class Part:
         if folder:
             self.new.mkdir()
 
-    def commit(self, *, durable: bool = False) -> None:
-        """Give ``new`` the name of the target, in place of what has it now. Raises OSError."""
-        if self.new.is_dir():
-            if durable:
-                for path in sorted(self.new.rglob("*")):
-                    sync(path)
-                sync(self.new)
+    def commit(self, *, durable: bool = False, fresh: bool = False) -> None:
+        """Give ``new`` the name of the target, in place of what has it now; ``fresh``: only of an empty
+        folder, else FileExistsError. Raises OSError."""
+        folder = self.new.is_dir()
+        if not folder:
+            _set_mode(self.new, self.target if self.target.exists() else self.folder / _LOCK)
+        if durable:
+            for path in sorted(self.new.rglob("*")) if folder else ():
+                sync(path)
+            sync(self.new)
+        if fresh:
+            _rename_fresh(self.new, self.target)
+        elif folder:
             _rename_folder(self.new, self.target, self.folder / _OLD)
         else:
-            _set_mode(self.new, self.target if self.target.exists() else self.folder / _LOCK)
-            if durable:
-                sync(self.new)
             os.replace(self.new, self.target)
         if durable:
             sync(self.target.parent)
@@ -199,6 +199,28 @@ def _rename_folder(new: Path, target: Path, old: Path) -> None:
         os.rename(new, target)
 
 
+def _rename_fresh(new: Path, target: Path) -> None:
+    """Give ``new`` a name that nothing has, nor gets meanwhile (an empty folder is as good as nothing to a
+    folder). Raises OSError."""
+    try:
+        if new.is_dir():
+            if _WINDOWS:
+                with suppress(OSError):
+                    target.rmdir()
+            os.rename(new, target)
+            return
+        try:
+            os.link(new, target)
+        except OSError:  # it is there, or the file system has no links
+            if os.path.lexists(target):
+                raise
+            os.rename(new, target)
+    except OSError as error:
+        if not os.path.lexists(target):
+            raise
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from error
+
+
 def _swapped(one: Path, other: Path) -> bool:
     """Exchange two names at once; False where the system cannot."""
     import ctypes
@@ -215,27 +237,30 @@ def _swapped(one: Path, other: Path) -> bool:
 
 
 @contextmanager
-def writing_path(path: Path, *, durable: bool = False, private: bool = False) -> Iterator[Path]:
+def writing_path(
+    path: Path, *, durable: bool = False, private: bool = False, fresh: bool = False
+) -> Iterator[Path]:
     """A name in a part, not there yet, for what writes files by their names: at the end it becomes ``path``,
-    whose folder is there; it is removed where anything is raised. Raises OSError."""
+    whose folder is there; it is removed where anything is raised. ``fresh``: see ``commit``. Raises
+    OSError."""
     part = Part(path, private=private)
     try:
         part.begin()
         yield part.new
-        part.commit(durable=durable)
+        part.commit(durable=durable, fresh=fresh)
     finally:
         part.discard()
 
 
 @contextmanager
-def writing_folder(target: Path, *, durable: bool = False) -> Iterator[Path]:
+def writing_folder(target: Path, *, durable: bool = False, fresh: bool = False) -> Iterator[Path]:
     """A new folder, which at the end takes the place of ``target`` whole, and is removed where anything is
-    raised. What else is put beside it goes away with it. Raises OSError."""
+    raised. What else is put beside it goes away with it. ``fresh``: see ``commit``. Raises OSError."""
     part = Part(target)
     try:
         part.begin(folder=True)
         yield part.new
-        part.commit(durable=durable)
+        part.commit(durable=durable, fresh=fresh)
     finally:
         part.discard()
 
@@ -326,23 +351,6 @@ def write_file(path: Path, data: bytes | str, *, durable: bool = False) -> None:
 def write_json(path: Path, value: Any, *, indent: int = 1, durable: bool = False) -> None:
     """Write a value as JSON and a line end. Raises OSError, ValueError for numbers that are not finite."""
     write_file(path, json_text(value, indent=indent) + "\n", durable=durable)
-
-
-def json_text(
-    value: Any, *, indent: int | None = None, sort_keys: bool = False, ascii_only: bool = True
-) -> str:
-    """A value as JSON that every reader takes. Raises ValueError for numbers that are not finite: ``finite``
-    makes null of them."""
-    return json.dumps(value, indent=indent, sort_keys=sort_keys, ensure_ascii=ascii_only, allow_nan=False)
-
-
-def finite(value: Any) -> Any:
-    """A value with null in place of numbers that are not finite, for which JSON has no word."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    return [finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def growing(path: Path, *, anew: bool = False) -> BinaryIO:

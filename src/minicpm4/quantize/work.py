@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -9,20 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from minicpm4.errors import CheckpointError
-from minicpm4.files import lock, sweep
+from minicpm4.files import lock, making, sweep
 from minicpm4.formats.target import obstacle, require_new
 from minicpm4.model.packed_file import PackedFile
 
-__all__ = ["check_kept", "part_of", "place_for", "remove_work", "work_folder"]
+__all__ = ["check_kept", "kept_in", "part_of", "place_for", "remove_work", "work_folder"]
 
 _LOCK = "lock"
-_OURS = re.compile(r"lock|(ends|texts|formats|layer-[0-9]{5,})\.(safetensors|json)|\..+\.part")
+_OURS = re.compile(r"lock|(ends|texts|formats|layer-[0-9]{5,})\.(safetensors|json)|\..+\.[0-9a-f]{8}\.part")
 
 
 def part_of(target: Path) -> Path:
     """Where the work on the model that will be ``target`` is kept."""
-    real = target.resolve()
-    return real.with_name(f"{real.name}.part")
+    return Path(f"{os.path.realpath(target)}.part")
 
 
 def check_kept(folder: Path, key: Mapping[str, Any], without: Collection[str] = ()) -> None:
@@ -59,6 +59,8 @@ def work_folder(folder: Path) -> Iterator[None]:
     """Hold ``folder`` for this run; where nothing was kept it is gone afterwards. Raises CheckpointError
     where it is another's, or another run's."""
     other = "name another folder, or move this away"
+    if folder.is_symlink():
+        raise CheckpointError(f"{folder}, for what is done so far, is a link", other)
     if folder.is_dir():
         alien = sorted(file.name for file in folder.iterdir() if not _OURS.fullmatch(file.name))
         if alien:
@@ -66,18 +68,24 @@ def work_folder(folder: Path) -> Iterator[None]:
     found = obstacle(folder)
     if found:
         raise CheckpointError(f"cannot write to {folder}, for what is done so far: {found}", other)
-    folder.mkdir(parents=True, exist_ok=True)
 
     def busy() -> None:
         raise CheckpointError(f"another run is writing to {folder}", "wait for it, or name another folder")
 
-    with lock(folder / _LOCK, busy):
-        try:
-            yield
-        finally:
-            with suppress(FileNotFoundError):  # it has done its work
-                if not any(file.name != _LOCK for file in folder.iterdir()):
-                    remove_work(folder)
+    with making(folder.parent):
+        folder.mkdir(exist_ok=True)
+        with lock(folder / _LOCK, busy):
+            try:
+                yield
+            finally:
+                with suppress(FileNotFoundError):  # it has done its work
+                    if not any(file.name != _LOCK for file in folder.iterdir()):
+                        remove_work(folder)
+
+
+def kept_in(folder: Path) -> str:
+    """What to add to a remedy where ``folder`` keeps layers that are done; else nothing."""
+    return f": what was rounded is kept in {folder}" if any(folder.glob("layer-*.safetensors")) else ""
 
 
 def remove_work(folder: Path) -> None:
