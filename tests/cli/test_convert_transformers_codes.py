@@ -7,7 +7,6 @@ Needs transformers and compressed-tensors beside torch: `make test-transformers`
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +23,13 @@ from safetensors.torch import load_file  # noqa: E402
 
 from minicpm4 import LLM  # noqa: E402
 from minicpm4.cli import run  # noqa: E402
-from minicpm4.config import ModelConfig  # noqa: E402
 from minicpm4.formats.packing import unpack  # noqa: E402
-from minicpm4.formats.quant import PackedTensor, QuantSpec  # noqa: E402
-from minicpm4.formats.rounding import storable  # noqa: E402
-from minicpm4.model.source import OpenModel, open_model  # noqa: E402
-from minicpm4.quantize.export import write_model  # noqa: E402
-from minicpm4.quantize.parts import ENDS, Stored, is_vector  # noqa: E402
+from minicpm4.formats.quant import QuantSpec  # noqa: E402
+from minicpm4.model.source import open_model  # noqa: E402
 from tests.cli.test_convert_llama import MODELS as MINICPM  # noqa: E402
 from tests.cli.test_convert_transformers import TEXT  # noqa: E402
 from tests.fixtures.random_checkpoint import make_checkpoint  # noqa: E402
+from tests.fixtures.zero_points import shifted  # noqa: E402
 
 SHAPE: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32, "seed": 3}
 MODELS: dict[str, dict[str, Any]] = {
@@ -116,6 +112,18 @@ def test_a_quantised_head_is_read(tmp_path: Path) -> None:
     assert "lm_head" not in said(out)["ignore"]
 
 
+def test_quantised_embeddings_are_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As the report says: when this fails, transformers has learnt it."""
+    model, out = make_checkpoint(tmp_path / "model", **SHAPE, model_type="llama"), tmp_path / "out"
+    words = ["--to", "compressed-tensors", "--method", "rtn", "--override", "embed_tokens=int8-g64"]
+    assert run(["convert", str(model), str(out), *words]) == 0
+    assert (
+        "embeddings are quantised in compressed-tensors: this package reads them" in capsys.readouterr().err
+    )
+    with pytest.raises(AttributeError, match="'Embedding' object has no attribute 'weight'"):
+        there(transformers.AutoModelForCausalLM.from_pretrained(out), [1, 2, 3])
+
+
 @pytest.mark.parametrize("name", MINICPM)
 def test_minicpm_goes_by_way_of_llama(name: str, tmp_path: Path) -> None:
     """transformers knows no model type minicpm: a folder in float32 of the same logits, then that rounded."""
@@ -132,50 +140,6 @@ def test_minicpm_goes_by_way_of_llama(name: str, tmp_path: Path) -> None:
     one, two = open_model(out).checkpoint, open_model(same).checkpoint
     for matrix in (one for one in two.tensors if one.endswith("_proj.weight")):
         np.testing.assert_array_equal(unpack(one.load(matrix)), unpack(two.load(matrix)))
-
-
-@dataclass
-class Shifted:
-    """A model whose layers are rounded with zero points: from the least to the largest of each group."""
-
-    made: Stored
-    spec: QuantSpec
-
-    @property
-    def config(self) -> ModelConfig:
-        return self.made.config
-
-    @property
-    def stems(self) -> list[str]:
-        return self.made.stems
-
-    def part(self, stem: str) -> dict[str, PackedTensor]:
-        found = self.made.part(stem)
-        if stem == ENDS:
-            return found
-        return {name: one if is_vector(name) else self._rounded(unpack(one)) for name, one in found.items()}
-
-    def _rounded(self, values: np.ndarray) -> PackedTensor:
-        row, most = self.spec.row, (1 << self.spec.row.bits) - 1
-        groups = values.reshape(len(values), -1, self.spec.group_size)
-        least, largest = np.minimum(groups.min(2), 0), np.maximum(groups.max(2), 0)
-        scales = storable(np, ((largest - least) / most).astype(np.float32))
-        zeros = np.clip(np.rint(-least / scales), 0, most)
-        codes = np.clip(np.rint(groups / scales[..., None]) + zeros[..., None], 0, most)
-        lower = 0 if row.zero else 1 << (row.bits - 1)
-        return PackedTensor(
-            spec=self.spec,
-            shape=(values.shape[0], values.shape[1]),
-            codes=row.pack((codes.reshape(values.shape) - lower).astype(row.codes)),
-            scales=scales.astype(np.float16),
-            offsets=(-(zeros - lower) * scales).astype(np.float32),
-        )
-
-
-def shifted(opened: OpenModel, spec: QuantSpec, folder: Path, layout: str) -> Path:
-    made = Shifted(Stored(opened.checkpoint, opened.config), spec)
-    write_model(made, folder, layout, opened.text())
-    return folder
 
 
 @pytest.mark.filterwarnings("ignore:You passed `quantization_config`")

@@ -21,7 +21,7 @@ from minicpm4.evals.growth import expected, growth, stored_nbytes
 from minicpm4.evals.model_writer import Conversion, ModelWriter
 from minicpm4.formats.names import EMBED, HEAD, expected_tensors
 from minicpm4.formats.quant import QuantSpec
-from minicpm4.formats.quantised_config import check_rows, one_format
+from minicpm4.formats.quantised_config import check_rows, fused_apart, one_format
 from minicpm4.formats.target import require_free
 from minicpm4.kernels.registry import host_table
 from minicpm4.machine import available_memory, human
@@ -133,6 +133,8 @@ def convert(
             options = options.chosen(found)
             specs = options.specs(opened.config)
             writer.check(config, _grouped(specs))
+        for line in fused_apart(layout, specs):
+            logger.warning("%s", line)
         with bar("rounding", "layers") as progress:
             made = quantize(
                 opened.checkpoint, opened.config, options, texts, host_table(), part, key, progress

@@ -16,7 +16,7 @@ from minicpm4.formats.gguf import GgufCheckpoint
 from minicpm4.formats.hf_write import hf_config
 from minicpm4.formats.names import EMBED, expected_tensors
 from minicpm4.formats.quant import QuantSpec
-from minicpm4.formats.quantised_config import keeps_unasked
+from minicpm4.formats.quantised_config import fused_apart, keeps_unasked
 from minicpm4.kernels.registry import exact_table
 from minicpm4.model.source import open_model, read_config
 from minicpm4.model.stored_prefix import StoredPrefix
@@ -44,8 +44,8 @@ _NO_PREFIX = (
     "the stored prefix of {} tokens is left out: {} has no place for it, and rounded weights are worse by it"
 )
 _FEW = (
-    "embeddings are quantised in compressed-tensors: this package reads them, transformers (5.17 with "
-    "compressed-tensors 0.19) does not. --to mlx and --to gguf have a place for them"
+    "embeddings are quantised in compressed-tensors: this package reads them, transformers (5.23 with "
+    "compressed-tensors 0.20) does not. --to mlx and --to gguf have a place for them"
 )
 
 
@@ -132,10 +132,9 @@ class ModelWriter:
                 prove(made, Stored(again.checkpoint, again.config), exact_table(), progress, stored)
             if self.text is not None:
                 check_tokens(self.text, again.text())
-        grouped = bool(again.checkpoint.tensors[EMBED].spec.row.group)
-        return Conversion(
-            written=written, notes=[_FEW] if grouped and not keeps_unasked(self.layout, EMBED) else []
-        )
+        specs = {name: info.spec for name, info in again.checkpoint.tensors.items()}
+        few = [_FEW] if specs[EMBED].row.group and not keeps_unasked(self.layout, EMBED) else []
+        return Conversion(written=written, notes=[*few, *fused_apart(self.layout, specs)])
 
     def _gguf(self, made: Parts) -> Conversion:
         name = os.fsencode(self.target.stem).decode(errors="replace")  # metadata are UTF-8, names may be none

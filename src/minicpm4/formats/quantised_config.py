@@ -13,10 +13,12 @@ from minicpm4.formats.names import EMBED, HEAD
 from minicpm4.formats.quant import QuantSpec
 from minicpm4.formats.quantised_methods import FUSED
 
-__all__ = ["check_rows", "check_writable", "keeps_unasked", "quantisation"]
+__all__ = ["check_rows", "check_writable", "fused_apart", "keeps_unasked", "quantisation"]
 
 Specs = Mapping[str, QuantSpec]
 _OTHER = "use compressed-tensors"
+_VLLM = ("compressed-tensors", "awq")
+"""Layouts that vLLM reads in which matrices of a layer may differ."""
 _LATER = frozenset(part for parts in FUSED.values() for part in parts[1:])
 
 
@@ -129,6 +131,28 @@ def _check_fused(shapes: Mapping[str, tuple[int, ...]]) -> None:
             raise ConfigError(
                 f"marlin has no place for the {rows} rows of {named}, no multiple of {MARLIN_COLUMNS}", _OTHER
             )
+
+
+def fused_apart(layout: str, specs: Mapping[str, QuantSpec | None]) -> list[str]:
+    """What to tell where matrices that vLLM holds as one have several formats in ``layout``, of which it
+    refuses the folder; ``specs``: of all matrices, None: floats. Empty: they have not."""
+    found = []
+    for name in specs if layout in _VLLM else ():
+        stem, last = name.removesuffix(".weight").rpartition(".")[::2]
+        for parts in (parts for parts in FUSED.values() if last == parts[0]):
+            every = [specs[f"{stem}.{part}.weight"] for part in parts]
+            own = [str(spec) if spec and spec.row.group else "floats" for spec in every]
+            if len({*own}) > 1:
+                pairs = zip(parts, own, strict=True)
+                found.append(f"{stem} has {', '.join(f'{part} in {spec}' for part, spec in pairs)}")
+    if not found:
+        return []
+    more = f", and {len(found) - 1} more" if found[1:] else ""
+    return [
+        "vLLM will refuse the folder, which this package and transformers read: q, k and v are one matrix "
+        f"there, gate and up another, of one format each, but {found[0]}{more}. --override '[qkv]_proj=…' "
+        "and '(gate|up)_proj=…' give each one format, with --bits, too"
+    ]
 
 
 def quantisation(
