@@ -132,7 +132,7 @@ def tables(args: argparse.Namespace) -> dict[str, Any]:
             made = convert(str(source), target, options, "hf", calibration, progress_bar, stored=stored)
             row: dict[str, Any] = size(config, made.options or options) | {"tokens": made.tokens}
             if options.bits is not None:
-                row["formats"] = dict(Counter(one.format for one in made.rows))
+                row["formats"] = dict(Counter(one.format for one in made.rows if ".layers." in one.name))
             row["seconds"] = round(time.monotonic() - began, 1)
             kept["rows"][name] = row | {"texts": read(original, str(target), windows)}
             print(line(name, kept["rows"][name]), flush=True)

@@ -98,7 +98,7 @@ def test_weights_become_bf16(tmp_path: Path, tie: bool) -> None:
     """All matrices, embeddings and head too, and config.json says so; norms stay float32."""
     model = open_model(make_checkpoint(tmp_path / "model", seed=2, tie=tie))
     made = rounded(model, tmp_path / "work", weights="bf16", method="rtn")
-    assert len(made.rows) == 14 and {row.format for row in made.rows} == {"bf16"}
+    assert len(made.rows) == 16 - tie and {row.format for row in made.rows} == {"bf16"}
     written = write_model(made, tmp_path / "out", "hf", None)
     check_again(made, tmp_path / "out")
     assert written.bits == 16
@@ -135,6 +135,29 @@ def test_floats_and_codes_stand_side_by_side(
     assert str(found.tensors["model.layers.1.mlp.down_proj.weight"].spec) == down
     again = rounded(model, tmp_path / "work", **options)  # of what is kept
     assert sorted(again.rows, key=str) == sorted(made.rows, key=str)
+
+
+@pytest.mark.parametrize("more", [{}, {"rotate": True}, {"tie": True}])
+def test_embeddings_and_head_are_in_the_report(tmp_path: Path, more: dict[str, bool]) -> None:
+    """Rounded ones were left out."""
+    tie, rotate = more.get("tie", False), more.get("rotate", False)
+    model = open_model(make_checkpoint(tmp_path / "model", seed=2, tie=tie))
+    overrides = {"embed_tokens": "int8-g32"} | ({} if tie else {"lm_head": "int4-g64"})
+    made = rounded(model, tmp_path / "work", rotate=rotate, overrides=overrides)
+    found = {row.name: row for row in made.rows}
+    assert list(found)[: 1 + (not tie)] == ["model.embed_tokens", "lm_head"][: 1 + (not tie)]
+    assert len(found) == len(made.rows) == 15 + (not tie)
+    for name, bits in {"model.embed_tokens": ("int8-g32", 8.5), "lm_head": ("int4-g64", 4.25)}.items():
+        if name == "lm_head" and tie:
+            continue
+        row = found[name]
+        assert (row.format, row.bits, row.how) == (bits[0], bits[1], "rtn") and row.error is not None
+        wanted = unpack(model.checkpoint.load(f"{name}.weight"))
+        if not rotate:  # which turns them before
+            missed = unpack(made.ends()[f"{name}.weight"]) - wanted
+            assert row.error == pytest.approx(float((missed**2).sum() / (wanted**2).sum()), rel=1e-4)
+        assert 0 < row.error < 0.02
+    assert rounded(model, tmp_path / "work", rotate=rotate, overrides=overrides).rows == made.rows
 
 
 def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

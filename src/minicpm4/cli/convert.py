@@ -268,7 +268,7 @@ def command(
             "nbytes": done.written.nbytes,
             "source_nbytes": done.source_nbytes,
             "bits": done.written.bits,
-            "matrices": [asdict(row) for row in done.rows],
+            "matrices": [asdict(row) | {"bits": row.bits} for row in done.rows],
             "types": [asdict(row) for row in done.types],
             "notes": done.notes,
             "windows": [len(one) for one in done.tests],

@@ -86,8 +86,9 @@ def _smoothed(done: Conversion) -> list[tuple[str, str]]:
     """Of how many matrices smoothing has made the error smaller, where GPTQ was asked to try."""
     if done.options is None or not (done.options.gptq and done.options.smoothed):
         return []
-    count = sum(row.how == done.options.method for row in done.rows)
-    return [("smoothed", f"{count} of {len(done.rows)} matrices, where it helps GPTQ")]
+    layers = [row for row in done.rows if ".layers." in row.name]
+    count = sum(row.how == done.options.method for row in layers)
+    return [("smoothed", f"{count} of {len(layers)} matrices, where it helps GPTQ")]
 
 
 def _stored(done: Conversion) -> list[tuple[str, str]]:

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from minicpm4.errors import CheckpointError
 from minicpm4.formats import rounding
 from minicpm4.formats.kinds import WeightKind
-from minicpm4.formats.packing import pack_rows, row_slices
+from minicpm4.formats.packing import pack_rows, row_slices, unpack_rows
 from minicpm4.formats.quant import PackedTensor, QuantSpec
 
-__all__ = ["can_round", "pack", "rows_to_nearest", "search_scales", "to_nearest"]
+__all__ = ["can_round", "pack", "rows_to_nearest", "search_scales", "to_nearest", "values_error"]
 
 Floats = NDArray[np.float32]
 
@@ -83,6 +83,17 @@ def rows_to_nearest(shape: tuple[int, int], spec: QuantSpec, read: Callable[[sli
         found = rounding.whole_numbers(np, groups, scales[part], spec.row.least, spec.row.most)
         numbers[part] = found.reshape(-1, shape[1])
     return pack(numbers, scales, spec)
+
+
+def values_error(packed: PackedTensor, read: Callable[[slice], Floats]) -> float:
+    """The squared error of the values of ``packed``, which are rounded from those that ``read`` gives, as a
+    share of their squares."""
+    missed = total = 0.0
+    for rows in row_slices(*packed.shape):
+        values = read(rows)
+        missed += float(np.square(unpack_rows(packed, rows) - values, dtype=np.float64).sum())
+        total += float(np.square(values, dtype=np.float64).sum())
+    return missed / total if total else 0.0
 
 
 def _storable(scales: Floats) -> Floats:

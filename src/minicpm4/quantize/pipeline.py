@@ -29,7 +29,7 @@ from minicpm4.formats.packing import (
     unpack,
     unpack_rows,
 )
-from minicpm4.formats.quant import PackedTensor, QuantSpec
+from minicpm4.formats.quant import PackedTensor, QuantSpec, packed_nbytes
 from minicpm4.kernels.contract import OpTable
 from minicpm4.kernels.layer_weights import StoredKV
 from minicpm4.model.arena import Arena
@@ -37,7 +37,7 @@ from minicpm4.model.packed_file import PackedFile, write
 from minicpm4.model.stored_prefix import StoredPrefix
 from minicpm4.progress import Progress
 from minicpm4.quantize.gptq import Hessian, gptq, importance, output_error
-from minicpm4.quantize.grid import pack, rows_to_nearest, search_scales, to_nearest
+from minicpm4.quantize.grid import pack, rows_to_nearest, search_scales, to_nearest, values_error
 from minicpm4.quantize.layer import (
     Layer,
     check_rows_finite,
@@ -46,7 +46,7 @@ from minicpm4.quantize.layer import (
     read_layer,
     read_tensor,
 )
-from minicpm4.quantize.options import QuantizeOptions
+from minicpm4.quantize.options import QuantizeOptions, parse_format
 from minicpm4.quantize.parts import ENDS, stem_of
 from minicpm4.quantize.rotate import Rotation
 from minicpm4.quantize.smooth import BEFORE, Reached, smooth
@@ -63,12 +63,21 @@ _MAX_REPORT = 1 << 20  # bytes
 @dataclass(slots=True)
 class LayerReport:
     """What became of a matrix: its format, how (a method, of GPTQ's with "s-" where smoothing helped; "too
-    few rows: rtn"), and its output error (see ``output_error``; None where nothing was calibrated)."""
+    few rows: rtn"), and its output error (see ``output_error``; None where nothing was calibrated), of
+    embeddings and head the error of their values."""
 
     name: str
     format: str
     how: str
     error: float | None
+
+    @property
+    def bits(self) -> float:
+        """Bits a weight, scales included."""
+        spec = parse_format(self.format)
+        assert spec is not None
+        columns = max(1, spec.group_size) * spec.row.columns
+        return 8 * packed_nbytes((1, columns), spec) / columns
 
 
 @dataclass(slots=True, eq=False)
@@ -143,7 +152,7 @@ def quantize(
     rotation = Rotation(config, options.seed) if options.rotate else None
     made = Rounded(Rotation.config(config) if rotation else config, folder, dict(key))
     folder.mkdir(parents=True, exist_ok=True)
-    _ends(checkpoint, config, rotation, specs, made)
+    made.rows += _ends(checkpoint, config, rotation, specs, made)
     stored = original_prefix(checkpoint, config, options.stored_prefix, rotation, ops)
     walk = None
     if options.calibrated:
@@ -348,12 +357,13 @@ def _ends(
     rotation: Rotation | None,
     specs: Mapping[str, QuantSpec | None],
     made: Rounded,
-) -> None:
+) -> list[LayerReport]:
     """Embeddings, last norm and head, rounded to nearest where that is asked for; else in the format that
     they are stored in, and rotated ones in the floats they were. Some rows are floats at a time."""
     norm = read_tensor(checkpoint, "model.norm.weight")
     tensors = {"model.norm.weight": as_floats((norm if rotation is None else np.ones_like(norm))[None])}
-    names = [EMBED] if config.tie_word_embeddings and rotation is None else [HEAD, EMBED]
+    names = [EMBED] if config.tie_word_embeddings and rotation is None else [EMBED, HEAD]
+    reports = []
     for name in names:
         own = HEAD if name == HEAD and not config.tie_word_embeddings else EMBED
         stored = checkpoint.load(own)
@@ -365,8 +375,12 @@ def _ends(
         plain = "f32" if stored.spec.row.group else stored.spec.kind
         read = _reading(name, stored, rotation, norm)
         tensors[name] = rows_to_nearest(stored.shape, spec or QuantSpec(kind=plain), read)
+        if spec is not None:
+            error = values_error(tensors[name], read)
+            reports.append(LayerReport(name.removesuffix(".weight"), str(spec), "rtn", error))
         checkpoint.release(own)
     _save(made, ENDS, tensors)
+    return reports
 
 
 def _reading(
