@@ -218,6 +218,32 @@ def test_a_loop_of_links_is_no_place(model: Path, tmp_path: Path, capsys: pytest
     assert names(tmp_path) == {"model", "loop"}
 
 
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("small", ["--method", "rtn", "--group", "32"]),
+        ("small", ["--weights", "auto", "--to", "hf"]),
+        ("small", ["--to", "llama"]),
+        ("small.gguf", []),
+        ("small.gguf", ["--weights", "int4", "--method", "rtn"]),
+    ],
+)
+def test_folders_above_the_new_one_are_made(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, more: list[str]
+) -> None:
+    """Where weights stay as they are stored it was an error, after the work; and what ends in an error leaves
+    none behind."""
+    from minicpm4.evals import model_writer
+
+    args = ["convert", str(model), str(tmp_path / "new" / "inside" / name), *more]
+    with monkeypatch.context() as context:
+        context.setattr(model_writer, "prove", lambda *_: open("/dev/null/nothing"))  # noqa: SIM115
+        assert run(args) == 2
+    kept = tmp_path / "new" / "inside" / f"{name}.part"
+    assert (tmp_path / "new").exists() == kept.exists() == ("--method" in more)
+    assert run(args) == 0 and names(tmp_path / "new" / "inside") == {name}
+
+
 @pytest.mark.parametrize("inside", ["", "new"])
 def test_a_name_that_is_too_long_until_it_is_whole_is_refused_before_any_work(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], inside: str
