@@ -50,7 +50,7 @@ class Watch:
         self._done.set()
 
     @contextmanager
-    def bar(self, what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    def bar(self, what: str, unit: str, *, before: int = 0) -> Iterator[Callable[[int, int], None]]:
         """Progress of one part of a conversion."""
         self._part, began, before = what, time.monotonic(), time.process_time()
         times, work = self.times.setdefault(what, []), self.work.setdefault(what, [])

@@ -14,6 +14,7 @@ from minicpm4.evals import calibration_texts, conversion, fidelity
 from minicpm4.formats.packing import pack_from_float, unpack
 from minicpm4.formats.quant import QuantSpec
 from minicpm4.model.source import open_model
+from minicpm4.progress import silent
 from tests.fixtures.random_checkpoint import make_checkpoint
 
 GROUP = ["--group", "32"]
@@ -155,7 +156,7 @@ def test_nothing_is_kept_of_other_settings(model: Path, text: Path, tmp_path: Pa
                     settings,
                     "gptq",
                     conversion.Calibration(files=(file,), samples=2, length=64),
-                    lambda *_: __import__("contextlib").nullcontext(),
+                    silent,
                 )
     assert keys[0] == keys[1] != keys[2]
 

@@ -90,8 +90,28 @@ def test_where_no_terminal_is_a_line_tells_now_and_then(
         for done in range(1, 7):
             now[0] += 6
             progress(done, 6)
-    lines = capsys.readouterr().err.splitlines()
-    assert lines == [f"rounding: {done} of 6 layers, 6 s each" for done in (2, 4, 6)]
+    assert capsys.readouterr().err.splitlines() == [
+        "rounding: 2 of 6 layers, 6 s each, 24 s left",
+        "rounding: 4 of 6 layers, 6 s each, 12 s left",
+        "rounding: 6 of 6 layers, 6 s each",
+    ]
+
+
+def test_what_was_done_before_has_no_part_in_the_time_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """900 of 1,000 layers that were there already made 902 in 40 seconds."""
+    now = [100.0]
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
+    with terminal.progress_or_lines("rounding", "layers", before=900) as progress:
+        assert progress is not None
+        for done in (901, 902):
+            now[0] += 20
+            progress(done, 1000)
+    assert capsys.readouterr().err.splitlines() == [
+        "rounding: 901 of 1000 layers, 20 s each, 33 minutes left",
+        "rounding: 902 of 1000 layers, 20 s each, 32.7 minutes left",
+    ]
 
 
 @pytest.mark.parametrize(

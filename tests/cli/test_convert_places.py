@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from minicpm4.cli import convert as command
 from minicpm4.cli import run
 from minicpm4.cli.convert import _overrides
 from minicpm4.evals import model_writer
@@ -112,6 +115,31 @@ def test_a_changed_configuration_uses_nothing_that_was_kept(
     assert convert(model, out) == 2 and names(part) == kept and calls == [0, 1]
     shutil.rmtree(part)
     assert convert(model, out) == 0 and calls == [0, 1, 0, 1]
+
+
+def test_layers_that_are_done_are_told_apart(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They counted as rounded by this run: the time left was told far too short."""
+    real, told = pipeline._round, []
+
+    @contextmanager
+    def bar(what: str, unit: str, *, before: int = 0) -> Iterator[Callable[[int, int], None]]:
+        yield lambda done, total: told.append((what, before, done, total))
+
+    def second_fails(*given: Any) -> Any:
+        if given[1] == 1:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    monkeypatch.setattr(command, "progress_or_lines", bar)
+    with monkeypatch.context() as context:
+        context.setattr(pipeline, "_round", second_fails)
+        assert convert(model, tmp_path / "out") == 130
+    assert told == [("rounding", 0, 1, 2)]
+    told.clear()
+    assert convert(model, tmp_path / "out") == 0
+    assert told[:2] == [("going through what is done", 0, 1, 1), ("rounding", 1, 2, 2)]
 
 
 def test_own_texts_of_kept_layers_are_not_replaced(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -63,6 +65,19 @@ def test_progress_shows_tokens_and_vanishes(monkeypatch: pytest.MonkeyPatch) -> 
     assert "/4096" in terminal.getvalue() and "tokens/s" in terminal.getvalue()
 
 
+def test_a_bar_counts_what_this_run_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    with progress_bar("rounding", "layers", before=10**6) as progress:
+        assert progress is not None
+        time.sleep(0.02)
+        progress(10**6 + 1, 10**6 + 2)
+        progress(10**6 + 2, 10**6 + 2)
+    speeds = [float(one.replace(",", "")) for one in re.findall(r"([0-9,.]+) layers/s", terminal.getvalue())]
+    assert "1000002/1000002" in terminal.getvalue() and speeds and max(speeds) < 1000
+
+
 def test_no_progress_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
     with progress_bar("reading", "tokens") as progress:
         assert progress is None
@@ -81,4 +96,8 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_what_is_slow_is_told_by_the_piece() -> None:
     assert (pace(0, 3.0, "layers"), pace(3, 0.0, "layers")) == ("", "")
-    assert pace(1024, 2.0, "tokens") == "512 tokens/s" and pace(2, 28.4, "layers") == "14 s each"
+    assert (
+        pace(1024, 2.0, "tokens") == "512 tokens/s"
+        and pace(8, 6.0, "layers") == "1.3 layers/s"
+        and pace(2, 28.4, "layers") == "14 s each"
+    )

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from minicpm4.cli.terminal import sanitize, show, table
+from minicpm4.cli.terminal import duration, sanitize, show, table
 from minicpm4.config import ModelConfig
 from minicpm4.errors import ConfigError, ModelNotFoundError, UnsupportedError
 from minicpm4.machine import available_memory, human
 from minicpm4.train import need_torch
 from minicpm4.train.check import Given, check, start_of
-from minicpm4.train.estimate import DAY, Cluster, StageEstimate, estimate
+from minicpm4.train.estimate import Cluster, StageEstimate, estimate
 from minicpm4.train.footprint import Memory, parameters
 from minicpm4.train.head_plan import heads_of
 from minicpm4.train.prepare import packed
@@ -220,14 +220,6 @@ def _time(plans: Sequence[StageEstimate], place: Place) -> None:
 
 def _gpus(machine: Cluster) -> str:
     return f"{machine.gpus} GPU{'s' if machine.gpus > 1 else ''}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the unit in which they are easiest to grasp."""
-    for unit, size in (("years", 365.25 * DAY), ("days", DAY), ("hours", 3600.0), ("minutes", 60.0)):
-        if seconds >= 1.5 * size:
-            return f"{seconds / size:,.3g} {unit}"
-    return f"{seconds:.2g} s"
 
 
 def _data(recipe: Recipe) -> None:

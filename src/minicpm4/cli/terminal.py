@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+_DAY = 86400.0  # seconds
 # C0 but tab and newline, DEL, and C1, in which 0x9b starts an escape sequence by itself.
 _LINE_SECONDS = 10.0  # between lines of progress where there is no terminal
 # And halves of a pair of UTF-16, which JSON may spell and nothing can be written with.
@@ -92,13 +93,25 @@ def pace(done: int, seconds: float, unit: str) -> str:
     """A speed: "512 tokens/s", of what is slow "14 s each"."""
     if not done or seconds <= 0:
         return ""
-    return f"{done / seconds:,.0f} {unit}/s" if done >= seconds else f"{seconds / done:,.0f} s each"
+    if done < seconds:
+        return f"{seconds / done:,.0f} s each"
+    return f"{done / seconds:,.{0 if done >= 10 * seconds else 1}f} {unit}/s"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit in which they are easiest to grasp."""
+    for unit, size in (("years", 365.25 * _DAY), ("days", _DAY), ("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:,.3g} {unit}"
+    return f"{seconds:.2g} s"
 
 
 @contextmanager
-def progress_bar(what: str, unit: str, enabled: bool | None = None) -> Iterator[Progress | None]:
+def progress_bar(
+    what: str, unit: str, enabled: bool | None = None, *, before: int = 0
+) -> Iterator[Progress | None]:
     """Yield a callback (done, total) that draws a bar on standard error, with its speed in ``unit`` and the
-    time left.
+    time left, for which those that were done ``before`` do not count.
 
     Yields None when standard error is no terminal. The bar vanishes when everything is done.
     """
@@ -118,11 +131,11 @@ def progress_bar(what: str, unit: str, enabled: bool | None = None) -> Iterator[
     )
     # Of layers that take minutes, too, the time left is known.
     bar = Progress(*columns, console=console(sys.stderr), transient=True, speed_estimate_period=3600)
-    task = bar.add_task("", total=None, speed="")
+    task = bar.add_task("", total=None, completed=before, speed="")
 
     def update(done: int, total: int) -> None:
         seconds = bar.tasks[0].elapsed or 0.0
-        bar.update(task, completed=done, total=total, speed=pace(done, seconds, unit))
+        bar.update(task, completed=done, total=total, speed=pace(done - before, seconds, unit))
         if done >= total:
             bar.stop()
 
@@ -134,10 +147,10 @@ def progress_bar(what: str, unit: str, enabled: bool | None = None) -> Iterator[
 
 
 @contextmanager
-def progress_or_lines(what: str, unit: str) -> Iterator[Progress | None]:
+def progress_or_lines(what: str, unit: str, *, before: int = 0) -> Iterator[Progress | None]:
     """As ``progress_bar``; where standard error is no terminal a plain line now and then."""
     if sys.stderr.isatty():
-        with progress_bar(what, unit) as progress:
+        with progress_bar(what, unit, before=before) as progress:
             yield progress
         return
     begun = last = time.monotonic()
@@ -147,7 +160,11 @@ def progress_or_lines(what: str, unit: str) -> Iterator[Progress | None]:
         now = time.monotonic()
         if now - last >= _LINE_SECONDS:
             last = now
-            speed = pace(done, now - begun, unit)
-            print(f"{what}: {done} of {total} {unit}{speed and ', ' + speed}", file=sys.stderr, flush=True)
+            line = [f"{what}: {done} of {total} {unit}"]
+            if done > before:
+                line.append(pace(done - before, now - begun, unit))
+                if done < total:
+                    line.append(f"{duration((total - done) * (now - begun) / (done - before))} left")
+            print(", ".join(line), file=sys.stderr, flush=True)
 
     yield update

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,12 @@ from minicpm4.evals.fidelity import own_texts, windows
 from minicpm4.files import read_json, read_text, write_json
 from minicpm4.model.packed_cache import file_identity
 from minicpm4.model.source import OpenModel
-from minicpm4.progress import Progress
+from minicpm4.progress import Bar
 from minicpm4.quantize.options import QuantizeOptions
 from minicpm4.quantize.work import check_kept
 from minicpm4.text.bounds import MAX_TEXT_BYTES
 
-__all__ = ["Bar", "Calibration", "kept_own", "read_windows"]
-
-Bar = Callable[[str, str], AbstractContextManager[Progress | None]]
+__all__ = ["Calibration", "kept_own", "read_windows"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from minicpm4.config.strict import require
 from minicpm4.engine.load import suggestion
 from minicpm4.engine.params import gguf_sampling
 from minicpm4.errors import CheckpointError, MemoryPlanError, TextError
-from minicpm4.evals.calibration_texts import Bar, Calibration, kept_own, read_windows
+from minicpm4.evals.calibration_texts import Calibration, kept_own, read_windows
 from minicpm4.evals.fidelity import Fidelity, compare
 from minicpm4.evals.growth import expected, growth, stored_nbytes
 from minicpm4.evals.model_writer import Conversion, ModelWriter
@@ -28,6 +28,7 @@ from minicpm4.machine import available_memory, human
 from minicpm4.model.packed_cache import file_identity
 from minicpm4.model.source import OpenModel, open_model
 from minicpm4.model.stored_prefix import fixed_angles
+from minicpm4.progress import Bar
 from minicpm4.quantize.budget import Budget, budgeted
 from minicpm4.quantize.ends import Fitting
 from minicpm4.quantize.export import (
@@ -135,10 +136,7 @@ def convert(
             writer.check(config, _grouped(specs))
         for line in fused_apart(layout, specs):
             logger.warning("%s", line)
-        with bar("rounding", "layers") as progress:
-            made = quantize(
-                opened.checkpoint, opened.config, options, texts, host_table(), part, key, progress
-            )
+        made = quantize(opened.checkpoint, opened.config, options, texts, host_table(), part, key, bar)
         free = {name for name, spec in specs.items() if spec is None}
         done = writer.write(Fitting(made, layout, free), made.stored_prefix(options.stored_prefix))
         made.remove()

@@ -10,7 +10,6 @@ from typing import Any
 
 from minicpm4.config import ModelConfig
 from minicpm4.errors import CheckpointError
-from minicpm4.evals.calibration_texts import Bar
 from minicpm4.files import writing_folder, writing_path
 from minicpm4.formats.gguf import GgufCheckpoint
 from minicpm4.formats.hf_write import hf_config
@@ -20,6 +19,7 @@ from minicpm4.formats.quantised_config import fused_apart, keeps_unasked
 from minicpm4.kernels.registry import exact_table
 from minicpm4.model.source import open_model, read_config
 from minicpm4.model.stored_prefix import StoredPrefix
+from minicpm4.progress import Bar
 from minicpm4.quantize.ends import Fitting
 from minicpm4.quantize.export import KEEP_PREFIX, Written, check_again, check_layout, formats, write_model
 from minicpm4.quantize.gguf_export import (

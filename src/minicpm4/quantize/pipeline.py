@@ -35,7 +35,7 @@ from minicpm4.kernels.layer_weights import StoredKV
 from minicpm4.model.arena import Arena
 from minicpm4.model.packed_file import PackedFile, write
 from minicpm4.model.stored_prefix import StoredPrefix
-from minicpm4.progress import Progress
+from minicpm4.progress import Bar, silent
 from minicpm4.quantize.gptq import Hessian, gptq, importance, output_error
 from minicpm4.quantize.grid import pack, rows_to_nearest, search_scales, to_nearest, values_error
 from minicpm4.quantize.layer import (
@@ -109,6 +109,19 @@ class Rounded:
         except OSError as error:
             raise CheckpointError(f"cannot read {file}: {error}") from error
 
+    def begun(self) -> int:
+        """How many layers, the first and those that follow, an earlier run seems to have written: nothing of
+        them is read."""
+        for index in range(self.config.num_hidden_layers):
+            file = self.folder / f"{stem_of(index)}.safetensors"
+            try:
+                with file.open("rb") as data:
+                    if PackedFile(data, file).key != dict(self.key):
+                        return index
+            except (CheckpointError, OSError):
+                return index
+        return self.config.num_hidden_layers
+
     def layer(self, index: int) -> dict[str, PackedTensor]:
         """Tensors of a layer, by their full names. Raises CheckpointError."""
         return self.part(stem_of(index))
@@ -142,7 +155,7 @@ def quantize(
     ops: OpTable,
     folder: Path,
     key: Mapping[str, Any],
-    progress: Progress | None = None,
+    bar: Bar = silent,
 ) -> Rounded:
     """Round the weights of an opened checkpoint as ``options`` say, into files of the work folder ``folder``.
 
@@ -159,7 +172,8 @@ def quantize(
         rows, numbers = looked_up(checkpoint, texts)
         embed = as_floats(rows if rotation is None else rotation.embed(rows))
         walk = Walk(ops, made.config, embed, numbers, len(options.stored_prefix))
-    for index in range(config.num_hidden_layers):
+
+    def one(index: int) -> None:
         prefix = f"model.layers.{index}."
         own = {
             name.removeprefix(prefix).removesuffix(".weight"): spec
@@ -177,8 +191,16 @@ def quantize(
             _write(made, index, layer, reports, checkpoint)
         elif walk is not None:
             walk.advance(index, layer.weights())
-        if progress is not None:
-            progress(index + 1, config.num_hidden_layers)
+
+    # Apart, as texts go through a layer that is done much faster than it was rounded.
+    count, before = config.num_hidden_layers, made.begun()
+    for what, first, end in (("going through what is done", 0, before), ("rounding", before, count)):
+        if first < end:
+            with bar(what, "layers", before=first) as progress:
+                for index in range(first, end):
+                    one(index)
+                    if progress is not None:
+                        progress(index + 1, end)
     return made
 
 
