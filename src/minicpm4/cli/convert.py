@@ -16,7 +16,6 @@ from minicpm4.cli.options import IgnoreOption, check_outputs, number, words, wri
 from minicpm4.cli.terminal import progress_or_lines
 from minicpm4.config.choices import WEIGHT_CHOICES
 from minicpm4.config.strict import check_choice, require
-from minicpm4.errors import ConfigError
 
 if TYPE_CHECKING:
     from minicpm4.evals.conversion import Calibration
@@ -126,7 +125,8 @@ def command(
         list[Path] | None,
         typer.Option(
             metavar="FILE",
-            help="Text to calibrate on; may be given several times. Without one the model writes its own.",
+            help="Text to calibrate on; may be given several times; corpus: Python's manual, English and code. "
+            "Unless said the model writes its own.",
         ),
     ] = None,
     samples: Annotated[
@@ -153,6 +153,7 @@ def command(
     on after an interruption. What was written is opened again, and every value compared with what was
     rounded."""
     from minicpm4 import zoo
+    from minicpm4.evals.calibration_texts import check_texts
     from minicpm4.evals.conversion import Calibration, convert, measure
     from minicpm4.files.gguf_parts import parts_of
     from minicpm4.formats.kinds import float_kinds, rounded_kinds
@@ -187,10 +188,7 @@ def command(
     model, part = zoo.resolve(source), part_of(target)
     read = [model.with_name(name) for name in parts_of(model.name)]
     check_outputs({"--json": json_file}, (*read, target, part, *texts_read), (*read, target, part))
-    for file in (*(calibration or ()), *((test,) if test else ())):
-        require(file.is_file(), f"there is no file {file}")
-    if test is not None and any(test.samefile(file) for file in calibration or ()):
-        raise ConfigError(f"{test} is for calibration already", "test on another text")
+    check_texts(calibration or (), test)
     require(to == "gguf" or not gguf_type, f"--to {to} has no types of GGUF", "leave --gguf-type out")
     types = GgufTypes.parse(gguf_type or ())
     require(

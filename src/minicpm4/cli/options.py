@@ -345,11 +345,12 @@ def check_outputs(
 
 
 def texts_or_manual(files: Sequence[Path]) -> str:
-    """What stands in ``files``, one after another; without any, Python's manual. Raises ConfigError."""
+    """What stands in ``files``, one after another; without any, Python's manual. Raises ConfigError,
+    TextError."""
     if not files:
-        from pydoc_data.topics import topics
+        from minicpm4.text.manual import python_manual
 
-        return "\n\n".join(topics.values())
+        return python_manual()
     return "\n\n".join(read_text(file, MAX_TEXT_BYTES, ConfigError, "give a file of text") for file in files)
 
 

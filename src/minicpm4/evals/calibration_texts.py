@@ -10,36 +10,74 @@ from pathlib import Path
 from typing import Any
 
 from minicpm4 import LLM
-from minicpm4.errors import CheckpointError
+from minicpm4.config.strict import require
+from minicpm4.errors import CheckpointError, ConfigError
 from minicpm4.evals.fidelity import own_texts, windows
-from minicpm4.files import read_json, read_text, write_json
+from minicpm4.files import file_sha256, read_json, read_text, write_json
 from minicpm4.model.packed_cache import file_identity
 from minicpm4.model.source import OpenModel
 from minicpm4.progress import Bar
 from minicpm4.quantize.options import QuantizeOptions
 from minicpm4.quantize.work import check_kept
 from minicpm4.text.bounds import MAX_TEXT_BYTES
+from minicpm4.text.manual import python_manual
 
-__all__ = ["Calibration", "kept_own", "read_windows"]
+__all__ = ["CORPUS", "Calibration", "check_texts", "kept_own", "read_windows"]
+
+CORPUS = "corpus"
+"""In the place of a file: the text that is there without one, unless a file has that name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """``files`` of text, or none: the model's own; ``samples`` texts of ``length`` tokens."""
+    """``files`` of text (one may be CORPUS), or none: the model's own; ``samples`` texts of ``length`` tokens."""
 
     files: tuple[Path, ...] = ()
     samples: int = 32
     length: int = 512
 
 
+def check_texts(files: Sequence[Path], test: Path | None) -> None:
+    """Raise ConfigError for a text of calibration that is not there, or twice, and where ``test`` is one of
+    them, under whatever name: on what a model was fitted to it looks better than it is."""
+    seen: dict[str, Path] = {}
+    for file in files:
+        content = CORPUS if _is_corpus(file) else _content(file, f"--calibration takes files, or {CORPUS}")
+        if content in seen:
+            raise ConfigError(_same(file, seen[content], "given for calibration"), "give each text once")
+        seen[content] = file
+    if test is not None and (twin := seen.get(_content(test, "--test takes a file"))):
+        raise ConfigError(_same(test, twin, "for calibration"), "test on another text")
+
+
+def _is_corpus(file: Path) -> bool:
+    return str(file) == CORPUS and not file.is_file()
+
+
+def _content(file: Path, remedy: str) -> str:
+    require(file.is_file(), f"there is no file {file}", remedy)
+    try:
+        return file_sha256(file)
+    except OSError as error:
+        raise ConfigError(f"cannot read {file}: {error.strerror}", remedy) from error
+
+
+def _same(file: Path, first: Path, what: str) -> str:
+    if str(file) == str(first):
+        return f"{file} is {what} already"
+    return f"{file} is the same text as {first}, which is {what} already"
+
+
 def read_windows(
     tokenizer: Any, files: Sequence[Path], count: int, length: int, begin: Sequence[int] = ()
 ) -> list[list[int]]:
     """``count`` texts of ``length`` tokens, evenly spread over ``files``; each begins with ``begin``, or with
-    what the tokenizer puts before a text. Raises CheckpointError where they are too short for one."""
+    what the tokenizer puts before a text. Raises CheckpointError where they are too short for one,
+    TextError."""
     ids: list[int] = []
     for file in files:
-        ids += tokenizer.encode(read_text(file, MAX_TEXT_BYTES, CheckpointError), add_special_tokens=False)
+        text = python_manual() if _is_corpus(file) else read_text(file, MAX_TEXT_BYTES, CheckpointError)
+        ids += tokenizer.encode(text, add_special_tokens=False)
     prefix = list(begin or tokenizer.with_prefix([]))
     found = [prefix + one for one in windows(ids, length - len(prefix), count)]
     if not found:
