@@ -50,7 +50,7 @@ from minicpm4.model.source import open_model
 from minicpm4.model.stored_prefix import FILE
 from minicpm4.model.weight_plan import plan_weights
 from minicpm4.quantize.layer import read_layer, read_tensor
-from minicpm4.quantize.options import FLOATS, METHODS, QuantizeOptions
+from minicpm4.quantize.options import METHODS, QuantizeOptions
 from minicpm4.quantize.rotate import Rotation
 from minicpm4.quantize.stored import prefix_ids
 from minicpm4.quantize.walk import STAGES, Walk, as_floats
@@ -65,14 +65,14 @@ def cases(args: argparse.Namespace, tied: bool) -> Iterator[tuple[str, QuantizeO
     for group, method, rotate, bits, kind in choices:
         if method == "rtn" and (bits is not None or kind != args.calibration[0]):
             continue  # it looks at no text
-        embed = args.embed if bits is None else FLOATS
+        embed = args.embed if bits is None else None
         options = QuantizeOptions(
             weights="int4",
             method=method,
             group=group,
             rotate=rotate,
             embed=embed,
-            head=embed if rotate or not tied else FLOATS,
+            head=embed if rotate or not tied else None,
             bits=bits,
             seed=args.seed,
         )

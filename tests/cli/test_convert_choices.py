@@ -124,3 +124,49 @@ def test_groups_of_32_unless_a_layout_pays_twice(
     assert run(["convert", str(model), str(tmp_path / "out"), *RTN, *more]) == 0
     spec = open_checkpoint(tmp_path / "out").tensors["model.layers.0.mlp.down_proj.weight"].spec
     assert spec.group_size == group
+
+
+@pytest.mark.parametrize(
+    ("out", "more", "said"),
+    [
+        ("out.gguf", ["--calibration", "README.md"], "--calibration is for those that are rounded"),
+        ("out.gguf", ["--head", "int8-g32"], "--override lm_head=int8-g32 rounds it alone"),
+        ("out", [*RTN, "--act-order"], "act_order is GPTQ's"),
+        ("out", ["--method", "awq", "--act-order"], "act_order is GPTQ's"),
+        ("out", ["--weights", "bf16", "--skip-first", "4"], "leave --skip-first out"),
+        ("out.gguf", ["--seed", "4"], "--seed"),
+        ("out", [*RTN, "--stored-prefix", "auto", "--length", "64"], "--length"),
+        ("out", ["--to", "marlin", "--stored-prefix", "auto"], "marlin has no"),
+        ("out.gguf", ["--stored-prefix", "auto"], "leave --stored-prefix out"),
+    ],
+)
+def test_what_is_not_used_is_refused_by_name(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], out: str, more: list[str], said: str
+) -> None:
+    assert run(["convert", str(model), str(tmp_path / out), *more]) == 2
+    assert said in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("more", "head"),
+    [
+        (["--weights", "bf16"], "bf16"),
+        (["--weights", "bf16", "--head", "float"], "f32"),
+        (["--weights", "bf16", "--head", "float", "--override", "lm_head=bf16"], "bf16"),
+        (["--weights", "auto", "--to", "hf", "--head", "float"], "f32"),
+        ([*RTN, "--head", "float"], "f32"),
+        ([*RTN, "--head", "int8-g32"], "int8-g32"),
+    ],
+)
+def test_a_head_is_what_it_is_said_to_be(model: Path, tmp_path: Path, more: list[str], head: str) -> None:
+    """`--head float` with `--weights bf16` was as if nothing was said."""
+    assert run(["convert", str(model), str(tmp_path / "out"), *more]) == 0
+    assert str(open_checkpoint(tmp_path / "out").tensors["lm_head.weight"].spec) == head
+
+
+def test_a_budget_leaves_a_head_that_is_to_stay(model: Path, tmp_path: Path) -> None:
+    given = ["convert", str(model), "--weights", "int4", "--samples", "2", "--length", "64", "--bits", "13"]
+    for name, more in (("one.gguf", []), ("two.gguf", ["--head", "float"])):
+        assert run([*given[:2], str(tmp_path / name), *given[2:], *more]) == 0
+        spec = open_checkpoint(tmp_path / name).tensors["lm_head.weight"].spec
+        assert (str(spec) == "f32") == bool(more)

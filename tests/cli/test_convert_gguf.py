@@ -162,8 +162,8 @@ def test_a_file_of_another_is_written_as_it_was(tmp_path: Path) -> None:
         (["--gguf-type", "nothing=q8_0"], "no matrix"),
         (["--gguf-type", "=q8_0"], "PATTERN=TYPE. such as q4_k"),
         (["--gguf-type", "[=q8_0"], "Python's re"),
-        (["--weights", "auto", "--method", "rtn"], "--method rounds"),
-        (["--rotate"], "--rotate rounds"),
+        (["--weights", "auto", "--method", "rtn"], "--method is for"),
+        (["--rotate"], "--rotate is for"),
         (["--weights", "int4", "--method", "rtn", "--gguf-type", "tq2_0"], "do not fill"),
     ],
 )

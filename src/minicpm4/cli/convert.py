@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 MAX_SAMPLES = 4096
 MAX_LENGTH = 1 << 16
+_STORED = "weights stay as they are stored, {} is for those that are rounded"
 
 
 def command(
@@ -94,8 +95,13 @@ def command(
         ),
     ] = None,
     head: Annotated[
-        str, typer.Option(metavar="FORMAT", help="Of a head of its own: float, or a format such as int8-g64.")
-    ] = "float",
+        str | None,
+        typer.Option(
+            metavar="FORMAT",
+            help="Of a head of its own: float (as it is, which it stays with int4, int8 and ternary unless "
+            "said), or a format such as int8-g64.",
+        ),
+    ] = None,
     override: Annotated[
         list[str] | None,
         typer.Option(
@@ -125,8 +131,8 @@ def command(
         list[Path] | None,
         typer.Option(
             metavar="FILE",
-            help="Text to calibrate on; may be given several times; corpus: Python's manual, English and code. "
-            "Unless said the model writes its own.",
+            help="Text to calibrate on; may be given several times; corpus: Python's manual, English and "
+            "code. Unless said the model writes its own.",
         ),
     ] = None,
     samples: Annotated[
@@ -204,14 +210,18 @@ def command(
                 "--method": method,
                 "--group": group,
                 "--bits": bits,
-                "--head": None if head == "float" else head,
                 "--rotate": rotate or None,
                 "--act-order": act_order or None,
                 "--skip-first": skip_first,
                 "--calibration": calibration,
             },
-            "weights stay as they are stored, {} rounds them",
+            _STORED,
             "say what they become: --weights",
+        )
+        _refuse(
+            {"--head": None if head == "float" else head},
+            _STORED,
+            f"--override lm_head={head} rounds it alone",
         )
     else:
         method = method or ("s-gptq" if weights in rounded_kinds() else "rtn")

@@ -30,7 +30,8 @@ CORPUS = "corpus"
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """``files`` of text (one may be CORPUS), or none: the model's own; ``samples`` texts of ``length`` tokens."""
+    """``files`` of text (one may be CORPUS), or none: the model's own; ``samples`` texts of ``length``
+    tokens."""
 
     files: tuple[Path, ...] = ()
     samples: int = 32

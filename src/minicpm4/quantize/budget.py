@@ -34,7 +34,7 @@ from minicpm4.quantize.divergence import kullback_leibler, log_probabilities
 from minicpm4.quantize.ends import format_nbytes, written_nbytes
 from minicpm4.quantize.grid import to_nearest
 from minicpm4.quantize.layer import Layer, read_layer, read_tensor
-from minicpm4.quantize.options import FLOATS, QuantizeOptions, parse_format
+from minicpm4.quantize.options import QuantizeOptions, parse_format
 from minicpm4.quantize.rotate import Rotation
 from minicpm4.quantize.smooth import may_change
 from minicpm4.quantize.stored import original_prefix
@@ -141,7 +141,7 @@ def choices_of(
     said = {EMBED: options.embed, HEAD: options.head}
     found = {}
     for name, usual in options.specs(config).items():
-        own = said.get(name, FLOATS) != FLOATS or (name in said and not place.ends)
+        own = said.get(name) is not None or (name in said and not place.ends)
         if own or any(re.search(pattern, name) for pattern in options.overrides):
             continue
         group = options.group if usual is None else usual.group_size

@@ -41,7 +41,8 @@ class QuantizeOptions:
     ``weights``: the kind that the layers' matrices become, in groups of ``group``, or a kind of floats, which
     embeddings and head become, too, and which knows no method but rtn; ``method``: one of
     METHODS; ``skip_first``: positions of each text that P-GPTQ leaves out; ``embed`` and ``head``: a format
-    of their own ("int8-g32"), or "float": as they are; ``overrides``: formats by a regular expression that
+    of their own ("int8-g32"), or "float": as they are; None: as they are, where layers become floats as
+    these; ``overrides``: formats by a regular expression that
     is searched for in a matrix's name, the last that fits counts; ``rotate``: fold a rotation in first;
     ``act_order``, ``damping``: see ``gptq``; ``bits``: let the matrices that no override names become int4,
     int5 (where the layout has it) or int8 as rounding costs least, at so many bits a weight at most
@@ -51,8 +52,8 @@ class QuantizeOptions:
     weights: str = "int4"
     method: str = "s-gptq"
     group: int = 64
-    embed: str = FLOATS
-    head: str = FLOATS
+    embed: str | None = None
+    head: str | None = None
     overrides: Mapping[str, str] = field(default_factory=dict)
     rotate: bool = False
     skip_first: int = SKIP_FIRST
@@ -72,7 +73,8 @@ class QuantizeOptions:
             "use rtn, which is what it does unless said",
         )
         for name in (self.embed, self.head):
-            parse_format(name)
+            if name is not None:
+                parse_format(name)
         _check_overrides(self.overrides)
         check_integer("skip_first", self.skip_first, 0, MAX_SKIP)
         check_integer("seed", self.seed, 0, MAX_SEED)
@@ -136,15 +138,17 @@ class QuantizeOptions:
         if self.rotate or not config.tie_word_embeddings:
             columns[HEAD] = config.hidden_size
         else:
-            require(self.head == FLOATS, "the head is tied: it is the embeddings", "leave its format out")
+            require(
+                self.head in (None, FLOATS), "the head is tied: it is the embeddings", "leave its format out"
+            )
         for index in range(config.num_hidden_layers):
             for name, shape in layer_tensors(config).items():
                 if len(shape) == 2:
                     columns[f"model.layers.{index}.{name}"] = shape[1]
         said = {}
         for name in columns:
-            own = {EMBED: self.embed, HEAD: self.head}.get(name, self._usual)
-            said[name] = own if self.grouped or own != FLOATS else self._usual
+            ends = FLOATS if self.grouped else self._usual
+            said[name] = {EMBED: self.embed or ends, HEAD: self.head or ends}.get(name, self._usual)
         return _specs(columns, said, self.overrides)
 
 
