@@ -103,7 +103,7 @@ def measure(arguments: argparse.Namespace, place: Path) -> dict[str, Any]:
         "layers": arguments.layers,
         "options": {"weights": "int4", "group": arguments.group, "method": arguments.method}
         | {"rotate": arguments.rotate, "to": arguments.to, "tokens": tokens},
-        "planned_nbytes": planned_memory(config, options, arguments.to, tokens),
+        "planned_nbytes": planned_memory(config, options, tokens),
         "bound_nbytes": memory_bound(config, tokens),
         "peak_nbytes": max(watch.peaks.values()),
         "peaks": watch.peaks,

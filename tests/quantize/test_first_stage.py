@@ -18,7 +18,8 @@ from minicpm4.quantize.gptq import Hessian, gptq
 from minicpm4.quantize.grid import search_scales, to_nearest
 from minicpm4.quantize.layer import from_packed
 from minicpm4.quantize.options import QuantizeOptions
-from minicpm4.quantize.pipeline import Rounded, quantize
+from minicpm4.quantize.pipeline import quantize
+from minicpm4.quantize.rounded import Rounded
 from minicpm4.quantize.smooth import HELD
 from minicpm4.quantize.walk import STAGES, Walk
 from tests.fixtures.random_checkpoint import make_checkpoint

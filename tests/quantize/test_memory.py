@@ -19,11 +19,11 @@ from tests.fixtures.random_checkpoint import make_checkpoint
 
 CHILD = """
 import json, sys, threading, time
-from contextlib import nullcontext
 from pathlib import Path
 import numpy as np
 from minicpm4.evals.conversion import Calibration, convert
 from minicpm4.model.source import open_model
+from minicpm4.progress import silent
 from minicpm4.quantize.memory import planned_memory
 from minicpm4.quantize.options import QuantizeOptions
 
@@ -39,21 +39,21 @@ def watch():  # pages of mapped files are the system's to take back: anonymous m
         peak = max(peak, told())
         time.sleep(0.002)
 
-source, target, text, method, layout, rotate = sys.argv[1:]
-bar = lambda what, unit: nullcontext()
-options = None if method == "none" else QuantizeOptions(method=method, rotate=rotate == "True", seed=1)
+source, target, text, method, layout, rotate, bits = sys.argv[1:]
+said = {"rotate": rotate == "True", "bits": float(bits) or None}
+options = None if method == "none" else QuantizeOptions(method=method, seed=1, **said)
 texts = Calibration(files=(Path(text),), samples=8, length=256)
 tiny = Path(target).parent / "tiny"
 small = QuantizeOptions(method="rtn", group=32)
-convert(str(tiny), Path(target + "-first"), small, "hf", texts, bar)  # what libraries keep
+convert(str(tiny), Path(target + "-first"), small, "hf", texts, silent)  # what libraries keep
 np.linalg.cholesky(np.eye(600)) @ np.ones((600, 600))
 before = told()
 watcher = threading.Thread(target=watch)
 watcher.start()
-convert(source, Path(target), options, layout, texts, bar)
+convert(source, Path(target), options, layout, texts, silent)
 done = True
 watcher.join()
-planned = planned_memory(open_model(source).config, options, layout, 8 * 256)
+planned = planned_memory(open_model(source).config, options, 8 * 256)
 print(json.dumps({"planned": planned, "peak": peak - before}))
 """
 
@@ -65,30 +65,36 @@ MANY = {"hidden_size": 512, "intermediate_size": 512, "vocab_size": 60000, "head
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize(
-    ("shape", "method", "layout", "rotate"),
+    ("shape", "method", "layout", "rotate", "bits"),
     [
-        (WIDE, "gptq", "compressed-tensors", False),
-        (WIDE, "s-gptq", "gptq", True),
-        (WIDE, "awq", "awq", False),
-        (WIDE, "rtn", "hf", False),
-        (WIDE | {"tie": True}, "none", "llama", False),
-        (MANY, "gptq", "compressed-tensors", False),
-        (MANY, "awq", "compressed-tensors", True),
-        (MANY | {"tie": True}, "rtn", "compressed-tensors", False),
-        (MANY | {"tie": True}, "rtn", "llama", False),
-        (MANY, "none", "llama", False),
-        (MANY, "none", "gguf", False),
-        (MANY, "rtn", "mlx", False),
+        (WIDE, "gptq", "compressed-tensors", False, 0),
+        (WIDE, "s-gptq", "gptq", True, 0),
+        (WIDE, "awq", "awq", False, 0),
+        (WIDE, "rtn", "hf", False, 0),
+        (WIDE | {"tie": True}, "none", "llama", False, 0),
+        (MANY, "gptq", "compressed-tensors", False, 0),
+        (MANY, "awq", "compressed-tensors", True, 0),
+        (MANY | {"tie": True}, "rtn", "compressed-tensors", False, 0),
+        (MANY | {"tie": True}, "rtn", "llama", False, 0),
+        (MANY, "none", "llama", False, 0),
+        (MANY, "none", "gguf", False, 0),
+        (MANY, "rtn", "mlx", False, 0),
+        (MANY, "awq", "gguf", False, 5),
+        (MANY | {"tie": True}, "awq", "hf", True, 5),
+        (WIDE, "awq", "hf", True, 5),
+        (MANY | {"tie": True}, "rtn", "llama", True, 0),
+        (MANY | {"dtype": "bfloat16"}, "none", "llama", False, 0),
     ],
 )
 def test_the_plan_is_near_the_peak(
-    tmp_path: Path, shape: dict[str, int], method: str, layout: str, rotate: bool
+    tmp_path: Path, shape: dict[str, int], method: str, layout: str, rotate: bool, bits: float
 ) -> None:
     source = make_checkpoint(tmp_path / "m", num_attention_heads=8, num_key_value_heads=2, **shape)
     make_checkpoint(tmp_path / "tiny")
     text, target = tmp_path / "text.txt", tmp_path / ("made.gguf" if layout == "gguf" else "made")
     text.write_text("".join(f"Line {i} of a text to look at.\n" for i in range(400)))
-    command = [sys.executable, "-c", CHILD, str(source), str(target), str(text), method, layout, str(rotate)]
+    command = [sys.executable, "-c", CHILD, str(source), str(target), str(text), method, layout]
+    command += [str(rotate), str(bits)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
     assert 0.4 * found["planned"] < found["peak"] < 1.1 * found["planned"] + (40 << 20), found
@@ -102,9 +108,13 @@ LARGE = {
 }
 
 
+TOKEN_COUNTS = (0, 64, 512, 16 * 256, 32 * 512, 128 * 2048)
+
+
 @pytest.mark.parametrize("model", LARGE)
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "rtn"])
-def test_conversions_of_all_sizes_are_planned_within_the_bound(model: str, method: str) -> None:
+@pytest.mark.parametrize("method", [None, *METHODS])
+def test_conversions_of_all_sizes_are_planned_within_the_bound(model: str, method: str | None) -> None:
+    """With a budget of bits, rotated, by few tokens or many; the plan is the same for every layout."""
     vocab, hidden, inner, layers, heads, kv, tied = LARGE[model]
     config = ModelConfig(
         model_type="llama",
@@ -119,15 +129,18 @@ def test_conversions_of_all_sizes_are_planned_within_the_bound(model: str, metho
         rms_norm_eps=1e-5,
         tie_word_embeddings=tied,
     )
-    tokens = 32 * 512
-    for weights, rotate, act_order in product(("int4", "int8"), (False, True), (False, True)):
-        if act_order and "gptq" not in method:
-            continue
-        options = QuantizeOptions(
-            weights=weights, method=method, group=32, rotate=rotate, act_order=act_order
-        )
-        for layout in ("compressed-tensors", "gguf", "mlx"):
-            assert planned_memory(config, options, layout, tokens) <= memory_bound(config, tokens)
+    every: list[QuantizeOptions | None] = [None]
+    if method is not None:
+        kinds = ("int4", "int8", "bf16") if method == "rtn" else ("int4", "int8")
+        budgets = (None,) if method == "rtn" else (None, 5.5)
+        orders = (False, True) if "gptq" in method else (False,)
+        every = [
+            QuantizeOptions(weights=kind, method=method, group=32, rotate=rotate, act_order=order, bits=bits)
+            for kind, rotate, order, bits in product(kinds, (False, True), orders, budgets)
+            if bits is None or kind == "int4"
+        ]
+    for options, tokens in product(every, TOKEN_COUNTS):
+        assert planned_memory(config, options, tokens) <= memory_bound(config, tokens), (options, tokens)
 
 
 def test_what_does_not_fit_is_refused_before_any_work(

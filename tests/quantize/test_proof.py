@@ -111,10 +111,10 @@ def test_gguf_files_are_computed_with_as_well(
 def test_scales_that_are_folded_wrongly_are_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from minicpm4.formats import hf_write
+    from minicpm4.quantize import parts
 
-    real = hf_write._times
-    monkeypatch.setattr(hf_write, "_times", lambda source, factor: real(source, 1.01 * factor))
+    real = parts.times
+    monkeypatch.setattr(parts, "times", lambda values, factor: real(values, 1.01 * factor))
     source, target = make_checkpoint(tmp_path / "m"), tmp_path / "llama"
     assert run(["convert", str(source), str(target), "--to", "llama"]) == 2
     assert "logits of the written model" in capsys.readouterr().err and not target.exists()

@@ -17,7 +17,8 @@ from minicpm4.quantize import pipeline
 from minicpm4.quantize.budget import Budget, choices_of, measure_costs
 from minicpm4.quantize.export import check_again, write_model
 from minicpm4.quantize.options import QuantizeOptions
-from minicpm4.quantize.pipeline import Rounded, quantize
+from minicpm4.quantize.pipeline import quantize
+from minicpm4.quantize.rounded import Rounded
 from minicpm4.quantize.stored import original_prefix, prefix_ids
 from minicpm4.text.model_text import ModelText
 from minicpm4.text.template import ChatTemplate

@@ -40,8 +40,9 @@ from minicpm4.quantize.gguf_export import (
 from minicpm4.quantize.memory import planned_memory
 from minicpm4.quantize.options import QuantizeOptions, formats_by_pattern
 from minicpm4.quantize.parts import Stored
-from minicpm4.quantize.pipeline import LayerReport, quantize
+from minicpm4.quantize.pipeline import quantize
 from minicpm4.quantize.rotate import Rotation
+from minicpm4.quantize.rounded import LayerReport
 from minicpm4.quantize.stored import prefix_ids
 from minicpm4.quantize.work import check_kept, place_for, remove_work, work_folder
 from minicpm4.text.model_text import ModelText
@@ -84,7 +85,7 @@ def convert(
         )
     options = _with_prefix(options, opened, text, stored, layout, calibration, without_scaling)
     begin = opened.stored.ids if opened.stored is not None else options.stored_prefix if options else ()
-    _check_memory(opened.config, options, layout, calibration.samples * calibration.length)
+    _check_memory(opened.config, options, calibration.samples * calibration.length)
     tests = [] if text is None or test is None else _windows(text, (test,), calibration, begin)
     sampling = gguf_sampling(suggestion(opened))
     real = target.resolve()
@@ -167,9 +168,9 @@ def _compared(done: Conversion, opened: OpenModel, target: Path, layout: str) ->
     return replace(done, source_nbytes=stored_nbytes(old), notes=[*done.notes, *told])
 
 
-def _check_memory(config: ModelConfig, options: QuantizeOptions | None, layout: str, tokens: int) -> None:
+def _check_memory(config: ModelConfig, options: QuantizeOptions | None, tokens: int) -> None:
     """Raise MemoryPlanError where what a conversion takes is not available."""
-    needed, available = planned_memory(config, options, layout, tokens), available_memory()
+    needed, available = planned_memory(config, options, tokens), available_memory()
     if available is not None and needed > available:
         raise MemoryPlanError(
             f"the conversion takes {human(needed)} at its peak, {human(available)} are available",

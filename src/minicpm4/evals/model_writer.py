@@ -33,8 +33,8 @@ from minicpm4.quantize.gguf_export import (
 )
 from minicpm4.quantize.options import QuantizeOptions
 from minicpm4.quantize.parts import Folded, Parts, Stored, WithConfig, folded_config, plain_rope
-from minicpm4.quantize.pipeline import LayerReport
 from minicpm4.quantize.proof import check_tokens, prove
+from minicpm4.quantize.rounded import LayerReport
 from minicpm4.quantize.work import kept_in
 from minicpm4.text.model_text import ModelText
 

@@ -71,6 +71,7 @@ def write_gguf(path: Path, metadata: Mapping[str, Any], tensors: Iterable[OutTen
                     f"tensor {tensor.name} has {values.nbytes} bytes, its shape asks for {tensor.nbytes}"
                 )
             file.write(np.ascontiguousarray(values).data)
+            del values  # before the next are made
         _pad(file)
 
 

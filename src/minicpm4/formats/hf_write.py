@@ -36,8 +36,10 @@ __all__ = [
     "end_folder",
     "float_kind",
     "fold_scales",
+    "folded_factors",
     "hf_config",
     "stored",
+    "times",
     "with_end_ids",
     "write_folder",
 ]
@@ -141,6 +143,16 @@ def _is_plain(config: ModelConfig) -> bool:
     return (config.scale_emb, config.residual_scale, config.logit_scale) == (1.0, 1.0, 1.0)
 
 
+def folded_factors(config: ModelConfig) -> tuple[float, float]:
+    """What ``fold_scales`` multiplies embeddings and head by."""
+    return config.scale_emb / config.residual_scale, config.logit_scale
+
+
+def times(values: NDArray[np.float32], factor: float) -> NDArray[np.float32]:
+    """``values`` by one of the ``folded_factors``, rounded once."""
+    return (values.astype(np.float64) * factor).astype(np.float32)
+
+
 def fold_scales(
     config: ModelConfig, tensors: Mapping[str, TensorSource]
 ) -> tuple[ModelConfig, dict[str, TensorSource]]:
@@ -157,8 +169,7 @@ def fold_scales(
             "the residual scale of a model with norms of query and key heads cannot be folded",
             "export it without folding",
         )
-    into_embed = config.scale_emb / config.residual_scale
-    into_head = config.logit_scale
+    into_embed, into_head = folded_factors(config)
     found = dict(tensors)
     found[EMBED] = _times(tensors[EMBED], into_embed)
     tied = config.tie_word_embeddings and into_embed == into_head
@@ -184,7 +195,7 @@ def _times(source: TensorSource, factor: float) -> TensorSource:
         values = source.read()
         out = np.empty(values.shape, np.float32)
         for part in row_slices(*values.shape):
-            out[part] = values[part].astype(np.float64) * factor
+            out[part] = times(values[part], factor)
         return out
 
     return replace(source, make=scaled)

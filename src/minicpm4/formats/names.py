@@ -9,6 +9,7 @@ from minicpm4.config import ModelConfig
 __all__ = [
     "EMBED",
     "HEAD",
+    "NORM",
     "O_BIAS",
     "expected_tensors",
     "gguf_name",
@@ -19,7 +20,7 @@ __all__ = [
 ]
 
 O_BIAS = "self_attn.o_proj.bias"
-EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+EMBED, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
 
 _GLOBAL = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _IN_LAYER = {
@@ -120,7 +121,7 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {EMBED: (config.vocab_size, hidden)}
     for index in range(config.num_hidden_layers):
         found |= {f"model.layers.{index}.{name}": shape for name, shape in layer.items()}
-    found["model.norm.weight"] = (hidden,)
+    found[NORM] = (hidden,)
     if not config.tie_word_embeddings:
         found[HEAD] = (config.vocab_size, hidden)
     return found

@@ -32,11 +32,14 @@ __all__ = [
     "packed_if_exact",
     "repack",
     "row_slices",
+    "smallest_floats",
     "unpack",
     "unpack_rows",
     "widened",
     "wider",
 ]
+
+Read = Callable[[slice], NDArray[np.float32]]
 
 SLICE = 1 << 18  # weights handled at a time: 1 MB of float32, which stays in cache
 _SAMPLE_ROWS = 4
@@ -143,20 +146,29 @@ def widened(tensor: PackedTensor) -> PackedTensor:
 
 def exact_float(weights: NDArray[np.float32]) -> str:
     """The smallest kind of floats that holds all of ``weights`` (rows, columns), float32, as they are."""
+    return _exact_kind((weights.shape[0], weights.shape[1]), lambda rows: weights[rows])
+
+
+def _exact_kind(shape: tuple[int, int], read: Read) -> str:
     for kind in ("bf16", "f16"):
         row = KINDS[kind]
-        held = kind != "f16" or not weights.size or float(np.abs(weights).max()) <= F16_MAX
-        if held and all(
-            np.array_equal(row.unpack(row.pack(weights[part])), weights[part])
-            for part in row_slices(*weights.shape)
-        ):
+        if all(_held(row, read(rows)) for rows in row_slices(*shape)):
             return kind
     return "f32"
 
 
-def pack_rows(
-    shape: tuple[int, int], spec: QuantSpec, read: Callable[[slice], NDArray[np.float32]]
-) -> PackedTensor:
+def _held(row: WeightKind, weights: NDArray[np.float32]) -> bool:
+    small = row.name != "f16" or not weights.size or float(np.abs(weights).max()) <= F16_MAX
+    return small and np.array_equal(row.unpack(row.pack(weights)), weights)
+
+
+def smallest_floats(shape: tuple[int, int], read: Read) -> PackedTensor:
+    """A matrix (out, in) of which ``read`` gives some rows at a time, in the smallest kind of floats that
+    holds it."""
+    return pack_rows(shape, QuantSpec(kind=_exact_kind(shape, read)), read)
+
+
+def pack_rows(shape: tuple[int, int], spec: QuantSpec, read: Read) -> PackedTensor:
     """``pack_from_float`` of a matrix (out, in) of which ``read`` gives some rows at a time."""
     row, group = spec.row, spec.group_size
     if not spec.fits(shape[1]):

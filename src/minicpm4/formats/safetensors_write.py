@@ -72,6 +72,7 @@ def write_safetensors(file: Path, tensors: Mapping[str, TensorSource], check: Ch
             if check is not None:
                 check(name, values)
             out.write(values.reshape(-1).view(np.uint8).data)
+            del values  # before the next are made
 
 
 def write_index(folder: Path, stem: str, files: list[File], sizes: Mapping[str, int]) -> None:

@@ -23,8 +23,8 @@ from minicpm4.config import ModelConfig
 from minicpm4.errors import CheckpointError, ConfigError
 from minicpm4.files import read_json, write_json
 from minicpm4.formats import Checkpoint
-from minicpm4.formats.names import EMBED, HEAD, expected_tensors
-from minicpm4.formats.packing import packed_if_exact, unpack
+from minicpm4.formats.names import EMBED, HEAD, NORM, expected_tensors
+from minicpm4.formats.packing import packed_if_exact, row_slices, unpack
 from minicpm4.formats.quant import PackedTensor, QuantSpec, packed_nbytes
 from minicpm4.kernels.contract import OpTable
 from minicpm4.kernels.layer_weights import Linear
@@ -33,7 +33,7 @@ from minicpm4.progress import Progress
 from minicpm4.quantize.divergence import kullback_leibler, log_probabilities
 from minicpm4.quantize.ends import format_nbytes, written_nbytes
 from minicpm4.quantize.grid import to_nearest
-from minicpm4.quantize.layer import Layer, read_layer, read_tensor
+from minicpm4.quantize.layer import Layer, looked_up, read_layer, read_tensor
 from minicpm4.quantize.options import QuantizeOptions, parse_format
 from minicpm4.quantize.rotate import Rotation
 from minicpm4.quantize.smooth import may_change
@@ -193,12 +193,10 @@ def measure_costs(
     stored: StoredPrefix | None = None,
 ) -> dict[str, list[float]]:
     """What each format of ``choices`` costs, in nats a token of ``texts``, which begin with what is
-    ``stored``: by matrix, in the order of its formats. Memory: embeddings and head, the states of the texts
-    once for each layer. Raises CheckpointError."""
-    embed = read_tensor(checkpoint, EMBED)
-    used, places = np.unique(np.concatenate([np.asarray(one) for one in texts]), return_inverse=True)
-    ids = [one.tolist() for one in np.split(places, np.cumsum([len(one) for one in texts])[:-1])]
-    rows = embed[used] if rotation is None else rotation.embed(embed[used])
+    ``stored``: by matrix, in the order of its formats. Memory: two layers in float32, or the head and its
+    answers to a text; the states of the texts once for each layer. Raises CheckpointError."""
+    rows, ids = looked_up(checkpoint, texts)
+    rows = rows if rotation is None else rotation.embed(rows)
     first = 0 if stored is None else len(stored.ids)
     walk, variants, count = Walk(ops, config, as_floats(rows), ids, first), list[str](), len(ids)
     errors, moved = dict[str, list[float]](), dict[str, dict[str, float]]()
@@ -222,10 +220,10 @@ def measure_costs(
             variants.append(prefix)
         if progress is not None:
             progress(index + 1, config.num_hidden_layers)
-    norm = read_tensor(checkpoint, "model.norm.weight")
-    head = embed if config.tie_word_embeddings else read_tensor(checkpoint, HEAD)
-    if rotation is not None:
-        head, norm = rotation.head(head, norm), np.ones_like(norm)
+    del layer  # before the head is read
+    norm = read_tensor(checkpoint, NORM)
+    head = _head(checkpoint, config, rotation, norm)
+    norm = norm if rotation is None else np.ones_like(norm)
     if HEAD in choices:
         errors[HEAD] = _errors(head, choices[HEAD])
         walk.join(walk.apart(count))
@@ -235,6 +233,15 @@ def measure_costs(
     small = to_nearest(head, choices[through][0]) if through else None
     totals = _divergences(ops, config, walk.x, norm, (as_floats(head), small), variants, count, through)
     return _shared_out(totals, moved, errors)
+
+
+def _head(checkpoint: Checkpoint, config: ModelConfig, rotation: Rotation | None, norm: Floats) -> Floats:
+    """The head in float32, of which some rows are turned at a time."""
+    head = read_tensor(checkpoint, EMBED if config.tie_word_embeddings else HEAD)
+    if rotation is not None:
+        for some in row_slices(*head.shape):
+            head[some] = rotation.head(head[some], norm)
+    return head
 
 
 def _shared_out(

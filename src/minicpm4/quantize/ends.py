@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 
 from minicpm4.config import ModelConfig
 from minicpm4.errors import CheckpointError, ConfigError
 from minicpm4.formats.ggml_fit import own_type, own_types
 from minicpm4.formats.ggml_types import GGML_TYPES
 from minicpm4.formats.names import EMBED, HEAD
-from minicpm4.formats.packing import exact_float, pack_from_float, unpack, widened
+from minicpm4.formats.packing import smallest_floats, unpack_rows, widened
 from minicpm4.formats.quant import PackedTensor, QuantSpec, packed_nbytes
 from minicpm4.formats.quantised_config import check_writable, keeps_unasked
 from minicpm4.formats.quantised_write import QUANTISED, OutMatrix, quantised_sources
@@ -51,8 +52,7 @@ def fitted(layout: str, name: str, tensor: PackedTensor, *, free: bool = True) -
         tensor = widened(tensor)
     if not free or _held(layout, name, tensor):
         return tensor
-    values = unpack(tensor)
-    return pack_from_float(values, QuantSpec(kind=exact_float(values)))
+    return smallest_floats(tensor.shape, partial(unpack_rows, tensor))
 
 
 def written_nbytes(layout: str, name: str, tensor: PackedTensor) -> int:

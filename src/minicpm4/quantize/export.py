@@ -81,6 +81,7 @@ def formats(made: Parts) -> dict[str, QuantSpec | None]:
         for name, tensor in made.part(stem).items():
             if not is_vector(name):
                 found[name] = tensor.spec if tensor.spec.row.group else None
+        del tensor  # before the next part is made
     return found
 
 
@@ -109,6 +110,7 @@ def write_model(
             if not vector:
                 plain.append(name)
                 matrix_nbytes += sources[name].nbytes
+        del tensor  # before the next part is made
         found = quantised_sources(layout, packed) if packed else {}
         matrix_nbytes += sum(source.nbytes for source in found.values())
         sources |= found
@@ -156,6 +158,7 @@ def check_again(made: Parts, folder: Path, progress: Callable[[int, int], None] 
                     "nothing is kept of it; try another layout (--to), and tell us which model that was",
                 )
             checkpoint.release(name)
+        del tensor, found  # before the next part is made
         if progress is not None:
             progress(done, len(made.stems) - 1)
 

@@ -192,6 +192,7 @@ def plan_gguf(
         part = made.part(stem)
         plan.shapes[stem] = {one: part[one].shape[is_vector(one) :] for one in part}
         plan.types |= {one: _type_of(one, part[one], asked) for one in part if not is_vector(one)}
+        part.clear()  # before the next one is made
     _check_used(asked, list(plan.types))
     most = Counter(GGML_TYPES[number].name for number in plan.types.values()).most_common(1)[0][0]
     plan.metadata |= (

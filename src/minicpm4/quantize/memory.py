@@ -19,40 +19,40 @@ __all__ = ["memory_bound", "planned_memory"]
 
 _TEMPORARY = 3  # float32 arrays of a matrix's size while it is rounded
 _ON_GRIDS = 6  # the same while rows are rounded on several grids at once
+_ANSWERS = 6  # float64 arrays of a text's logits while two are compared
 _SPARE = 10**9
 
 
 def memory_bound(config: ModelConfig, tokens: int) -> int:
-    """What a calibrated conversion may take at most: the weights of two layers in float32 (of embeddings and
-    head, where these are larger), activations of a layer (what comes in, what attention gives, what goes
-    out), and 1 GB."""
+    """What a conversion may take at most: the weights of two layers in float32 (of embeddings and a head,
+    where these are larger), activations of a layer (what comes in, what attention gives, what goes out), and
+    1 GB."""
     layer = 4 * sum(prod(shape) for shape in layer_tensors(config).values())
     ends = 4 * config.vocab_size * config.hidden_size
     return 2 * max(layer, ends) + _states(config, tokens, 2) + _SPARE
 
 
-def planned_memory(config: ModelConfig, options: QuantizeOptions | None, layout: str, tokens: int) -> int:
+def planned_memory(config: ModelConfig, options: QuantizeOptions | None, tokens: int) -> int:
     """Bytes at the peak of a conversion, beside the source's mapped file: rounding that looks at calibration
-    texts of ``tokens`` tokens together (``options`` None: nothing is rounded), writing in ``layout``,
+    texts of ``tokens`` tokens together (``options`` None: nothing is rounded), writing in any layout,
     reading again. Raises ConfigError for options that do not fit."""
     embeddings = 4 * config.vocab_size * config.hidden_size
     sizes = [4 * prod(shape) for shape in layer_tensors(config).values()]
     layer, largest = sum(sizes), max(sizes)
-    own = not config.tie_word_embeddings or (options is not None and options.rotate)
-    # Embeddings and a head of its own: both as they are written, and of one what it is made of.
-    heads = 2 if own or layout == "llama" else 1
-    ends = (heads + (2 if layout == "llama" else 1)) * embeddings * 9 // 8
-    if options is None:  # a matrix is at most multiplied: one copy of it
-        return max(ends, 2 * layer + largest)
+    if options is None:  # a matrix is at most multiplied: one copy of it, of what lies in a mapped file
+        return max(embeddings * 3 // 2, 2 * layer + largest)
+    # Embeddings, or a head: what is written, and what it is made of.
+    ends = 2 * embeddings * 9 // 8
     plain = max(ends, 2 * layer + _TEMPORARY * largest)
     # The stored prefix as it was made, a layer's share of it and what is written.
     stored = 3 * stored_nbytes(config, len(options.stored_prefix))
     if not options.calibrated:
         return plain + stored
     states = _states(config, tokens, 1)
-    if options.bits is not None:  # embeddings and a head, and the head rounded; each layer's own texts
+    if options.bits is not None:  # each layer's own texts; two layers, or the head, rounded, too, and answers
         few = 4 * TEXTS * TOKENS * config.hidden_size * (config.num_hidden_layers + 4)
-        plain = max(plain, (heads + 2) * embeddings * 9 // 8 + few + 2 * layer)
+        answers = _ANSWERS * 8 * TOKENS * config.vocab_size
+        plain = max(plain, few + 2 * layer, few + embeddings * 3 // 2 + answers)
     return stored + max(plain, states + _rounding(config, options, tokens))
 
 

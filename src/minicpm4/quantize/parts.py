@@ -12,9 +12,9 @@ import numpy as np
 from minicpm4.config import ModelConfig
 from minicpm4.errors import ConfigError
 from minicpm4.formats import Checkpoint
-from minicpm4.formats.hf_write import check_finite, fold_scales
-from minicpm4.formats.names import EMBED, HEAD, expected_tensors, layer_tensors
-from minicpm4.formats.packing import exact_float, pack_from_float, packed_if_exact, unpack, unpack_rows
+from minicpm4.formats.hf_write import check_finite, fold_scales, folded_factors, times
+from minicpm4.formats.names import EMBED, HEAD, NORM, layer_tensors
+from minicpm4.formats.packing import packed_if_exact, smallest_floats, unpack_rows
 from minicpm4.formats.quant import PackedTensor, QuantSpec
 from minicpm4.formats.tensor_source import TensorSource
 from minicpm4.model.rotary import inverse_frequencies
@@ -23,19 +23,29 @@ from minicpm4.quantize.walk import as_floats
 
 __all__ = [
     "ENDS",
+    "OWN_HEAD",
     "Folded",
     "OnePart",
     "Parts",
     "Stored",
     "WithConfig",
     "folded_config",
+    "head_of",
     "is_vector",
     "plain_rope",
     "stem_of",
+    "stems_of",
 ]
 
-ENDS = "ends"
-"""The part that has embeddings, last norm and head; the others are layers."""
+ENDS, OWN_HEAD = "ends", "head"
+"""Parts that have embeddings and last norm, and a head that is not tied; the others are layers. Embeddings
+and head may be the largest matrices by far: they are in memory one after the other."""
+
+
+def stems_of(config: ModelConfig) -> list[str]:
+    """Names of all parts of a model."""
+    ends = [ENDS] if config.tie_word_embeddings else [ENDS, OWN_HEAD]
+    return [*ends, *map(stem_of, range(config.num_hidden_layers))]
 
 
 def stem_of(index: int) -> str:
@@ -50,7 +60,7 @@ def is_vector(name: str) -> bool:
 
 class Parts(Protocol):
     """``stems``: names of the parts; ``part``: tensors of one by their full names, vectors as matrices of a
-    row. Raises CheckpointError."""
+    row, made anew. Raises CheckpointError."""
 
     @property
     def config(self) -> ModelConfig: ...
@@ -88,14 +98,15 @@ class Stored:
 
     @property
     def stems(self) -> list[str]:
-        return [ENDS, *map(stem_of, range(self.config.num_hidden_layers))]
+        return stems_of(self.config)
 
     def part(self, stem: str) -> dict[str, PackedTensor]:
+        if stem == OWN_HEAD:
+            return {HEAD: self._read(HEAD)}
         if stem != ENDS:
             prefix = f"model.layers.{int(stem.removeprefix('layer-'))}."
             return {prefix + name: self._read(prefix + name) for name in layer_tensors(self.config)}
-        outside = [name for name in expected_tensors(self.config) if not name.startswith("model.layers.")]
-        return {name: self._read(name) for name in outside}
+        return {name: self._read(name) for name in (EMBED, NORM)}
 
     def _read(self, name: str) -> PackedTensor:
         if len(self.checkpoint.tensors[name].shape) == 1:
@@ -170,21 +181,24 @@ class Folded:
 
     @property
     def stems(self) -> list[str]:
-        return self.made.stems
+        return stems_of(self.config)
 
     def part(self, stem: str) -> dict[str, PackedTensor]:
+        into_embed, into_head = folded_factors(self.made.config)
+        if stem == OWN_HEAD:
+            return {HEAD: _folded(head_of(self.made), into_head)}
         found = self.made.part(stem)
-        if stem != ENDS:
-            return found
-        sources = {name: _floats(found[name]) for name in (EMBED, HEAD) if name in found}
-        folded = fold_scales(self.made.config, sources)[1]
-        return found | {name: _smallest(source) for name, source in folded.items()}
+        if stem == ENDS:
+            found[EMBED] = _folded(found[EMBED], into_embed)
+        return found
 
 
-def _floats(tensor: PackedTensor) -> TensorSource:
-    return TensorSource(shape=tensor.shape, dtype="F32", make=lambda: unpack(tensor))
+def head_of(made: Parts) -> PackedTensor:
+    """The matrix that gives logits, tied or not. Raises CheckpointError."""
+    tied = made.config.tie_word_embeddings
+    return made.part(ENDS)[EMBED] if tied else made.part(OWN_HEAD)[HEAD]
 
 
-def _smallest(source: TensorSource) -> PackedTensor:
-    values = source.read()
-    return pack_from_float(values, QuantSpec(kind=exact_float(values)))
+def _folded(tensor: PackedTensor, factor: float) -> PackedTensor:
+    """``tensor`` times ``factor`` in the smallest floats that hold it, by rows."""
+    return smallest_floats(tensor.shape, lambda rows: times(unpack_rows(tensor, rows), factor))

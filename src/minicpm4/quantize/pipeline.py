@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,23 +18,18 @@ from numpy.typing import NDArray
 from minicpm4.config import ModelConfig
 from minicpm4.config.strict import from_table
 from minicpm4.errors import CheckpointError, ConfigError
-from minicpm4.files import finite, read_json, write_json
+from minicpm4.files import finite, read_json
 from minicpm4.formats import Checkpoint, rounding
-from minicpm4.formats.names import EMBED, HEAD, layer_tensors
+from minicpm4.formats.names import EMBED, HEAD, NORM, layer_tensors
 from minicpm4.formats.packing import (
-    exact_float,
-    pack_from_float,
     packed_if_exact,
     row_slices,
+    smallest_floats,
     unpack,
     unpack_rows,
 )
-from minicpm4.formats.quant import PackedTensor, QuantSpec, packed_nbytes
+from minicpm4.formats.quant import PackedTensor, QuantSpec
 from minicpm4.kernels.contract import OpTable
-from minicpm4.kernels.layer_weights import StoredKV
-from minicpm4.model.arena import Arena
-from minicpm4.model.packed_file import PackedFile, write
-from minicpm4.model.stored_prefix import StoredPrefix
 from minicpm4.progress import Bar, silent
 from minicpm4.quantize.gptq import Hessian, gptq, importance, output_error
 from minicpm4.quantize.grid import pack, rows_to_nearest, search_scales, to_nearest, values_error
@@ -46,105 +41,18 @@ from minicpm4.quantize.layer import (
     read_layer,
     read_tensor,
 )
-from minicpm4.quantize.options import QuantizeOptions, parse_format
-from minicpm4.quantize.parts import ENDS, stem_of
+from minicpm4.quantize.options import QuantizeOptions
+from minicpm4.quantize.parts import ENDS, OWN_HEAD, stem_of
 from minicpm4.quantize.rotate import Rotation
+from minicpm4.quantize.rounded import LayerReport, Rounded
 from minicpm4.quantize.smooth import BEFORE, Reached, smooth
-from minicpm4.quantize.stored import is_stored, original_prefix, stored_of, stored_tensors
+from minicpm4.quantize.stored import original_prefix, stored_tensors
 from minicpm4.quantize.walk import STAGES, See, Walk, as_floats
-from minicpm4.quantize.work import remove_work
 
-__all__ = ["ENOUGH_ROWS", "LayerReport", "Rounded", "quantize"]
+__all__ = ["ENOUGH_ROWS", "quantize"]
 
 ENOUGH_ROWS = 256  # of calibration: with fewer a matrix is rounded to nearest, and named
 _MAX_REPORT = 1 << 20  # bytes
-
-
-@dataclass(slots=True)
-class LayerReport:
-    """What became of a matrix: its format, how (a method, of GPTQ's with "s-" where smoothing helped; "too
-    few rows: rtn"), and its output error (see ``output_error``; None where nothing was calibrated), of
-    embeddings and head the error of their values."""
-
-    name: str
-    format: str
-    how: str
-    error: float | None
-
-    @property
-    def bits(self) -> float:
-        """Bits a weight, scales included."""
-        spec = parse_format(self.format)
-        assert spec is not None
-        columns = max(1, spec.group_size) * spec.row.columns
-        return 8 * packed_nbytes((1, columns), spec) / columns
-
-
-@dataclass(slots=True, eq=False)
-class Rounded:
-    """A model that was made small, on disk in ``folder``, a file a layer."""
-
-    config: ModelConfig
-    folder: Path
-    key: Mapping[str, Any]
-    rows: list[LayerReport] = field(default_factory=list)
-
-    @property
-    def stems(self) -> list[str]:
-        """Names of its files, without their ending."""
-        return [ENDS, *(stem_of(index) for index in range(self.config.num_hidden_layers))]
-
-    def part(self, stem: str) -> dict[str, PackedTensor]:
-        """Tensors of one file by their full names, vectors as matrices of a row. Raises CheckpointError."""
-        return {name: one for name, one in self._read(stem).items() if not is_stored(name)}
-
-    def _read(self, stem: str) -> dict[str, PackedTensor]:
-        file = self.folder / f"{stem}.safetensors"
-        try:
-            with file.open("rb") as data:
-                found = PackedFile(data, file)
-                if found.key != dict(self.key):
-                    raise CheckpointError(f"{file} belongs to another conversion", "remove the folder")
-                return found.read(Arena(), lambda name, spec, shape: True)
-        except OSError as error:
-            raise CheckpointError(f"cannot read {file}: {error}") from error
-
-    def begun(self) -> int:
-        """How many layers, the first and those that follow, an earlier run seems to have written: nothing of
-        them is read."""
-        for index in range(self.config.num_hidden_layers):
-            file = self.folder / f"{stem_of(index)}.safetensors"
-            try:
-                with file.open("rb") as data:
-                    if PackedFile(data, file).key != dict(self.key):
-                        return index
-            except (CheckpointError, OSError):
-                return index
-        return self.config.num_hidden_layers
-
-    def layer(self, index: int) -> dict[str, PackedTensor]:
-        """Tensors of a layer, by their full names. Raises CheckpointError."""
-        return self.part(stem_of(index))
-
-    def ends(self) -> dict[str, PackedTensor]:
-        """Embeddings, last norm and head. Raises CheckpointError."""
-        return self.part(ENDS)
-
-    def stored(self, index: int) -> StoredKV | None:
-        """What is stored of a layer's prefix. Raises CheckpointError."""
-        return stored_of(self._read(stem_of(index)), self.config)
-
-    def stored_prefix(self, ids: Sequence[int]) -> StoredPrefix | None:
-        """The stored prefix of the tokens ``ids``; None where there are none. Raises CheckpointError."""
-        if not ids:
-            return None
-        each = [self.stored(index) for index in range(self.config.num_hidden_layers)]
-        keys, values = (np.stack([getattr(one, name) for one in each]) for name in ("keys", "values"))
-        return StoredPrefix(ids=tuple(ids), keys=keys, values=values)
-
-    def remove(self) -> None:
-        """Nothing of it is needed any more."""
-        remove_work(self.folder)
 
 
 def quantize(
@@ -352,25 +260,14 @@ def _write(
     if layer.stored is not None:
         tensors |= stored_tensors(layer.stored, index)
     report = {"key": dict(made.key), "rows": [finite(asdict(row)) for row in rows]}
-    _save(made, stem_of(index), tensors, (_report_file(made, index), report))
+    made.save(stem_of(index), tensors, (_report_file(made, index), report))
 
 
 def _unrounded(stored: PackedTensor, values: NDArray[np.float32]) -> PackedTensor:
     """A matrix that was not rounded: as it is ``stored`` unless something was folded into its ``values``."""
     if all(np.array_equal(unpack_rows(stored, rows), values[rows]) for rows in row_slices(*stored.shape)):
         return stored
-    return pack_from_float(values, QuantSpec(kind=exact_float(values)))
-
-
-def _save(
-    made: Rounded, stem: str, tensors: Mapping[str, PackedTensor], report: tuple[Path, Any] | None = None
-) -> None:
-    try:
-        if report is not None:  # first: of a layer that is there, its report is, too
-            write_json(*report)
-        write(made.folder / f"{stem}.safetensors", made.key, tensors)
-    except OSError as error:
-        raise CheckpointError(f"cannot write to {made.folder}: {error}", "check its free space") from error
+    return smallest_floats(stored.shape, lambda rows: values[rows])
 
 
 def _ends(
@@ -380,29 +277,43 @@ def _ends(
     specs: Mapping[str, QuantSpec | None],
     made: Rounded,
 ) -> list[LayerReport]:
-    """Embeddings, last norm and head, rounded to nearest where that is asked for; else in the format that
-    they are stored in, and rotated ones in the floats they were. Some rows are floats at a time."""
-    norm = read_tensor(checkpoint, "model.norm.weight")
-    tensors = {"model.norm.weight": as_floats((norm if rotation is None else np.ones_like(norm))[None])}
-    names = [EMBED] if config.tie_word_embeddings and rotation is None else [EMBED, HEAD]
+    """Embeddings, last norm and head, each in a file before the next is made."""
+    norm = read_tensor(checkpoint, NORM)
+    plain = as_floats((norm if rotation is None else np.ones_like(norm))[None])
     reports = []
-    for name in names:
-        own = HEAD if name == HEAD and not config.tie_word_embeddings else EMBED
-        stored = checkpoint.load(own)
-        check_rows_finite(checkpoint, own, stored)
-        spec = specs[name]
-        if spec is None and rotation is None:
-            tensors[name] = packed_if_exact(stored)
-            continue
-        plain = "f32" if stored.spec.row.group else stored.spec.kind
-        read = _reading(name, stored, rotation, norm)
-        tensors[name] = rows_to_nearest(stored.shape, spec or QuantSpec(kind=plain), read)
-        if spec is not None:
-            error = values_error(tensors[name], read)
-            reports.append(LayerReport(name.removesuffix(".weight"), str(spec), "rtn", error))
-        checkpoint.release(own)
-    _save(made, ENDS, tensors)
+    for name, stem in ((EMBED, ENDS), (HEAD, OWN_HEAD)):
+        if stem in made.stems:
+            tensor, error = _end(checkpoint, config, name, rotation, specs[name], norm)
+            made.save(stem, {name: tensor} if name == HEAD else {NORM: plain, name: tensor})
+            del tensor
+            if error is not None:
+                short = name.removesuffix(".weight")
+                reports.append(LayerReport(short, str(specs[name]), "rtn", error))
     return reports
+
+
+def _end(
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    name: str,
+    rotation: Rotation | None,
+    spec: QuantSpec | None,
+    norm: NDArray[np.float32],
+) -> tuple[PackedTensor, float | None]:
+    """Embeddings or head, rounded to nearest where that is asked for, with the error of that; else in the
+    format that they are stored in, and rotated ones in the floats they were. Some rows are floats at a
+    time."""
+    own = EMBED if config.tie_word_embeddings else name
+    stored = checkpoint.load(own)
+    check_rows_finite(checkpoint, own, stored)
+    if spec is None and rotation is None:
+        return packed_if_exact(stored), None
+    plain = QuantSpec(kind="f32" if stored.spec.row.group else stored.spec.kind)
+    read = _reading(name, stored, rotation, norm)
+    found = rows_to_nearest(stored.shape, spec or plain, read)
+    error = None if spec is None else values_error(found, read)
+    checkpoint.release(own)
+    return found, error
 
 
 def _reading(

@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minicpm4.errors import CheckpointError, TextError
-from minicpm4.formats.names import EMBED, HEAD
+from minicpm4.formats.names import EMBED, NORM
 from minicpm4.formats.packing import row_slices, unpack, unpack_rows
 from minicpm4.formats.quant import PackedTensor
 from minicpm4.kernels.contract import OpTable
 from minicpm4.kernels.layer_weights import Linear
 from minicpm4.model.stored_prefix import StoredPrefix
 from minicpm4.quantize.layer import from_packed
-from minicpm4.quantize.parts import ENDS, Parts, is_vector, stem_of
+from minicpm4.quantize.parts import ENDS, Parts, head_of, is_vector, stem_of
 from minicpm4.quantize.walk import Walk, as_floats
 from minicpm4.text.gguf_write import differences
 from minicpm4.text.model_text import ModelText
@@ -96,9 +96,9 @@ def final_logits(
         advance(index)
         if progress is not None:
             progress(index + 1, config.num_hidden_layers)
-    ends = made.part(ENDS)
-    hidden = ops.rms_norm(walk.x[0], unpack(ends["model.norm.weight"])[0], config.rms_norm_eps)
-    scaled, head = np.asarray(hidden) * np.float32(config.logit_scale), ends.get(HEAD, ends[EMBED])
+    norm = unpack(made.part(ENDS)[NORM])[0]
+    hidden = ops.rms_norm(walk.x[0], norm, config.rms_norm_eps)
+    scaled, head = np.asarray(hidden) * np.float32(config.logit_scale), head_of(made)
     if packed:
         return np.array(ops.linear(scaled, Linear(weight=head)))
     parts = (as_floats(unpack_rows(head, part)) for part in row_slices(*head.shape))

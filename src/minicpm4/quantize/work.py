@@ -17,7 +17,8 @@ from minicpm4.model.packed_file import PackedFile
 __all__ = ["check_kept", "kept_in", "part_of", "place_for", "remove_work", "work_folder"]
 
 _LOCK = "lock"
-_OURS = re.compile(r"lock|(ends|texts|formats|layer-[0-9]{5,})\.(safetensors|json)|\..+\.[0-9a-f]{8}\.part")
+_NAMES = "ends|head|texts|formats|layer-[0-9]{5,}"
+_OURS = re.compile(rf"lock|({_NAMES})\.(safetensors|json)|\..+\.[0-9a-f]{{8}}\.part")
 
 
 def part_of(target: Path) -> Path:
