@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ __all__ = ["CORPUS", "Calibration", "check_texts", "kept_own", "read_windows"]
 
 CORPUS = "corpus"
 """In the place of a file: the text that is there without one, unless a file has that name."""
+logger = logging.getLogger("minicpm4")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +117,7 @@ def kept_own(
             and isinstance(texts, list)
             and all(_is_ids(one, opened.config.vocab_size) for one in texts)
         ):
+            logger.warning("going on: the model's own texts are kept in %s", part)
             return texts
         other = kept.get("of") not in (None, wanted)
     if other:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from minicpm4.model.packed_cache import file_identity
 from minicpm4.model.source import OpenModel, open_model
 from minicpm4.model.stored_prefix import fixed_angles
 from minicpm4.progress import Bar
-from minicpm4.quantize.budget import Budget, budgeted
+from minicpm4.quantize.budget import Budget, budgeted, planned
 from minicpm4.quantize.ends import Fitting
 from minicpm4.quantize.export import (
     KEEP_PREFIX,
@@ -37,7 +38,7 @@ from minicpm4.quantize.export import (
 from minicpm4.quantize.gguf_export import (
     GgufTypes,
 )
-from minicpm4.quantize.memory import planned_memory
+from minicpm4.quantize.memory import least_disk, planned_memory
 from minicpm4.quantize.options import QuantizeOptions, formats_by_pattern
 from minicpm4.quantize.parts import Stored
 from minicpm4.quantize.pipeline import quantize
@@ -115,6 +116,9 @@ def convert(
         old = opened.checkpoint.tensors
         for line in growth(old, expected(old, config, specs, layout), layout, ahead=True):
             logger.warning("%s", line)
+    else:
+        planned(opened.checkpoint, opened.config, options, Budget(part, {}, layout))
+    _check_disk(opened, specs, layout, part)
     texts: list[list[int]] = []
     with work_folder(part):
         check_kept(part, _key(opened, options, layout, texts), without=("texts",))
@@ -125,7 +129,10 @@ def convert(
                 else kept_own(part, opened, source, options, calibration, bar, ignore_fields)
             )
         key = _key(opened, options, layout, texts)
-        check_kept(part, key)
+        done_before = check_kept(part, key)
+        if done_before:
+            layers = opened.config.num_hidden_layers
+            logger.warning("going on: %s of %s layers are kept in %s", done_before, layers, part)
         if options.bits is not None:
             with bar("weighing matrices", "layers") as progress:
                 place = Budget(part, key, layout)
@@ -177,6 +184,20 @@ def _check_memory(config: ModelConfig, options: QuantizeOptions | None, tokens: 
             "lower --samples or --length, or use --method rtn, which looks at no text"
             if options is not None and options.calibrated
             else "end other programs, or use a machine with more memory",
+        )
+
+
+def _check_disk(opened: OpenModel, specs: Mapping[str, QuantSpec | None], layout: str, part: Path) -> None:
+    """Raise CheckpointError where matrices in ``specs`` alone, kept in ``part`` and written again, take more
+    than is free."""
+    kept = sum(file.stat().st_size for file in part.glob("*") if file.is_file())
+    needed = least_disk(opened.config, specs, layout) - kept
+    place = next(one for one in part.parents if one.is_dir())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise CheckpointError(
+            f"the conversion takes at least {human(needed)} on the disk of {place}, {human(free)} are free",
+            "free some, or name a target on another disk",
         )
 
 

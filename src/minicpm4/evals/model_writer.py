@@ -84,10 +84,10 @@ class ModelWriter:
     bar: Bar
 
     def check(self, config: ModelConfig, specs: Mapping[str, QuantSpec | None]) -> None:
-        """Raise ConfigError where the layout has no place for that: before any work."""
+        """Raise ConfigError, TextError where the layout has no place for that: before any work."""
         config = plain_rope(config)[0] if self.without_scaling else config
         if self.layout == "gguf":
-            check_gguf_plan(config, specs, self.types)
+            check_gguf_plan(config, specs, self.types, self.text)
             return
         check_layout(self.layout, specs, expected_tensors(config))
         hf_config(folded_config(config) if self.layout == "llama" else config)

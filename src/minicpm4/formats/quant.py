@@ -45,7 +45,7 @@ int3 32 columns as two like ternary's and such a one, of bit 2.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -63,6 +63,7 @@ __all__ = [
     "PackedTensor",
     "QuantSpec",
     "ScaleForm",
+    "group_sizes",
     "layout_problem",
     "packed_nbytes",
     "packed_shapes",
@@ -108,6 +109,13 @@ class QuantSpec:
 
     def __str__(self) -> str:
         return f"{self.kind}-g{self.group_size}" if self.group_size else self.kind
+
+
+def group_sizes(kind: str, widths: Collection[int]) -> list[int]:
+    """Usual sizes of groups in which rows of all ``widths`` can be rounded to ``kind``."""
+    usual = [size for size in (32, 64, 128) if size % kind_of(kind).group == 0]
+    specs = [QuantSpec(kind=kind, group_size=size) for size in usual]
+    return [spec.group_size for spec in specs if all(spec.fits(width) for width in widths)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,15 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from minicpm4.errors import ConfigError
+from minicpm4.formats.ggml_fit import own_types
 from minicpm4.formats.marlin import MARLIN_COLUMNS
 from minicpm4.formats.names import EMBED, HEAD
-from minicpm4.formats.quant import QuantSpec
+from minicpm4.formats.quant import QuantSpec, group_sizes
 from minicpm4.formats.quantised_methods import FUSED
 
 __all__ = ["check_rows", "check_writable", "fused_apart", "keeps_unasked", "quantisation"]
 
 Specs = Mapping[str, QuantSpec]
-_OTHER = "use compressed-tensors"
+_OTHER = "use --to compressed-tensors"
+_FLOATS = ("awq",)
+"""Layouts of one format in which some matrices of a layer may be floats."""
 _VLLM = ("compressed-tensors", "awq")
 """Layouts that vLLM reads in which matrices of a layer may differ."""
 _LATER = frozenset(part for parts in FUSED.values() for part in parts[1:])
@@ -51,36 +54,64 @@ _RULES = {
 def check_writable(layout: str, specs: Specs, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raise ConfigError unless ``layout`` has a place for every matrix of ``specs``, in a model with tensors
     of ``shapes``."""
+    widths = {shapes[name][1] for name in specs}
     for name, spec in specs.items():
-        _check_matrix(layout, name, shapes[name][0], spec)
+        _check_matrix(layout, name, (shapes[name][0], shapes[name][1]), spec, widths)
     if layout == "marlin":
         _check_fused(shapes)
 
 
-def _check_matrix(layout: str, name: str, rows: int, spec: QuantSpec) -> None:
+def _check_matrix(
+    layout: str, name: str, shape: tuple[int, int], spec: QuantSpec, widths: Collection[int]
+) -> None:
+    """``widths``: of the rows of all matrices that are rounded."""
     rules, where = _RULES[layout], f"{name} as {spec}"
     if name == EMBED and not rules.embed:
         raise ConfigError(f"{layout} has no place for {where}", "leave embeddings as they are (float)")
     if name == HEAD and not rules.head:
         raise ConfigError(f"few readers of {layout} have a place for {where}", "leave the head float")
     if spec.kind not in rules.kinds:
-        others = [*(name for name, one in _RULES.items() if spec.kind in one.kinds), "gguf"]
+        others = [other for other in _RULES if _holds(other, name, shape[0], spec)]
+        others += ["gguf"] if own_types(spec, shape[1]) else []
         raise ConfigError(
             f"{layout} has no place for {where}",
             f"it holds {' and '.join(rules.kinds)}; {spec.kind} goes into {', '.join(others)} and hf",
         )
     if rules.groups and spec.group_size not in rules.groups:
         sizes = " or ".join(map(str, rules.groups))
+        fitting = [size for size in group_sizes(rules.kinds[0], widths) if size in rules.groups]
+        again = (
+            f"round to {rules.kinds[0]}-g{fitting[-1]} or the like (--weights {rules.kinds[0]} --group "
+            f"{fitting[-1]}, in an --override alike), or keep"
+            if fitting
+            else "none of them fits all rows; keep"
+        )
         raise ConfigError(
             f"{layout} has no place for {where}",
-            f"its groups are of {sizes}: round to one of these (--weights {rules.kinds[0]} --group "
-            f"{max(rules.groups)} or the like), or keep it as it is in a file (--to gguf)",
+            f"its groups are of {sizes}: {again} it as it is in a file (--to gguf)",
         )
-    if rules.rows and rows * spec.row.bits % (4 * rules.rows):
+    if not _fills_words(rules, shape[0], spec):
+        stem = ".".join(name.removesuffix(".weight").split(".")[-2:])
+        floats = (
+            ""
+            if rules.one and layout not in _FLOATS
+            else f"leave it as floats (--override '{stem}=float'), or "
+        )
         raise ConfigError(
-            f"{layout} has no place for {where}: {rows} rows do not fill its words",
-            f"leave it as floats (--override '{name.removesuffix('.weight')}=float'), or use another --to",
+            f"{layout} has no place for {where}: {shape[0]} rows do not fill its words", floats + _OTHER
         )
+
+
+def _fills_words(rules: _Rules, rows: int, spec: QuantSpec) -> bool:
+    return not rules.rows or rows * spec.row.bits % (4 * rules.rows) == 0
+
+
+def _holds(layout: str, name: str, rows: int, spec: QuantSpec) -> bool:
+    """Whether a layout has a place for the matrix ``name`` with so many rows in ``spec``."""
+    rules = _RULES[layout]
+    place = {EMBED: rules.embed, HEAD: rules.head}.get(name, True)
+    groups = not rules.groups or spec.group_size in rules.groups
+    return place and groups and spec.kind in rules.kinds and _fills_words(rules, rows, spec)
 
 
 def one_format(layout: str) -> bool:
@@ -103,13 +134,17 @@ def check_rows(layout: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
     rules = _RULES.get(layout)
     if rules is None or not (rules.one and rules.groups):
         return
-    for name, shape in shapes.items():
-        if name.startswith("model.layers.") and len(shape) == 2 and all(shape[1] % n for n in rules.groups):
+    layers = {
+        name: shape for name, shape in shapes.items() if name.startswith("model.layers.") and len(shape) == 2
+    }
+    widths = {shape[1] for shape in layers.values()}
+    for name, shape in layers.items():
+        if all(shape[1] % size for size in rules.groups):
             sizes = " or ".join(map(str, rules.groups))
             raise ConfigError(
                 f"{layout} has no form of this model: its groups are of {sizes}, and {name} has rows "
                 f"of {shape[1]} weights",
-                "use gptq or compressed-tensors",
+                " ".join([_OTHER, *(f"--group {size}" for size in group_sizes(rules.kinds[0], widths)[-1:])]),
             )
 
 
@@ -162,7 +197,7 @@ def quantisation(
     floats; ``shifted``: those of ``specs`` with offsets. Raises ConfigError where it cannot say it."""
     if _RULES[layout].one:
         inside = sorted(name for name in plain if name.startswith("model.layers."))
-        if inside and layout != "awq":
+        if inside and layout not in _FLOATS:
             raise ConfigError(
                 f"readers of {layout} take every matrix of a layer for quantised, {inside[0]} is not", _OTHER
             )

@@ -10,7 +10,7 @@ matrices point in different directions, so costs add up."""
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from minicpm4.kernels.contract import OpTable
 from minicpm4.kernels.layer_weights import Linear
 from minicpm4.model.stored_prefix import StoredPrefix
 from minicpm4.progress import Progress
+from minicpm4.quantize.allot import Choices, allot
 from minicpm4.quantize.divergence import kullback_leibler, log_probabilities
 from minicpm4.quantize.ends import format_nbytes, written_nbytes
 from minicpm4.quantize.grid import to_nearest
@@ -40,14 +41,22 @@ from minicpm4.quantize.smooth import may_change
 from minicpm4.quantize.stored import original_prefix
 from minicpm4.quantize.walk import Walk, as_floats
 
-__all__ = ["TEXTS", "TOKENS", "Budget", "Choices", "allot", "budgeted", "choices_of", "measure_costs"]
+__all__ = [
+    "TEXTS",
+    "TOKENS",
+    "Budget",
+    "Choices",
+    "allot",
+    "budgeted",
+    "choices_of",
+    "measure_costs",
+    "planned",
+]
 
 TEXTS, TOKENS = 4, 96  # that go through the model, for each of its layers
 _FILE, _MAX_FILE = "formats.json", 1 << 20  # bytes
 _ROWS = 1024  # of a matrix, of which the errors of formats are told
 
-Choices = Mapping[str, Sequence[QuantSpec]]
-"""Formats that a matrix may have, by its name, those of fewer bytes first."""
 Floats = NDArray[np.float32]
 
 
@@ -102,14 +111,39 @@ def budgeted(
 ) -> dict[str, QuantSpec]:
     """Formats of the matrices that ``options`` leave to a budget of ``options.bits``, by their full names.
     ``texts``: of calibration. Raises CheckpointError, ConfigError."""
-    assert options.bits is not None
     kept = place.read()
     if kept is not None:
         return kept
+    plan = planned(checkpoint, config, options, place)
     rotation = Rotation(config, options.seed) if options.rotate else None
+    stored = original_prefix(checkpoint, config, options.stored_prefix, rotation, ops)
+    costs = measure_costs(checkpoint, config, plan.choices, rotation, _some(texts), ops, progress, stored)
+    found = plan.allot(costs, plan.choices)
+    place.write(found)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What a budget has to give: see ``allot``."""
+
+    choices: Choices
+    shapes: Mapping[str, tuple[int, int]]
+    fixed: int
+    bits: float
+    place: Budget
+
+    def allot(self, costs: Mapping[str, Sequence[float]], choices: Choices) -> dict[str, QuantSpec]:
+        return allot(costs, choices, self.shapes, self.fixed, self.bits, self.place.nbytes)
+
+
+def planned(checkpoint: Checkpoint, config: ModelConfig, options: QuantizeOptions, place: Budget) -> _Plan:
+    """What there is to choose from: before any work. Raises ConfigError where the coarsest formats take more
+    than ``options.bits``."""
+    assert options.bits is not None
     shapes = {
         name: (shape[0], shape[1])
-        for name, shape in expected_tensors(Rotation.config(config) if rotation else config).items()
+        for name, shape in expected_tensors(Rotation.config(config) if options.rotate else config).items()
         if len(shape) == 2
     }
     choices, specs = choices_of(options, config, shapes, place), options.specs(config)
@@ -123,14 +157,9 @@ def budgeted(
             fixed += _kept_nbytes(checkpoint, name, shape, options, codes, place)
         else:
             fixed += place.nbytes(shape, spec)
-    coarsest = {name: formats[:1] for name, formats in choices.items()}
-    nothing = dict.fromkeys(choices, (0.0,))
-    allot(nothing, coarsest, shapes, fixed, options.bits, place.nbytes)  # before any work
-    stored = original_prefix(checkpoint, config, options.stored_prefix, rotation, ops)
-    costs = measure_costs(checkpoint, config, choices, rotation, _some(texts), ops, progress, stored)
-    found = allot(costs, choices, shapes, fixed, options.bits, place.nbytes)
-    place.write(found)
-    return found
+    plan = _Plan(choices, shapes, fixed, options.bits, place)
+    plan.allot(dict.fromkeys(choices, (0.0,)), {name: formats[:1] for name, formats in choices.items()})
+    return plan
 
 
 def choices_of(
@@ -317,64 +346,3 @@ def _divergences(
             totals[name] += float(kullback_leibler(old, new).sum())
     tokens = sum(len(one) for one in states[:count])
     return {name: total / tokens for name, total in totals.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """A finer format of a matrix: how much less it costs than the one before, for how many bytes."""
-
-    name: str
-    before: QuantSpec
-    after: QuantSpec
-    gain: float
-    nbytes: int
-
-
-def allot(
-    costs: Mapping[str, Sequence[float]],
-    choices: Choices,
-    shapes: Mapping[str, tuple[int, int]],
-    fixed: int,
-    bits: float,
-    nbytes: Callable[[tuple[int, int], QuantSpec], int] = packed_nbytes,
-) -> dict[str, QuantSpec]:
-    """A format for each matrix of ``choices``, so that the sum of ``costs`` is small and all matrices of
-    ``shapes`` together take at most ``bits`` a weight; ``fixed``: bytes of those without a choice;
-    ``nbytes``: what a matrix takes in a format. Step by step the format that saves most for a byte.
-    Raises ConfigError where the coarsest take more."""
-    most = int(bits * sum(rows * columns for rows, columns in shapes.values()) / 8)
-    chosen = {name: formats[0] for name, formats in choices.items()}
-    sizes = {name: [nbytes(shapes[name], spec) for spec in formats] for name, formats in choices.items()}
-    spent = fixed + sum(each[0] for each in sizes.values())
-    if spent > most:
-        weights = sum(rows * columns for rows, columns in shapes.values())
-        raise ConfigError(
-            f"the matrices take {8 * spent / weights:.2f} bits a weight in their smallest formats, "
-            f"{bits:g} are asked for",
-            "ask for more bits, a larger group, or a layout that holds embeddings and head rounded (gguf)",
-        )
-    steps = [step for name in choices for step in _steps(name, costs[name], choices[name], sizes[name])]
-    for step in sorted(steps, key=lambda one: -one.gain / max(one.nbytes, 1)):
-        if chosen[step.name] == step.before and spent + step.nbytes <= most:
-            chosen[step.name] = step.after
-            spent += step.nbytes
-    return chosen
-
-
-def _steps(
-    name: str, costs: Sequence[float], formats: Sequence[QuantSpec], sizes: Sequence[int]
-) -> list[_Step]:
-    """From the first format to finer ones, each saving less for a byte than the one before."""
-    found, at = [], 0
-    while at < len(formats) - 1:
-        rates = [
-            (costs[at] - costs[i]) / max(sizes[i] - sizes[at], 1) if sizes[i] >= sizes[at] else 0.0
-            for i in range(at + 1, len(formats))
-        ]
-        best = at + 1 + int(np.argmax(rates))
-        if rates[best - at - 1] <= 0:
-            break
-        gain, nbytes = costs[at] - costs[best], sizes[best] - sizes[at]
-        found.append(_Step(name, formats[at], formats[best], gain, nbytes))
-        at = best
-    return found

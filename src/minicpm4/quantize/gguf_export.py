@@ -31,7 +31,7 @@ from minicpm4.formats.ggml_types import GGML_TYPES, GgmlType, encoded
 from minicpm4.formats.gguf import GgufCheckpoint, heads_in_pairs, pairs_of_rows
 from minicpm4.formats.gguf_write import OutTensor, write_gguf
 from minicpm4.formats.names import EMBED, HEAD, expected_tensors, gguf_name
-from minicpm4.formats.quant import PackedTensor, QuantSpec
+from minicpm4.formats.quant import PackedTensor, QuantSpec, group_sizes
 from minicpm4.model.gguf_metadata import gguf_metadata
 from minicpm4.model.rotary import inverse_frequencies
 from minicpm4.model.source import read_config
@@ -140,10 +140,13 @@ class AsTyped:
         return {name: make[is_vector(name)](stem, name) for name in self.plan.shapes[stem]}
 
 
-def check_gguf_plan(config: ModelConfig, specs: Mapping[str, QuantSpec | None], asked: GgufTypes) -> None:
-    """Raise ConfigError for what no GGUF file can say, or has no type for: before any work. ``specs``: the
-    format of every matrix, None: floats."""
+def check_gguf_plan(
+    config: ModelConfig, specs: Mapping[str, QuantSpec | None], asked: GgufTypes, text: ModelText | None
+) -> None:
+    """Raise ConfigError, TextError for what no GGUF file can say, or has no type for: before any work.
+    ``specs``: the format of every matrix, None: floats."""
     gguf_metadata(config)
+    _text_keys(config, text)
     _check_used(asked, list(specs))
     shapes = expected_tensors(config)
     for name, spec in specs.items():
@@ -153,7 +156,14 @@ def check_gguf_plan(config: ModelConfig, specs: Mapping[str, QuantSpec | None], 
             check_columns(name, columns, GGML_TYPES[number])
             _check_once(name, spec, GGML_TYPES[number])
         elif spec is not None and not own_types(spec, columns):
-            raise ConfigError(f"no GGML type holds {name} as {spec}", "choose a group of 32, or --gguf-type")
+            others = [
+                QuantSpec(kind=spec.kind, group_size=size) for size in group_sizes(spec.kind, {columns})
+            ]
+            sizes = [str(one.group_size) for one in others if own_types(one, columns)]
+            raise ConfigError(
+                f"no GGML type holds {name} as {spec}",
+                f"choose a group of {' or '.join(sizes)}" if sizes else "leave it as it is (float)",
+            )
 
 
 def _check_once(name: str, spec: QuantSpec | None, kind: GgmlType) -> None:

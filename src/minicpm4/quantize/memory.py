@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from math import prod
 
 from minicpm4.config import ModelConfig
-from minicpm4.formats.names import layer_tensors
-from minicpm4.formats.quant import packed_nbytes
+from minicpm4.formats.names import EMBED, expected_tensors, layer_tensors
+from minicpm4.formats.quant import QuantSpec, packed_nbytes
 from minicpm4.model.stored_prefix import stored_nbytes
 from minicpm4.quantize.budget import TEXTS, TOKENS
 from minicpm4.quantize.gptq import hessian_nbytes
@@ -15,7 +15,7 @@ from minicpm4.quantize.options import QuantizeOptions
 from minicpm4.quantize.smooth import GPTQ_POWERS, GPTQ_ROWS, HELD, HELD_NBYTES, ROWS
 from minicpm4.quantize.walk import STAGES
 
-__all__ = ["memory_bound", "planned_memory"]
+__all__ = ["least_disk", "memory_bound", "planned_memory"]
 
 _TEMPORARY = 3  # float32 arrays of a matrix's size while it is rounded
 _ON_GRIDS = 6  # the same while rows are rounded on several grids at once
@@ -54,6 +54,21 @@ def planned_memory(config: ModelConfig, options: QuantizeOptions | None, tokens:
         answers = _ANSWERS * 8 * TOKENS * config.vocab_size
         plain = max(plain, few + 2 * layer, few + embeddings * 3 // 2 + answers)
     return stored + max(plain, states + _rounding(config, options, tokens))
+
+
+def least_disk(config: ModelConfig, specs: Mapping[str, QuantSpec | None], layout: str) -> int:
+    """Bytes on disk that a conversion takes at least: matrices that are rounded to ``specs``, once in the
+    work folder and once as they are written in ``layout``; what becomes of others is not known before."""
+    total = 0
+    for name, spec in specs.items():
+        if spec is not None:
+            # A head that rotation makes of tied embeddings is as large as these.
+            rows, columns = (expected_tensors(config).get(name) or expected_tensors(config)[EMBED])[:2]
+            written = 2 if layout == "llama" else 4  # bytes of a float
+            floats = layout in ("hf", "llama") and spec.row.group
+            packed = packed_nbytes((rows, columns), spec)
+            total += packed + (written * rows * columns if floats else packed)
+    return total
 
 
 def _states(config: ModelConfig, tokens: int, copies: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from minicpm4.config import ModelConfig
@@ -11,7 +11,7 @@ from minicpm4.config.strict import check_choice, check_integer, check_pattern, r
 from minicpm4.errors import ConfigError
 from minicpm4.formats.kinds import KINDS, rounded_kinds
 from minicpm4.formats.names import EMBED, HEAD, expected_tensors, layer_tensors
-from minicpm4.formats.quant import QuantSpec
+from minicpm4.formats.quant import QuantSpec, group_sizes
 from minicpm4.model.stored_prefix import MOST
 from minicpm4.model.weight_plan import float_choices, parse_spec
 from minicpm4.quantize.gptq import DAMPING
@@ -171,17 +171,21 @@ def _specs(
     columns: Mapping[str, int], said: Mapping[str, str], overrides: Mapping[str, str]
 ) -> dict[str, QuantSpec | None]:
     """The formats of matrices with so many ``columns``: as ``said``, or as the last pattern that fits."""
-    found, used = {}, set()
-    for name, width in columns.items():
+    texts, found, used = {}, {}, set()
+    for name in columns:
         own = said[name]
         for pattern, one in overrides.items():
             if re.search(pattern, name):
                 own = one
                 used.add(pattern)
+        texts[name] = own
+    for name, own in texts.items():
         spec = parse_format(own)
-        if spec is not None and not spec.fits(width):
+        if spec is not None and not spec.fits(columns[name]):
+            alike = {columns[one] for one, text in texts.items() if text == own}
             raise ConfigError(
-                f"{name} has rows of {width} weights, which do not fit {spec}", _fitting(spec.kind, width)
+                f"{name} has rows of {columns[name]} weights, which do not fit {spec}",
+                _fitting(name, spec.kind, columns[name], alike),
             )
         found[name] = spec
     unused = sorted(set(overrides) - used)
@@ -197,6 +201,11 @@ def parse_format(text: str) -> QuantSpec | None:
     return None if text == FLOATS else parse_spec(text, [name for name in KINDS if can_round(name)])
 
 
-def _fitting(kind: str, width: int) -> str:
-    sizes = [size for size in (32, 64, 96, 128) if QuantSpec(kind=kind, group_size=size).fits(width)]
-    return f"choose a group of {', '.join(map(str, sizes))}" if sizes else "leave it as it is (float)"
+def _fitting(name: str, kind: str, width: int, alike: Collection[int]) -> str:
+    """What fits rows of ``width`` weights of the matrix ``name``, and of all that are to be ``alike``."""
+    sizes = group_sizes(kind, alike)
+    if sizes:
+        return f"choose a group of {' or '.join(map(str, sizes))}"
+    stem = ".".join(name.removesuffix(".weight").split(".")[-2:])
+    own = [f"{kind}-g{size}" for size in group_sizes(kind, {width})] or [FLOATS]
+    return f"give it another format: --override '{stem}={own[-1]}'"

@@ -46,6 +46,11 @@ def prove(
     found = final_logits(written, ids, ops, packed=True, progress=progress, stored=stored)
     if found.shape != wanted.shape:
         raise CheckpointError(f"the written model has {found.shape[1]} logits for {wanted.shape[1]}")
+    if not np.isfinite(wanted).all():
+        raise CheckpointError(
+            "the model's own logits are no finite numbers, before it is written",
+            "its weights are damaged, or too large: use the original checkpoint",
+        )
     apart = float(np.abs(found - wanted).max() / max(float(np.abs(wanted).max()), 1e-30))
     if not apart <= MOST_APART:
         raise CheckpointError(

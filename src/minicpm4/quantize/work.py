@@ -26,17 +26,19 @@ def part_of(target: Path) -> Path:
     return Path(f"{os.path.realpath(target)}.part")
 
 
-def check_kept(folder: Path, key: Mapping[str, Any], without: Collection[str] = ()) -> None:
-    """Raise CheckpointError where ``folder`` keeps layers of another conversion than that of ``key``, of
-    which the fields ``without`` are not known yet: they would be lost. Layers that cannot be read are
-    worth nothing."""
+def check_kept(folder: Path, key: Mapping[str, Any], without: Collection[str] = ()) -> int:
+    """How many layers ``folder`` keeps. Raises CheckpointError where they are of another conversion than that
+    of ``key``, of which the fields ``without`` are not known yet: they would be lost. Layers that cannot be
+    read are worth nothing."""
     wanted = {name: value for name, value in key.items() if name not in without}
-    others = []
+    others, ours = [], 0
     for file in sorted(folder.glob("layer-*.safetensors")):
         with suppress(CheckpointError, OSError), file.open("rb") as data:
             found = dict(PackedFile(data, file).key)
             if {name: value for name, value in found.items() if name not in without} != wanted:
                 others.append(found.get("options"))
+            else:
+                ours += 1
     if others:
         said = others[0] if isinstance(others[0], dict) else {}
         how = " ".join(str(said[name]) for name in ("weights", "method", "layout") if name in said)
@@ -44,6 +46,7 @@ def check_kept(folder: Path, key: Mapping[str, Any], without: Collection[str] = 
             f"{folder} holds {len(others)} layers of another conversion ({how or 'of another version'})",
             "go on with its model, options (with --bits its --to, too) and texts, or remove the folder",
         )
+    return ours
 
 
 def place_for(target: Path, *, file: bool = False) -> Path:

@@ -1,0 +1,182 @@
+"""`minicpm4 convert`: what is refused is refused before any work, and what is named instead is taken."""
+
+from __future__ import annotations
+
+import re
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minicpm4.cli import run
+from minicpm4.evals import calibration_texts, conversion, model_writer
+from tests.fixtures.random_checkpoint import make_checkpoint
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "usual": {"dtype": "bfloat16"},
+    "few rows": {"head_dim": 4, "num_attention_heads": 8, "num_key_value_heads": 1},
+    "narrow": {"hidden_size": 96, "intermediate_size": 160, "head_dim": 24},
+    "by 96": {"hidden_size": 96, "intermediate_size": 192, "head_dim": 24},
+    "wide": {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32},
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    return {name: make_checkpoint(folder / name, seed=9, **shape) for name, shape in SHAPES.items()}
+
+
+@pytest.fixture
+def no_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def written(*_: Any) -> None:
+        raise AssertionError("texts are written")
+
+    monkeypatch.setattr(calibration_texts, "_own", written)
+
+
+@pytest.mark.usefixtures("no_texts")
+@pytest.mark.parametrize(
+    ("shape", "words", "said", "instead"),
+    [
+        ("few rows", ["--to", "gptq"], "use --to compressed-tensors", ["--to", "compressed-tensors"]),
+        (
+            "few rows",
+            ["--to", "awq"],
+            "--override 'self_attn.k_proj=float'",
+            ["--to", "awq", "--override", "self_attn.k_proj=float", "--override", "self_attn.v_proj=float"],
+        ),
+        ("narrow", ["--to", "mlx"], "choose a group of 32\n", ["--to", "mlx", "--group", "32"]),
+        ("narrow", ["--group", "64"], "choose a group of 32\n", ["--group", "32"]),
+        (
+            "by 96",
+            ["--to", "mlx", "--group", "96"],
+            "--weights int4 --group 32",
+            ["--to", "mlx", "--group", "32"],
+        ),
+        (
+            "narrow",
+            ["--to", "marlin"],
+            "use --to compressed-tensors --group 32",
+            ["--to", "compressed-tensors", "--group", "32"],
+        ),
+        (
+            "narrow",
+            ["--override", "down_proj=int8-g64"],
+            "choose a group of 32\n",
+            ["--override", "down_proj=int8-g32"],
+        ),
+        (
+            "by 96",
+            ["--weights", "ternary", "--to", "hf"],
+            "--override 'self_attn.q_proj=float'",
+            ["--weights", "ternary", "--to", "hf", "--override", "(q|k|v|o|gate|up)_proj=float"],
+        ),
+    ],
+)
+def test_what_is_named_instead_is_taken(
+    models: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    shape: str,
+    words: list[str],
+    said: str,
+    instead: list[str],
+) -> None:
+    args = ["convert", str(models[shape]), str(tmp_path / "out")]
+    assert run([*args, *words]) == 2
+    assert said in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert run([*args, *instead, "--method", "rtn"]) == 0
+
+
+@pytest.mark.usefixtures("no_texts")
+@pytest.mark.parametrize("layout", ["compressed-tensors", "gptq", "awq", "marlin", "mlx"])
+@pytest.mark.parametrize("which", ["down_proj", "lm_head"])
+def test_five_bits_have_no_place_but_in_gguf(
+    models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], layout: str, which: str
+) -> None:
+    args = ["convert", str(models["wide"]), str(tmp_path / "out"), "--to", layout]
+    assert run([*args, "--override", f"{which}=int5-g32"]) == 2
+    told = capsys.readouterr().err
+    assert f"{which}.weight as int5-g32" in told and not list(tmp_path.iterdir())
+    assert "int5 goes into gguf and hf" in told or (which == "lm_head" and "leave the head float" in told)
+
+
+@pytest.mark.parametrize("layout", ["compressed-tensors", "gguf"])
+def test_bits_that_are_too_few_are_told_with_those_that_it_takes(
+    models: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    layout: str,
+) -> None:
+    """The model had written its texts before."""
+    target = tmp_path / ("out.gguf" if layout == "gguf" else "out")
+    args = [
+        "convert",
+        str(models["usual"]),
+        str(target),
+        "--weights",
+        "int4",
+        "--samples",
+        "2",
+        "--length",
+        "64",
+    ]
+    with monkeypatch.context() as context:
+        context.setattr(calibration_texts, "_own", None)
+        assert run([*args, "--bits", "4"]) == 2
+    told = re.search(r"ask for --bits ([0-9.]+) or more", capsys.readouterr().err)
+    assert told is not None and not list(tmp_path.iterdir())
+    assert run([*args, "--bits", told[1]]) == 0
+
+
+@pytest.mark.usefixtures("no_texts")
+def test_a_disk_that_is_too_small_is_told_before(
+    models: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    free = namedtuple("free", "free")
+    monkeypatch.setattr(conversion.shutil, "disk_usage", lambda place: free(20_000))
+    assert run(["convert", str(models["usual"]), str(tmp_path / "new" / "out")]) == 2
+    told = capsys.readouterr().err
+    assert f"on the disk of {tmp_path}, 20 kB are free" in told and not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("no_texts")
+def test_a_tokenizer_that_no_gguf_file_holds_is_told_before(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from minicpm4.errors import TextError
+    from minicpm4.text.model_text import ModelText
+
+    def refuse(*_: Any) -> None:
+        raise TextError("no word for it")
+
+    monkeypatch.setattr(ModelText, "gguf_keys", refuse)
+    assert run(["convert", str(models["usual"]), str(tmp_path / "out.gguf"), "--weights", "int4"]) == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_goes_on_says_so(
+    models: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    args = ["convert", str(models["usual"]), str(tmp_path / "out"), "--samples", "2", "--length", "64"]
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(model_writer, "write_model", interrupted)
+        assert run(args) == 130
+    assert "going on" not in caplog.text
+    assert run(args) == 0
+    told, part = caplog.text, tmp_path / "out.part"
+    assert f"going on: the model's own texts are kept in {part}" in told
+    assert f"going on: 2 of 2 layers are kept in {part}" in told and not part.exists()
