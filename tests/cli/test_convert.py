@@ -44,6 +44,11 @@ def test_a_model_is_made_small_and_runs(
     assert "every value as it was rounded" in printed and "KL divergence" in printed
     assert "of 14 matrices, where it helps GPTQ" in printed
     found = json.loads(report.read_text())
+    assert f"64 tokens, logits {found['logits_apart']:.1g} of the largest apart (0.0001 at most)" in printed
+    assert 0 <= found["logits_apart"] < 1e-4
+    same = found["fidelity"]
+    assert 0 < same["flip_margin"] <= same["flip_margin_high"] and 0 < same["flips"] < 10_000
+    assert f"nine in ten below {same['flip_margin_high']:.2f}" in printed
     formats = {row["name"].rsplit(".", 1)[1]: row["format"] for row in found["matrices"]}
     assert formats["down_proj"] == "int8-g64" and formats["q_proj"] == "int4-g32"
     assert found["tokens"] == 4 * 128 and 0 <= found["fidelity"]["kl_mean"] < 1

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from minicpm4.cli import run, terminal
+from minicpm4.evals import model_writer
 from minicpm4.formats import open_checkpoint
 from minicpm4.formats.packing import unpack
 from tests.fixtures.random_checkpoint import make_checkpoint
@@ -75,9 +76,24 @@ def test_offsets_are_rounded_away_for_a_type_without(model: Path, tmp_path: Path
 def test_a_comparison_states_its_windows(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    test = ["--test", "examples/how_sqlite_is_tested.txt", "--samples", "2", "--length", "64"]
-    assert run(["convert", str(model), str(tmp_path / "out"), "--group", "32", *RTN, *test]) == 0
-    assert "2 windows of 64 tokens" in capsys.readouterr().out
+    test = ["--test", "examples/how_sqlite_is_tested.txt", "--length", "64", "--samples"]
+    for count, said in (("2", "2 windows of 64 tokens"), ("1", "1 window of 64 tokens")):
+        out = str(tmp_path / count)
+        assert run(["convert", str(model), out, "--group", "32", *RTN, *test, count]) == 0
+        assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("out", ["out", "out.gguf"])
+def test_how_far_logits_are_apart_is_always_told(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], out: str
+) -> None:
+    """It was told of what was refused alone."""
+    monkeypatch.setattr(model_writer, "prove", lambda *_: 3.25e-6)
+    report = tmp_path / "report.json"
+    given = ["convert", str(model), str(tmp_path / out), "--weights", "int4", *RTN, "--json", str(report)]
+    assert run(given) == 0
+    assert "64 tokens, logits 3e-06 of the largest apart (0.0001 at most)" in capsys.readouterr().out
+    assert json.loads(report.read_text())["logits_apart"] == 3.25e-6
 
 
 def test_where_no_terminal_is_a_line_tells_now_and_then(

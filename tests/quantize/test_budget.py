@@ -287,4 +287,4 @@ def test_the_formats_are_told_by_matrices(tmp_path: Path, capsys: pytest.Capture
     ]
     assert run(["convert", str(model), str(tmp_path / "out"), *words]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "1 matrices in bf16, 14 matrices in int4-g32, 1 matrices in int8-g64" in said
+    assert "1 matrix in bf16, 14 matrices in int4-g32, 1 matrix in int8-g64" in said

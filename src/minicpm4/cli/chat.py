@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from minicpm4.cli.chat_commands import ACTIONS, obey, tell
-from minicpm4.cli.conversation import TAKEN_BACK, Conversation, counted
+from minicpm4.cli.conversation import TAKEN_BACK, Conversation
 from minicpm4.cli.kept_chats import KeptChats
 from minicpm4.cli.keyboard import Reader, reader
 from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, expand
 from minicpm4.cli.sampling import SamplingFlags
 from minicpm4.cli.summary import thinking_note
 from minicpm4.cli.terminal import one_line
-from minicpm4.config.strict import require
+from minicpm4.config.strict import counted, require
 from minicpm4.errors import Minicpm4Error, RequestError
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def command(
         with conversation(llm, params, mcp, allow, source, settings) as session:
             if messages:
                 session.go_on(messages)
-                tell(f"going on after {counted(session.exchanges)}")
+                tell(f"going on after {counted(session.exchanges, 'question')}")
             keep = kept if sys.stdin.isatty() else KeptChats(None)
             talk(session, source, lambda: keep.save(model, session.messages))
 

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minicpm4.cli.conversation import Conversation, counted, left_out
+from minicpm4.cli.conversation import Conversation, left_out
 from minicpm4.cli.kept_chats import read_conversation
 from minicpm4.cli.keyboard import Reader, agreed
 from minicpm4.cli.summary import print_summary, thinking_note
 from minicpm4.cli.terminal import one_line
-from minicpm4.config.strict import suggest
+from minicpm4.config.strict import counted, suggest
 from minicpm4.errors import ConfigError
 from minicpm4.files import json_text, parse_json, write_file
 
@@ -74,7 +74,7 @@ def _reset(session: Conversation, reader: Reader, rest: str) -> None:
     said = session.exchanges
     session.restart(session.system)
     kept = "; the system message stays" if session.system is not None else ""
-    tell(f"the conversation is forgotten, {counted(said)}{kept}")
+    tell(f"the conversation is forgotten, {counted(said, 'question')}{kept}")
 
 
 def _forget(session: Conversation, reader: Reader, rest: str) -> None:
@@ -82,14 +82,16 @@ def _forget(session: Conversation, reader: Reader, rest: str) -> None:
     digits = rest.lstrip("0")
     number = int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 10 else 0
     if not 0 < number <= said:
-        raise ConfigError(f"/forget {rest:.40}: there are {counted(said)}", f"say how many, 1 to {said}")
+        raise ConfigError(
+            f"/forget {rest:.40}: there are {counted(said, 'question')}", f"say how many, 1 to {said}"
+        )
     tell(left_out(number, said, session.forget(number)))
 
 
 def _system(session: Conversation, reader: Reader, rest: str) -> None:
     said = session.exchanges
     session.restart(rest or None)
-    forgotten = f"; the conversation is forgotten, {counted(said)}" if said else ""
+    forgotten = f"; the conversation is forgotten, {counted(said, 'question')}" if said else ""
     tell(f"{'the system message is set' if rest else 'there is no system message'}{forgotten}")
 
 
@@ -133,7 +135,7 @@ def _load(session: Conversation, reader: Reader, rest: str) -> None:
     except (OSError, RuntimeError) as error:
         raise _refused(f"cannot read {rest}", error) from error
     session.go_on(messages)
-    tell(f"loaded {len(messages)} messages from {rest}, {counted(session.exchanges)}")
+    tell(f"loaded {len(messages)} messages from {rest}, {counted(session.exchanges, 'question')}")
 
 
 def _refused(what: str, error: Exception) -> ConfigError:

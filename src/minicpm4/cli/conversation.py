@@ -178,11 +178,6 @@ def questions(messages: list[dict[str, Any]]) -> int:
     return sum(message["role"] == "user" for message in messages)
 
 
-def counted(count: int, what: str = "question") -> str:
-    """``count`` things, as in "1 question", "2 questions"."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
 def left_out(count: int, said: int, tokens: int) -> str:
     """That the oldest ``count`` of ``said`` questions are gone."""
     return f"[left out {count} of {said} questions with their answers, {tokens:,} tokens]"

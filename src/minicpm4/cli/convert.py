@@ -279,6 +279,7 @@ def command(
             "matrices": [asdict(row) | {"bits": row.bits} for row in done.rows],
             "types": [asdict(row) for row in done.types],
             "notes": done.notes,
+            "logits_apart": done.apart,
             "windows": [len(one) for one in done.tests],
             "fidelity": found.as_dict() if found else None,
         }

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minicpm4.cli.terminal import print_facts, show, table
+from minicpm4.config.strict import counted
 from minicpm4.machine import human
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ WORST = 5  # matrices shown
 
 def print_conversion(target: Path, done: Conversion, found: Fidelity | None) -> None:
     """Print the worst matrices, notes, and what was written to ``target``; ``found``: how it compares."""
+    from minicpm4.quantize.proof import MOST_APART, TOKENS
+
     errors = sorted((row for row in done.rows if row.error is not None), key=lambda row: -(row.error or 0.0))
     if errors:
         shown = table("worst matrices", "format", "how", "output error", left=3)
@@ -45,21 +48,32 @@ def print_conversion(target: Path, done: Conversion, found: Fidelity | None) -> 
         *_chosen(done),
         *_smoothed(done),
         *_stored(done),
-        ("calibrated on", f"{done.texts} texts, {done.tokens:,} tokens" if done.tokens else "nothing"),
+        (
+            "calibrated on",
+            f"{counted(done.texts, 'text')}, {done.tokens:,} tokens" if done.tokens else "nothing",
+        ),
         ("read again", _read_again(done)),
+        (
+            "computed with it",
+            f"{TOKENS} tokens, logits {done.apart:.1g} of the largest apart ({MOST_APART:g} at most)",
+        ),
     ]
     if found is not None:
         change = found.nll_change / found.nll_before if found.nll_before else 0.0
         interval = ""
         if found.nll_interval is not None and found.nll_before:
             interval = f" +- {found.nll_interval / found.nll_before:.2%}"
+        margins = (
+            f", half of them by a margin below {found.flip_margin:.2f}, nine in ten below "
+            f"{found.flip_margin_high:.2f}"
+        )
         facts += [
-            ("compared on", f"{len(done.tests)} windows of {len(done.tests[0]):,} tokens"),
+            ("compared on", f"{counted(len(done.tests), 'window')} of {len(done.tests[0]):,} tokens"),
             ("loss a token", f"{found.nll_before:.4f} -> {found.nll:.4f} ({change:+.2%}{interval})"),
             ("KL divergence", f"{found.kl_mean:.4f}, 99.9% of tokens below {found.kl_high:.2f}"),
             (
                 "best token another",
-                f"{found.flips:,.0f} of 10,000, half of them by a margin below {found.flip_margin:.2f}",
+                f"{found.flips:,.0f} of 10,000" + (margins if found.flips else ""),
             ),
         ]
     print_facts("converted", facts)
@@ -71,7 +85,7 @@ def _read_again(done: Conversion) -> str:
         return "every value as it was written"
     rounded = {f"{row.name}.weight" for row in done.rows}
     more = sum(one.error > 0 and one.name in rounded for one in done.types)
-    return "every value as it was rounded" + (f", {more} matrices once more, to their type" if more else "")
+    return "every value as it was rounded" + (f", {_matrices(more)} once more, to their type" if more else "")
 
 
 def _chosen(done: Conversion) -> list[tuple[str, str]]:
@@ -79,7 +93,9 @@ def _chosen(done: Conversion) -> list[tuple[str, str]]:
     if done.options is None or done.options.bits is None:
         return []
     formats = Counter(str(spec) if spec else "floats or as they were" for spec in done.formats.values())
-    return [("formats", ", ".join(f"{count} matrices in {name}" for name, count in sorted(formats.items())))]
+    return [
+        ("formats", ", ".join(f"{_matrices(count)} in {name}" for name, count in sorted(formats.items())))
+    ]
 
 
 def _smoothed(done: Conversion) -> list[tuple[str, str]]:
@@ -88,7 +104,7 @@ def _smoothed(done: Conversion) -> list[tuple[str, str]]:
         return []
     layers = [row for row in done.rows if ".layers." in row.name]
     count = sum(row.how == done.options.method for row in layers)
-    return [("smoothed", f"{count} of {len(layers)} matrices, where it helps GPTQ")]
+    return [("smoothed", f"{count} of {_matrices(len(layers))}, where it helps GPTQ")]
 
 
 def _stored(done: Conversion) -> list[tuple[str, str]]:
@@ -96,7 +112,7 @@ def _stored(done: Conversion) -> list[tuple[str, str]]:
     if done.options is None or not done.options.stored_prefix:
         return []
     count = len(done.options.stored_prefix)
-    return [("stored prefix", f"{count} tokens, with which texts of calibration and --test begin")]
+    return [("stored prefix", f"{counted(count, 'token')}, with which texts of calibration and --test begin")]
 
 
 def _print_types(types: Sequence[InType]) -> None:
@@ -113,9 +129,13 @@ def _print_types(types: Sequence[InType]) -> None:
     print()
 
 
+def _matrices(count: int) -> str:
+    return counted(count, "matrix", "matrices")
+
+
 def _say_rounded(names: Sequence[str]) -> None:
     if names:
         print(
-            f"{len(names)} matrices saw too few tokens and were rounded to nearest, the first is {names[0]}",
+            f"too few tokens reached {_matrices(len(names))}, rounded to nearest: the first is {names[0]}",
             file=sys.stderr,
         )

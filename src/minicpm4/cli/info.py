@@ -14,6 +14,7 @@ from minicpm4.cli.options import EngineFlags, expand
 from minicpm4.cli.terminal import print_facts, show, table
 from minicpm4.config import ModelConfig, SparseConfig
 from minicpm4.config.choices import MAX_CONTEXT
+from minicpm4.config.strict import counted
 from minicpm4.errors import TextError
 from minicpm4.machine import human
 
@@ -131,7 +132,7 @@ def stored_facts(found: Inspection) -> list[tuple[str, str]]:
         said = json.dumps(found.text.tokenizer.decode(ids, skip_special_tokens=False), ensure_ascii=False)
     except TextError:
         said = ", ".join(map(str, ids))
-    return [("stored prefix", f"{len(ids)} tokens: {said}")]
+    return [("stored prefix", f"{counted(len(ids), 'token')}: {said}")]
 
 
 def sparse_facts(found: Inspection) -> list[tuple[str, str]]:

@@ -140,6 +140,11 @@ def shown(value: Any, most: int = 100) -> str:
     return text if len(text) <= most else f"{text[: most // 2]}… ({len(text)} characters)"
 
 
+def counted(count: int, what: str, several: str = "") -> str:
+    """``count`` things, as in "1 text", "2 texts"; ``several``: where that is not ``what`` and an s."""
+    return f"{count:,} {what if count == 1 else several or what + 's'}"
+
+
 def check_integer(name: str, value: Any, low: int, high: int) -> None:
     """Raise ConfigError unless ``value`` is an integer from ``low`` to ``high``."""
     require(type(value) is int, f"{name} = {shown(value)} is not an integer")

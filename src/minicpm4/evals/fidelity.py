@@ -26,9 +26,9 @@ class Fidelity:
     """Over ``positions``: mean negative log-likelihood of the next token in nats (``nll_before``, ``nll``),
     their difference with the half width of its 95% interval over windows (None of one window), mean and
     99.9th percentile of the Kullback-Leibler divergence in nats, and at how many of 10,000 positions the
-    likeliest token is another (``flips``); ``flip_margin``: the median of the original's lead in logits at
-    those. ``window_changes`` and ``window_kl``: of each window the change of the loss and the mean
-    divergence, by which two results on the same windows are paired."""
+    likeliest token is another (``flips``); ``flip_margin`` and ``flip_margin_high``: the median and the 90th
+    percentile of the original's lead in logits at those. ``window_changes`` and ``window_kl``: of each window
+    the change of the loss and the mean divergence, by which two results on the same windows are paired."""
 
     positions: int
     nll_before: float
@@ -39,6 +39,7 @@ class Fidelity:
     kl_high: float
     flips: float
     flip_margin: float
+    flip_margin_high: float = 0.0
     window_changes: tuple[float, ...] = ()
     window_kl: tuple[float, ...] = ()
 
@@ -99,6 +100,7 @@ def compare(
         kl_high=float(np.quantile(divergence, 0.999)),
         flips=1e4 * flips / count,
         flip_margin=float(np.median(margin)) if len(margin) else 0.0,
+        flip_margin_high=float(np.quantile(margin, 0.9)) if len(margin) else 0.0,
         window_changes=tuple(changes),
         window_kl=tuple(means),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from minicpm4.config import ModelConfig
+from minicpm4.config.strict import counted
 from minicpm4.formats.checkpoint import TensorInfo
 from minicpm4.formats.kinds import float_kinds
 from minicpm4.formats.names import EMBED, HEAD, expected_tensors
@@ -56,7 +57,7 @@ def growth(old: Tensors, new: Tensors, layout: str, *, ahead: bool = False) -> l
     for name in (EMBED, HEAD):
         if name in matrices and (said := _said(name, [name], old, new)):
             told.append(said + "".join(_for_ends(name, new[name].dtype, layout)))
-    if said := _said(f"{len(layers)} matrices of layers", layers, old, new):
+    if said := _said(f"{counted(len(layers), 'matrix', 'matrices')} of layers", layers, old, new):
         told.append(said + _for_layers(layout))
     return told
 

@@ -51,13 +51,14 @@ _FEW = (
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """What ``convert`` did: ``written`` (see there), a report of each matrix that was rounded, how many texts
-    of how many tokens were looked at, the texts to test with; of a GGUF file the type of every matrix;
-    ``notes``: what it cannot say, and where it grew; ``source_nbytes``: of the source's tensors; ``options``:
-    as they were given, with the formats that a budget of bits has chosen; ``formats``: of every matrix, None:
-    as it was."""
+    """What ``convert`` did: ``written`` (see there); ``apart``: see ``prove``; a report of each matrix that
+    was rounded, how many texts of how many tokens were looked at, the texts to test with; of a GGUF file the
+    type of every matrix; ``notes``: what it cannot say, and where it grew; ``source_nbytes``: of the source's
+    tensors; ``options``: as they were given, with the formats that a budget of bits has chosen; ``formats``:
+    of every matrix, None: as it was."""
 
     written: Written
+    apart: float = 0.0
     source_nbytes: int = 0
     rows: list[LayerReport] = field(default_factory=list)
     texts: int = 0
@@ -129,12 +130,12 @@ class ModelWriter:
                 again = open_model(new)
                 if stored is not None and not stored.same(again.stored):
                     raise CheckpointError(f"the stored prefix as written to {new} is not what was stored")
-                prove(made, Stored(again.checkpoint, again.config), exact_table(), progress, stored)
+                apart = prove(made, Stored(again.checkpoint, again.config), exact_table(), progress, stored)
             if self.text is not None:
                 check_tokens(self.text, again.text())
         specs = {name: info.spec for name, info in again.checkpoint.tensors.items()}
         few = [_FEW] if specs[EMBED].row.group and not keeps_unasked(self.layout, EMBED) else []
-        return Conversion(written=written, notes=[*few, *fused_apart(self.layout, specs)])
+        return Conversion(written=written, apart=apart, notes=[*few, *fused_apart(self.layout, specs)])
 
     def _gguf(self, made: Parts) -> Conversion:
         name = os.fsencode(self.target.stem).decode(errors="replace")  # metadata are UTF-8, names may be none
@@ -146,7 +147,7 @@ class ModelWriter:
                 types = check_gguf(plan, new, self.text, progress)
             with self.bar("computing with it", "layers") as progress:
                 again = GgufCheckpoint(new)
-                prove(AsTyped(plan), Stored(again, read_config(again)), exact_table(), progress)
+                apart = prove(AsTyped(plan), Stored(again, read_config(again)), exact_table(), progress)
         nbytes, weights, matrix_nbytes = sizes
         written = Written(nbytes=nbytes, weights=weights, matrix_nbytes=matrix_nbytes)
-        return Conversion(written=written, types=types, notes=plan.notes)
+        return Conversion(written=written, apart=apart, types=types, notes=plan.notes)

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from minicpm4.config.strict import counted
 from minicpm4.errors import CheckpointError
 from minicpm4.files import lock, making, sweep
 from minicpm4.formats.target import obstacle, require_new
@@ -42,8 +43,9 @@ def check_kept(folder: Path, key: Mapping[str, Any], without: Collection[str] = 
     if others:
         said = others[0] if isinstance(others[0], dict) else {}
         how = " ".join(str(said[name]) for name in ("weights", "method", "layout") if name in said)
+        count = counted(len(others), "layer")
         raise CheckpointError(
-            f"{folder} holds {len(others)} layers of another conversion ({how or 'of another version'})",
+            f"{folder} holds {count} of another conversion ({how or 'of another version'})",
             "go on with its model, options (with --bits its --to, too) and texts, or remove the folder",
         )
     return ours
