@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from minicpm4.cli import run
@@ -180,3 +182,21 @@ def test_a_run_that_goes_on_says_so(
     told, part = caplog.text, tmp_path / "out.part"
     assert f"going on: the model's own texts are kept in {part}" in told
     assert f"going on: 2 of 2 layers are kept in {part}" in told and not part.exists()
+
+
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
+def test_a_model_without_finite_logits_is_told_as_such(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was told that the written one is nan apart from it, and to try another layout."""
+    folder = make_checkpoint(tmp_path / "model", seed=9)
+    file = folder / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    start = 8 + int.from_bytes(data[:8], "little")
+    at = start + json.loads(data[8:start])["lm_head.weight"]["data_offsets"][0]
+    data[at : at + 40] = np.full(10, 3e38, np.float32).tobytes()
+    file.write_bytes(data)
+    assert run(["convert", str(folder), str(tmp_path / "out"), "--weights", "auto", "--to", "hf"]) == 2
+    told = capsys.readouterr().err
+    assert "own logits are no finite numbers" in told and "original checkpoint" in told
+    assert [one.name for one in tmp_path.iterdir()] == ["model"]
