@@ -200,3 +200,62 @@ def test_a_model_without_finite_logits_is_told_as_such(
     told = capsys.readouterr().err
     assert "own logits are no finite numbers" in told and "original checkpoint" in told
     assert [one.name for one in tmp_path.iterdir()] == ["model"]
+
+
+def test_what_kept_matrices_small_before_does_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a GGUF file's Q4_1 `--weights auto` is refused by other layouts: `--to` has to go with it."""
+    model = make_checkpoint(tmp_path / "model", seed=9)
+    file, small = tmp_path / "m.gguf", tmp_path / "small"
+    assert run(["convert", str(model), str(file), "--gguf-type", "q4_1"]) == 0
+    assert run(["convert", str(model), str(small), "--method", "rtn", "--group", "32"]) == 0
+    eight = ["--weights", "int8", "--method", "rtn"]
+    for source, more, said, target in (
+        (file, eight, "--weights auto --to gguf leaves them", "again.gguf"),
+        (file, [*eight, "--to", "hf"], "whatever was rounded. --weights auto --to gguf leaves", "two.gguf"),
+        (small, eight, ". --weights auto leaves them", "again"),
+        (small, ["--to", "llama"], "--weights auto --to compressed-tensors leaves", "two"),
+    ):
+        capsys.readouterr()
+        out = tmp_path / f"{target}-large"
+        assert run(["convert", str(source), str(out), *more]) == 0
+        assert said in capsys.readouterr().err
+        assert run(["convert", str(source), str(tmp_path / target), "--weights", "auto"]) == 0
+        assert "matrices of layers" not in capsys.readouterr().err
+
+
+def test_sparse_attention_is_brought_back_as_the_note_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It said --sparse, which takes a value."""
+    model = make_checkpoint(
+        tmp_path / "model", seed=9, sparse_config={"topk": 32, "window_size": 1024, "dense_len": 64}
+    )
+    assert run(["convert", str(model), str(tmp_path / "m.gguf")]) == 0
+    said = capsys.readouterr().err.partition("run it with ")[2].split()
+    assert said[0] == "--sparse"
+    shown = []
+    for name, more in (("model", []), ("m.gguf", said)):
+        assert run(["info", str(tmp_path / name), *more]) == 0
+        shown.append([one for one in capsys.readouterr().out.splitlines() if "with these options" in one])
+    assert shown[0] == shown[1] and "topk 32" in shown[0][0]
+
+
+@pytest.mark.parametrize(
+    ("out", "more"), [("out", ["--override", "nothing=float"]), ("out.gguf", ["--gguf-type", "nothing=q8_0"])]
+)
+def test_names_of_matrices_are_in_the_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], out: str, more: list[str]
+) -> None:
+    """It named an option that `info` has not."""
+    model = make_checkpoint(tmp_path / "model", seed=9)
+    assert run(["convert", str(model), str(tmp_path / out), *more]) == 2
+    error = capsys.readouterr().err
+    assert "names end in" in error and "down_proj" in error and "lm_head" in error
+
+
+def test_rows_of_any_width_have_a_type(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shape = {"hidden_size": 48, "intermediate_size": 96, "num_attention_heads": 3, "num_key_value_heads": 3}
+    model, file = make_checkpoint(tmp_path / "model", seed=9, **shape), str(tmp_path / "m.gguf")
+    assert run(["convert", str(model), file, "--gguf-type", "q8_0"]) == 2
+    assert "choose another type for all (bf16 takes any)" in capsys.readouterr().err
+    assert run(["convert", str(model), file, "--gguf-type", "bf16"]) == 0

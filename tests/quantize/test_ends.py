@@ -131,7 +131,7 @@ def test_a_folder_of_floats_names_the_way_to_a_small_file(
 ) -> None:
     assert run(["convert", str(source), str(tmp_path / "out"), "--to", "llama"]) == 0
     error = capsys.readouterr().err
-    assert "matrices of layers: " in error and "(Q4_1)" in error and "--to gguf is a small file" in error
+    assert "matrices of layers: " in error and "(Q4_1)" in error and "--to gguf leaves them" in error
 
 
 DOWN = [f"model.layers.{index}.mlp.down_proj.weight" for index in range(2)]

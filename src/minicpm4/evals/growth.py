@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from minicpm4.config import ModelConfig
 from minicpm4.config.strict import counted
@@ -51,6 +51,7 @@ def growth(old: Tensors, new: Tensors, layout: str, *, ahead: bool = False) -> l
     if after <= before:
         return []
     verb, became = ("will be", "will become about") if ahead else ("is", "became")
+    kept = _kept_in(old)
     told = [f"the result {verb} larger than its source: {human(before)} {became} {human(after)}"]
     matrices = [name for name, info in new.items() if len(info.shape) == 2]
     layers = [name for name in matrices if name not in (EMBED, HEAD)]
@@ -58,7 +59,7 @@ def growth(old: Tensors, new: Tensors, layout: str, *, ahead: bool = False) -> l
         if name in matrices and (said := _said(name, [name], old, new)):
             told.append(said + "".join(_for_ends(name, new[name].dtype, layout)))
     if said := _said(f"{counted(len(layers), 'matrix', 'matrices')} of layers", layers, old, new):
-        told.append(said + _for_layers(layout))
+        told.append(said + _for_layers(layout, kept, {new[name].dtype for name in layers}))
     return told
 
 
@@ -80,14 +81,24 @@ def _for_ends(name: str, dtype: str, layout: str) -> Iterator[str]:
     if dtype not in FLOATS:
         yield f". --override '{short}=int4-g64' takes fewer bits, --to gguf keeps them as they are"
         return
-    yield f". {layout} has no place for them as they were, --to gguf (and often mlx) has"
+    other = "--to gguf" if layout == "mlx" else "--to gguf (and often mlx)"
+    yield f". {layout} has no place for them as they were, {other} has"
     if dtype == "F32" and layout in QUANTISED:
         yield f"; --override '{short}=bf16' rounds them to half of that"
 
 
-def _for_layers(layout: str) -> str:
+def _kept_in(old: Tensors) -> str:
+    """The layout in which matrices of layers stay as they are stored; empty: any, they are floats."""
+    types = {info.dtype for name, info in old.items() if info.spec.row.group and name not in (EMBED, HEAD)}
+    folders = [layout for layout in QUANTISED if any(one.startswith(f"{layout}-") for one in types)]
+    return folders[0] if folders else "gguf" if types else ""
+
+
+def _for_layers(layout: str, kept: str, types: Collection[str]) -> str:
+    stay = f"--weights auto --to {kept}" if kept not in ("", layout) else "--weights auto"
+    if layout == "gguf" and kept in ("", "gguf"):
+        stay += " without --gguf-type"
+    told = f". {stay} leaves them as they are stored"
     if layout in QUANTISED:
-        return ". --weights auto leaves them as they are stored, --weights int4 takes fewer bits"
-    if layout == "gguf":
-        return ". --weights auto without --gguf-type leaves them as they are stored"
-    return f". {layout} is a folder of floats, whatever was rounded: --to gguf is a small file"
+        return told + (", --weights int4 takes fewer bits" if any("int8" in one for one in types) else "")
+    return told if layout == "gguf" else f". {layout} is a folder of floats, whatever was rounded{told}"

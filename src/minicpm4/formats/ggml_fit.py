@@ -85,10 +85,13 @@ def check_columns(name: str, columns: int, kind: GgmlType) -> None:
     """Raise ConfigError where rows of ``columns`` weights of the matrix ``name`` do not fill blocks of a
     type."""
     if columns % kind.block:
+        all_of, alone = ("q4_0 and q8_0 take multiples of 32", "q8_0")
+        if columns % 32:
+            all_of, alone = ("bf16 takes any", "bf16")
         raise ConfigError(
             f"{name} has rows of {columns} weights, which do not fill blocks of {kind.block} ({kind.name})",
-            f"{kind.name} takes multiples of {kind.block}: choose another type for all (q4_0 and q8_0 take "
-            f"multiples of 32), or for this matrix alone, --gguf-type '{name.removesuffix('.weight')}=q8_0'",
+            f"{kind.name} takes multiples of {kind.block}: choose another type for all ({all_of}), or for "
+            f"this matrix alone, --gguf-type '{name.removesuffix('.weight')}={alone}'",
         )
 
 

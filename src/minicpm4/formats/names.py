@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from minicpm4.config import ModelConfig
+from minicpm4.errors import ConfigError
 
 __all__ = [
     "EMBED",
@@ -17,6 +19,7 @@ __all__ = [
     "hf_name",
     "is_ignorable",
     "layer_tensors",
+    "no_matrix",
 ]
 
 O_BIAS = "self_attn.o_proj.bias"
@@ -61,6 +64,15 @@ def gguf_to_hf(name: str) -> str:
 
 _TO_GGUF = {hf: gguf for gguf, hf in (_GLOBAL | _IN_LAYER).items()}
 _LAYER = re.compile(r"model\.layers\.([0-9]+)\.(.+)")
+
+
+def no_matrix(pattern: str, names: Iterable[str]) -> ConfigError:
+    """That no matrix of ``names`` has a name with ``pattern``."""
+    ends = dict.fromkeys(name.removesuffix(".weight").rpartition(".")[2] for name in names)
+    return ConfigError(
+        f"no matrix has a name with {pattern!r}",
+        f"names end in {', '.join(ends)}, those of layers begin with model.layers.0 and so on",
+    )
 
 
 def gguf_name(name: str) -> str:

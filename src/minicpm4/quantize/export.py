@@ -70,7 +70,9 @@ def check_layout(
     found = {name: spec for name, spec in specs.items() if spec is not None and name in shapes}
     check_writable(layout, found, shapes)
     if not found:
-        raise ConfigError(f"{layout} with no matrix that is quantised", "write it as hf")
+        raise ConfigError(
+            f"{layout} with no matrix that is quantised", "use --to hf, or round: --weights int4"
+        )
     quantisation(layout, found, [name for name, spec in specs.items() if spec is None and name in shapes])
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from minicpm4.formats.ggml_fit import (
 from minicpm4.formats.ggml_types import GGML_TYPES, GgmlType, encoded
 from minicpm4.formats.gguf import GgufCheckpoint, heads_in_pairs, pairs_of_rows
 from minicpm4.formats.gguf_write import OutTensor, write_gguf
-from minicpm4.formats.names import EMBED, HEAD, expected_tensors, gguf_name
+from minicpm4.formats.names import EMBED, HEAD, expected_tensors, gguf_name, no_matrix
 from minicpm4.formats.quant import PackedTensor, QuantSpec, group_sizes
 from minicpm4.model.gguf_metadata import gguf_metadata
 from minicpm4.model.rotary import inverse_frequencies
@@ -187,7 +188,7 @@ def _holds(spec: QuantSpec, kind: GgmlType) -> bool:
 def _check_used(asked: GgufTypes, names: Sequence[str]) -> None:
     for pattern, _ in asked.asked:
         if pattern is not None and not any(re.search(pattern, name) for name in names):
-            raise ConfigError(f"no matrix has a name with {pattern!r}", "names are those of info --tensors")
+            raise no_matrix(pattern, names)
 
 
 def plan_gguf(
@@ -209,7 +210,11 @@ def plan_gguf(
         {"general.quantization_version": 2, "general.file_type": _FILE_TYPES[most]} | keys | words
     )
     if made.config.sparse_config is not None:
-        plan.notes.append("GGUF has no key for sparse attention: run it with --sparse")
+        said = asdict(made.config.sparse_config) | {"dense_len": made.config.sparse_config.dense_below}
+        plan.notes.append(
+            "GGUF has no key for sparse attention: run it with --sparse "
+            + ",".join(f"{key}={json.dumps(value)}" for key, value in said.items())
+        )
     return plan
 
 

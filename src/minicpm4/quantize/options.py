@@ -10,7 +10,7 @@ from minicpm4.config import ModelConfig
 from minicpm4.config.strict import check_choice, check_integer, check_pattern, require
 from minicpm4.errors import ConfigError
 from minicpm4.formats.kinds import KINDS, rounded_kinds
-from minicpm4.formats.names import EMBED, HEAD, expected_tensors, layer_tensors
+from minicpm4.formats.names import EMBED, HEAD, expected_tensors, layer_tensors, no_matrix
 from minicpm4.formats.quant import QuantSpec, group_sizes
 from minicpm4.model.stored_prefix import MOST
 from minicpm4.model.weight_plan import float_choices, parse_spec
@@ -190,9 +190,7 @@ def _specs(
         found[name] = spec
     unused = sorted(set(overrides) - used)
     if unused:
-        raise ConfigError(
-            f"no matrix has a name with {unused[0]!r}", "names are those that info --tensors shows"
-        )
+        raise no_matrix(unused[0], columns)
     return found
 
 
