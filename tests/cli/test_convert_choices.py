@@ -163,6 +163,20 @@ def test_what_is_not_used_is_refused_by_name(
     assert said in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
+def test_info_tells_what_floats_on_a_grid_become(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It said f32, and loading packed them."""
+    out = str(tmp_path / "out")
+    assert run(["convert", str(model), out, "--weights", "int4", "--to", "hf", *RTN]) == 0
+    capsys.readouterr()
+    for more, said in (([], "int4-g32, on whose grid its values lie"), (["--weights", "bf16"], "bf16")):
+        assert run(["info", out, *more]) == 0
+        rows = [one for one in capsys.readouterr().out.splitlines() if one.startswith("F32 ")]
+        assert [row for row in rows if said in row and " 14 " in row] or (more and said in rows[0])
+    assert run(["info", str(model)]) == 0 and "on whose grid" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("more", "head"),
     [

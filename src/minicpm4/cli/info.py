@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from minicpm4.engine.load import Inspection
     from minicpm4.engine.plan import MemoryPlan
     from minicpm4.formats import Checkpoint
+    from minicpm4.model.weight_plan import MatrixPlan
     from minicpm4.text.model_text import ModelText
 
 SHAPE = (
@@ -37,6 +38,7 @@ SHAPE = (
     "rope_theta",
     "tie_word_embeddings",
 )
+_FIRST_ROWS = 32  # of a matrix, which tell whether it is rounded
 MUP = ("scale_emb", "scale_depth", "dim_model_base")
 
 
@@ -79,7 +81,7 @@ def shape(config: ModelConfig, checkpoint: Checkpoint) -> list[tuple[str, str]]:
 def print_formats(found: Inspection) -> None:
     """Print which formats the weights are stored in, and what they become as they are loaded."""
     counts: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
-    targets = {matrix.name: str(matrix.target) for matrix in found.weights}
+    targets = {matrix.name: _held(found.checkpoint, matrix) for matrix in found.weights}
     for name, info in found.checkpoint.tensors.items():
         held = targets.get(name, "f32" if len(info.shape) == 1 else "left in the file")
         row = counts[info.dtype, held]
@@ -91,6 +93,21 @@ def print_formats(found: Inspection) -> None:
     print("weights")
     show(shown)
     print()
+
+
+def _held(checkpoint: Checkpoint, matrix: MatrixPlan) -> str:
+    """What a matrix is held as; of floats that may prove to lie on a grid, which loading finds out, by their
+    first rows."""
+    if not matrix.packs or matrix.target.row.group:
+        return str(matrix.target)
+    from minicpm4.formats.packing import exact_spec
+    from minicpm4.formats.quant import PackedTensor
+
+    whole = checkpoint.load(matrix.name)
+    codes = whole.codes[:_FIRST_ROWS]
+    found = exact_spec(PackedTensor(spec=whole.spec, shape=(len(codes), whole.shape[1]), codes=codes))
+    checkpoint.release(matrix.name)
+    return str(matrix.target) if found is None else f"{found}, on whose grid its values lie"
 
 
 def kept_facts(found: Inspection) -> list[tuple[str, str]]:
