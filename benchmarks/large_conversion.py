@@ -5,7 +5,7 @@ Told are the memory that was planned, the bound that plans keep to, the peak of 
 mapped files are the system's to take back), seconds a layer, and what that makes of all layers. Weights are
 written in bf16 to a temporary folder; the text to calibrate on is bytes drawn at random.
 
-    .venv/bin/python benchmarks/large_conversion.py [--shape 8b] [--layers 2] [--method gptq] [--json FILE]
+    .venv/bin/python benchmarks/large_conversion.py [--shape 8b] [--layers 2] [--method s-gptq] [--json FILE]
 """
 
 from __future__ import annotations
@@ -130,8 +130,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--shape", choices=[*SHAPES], default="8b")
     parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--method", choices=[*METHODS], default="gptq")
-    parser.add_argument("--group", type=int, default=64)
+    parser.add_argument("--method", choices=[*METHODS], default=QuantizeOptions().method)
+    parser.add_argument("--group", type=int, default=32)
     parser.add_argument("--rotate", action="store_true")
     parser.add_argument("--to", default="compressed-tensors")
     parser.add_argument("--samples", type=int, default=32)
