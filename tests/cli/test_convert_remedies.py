@@ -259,3 +259,39 @@ def test_rows_of_any_width_have_a_type(tmp_path: Path, capsys: pytest.CaptureFix
     assert run(["convert", str(model), file, "--gguf-type", "q8_0"]) == 2
     assert "choose another type for all (bf16 takes any)" in capsys.readouterr().err
     assert run(["convert", str(model), file, "--gguf-type", "bf16"]) == 0
+
+
+@pytest.mark.parametrize("stored", ["bfloat16", "int8"])
+@pytest.mark.parametrize("layout", ["mlx", "compressed-tensors", "gptq", "gguf"])
+def test_rotated_ends_are_told_as_the_floats_that_they_become(
+    layout: str,
+    stored: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """They were said to stay as they are stored, where the layout has a place for that."""
+    shape = {"vocab_size": 2000, "num_hidden_layers": 1, "tie": True}
+    model = make_checkpoint(tmp_path / "model", seed=3, model_type="llama", dtype="bfloat16", **shape)
+    words = ["--to", layout, "--weights", "int4", "--group", "32", "--method", "rtn", "--rotate"]
+    if stored == "int8":
+        source, model = model, tmp_path / "small"
+        rounds = ["--override", "embed_tokens=int8-g32"]
+        assert run(["convert", str(source), str(model), "--to", "mlx", *words[2:-1], *rounds]) == 0
+    out = tmp_path / ("out.gguf" if layout == "gguf" else "out")
+    capsys.readouterr()
+    assert run(["convert", str(model), str(out), *words]) == 0
+    before, after = "\n".join(caplog.messages), "".join(capsys.readouterr())
+    pattern = r"larger than its source: .* bec[ao]me (?:about )?([\d.]+) (kB|MB)"
+    sizes = [re.search(pattern, told) for told in (before, after)]
+    assert all(sizes) and len({one[2] for one in sizes if one}) == 1
+    expected, written = (float(one[1]) for one in sizes if one)
+    assert expected == pytest.approx(written, rel=0.02)  # MLX has an offset beside each scale
+    for told in (before, after):
+        assert told.count("--rotate turns them, which leaves floats") == 1 + (stored == "int8")
+    assert "has no place for them as they were" not in before + after
+    named = re.findall(r"--override '([^']+)'", before)
+    assert bool(named) == (layout != "gptq" or stored == "int8")
+    smaller = tmp_path / ("smaller.gguf" if layout == "gguf" else "smaller")
+    more = [word for one in dict.fromkeys(named) for word in ("--override", one)]
+    assert run(["convert", str(model), str(smaller), *words, *more]) == 0

@@ -157,7 +157,8 @@ def command(
 
     Layer by layer: what is done is kept beside TARGET (TARGET.part) until all is, and the same command goes
     on after an interruption. What was written is opened again, and every value compared with what was
-    rounded."""
+    rounded. The default, smoothed GPTQ, takes minutes for a model of 0.1B and half an hour for one of 1.5B;
+    --method rtn takes seconds, and what it loses is one and a half to three times as much."""
     from minicpm4 import zoo
     from minicpm4.evals.calibration_texts import check_texts
     from minicpm4.evals.conversion import Calibration, convert, measure

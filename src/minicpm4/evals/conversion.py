@@ -113,8 +113,9 @@ def convert(
             f"{source} has no tokenizer to read or write text with", "use --method rtn, without --test"
         )
     if options.bits is None:
-        old = opened.checkpoint.tensors
-        for line in growth(old, expected(old, config, specs, layout), layout, ahead=True):
+        old, rotated = opened.checkpoint.tensors, options.rotate
+        becomes = expected(old, config, specs, layout, rotated=rotated)
+        for line in growth(old, becomes, layout, rotated=rotated, ahead=True):
             logger.warning("%s", line)
     else:
         planned(opened.checkpoint, opened.config, options, Budget(part, {}, layout))
@@ -148,7 +149,7 @@ def convert(
         free = {name for name, spec in specs.items() if spec is None}
         done = writer.write(Fitting(made, layout, free), made.stored_prefix(options.stored_prefix))
         made.remove()
-    done = _compared(done, opened, target, layout)
+    done = _compared(done, opened, target, layout, options.rotate)
     if (
         options.bits is not None
         and layout not in ("hf", "llama")
@@ -168,10 +169,12 @@ def convert(
     )
 
 
-def _compared(done: Conversion, opened: OpenModel, target: Path, layout: str) -> Conversion:
+def _compared(
+    done: Conversion, opened: OpenModel, target: Path, layout: str, rotated: bool = False
+) -> Conversion:
     """``done`` with the size of what it was made of, and notes where it takes more than that."""
     old = opened.checkpoint.tensors
-    told = growth(old, open_model(str(target)).checkpoint.tensors, layout)
+    told = growth(old, open_model(str(target)).checkpoint.tensors, layout, rotated=rotated)
     return replace(done, source_nbytes=stored_nbytes(old), notes=[*done.notes, *told])
 
 

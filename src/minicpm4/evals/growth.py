@@ -26,14 +26,19 @@ def stored_nbytes(tensors: Tensors) -> int:
     return sum(info.nbytes for info in tensors.values())
 
 
-def expected(old: Tensors, config: ModelConfig, specs: Specs, layout: str) -> dict[str, TensorInfo]:
+def expected(
+    old: Tensors, config: ModelConfig, specs: Specs, layout: str, *, rotated: bool = False
+) -> dict[str, TensorInfo]:
     """About what will be written of a model with ``config`` whose matrices become ``specs`` (None: as they
-    are stored); floats that hold what a layout has no place for are taken for float32."""
+    are stored, or, of embeddings and a head that are ``rotated``, floats); floats that hold what a layout has
+    no place for are taken for float32."""
     found = {}
     for name, shape in expected_tensors(config).items():
-        info, spec = old.get(name), specs.get(name)
+        turned = rotated and name in (EMBED, HEAD)
+        info, spec = old.get(name, old[EMBED] if turned else None), specs.get(name)
         if len(shape) == 2 and spec is None and info is not None:
-            spec = info.spec if not info.spec.row.group or keeps_unasked(layout, name) else None
+            kept = not info.spec.row.group or (keeps_unasked(layout, name) and not turned)
+            spec = info.spec if kept else None
         if spec is None or (spec.row.group and layout in ("hf", "llama")):
             spec = QuantSpec(kind="f32")
         both = (shape[0], shape[1]) if len(shape) == 2 else (1, shape[0])
@@ -44,7 +49,9 @@ def expected(old: Tensors, config: ModelConfig, specs: Specs, layout: str) -> di
     return found
 
 
-def growth(old: Tensors, new: Tensors, layout: str, *, ahead: bool = False) -> list[str]:
+def growth(
+    old: Tensors, new: Tensors, layout: str, *, rotated: bool = False, ahead: bool = False
+) -> list[str]:
     """What to tell of a model that takes more than its source: the matrices that do, and the options that
     avoid it. ``ahead``: it is not made yet, and ``new`` what is expected. Empty: it takes no more."""
     before, after = stored_nbytes(old), stored_nbytes(new)
@@ -57,7 +64,7 @@ def growth(old: Tensors, new: Tensors, layout: str, *, ahead: bool = False) -> l
     layers = [name for name in matrices if name not in (EMBED, HEAD)]
     for name in (EMBED, HEAD):
         if name in matrices and (said := _said(name, [name], old, new)):
-            told.append(said + "".join(_for_ends(name, new[name].dtype, layout)))
+            told.append(said + "".join(_for_ends(name, new[name].dtype, layout, rotated)))
     if said := _said(f"{counted(len(layers), 'matrix', 'matrices')} of layers", layers, old, new):
         told.append(said + _for_layers(layout, kept, {new[name].dtype for name in layers}))
     return told
@@ -74,10 +81,17 @@ def _said(what: str, names: Sequence[str], old: Tensors, new: Tensors) -> str:
     return f"  {what}: {human(was)} ({types[0]}) -> {human(now)} ({types[1]})"
 
 
-def _for_ends(name: str, dtype: str, layout: str) -> Iterator[str]:
+def _for_ends(name: str, dtype: str, layout: str, rotated: bool) -> Iterator[str]:
+    short = name.removesuffix(".weight").removeprefix("model.")
+    if rotated and dtype in FLOATS:
+        yield ". --rotate turns them, which leaves floats"
+        if layout in ("gguf", "mlx", "compressed-tensors"):
+            yield f"; --override '{short}=int8-g32' rounds them"
+        elif dtype == "F32":
+            yield f"; --override '{short}=bf16' rounds them to half of that"
+        return
     if layout == "gguf":
         return
-    short = name.removesuffix(".weight").removeprefix("model.")
     if dtype not in FLOATS:
         yield f". --override '{short}=int4-g64' takes fewer bits, --to gguf keeps them as they are"
         return
