@@ -96,11 +96,11 @@ def test_a_second_run_is_refused_while_the_first_goes_on(
     name, words = WAYS[way]
     args, codes, prove = ["convert", str(model), str(tmp_path / name), *words], [], model_writer.prove
 
-    def second(*given: Any) -> None:
+    def second(*given: Any) -> float:
         with monkeypatch.context() as context:
             context.setattr(model_writer, "prove", prove)
             codes.append(run(args))
-        prove(*given)
+        return prove(*given)
 
     monkeypatch.setattr(model_writer, "prove", second)
     assert run(args) == 0 and codes == [2]

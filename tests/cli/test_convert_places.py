@@ -15,11 +15,12 @@ import pytest
 from minicpm4.cli import convert as command
 from minicpm4.cli import run
 from minicpm4.cli.convert import _overrides
-from minicpm4.evals import model_writer
+from minicpm4.evals import conversion, model_writer
 from minicpm4.files import lock
 from minicpm4.formats import open_checkpoint
 from minicpm4.formats.gguf_write import write_gguf
 from minicpm4.quantize import export, pipeline
+from minicpm4.quantize.work import remove_work, work_folder
 from tests.fixtures.random_checkpoint import make_checkpoint
 from tests.formats.gguf_files import hf_weights, metadata, to_gguf
 
@@ -304,3 +305,64 @@ def test_the_report_has_a_name_of_its_own(
 )
 def test_values_that_are_none_are_refused(model: Path, args: list[str]) -> None:
     assert run([one.format(model) for one in args]) == 2
+
+
+def test_the_folder_that_this_runs_in_is_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_checkpoint(tmp_path / "model", seed=4)
+    monkeypatch.chdir(model)
+    assert run(["convert", ".", str(tmp_path / "out"), "--weights", "auto", "--to", "hf"]) == 0
+
+
+@pytest.mark.parametrize("weights", ["auto", "int4"])
+def test_a_target_that_another_run_made_before_this_one_began_is_found_before_the_work(
+    weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was found after all layers were rounded."""
+    model, out = make_checkpoint(tmp_path / "model", seed=4), tmp_path / "out"
+    enter = conversion.work_folder
+
+    @contextmanager
+    def after_another(folder: Path) -> Iterator[None]:
+        out.mkdir()
+        (out / "theirs").write_text("kept")
+        with enter(folder):
+            yield
+
+    def worked(*_: Any, **__: Any) -> None:
+        raise AssertionError("work was done")
+
+    monkeypatch.setattr(conversion, "work_folder", after_another)
+    monkeypatch.setattr(conversion, "quantize", worked)
+    monkeypatch.setattr(conversion.ModelWriter, "write", worked)
+    words = ["convert", str(model), str(out), "--to", "hf", "--weights", weights]
+    assert run([*words, *(["--method", "rtn"] if weights == "int4" else [])]) == 2
+    assert "theirs is in it" in capsys.readouterr().err
+    assert not out.with_name("out.part").exists()
+
+
+def test_the_work_folder_of_the_next_run_stays(tmp_path: Path) -> None:
+    part = tmp_path / "out.part"
+    with work_folder(part):
+        remove_work(part)
+        part.mkdir()  # by another run, which holds it
+        (part / "lock").touch()
+    assert (part / "lock").exists()
+    (part / "lock").unlink()
+    with work_folder(part):
+        pass
+    assert not part.exists()
+
+
+def test_the_worst_matrices_are_those_that_texts_went_through(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = make_checkpoint(tmp_path / "model", seed=4)
+    words = ["--to", "mlx", "--weights", "int8", "--override", "embed_tokens=int4-g32", *QUICK]
+    text = tmp_path / "text.txt"
+    text.write_text("Some words to look at, and more of them.\n" * 60)
+    words += ["--method", "awq", "--calibration", str(text)]
+    assert run(["convert", str(model), str(tmp_path / "out"), *words]) == 0
+    said = capsys.readouterr().out
+    worst, facts = said.split("converted")
+    assert "layers" in worst and "embed_tokens" not in worst
+    assert "embed_tokens" in facts and "int4-g32, values" in facts

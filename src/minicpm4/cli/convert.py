@@ -66,8 +66,8 @@ def command(
         typer.Option(
             "--to",
             help="Layout: compressed-tensors (unless said), gptq, awq, marlin (CPM.cu's) or mlx, which other "
-            "tools read too; hf: floats of the same values (of bf16 unless said); llama: these without "
-            "MiniCPM's scales, for what knows Llama alone; gguf: one file.",
+            "tools read too; hf: floats of the same values, of the smallest type that holds them; llama: "
+            "these without MiniCPM's scales, for what knows Llama alone; gguf: one file.",
         ),
     ] = None,
     gguf_type: Annotated[
@@ -158,7 +158,7 @@ def command(
     Layer by layer: what is done is kept beside TARGET (TARGET.part) until all is, and the same command goes
     on after an interruption. What was written is opened again, and every value compared with what was
     rounded. The default, smoothed GPTQ, takes minutes for a model of 0.1B and half an hour for one of 1.5B;
-    --method rtn takes seconds, and what it loses is one and a half to three times as much."""
+    --method rtn takes seconds, and what it loses is one and a half to four times as much."""
     from minicpm4 import zoo
     from minicpm4.evals.calibration_texts import check_texts
     from minicpm4.evals.conversion import Calibration, convert, measure
@@ -193,7 +193,7 @@ def command(
         texts = replace(texts, length=number("--length", length, MAX_LENGTH, least=64))
     texts_read = (*(calibration or ()), *((test,) if test else ()))
     model, part = zoo.resolve(source), part_of(target)
-    read = [model.with_name(name) for name in parts_of(model.name)]
+    read = [model.parent / name for name in parts_of(model.name)] if model.name else [model]
     check_outputs({"--json": json_file}, (*read, target, part, *texts_read), (*read, target, part))
     check_texts(calibration or (), test)
     require(to == "gguf" or not gguf_type, f"--to {to} has no types of GGUF", "leave --gguf-type out")
@@ -222,7 +222,7 @@ def command(
         _refuse(
             {"--head": None if head == "float" else head},
             _STORED,
-            f"--override lm_head={head} rounds it alone",
+            f"--override lm_head={head} rounds it alone (embed_tokens={head}: one that is tied)",
         )
     else:
         method = method or ("s-gptq" if weights in rounded_kinds() else "rtn")

@@ -27,9 +27,13 @@ def print_conversion(target: Path, done: Conversion, found: Fidelity | None) -> 
     """Print the worst matrices, notes, and what was written to ``target``; ``found``: how it compares."""
     from minicpm4.quantize.proof import MOST_APART, TOKENS
 
-    errors = sorted((row for row in done.rows if row.error is not None), key=lambda row: -(row.error or 0.0))
+    errors = sorted(
+        (row for row in done.rows if row.error is not None and ".layers." in row.name),
+        key=lambda row: -(row.error or 0.0),
+    )
     if errors:
-        shown = table("worst matrices", "format", "how", "output error", left=3)
+        what = "output error" if done.tokens else "error of values"
+        shown = table("worst matrices", "format", "how", what, left=3)
         for row in errors[:WORST]:
             shown.add_row(row.name, row.format, row.how, f"{math.sqrt(row.error or 0.0):.1%}")
         show(shown)
@@ -46,6 +50,7 @@ def print_conversion(target: Path, done: Conversion, found: Fidelity | None) -> 
             f"{done.written.bits:.2f} bits a weight",
         ),
         *_chosen(done),
+        *_ends(done),
         *_smoothed(done),
         *_stored(done),
         (
@@ -95,6 +100,15 @@ def _chosen(done: Conversion) -> list[tuple[str, str]]:
     formats = Counter(str(spec) if spec else "floats or as they were" for spec in done.formats.values())
     return [
         ("formats", ", ".join(f"{_matrices(count)} in {name}" for name, count in sorted(formats.items())))
+    ]
+
+
+def _ends(done: Conversion) -> list[tuple[str, str]]:
+    """Embeddings and a head that were rounded: no text tells what they give, so how far their values are."""
+    return [
+        (row.name.removeprefix("model."), f"{row.format}, values {math.sqrt(row.error):.1%} apart")
+        for row in done.rows
+        if row.error and ".layers." not in row.name
     ]
 
 

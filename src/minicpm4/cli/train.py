@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from minicpm4.cli.steps import Progress, tell
+from minicpm4.errors import CheckpointError
 
 
 def command(
@@ -163,10 +164,14 @@ def _export(model: Any, given: Any, tokenizer: Path, world: Any) -> None:
     first = world.rank == 0
     if first:
         folder.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        writing_folder(folder, durable=True, fresh=not given.anew) if first else nullcontext(folder) as target
-    ):
-        export(model, target, tokenizer=tokenizer)
+    writing = writing_folder(folder, durable=True, fresh=not given.anew) if first else nullcontext(folder)
+    try:
+        with writing as target:
+            export(model, target, tokenizer=tokenizer)
+    except FileExistsError as error:
+        raise CheckpointError(
+            f"{folder} was not there when this began", "move it away and do the same again: steps are kept"
+        ) from error
 
 
 def _told(line: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from minicpm4.evals.model_writer import Conversion, ModelWriter
 from minicpm4.formats.names import EMBED, HEAD, expected_tensors
 from minicpm4.formats.quant import QuantSpec
 from minicpm4.formats.quantised_config import check_rows, fused_apart, one_format
-from minicpm4.formats.target import require_free
+from minicpm4.formats.target import require_free, require_new
 from minicpm4.kernels.registry import host_table
 from minicpm4.machine import available_memory, human
 from minicpm4.model.packed_cache import file_identity
@@ -96,6 +96,7 @@ def convert(
         kept = Fitting(Stored(opened.checkpoint, opened.config, own), layout, {EMBED, HEAD} - {*own})
         rows = [LayerReport(name.removesuffix(".weight"), str(one), "rtn", None) for name, one in own.items()]
         with work_folder(part):
+            require_new(target)  # which another run may have made before this one held the folder
             check_kept(part, {})
             done = replace(writer.write(kept, opened.stored), rows=rows)
             remove_work(part)
@@ -122,6 +123,7 @@ def convert(
     _check_disk(opened, specs, layout, part)
     texts: list[list[int]] = []
     with work_folder(part):
+        require_new(target)
         check_kept(part, _key(opened, options, layout, texts), without=("texts",))
         if text is not None and options.calibrated:
             texts = (

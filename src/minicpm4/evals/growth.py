@@ -83,6 +83,9 @@ def _said(what: str, names: Sequence[str], old: Tensors, new: Tensors) -> str:
 
 def _for_ends(name: str, dtype: str, layout: str, rotated: bool) -> Iterator[str]:
     short = name.removesuffix(".weight").removeprefix("model.")
+    if rotated and layout in ("hf", "llama"):
+        yield f". {layout} is a folder of floats"
+        return
     if rotated and dtype in FLOATS:
         yield ". --rotate turns them, which leaves floats"
         if layout in ("gguf", "mlx", "compressed-tensors"):

@@ -201,7 +201,7 @@ def _rename_folder(new: Path, target: Path, old: Path) -> None:
 
 def _rename_fresh(new: Path, target: Path) -> None:
     """Give ``new`` a name that nothing has, nor gets meanwhile (an empty folder is as good as nothing to a
-    folder). Raises OSError."""
+    folder; on a file system without hard links a file may come between, for a moment). Raises OSError."""
     try:
         if new.is_dir():
             if _WINDOWS:

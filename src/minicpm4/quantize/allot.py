@@ -36,10 +36,12 @@ def allot(
     fixed: int,
     bits: float,
     nbytes: Callable[[tuple[int, int], QuantSpec], int] = packed_nbytes,
+    rounded_ends: bool = False,
 ) -> dict[str, QuantSpec]:
     """A format for each matrix of ``choices``, so that the sum of ``costs`` is small and all matrices of
     ``shapes`` together take at most ``bits`` a weight; ``fixed``: bytes of those without a choice;
-    ``nbytes``: what a matrix takes in a format. Step by step the format that saves most for a byte.
+    ``nbytes``: what a matrix takes in a format; ``rounded_ends``: embeddings and head are among the choices
+    wherever they can be. Step by step the format that saves most for a byte.
     Raises ConfigError where the coarsest take more."""
     most = int(bits * sum(rows * columns for rows, columns in shapes.values()) / 8)
     chosen = {name: formats[0] for name, formats in choices.items()}
@@ -50,7 +52,7 @@ def allot(
         raise ConfigError(
             f"the matrices take {8 * spent / weights:.2f} bits a weight in their smallest formats, "
             f"{bits:g} are asked for",
-            _more(8 * spent / weights),
+            _more(8 * spent / weights, ends=rounded_ends),
         )
     steps = [step for name in choices for step in _steps(name, costs[name], choices[name], sizes[name])]
     for step in sorted(steps, key=lambda one: -one.gain / max(one.nbytes, 1)):
@@ -60,11 +62,13 @@ def allot(
     return chosen
 
 
-def _more(least: float) -> str:
-    """What to ask for where ``least`` bits a weight are needed."""
+def _more(least: float, *, ends: bool) -> str:
+    """What to ask for where ``least`` bits a weight are needed; ``ends``: embeddings and head are rounded."""
     asked = math.ceil(100 * least) / 100
-    bits = f"ask for --bits {asked:g} or more; " if asked <= MOST_BITS else ""
-    return bits + "--to gguf and mlx hold embeddings and head rounded, too, which takes less"
+    found = [f"ask for --bits {asked:g} or more"] if asked <= MOST_BITS else []
+    if not ends:
+        found.append("--to gguf and mlx hold embeddings and head rounded, too, which takes less")
+    return "; ".join(found) or "leave out what --override and --head keep in more bits"
 
 
 def _steps(

@@ -134,7 +134,8 @@ class _Plan:
     place: Budget
 
     def allot(self, costs: Mapping[str, Sequence[float]], choices: Choices) -> dict[str, QuantSpec]:
-        return allot(costs, choices, self.shapes, self.fixed, self.bits, self.place.nbytes)
+        place = self.place
+        return allot(costs, choices, self.shapes, self.fixed, self.bits, place.nbytes, place.ends)
 
 
 def planned(checkpoint: Checkpoint, config: ModelConfig, options: QuantizeOptions, place: Budget) -> _Plan:

@@ -144,9 +144,17 @@ def _round(
 
 
 def _to_nearest(layer: Layer, prefix: str, specs: Mapping[str, QuantSpec]) -> list[LayerReport]:
+    rows = []
     for name, spec in specs.items():
-        layer.round(name, to_nearest(layer.weight(name), spec))
-    return [LayerReport(prefix + name, str(spec), "rtn", None) for name, spec in specs.items()]
+        weights = layer.weight(name)
+        packed = to_nearest(weights, spec)
+        layer.round(name, packed)
+        rows.append(LayerReport(prefix + name, str(spec), "rtn", _error(packed, weights)))
+    return rows
+
+
+def _error(packed: PackedTensor, weights: NDArray[np.float32]) -> float:
+    return values_error(packed, lambda rows: weights[rows])
 
 
 def _seen(

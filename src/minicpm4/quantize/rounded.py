@@ -28,8 +28,8 @@ __all__ = ["LayerReport", "Rounded"]
 @dataclass(slots=True)
 class LayerReport:
     """What became of a matrix: its format, how (a method, of GPTQ's with "s-" where smoothing helped; "too
-    few rows: rtn"), and its output error (see ``output_error``; None where nothing was calibrated), of
-    embeddings and head the error of their values."""
+    few rows: rtn"), and its output error (see ``output_error``), of embeddings and head, and where nothing
+    was calibrated, the error of its values; None: not known any more."""
 
     name: str
     format: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -78,15 +78,21 @@ def work_folder(folder: Path) -> Iterator[None]:
     def busy() -> None:
         raise CheckpointError(f"another run is writing to {folder}", "wait for it, or name another folder")
 
-    with making(folder.parent):
-        folder.mkdir(exist_ok=True)
-        with lock(folder / _LOCK, busy):
-            try:
-                yield
-            finally:
-                with suppress(FileNotFoundError):  # it has done its work
-                    if not any(file.name != _LOCK for file in folder.iterdir()):
-                        remove_work(folder)
+    with making(folder.parent), ExitStack() as stack:
+        while True:
+            folder.mkdir(exist_ok=True)
+            with suppress(FileNotFoundError):  # another run has removed its folder just now
+                stack.enter_context(lock(folder / _LOCK, busy))
+                held = (folder / _LOCK).stat()
+                break
+        try:
+            yield
+        finally:
+            with suppress(FileNotFoundError):  # it has done its work
+                # A folder that was removed may be another run's by now.
+                ours = os.path.samestat(held, (folder / _LOCK).stat())
+                if ours and not any(file.name != _LOCK for file in folder.iterdir()):
+                    remove_work(folder)
 
 
 def kept_in(folder: Path) -> str:
