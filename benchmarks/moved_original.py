@@ -21,6 +21,7 @@ from minicpm4.model.source import OpenModel, open_model
 from minicpm4.quantize.layer import Layer, read_layer
 from minicpm4.quantize.smooth import fold, shared
 from minicpm4.quantize.walk import STAGES
+from minicpm4.text.manual import python_manual
 
 ROOT = Path(__file__).parents[1]
 RANGE = (0.7, 1.4)
@@ -34,13 +35,11 @@ LIBRARY = {  # of Python: what code is calibrated on, and what it is tested on
 
 def texts(folder: Path) -> dict[str, dict[str, Path]]:
     """Files of text by use ("calibration", "test") and kind ("english", "python")."""
-    from pydoc_data.topics import topics
-
     folder.mkdir(parents=True, exist_ok=True)
     found: dict[str, dict[str, Path]] = {}
     sources = {use: "\n\n".join(_source(name) for name in names) for use, names in LIBRARY.items()}
     english = {
-        "calibration": "\n\n".join(topics.values()),
+        "calibration": python_manual(),
         "test": (ROOT / "examples" / "how_sqlite_is_tested.txt").read_text(encoding="utf-8"),
     }
     for use in LIBRARY:

@@ -130,14 +130,20 @@ def main() -> None:
     if len(sys.argv) > 2:
         raise SystemExit(__doc__)
 
+    given: dict[str, dict[str, Any]] = {}  # by its file's name, wherever that lies
+
     def load(name: str) -> dict[str, Any]:
+        if name in given:
+            return given[name]
         return json.loads((ROOT / "benchmarks" / "results" / name).read_text(encoding="utf-8"))
 
+    if len(sys.argv) == 2:
+        file = Path(sys.argv[1])
+        given[file.name] = json.loads(file.read_text(encoding="utf-8"))
     for page in PAGES:
         before = page.read_text(encoding="utf-8")
-        if len(sys.argv) == 2:
-            file = Path(sys.argv[1])
-            before = replace(before, file.name, json.loads(file.read_text(encoding="utf-8")))
+        for name, run in given.items():
+            before = replace(before, name, run)
         page.write_text(refresh(before, load), encoding="utf-8")
         for name, svg in pictures(before, load).items():
             IMAGES.joinpath(name).write_text(svg, encoding="utf-8")

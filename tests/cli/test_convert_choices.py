@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from minicpm4.cli import run, terminal
 from minicpm4.evals import model_writer
 from minicpm4.formats import open_checkpoint
+from minicpm4.formats.gguf_parse import parse_gguf
 from minicpm4.formats.packing import unpack
 from tests.fixtures.random_checkpoint import make_checkpoint
 
@@ -175,6 +177,45 @@ def test_info_tells_what_floats_on_a_grid_become(
         rows = [one for one in capsys.readouterr().out.splitlines() if one.startswith("F32 ")]
         assert [row for row in rows if said in row and " 14 " in row] or (more and said in rows[0])
     assert run(["info", str(model)]) == 0 and "on whose grid" not in capsys.readouterr().out
+
+
+def held(model: Path, stored: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """The row of `minicpm4 info` on matrices that are stored so."""
+    assert run(["info", str(model)]) == 0
+    rows = [one for one in capsys.readouterr().out.splitlines() if one.startswith(f"{stored} ")]
+    return "\n".join(rows)
+
+
+def test_info_is_not_misled_by_rows_of_zeros(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first rows of an embedding, of tokens that nobody trained, are on any grid."""
+    model = make_checkpoint(tmp_path / "model", seed=9, vocab_size=640, dtype="bfloat16")
+    file = model / "model.safetensors"
+    with file.open("r+b") as data:
+        (length,) = struct.unpack("<Q", data.read(8))
+        place = json.loads(data.read(length))["model.embed_tokens.weight"]["data_offsets"]
+        data.seek(8 + length + place[0])
+        data.write(bytes((place[1] - place[0]) * 3 // 4))
+    assert "on whose grid" not in held(model, "BF16", capsys)
+
+
+@pytest.mark.parametrize("fourth", [False, True])
+def test_info_tells_codes_that_narrow(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], fourth: bool
+) -> None:
+    """Q2_0 is read as int4, and held as ternary weights unless its fourth number occurs."""
+    model = make_checkpoint(tmp_path / "model", seed=9, hidden_size=64, intermediate_size=128, head_dim=16)
+    out = tmp_path / "out.gguf"
+    assert run(["convert", str(model), str(out), "--gguf-type", "q2_0"]) == 0
+    if fourth:
+        raw = bytearray(out.read_bytes())
+        for tensor in parse_gguf(memoryview(bytes(raw)), out).tensors:
+            if tensor.type.name == "Q2_0":
+                for block in range(tensor.offset, tensor.offset + tensor.nbytes, tensor.type.nbytes):
+                    raw[block + 2] |= 3
+        out.write_bytes(raw)
+    capsys.readouterr()
+    told = held(out, "Q2_0", capsys)
+    assert ("ternary-g64" in told) != fourth and (not fourth or "int4-g64" in told)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from minicpm4.cli import run
 from minicpm4.cli.options import EngineFlags, parse_sparse
 from minicpm4.config.choices import WEIGHT_CHOICES
 from minicpm4.errors import ConfigError, MemoryPlanError
+from minicpm4.formats.kinds import KINDS
 from tests.cli.conftest import Result, Script
 
 Run = Callable[..., Result]
@@ -159,6 +160,10 @@ def test_wrong_options_are_one_line(minicpm: Run, script: Script, args: list[str
 def test_help_names_every_kind_of_weights(minicpm: Run, command: str) -> None:
     told = " ".join(minicpm(command, "--help").out.split())
     assert all(choice in told for choice in WEIGHT_CHOICES)
+
+
+def test_weights_that_may_be_named_are_kinds() -> None:
+    assert {*WEIGHT_CHOICES[1:]} <= {*KINDS}
 
 
 def test_an_engine_error_is_one_line(minicpm: Run, script: Script) -> None:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
+import pytest
+
+from benchmarks import readme_table
 from benchmarks.peers.parts import PARTS
 from benchmarks.readme_table import block, pictures, refresh, replace
 
@@ -53,6 +58,17 @@ def test_only_tables_are_replaced() -> None:
     made = [block(kind, "b.json", RUN) for kind in ("speed", "goals")]
     assert replace(before, "b.json", RUN) == f"above\n{made[0]}\nbetween\n{made[1]}\nbelow\n"
     assert replace("nothing", "b.json", RUN) == "nothing"
+
+
+def test_a_result_may_lie_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of the same name was sought in benchmarks/results/."""
+    page, result = tmp_path / "page.md", tmp_path / "elsewhere.json"
+    page.write_text("<!-- speed: a.json -->\nstale\n<!-- end of speed -->", encoding="utf-8")
+    result.write_text(json.dumps(RUN), encoding="utf-8")
+    monkeypatch.setattr(readme_table, "PAGES", (page,))
+    monkeypatch.setattr("sys.argv", ["readme_table", str(result)])
+    readme_table.main()
+    assert page.read_text(encoding="utf-8") == block("speed", "elsewhere.json", RUN)
 
 
 def test_each_table_names_its_own_result() -> None:

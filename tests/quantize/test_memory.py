@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import namedtuple
 from itertools import product
 from pathlib import Path
 
@@ -13,7 +14,9 @@ import pytest
 from minicpm4.cli import run
 from minicpm4.config import ModelConfig
 from minicpm4.evals import conversion
-from minicpm4.quantize.memory import memory_bound, planned_memory
+from minicpm4.formats.ggml_fit import type_id
+from minicpm4.model.source import open_model
+from minicpm4.quantize.memory import least_disk, memory_bound, planned_memory
 from minicpm4.quantize.options import METHODS, QuantizeOptions
 from tests.fixtures.random_checkpoint import make_checkpoint
 
@@ -141,6 +144,26 @@ def test_conversions_of_all_sizes_are_planned_within_the_bound(model: str, metho
         ]
     for options, tokens in product(every, TOKEN_COUNTS):
         assert planned_memory(config, options, tokens) <= memory_bound(config, tokens), (options, tokens)
+
+
+def test_the_disk_that_a_type_of_gguf_takes_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was as much as the rounded matrices take in the work folder, whatever type was asked for."""
+    shape = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "num_hidden_layers": 8}
+    source, out = make_checkpoint(tmp_path / "m", **shape), tmp_path / "out.gguf"
+    options = QuantizeOptions(weights="ternary", method="rtn", group=256)
+    config = open_model(str(source)).config
+    specs = options.specs(config)
+    number = type_id("tq1_0")
+    small, usual = least_disk(config, specs, "gguf", lambda name: number), least_disk(config, specs, "gguf")
+    assert small < usual
+    disk = namedtuple("disk", "free")
+    monkeypatch.setattr(conversion.shutil, "disk_usage", lambda place: disk((small + usual) // 2))
+    args = ["convert", str(source), str(out), "--weights", "ternary", "--group", "256", "--method", "rtn"]
+    assert run(args) == 2 and "the conversion takes at least" in capsys.readouterr().err
+    assert run([*args, "--gguf-type", "tq1_0"]) == 0
+    assert out.stat().st_size > 0
 
 
 def test_what_does_not_fit_is_refused_before_any_work(

@@ -42,6 +42,22 @@ def test_a_part_of_the_model_is_in_memory(write: Callable[[OpenModel, Path], Non
     assert most < 0.25 * whole, (most, whole)
 
 
+@pytest.mark.parametrize("tie", [True, False])
+def test_layers_are_counted_while_what_was_written_is_read(tmp_path: Path, tie: bool) -> None:
+    """A head of its own was a layer more."""
+    model = open_model(make_checkpoint(tmp_path / "model", seed=4, tie=tie))
+    made, layers = Stored(model.checkpoint, model.config), model.config.num_hidden_layers
+    plan = plan_gguf(made, None, GgufTypes())
+    write_gguf_model(plan, tmp_path / "out.gguf")
+    write_model(made, tmp_path / "out", "hf", None)
+    file: list[tuple[int, int]] = []
+    folder: list[tuple[int, int]] = []
+    check_gguf(plan, tmp_path / "out.gguf", None, lambda *told: file.append(told))
+    check_again(made, tmp_path / "out", lambda *told: folder.append(told))
+    told = [(0, layers)] * (1 if tie else 2) + [(done + 1, layers) for done in range(layers)]
+    assert file == folder == told
+
+
 def test_end_tokens_that_have_no_key_are_told_without_a_text(tmp_path: Path) -> None:
     model = open_model(make_checkpoint(tmp_path / "model", seed=4))
     config = replace(model.config, eos_token_ids=(1, 2, 3, 7, 9))

@@ -38,7 +38,6 @@ SHAPE = (
     "rope_theta",
     "tie_word_embeddings",
 )
-_FIRST_ROWS = 32  # of a matrix, which tell whether it is rounded
 MUP = ("scale_emb", "scale_depth", "dim_model_base")
 
 
@@ -96,16 +95,13 @@ def print_formats(found: Inspection) -> None:
 
 
 def _held(checkpoint: Checkpoint, matrix: MatrixPlan) -> str:
-    """What a matrix is held as; of floats that may prove to lie on a grid, which loading finds out, by their
-    first rows."""
-    if not matrix.packs or matrix.target.row.group:
+    """What a matrix is held as; of one that may prove to lie on the grid of fewer bits, which loading finds
+    out, by some of its rows."""
+    if not matrix.packs:
         return str(matrix.target)
-    from minicpm4.formats.packing import exact_spec
-    from minicpm4.formats.quant import PackedTensor
+    from minicpm4.formats.packing import exact_spec, some_rows
 
-    whole = checkpoint.load(matrix.name)
-    codes = whole.codes[:_FIRST_ROWS]
-    found = exact_spec(PackedTensor(spec=whole.spec, shape=(len(codes), whole.shape[1]), codes=codes))
+    found = exact_spec(some_rows(checkpoint.load(matrix.name)))
     checkpoint.release(matrix.name)
     return str(matrix.target) if found is None else f"{found}, on whose grid its values lie"
 

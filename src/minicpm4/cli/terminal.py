@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _DAY = 86400.0  # seconds
-# C0 but tab and newline, DEL, and C1, in which 0x9b starts an escape sequence by itself.
 _LINE_SECONDS = 10.0  # between lines of progress where there is no terminal
+# C0 but tab and newline, DEL, and C1, in which 0x9b starts an escape sequence by itself.
 # And halves of a pair of UTF-16, which JSON may spell and nothing can be written with.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 

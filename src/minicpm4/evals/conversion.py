@@ -120,7 +120,7 @@ def convert(
             logger.warning("%s", line)
     else:
         planned(opened.checkpoint, opened.config, options, Budget(part, {}, layout))
-    _check_disk(opened, specs, layout, part)
+    _check_disk(opened, specs, layout, part, writer.types)
     texts: list[list[int]] = []
     with work_folder(part):
         require_new(target)
@@ -192,11 +192,17 @@ def _check_memory(config: ModelConfig, options: QuantizeOptions | None, tokens: 
         )
 
 
-def _check_disk(opened: OpenModel, specs: Mapping[str, QuantSpec | None], layout: str, part: Path) -> None:
+def _check_disk(
+    opened: OpenModel,
+    specs: Mapping[str, QuantSpec | None],
+    layout: str,
+    part: Path,
+    types: GgufTypes,
+) -> None:
     """Raise CheckpointError where matrices in ``specs`` alone, kept in ``part`` and written again, take more
     than is free."""
     kept = sum(file.stat().st_size for file in part.glob("*") if file.is_file())
-    needed = least_disk(opened.config, specs, layout) - kept
+    needed = least_disk(opened.config, specs, layout, types.of) - kept
     place = next(one for one in part.parents if one.is_dir())
     free = shutil.disk_usage(place).free
     if needed > free:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from minicpm4.config.strict import suggest
 from minicpm4.errors import CheckpointError, ConfigError
 from minicpm4.formats.ggml_types import GGML_TYPES, GgmlType, encoded
 from minicpm4.formats.kinds import WeightKind
-from minicpm4.formats.packing import exact_float, pack_rows, repack, row_slices, unpack_rows
+from minicpm4.formats.packing import exact_float, repack, rounded_anew, row_slices, unpack_rows
 from minicpm4.formats.quant import PARTS, PackedTensor, QuantSpec
 
 __all__ = [
@@ -191,10 +190,8 @@ def _anew(tensor: PackedTensor, kind: GgmlType) -> PackedTensor:
         return _to_numbers(tensor, kind, _NUMBERS[kind.name])
     if kind.name == "Q2_0":  # of its four numbers three are written
         ternary = QuantSpec(kind="ternary", group_size=kind.spec.group_size)
-        return _regrouped(pack_rows(tensor.shape, ternary, partial(unpack_rows, tensor)), kind)
-    if tensor.spec == kind.spec:  # offsets, numbers or scales that the type lacks
-        return pack_rows(tensor.shape, kind.spec, partial(unpack_rows, tensor))
-    return repack(tensor, kind.spec)
+        return _regrouped(rounded_anew(tensor, ternary), kind)
+    return rounded_anew(tensor, kind.spec)  # of one in it, too: the type may lack its offsets or scales
 
 
 def _kept_codes(tensor: PackedTensor, kind: GgmlType) -> PackedTensor | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,8 +32,10 @@ __all__ = [
     "pack_ternary_exact",
     "packed_if_exact",
     "repack",
+    "rounded_anew",
     "row_slices",
     "smallest_floats",
+    "some_rows",
     "unpack",
     "unpack_rows",
     "widened",
@@ -43,6 +46,7 @@ Read = Callable[[slice], NDArray[np.float32]]
 
 SLICE = 1 << 18  # weights handled at a time: 1 MB of float32, which stays in cache
 _SAMPLE_ROWS = 4
+_SHOWN_ROWS = 32  # which tell what a matrix is to who does not read all of it
 
 
 def row_slices(rows: int, columns: int, weights: int = SLICE) -> Iterator[slice]:
@@ -108,8 +112,11 @@ def repack(tensor: PackedTensor, spec: QuantSpec) -> PackedTensor:
 
     Raises CheckpointError, ConfigError.
     """
-    if tensor.spec == spec:
-        return tensor
+    return tensor if tensor.spec == spec else rounded_anew(tensor, spec)
+
+
+def rounded_anew(tensor: PackedTensor, spec: QuantSpec) -> PackedTensor:
+    """``repack``, but of what is in ``spec`` already, too: offsets go, scales are chosen again."""
     return pack_rows(tensor.shape, spec, lambda rows: unpack_rows(tensor, rows))
 
 
@@ -292,9 +299,22 @@ def detect_rounded(tensor: PackedTensor) -> QuantSpec | None:
     return None
 
 
-def _sample(rows: int) -> list[int]:
+def some_rows(tensor: PackedTensor) -> PackedTensor:
+    """A matrix of a few rows of ``tensor``, spread over it; those of zeros, which are on any grid, are left
+    out where others are not."""
+    found = _taken(tensor, _sample(tensor.shape[0], _SHOWN_ROWS))
+    filled = np.flatnonzero(unpack(found).any(axis=1))
+    return _taken(found, filled.tolist()) if len(filled) else found
+
+
+def _taken(tensor: PackedTensor, rows: list[int]) -> PackedTensor:
+    parts: dict[str, Any] = {part: array[rows] for part, array in tensor.parts.items()}
+    return replace(tensor, shape=(len(rows), tensor.shape[1]), **parts)
+
+
+def _sample(rows: int, count: int = _SAMPLE_ROWS) -> list[int]:
     """A few rows, spread over the matrix: some of an embedding may be all zero."""
-    return sorted({rows * i // _SAMPLE_ROWS for i in range(_SAMPLE_ROWS)})
+    return sorted({rows * i // count for i in range(count)})
 
 
 def _is_rounded(values: NDArray[np.float32], spec: QuantSpec) -> bool:

@@ -18,7 +18,7 @@ from minicpm4.formats.quantised_config import check_writable, keeps_unasked
 from minicpm4.formats.quantised_write import QUANTISED, OutMatrix, quantised_sources
 from minicpm4.quantize.parts import Parts
 
-__all__ = ["Fitting", "fitted", "format_nbytes", "written_nbytes"]
+__all__ = ["Fitting", "fitted", "format_nbytes", "type_nbytes", "written_nbytes"]
 
 _SHAPE = 16  # bytes of compressed-tensors' weight_shape
 
@@ -62,7 +62,7 @@ def written_nbytes(layout: str, name: str, tensor: PackedTensor) -> int:
     if layout == "gguf":
         number = own_type(found)
         assert number is not None
-        return _in_type(found.shape, number)
+        return type_nbytes(found.shape, number)
     if layout not in QUANTISED or not found.spec.row.group:
         return found.nbytes
     sources = quantised_sources(layout, [OutMatrix.of(name, found, lambda: found)])
@@ -75,12 +75,13 @@ def format_nbytes(layout: str, shape: tuple[int, int], spec: QuantSpec) -> int:
     own = own_types(spec, shape[1]) if layout == "gguf" else []
     same = [n for n in own if GGML_TYPES[n].spec.kind == spec.kind and not GGML_TYPES[n].offsets]
     if own:
-        return _in_type(shape, (same or own)[0])
+        return type_nbytes(shape, (same or own)[0])
     shape_nbytes = _SHAPE if layout == "compressed-tensors" and spec.row.group else 0
     return packed_nbytes(shape, spec, offsets=layout == "mlx") + shape_nbytes
 
 
-def _in_type(shape: tuple[int, int], number: int) -> int:
+def type_nbytes(shape: tuple[int, int], number: int) -> int:
+    """Bytes of a matrix of ``shape`` in a type of GGUF."""
     kind = GGML_TYPES[number]
     return shape[0] * shape[1] // kind.block * kind.nbytes
 

@@ -22,7 +22,7 @@ from minicpm4.formats.quantised_write import QUANTISED, OutMatrix, quantised_sou
 from minicpm4.formats.safetensors_write import write_set
 from minicpm4.formats.tensor_source import TensorSource
 from minicpm4.model.stored_prefix import StoredPrefix, write_stored
-from minicpm4.quantize.parts import ENDS, OnePart, Parts, is_vector
+from minicpm4.quantize.parts import ENDS, OnePart, Parts, is_vector, tell_layers
 from minicpm4.quantize.walk import as_floats
 from minicpm4.text.model_text import ModelText
 
@@ -148,7 +148,7 @@ def check_again(made: Parts, folder: Path, progress: Callable[[int, int], None] 
     """Open what was written and compare every tensor with what was rounded, value for value. Raises
     CheckpointError that names the first that differs."""
     checkpoint = open_checkpoint(folder)
-    for done, stem in enumerate(made.stems):
+    for stem in made.stems:
         for name, tensor in made.part(stem).items():
             if is_vector(name):
                 found = as_floats(checkpoint.load_vector(name)[None])
@@ -161,8 +161,7 @@ def check_again(made: Parts, folder: Path, progress: Callable[[int, int], None] 
                 )
             checkpoint.release(name)
         del tensor, found  # before the next part is made
-        if progress is not None:
-            progress(done, len(made.stems) - 1)
+        tell_layers(made.config, stem, progress)
 
 
 def _dtype(made: Parts, layout: str, sources: Mapping[str, TensorSource]) -> str:

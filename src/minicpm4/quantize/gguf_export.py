@@ -37,7 +37,7 @@ from minicpm4.model.gguf_metadata import gguf_metadata
 from minicpm4.model.rotary import inverse_frequencies
 from minicpm4.model.source import read_config
 from minicpm4.quantize.grid import to_nearest
-from minicpm4.quantize.parts import OnePart, Parts, is_vector
+from minicpm4.quantize.parts import OnePart, Parts, is_vector, tell_layers
 from minicpm4.text.gguf_write import differences
 from minicpm4.text.model_text import ModelText
 
@@ -299,7 +299,7 @@ def check_gguf(
         ends.update(_check_text(plan, checkpoint, text))
     _note_lost_ends(plan, ends, text)
     rows: list[InType] = []
-    for done, stem in enumerate(plan.made.stems):
+    for stem in plan.made.stems:
         for name in plan.shapes[stem]:
             if is_vector(name):
                 same = np.array_equal(checkpoint.load_vector(name), plan.tensor(stem, name).codes[0])
@@ -316,8 +316,7 @@ def check_gguf(
                     "nothing is kept of it; check the disk and do the same again, or tell us which model "
                     "that was",
                 )
-        if progress is not None:
-            progress(done, len(plan.made.stems) - 1)
+        tell_layers(plan.made.config, stem, progress)
     return rows
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import prod
 
 from minicpm4.config import ModelConfig
@@ -10,6 +10,7 @@ from minicpm4.formats.names import EMBED, expected_tensors, layer_tensors
 from minicpm4.formats.quant import QuantSpec, packed_nbytes
 from minicpm4.model.stored_prefix import stored_nbytes
 from minicpm4.quantize.budget import TEXTS, TOKENS
+from minicpm4.quantize.ends import type_nbytes
 from minicpm4.quantize.gptq import hessian_nbytes
 from minicpm4.quantize.options import QuantizeOptions
 from minicpm4.quantize.smooth import GPTQ_POWERS, GPTQ_ROWS, HELD, HELD_NBYTES, ROWS
@@ -56,9 +57,15 @@ def planned_memory(config: ModelConfig, options: QuantizeOptions | None, tokens:
     return stored + max(plain, states + _rounding(config, options, tokens))
 
 
-def least_disk(config: ModelConfig, specs: Mapping[str, QuantSpec | None], layout: str) -> int:
+def least_disk(
+    config: ModelConfig,
+    specs: Mapping[str, QuantSpec | None],
+    layout: str,
+    asked: Callable[[str], int | None] = lambda name: None,
+) -> int:
     """Bytes on disk that a conversion takes at least: matrices that are rounded to ``specs``, once in the
-    work folder and once as they are written in ``layout``; what becomes of others is not known before."""
+    work folder and once as they are written in ``layout``; what becomes of others is not known before.
+    ``asked``: the type of GGUF in which a matrix is to be written, None: one that holds it as it is."""
     total = 0
     for name, spec in specs.items():
         if spec is not None:
@@ -67,7 +74,11 @@ def least_disk(config: ModelConfig, specs: Mapping[str, QuantSpec | None], layou
             written = 2 if layout == "llama" else 4  # bytes of a float
             floats = layout in ("hf", "llama") and spec.row.group
             packed = packed_nbytes((rows, columns), spec)
-            total += packed + (written * rows * columns if floats else packed)
+            number = asked(name)
+            if number is not None:
+                total += packed + type_nbytes((rows, columns), number)
+            else:
+                total += packed + (written * rows * columns if floats else packed)
     return total
 
 

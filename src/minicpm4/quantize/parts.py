@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
@@ -35,6 +35,7 @@ __all__ = [
     "plain_rope",
     "stem_of",
     "stems_of",
+    "tell_layers",
 ]
 
 ENDS, OWN_HEAD = "ends", "head"
@@ -51,6 +52,17 @@ def stems_of(config: ModelConfig) -> list[str]:
 def stem_of(index: int) -> str:
     """The name of a layer's part."""
     return f"layer-{index:05d}"
+
+
+def tell_layers(config: ModelConfig, stem: str, progress: Callable[[int, int], None] | None) -> None:
+    """Tell ``progress`` how many layers are done, and of how many, when the part ``stem`` is."""
+    if progress is not None:
+        done = 0 if stem in (ENDS, OWN_HEAD) else _layer_of(stem) + 1
+        progress(done, config.num_hidden_layers)
+
+
+def _layer_of(stem: str) -> int:
+    return int(stem.removeprefix("layer-"))
 
 
 def is_vector(name: str) -> bool:
@@ -104,7 +116,7 @@ class Stored:
         if stem == OWN_HEAD:
             return {HEAD: self._read(HEAD)}
         if stem != ENDS:
-            prefix = f"model.layers.{int(stem.removeprefix('layer-'))}."
+            prefix = f"model.layers.{_layer_of(stem)}."
             return {prefix + name: self._read(prefix + name) for name in layer_tensors(self.config)}
         return {name: self._read(name) for name in (EMBED, NORM)}
 

@@ -26,9 +26,7 @@ from minicpm4.train.stages import (
     stage_config,
 )
 
-__all__ = ["DAY", "Cluster", "Flops", "StageEstimate", "attended", "estimate", "flops_per_token", "traffic"]
-
-DAY = 86400.0
+__all__ = ["Cluster", "Flops", "StageEstimate", "attended", "estimate", "flops_per_token", "traffic"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
