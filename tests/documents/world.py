@@ -22,7 +22,7 @@ def make_world(folder: Path) -> None:
     for name in ("examples", "docs", "recipes"):
         (folder / name).symlink_to(ROOT / name)
     for name in ("report.txt", "appendix.txt", "my_text.txt", "other_text.txt"):
-        (folder / name).write_text(TEXT * (3 if "text" not in name else 60))
+        (folder / name).write_text(f"This is {name}. " + TEXT * (3 if "text" not in name else 60))
     talk = [{"role": "user", "content": "Name a river."}, {"role": "assistant", "content": "The Elbe."}]
     (folder / "chats.jsonl").write_text((json.dumps({"messages": talk}) + "\n") * 12)
     call = {"id": "c1", "type": "function", "function": CALL}

@@ -1,4 +1,5 @@
-"""A kind that nobody has heard of: a row of the table, its packing and its rounding are all that it takes."""
+"""A kind that nobody has heard of: a row of the table, its packing and its rounding are all that it takes,
+and, for users to ask for it, its name in config/choices.py."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ from minicpm4.formats.kinds import KINDS, WeightKind
 from minicpm4.formats.packing import detect_rounded, pack_from_float, unpack
 from minicpm4.formats.quant import PackedTensor, QuantSpec, packed_nbytes
 from minicpm4.kernels.ref import RefOps
+from minicpm4.model import weight_plan
 from minicpm4.model.weights import ModelWeights
 from tests.evals.conftest import TINY
 from tests.fixtures.loading import load_model
@@ -65,9 +67,9 @@ def nf3(monkeypatch: pytest.MonkeyPatch) -> WeightKind:
         most=LEVELS[-1],
         round=nearest,
         groups=(32,),
-        choice=True,
     )
     monkeypatch.setitem(KINDS, row.name, row)
+    monkeypatch.setattr(weight_plan, "WEIGHT_CHOICES", (*weight_plan.WEIGHT_CHOICES, row.name))
     return row
 
 
