@@ -172,7 +172,7 @@ def main() -> None:
     busy = others()
     print(f"{cpu_name()}, {args.threads} threads; other processes used {busy or 0:.0%} of all cores")
     if args.json is not None:
-        facts = {name: str(value) if name == "json" else value for name, value in vars(args).items()}
+        facts = {name: value for name, value in vars(args).items() if name != "json"}
         when = datetime.now(UTC).isoformat(timespec="seconds")
         head = {
             "cpu": cpu_name(),
