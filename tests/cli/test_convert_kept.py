@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 
 from minicpm4.cli import run
-from minicpm4.evals import model_writer
+from minicpm4.evals import conversion, model_writer
 from minicpm4.files import lock
 from minicpm4.model.source import open_model
 from minicpm4.quantize import pipeline
@@ -179,6 +181,30 @@ def test_the_report_is_no_part_of_a_model(
     told = capsys.readouterr().err
     assert "--json" in told and ("lies in" in told or "named twice" in told)
     assert tree(tmp_path) == before
+
+
+def test_the_report_is_there_before_the_comparison(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was lost where the comparison, which takes minutes, was interrupted: TARGET is there by then, so
+    the same command does not go on."""
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    text, report, out = tmp_path / "text.txt", tmp_path / "report.json", tmp_path / "out"
+    text.write_text("a small text of some words " * 40)
+    args = ["convert", str(model), str(out), "--method", "rtn", "--test", str(text), "--samples", "2"]
+    args += ["--length", "64", "--json", str(report)]
+    with monkeypatch.context() as patch:
+        patch.setattr(conversion, "measure", interrupted)
+        assert run(args) == 130
+    known = json.loads(report.read_text())
+    assert open_model(out) and known["matrices"] and known["fidelity"] is None
+    shutil.rmtree(out)
+    assert run(args) == 0
+    assert (found := json.loads(report.read_text()))["fidelity"]
+    assert {**found, "fidelity": None} == known
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes there")

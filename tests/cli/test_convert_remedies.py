@@ -46,8 +46,8 @@ def no_texts(monkeypatch: pytest.MonkeyPatch) -> None:
         (
             "few rows",
             ["--to", "awq"],
-            "--override 'self_attn.k_proj=float'",
-            ["--to", "awq", "--override", "self_attn.k_proj=float", "--override", "self_attn.v_proj=float"],
+            "--override 'k_proj|v_proj=float'",
+            ["--to", "awq", "--override", "k_proj|v_proj=float"],
         ),
         ("narrow", ["--to", "mlx"], "choose a group of 32\n", ["--to", "mlx", "--group", "32"]),
         ("narrow", ["--group", "64"], "choose a group of 32\n", ["--group", "32"]),
@@ -72,8 +72,11 @@ def no_texts(monkeypatch: pytest.MonkeyPatch) -> None:
         (
             "by 96",
             ["--weights", "ternary", "--to", "hf"],
-            "--override 'self_attn.q_proj=float'",
-            ["--weights", "ternary", "--to", "hf", "--override", "(q|k|v|o|gate|up)_proj=float"],
+            "--override 'q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj=float'\n",
+            [
+                *["--weights", "ternary", "--to", "hf"],
+                *["--override", "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj=float"],
+            ],
         ),
     ],
 )

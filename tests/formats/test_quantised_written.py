@@ -255,7 +255,7 @@ def shapes(**rows: int) -> dict[str, tuple[int, ...]]:
         ("awq", {"down": "int8-g64"}, {}, r"awq has no place for .*down_proj.* it holds int4"),
         ("awq", {"embed": "int4-g64"}, {}, "leave embeddings as they are"),
         ("awq", {"head": "int4-g64"}, {}, "leave the head float"),
-        ("awq", {}, {NAME: 12}, r"12 rows do not fill its words\. leave it as floats.*down_proj=float"),
+        ("awq", {}, {NAME: 12}, r"12 rows do not fill its words\. leave as floats.*down_proj=float"),
         ("gptq", {}, {NAME: 12}, "12 rows do not fill its words"),
         ("gptq", {"down": "ternary-g64"}, {}, "it holds int4 and int8"),
         ("marlin", {"down": "int4-g64"}, {}, "its groups are of 128"),

@@ -266,25 +266,27 @@ def command(
         done = convert(
             source, target, options, to, texts, bar, ignored, test, types, plain_rope, own, stored_prefix
         )
-    found = measure(source, target, done.tests, bar, ignored) if test is not None else None
-    if json_file is not None:
-        report = {
-            "model": source,
-            "options": asdict(done.options or options) if options else {"overrides": own} if own else None,
-            "to": to,
-            "calibration": _calibrated(options, texts),
-            "tokens": done.tokens,
-            "nbytes": done.written.nbytes,
-            "source_nbytes": done.source_nbytes,
-            "bits": done.written.bits,
-            "matrices": [asdict(row) | {"bits": row.bits} for row in done.rows],
-            "types": [asdict(row) for row in done.types],
-            "notes": done.notes,
-            "logits_apart": done.apart,
-            "windows": [len(one) for one in done.tests],
-            "fidelity": found.as_dict() if found else None,
-        }
+    report = {
+        "model": source,
+        "options": asdict(done.options or options) if options else {"overrides": own} if own else None,
+        "to": to,
+        "calibration": _calibrated(options, texts),
+        "tokens": done.tokens,
+        "nbytes": done.written.nbytes,
+        "source_nbytes": done.source_nbytes,
+        "bits": done.written.bits,
+        "matrices": [asdict(row) | {"bits": row.bits} for row in done.rows],
+        "types": [asdict(row) for row in done.types],
+        "notes": done.notes,
+        "logits_apart": done.apart,
+        "windows": [len(one) for one in done.tests],
+        "fidelity": None,
+    }
+    if json_file is not None:  # what is known stays known where the comparison below is interrupted
         write_figures(json_file, report)
+    found = measure(source, target, done.tests, bar, ignored) if test is not None else None
+    if json_file is not None and found is not None:
+        write_figures(json_file, report | {"fidelity": found.as_dict()})
     print_conversion(target, done, found)
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "is_ignorable",
     "layer_tensors",
     "no_matrix",
+    "pattern_of",
 ]
 
 O_BIAS = "self_attn.o_proj.bias"
@@ -137,3 +138,8 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     if not config.tie_word_embeddings:
         found[HEAD] = (config.vocab_size, hidden)
     return found
+
+
+def pattern_of(names: Iterable[str]) -> str:
+    """A regular expression found in the names of these matrices, and of those alike in other layers."""
+    return "|".join(dict.fromkeys(name.removesuffix(".weight").rpartition(".")[2] for name in names))

@@ -10,7 +10,7 @@ from typing import Any
 from minicpm4.errors import ConfigError
 from minicpm4.formats.ggml_fit import own_types
 from minicpm4.formats.marlin import MARLIN_COLUMNS
-from minicpm4.formats.names import EMBED, HEAD
+from minicpm4.formats.names import EMBED, HEAD, pattern_of
 from minicpm4.formats.quant import QuantSpec, group_sizes
 from minicpm4.formats.quantised_methods import FUSED
 
@@ -57,6 +57,15 @@ def check_writable(layout: str, specs: Specs, shapes: Mapping[str, tuple[int, ..
     widths = {shapes[name][1] for name in specs}
     for name, spec in specs.items():
         _check_matrix(layout, name, (shapes[name][0], shapes[name][1]), spec, widths)
+    rules = _RULES[layout]
+    short = [name for name, spec in specs.items() if not _fills_words(rules, shapes[name][0], spec)]
+    if short:
+        floats = f"leave as floats what does not: --override '{pattern_of(short)}=float'; or "
+        raise ConfigError(
+            f"{layout} has no place for {short[0]} as {specs[short[0]]}: {shapes[short[0]][0]} rows do not "
+            "fill its words",
+            ("" if rules.one and layout not in _FLOATS else floats) + _OTHER,
+        )
     if layout == "marlin":
         _check_fused(shapes)
 
@@ -89,16 +98,6 @@ def _check_matrix(
         raise ConfigError(
             f"{layout} has no place for {where}",
             f"its groups are of {sizes}: {again} it as it is in a file (--to gguf)",
-        )
-    if not _fills_words(rules, shape[0], spec):
-        stem = ".".join(name.removesuffix(".weight").split(".")[-2:])
-        floats = (
-            ""
-            if rules.one and layout not in _FLOATS
-            else f"leave it as floats (--override '{stem}=float'), or "
-        )
-        raise ConfigError(
-            f"{layout} has no place for {where}: {shape[0]} rows do not fill its words", floats + _OTHER
         )
 
 

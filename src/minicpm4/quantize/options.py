@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from minicpm4.config import ModelConfig
 from minicpm4.config.strict import check_choice, check_integer, check_pattern, require
 from minicpm4.errors import ConfigError
 from minicpm4.formats.kinds import KINDS, rounded_kinds
-from minicpm4.formats.names import EMBED, HEAD, expected_tensors, layer_tensors, no_matrix
+from minicpm4.formats.names import EMBED, HEAD, expected_tensors, layer_tensors, no_matrix, pattern_of
 from minicpm4.formats.quant import QuantSpec, group_sizes
 from minicpm4.model.stored_prefix import MOST
 from minicpm4.model.weight_plan import float_choices, parse_spec
@@ -182,10 +182,9 @@ def _specs(
     for name, own in texts.items():
         spec = parse_format(own)
         if spec is not None and not spec.fits(columns[name]):
-            alike = {columns[one] for one, text in texts.items() if text == own}
+            alike = {one: columns[one] for one, text in texts.items() if text == own}
             raise ConfigError(
-                f"{name} has rows of {columns[name]} weights, which do not fit {spec}",
-                _fitting(name, spec.kind, columns[name], alike),
+                f"{name} has rows of {columns[name]} weights, which do not fit {spec}", _fitting(spec, alike)
             )
         found[name] = spec
     unused = sorted(set(overrides) - used)
@@ -199,11 +198,15 @@ def parse_format(text: str) -> QuantSpec | None:
     return None if text == FLOATS else parse_spec(text, [name for name in KINDS if can_round(name)])
 
 
-def _fitting(name: str, kind: str, width: int, alike: Collection[int]) -> str:
-    """What fits rows of ``width`` weights of the matrix ``name``, and of all that are to be ``alike``."""
-    sizes = group_sizes(kind, alike)
+def _fitting(spec: QuantSpec, columns: Mapping[str, int]) -> str:
+    """What fits all of these matrices that are to be ``spec``, or each whose rows do not fit it."""
+    sizes = group_sizes(spec.kind, columns.values())
     if sizes:
         return f"choose a group of {' or '.join(map(str, sizes))}"
-    stem = ".".join(name.removesuffix(".weight").split(".")[-2:])
-    own = [f"{kind}-g{size}" for size in group_sizes(kind, {width})] or [FLOATS]
-    return f"give it another format: --override '{stem}={own[-1]}'"
+    other: dict[str, list[str]] = {}
+    for name, width in columns.items():
+        if not spec.fits(width):
+            own = [f"{spec.kind}-g{size}" for size in group_sizes(spec.kind, {width})] or [FLOATS]
+            other.setdefault(own[-1], []).append(name)
+    given = " ".join(f"--override '{pattern_of(names)}={own}'" for own, names in other.items())
+    return f"give other formats: {given}"
