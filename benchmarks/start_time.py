@@ -30,7 +30,7 @@ STAGES = {
     "tokenizer and template": ("minicpm4.model.source", "ModelText"),
     "inspect, the rest": ("minicpm4.engine.llm", "inspect"),
     "weights": ("minicpm4.engine.load", "load_weights"),
-    "page pool": ("minicpm4.engine.load", "KVPool"),
+    "page pool": ("minicpm4.engine.executors", "KVPool"),
     "build, the rest": ("minicpm4.engine.load", "Inspection.build"),
     "prompt to tokens": ("minicpm4.engine.llm", "LLM.chat_ids"),
     "prefill and sampling": ("minicpm4.engine.engine", "Engine.step"),
