@@ -29,6 +29,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("out", ["--weights", "ternary", "--group", "32"], "ternary goes into mlx, gguf and hf"),
         ("out", ["--weights", "int3"], "choose auto, f32, bf16, int8, int4 or ternary"),
+        ("out", ["--weights", "int4-g64"], "int4 or ternary and say --group"),
         ("out", ["--to", "marlin"], "marlin has no form of this model"),
         ("out.gguf", ["--to", "mlx"], "out.gguf is the name of a GGUF file, --to mlx writes a folder"),
         ("out.gguf", ["--gguf-type", "q4_k"], "Q4_K takes multiples of 256: choose another type for all"),

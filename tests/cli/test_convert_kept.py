@@ -183,6 +183,15 @@ def test_the_report_is_no_part_of_a_model(
     assert tree(tmp_path) == before
 
 
+def test_a_folder_in_the_place_of_a_file_is_called_one(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was said that its name is none of a .gguf file."""
+    (tmp_path / "out.gguf").mkdir()
+    assert run(["convert", str(model), str(tmp_path / "out.gguf")]) == 2
+    assert "out.gguf is a folder, a .gguf file is written" in capsys.readouterr().err
+
+
 def test_the_report_is_there_before_the_comparison(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -110,10 +110,12 @@ def test_a_changed_configuration_uses_nothing_that_was_kept(
     kept = names(part)
     assert convert(model, out, "--weights", "int8") == 2
     error = capsys.readouterr().err
-    assert "holds 1 layer of another conversion (int4 rtn)" in error and "remove the folder" in error
+    assert "holds 1 layer of another conversion (int4 rtn): it had weights 'int4', this has 'int8'. " in error
+    assert "remove the folder" in error
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"rope_theta": 5e5}))
     assert convert(model, out) == 2 and names(part) == kept and calls == [0, 1]
+    assert "its config.json, or the order of its overrides, is another. go on" in capsys.readouterr().err
     shutil.rmtree(part)
     assert convert(model, out) == 0 and calls == [0, 1, 0, 1]
 
@@ -160,7 +162,8 @@ def test_own_texts_of_kept_layers_are_not_replaced(
     capsys.readouterr()
     texts = (tmp_path / "out.part" / "texts.json").read_bytes()
     assert run([*args, "2"]) == 2
-    assert "1 layer of another conversion (int4 s-gptq)" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "1 layer of another conversion (int4 s-gptq): its texts were written otherwise (--samples" in told
     assert (tmp_path / "out.part" / "texts.json").read_bytes() == texts
     assert run([*args, "1"]) == 0
 

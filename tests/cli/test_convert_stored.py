@@ -131,3 +131,12 @@ def test_who_knows_none_refuses_it(small: Path, tmp_path: Path, capsys: pytest.C
         start_of(recipe(model={"start": str(small)}, tokenizer={}))
     with pytest.raises(ConfigError, match="weights stay as they are stored"):
         conversion.convert(str(small), tmp_path / "o", None, "hf", Calibration(), np.errstate, stored=PREFIX)
+
+
+def test_without_texts_none_begin_with_it(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["--group", "32", "--method", "rtn", "--stored-prefix", PREFIX]
+    assert run(["convert", str(model), str(tmp_path / "out"), *args]) == 0
+    told = capsys.readouterr().out
+    assert "stored prefix" in told and "with which" not in told

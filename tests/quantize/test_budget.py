@@ -267,7 +267,8 @@ def test_what_was_chosen_for_one_layout_is_not_taken_for_another(
         return
     assert code == 2
     told = capsys.readouterr().err
-    assert "layers of another conversion (int4 s-gptq hf)" in told and "with --bits its --to, too" in told
+    assert "layers of another conversion (int4 s-gptq hf): it had layout 'hf', this has 'mlx'" in told
+    assert "with --bits its --to, too" in told
     assert run([*words, "--to", "hf"]) == 0
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from minicpm4.cli import run
-from minicpm4.evals import model_writer
+from minicpm4.evals import calibration_texts, conversion, model_writer
 from minicpm4.evals.growth import expected, stored_nbytes
 from minicpm4.formats import open_checkpoint
 from minicpm4.formats.packing import unpack
@@ -102,13 +103,22 @@ def test_compressed_tensors_has_quantised_embeddings_where_they_are_asked_for(
     assert "transformers" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("own", ["", "down_proj"])
+@pytest.mark.parametrize("rotated", [False, True])
 @pytest.mark.parametrize("layout", ["compressed-tensors", "gptq", "mlx", "hf", "llama", "gguf"])
-def test_what_is_expected_is_near_what_is_written(source: Path, tmp_path: Path, layout: str) -> None:
+def test_what_is_expected_is_near_what_is_written(
+    source: Path, tmp_path: Path, layout: str, rotated: bool, own: str
+) -> None:
+    """Matrices that stay as they are stored counted as their codes, which a layout may have no place for."""
+    if own and layout == "gptq":
+        pytest.skip("all its matrices are in one format")
     out = tmp_path / ("out.gguf" if layout == "gguf" else "out")
-    assert run(["convert", str(source), str(out), "--to", layout, *ROUND]) == 0
+    words = [*(["--rotate"] if rotated else []), *(["--override", f"{own}=float"] if own else [])]
+    assert run(["convert", str(source), str(out), "--to", layout, *ROUND, *words]) == 0
     opened, made = open_model(source), open_model(out)
-    options = QuantizeOptions(method="rtn", group=32)
-    found = expected(opened.checkpoint.tensors, made.config, options.specs(opened.config), layout)
+    options = QuantizeOptions(method="rtn", group=32, rotate=rotated, overrides={own: "float"} if own else {})
+    specs = options.specs(opened.config)
+    found = expected(opened.checkpoint, made.config, specs, layout, rotated=rotated)
     size = stored_nbytes(made.checkpoint.tensors)
     assert abs(stored_nbytes(found) - size) < 0.1 * size
 
@@ -187,3 +197,50 @@ def test_growth_of_a_gguf_file_names_the_way_round_it(
     words = ["--weights", "int8", "--method", "rtn"]
     assert run(["convert", str(source), str(tmp_path / "out.gguf"), *words]) == 0
     assert "--weights auto without --gguf-type leaves them as they are stored" in capsys.readouterr().err
+
+
+def test_turned_ends_that_are_rounded_name_no_layout_that_keeps_them(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``--to gguf keeps them as they are`` was told: there they are floats four times the size."""
+    words = ["--rotate", "--override", "embed_tokens=int8-g32", "--override", "lm_head=int8-g32"]
+    assert run(["convert", str(source), str(tmp_path / "out"), *ROUND, *words]) == 0
+    told = capsys.readouterr().err
+    assert "--override 'lm_head=int4-g64' takes fewer bits\n" in told and "keeps them" not in told
+
+
+def test_what_a_budget_may_take_is_told_before_the_work(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A larger result was told afterwards alone."""
+
+    def written(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(calibration_texts, "_own", written)
+    args = ["convert", str(source), str(tmp_path / "out.gguf"), "--weights", "int4", "--bits"]
+    for bits, told in ((12, True), (4.6, False)):
+        caplog.clear()
+        assert run([*args, str(bits)]) == 130
+        assert (f"since --bits {bits} are more than the " in caplog.text) == told
+
+
+def test_little_text_is_told_before_the_work(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Both were told, if at all, after a conversion that takes hours."""
+
+    def rounded(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(conversion, "quantize", rounded)
+    text = tmp_path / "text.txt"
+    text.write_text("some words, and then a few more " * 60)
+    args = ["convert", str(source), str(tmp_path / "out"), "--calibration", str(text), "--group", "32"]
+    assert run([*args, "--samples", "900", "--length", "64"]) == 130
+    assert "900 texts of 64 tokens were asked for, the files have " in caplog.text
+    assert "are too few" not in caplog.text
+    caplog.clear()
+    assert run([*args, "--samples", "2", "--length", "64"]) == 130
+    assert "were asked for" not in caplog.text
+    assert "128 tokens to calibrate on are too few: all matrices will be rounded to nearest" in caplog.text

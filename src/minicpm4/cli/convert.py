@@ -184,7 +184,7 @@ def command(
     require(
         weights is None or weights in WEIGHT_CHOICES,
         f"--weights {weights!r:.40} is not a choice",
-        f"choose {words(WEIGHT_CHOICES)}",
+        f"choose {words(WEIGHT_CHOICES)}" + (" and say --group" if "-g" in (weights or "") else ""),
     )
     texts = Calibration(files=tuple(calibration or ()))
     if samples is not None:

@@ -125,8 +125,9 @@ def _stored(done: Conversion) -> list[tuple[str, str]]:
     """The prefix whose keys and values are stored."""
     if done.options is None or not done.options.stored_prefix:
         return []
-    count = len(done.options.stored_prefix)
-    return [("stored prefix", f"{counted(count, 'token')}, with which texts of calibration and --test begin")]
+    count = counted(len(done.options.stored_prefix), "token")
+    begin = [what for what, there in (("texts of calibration", done.texts), ("--test", done.tests)) if there]
+    return [("stored prefix", count + (f", with which {' and '.join(begin)} begin" if begin else ""))]
 
 
 def _print_types(types: Sequence[InType]) -> None:

@@ -121,7 +121,7 @@ def kept_own(
             return texts
         other = kept.get("of") not in (None, wanted)
     if other:
-        check_kept(part, {})
+        check_kept(part, {}, other="its texts were written otherwise (--samples, --length, --seed)")
     found = _own(source, options, calibration, bar, ignore_fields)
     try:
         write_json(file, {"of": wanted, "ids": found})

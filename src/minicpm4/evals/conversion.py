@@ -12,13 +12,13 @@ from typing import Any
 
 from minicpm4 import LLM
 from minicpm4.config import ModelConfig
-from minicpm4.config.strict import require
+from minicpm4.config.strict import counted, require
 from minicpm4.engine.load import suggestion
 from minicpm4.engine.params import gguf_sampling
 from minicpm4.errors import CheckpointError, MemoryPlanError, TextError
 from minicpm4.evals.calibration_texts import Calibration, kept_own, read_windows
 from minicpm4.evals.fidelity import Fidelity, compare
-from minicpm4.evals.growth import expected, growth, stored_nbytes
+from minicpm4.evals.growth import expected, growth, may_grow, stored_nbytes
 from minicpm4.evals.model_writer import Conversion, ModelWriter
 from minicpm4.formats.names import EMBED, HEAD, expected_tensors
 from minicpm4.formats.quant import QuantSpec
@@ -41,7 +41,7 @@ from minicpm4.quantize.gguf_export import (
 from minicpm4.quantize.memory import least_disk, planned_memory
 from minicpm4.quantize.options import QuantizeOptions, formats_by_pattern
 from minicpm4.quantize.parts import Stored
-from minicpm4.quantize.pipeline import quantize
+from minicpm4.quantize.pipeline import ENOUGH_ROWS, quantize
 from minicpm4.quantize.rotate import Rotation
 from minicpm4.quantize.rounded import LayerReport
 from minicpm4.quantize.stored import prefix_ids
@@ -113,13 +113,15 @@ def convert(
         raise CheckpointError(
             f"{source} has no tokenizer to read or write text with", "use --method rtn, without --test"
         )
+    old, rotated = opened.checkpoint.tensors, options.rotate
     if options.bits is None:
-        old, rotated = opened.checkpoint.tensors, options.rotate
-        becomes = expected(old, config, specs, layout, rotated=rotated)
-        for line in growth(old, becomes, layout, rotated=rotated, ahead=True):
-            logger.warning("%s", line)
+        becomes = expected(opened.checkpoint, config, specs, layout, rotated=rotated)
+        larger = growth(old, becomes, layout, rotated=rotated, ahead=True)
     else:
         planned(opened.checkpoint, opened.config, options, Budget(part, {}, layout))
+        larger = [] if layout in ("hf", "llama") else may_grow(old, config, options.bits)
+    for line in larger:
+        logger.warning("%s", line)
     _check_disk(opened, specs, layout, part, writer.types)
     texts: list[list[int]] = []
     with work_folder(part):
@@ -131,6 +133,7 @@ def convert(
                 if calibration.files
                 else kept_own(part, opened, source, options, calibration, bar, ignore_fields)
             )
+        _say_few(options, calibration, texts)
         key = _key(opened, options, layout, texts)
         done_before = check_kept(part, key)
         if done_before:
@@ -230,6 +233,25 @@ def _windows(
     text: ModelText, files: Sequence[Path], calibration: Calibration, begin: Sequence[int]
 ) -> list[list[int]]:
     return read_windows(text.tokenizer, files, calibration.samples, calibration.length, begin)
+
+
+def _say_few(options: QuantizeOptions, calibration: Calibration, texts: Sequence[Sequence[int]]) -> None:
+    """Warn where there is less text to calibrate on than was asked for, or than anything is made of."""
+    if not options.calibrated:
+        return
+    if len(texts) < calibration.samples:
+        asked, found = counted(calibration.samples, "text"), counted(len(texts), "text")
+        logger.warning(
+            "%s of %s tokens were asked for, the files have %s", asked, f"{calibration.length:,}", found
+        )
+    rows = sum(len(text) - options.skip for text in texts)
+    if rows < ENOUGH_ROWS:
+        logger.warning(
+            "%s to calibrate on are too few: all matrices will be rounded to nearest (%s or more: --samples, "
+            "--length)",
+            counted(max(rows, 0), "token"),
+            ENOUGH_ROWS,
+        )
 
 
 def _with_prefix(

@@ -6,15 +6,16 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from minicpm4.config import ModelConfig
 from minicpm4.config.strict import counted
-from minicpm4.formats.checkpoint import TensorInfo
+from minicpm4.formats.checkpoint import Checkpoint, TensorInfo
 from minicpm4.formats.kinds import float_kinds
-from minicpm4.formats.names import EMBED, HEAD, expected_tensors
+from minicpm4.formats.names import EMBED, HEAD, expected_tensors, pattern_of
 from minicpm4.formats.quant import QuantSpec, packed_nbytes
 from minicpm4.formats.quantised_config import keeps_unasked
 from minicpm4.formats.quantised_write import QUANTISED
 from minicpm4.machine import human
+from minicpm4.quantize.ends import fitted
 
-__all__ = ["expected", "growth", "stored_nbytes"]
+__all__ = ["expected", "growth", "may_grow", "stored_nbytes"]
 
 Tensors = Mapping[str, TensorInfo]
 Specs = Mapping[str, QuantSpec | None]
@@ -27,18 +28,28 @@ def stored_nbytes(tensors: Tensors) -> int:
 
 
 def expected(
-    old: Tensors, config: ModelConfig, specs: Specs, layout: str, *, rotated: bool = False
+    source: Checkpoint, config: ModelConfig, specs: Specs, layout: str, *, rotated: bool = False
 ) -> dict[str, TensorInfo]:
     """About what will be written of a model with ``config`` whose matrices become ``specs`` (None: as they
-    are stored, or, of embeddings and a head that are ``rotated``, floats); floats that hold what a layout has
+    are stored, or, where they are ``rotated``, floats). What a matrix of layers that stays as it is stored
+    takes is seen by the first of its name and type; floats that hold embeddings and a head that a layout has
     no place for are taken for float32."""
-    found = {}
+    old = source.tensors
+    found: dict[str, TensorInfo] = {}
+    seen: dict[tuple[str, str], QuantSpec] = {}
     for name, shape in expected_tensors(config).items():
-        turned = rotated and name in (EMBED, HEAD)
-        info, spec = old.get(name, old[EMBED] if turned else None), specs.get(name)
+        end = name in (EMBED, HEAD)
+        info, spec = old.get(name, old[EMBED] if rotated and end else None), specs.get(name)
         if len(shape) == 2 and spec is None and info is not None:
-            kept = not info.spec.row.group or (keeps_unasked(layout, name) and not turned)
-            spec = info.spec if kept else None
+            if end or rotated or not info.spec.row.group:
+                kept = not info.spec.row.group or (keeps_unasked(layout, name) and not rotated)
+                spec = info.spec if kept else None
+            else:
+                alike = (pattern_of([name]), info.dtype)
+                if alike not in seen:
+                    seen[alike] = fitted(layout, name, source.load(name)).spec
+                    source.release(name)
+                spec = seen[alike]
         if spec is None or (spec.row.group and layout in ("hf", "llama")):
             spec = QuantSpec(kind="f32")
         both = (shape[0], shape[1]) if len(shape) == 2 else (1, shape[0])
@@ -49,13 +60,27 @@ def expected(
     return found
 
 
+def may_grow(old: Tensors, config: ModelConfig, bits: float) -> list[str]:
+    """What to tell, before it is made, of a model that may take more than its source with so many ``bits`` a
+    weight."""
+    weights = sum(shape[0] * shape[1] for shape in expected_tensors(config).values() if len(shape) == 2)
+    before, most = stored_nbytes(old), int(bits * weights / 8)
+    if not _grew(before, most):
+        return []
+    stored = before * 8 / weights
+    return [
+        f"the result may be larger than its source: {human(before)} may become {human(most)}, since --bits "
+        f"{bits:g} are more than the {stored:.2f} that it takes now"
+    ]
+
+
 def growth(
     old: Tensors, new: Tensors, layout: str, *, rotated: bool = False, ahead: bool = False
 ) -> list[str]:
     """What to tell of a model that takes more than its source: the matrices that do, and the options that
     avoid it. ``ahead``: it is not made yet, and ``new`` what is expected. Empty: it takes no more."""
     before, after = stored_nbytes(old), stored_nbytes(new)
-    if after <= before:
+    if not _grew(before, after):
         return []
     verb, became = ("will be", "will become about") if ahead else ("is", "became")
     kept = _kept_in(old)
@@ -70,10 +95,15 @@ def growth(
     return told
 
 
+def _grew(before: int, after: int) -> bool:
+    """Whether there is more to see: 16 bytes that say a shape are none."""
+    return after > before and human(after) != human(before)
+
+
 def _said(what: str, names: Sequence[str], old: Tensors, new: Tensors) -> str:
     """What became larger, and of which types; empty: nothing did."""
     was, now = (sum(one[name].nbytes for name in names if name in one) for one in (old, new))
-    if now <= was:
+    if not _grew(was, now):
         return ""
     types = [
         "/".join(sorted({one[name].dtype for name in names if name in one})) or "absent" for one in (old, new)
@@ -96,7 +126,8 @@ def _for_ends(name: str, dtype: str, layout: str, rotated: bool) -> Iterator[str
     if layout == "gguf":
         return
     if dtype not in FLOATS:
-        yield f". --override '{short}=int4-g64' takes fewer bits, --to gguf keeps them as they are"
+        yield f". --override '{short}=int4-g64' takes fewer bits"
+        yield "" if rotated else ", --to gguf keeps them as they are"
         return
     other = "--to gguf" if layout == "mlx" else "--to gguf (and often mlx)"
     yield f". {layout} has no place for them as they were, {other} has"

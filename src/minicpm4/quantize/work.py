@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from minicpm4.config.strict import counted
+from minicpm4.config.strict import counted, shown
 from minicpm4.errors import CheckpointError
 from minicpm4.files import lock, making, sweep
 from minicpm4.formats.target import obstacle, require_new
@@ -27,34 +27,62 @@ def part_of(target: Path) -> Path:
     return Path(f"{os.path.realpath(target)}.part")
 
 
-def check_kept(folder: Path, key: Mapping[str, Any], without: Collection[str] = ()) -> int:
+def check_kept(folder: Path, key: Mapping[str, Any], without: Collection[str] = (), other: str = "") -> int:
     """How many layers ``folder`` keeps. Raises CheckpointError where they are of another conversion than that
-    of ``key``, of which the fields ``without`` are not known yet: they would be lost. Layers that cannot be
-    read are worth nothing."""
+    of ``key``, of which the fields ``without`` are not known yet: they would be lost. ``other``: what is
+    known to differ, where ``key`` is empty. Layers that cannot be read are worth nothing."""
     wanted = {name: value for name, value in key.items() if name not in without}
     others, ours = [], 0
     for file in sorted(folder.glob("layer-*.safetensors")):
         with suppress(CheckpointError, OSError), file.open("rb") as data:
-            found = dict(PackedFile(data, file).key)
-            if {name: value for name, value in found.items() if name not in without} != wanted:
-                others.append(found.get("options"))
+            kept = dict(PackedFile(data, file).key)
+            found = {name: value for name, value in kept.items() if name not in without}
+            if found != wanted:
+                others.append(found)
             else:
                 ours += 1
     if others:
-        said = others[0] if isinstance(others[0], dict) else {}
+        said = others[0].get("options")
+        said = said if isinstance(said, dict) else {}
         how = " ".join(str(said[name]) for name in ("weights", "method", "layout") if name in said)
-        count = counted(len(others), "layer")
+        differs = [other] if other else list(_differences(others[0], wanted))
         raise CheckpointError(
-            f"{folder} holds {count} of another conversion ({how or 'of another version'})",
+            f"{folder} holds {counted(len(others), 'layer')} of another conversion "
+            f"({how or 'of another version'}){': ' if differs else ''}{'; '.join(differs)}",
             "go on with its model, options (with --bits its --to, too) and texts, or remove the folder",
         )
     return ours
 
 
+def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
+    """What is not the same for layers that are kept and those that are to be made."""
+    said, own = found.get("options"), wanted.get("options")
+    if not isinstance(said, dict) or not isinstance(own, dict):
+        return
+    if found.get("files") != wanted.get("files"):
+        yield "its model is another, or has been changed"
+    for name in dict.fromkeys([*said, *own]):
+        old, new = said.get(name), own.get(name)
+        if old != new:
+            yield f"it had {name.replace('_', ' ')} {_said(old)}, this has {_said(new)}"
+    if found.get("config") != wanted.get("config") and said.get("overrides") == own.get("overrides"):
+        yield "its config.json, or the order of its overrides, is another"
+    if found.get("texts") != wanted.get("texts"):
+        yield "its texts to calibrate on are others (--calibration, --samples, --length)"
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, dict):
+        value = " ".join(f"{pattern}={one}" for pattern, one in value.items())
+    return shown(value) if value not in (None, "") else "none"
+
+
 def place_for(target: Path, *, file: bool = False) -> Path:
     """The work folder of the model that will be ``target``. Raises CheckpointError where that is no new
     folder (``file``: a .gguf file): what is written takes its place whole."""
-    if file and (target.suffix.lower() != ".gguf" or target.is_dir()):
+    if file and target.is_dir():
+        raise CheckpointError(f"{target} is a folder, a .gguf file is written", "name a file: model.gguf")
+    if file and target.suffix.lower() != ".gguf":
         raise CheckpointError(f"{target} is not the name of a .gguf file", "name one: model.gguf")
     require_new(target)
     return part_of(target)
