@@ -33,6 +33,10 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+def interrupted(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def same_embeddings(source: Path, out: Path) -> bool:
     one, two = (unpack(open_checkpoint(path).load(EMBED)) for path in (source, out))
     return bool(np.array_equal(one, two))
@@ -213,11 +217,7 @@ def test_what_a_budget_may_take_is_told_before_the_work(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A larger result was told afterwards alone."""
-
-    def written(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(calibration_texts, "_own", written)
+    monkeypatch.setattr(calibration_texts, "_own", interrupted)
     args = ["convert", str(source), str(tmp_path / "out.gguf"), "--weights", "int4", "--bits"]
     for bits, told in ((12, True), (4.6, False)):
         caplog.clear()
@@ -229,11 +229,7 @@ def test_little_text_is_told_before_the_work(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Both were told, if at all, after a conversion that takes hours."""
-
-    def rounded(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(conversion, "quantize", rounded)
+    monkeypatch.setattr(conversion, "quantize", interrupted)
     text = tmp_path / "text.txt"
     text.write_text("some words, and then a few more " * 60)
     args = ["convert", str(source), str(tmp_path / "out"), "--calibration", str(text), "--group", "32"]

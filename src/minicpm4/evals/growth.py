@@ -41,9 +41,10 @@ def expected(
         end = name in (EMBED, HEAD)
         info, spec = old.get(name, old[EMBED] if rotated and end else None), specs.get(name)
         if len(shape) == 2 and spec is None and info is not None:
-            if end or rotated or not info.spec.row.group:
-                kept = not info.spec.row.group or (keeps_unasked(layout, name) and not rotated)
-                spec = info.spec if kept else None
+            if not info.spec.row.group:
+                spec = info.spec
+            elif end or rotated:
+                spec = info.spec if keeps_unasked(layout, name) and not rotated else None
             else:
                 alike = (pattern_of([name]), info.dtype)
                 if alike not in seen:
