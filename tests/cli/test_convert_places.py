@@ -14,7 +14,7 @@ import pytest
 
 from minicpm4.cli import convert as command
 from minicpm4.cli import run
-from minicpm4.cli.convert import _overrides
+from minicpm4.cli.convert_options import overrides_of
 from minicpm4.evals import conversion, model_writer
 from minicpm4.files import lock
 from minicpm4.formats import open_checkpoint
@@ -195,7 +195,7 @@ def test_a_model_whose_fields_are_ignored_is_compared(model: Path, tmp_path: Pat
 
 
 def test_of_overrides_the_last_that_fits_counts() -> None:
-    assert list(_overrides(["a=float", "b=int8-g64", "a=int4-g32"]).items()) == [
+    assert list(overrides_of(["a=float", "b=int8-g64", "a=int4-g32"]).items()) == [
         ("b", "int8-g64"),
         ("a", "int4-g32"),
     ]

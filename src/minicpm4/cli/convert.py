@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from minicpm4.cli.convert_options import (
+    Rounding,
+    calibration_of,
+    check_files,
+    gguf_types,
+    layout_of,
+    overrides_of,
+    refuse,
+)
 from minicpm4.cli.convert_report import print_conversion
-from minicpm4.cli.options import IgnoreOption, check_outputs, number, words, write_figures
+from minicpm4.cli.options import IgnoreOption, write_figures
 from minicpm4.cli.terminal import progress_or_lines
-from minicpm4.config.choices import WEIGHT_CHOICES
-from minicpm4.config.strict import check_choice, require
 
 if TYPE_CHECKING:
-    from minicpm4.evals.conversion import Calibration
+    from minicpm4.evals.conversion import Calibration, Conversion
     from minicpm4.quantize.options import QuantizeOptions
-
-MAX_SAMPLES = 4096
-MAX_LENGTH = 1 << 16
-_STORED = "weights stay as they are stored, {} is for those that are rounded"
 
 
 def command(
@@ -159,152 +162,44 @@ def command(
     on after an interruption. What was written is opened again, and every value compared with what was
     rounded. The default, smoothed GPTQ, takes minutes for a model of 0.1B and half an hour for one of 1.5B;
     --method rtn takes seconds, and what it loses is one and a half to four times as much."""
-    from minicpm4 import zoo
-    from minicpm4.evals.calibration_texts import check_texts
-    from minicpm4.evals.conversion import Calibration, convert, measure
-    from minicpm4.files.gguf_parts import parts_of
-    from minicpm4.formats.kinds import float_kinds, rounded_kinds
-    from minicpm4.quantize.export import LAYOUTS
-    from minicpm4.quantize.gguf_export import GgufTypes
-    from minicpm4.quantize.options import SKIP_FIRST, QuantizeOptions
-    from minicpm4.quantize.work import part_of
+    from minicpm4.evals.conversion import convert, measure
 
-    one_file = target.suffix.lower() == ".gguf"
-    to = (
-        to
-        if to is not None
-        else ("gguf" if one_file else "hf" if weights in float_kinds() else "compressed-tensors")
-    )
-    check_choice("--to", to, list(LAYOUTS))
-    require(
-        to == "gguf" or not one_file,
-        f"{target} is the name of a GGUF file, --to {to} writes a folder",
-        "name a folder, or use --to gguf",
-    )
-    require(
-        weights is None or weights in WEIGHT_CHOICES,
-        f"--weights {weights!r:.40} is not a choice",
-        f"choose {words(WEIGHT_CHOICES)}" + (" and say --group" if "-g" in (weights or "") else ""),
-    )
-    texts = Calibration(files=tuple(calibration or ()))
-    if samples is not None:
-        texts = replace(texts, samples=number("--samples", samples, MAX_SAMPLES, least=1))
-    if length is not None:
-        texts = replace(texts, length=number("--length", length, MAX_LENGTH, least=64))
-    texts_read = (*(calibration or ()), *((test,) if test else ()))
-    model, part = zoo.resolve(source), part_of(target)
-    read = [model.parent / name for name in parts_of(model.name)] if model.name else [model]
-    check_outputs({"--json": json_file}, (*read, target, part, *texts_read), (*read, target, part))
-    check_texts(calibration or (), test)
-    require(to == "gguf" or not gguf_type, f"--to {to} has no types of GGUF", "leave --gguf-type out")
-    types = GgufTypes.parse(gguf_type or ())
-    require(
-        bits is None or not gguf_type,
-        "--bits chooses what matrices become, --gguf-type would round them once more",
-        "leave --gguf-type out: --override PATTERN=FORMAT says the format of some",
-    )
+    to = layout_of(to, target, weights)
+    texts = calibration_of(calibration or (), samples, length)
+    check_files(source, target, json_file, calibration or (), test)
+    types = gguf_types(to, gguf_type or (), bits)
     weights = weights or ("auto" if to in ("gguf", "llama") else "int4")
-    options, own = None, _overrides(override or ())
-    if weights == "auto":
-        _refuse(
-            {
-                "--method": method,
-                "--group": group,
-                "--bits": bits,
-                "--rotate": rotate or None,
-                "--act-order": act_order or None,
-                "--skip-first": skip_first,
-                "--calibration": calibration,
-            },
-            _STORED,
-            "say what they become: --weights",
-        )
-        _refuse(
-            {"--head": None if head == "float" else head},
-            _STORED,
-            f"--override lm_head={head} rounds it alone (embed_tokens={head}: one that is tied)",
-        )
-    else:
-        method = method or ("s-gptq" if weights in rounded_kinds() else "rtn")
-        require(
-            weights not in float_kinds() or group is None,
-            f"--weights {weights} has no groups",
-            "leave --group out",
-        )
-        options = QuantizeOptions(
-            weights=weights,
-            method=method,
-            group=_usual_group(to, weights, bits) if group is None else group,
-            head=head,
-            overrides=own,
-            rotate=rotate,
-            act_order=act_order,
-            bits=bits,
-            seed=0 if seed is None else seed,
-            skip_first=SKIP_FIRST if skip_first is None else skip_first,
-        )
-        require(
-            options.calibrated or not calibration,
-            "--method rtn looks at no text",
-            "leave --calibration out",
-        )
-        require(
-            skip_first is None or "p-" in method,
-            f"--method {method} leaves no tokens out",
-            "leave --skip-first out, or use p-gptq",
-        )
+    own = overrides_of(override or ())
+    asked = Rounding(
+        method=method,
+        group=group,
+        bits=bits,
+        head=head,
+        rotate=rotate,
+        act_order=act_order,
+        skip_first=skip_first,
+        seed=seed,
+        calibrated_on=bool(calibration),
+    )
+    options = asked.options(to, weights, own)
     calibrated = options is not None and options.calibrated
     if not calibrated and test is None:
-        _refuse(
-            {"--samples": samples, "--length": length}, "no text is read here, {} cuts it", "leave it out"
-        )
+        refuse({"--samples": samples, "--length": length}, "no text is read here, {} cuts it", "leave it out")
     if not (calibrated and not calibration) and not rotate:
-        _refuse({"--seed": seed}, "nothing is drawn here, {} is of that", "leave it out")
+        refuse({"--seed": seed}, "nothing is drawn here, {} is of that", "leave it out")
     ignored = tuple(ignore_field or ())
     bar = progress_or_lines
     with _told_when_interrupted(target):
         done = convert(
             source, target, options, to, texts, bar, ignored, test, types, plain_rope, own, stored_prefix
         )
-    report = {
-        "model": source,
-        "options": asdict(done.options or options) if options else {"overrides": own} if own else None,
-        "to": to,
-        "calibration": _calibrated(options, texts),
-        "tokens": done.tokens,
-        "nbytes": done.written.nbytes,
-        "source_nbytes": done.source_nbytes,
-        "bits": done.written.bits,
-        "matrices": [asdict(row) | {"bits": row.bits} for row in done.rows],
-        "types": [asdict(row) for row in done.types],
-        "notes": done.notes,
-        "logits_apart": done.apart,
-        "windows": [len(one) for one in done.tests],
-        "fidelity": None,
-    }
+    report = _report(source, to, options, own, texts, done)
     if json_file is not None:  # what is known stays known where the comparison below is interrupted
         write_figures(json_file, report)
     found = measure(source, target, done.tests, bar, ignored) if test is not None else None
     if json_file is not None and found is not None:
         write_figures(json_file, report | {"fidelity": found.as_dict()})
     print_conversion(target, done, found)
-
-
-def _refuse(given: Mapping[str, object], why: str, remedy: str) -> None:
-    """Raise ConfigError for the first of these options that was given: nothing reads it. ``why`` has a place
-    for its name."""
-    for name, value in given.items():
-        require(value is None or value == [], why.format(name), remedy)
-
-
-def _usual_group(to: str, weights: str, bits: float | None) -> int:
-    """Weights that share a scale where nothing is said: what the layout has at all, else what lost least for
-    its size (docs/quantisation.md). MLX has an offset beside each scale, so smaller groups cost it twice as
-    much; a budget begins at larger ones, and comes to smaller ones by itself."""
-    if to == "marlin":
-        return 128
-    large = weights == "ternary" or to == "mlx" or (bits is not None and to != "gguf")
-    return 64 if large else 32
 
 
 @contextmanager
@@ -324,23 +219,35 @@ def _told_when_interrupted(target: Path) -> Iterator[None]:
         raise
 
 
+def _report(
+    source: str,
+    to: str,
+    options: QuantizeOptions | None,
+    own: Mapping[str, str],
+    texts: Calibration,
+    done: Conversion,
+) -> dict[str, Any]:
+    """What --json has; ``own``: formats by pattern."""
+    return {
+        "model": source,
+        "options": asdict(done.options or options) if options else {"overrides": own} if own else None,
+        "to": to,
+        "calibration": _calibrated(options, texts),
+        "tokens": done.tokens,
+        "nbytes": done.written.nbytes,
+        "source_nbytes": done.source_nbytes,
+        "bits": done.written.bits,
+        "matrices": [asdict(row) | {"bits": row.bits} for row in done.rows],
+        "types": [asdict(row) for row in done.types],
+        "notes": done.notes,
+        "logits_apart": done.apart,
+        "windows": [len(one) for one in done.tests],
+        "fidelity": None,
+    }
+
+
 def _calibrated(options: QuantizeOptions | None, texts: Calibration) -> str | list[str] | None:
     """What a report says of it: files, the model's own texts, or nothing."""
     if options is None or not options.calibrated:
         return None
     return [str(file) for file in texts.files] or "own"
-
-
-def _overrides(given: Sequence[str]) -> dict[str, str]:
-    """Formats by pattern; of one that is given twice the last, in its place."""
-    found: dict[str, str] = {}
-    for text in given:
-        pattern, equals, kind = text.rpartition("=")
-        require(
-            bool(equals and pattern),
-            f"--override {text!r} is not PATTERN=FORMAT",
-            "such as 'down_proj=int8-g64'",
-        )
-        found.pop(pattern, None)
-        found[pattern] = kind
-    return found
