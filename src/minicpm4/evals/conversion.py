@@ -6,7 +6,7 @@ import hashlib
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,48 +91,86 @@ def convert(
     sampling = gguf_sampling(suggestion(opened))
     real = target.resolve()
     writer = ModelWriter(real, part, layout, text, types or GgufTypes(), sampling, without_scaling, bar)
+    work = _Work(source, opened, text, target, part, layout, writer, bar)
     if options is None:
-        own = formats_by_pattern(opened.config, overrides or {})
-        kept = Fitting(Stored(opened.checkpoint, opened.config, own), layout, {EMBED, HEAD} - {*own})
-        rows = [LayerReport(name.removesuffix(".weight"), str(one), "rtn", None) for name, one in own.items()]
-        with work_folder(part):
-            require_new(target)  # which another run may have made before this one held the folder
-            check_kept(part, {})
-            done = replace(writer.write(kept, opened.stored), rows=rows)
-            remove_work(part)
-        return replace(_compared(done, opened, target, layout), tests=tests)
-    config = Rotation.config(opened.config) if options.rotate else opened.config
-    specs = options.specs(opened.config)
-    writer.check(config, _grouped(specs))
+        return replace(_as_stored(work, overrides or {}), tests=tests)
+    _check(work, options)
+    _tell_growth(work, options)
+    _check_disk(opened, options.specs(opened.config), layout, part, writer.types)
+    return replace(_rounded(work, options, calibration, begin, ignore_fields), tests=tests)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a conversion reads, and where it writes: ``target``, by ``part``, its work folder. ``text``: None:
+    the source has no tokenizer."""
+
+    source: str
+    opened: OpenModel
+    text: ModelText | None
+    target: Path
+    part: Path
+    layout: str
+    writer: ModelWriter
+    bar: Bar
+
+
+def _as_stored(work: _Work, overrides: Mapping[str, str]) -> Conversion:
+    """Weights written as they are, some rounded to nearest."""
+    opened, layout = work.opened, work.layout
+    own = formats_by_pattern(opened.config, overrides)
+    kept = Fitting(Stored(opened.checkpoint, opened.config, own), layout, {EMBED, HEAD} - {*own})
+    rows = [LayerReport(name.removesuffix(".weight"), str(one), "rtn", None) for name, one in own.items()]
+    with work_folder(work.part):
+        require_new(work.target)  # which another run may have made before this one held the folder
+        check_kept(work.part, {})
+        done = replace(work.writer.write(kept, opened.stored), rows=rows)
+        remove_work(work.part)
+    return _compared(done, opened, work.target, layout)
+
+
+def _check(work: _Work, options: QuantizeOptions) -> None:
+    """Raise Minicpm4Error where the layout cannot hold what is asked for, or text is needed and none read."""
+    work.writer.check(_becomes(work.opened, options), _grouped(options.specs(work.opened.config)))
     require(
-        options.bits is None or not one_format(layout),
-        f"{layout} holds all matrices in one format, --bits chooses one for each",
+        options.bits is None or not one_format(work.layout),
+        f"{work.layout} holds all matrices in one format, --bits chooses one for each",
         "use --to compressed-tensors, mlx or gguf, or leave --bits out",
     )
-    if text is None and options.calibrated:
+    if work.text is None and options.calibrated:
         raise CheckpointError(
-            f"{source} has no tokenizer to read or write text with", "use --method rtn, without --test"
+            f"{work.source} has no tokenizer to read or write text with", "use --method rtn, without --test"
         )
-    old, rotated = opened.checkpoint.tensors, options.rotate
+
+
+def _tell_growth(work: _Work, options: QuantizeOptions) -> None:
+    """Warn where the model will become larger, or may. Raises ConfigError for a budget that nothing meets."""
+    opened, layout, rotated = work.opened, work.layout, options.rotate
+    config, old = _becomes(opened, options), opened.checkpoint.tensors
     if options.bits is None:
+        specs = options.specs(opened.config)
         becomes = expected(opened.checkpoint, config, specs, layout, rotated=rotated)
         larger = growth(old, becomes, layout, rotated=rotated, ahead=True)
     else:
-        planned(opened.checkpoint, opened.config, options, Budget(part, {}, layout))
+        planned(opened.checkpoint, opened.config, options, Budget(work.part, {}, layout))
         larger = [] if layout in ("hf", "llama") else may_grow(old, config, options.bits)
     for line in larger:
         logger.warning("%s", line)
-    _check_disk(opened, specs, layout, part, writer.types)
-    texts: list[list[int]] = []
+
+
+def _rounded(
+    work: _Work,
+    options: QuantizeOptions,
+    calibration: Calibration,
+    begin: Sequence[int],
+    ignore_fields: Sequence[str],
+) -> Conversion:
+    """Weights rounded layer by layer, written, and read again."""
+    opened, layout, part = work.opened, work.layout, work.part
     with work_folder(part):
-        require_new(target)
-        check_kept(part, _key(opened, options, layout, texts), without=("texts",))
-        if text is not None and options.calibrated:
-            texts = (
-                _windows(text, calibration.files, calibration, begin)
-                if calibration.files
-                else kept_own(part, opened, source, options, calibration, bar, ignore_fields)
-            )
+        require_new(work.target)
+        check_kept(part, _key(opened, options, layout, []), without=("texts",))
+        texts = _texts(work, options, calibration, begin, ignore_fields)
         _say_few(options, calibration, texts)
         key = _key(opened, options, layout, texts)
         done_before = check_kept(part, key)
@@ -140,38 +178,53 @@ def convert(
             layers = opened.config.num_hidden_layers
             logger.warning("going on: %s of %s layers are kept in %s", done_before, layers, part)
         if options.bits is not None:
-            with bar("weighing matrices", "layers") as progress:
-                place = Budget(part, key, layout)
-                found = budgeted(
-                    opened.checkpoint, opened.config, options, texts, host_table(), place, progress
-                )
-            options = options.chosen(found)
-            specs = options.specs(opened.config)
-            writer.check(config, _grouped(specs))
+            options = _chosen(work, options, texts, key)
+        specs = options.specs(opened.config)
         for line in fused_apart(layout, specs):
             logger.warning("%s", line)
-        made = quantize(opened.checkpoint, opened.config, options, texts, host_table(), part, key, bar)
+        made = quantize(opened.checkpoint, opened.config, options, texts, host_table(), part, key, work.bar)
         free = {name for name, spec in specs.items() if spec is None}
-        done = writer.write(Fitting(made, layout, free), made.stored_prefix(options.stored_prefix))
+        done = work.writer.write(Fitting(made, layout, free), made.stored_prefix(options.stored_prefix))
         made.remove()
-    done = _compared(done, opened, target, layout, options.rotate)
-    if (
-        options.bits is not None
-        and layout not in ("hf", "llama")
-        and done.written.bits > options.bits + 0.005
-    ):
-        told = f"{layout} takes {done.written.bits:.2f} bits a weight, {options.bits:g} were asked for"
-        done.notes.append(told)
+    done = _compared(done, opened, work.target, layout, options.rotate)
+    bits = done.written.bits
+    if options.bits is not None and layout not in ("hf", "llama") and bits > options.bits + 0.005:
+        done.notes.append(f"{layout} takes {bits:.2f} bits a weight, {options.bits:g} were asked for")
     tokens = sum(map(len, texts))
-    return replace(
-        done,
-        rows=made.rows,
-        texts=len(texts),
-        tokens=tokens,
-        tests=tests,
-        options=options,
-        formats=specs,
-    )
+    return replace(done, rows=made.rows, texts=len(texts), tokens=tokens, options=options, formats=specs)
+
+
+def _texts(
+    work: _Work,
+    options: QuantizeOptions,
+    calibration: Calibration,
+    begin: Sequence[int],
+    ignore_fields: Sequence[str],
+) -> list[list[int]]:
+    """What is calibrated on: of files, or the model's own texts; none where nothing is."""
+    if work.text is None or not options.calibrated:
+        return []
+    if calibration.files:
+        return _windows(work.text, calibration.files, calibration, begin)
+    return kept_own(work.part, work.opened, work.source, options, calibration, work.bar, ignore_fields)
+
+
+def _chosen(
+    work: _Work, options: QuantizeOptions, texts: list[list[int]], key: dict[str, Any]
+) -> QuantizeOptions:
+    """``options`` with the formats that its budget of bits chooses, which the layout can hold."""
+    opened = work.opened
+    with work.bar("weighing matrices", "layers") as progress:
+        place = Budget(work.part, key, work.layout)
+        found = budgeted(opened.checkpoint, opened.config, options, texts, host_table(), place, progress)
+    options = options.chosen(found)
+    work.writer.check(_becomes(opened, options), _grouped(options.specs(opened.config)))
+    return options
+
+
+def _becomes(opened: OpenModel, options: QuantizeOptions) -> ModelConfig:
+    """The configuration of what is written."""
+    return Rotation.config(opened.config) if options.rotate else opened.config
 
 
 def _compared(
