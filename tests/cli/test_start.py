@@ -51,3 +51,9 @@ def test_the_package_alone_is_next_to_nothing() -> None:
     told = "import sys, minicpm4; print(*sys.modules)"
     found = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True).stdout
     assert not {*found.split()} & {*HEAVY, "numpy", "typer"}
+
+
+def test_an_engine_brings_no_client_of_http() -> None:
+    told = "import sys, minicpm4.engine.llm; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True).stdout
+    assert not {*found.split()} & {"http.client", "ssl", "urllib.request", "difflib"}

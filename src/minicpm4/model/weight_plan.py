@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from minicpm4.config import ModelConfig
 from minicpm4.config.choices import WEIGHT_CHOICES
@@ -149,6 +150,7 @@ def target_spec(name: str, stored: QuantSpec, shape: tuple[int, int], weights: s
     return default_spec(kind, shape[1]) or stored
 
 
+@lru_cache(maxsize=8)  # asked for every matrix; that "auto" is none is found by looking for what is nearest
 def _with_group(weights: str) -> QuantSpec | None:
     """The format that "int4-g64" and the like name; None: it is none."""
     try:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Any
-from xml.sax.saxutils import unescape
 
 from minicpm4.text.call_formats import CallFormat, Tag
 from minicpm4.text.loose_json import LooseJsonError, read_values
@@ -129,6 +128,8 @@ def _arguments(block: str, at: int, tag: Tag, schema: Any) -> tuple[dict[str, An
 
 
 def _text(block: str, at: int, closing: str, blank: str, key: str) -> tuple[str, int]:
+    from xml.sax.saxutils import unescape  # only here: it loads an HTTP client, which a start would wait for
+
     # Where values stand on lines of their own they stand as they are.
     inside = not blank and block[at : at + 80].lstrip().startswith(CDATA)
     start = block.index(CDATA, at) + len(CDATA) if inside else at
