@@ -17,91 +17,96 @@ SEND_BUFFER = 1 << 16  # bytes; what the system takes by itself would be megabyt
 _LOOKS = 4  # at a client that does not read, before it is cut
 
 
+class Patient(H11Protocol):
+    """One connection: ``seconds`` and ``stalled`` are what ``patient`` is given."""
+
+    seconds: float
+    stalled: float
+    late: asyncio.TimerHandle | None = None
+    look: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """From here on a head is waited for."""
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(high=1, low=0)  # so that all that waits is told of
+        with suppress(OSError):
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        self._wait()
+
+    def pause_writing(self) -> None:
+        """The client is behind."""
+        super().pause_writing()
+        self._look(self.transport.get_write_buffer_size(), _LOOKS)
+
+    def resume_writing(self) -> None:
+        """The client has all, or is gone."""
+        self._look_no_more()
+        super().resume_writing()
+
+    def data_received(self, data: bytes) -> None:
+        """Begin or end to wait, by what has come: half a head, or all that is wanted."""
+        super().data_received(data)
+        if self.conn.their_state is h11.IDLE or self._is_left_over():
+            self._wait()
+        else:
+            self._wait_no_more()
+
+    def on_response_complete(self) -> None:
+        """The rest of a body need not come, and must not come for ever."""
+        super().on_response_complete()
+        if self._is_left_over():
+            self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing is waited for any more."""
+        self._wait_no_more()
+        self._look_no_more()
+        super().connection_lost(exc)
+
+    def _is_left_over(self) -> bool:
+        return self.conn.their_state is h11.SEND_BODY and self.cycle.response_complete
+
+    def _wait(self) -> None:
+        """Each piece that comes is no reason to begin anew."""
+        if self.late is None:
+            self.late = asyncio.get_running_loop().call_later(self.seconds, self.transport.close)
+
+    def _look(self, before: int, left: int) -> None:
+        """Look again after a while whether less waits than ``before``; after ``left`` looks at which
+        nothing was taken the client is cut."""
+        self._look_no_more()
+
+        def again() -> None:
+            waits = self.transport.get_write_buffer_size()
+            if waits < before:
+                self._look(waits, _LOOKS)
+            elif left > 1:
+                self._look(waits, left - 1)
+            else:
+                logger.info("a client read nothing for %g s: its connection is cut", self.stalled)
+                self.transport.abort()
+
+        self.look = asyncio.get_running_loop().call_later(self.stalled / _LOOKS, again)
+
+    def _look_no_more(self) -> None:
+        if self.look is not None:
+            self.look.cancel()
+            self.look = None
+
+    def _wait_no_more(self) -> None:
+        if self.late is not None:
+            self.late.cancel()
+            self.late = None
+
+
 def patient(seconds: float, stalled: float) -> type[H11Protocol]:
     """The protocol of connections that are closed where the head of a request, or the rest of a body to which
     the answer was given already, takes longer than so many seconds; or where nothing of what waits for the
     client is taken in ``stalled`` seconds. Bodies that are wanted have the limit of ``read_body``, idle
     connections between requests that of uvicorn."""
 
-    class Patient(H11Protocol):
-        """One connection."""
+    class Limited(Patient):
+        """Of one server."""
 
-        late: asyncio.TimerHandle | None = None
-        look: asyncio.TimerHandle | None = None
-
-        def connection_made(self, transport: Any) -> None:
-            """From here on a head is waited for."""
-            super().connection_made(transport)
-            transport.set_write_buffer_limits(high=1, low=0)  # so that all that waits is told of
-            with suppress(OSError):
-                transport.get_extra_info("socket").setsockopt(
-                    socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER
-                )
-            self._wait()
-
-        def pause_writing(self) -> None:
-            """The client is behind."""
-            super().pause_writing()
-            self._look(self.transport.get_write_buffer_size(), _LOOKS)
-
-        def resume_writing(self) -> None:
-            """The client has all, or is gone."""
-            self._look_no_more()
-            super().resume_writing()
-
-        def data_received(self, data: bytes) -> None:
-            """Begin or end to wait, by what has come: half a head, or all that is wanted."""
-            super().data_received(data)
-            if self.conn.their_state is h11.IDLE or self._is_left_over():
-                self._wait()
-            else:
-                self._wait_no_more()
-
-        def on_response_complete(self) -> None:
-            """The rest of a body need not come, and must not come for ever."""
-            super().on_response_complete()
-            if self._is_left_over():
-                self._wait()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            """Nothing is waited for any more."""
-            self._wait_no_more()
-            self._look_no_more()
-            super().connection_lost(exc)
-
-        def _is_left_over(self) -> bool:
-            return self.conn.their_state is h11.SEND_BODY and self.cycle.response_complete
-
-        def _wait(self) -> None:
-            """Each piece that comes is no reason to begin anew."""
-            if self.late is None:
-                self.late = asyncio.get_running_loop().call_later(seconds, self.transport.close)
-
-        def _look(self, before: int, left: int) -> None:
-            """Look again after a while whether less waits than ``before``; after ``left`` looks at which
-            nothing was taken the client is cut."""
-            self._look_no_more()
-
-            def again() -> None:
-                waits = self.transport.get_write_buffer_size()
-                if waits < before:
-                    self._look(waits, _LOOKS)
-                elif left > 1:
-                    self._look(waits, left - 1)
-                else:
-                    logger.info("a client read nothing for %g s: its connection is cut", stalled)
-                    self.transport.abort()
-
-            self.look = asyncio.get_running_loop().call_later(stalled / _LOOKS, again)
-
-        def _look_no_more(self) -> None:
-            if self.look is not None:
-                self.look.cancel()
-                self.look = None
-
-        def _wait_no_more(self) -> None:
-            if self.late is not None:
-                self.late.cancel()
-                self.late = None
-
-    return Patient
+    Limited.seconds, Limited.stalled = seconds, stalled
+    return Limited
