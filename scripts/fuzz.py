@@ -3,7 +3,8 @@
 An input is a fault where anything but an error of ours comes of it: another exception, a message that quotes
 more than it should, an end of the process, or no end in time. It is kept in fuzz-faults/ with what it did,
 and ``--replay FILE`` reads it again. Without READER all are gone through, each for as long, or with as many
-inputs: what comes of so many from a seed does not depend on how fast the machine is.
+inputs: what comes of so many from a seed does not depend on how fast the machine is. ``--within`` bounds the
+minutes of all.
 """
 
 from __future__ import annotations
@@ -48,6 +49,11 @@ def main() -> int:
         type=int,
         help="of each reader, however long it takes; slow ones get a share of them",
     )
+    options.add_argument(
+        "--within",
+        type=float,
+        help="minutes for all readers together, shared out where --minutes would take more",
+    )
     options.add_argument("--jobs", type=int, default=1, help="readers at a time")
     options.add_argument(
         "--seed", type=int, default=None, help="of the first input; the time, where it is not given"
@@ -62,7 +68,12 @@ def main() -> int:
     names = list(READERS) if given.reader == "all" else [given.reader]
     # The slow ones first, so that none is left alone at the end.
     readers = sorted((READERS[name] for name in names), key=lambda one: one.share)
-    return _every(readers, max(given.jobs, 1), lambda one: fuzz(one, seed, **_much(one, given)))
+    jobs = max(given.jobs, 1)
+    if given.within is not None:
+        given.minutes = min(given.minutes, given.within * jobs / len(readers))
+        if given.inputs is None:
+            print(f"{len(readers)} readers, {given.minutes * 60:.0f} s for each", flush=True)
+    return _every(readers, jobs, lambda one: fuzz(one, seed, **_much(one, given)))
 
 
 def _much(reader: Reader, given: argparse.Namespace) -> dict[str, float]:
