@@ -79,5 +79,6 @@ def test_gpt2_defaults():
 )
 def test_every_refusal_says_why(base, changes, message):
     metadata = {**base, **{f"tokenizer.ggml.{name}": value for name, value in changes.items()}}
-    with pytest.raises(TextError, match=message):
+    with pytest.raises(TextError, match=message) as raised:
         tokenizer_from_gguf(metadata)
+    assert raised.value.remedy and raised.value.condition.count("GGUF") < 2, raised.value

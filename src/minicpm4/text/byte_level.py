@@ -12,6 +12,7 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from minicpm4.config.strict import shown
 from minicpm4.errors import TextError
 from minicpm4.text.library import AGAIN, library
 
@@ -131,7 +132,7 @@ def byte_level_backend(
     # The library would panic, which writes lines of its own to the terminal.
     missing = next((pair for pair in merges if pair[0] + pair[1] not in vocab), None)
     if missing is not None:
-        raise TextError(f"merges and tokens do not fit together: {missing!r:.200} makes no token", AGAIN)
+        raise TextError(f"merges and tokens do not fit together: {shown(missing)} makes no token", AGAIN)
     with library("merges and tokens do not fit together"):
         backend = Tokenizer(models.BPE(dict(vocab), list(merges), ignore_merges=words.whole))
     backend.pre_tokenizer = splitter(words, add_prefix_space=add_prefix_space)

@@ -9,10 +9,10 @@ from typing import Any
 
 from tokenizers import AddedToken
 
-from minicpm4.config.strict import suggest
+from minicpm4.config.strict import shown, suggest
 from minicpm4.errors import TextError
 from minicpm4.text.byte_level import WORDS, byte_level_backend
-from minicpm4.text.library import library
+from minicpm4.text.library import AGAIN, library
 from minicpm4.text.pieces import PieceCodec
 from minicpm4.text.sp_build import SpecialTokens, build_sentencepiece
 from minicpm4.text.sp_model import MAX_PIECE_CHARS, MAX_PIECES, PieceType, SentencePieceModel
@@ -30,7 +30,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     kind = metadata.get("tokenizer.ggml.model")
     if kind not in ("gpt2", "llama"):
         raise TextError(
-            f"GGUF tokenizer.ggml.model is {kind!r}" if kind else "the GGUF file has no tokenizer",
+            f"GGUF tokenizer.ggml.model is {shown(kind)}" if kind else "the GGUF file has no tokenizer",
             "gpt2 (byte-level BPE) and llama (SentencePiece BPE) are supported",
         )
     tokens = _tokens(metadata)
@@ -43,11 +43,13 @@ def _byte_level(metadata: Mapping[str, Any], tokens: list[str], types: list[int]
     pre = metadata.get("tokenizer.ggml.pre", "default")
     if not isinstance(pre, str) or pre not in WORDS:
         raise TextError(
-            f"GGUF tokenizer.ggml.pre is {pre!r}, an unknown pre-tokenizer", suggest(str(pre), list(WORDS))
+            f"GGUF tokenizer.ggml.pre is {shown(pre)}, an unknown pre-tokenizer",
+            suggest(str(pre), list(WORDS)),
         )
     vocab = dict(zip(tokens, range(len(tokens)), strict=True))
+    merges = _merges(metadata)
     try:
-        backend = byte_level_backend(vocab, _merges(metadata), pre)
+        backend = byte_level_backend(vocab, merges, pre)
     except TextError as error:
         raise TextError(f"GGUF tokenizer.ggml.{error.condition}", error.remedy) from error
     special = _special(metadata, tokens, types, add_bos=WORDS[pre].bos)
@@ -113,12 +115,12 @@ def _special(
 def _tokens(metadata: Mapping[str, Any]) -> list[str]:
     tokens = metadata.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, Sequence) or isinstance(tokens, str) or not 0 < len(tokens) <= MAX_PIECES:
-        raise TextError("GGUF tokenizer.ggml.tokens is missing, empty or too long", "fetch the file again")
+        raise TextError("GGUF tokenizer.ggml.tokens is missing, empty or too long", AGAIN)
     tokens = list(tokens)
     if set(map(type, tokens)) == {str} and max(map(len, tokens)) <= MAX_PIECE_CHARS:
         return tokens
     wrong = next(i for i, t in enumerate(tokens) if not isinstance(t, str) or len(t) > MAX_PIECE_CHARS)
-    raise TextError(f"GGUF tokenizer.ggml.tokens[{wrong}] is not a short string", "fetch the file again")
+    raise TextError(f"GGUF tokenizer.ggml.tokens[{wrong}] is not a short string", AGAIN)
 
 
 def _merges(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -128,10 +130,12 @@ def _merges(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
     try:
         pairs = [tuple(merge.split(" ")) for merge in merges]
     except (AttributeError, TypeError):
-        raise TextError("GGUF tokenizer.ggml.merges holds an entry that is no string") from None
+        raise TextError("GGUF tokenizer.ggml.merges holds an entry that is no string", AGAIN) from None
     if pairs and set(map(len, pairs)) != {2}:
         wrong = next(p for p in pairs if len(p) != 2)
-        raise TextError(f"GGUF tokenizer.ggml.merges holds {' '.join(wrong)!r:.80}, which is not a pair")
+        raise TextError(
+            f"GGUF tokenizer.ggml.merges holds {shown(' '.join(wrong))}, which is not a pair", AGAIN
+        )
     return pairs
 
 
@@ -142,15 +146,13 @@ def _numbers(metadata: Mapping[str, Any], name: str, count: int, kind: type) -> 
     try:
         numbers = list(map(kind, values))
     except (TypeError, ValueError, OverflowError):
-        raise TextError(f"GGUF tokenizer.ggml.{name} is not a list of numbers") from None
+        raise TextError(f"GGUF tokenizer.ggml.{name} is not a list of numbers", AGAIN) from None
     if kind is float and not all(map(math.isfinite, numbers)):
-        raise TextError(
-            f"GGUF tokenizer.ggml.{name} holds a number that is not finite", "fetch the file again"
-        )
+        raise TextError(f"GGUF tokenizer.ggml.{name} holds a number that is not finite", AGAIN)
     if len(numbers) != count:
         raise TextError(
             f"GGUF tokenizer.ggml.{name} has {len(numbers)} entries for {count} tokens",
-            "fetch the file again",
+            AGAIN,
         )
     return numbers
 
@@ -168,5 +170,7 @@ def _token_id(metadata: Mapping[str, Any], name: str, count: int, default: int |
     except TypeError:
         token_id = -1
     if not 0 <= token_id < count:
-        raise TextError(f"GGUF tokenizer.ggml.{name}_token_id = {value!r} is outside the {count} tokens")
+        raise TextError(
+            f"GGUF tokenizer.ggml.{name}_token_id = {shown(value)} is outside the {count} tokens", AGAIN
+        )
     return token_id
