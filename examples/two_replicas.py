@@ -1,6 +1,6 @@
 """Two replicas of a model on Ray Serve: in your cluster (RAY_ADDRESS), or else on this machine.
 
-pip install 'minicpm4[serve-ray]'
+pip install '.[serve-ray]'    # in the checkout
 python examples/two_replicas.py
 """
 

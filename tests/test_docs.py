@@ -212,3 +212,25 @@ def test_make_targets_in_pages_exist() -> None:
     for page in PAGES:
         used = set(re.findall(r"(?:`|^)make ([a-z-]+)", page.read_text(encoding="utf-8"), re.MULTILINE))
         assert used <= targets, page.name
+
+
+# No package index has minicpm4: it is installed from a checkout, and its extras with it.
+FROM_AN_INDEX = re.compile(
+    r"minicpm4\[|\b(?:(?:pip|pipx|uv|pip3)\s+(?:tool\s+|pip\s+)?(?:install|add|run)|uvx)"
+    r"\s+(?:-\S+\s+)*['\"]?minicpm4\b"
+)
+
+
+def test_nothing_says_that_a_package_index_has_it() -> None:
+    places = [f for name in ("src", "examples", "scripts", "benchmarks") for f in (ROOT / name).rglob("*.py")]
+    places += [*PAGES, *(ROOT / "src" / "minicpm4" / "serve" / "page").glob("*.html"), ROOT / "Makefile"]
+    said = {file: FROM_AN_INDEX.search(file.read_text(encoding="utf-8")) for file in places}
+    assert {str(file): found[0] for file, found in said.items() if found} == {}
+    wrong = [
+        "pip install 'minicpm4[sandbox]'",
+        "pip install -U minicpm4 in",
+        "uvx minicpm4",
+        "uv add minicpm4",
+    ]
+    right = ["pip install '.[sandbox]'", "reinstall minicpm4 with", "pip install llm-minicpm4"]
+    assert [bool(FROM_AN_INDEX.search(text)) for text in wrong + right] == [True] * 4 + [False] * 3

@@ -52,7 +52,7 @@ def program() -> bytes:
     except (ImportError, OSError, RuntimeError) as error:
         raise UnsupportedError(
             f"the sandbox needs libseccomp and its binding: {error}",
-            "apt install libseccomp2, pip install 'minicpm4[sandbox]' (from a checkout: '.[sandbox]')",
+            "apt install libseccomp2; in the checkout: pip install '.[sandbox]'",
         ) from None
     found = seccomp.SyscallFilter(seccomp.ALLOW)
     refuse = seccomp.ERRNO(errno.EPERM)
