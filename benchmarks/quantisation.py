@@ -141,20 +141,33 @@ def tables(args: argparse.Namespace) -> dict[str, Any]:
                 kept["rows"][case + TAKEN] = row | {"texts": read(original, str(target), windows)}
                 print(line(case + TAKEN, kept["rows"][case + TAKEN]), flush=True)
             write_json(done, finite(kept))
-        for weights in args.loaded:
-            name = f"{weights} at load"
-            if name not in kept["rows"]:
-                row = loaded_size(source, weights)
-                kept["rows"][name] = row | {"texts": read(original, str(source), windows, weights)}
-                write_json(done, finite(kept))
-                print(line(name, kept["rows"][name]), flush=True)
-        for one in args.also:
-            name, _, file = one.partition("=")
-            kept["rows"][name] = file_size(file) | {"texts": read(original, file, windows)}
-            write_json(done, finite(kept))
+        add_others(args, original, windows, kept, done)
     rows = kept["rows"]
     named = {**key, "model": shown_name(args.model)}
     return {**named, **notes, "rows": rows, "paired": paired(rows), "equal_size": at_equal_size(rows)}
+
+
+def add_others(
+    args: argparse.Namespace,
+    original: Remembered,
+    windows: dict[str, list[list[int]]],
+    kept: dict[str, Any],
+    done: Path,
+) -> None:
+    """Add rows of the original as it is rounded at load, and of files that other tools made, to ``kept``,
+    which is written to ``done`` after each."""
+    source = args.work / "original"
+    for weights in args.loaded:
+        name = f"{weights} at load"
+        if name not in kept["rows"]:
+            row = loaded_size(source, weights)
+            kept["rows"][name] = row | {"texts": read(original, str(source), windows, weights)}
+            write_json(done, finite(kept))
+            print(line(name, kept["rows"][name]), flush=True)
+    for one in args.also:
+        name, _, file = one.partition("=")
+        kept["rows"][name] = file_size(file) | {"texts": read(original, file, windows)}
+        write_json(done, finite(kept))
 
 
 class Remembered:
