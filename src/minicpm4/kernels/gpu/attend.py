@@ -140,6 +140,19 @@ def _attend_tiles(
 
 
 @triton.jit
+def _behind(chosen, listed, tail, LIST: tl.constexpr):
+    """Of a list of blocks (``listed`` below 0: all are) those from ``tail`` on, a bit for each, and how many
+    come before them."""
+    entry = tl.arange(0, LIST)
+    ids = tl.load(chosen + entry, mask=entry < listed, other=0)
+    late = (entry < listed) & (ids >= tail)
+    bit = tl.full([LIST], 1, tl.int64) << tl.where(late, ids - tail, 0).to(tl.int64)
+    found = tl.sum(tl.where(late, bit, 0), axis=0)
+    found = tl.where(listed < 0, tl.full([], -1, tl.int64), found)
+    return found, tl.where(listed < 0, tail, listed - tl.sum(late.to(tl.int32), axis=0))
+
+
+@triton.jit
 def _attend_lists(
     q, keys, values, blocks, counts, positions, places, ancestors, bases, sequences, table, out, sums, tops,
     n, hq, hkv, max_pages, budget, unit,
@@ -170,13 +183,7 @@ def _attend_lists(
         # text of the page that it begins in, and drafts, each in the block of its place in the text.
         bits, base = tl.load(ancestors + row) + tl.zeros([G], tl.int64), tl.load(bases + row)
         tail = base // PAGE
-        entry = tl.arange(0, LIST)
-        ids = tl.load(chosen + entry, mask=entry < listed, other=0)
-        late = (entry < listed) & (ids >= tail)
-        bit = tl.full([LIST], 1, tl.int64) << tl.where(late, ids - tail, 0).to(tl.int64)
-        open_ = tl.sum(tl.where(late, bit, 0), axis=0)
-        open_ = tl.where(listed < 0, tl.full([], -1, tl.int64), open_)
-        whole = tl.where(listed < 0, tail, listed - tl.sum(late.to(tl.int32), axis=0))
+        open_, whole = _behind(chosen, listed, tail, LIST)
         count = whole + position // PAGE - tail + 1
     part = tl.cdiv(count, splits)
     low, high = split * part, min((split + 1) * part, count)
