@@ -47,6 +47,19 @@ class Scripted:
         """A chat of one message unless ``body`` has others."""
         return self.post(CHAT, **{"messages": HELLO, **body})
 
+    def watch_chats(self) -> list[tuple[list[dict[str, Any]], dict[str, Any]]]:
+        """From here on what reaches the template: messages, and what comes with them."""
+        seen: list[tuple[list[dict[str, Any]], dict[str, Any]]] = []
+        below = self.llm.llm
+        chat_ids = below.chat_ids
+
+        def watched(messages: Any, **more: Any) -> Any:
+            seen.append((messages, more))
+            return chat_ids(messages)
+
+        below.chat_ids = watched  # type: ignore[method-assign]
+        return seen
+
     def client(self) -> httpx.AsyncClient:
         transport = httpx.ASGITransport(app=self.app)
         return httpx.AsyncClient(transport=transport, base_url="http://localhost:8000", timeout=30)

@@ -150,20 +150,63 @@ def test_cached_tokens_are_told_apart(serve: Any) -> None:
 def test_what_a_tool_said_is_read_however_it_begins(serve: Any) -> None:
     server = serve("done")
     said = "x-anthropic-billing-header: as the page has it"
-    seen: list[Any] = []
-    chat_ids = server.llm.llm.chat_ids
-    server.llm.llm.chat_ids = lambda messages, **more: seen.append(messages) or chat_ids(messages)
+    seen = server.watch_chats()
     use = {"type": "tool_use", "id": "t1", "name": "weather", "input": {}}
     result = {"type": "tool_result", "tool_use_id": "t1", "content": [{"type": "text", "text": said}]}
     ask(server, messages=[{"role": r, "content": [b]} for r, b in (("assistant", use), ("user", result))])
     assert said in str(seen)
 
 
+CONVERSATION = [
+    {"role": "user", "content": [{"type": "text", "text": "Weather?"}]},
+    {"role": "system", "content": "It is Monday."},
+    {
+        "role": "assistant",
+        "content": [
+            {"type": "thinking", "thinking": "I look.", "signature": ""},
+            {"type": "redacted_thinking", "data": "xyz"},
+            {"type": "text", "text": "Let me see."},
+            {"type": "tool_use", "id": "t1", "name": "weather", "input": {"city": "Paris"}},
+            {"type": "tool_use", "id": "t2", "name": "weather", "input": {"city": "Rome"}},
+        ],
+    },
+    {
+        "role": "user",
+        "content": [
+            {"type": "tool_result", "tool_use_id": "t1", "content": "rain", "is_error": False},
+            {
+                "type": "tool_result",
+                "tool_use_id": "t2",
+                "content": [{"type": "text", "text": "sun"}],
+            },
+            {"type": "text", "text": "And?"},
+        ],
+    },
+    {"role": "user", "content": "Well?"},
+]
+CALLS = [
+    {"id": number, "type": "function", "function": {"name": "weather", "arguments": {"city": city}}}
+    for number, city in (("t1", "Paris"), ("t2", "Rome"))
+]
+# What the template is given of it.
+GIVEN = [
+    {"role": "system", "content": "Be brief.\n\nBe kind."},
+    {"role": "user", "content": "Weather?\n\nIt is Monday."},
+    {
+        "role": "assistant",
+        "content": "Let me see.",
+        "reasoning_content": "I look.",
+        "tool_calls": CALLS,
+    },
+    {"role": "tool", "tool_call_id": "t1", "name": "weather", "content": "rain"},
+    {"role": "tool", "tool_call_id": "t2", "name": "weather", "content": "sun"},
+    {"role": "user", "content": "And?\n\nWell?"},
+]
+
+
 def test_a_conversation_reaches_the_template(serve: Any) -> None:
     server = serve("done")
-    seen: list[Any] = []
-    chat_ids = server.llm.llm.chat_ids
-    server.llm.llm.chat_ids = lambda messages, **more: seen.append((messages, more)) or chat_ids(messages)
+    seen = server.watch_chats()
     response = ask(
         server,
         system=[
@@ -174,53 +217,11 @@ def test_a_conversation_reaches_the_template(serve: Any) -> None:
         tools=TOOLS,
         thinking={"type": "enabled", "budget_tokens": 1024},
         output_config={"effort": "max"},
-        messages=[
-            {"role": "user", "content": [{"type": "text", "text": "Weather?"}]},
-            {"role": "system", "content": "It is Monday."},
-            {
-                "role": "assistant",
-                "content": [
-                    {"type": "thinking", "thinking": "I look.", "signature": ""},
-                    {"type": "redacted_thinking", "data": "xyz"},
-                    {"type": "text", "text": "Let me see."},
-                    {"type": "tool_use", "id": "t1", "name": "weather", "input": {"city": "Paris"}},
-                    {"type": "tool_use", "id": "t2", "name": "weather", "input": {"city": "Rome"}},
-                ],
-            },
-            {
-                "role": "user",
-                "content": [
-                    {"type": "tool_result", "tool_use_id": "t1", "content": "rain", "is_error": False},
-                    {
-                        "type": "tool_result",
-                        "tool_use_id": "t2",
-                        "content": [{"type": "text", "text": "sun"}],
-                    },
-                    {"type": "text", "text": "And?"},
-                ],
-            },
-            {"role": "user", "content": "Well?"},
-        ],
+        messages=CONVERSATION,
     )
     assert response.status_code == 200, response.text
     ((messages, more),) = seen
-    calls = [
-        {"id": number, "type": "function", "function": {"name": "weather", "arguments": {"city": city}}}
-        for number, city in (("t1", "Paris"), ("t2", "Rome"))
-    ]
-    assert messages == [
-        {"role": "system", "content": "Be brief.\n\nBe kind."},
-        {"role": "user", "content": "Weather?\n\nIt is Monday."},
-        {
-            "role": "assistant",
-            "content": "Let me see.",
-            "reasoning_content": "I look.",
-            "tool_calls": calls,
-        },
-        {"role": "tool", "tool_call_id": "t1", "name": "weather", "content": "rain"},
-        {"role": "tool", "tool_call_id": "t2", "name": "weather", "content": "sun"},
-        {"role": "user", "content": "And?\n\nWell?"},
-    ]
+    assert messages == GIVEN
     function = {"name": "weather", "description": "Of a city.", "parameters": SCHEMA}
     assert more == {
         "tools": [{"type": "function", "function": function}],
@@ -243,13 +244,9 @@ def test_settings_reach_the_engine(serve: Any) -> None:
 )
 def test_thinking_is_told_to_the_template(serve: Any, thinking: Any, told: bool | None) -> None:
     server = serve("ok")
-    seen: list[Any] = []
-    chat_ids = server.llm.llm.chat_ids
-    server.llm.llm.chat_ids = lambda messages, **more: (
-        seen.append(more["enable_thinking"]) or chat_ids(messages)
-    )
+    seen = server.watch_chats()
     ask(server, thinking=thinking)
-    assert seen == [told]
+    assert [more["enable_thinking"] for _, more in seen] == [told]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -316,29 +313,32 @@ def test_models_by_header(serve: Any) -> None:
     assert server.ask("GET", "/v1/models").json()["object"] == "list"
 
 
+CLAUDE_CODE = {
+    "model": "scripted",
+    "max_tokens": 32000,
+    "system": [{"type": "text", "text": "You are an agent.", "cache_control": {"type": "ephemeral"}}],
+    "messages": [
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "go", "cache_control": {"type": "ephemeral"}}],
+        },
+        {"role": "system", "content": "There are agents."},
+    ],
+    "tools": [*TOOLS, {"type": "web_search_20250305", "name": "web_search", "max_uses": 8}],
+    "metadata": {"user_id": "{}"},
+    "thinking": {"type": "adaptive"},
+    "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+    "output_config": {"effort": "high"},
+    "stream": True,
+}
+
+
 def test_what_claude_code_sends_is_known(serve: Any) -> None:
     response = serve().ask(
         "POST",
         f"{MESSAGES}?beta=true",
         headers=VERSION,
-        json={
-            "model": "scripted",
-            "max_tokens": 32000,
-            "system": [{"type": "text", "text": "You are an agent.", "cache_control": {"type": "ephemeral"}}],
-            "messages": [
-                {
-                    "role": "user",
-                    "content": [{"type": "text", "text": "go", "cache_control": {"type": "ephemeral"}}],
-                },
-                {"role": "system", "content": "There are agents."},
-            ],
-            "tools": [*TOOLS, {"type": "web_search_20250305", "name": "web_search", "max_uses": 8}],
-            "metadata": {"user_id": "{}"},
-            "thinking": {"type": "adaptive"},
-            "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
-            "output_config": {"effort": "high"},
-            "stream": True,
-        },
+        json=CLAUDE_CODE,
     )
     assert response.status_code == 200 and put_together(events(response))["stop_reason"] == "end_turn"
     assert response.headers["x-unknown-fields"] == "tools[1].max_uses"

@@ -163,58 +163,61 @@ def test_figures(serve: Any) -> None:
     assert cached == [0, 192]
 
 
+CONVERSATION = [
+    {
+        "type": "message",
+        "id": "m",
+        "role": "developer",
+        "content": [{"type": "input_text", "text": "Rules."}],
+    },
+    {"role": "user", "content": "Here?"},
+    {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Weather?"}]},
+    {"role": "developer", "content": "It is Monday."},
+    {"type": "reasoning", "id": "r", "summary": [], "content": None, "encrypted_content": None},
+    {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "I look."}]},
+    {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "See."}]},
+    {
+        "type": "function_call",
+        "call_id": "a",
+        "namespace": "box",
+        "name": "weather",
+        "arguments": '{"city":1}',
+    },
+    {"type": "custom_tool_call", "call_id": "b", "name": "patch", "input": "x"},
+    {"type": "function_call_output", "call_id": "a", "output": "rain"},
+    {
+        "type": "custom_tool_call_output",
+        "call_id": "b",
+        "output": [{"type": "input_text", "text": "ok"}],
+    },
+]
+CALLS = [
+    {"id": "a", "type": "function", "function": {"name": "box__weather", "arguments": '{"city":1}'}},
+    {"id": "b", "type": "function", "function": {"name": "patch", "arguments": {"input": "x"}}},
+]
+# What the template is given of it.
+GIVEN = [
+    {"role": "system", "content": "Be brief.\n\nRules."},
+    {"role": "user", "content": "Here?\n\nWeather?\n\nIt is Monday."},
+    {"role": "assistant", "content": "See.", "reasoning_content": "I look.", "tool_calls": CALLS},
+    {"role": "tool", "tool_call_id": "a", "name": "box__weather", "content": "rain"},
+    {"role": "tool", "tool_call_id": "b", "name": "patch", "content": "ok"},
+]
+
+
 def test_a_conversation_reaches_the_template(serve: Any) -> None:
     server = serve("done")
-    seen: list[Any] = []
-    chat_ids = server.llm.llm.chat_ids
-    server.llm.llm.chat_ids = lambda messages, **more: seen.append((messages, more)) or chat_ids(messages)
+    seen = server.watch_chats()
     response = ask(
         server,
         instructions="Be brief.",
         tools=TOOLS,
         reasoning={"effort": "low", "summary": "auto"},
-        input=[
-            {
-                "type": "message",
-                "id": "m",
-                "role": "developer",
-                "content": [{"type": "input_text", "text": "Rules."}],
-            },
-            {"role": "user", "content": "Here?"},
-            {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Weather?"}]},
-            {"role": "developer", "content": "It is Monday."},
-            {"type": "reasoning", "id": "r", "summary": [], "content": None, "encrypted_content": None},
-            {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "I look."}]},
-            {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "See."}]},
-            {
-                "type": "function_call",
-                "call_id": "a",
-                "namespace": "box",
-                "name": "weather",
-                "arguments": '{"city":1}',
-            },
-            {"type": "custom_tool_call", "call_id": "b", "name": "patch", "input": "x"},
-            {"type": "function_call_output", "call_id": "a", "output": "rain"},
-            {
-                "type": "custom_tool_call_output",
-                "call_id": "b",
-                "output": [{"type": "input_text", "text": "ok"}],
-            },
-        ],
+        input=CONVERSATION,
     )
     assert response.status_code == 200, response.text
     ((messages, more),) = seen
-    calls = [
-        {"id": "a", "type": "function", "function": {"name": "box__weather", "arguments": '{"city":1}'}},
-        {"id": "b", "type": "function", "function": {"name": "patch", "arguments": {"input": "x"}}},
-    ]
-    assert messages == [
-        {"role": "system", "content": "Be brief.\n\nRules."},
-        {"role": "user", "content": "Here?\n\nWeather?\n\nIt is Monday."},
-        {"role": "assistant", "content": "See.", "reasoning_content": "I look.", "tool_calls": calls},
-        {"role": "tool", "tool_call_id": "a", "name": "box__weather", "content": "rain"},
-        {"role": "tool", "tool_call_id": "b", "name": "patch", "content": "ok"},
-    ]
+    assert messages == GIVEN
     functions = [tool["function"] for tool in more["tools"]]
     assert [one["name"] for one in functions] == ["weather", "patch", "box__weather"]
     assert functions[1]["parameters"]["required"] == ["input"] and 'start: "x"' in functions[1]["description"]
