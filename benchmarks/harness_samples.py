@@ -17,7 +17,7 @@ from typing import Any
 
 from commits import commit
 
-from minicpm4.files import write_json
+from minicpm4.files import lines_of, write_json
 from minicpm4.machine import cpu_name
 
 FURTHEST = 6  # log likelihoods of a task that are read in float64
@@ -70,7 +70,7 @@ def samples(folder: Path) -> dict[str, Items]:
     found: dict[str, Items] = {}
     for file in sorted(folder.rglob("samples_*.jsonl")):
         task = file.name.removeprefix("samples_").rpartition("_")[0]
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        rows = [json.loads(line) for line in lines_of(file.read_text(encoding="utf-8")) if line]
         found[task] = {
             (row["doc_id"], choice): Sample(*asked(row, choice), float(pair[0]))
             for row in rows

@@ -103,6 +103,32 @@ WRITING_MODE = re.compile(r"[rbt]*[wax+][wax+rbt]*")
 GROWING = {
     "minicpm4.train.metrics": "a log of lines, read while its run goes on; a half line at its end is dropped",
 }
+# Where str.splitlines, which cuts at U+2028, form feeds and six others too, is right. Elsewhere, and in files
+# of lines: ``files.lines_of``.
+SPLITS_LINES = {
+    "src/minicpm4/agents/mcp/install.py": "an installer's output, shown",
+    "src/minicpm4/agents/mcp/running.py": "a server's complaints, shown",
+    "src/minicpm4/cli/terminal.py": "a table of our own, shown",
+    "src/minicpm4/engine/grammar_text.py": "a message of an error, shown as one line",
+    "src/minicpm4/files/encodings.py": "names in this source",
+    "src/minicpm4/machine/cpu.py": "the kernel's ASCII",
+    "src/minicpm4/machine/system.py": "lines that are cut in two name no control group",
+    "src/minicpm4/text/meter.py": "the method that templates may call",
+    "src/minicpm4/zoo/fetching.py": "a program's complaints, shown",
+    "benchmarks/gguf_files.py": "texts to make a vocabulary of, and a docstring",
+    "benchmarks/grammar.py": "a message of an error, shown",
+    "benchmarks/human_eval_solutions.py": "bytes, which it cuts at ends of lines alone",
+    "benchmarks/large_conversion.py": "the kernel's ASCII",
+    "benchmarks/load_time.py": "JSON in ASCII that its own child printed, and the kernel's ASCII",
+    "benchmarks/peers/gptqmodel_file.py": "a docstring",
+    "benchmarks/peers/llama_cpp_file.py": "a docstring",
+    "benchmarks/restored_prompt.py": "a docstring",
+    "benchmarks/sparse_selection.py": "a docstring",
+    "benchmarks/start_time.py": "JSON in ASCII that its own child printed",
+    "benchmarks/training/waiting.py": "a number that its own child printed",
+    "scripts/chat_session.py": "a terminal's screen, shown",
+    "scripts/fuzz.py": "counts that its own child wrote, and a trace, shown",
+}
 IMPORT_NAMES = {"huggingface-hub": "huggingface_hub"}
 
 
@@ -249,6 +275,16 @@ def test_files_are_written_in_one_place() -> None:
     ]
     opened = "open(p, 'wb')\np.open(mode='a')\np.open('r+b' if x else 'rb')\nopen(p, 'rb')\nopen('abc.txt')"
     assert [call.split()[0] for call in file_calls(opened, "m")] == ["m:1", "m:2", "m:3"]
+
+
+def test_lines_of_files_are_cut_in_one_place() -> None:
+    found = set()
+    for part in ("src", "benchmarks", "scripts"):
+        for file in sorted((ROOT / part).rglob("*.py")):
+            source = file.read_text(encoding="utf-8")
+            if re.search(r"\.splitlines\(|\"splitlines\"", source):
+                found.add(file.relative_to(ROOT).as_posix())
+    assert found == set(SPLITS_LINES)
 
 
 def reached(module: str, sources: dict[str, str]) -> set[str]:

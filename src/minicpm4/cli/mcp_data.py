@@ -16,7 +16,7 @@ from minicpm4.cli.sampling import SamplingFlags
 from minicpm4.cli.terminal import progress_or_lines
 from minicpm4.config.strict import check_choice, check_integer, require, suggest
 from minicpm4.errors import ConfigError
-from minicpm4.files import parse_json, read_text
+from minicpm4.files import lines_of, parse_json, read_text
 
 if TYPE_CHECKING:
     from minicpm4.agents.mcp.data.making import Maker, Query
@@ -209,7 +209,7 @@ def _queries(file: Path, text: str) -> Iterator[Query]:
     from minicpm4.agents.mcp.data.making import Query
 
     found = 0
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(lines_of(text), 1):
         if not line.strip():
             continue
         found += 1

@@ -17,7 +17,7 @@ from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, bytes_of, expand, g
 from minicpm4.cli.terminal import one_line, progress_bar
 from minicpm4.config.strict import require
 from minicpm4.errors import ConfigError, UnsupportedError
-from minicpm4.files import read_text
+from minicpm4.files import lines_of, read_text
 
 if TYPE_CHECKING:
     from minicpm4.agents.mcp.page import PageTools
@@ -146,7 +146,7 @@ class ServerFlags:
                 raise ConfigError(
                     f"cannot read --api-key-file {self.api_key_file}: {error.strerror}"
                 ) from error
-            for number, line in enumerate(text.splitlines(), 1):
+            for number, line in enumerate(lines_of(text), 1):
                 if line.strip():
                     check_key(line.strip(), f"--api-key-file {self.api_key_file}, line {number}")
                     keys.append(line.strip())

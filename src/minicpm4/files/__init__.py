@@ -4,7 +4,7 @@ No other part of this package renames or locks a file.
 """
 
 from minicpm4.files.checksums import CHECKSUMS, FileSums, file_sha256, read_checksums, write_checksums
-from minicpm4.files.encodings import UndecodableError, decode_page, decode_text, line_ends
+from minicpm4.files.encodings import UndecodableError, decode_page, decode_text, line_ends, lines_of
 from minicpm4.files.json_values import finite, json_text
 from minicpm4.files.kept import Kept, keeping
 from minicpm4.files.locks import lock
@@ -43,6 +43,7 @@ __all__ = [
     "json_text",
     "keeping",
     "line_ends",
+    "lines_of",
     "lock",
     "making",
     "parse_json",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import re
 
-__all__ = ["UndecodableError", "decode_page", "decode_text", "line_ends"]
+__all__ = ["UndecodableError", "decode_page", "decode_text", "line_ends", "lines_of"]
 
 DECLARED = 1024  # bytes of a page in which its declaration is looked for
 LATE = 1 << 16  # and those in which a page that is no UTF-8 may still declare another encoding
@@ -109,6 +109,12 @@ def decode_page(data: bytes) -> str:
 def line_ends(text: str) -> str:
     """``text`` with "\\n" for each end of a line."""
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of ``text`` as a file opened in text mode has them, without their ends. ``str.splitlines``
+    knows eight ends more, U+2028 among them, which JSON's strings may hold: it makes two lines of one."""
+    return line_ends(text).split("\n")
 
 
 def _marked(data: bytes) -> str | None:

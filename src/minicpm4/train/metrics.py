@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from minicpm4.errors import TrainingError
-from minicpm4.files import finite, json_text, parse_json, write_file
+from minicpm4.files import finite, json_text, lines_of, parse_json, write_file
 from minicpm4.plot import Curve, chart
 from minicpm4.train.saved import LOG, PICTURE
 
@@ -82,7 +82,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     if not file.is_file():
         return []
     lines = []
-    for text in file.read_text(encoding="utf-8", errors="replace").splitlines():
+    for text in lines_of(file.read_text(encoding="utf-8", errors="replace")):
         try:
             line = finite(parse_json(text, LOG, TrainingError, constants=True))
         except TrainingError:

@@ -24,7 +24,7 @@ from minicpm4.agents.mcp.tools import Tool
 from minicpm4.config.strict import require
 from minicpm4.engine.llm import LLM
 from minicpm4.errors import ConfigError
-from minicpm4.files import Kept, parse_json, read_text
+from minicpm4.files import Kept, lines_of, parse_json, read_text
 from minicpm4.text.messages import parsed_arguments
 
 __all__ = [
@@ -105,7 +105,7 @@ def read_samples(file: Path) -> list[Sample]:
     """The samples of a file of conversations, a line of JSON each with ``messages`` and ``tools``, as
     ``minicpm4 mcp export --to training`` writes. Raises ConfigError."""
     found = []
-    for number, line in enumerate(read_text(file, MAX_BYTES, ConfigError).splitlines(), 1):
+    for number, line in enumerate(lines_of(read_text(file, MAX_BYTES, ConfigError)), 1):
         where = f"{file}, line {number}"
         if line.strip():
             found += _samples(parse_json(line, where, ConfigError), where)

@@ -17,7 +17,7 @@ from minicpm4.agents.mcp.catalogue import Entry
 from minicpm4.agents.mcp.install import install, program_of
 from minicpm4.agents.mcp.models import Model, calls_of, kept_calls
 from minicpm4.errors import ToolServerError
-from minicpm4.files import Kept, parse_json
+from minicpm4.files import Kept, lines_of, parse_json
 
 __all__ = ["BFCL", "answers", "check", "first_of", "read_entries"]
 
@@ -110,4 +110,4 @@ def _bridged(words: list[str], given: str) -> list[dict[str, Any]]:
             raise ToolServerError(f"BFCL's checkers took over {SECONDS:g} s") from error
     if done.returncode:
         raise ToolServerError(f"BFCL's checkers failed: {done.stderr.strip()[-1000:]}")
-    return [parse_json(line, "BFCL's checkers", ToolServerError) for line in done.stdout.splitlines()]
+    return [parse_json(line, "BFCL's checkers", ToolServerError) for line in lines_of(done.stdout) if line]

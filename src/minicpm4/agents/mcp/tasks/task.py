@@ -21,7 +21,7 @@ from typing import Any
 
 from minicpm4.config.strict import from_mapping, require
 from minicpm4.errors import ConfigError
-from minicpm4.files import parse_json, read_text
+from minicpm4.files import lines_of, parse_json, read_text
 
 __all__ = ["SERVERS", "Task", "placed", "read_tasks"]
 
@@ -64,7 +64,7 @@ class Task:
 def read_tasks(file: Path = FILE) -> list[Task]:
     """Raises ConfigError."""
     made: dict[str, Task] = {}
-    for number, line in enumerate(read_text(file, MAX_BYTES, ConfigError).splitlines(), 1):
+    for number, line in enumerate(lines_of(read_text(file, MAX_BYTES, ConfigError)), 1):
         if line.strip():
             where = f"{file}, line {number}"
             one = from_mapping(Task, parse_json(line, where, ConfigError), where)
