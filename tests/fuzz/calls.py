@@ -18,7 +18,23 @@ _NAMES = ["f", "read_file", "get-weather", "a.b.c", "查询", "é", "ﬁ", "clas
 _KEYS = ["a", "b", "from", "max-results", "é", "ﬁ", "name", "x2"]
 _PREFIXES = ["", "", "", "r", "R", "u", "b", "f", "rb", "bR"]
 _NUMBERS = ["0", "1", "-1", "+2", "- 3", "1_000", "0x_ff", "0o17", "0b1", "1e5", "1E-3", ".5", "5.", "1j"]
-_OTHERS = ["00", "1e400", "True", "False", "None", "true", "null", "...", "x", "f()", "1+2", "not 1", "--1"]
+_OTHERS = [
+    "00",
+    "1e400",
+    "True",
+    "False",
+    "None",
+    "true",
+    "null",
+    "...",
+    "x",
+    "f()",
+    "1+2",
+    "not 1",
+    "--1",
+    "\\",
+    "1\\",
+]
 
 
 def draw_calls(rng: Random) -> str:

@@ -116,6 +116,9 @@ def test_python_that_reads_in_one_way_alone(source, arguments):
         "f(a='x\n",
         "f(a=f'x\ny')",
         "f(a={'b': 1, 'b': 2})",
+        "f(a='p', b=\\)",
+        "f(\\)",
+        "f(a=1\\)",
     ],
 )
 def test_python_of_more_than_one_reading_stays_text(source):

@@ -195,6 +195,8 @@ def _name(tokens: list[tokenize.TokenInfo]) -> str:
 def _value(tokens: list[tokenize.TokenInfo], lines: list[str]) -> Any:
     if not tokens:
         raise CallSyntaxError("an argument has no value")
+    if tokens[-1].string == "\\":  # before the line end below it would go on there: alone, be the empty tuple
+        raise CallSyntaxError("a value ends in a lone backslash")
     (row, column), (last_row, last_column) = tokens[0].start, tokens[-1].end
     rows = lines[row - 1 : last_row]
     rows[-1] = rows[-1][:last_column]
