@@ -25,37 +25,35 @@ Run = Callable[..., Result]
 __all__ = ["minicpm", "script"]
 
 
+RIGHT = {
+    "simple_python": 1.0,
+    "simple_java": 0.5,
+    "simple_javascript": 0.0,  # a mean of 0.5
+    "multiple": 1.0,
+    "parallel": 0.5,
+    "parallel_multiple": 0.0,  # with it: 0.5
+    "live_simple": 1.0,
+    "live_multiple": 0.0,
+    "live_parallel": 0.5,
+    "live_parallel_multiple": 0.0,
+    "irrelevance": 1.0,
+    "live_irrelevance": 0.5,
+    "live_relevance": 1.0,
+}
+ENTRIES = dict.fromkeys(CATEGORIES, 2) | {"live_simple": 6, "live_parallel": 4, "live_parallel_multiple": 4}
+
+
 def test_averages_are_those_computed_by_hand() -> None:
-    right = {
-        "simple_python": 1.0,
-        "simple_java": 0.5,
-        "simple_javascript": 0.0,  # a mean of 0.5
-        "multiple": 1.0,
-        "parallel": 0.5,
-        "parallel_multiple": 0.0,  # with it: 0.5
-        "live_simple": 1.0,
-        "live_multiple": 0.0,
-        "live_parallel": 0.5,
-        "live_parallel_multiple": 0.0,
-        "irrelevance": 1.0,
-        "live_irrelevance": 0.5,
-        "live_relevance": 1.0,
-    }
-    assert right.keys() == {*CATEGORIES}
-    entries = dict.fromkeys(CATEGORIES, 2) | {
-        "live_simple": 6,
-        "live_parallel": 4,
-        "live_parallel_multiple": 4,
-    }
+    assert RIGHT.keys() == {*CATEGORIES}
     verdicts = [
-        (name, i < entries[name] * share) for name, share in right.items() for i in range(entries[name])
+        (name, i < ENTRIES[name] * share) for name, share in RIGHT.items() for i in range(ENTRIES[name])
     ]
-    averages = parts(shares(verdicts, entries))
+    averages = parts(shares(verdicts, ENTRIES))
     assert averages == {"non-live": 0.5, "live": (6 + 2) / 16, "irrelevance": 0.75}
     assert whole(averages) == pytest.approx((0.5 + 0.5 + 0.75) / 3)
-    some = shares([one for one in verdicts if one[0] in (*SIMPLE, *NON_LIVE)], entries)
+    some = shares([one for one in verdicts if one[0] in (*SIMPLE, *NON_LIVE)], ENTRIES)
     assert parts(some) == {"non-live": 0.5} and whole(parts(some)) is None
-    partly = shares(verdicts[1:], entries)
+    partly = shares(verdicts[1:], ENTRIES)
     assert not partly[SIMPLE[0]].whole and parts(partly).keys() == {"live", "irrelevance"}, (
         "a part of which something was not asked has no average"
     )

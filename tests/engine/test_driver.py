@@ -252,6 +252,17 @@ def test_an_event_that_was_delivered_twice_is_read_once() -> None:
     assert tokens == plain_greedy([1, 2], 6)
 
 
+def exit_code(child: int) -> int:
+    """Of a forked process, which ends within ten seconds."""
+    for _ in range(1000):
+        if (ended := os.waitpid(child, os.WNOHANG))[0]:
+            return os.waitstatus_to_exitcode(ended[1])
+        time.sleep(0.01)
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+    raise AssertionError("the forked process hangs")
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_fork_while_another_thread_steps_leaves_both_usable() -> None:
@@ -273,12 +284,4 @@ def test_a_fork_while_another_thread_steps_leaves_both_usable() -> None:
             os._exit(0 if right else 1)
         go.set()
         assert here.result(10) == plain_greedy([1, 2], 6)
-    for _ in range(1000):
-        if (ended := os.waitpid(child, os.WNOHANG))[0]:
-            break
-        time.sleep(0.01)
-    else:
-        os.kill(child, 9)
-        os.waitpid(child, 0)
-        raise AssertionError("the forked process hangs")
-    assert os.waitstatus_to_exitcode(ended[1]) == 0
+    assert exit_code(child) == 0

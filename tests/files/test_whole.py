@@ -150,38 +150,39 @@ def test_the_second_of_two_renames_fails(tmp_path: Path, monkeypatch: pytest.Mon
     assert names(tmp_path) == ["f"] and names(tmp_path / "f") == ["new"]
 
 
+def no_links(*_: Any) -> None:
+    """In the place of os.link, where the file system has no hard links."""
+    raise OSError(errno.EPERM, "Operation not permitted")
+
+
+def write_fresh(path: Path, kind: str) -> None:
+    if kind == "file":
+        with writing_path(path, fresh=True) as file:
+            file.write_text("new")
+    else:
+        with writing_folder(path, fresh=True) as folder:
+            (folder / "x").write_text("new")
+
+
 @pytest.mark.parametrize("links", [True, False])
 def test_a_fresh_name_is_taken_from_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
 ) -> None:
     """``links``: whether the file system has hard links."""
-
-    def no_links(*_: Any) -> None:
-        raise OSError(errno.EPERM, "Operation not permitted")
-
     if not links:
         monkeypatch.setattr(os, "link", no_links)
-
-    def write(kind: str) -> None:
-        if kind == "file":
-            with writing_path(tmp_path / "it", fresh=True) as file:
-                file.write_text("new")
-        else:
-            with writing_folder(tmp_path / "it", fresh=True) as folder:
-                (folder / "x").write_text("new")
-
     for kind in ("file", "folder"):
-        write(kind)
+        write_fresh(tmp_path / "it", kind)
         assert names(tmp_path) == ["it"]
         for other in ("file", "folder"):
             with pytest.raises(FileExistsError, match="it"):
-                write(other)
+                write_fresh(tmp_path / "it", other)
             assert names(tmp_path) == ["it"]
         if kind == "file":
             (tmp_path / "it").unlink()
             (tmp_path / "it").mkdir()  # an empty folder is nothing to a folder
             with pytest.raises(FileExistsError):
-                write("file")
+                write_fresh(tmp_path / "it", "file")
 
 
 FULL = """

@@ -119,37 +119,53 @@ def test_several_calls_or_one(serve: Any, choice: str) -> None:
 OTHER_MARKS = "<|tool_call_start|>\n```python\nnow()\n```\n<|tool_call_end|>\n"
 
 
+def one_call(serve: Any, monkeypatch: Any, kind: str) -> tuple[Any, str]:
+    """A server whose model writes a call twice, and then much more, with no grammar that ends it: schemas are
+    too long to be held (``kind`` "nothing held"), or the call has marks of another format."""
+    if kind == "nothing held":
+        monkeypatch.setattr("minicpm4.engine.schemas.MAX_SCHEMA_CHARS", 100)
+    call = script("qwen2_5", ("now", {})) if kind == "nothing held" else OTHER_MARKS
+    return serve(f"{call}\n{call}\n" + "and so on " * 400, engine=engine("qwen2_5")), call
+
+
+def summed(response: Any, stream: bool) -> tuple[str, int, list[str], int]:
+    """Of all samples: the text, how many calls, how each ended, and how many tokens they took."""
+    if stream:
+        chunks = events(response)
+        usage, choices = chunks.pop()["usage"], [x for chunk in chunks for x in chunk["choices"]]
+    else:
+        usage, choices = response.json()["usage"], response.json()["choices"]
+    said = [x["delta" if stream else "message"] for x in choices]
+    text = "".join(one.get("content") or "" for one in said)
+    count = sum(len(one.get("tool_calls", ())) for one in said)
+    ends = [x["finish_reason"] for x in choices if x["finish_reason"]]
+    return text, count, ends, usage["completion_tokens"]
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("kind", ["nothing held", "other marks"])
 def test_an_answer_ends_with_its_first_call_where_no_grammar_ends_it(
     serve: Any, monkeypatch: Any, kind: str, stream: bool
 ) -> None:
-    if kind == "nothing held":
-        monkeypatch.setattr("minicpm4.engine.schemas.MAX_SCHEMA_CHARS", 100)
-    call = script("qwen2_5", ("now", {})) if kind == "nothing held" else OTHER_MARKS
-    server = serve(f"{call}\n{call}\n" + "and so on " * 400, engine=engine("qwen2_5"))
+    server, call = one_call(serve, monkeypatch, kind)
     body = {"tools": TOOLS, "temperature": 0, "parallel_tool_calls": False, "stream": stream}
     for n in (1, 3):
         response = server.chat(**body, n=n, stream_options={"include_usage": True} if stream else None)
-        if stream:
-            chunks = events(response)
-            usage = chunks.pop()["usage"]
-            said = "".join(x["delta"].get("content", "") for chunk in chunks for x in chunk["choices"])
-            count = sum(len(x["delta"].get("tool_calls", ())) for c in chunks for x in c["choices"])
-            ends = [x["finish_reason"] for c in chunks for x in c["choices"] if x["finish_reason"]]
-        else:
-            usage, choices = response.json()["usage"], response.json()["choices"]
-            said = "".join(one["message"]["content"] or "" for one in choices)
-            count = sum(len(one["message"]["tool_calls"]) for one in choices)
-            ends = [one["finish_reason"] for one in choices]
+        said, count, ends, tokens = summed(response, stream)
         assert (said, count, ends) == ("", n, ["tool_calls"] * n)
-        assert n * len(call.strip()) <= usage["completion_tokens"] < n * 3000
-    tool = {"name": "now", "input_schema": SCHEMAS["now"]}
+        assert n * len(call.strip()) <= tokens < n * 3000
+
+
+@pytest.mark.parametrize("kind", ["nothing held", "other marks"])
+def test_a_message_ends_with_its_first_call_where_no_grammar_ends_it(
+    serve: Any, monkeypatch: Any, kind: str
+) -> None:
+    server, _ = one_call(serve, monkeypatch, kind)
     said = server.post(
         "/v1/messages",
         messages=[{"role": "user", "content": "Do."}],
         max_tokens=5000,
-        tools=[tool, {"name": "book", "input_schema": SCHEMAS["book"]}],
+        tools=[{"name": name, "input_schema": SCHEMAS[name]} for name in ("now", "book")],
         tool_choice={"type": "auto", "disable_parallel_tool_use": True},
     ).json()
     assert [one["type"] for one in said["content"]] == ["tool_use"] and said["stop_reason"] == "tool_use"

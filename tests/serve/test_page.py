@@ -121,21 +121,14 @@ def test_settings_are_sent_and_kept(visit: Visits) -> None:
     one.press("Settings")
     assert one.page.get_attribute("[name=temperature]", "placeholder") == "0.8"
     one.page.get_by_label("System prompt").fill("Be short.")
-    for name, value in {
-        "temperature": "0.2",
-        "top_p": "0.9",
-        "top_k": "40",
-        "min_p": "0.05",
-        "max_tokens": "99",
-        "seed": "7",
-    }.items():
-        one.page.fill(f"[name={name}]", value)
+    sampling = {"temperature": 0.2, "top_p": 0.9, "top_k": 40, "min_p": 0.05, "max_tokens": 99, "seed": 7}
+    for name, value in sampling.items():
+        one.page.fill(f"[name={name}]", str(value))
     one.page.get_by_label("Thinking").select_option("off")
     one.page.get_by_label("Attention").select_option("dense")
     one.press("Close the settings")
     one.ask("Hi")
     request = one.server.asked[0]
-    sampling = {"temperature": 0.2, "top_p": 0.9, "top_k": 40, "min_p": 0.05, "max_tokens": 99, "seed": 7}
     assert {name: request.get(name) for name in sampling} == sampling
     assert request["chat_template_kwargs"] == {"enable_thinking": False} and request["attention"] == "dense"
     assert request["messages"][0] == {"role": "system", "content": "Be short."}

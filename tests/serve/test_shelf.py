@@ -288,8 +288,8 @@ def test_an_ending_server_lets_nobody_wait_for_a_load(stock: Any) -> None:
     one.run(play)
 
 
-def test_a_server_that_is_closed_loads_nothing_to_its_end() -> None:
-    begun, ended = threading.Event(), []
+def long_load(begun: threading.Event, ended: list[str]) -> Callable[[Progress | None], AsyncLLM]:
+    """A load of ten seconds, which sets ``begun`` and notes in ``ended`` what broke it off."""
 
     def load(progress: Progress | None) -> AsyncLLM:
         assert progress is not None
@@ -303,9 +303,15 @@ def test_a_server_that_is_closed_loads_nothing_to_its_end() -> None:
             raise
         raise AssertionError("it was loaded to its end")
 
+    return load
+
+
+def test_a_server_that_is_closed_loads_nothing_to_its_end() -> None:
+    begun, ended = threading.Event(), list[str]()
     engine = ScriptedEngine(["a"])
     first = Offer.loaded(AsyncLLM.over(engine, engine.text, name="a"))
-    shelf = Shelf([first, replace(first, names=("b",), load=load)], ServeSettings())
+    second = replace(first, names=("b",), load=long_load(begun, ended))
+    shelf = Shelf([first, second], ServeSettings())
 
     async def play() -> None:
         task = asyncio.ensure_future(shelf.borrow(shelf.find("b")))
