@@ -119,6 +119,8 @@ def test_python_that_reads_in_one_way_alone(source, arguments):
         "f(a='p', b=\\)",
         "f(\\)",
         "f(a=1\\)",
+        "f(]",
+        "f(a=1}",
     ],
 )
 def test_python_of_more_than_one_reading_stays_text(source):

@@ -137,6 +137,8 @@ def _parse_call(tokens: list[tokenize.TokenInfo], at: int, lines: list[str]) -> 
         if token.type == tokenize.OP:
             depth += (token.string in "([{") - (token.string in ")]}")
             if depth == 0:
+                if token.string != ")":
+                    raise CallSyntaxError(f"the call of {name} ends in {token.string!r}")
                 break
             if depth == 1 and token.string == ",":
                 groups.append([])
