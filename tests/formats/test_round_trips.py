@@ -151,27 +151,23 @@ def test_pickedin_act_order(seed: int, bits: int, rows: int, groups: int, symmet
     rng = np.random.default_rng(seed)
     rows, columns = 8 * rows, 32 * groups
     numbers, order = codes(seed, bits, rows, columns), rng.permutation(columns)
-    zeros = (
-        np.full((groups, rows), 1 << (bits - 1), np.uint8)
-        if symmetric
-        else codes(seed + 1, bits, groups, rows)
-    )
-    stored = {
-        "qzeros": pack_words(zeros, bits),
-        "scales": rng.standard_normal((groups, rows)).astype(np.float16),
-    }
+    middle = np.full((groups, rows), 1 << (bits - 1), np.uint8)
+    zeros = middle if symmetric else codes(seed + 1, bits, groups, rows)
+    scales = rng.standard_normal((groups, rows)).astype(np.float16)
     config = {"quant_method": "gptq", "checkpoint_format": "gptq_v2", "bits": bits, "group_size": 32}
-    ordered, scattered = (
-        _matrix(
+
+    def stored(picked: np.ndarray) -> QuantisedMatrix:
+        return _matrix(
             config,
-            stored
-            | {
+            {
+                "qzeros": pack_words(zeros, bits),
+                "scales": scales,
                 "qweight": np.ascontiguousarray(pack_words(numbers[:, picked], bits).T),
                 "g_idx": (np.arange(columns) // 32)[picked].astype(np.int32),
             },
         )
-        for picked in (np.arange(columns), order)
-    )
+
+    ordered, scattered = stored(np.arange(columns)), stored(order)
     moved = (order // 32 != np.arange(columns) // 32).any()
     assert str(ordered.spec) == f"int{bits}-g32" and scattered.scattered == moved
     np.testing.assert_array_equal(unpack(scattered.load()), unpack(ordered.load())[:, order])

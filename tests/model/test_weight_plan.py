@@ -51,13 +51,20 @@ class Wide(RefOps):
     widens = True
 
 
-def test_types_of_gguf_are_held_as_they_are(tmp_path: Path) -> None:
-    """And as the plan says; where a table asks for it widened, every weight the same."""
-    model = make_checkpoint(tmp_path / "model", hidden_size=256, intermediate_size=512, head_dim=64, seed=4)
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of matrices in five of GGUF's types."""
+    folder = tmp_path_factory.mktemp("mixed")
+    model = make_checkpoint(folder / "model", hidden_size=256, intermediate_size=512, head_dim=64, seed=4)
     types = ("q5_0", "down_proj=q4_k", "gate_proj=q5_k", "embed|lm_head|v_proj=q6_k", "o_proj=q8_0")
     more = [word for one in types for word in ("--gguf-type", one)]
-    assert run(["convert", str(model), str(tmp_path / "m.gguf"), *more]) == 0
-    found = open_model(tmp_path / "m.gguf")
+    assert run(["convert", str(model), str(folder / "m.gguf"), *more]) == 0
+    return folder / "m.gguf"
+
+
+def test_types_of_gguf_are_held_as_they_are(mixed: Path) -> None:
+    """And as the plan says; where a table asks for it widened, every weight the same."""
+    found = open_model(mixed)
     planned, ops = plan_weights(found.checkpoint, found.config), Wide()
     wide = planned.on(ops)
     assert planned.on(RefOps()) is planned and planned.kinds == {"int4", "int5", "int6", "int8"}
@@ -72,11 +79,14 @@ def test_types_of_gguf_are_held_as_they_are(tmp_path: Path) -> None:
         np.testing.assert_array_equal(unpack(held), unpack(widened))
     other.refill(found.checkpoint)
     assert other.version == 1 and other.weights.nbytes == wide.nbytes
-    # int8 that is asked for holds what had fewer bits, too, as it was; int4 is rounded anew.
-    asked = load_model(tmp_path / "m.gguf", "int8")
+
+
+def test_int8_that_is_asked_for_holds_what_had_fewer_bits_as_it_was(mixed: Path) -> None:
+    """What had int4 is rounded anew."""
+    asked, stored = load_model(mixed, "int8"), load_model(mixed, ops=RefOps())
     assert asked.weights.nbytes == asked.plan.nbytes
     for name, matrix in asked.weights.named_matrices():
-        values = unpack(dict(one.weights.named_matrices())[name])
+        values = unpack(dict(stored.weights.named_matrices())[name])
         same = np.array_equal(unpack(matrix), values)
         assert matrix.spec.kind == "int8" and same != ("down_proj" in name), name
 

@@ -144,13 +144,20 @@ def test_factors_and_codes_are_those_of_awq(model: OpenModel, tmp_path: Path) ->
         assert (numbers(made[f"{LAYER}{name}.weight"]) == wanted).mean() > 0.99, name
 
 
-def test_smoothing_helps_gptq_where_columns_are_large(model: OpenModel, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def smoothed(model: OpenModel, tmp_path_factory: pytest.TempPathFactory) -> Rounded:
+    return rounded(model, tmp_path_factory.mktemp("smoothed"), "s-gptq")
+
+
+def test_smoothing_helps_gptq_where_columns_are_large(
+    model: OpenModel, smoothed: Rounded, tmp_path: Path
+) -> None:
     """By whole powers of tenths of the mean magnitudes in texts that are not held out; what is rounded then
     is what GPTQ makes of all rows."""
-    made, plain = (rounded(model, tmp_path / method, method) for method in ("s-gptq", "gptq"))
+    plain = rounded(model, tmp_path, "gptq")
     assert {row.how for row in plain.rows} == {"gptq"}
-    how = {row.name: row.how for row in made.rows}
-    rows, parts = reaching(model), made.layer(0)
+    how = {row.name: row.how for row in smoothed.rows}
+    rows, parts = reaching(model), smoothed.layer(0)
     seen = np.concatenate([one for i, one in enumerate(rows, 1) if i % HELD])
     found = norm(model) / parts[f"{LAYER}{NORMS[0]}.weight"].codes[0]
     tried = [factors_of(np.abs(seen).mean(axis=0), power) for power in np.arange(0, 0.75, 0.1)]
@@ -162,16 +169,20 @@ def test_smoothing_helps_gptq_where_columns_are_large(model: OpenModel, tmp_path
         wanted = numbers(gptq(weight(model, LAYER + name) * found, hessian, INT4))
         # A weight halfway between two codes may fall either way, and moves those after it.
         assert (numbers(parts[f"{LAYER}{name}.weight"]) == wanted).mean() > 0.99, name
-    before, after = ({row.name: row.error or 0.0 for row in one.rows} for one in (plain, made))
+    before, after = ({row.name: row.error or 0.0 for row in one.rows} for one in (plain, smoothed))
     first = [f"model.layers.{i}.{name}" for i in range(2) for name in (*STAGES[0], *STAGES[2])]
     assert sum(after[name] for name in first) < 0.8 * sum(before[name] for name in first)
-    # What is said to be as by GPTQ alone had nothing folded in.
+
+
+def test_what_is_said_to_be_as_by_gptq_alone_had_nothing_folded_in(
+    model: OpenModel, smoothed: Rounded
+) -> None:
+    how = {row.name: row.how for row in smoothed.rows}
     for index in range(2):
         for names, own in ((STAGES[0], NORMS[0]), (STAGES[2], NORMS[1])):
             place = f"model.layers.{index}."
-            kept = np.array_equal(
-                made.layer(index)[f"{place}{own}.weight"].codes[0], norm(model, place + own)
-            )
+            folded = smoothed.layer(index)[f"{place}{own}.weight"].codes[0]
+            kept = np.array_equal(folded, norm(model, place + own))
             assert {how[place + name] for name in names} == {"gptq" if kept else "s-gptq"}
 
 

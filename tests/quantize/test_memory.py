@@ -114,12 +114,9 @@ LARGE = {
 TOKEN_COUNTS = (0, 64, 512, 16 * 256, 32 * 512, 128 * 2048)
 
 
-@pytest.mark.parametrize("model", LARGE)
-@pytest.mark.parametrize("method", [None, *METHODS])
-def test_conversions_of_all_sizes_are_planned_within_the_bound(model: str, method: str | None) -> None:
-    """With a budget of bits, rotated, by few tokens or many; the plan is the same for every layout."""
-    vocab, hidden, inner, layers, heads, kv, tied = LARGE[model]
-    config = ModelConfig(
+def large(name: str) -> ModelConfig:
+    vocab, hidden, inner, layers, heads, kv, tied = LARGE[name]
+    return ModelConfig(
         model_type="llama",
         vocab_size=vocab,
         hidden_size=hidden,
@@ -132,6 +129,13 @@ def test_conversions_of_all_sizes_are_planned_within_the_bound(model: str, metho
         rms_norm_eps=1e-5,
         tie_word_embeddings=tied,
     )
+
+
+@pytest.mark.parametrize("model", LARGE)
+@pytest.mark.parametrize("method", [None, *METHODS])
+def test_conversions_of_all_sizes_are_planned_within_the_bound(model: str, method: str | None) -> None:
+    """With a budget of bits, rotated, by few tokens or many; the plan is the same for every layout."""
+    config = large(model)
     every: list[QuantizeOptions | None] = [None]
     if method is not None:
         kinds = ("int4", "int8", "bf16") if method == "rtn" else ("int4", "int8")

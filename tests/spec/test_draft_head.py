@@ -99,13 +99,48 @@ def test_states_are_those_of_the_forward(model: Path, llm: LLM) -> None:
             np.testing.assert_allclose(states, kept[layers], rtol=2e-3, atol=2e-3)
 
 
+def shaken(head: DraftHead) -> DraftHead:
+    """Far from what it begins with."""
+    for parameter in head.parameters():
+        noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+        parameter.data += 0.05 * noise
+    return head
+
+
+def drafted(made: Any, weights: Any, one: Shown, turns: int) -> Iterator[list[tuple[int, Any, Any]]]:
+    """From each place of an answer on, turn after turn on the ops that draft: the place that is reached,
+    scores of the token behind it, and the state."""
+    ids = one.ids.tolist()
+    for i in range(one.start - 1, len(ids) - 2):
+        features = made.fuse([one.states[layers][: i + 1] for layers in made.hidden])
+        driver, found = Driver(RefOps(), weights, context=64), []
+        following = ids[1 : i + 2]
+        for at in range(i + 1, min(i + 1 + turns, len(ids) - 1)):
+            step = driver.step(following)
+            features, rows = made.step(step, step.ids, features, driver.pool.layer(0))
+            features, following = features[-1:], [ids[at + 1]]
+            found.append((at, made.logits(rows[-1:])[0].astype(np.float64), features[0]))
+        yield found
+
+
+def cross_entropy(scores: np.ndarray, target: np.ndarray) -> float:
+    """Of what is drafted by ``scores`` where the model says ``target``."""
+    wanted = np.exp(target - target.max())
+    nll = np.log(np.exp(scores - scores.max()).sum()) + scores.max()
+    return nll - float(scores @ wanted / wanted.sum())
+
+
+def summed(form: str, losses: list[list[float]], near: list[float]) -> float:
+    """The loss of losses by turn, and of EAGLE-2 of how near states are."""
+    if form == "eagle2":
+        return float(STATES * np.mean(near) + TOKENS * np.mean(losses[0]))
+    return float(sum(LATER**turn * np.mean(part) for turn, part in enumerate(losses) if part))
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_it_computes_what_it_will_when_it_drafts(model: Path, llm: LLM, tmp_path: Path, form: str) -> None:
     """The loss computed anew from the written head, one row and turn after another, on the ops that draft."""
-    head = head_of(model, form, 120)
-    for parameter in head.parameters():  # far from what it begins with
-        noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
-        parameter.data += 0.05 * noise
+    head = shaken(head_of(model, form, 120))
     texts = shown(llm, head, TEXTS[:2])
     found = head(texts)
     write_head(tmp_path / "head", head, "float32")
@@ -115,33 +150,17 @@ def test_it_computes_what_it_will_when_it_drafts(model: Path, llm: LLM, tmp_path
     losses, near, right = [list[float]() for _ in range(TURNS)], list[float](), list[list[bool]]()
     for one in texts:
         ids, last = one.ids.tolist(), one.states[6]
-        for i in range(one.start - 1, len(ids) - 2):
-            features = made.fuse([one.states[layers][: i + 1] for layers in made.hidden])
-            driver, hits = Driver(ops, weights, context=64), list[bool]()
-            following = ids[1 : i + 2]
-            for turn in range(min(head.turns, len(ids) - 2 - i)):
-                step = driver.step(following)
-                features, rows = made.step(step, step.ids, features, driver.pool.layer(0))
-                scores, at = made.logits(rows[-1:])[0].astype(np.float64), i + 1 + turn
-                target = logits(ops, weights, last[at : at + 1])[0][tokens].astype(np.float64)
-                wanted = np.exp(target - target.max())
+        for turns in drafted(made, weights, one, head.turns):
+            for turn, (at, scores, state) in enumerate(turns):
                 if ids[at + 1] in tokens:
-                    nll = np.log(np.exp(scores - scores.max()).sum()) + scores.max()
-                    losses[turn].append(nll - float(scores @ wanted / wanted.sum()))
+                    target = logits(ops, weights, last[at : at + 1])[0][tokens].astype(np.float64)
+                    losses[turn].append(cross_entropy(scores, target))
                 if form == "eagle2":
-                    near.append(
-                        float(
-                            torch.nn.functional.smooth_l1_loss(*map(torch.tensor, (features[-1], last[at])))
-                        )
-                    )
-                hits.append(int(tokens[scores.argmax()]) == ids[at + 1])
-                features, following = features[-1:], [ids[at + 1]]
-            if len(hits) == head.turns:
-                right.append(hits)
-    want = sum(LATER**turn * np.mean(part) for turn, part in enumerate(losses) if part)
-    if form == "eagle2":
-        want = STATES * np.mean(near) + TOKENS * np.mean(losses[0])
-    assert float(found.loss.detach()) == pytest.approx(float(want), rel=2e-3)
+                    pair = torch.tensor(state), torch.tensor(last[at])
+                    near.append(float(torch.nn.functional.smooth_l1_loss(*pair)))
+            if len(turns) == head.turns:
+                right.append([int(tokens[scores.argmax()]) == ids[at + 1] for at, scores, _ in turns])
+    assert float(found.loss.detach()) == pytest.approx(summed(form, losses, near), rel=2e-3)
     assert found.right.tolist() == right
 
 
