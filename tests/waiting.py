@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 PAUSE = 0.005  # seconds
+PATIENCE = 600.0  # seconds, where a limit has to be named: only what hangs takes so long
 
 
 def until(true: Callable[[], bool]) -> None:

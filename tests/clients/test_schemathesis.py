@@ -39,7 +39,6 @@ def asked(
     @seed(1)
     @settings(
         max_examples=count,
-        deadline=None,
         database=None,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),

@@ -16,12 +16,13 @@ from minicpm4 import LLM, AsyncLLM, SamplingParams
 from minicpm4.engine.outputs import Piece
 from minicpm4.errors import EngineError, RequestError
 from minicpm4.testing import ScriptedEngine
+from tests.waiting import PATIENCE, PAUSE
 
 TALK = [{"role": "user", "content": "hi"}]
 
 
 def run(main: Coroutine[Any, Any, Any]) -> Any:
-    return asyncio.run(asyncio.wait_for(main, 30))
+    return asyncio.run(asyncio.wait_for(main, PATIENCE))
 
 
 def scripted(*answers: Any, **sizes: Any) -> tuple[AsyncLLM, ScriptedEngine]:
@@ -92,13 +93,12 @@ async def joined(pieces: Any) -> str:
 
 
 async def idle(llm: AsyncLLM) -> bool:
-    """Whether the engine comes to hold no page."""
-    for _ in range(200):
+    """The engine comes to hold no page."""
+    while True:
         pages = await asyncio.to_thread(llm.llm.driver.call, lambda engine: engine.scheduler.pages)
         if pages.num_available == pages.num_pages:
             return True
-        await asyncio.sleep(0.01)
-    return False
+        await asyncio.sleep(PAUSE)
 
 
 def test_a_cancelled_task_ends_its_request_and_no_other() -> None:
@@ -222,7 +222,7 @@ def test_several_event_loops_may_use_one() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(PATIENCE)
     assert texts == ["same"] * 20
     run(llm.close())
 

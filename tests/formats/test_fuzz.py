@@ -26,7 +26,7 @@ from tests.formats.test_quantised_written import NAME, again, drawn, with_zeros
 from tests.fuzz.mutate import NUMBERS
 
 LIMIT = 24 << 20  # bytes; the files have about 200 KB
-FUZZ = settings(max_examples=250, deadline=2000, suppress_health_check=list(HealthCheck))
+FUZZ = settings(max_examples=250, suppress_health_check=list(HealthCheck))
 
 
 @cache
@@ -162,7 +162,7 @@ def test_mutated_quantised_folders(layout: str, edits: list[tuple[str, int, int]
         survives(Path(folder))
 
 
-@settings(max_examples=100, deadline=2000)
+@settings(max_examples=100)
 @given(st.binary(min_size=1, max_size=300))
 def test_any_bytes_after_the_magic(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:

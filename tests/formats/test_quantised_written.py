@@ -144,7 +144,7 @@ def models(draw: st.DrawFn) -> tuple[str, dict[str, PackedTensor], dict[str, int
     return layout, made, heads
 
 
-@settings(max_examples=120, deadline=5000, suppress_health_check=list(HealthCheck))
+@settings(max_examples=120, suppress_health_check=list(HealthCheck))
 @given(models())
 def test_what_is_written_is_read_bit_for_bit(
     case: tuple[str, dict[str, PackedTensor], dict[str, int]],

@@ -28,7 +28,7 @@ from minicpm4.formats.words import awq_columns, awq_words, pack_words, unpack_wo
 from minicpm4.quantize.grid import pack
 
 SEEDS = st.integers(0, 1 << 32)
-ROUND_TRIP = settings(max_examples=80, deadline=5000)
+ROUND_TRIP = settings(max_examples=80)
 
 
 def codes(seed: int, bits: int, rows: int, columns: int) -> np.ndarray:
@@ -144,7 +144,7 @@ def decoded(kind: GgmlType, raw: np.ndarray) -> PackedTensor:
     return PackedTensor(spec=kind.spec, shape=(raw.shape[0], raw.shape[1] * kind.block), **parts)
 
 
-@settings(max_examples=30, deadline=5000)
+@settings(max_examples=30)
 @given(SEEDS, st.sampled_from([4, 8]), st.integers(1, 4), st.integers(1, 5), st.booleans())
 def test_pickedin_act_order(seed: int, bits: int, rows: int, groups: int, symmetric: bool) -> None:
     """A matrix whose columns' groups are in any order has the values of the same matrix in order."""

@@ -142,7 +142,7 @@ def calls(draw: st.DrawFn) -> dict[str, Any]:
     return {"q": q, "k": k, "v": v, "start": n - nq, "kv": kv, "sparse": sparse}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(call=calls())
 def test_odd_sizes_are_computed_or_refused(call: dict[str, Any]) -> None:
     found = []

@@ -192,7 +192,7 @@ def test_other_processes_are_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_time(code: str) -> None:
     found = run(code, Limits(seconds=1))
-    assert found.ended in ("time", "signal") and found.seconds < 30
+    assert found.ended in ("time", "signal")
 
 
 @pytest.mark.parametrize(

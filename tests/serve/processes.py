@@ -15,8 +15,9 @@ from typing import Any
 
 import httpx
 
+from tests.waiting import PATIENCE
+
 ROOT = Path(__file__).parents[2]
-PATIENCE = 600.0  # seconds: only what hangs takes so long, however busy the machine is
 PYTHON = os.environ.get("MINICPM4_PYTHON", sys.executable)  # that has the package: tests/clients has not
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from minicpm4.engine.outputs import Prefilled
 from tests.serve.conftest import events, joined_calls
+from tests.waiting import PATIENCE
 
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>'
 TOOLS = [
@@ -154,7 +155,7 @@ def test_the_first_progress_does_not_wait_for_the_first_chunk(serve: Any) -> Non
     execute = server.engine._runner.execute
 
     def slow(plan: Any) -> Any:
-        assert release.wait(10)
+        assert release.wait(PATIENCE)
         return execute(plan)
 
     server.engine._runner.execute = slow

@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from itertools import cycle
 from typing import Any
 
 import pytest
@@ -28,8 +29,8 @@ def server() -> Iterator[Running]:
 
 
 def drip(raw: Raw, data: bytes, until: threading.Event) -> None:
-    """A byte every tenth of a second."""
-    for byte in data * 100:
+    """A byte every tenth of a second, for as long as the server takes it."""
+    for byte in cycle(data):
         if until.wait(0.1):
             return
         raw.send(bytes([byte]))
@@ -57,7 +58,7 @@ def test_what_does_not_come_is_not_waited_for(
         assert raw.codes() == codes
         done.set()
         thread.join()
-    assert READ * 0.9 < time.monotonic() - began < 15 * READ
+    assert time.monotonic() - began > READ * 0.9  # and it was the server that closed: the client drips on
 
 
 def test_a_connection_may_rest_between_requests(server: Running) -> None:

@@ -20,6 +20,7 @@ import pytest
 from benchmarks.endurance import Facts, facts, growth
 from tests.serve.processes import Running, small
 from tests.serve.raw import Raw
+from tests.waiting import until
 
 pytestmark = pytest.mark.slow
 
@@ -241,10 +242,7 @@ class Client:
 
 def settled(server: Running) -> Facts:
     """What the process holds once nothing is in hand any more."""
-    end = time.monotonic() + 60
-    while server.metric("minicpm4_pages_held") or server.metric("minicpm4_requests"):
-        assert time.monotonic() < end, "pages or requests are still held"
-        time.sleep(0.1)
+    until(lambda: server.metric("minicpm4_pages_held") == 0 == server.metric("minicpm4_requests"))
     return facts(server.process.pid)
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from tests.serve.browser import Visit, browser, visit
 from tests.serve.standin import Event, Refused
+from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.browser
 __all__ = ["browser", "visit"]
@@ -57,7 +58,7 @@ def test_stop_leaves_what_was_written_and_frees_the_server(visit: Visits) -> Non
     one.page.wait_for_selector("text=and another")
     one.press("Stop")
     one.settled()
-    assert one.server.gone.acquire(timeout=10)
+    assert one.server.gone.acquire(timeout=PATIENCE)
     assert "One word and another" in one.answer() and "Stopped." in one.answer()
     one.page.reload()
     assert "One word and another" in one.page.locator(".message.assistant .markdown").inner_text()
@@ -69,7 +70,7 @@ def test_escape_stops(visit: Visits) -> None:
     one.page.wait_for_selector("text=and another")
     one.page.keyboard.press("Escape")
     one.settled()
-    assert one.server.gone.acquire(timeout=10)
+    assert one.server.gone.acquire(timeout=PATIENCE)
 
 
 def test_regenerate_makes_versions(visit: Visits) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +13,7 @@ from minicpm4.serve.settings import PAGE
 from tests.serve.browser import Visit, browser, visit
 from tests.serve.conftest import Scripted
 from tests.serve.test_shelf import stock
+from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.browser
 __all__ = ["browser", "stock", "visit"]
@@ -33,14 +33,13 @@ def listen() -> Iterator[Callable[[Scripted], str]]:
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
         made.append((server, thread))
-        while not server.started:
-            time.sleep(0.01)
+        until(lambda: server.started)
         return f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
 
     yield start
     for server, thread in made:
         server.should_exit = True
-        thread.join(10)
+        thread.join(PATIENCE)
 
 
 def start(serve: Any, *answers: Any, **more: Any) -> Scripted:
@@ -80,10 +79,7 @@ def test_stop_frees_the_engine(serve: Any, listen: Any, visit: Visits) -> None:
     one.press("Stop")
     one.settled()
     go_on.set()
-    deadline = time.monotonic() + 10
-    while scripted.app.service.gate.count and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert scripted.app.service.gate.count == 0
+    until(lambda: not scripted.app.service.gate.count)
     assert "never seen" not in one.answer()
 
 

@@ -23,6 +23,7 @@ from tests.agents.servers import made
 from tests.agents.test_agent import hermes
 from tests.serve.browser import AXE, Visit, browser, visit
 from tests.text.call_templates import source_of
+from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.browser
 __all__ = ["browser", "visit"]
@@ -65,7 +66,7 @@ class Stage:
 
     def close(self) -> None:
         self.server.should_exit = True
-        self.thread.join(20)
+        self.thread.join(PATIENCE)
         self.llm.llm.close()
 
 

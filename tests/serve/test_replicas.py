@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from tests.serve.processes import PYTHON, ROOT, Running, small
+from tests.waiting import until
 
 pytest.importorskip("ray", reason="ray is not installed here: make test-ray")
 pytestmark = pytest.mark.slow
@@ -87,24 +88,21 @@ def test_what_one_has_read_the_other_finds(server: Running) -> None:
 
 
 def test_pieces_come_one_by_one(server: Running) -> None:
-    body = {"messages": FRANCE, "max_tokens": 60, "ignore_eos": True, "stream": True}
-    times = []
+    body = {"messages": FRANCE, "max_tokens": 1500, "ignore_eos": True, "stream": True}
     with httpx.stream("POST", f"{server.address}{CHAT}", json=body, timeout=60) as response:
-        for line in response.iter_lines():
-            if line:
-                times.append(time.monotonic())
-    assert len(times) > 40 and times[-1] - times[0] > 0.1
-    assert len({round(one, 2) for one in times}) > 10
+        lines = response.iter_lines()
+        while not next(lines):
+            pass
+        # Requests for figures go round: one of the two is still at work, whatever has come.
+        assert any(server.metric("minicpm4_requests") for _ in range(2))
+        assert len([line for line in lines if line]) > 40
 
 
 def test_a_client_that_goes_frees_its_pages(server: Running) -> None:
     body = {"messages": FRANCE, "max_tokens": 1500, "ignore_eos": True, "stream": True}
     with httpx.stream("POST", f"{server.address}{CHAT}", json=body, timeout=60) as response:
         next(response.iter_lines())
-    end = time.monotonic() + 20
-    while any(server.metric("minicpm4_pages_held") for _ in range(2)):
-        assert time.monotonic() < end, "pages are held for nobody"
-        time.sleep(0.2)
+    until(lambda: not any(server.metric("minicpm4_pages_held") for _ in range(2)))
 
 
 def test_errors_are_the_servers_own(server: Running) -> None:
@@ -118,9 +116,8 @@ def test_a_replica_that_is_killed_is_replaced(server: Running) -> None:
     before = replicas(server)
     victim = min(before)
     os.kill(victim, signal.SIGKILL)
-    answered, end = 0, time.monotonic() + 90
+    answered = 0
     while replicas(server) & {victim} or len(replicas(server)) < 2 or answered < 8:
-        assert time.monotonic() < end, f"{replicas(server)} of {before}"
         try:
             answered += "Paris" in ask(server, answered % 2 == 1)
         except httpx.HTTPError:  # what the dead one had been given

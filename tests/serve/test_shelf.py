@@ -21,7 +21,7 @@ from minicpm4.serve.settings import ServeSettings
 from minicpm4.serve.shelf import Shelf
 from minicpm4.testing import ScriptedEngine
 from tests.serve.conftest import CHAT, HELLO
-from tests.waiting import until_true
+from tests.waiting import PATIENCE, until_true
 
 VERSION = {"anthropic-version": "2023-06-01"}
 
@@ -40,7 +40,7 @@ class Stock:
     def load(self, name: str) -> AsyncLLM:
         self.loads.append(name)
         if name in self.hold:
-            assert self.hold[name].wait(30)
+            assert self.hold[name].wait(PATIENCE)
         if name in self.fails:
             raise self.fails[name]
         engine = ScriptedEngine([self.parts.get(name, f"I am {name}")])
@@ -289,15 +289,15 @@ def test_an_ending_server_lets_nobody_wait_for_a_load(stock: Any) -> None:
 
 
 def long_load(begun: threading.Event, ended: list[str]) -> Callable[[Progress | None], AsyncLLM]:
-    """A load of ten seconds, which sets ``begun`` and notes in ``ended`` what broke it off."""
+    """A load of ten minutes, which sets ``begun`` and notes in ``ended`` what broke it off."""
 
     def load(progress: Progress | None) -> AsyncLLM:
         assert progress is not None
         begun.set()
         try:
-            for layer in range(1000):
+            for layer in range(60_000):
                 threading.Event().wait(0.01)
-                progress(layer, 1000)
+                progress(layer, 60_000)
         except EngineError as error:
             ended.append(str(error))
             raise
@@ -315,13 +315,13 @@ def test_a_server_that_is_closed_loads_nothing_to_its_end() -> None:
 
     async def play() -> None:
         task = asyncio.ensure_future(shelf.borrow(shelf.find("b")))
-        await asyncio.to_thread(begun.wait, 30)
+        await asyncio.to_thread(begun.wait, PATIENCE)
         task.cancel()
 
-    thread = threading.Thread(target=lambda: (begun.wait(30), shelf.close()))
+    thread = threading.Thread(target=lambda: (begun.wait(PATIENCE), shelf.close()))
     thread.start()
     asyncio.run(play())
-    thread.join(30)
+    thread.join(PATIENCE)
     shelf.close()
     assert ended == ["the server is ending"]
 
