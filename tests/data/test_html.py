@@ -190,3 +190,9 @@ def test_an_element_without_an_end_hides_nothing_after_it(tag: str, tmp_path: Pa
     page.write_text(f"<h2>The widget</h2><p>{drawn}{answer}</p>")
     (one,) = page_conversations(page, lambda reason, where: None)
     assert one.messages[1]["content"] == answer == html_text(f"<p>{drawn}{answer}</p>")
+
+
+@pytest.mark.parametrize("section", ["<![x y]>", "<![-CDATA[ x ]]>", "<![", "<![1", "<![endif]>"])
+def test_marked_sections_of_no_known_kind_are_passed_over(section: str) -> None:
+    found = html_text(f"<p>before</p>{section}<p>after</p>")
+    assert found.startswith("before") and found.endswith("after")

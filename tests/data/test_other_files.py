@@ -315,3 +315,37 @@ def test_chats_that_are_none_are_left_out_with_their_lines(tmp_path: Path) -> No
     strict = Counting(strict=True)
     with pytest.raises(ConfigError, match="mend it, or leave out --strict"):
         list(chat_documents(conversations([file], skip=strict.skip), encoder(), strict))
+
+
+def test_a_column_whose_name_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    file = parquet(tmp_path / "a.parquet", text=["a"], beside=["b"])
+    file.write_bytes(file.read_bytes().replace(b"beside", b"be\xffide"))
+    with pytest.raises(ConfigError, match=r"a\.parquet has a column whose name is not UTF-8.*another name"):
+        list(texts("parquet", [file]))
+    nested = parquet(tmp_path / "b.parquet", text=["a"], other=[{"beside": 1}])
+    nested.write_bytes(nested.read_bytes().replace(b"beside", b"be\xffide"))
+    with pytest.raises(ConfigError, match=r"b\.parquet has a column whose name is not UTF-8"):
+        list(texts("parquet", [nested]))
+
+
+def test_values_of_parquet_that_python_has_not_are_left_out(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    far = pyarrow.array([1 << 62, None], pyarrow.timestamp("us"))
+    file = parquet(tmp_path / "a.parquet", messages=[TURNS, TURNS], tools=far)
+    skipped: list[tuple[str, str]] = []
+    (found,) = conversations([file], skip=lambda *what: skipped.append(what))
+    assert found.messages == TURNS
+    ((reason, where),) = skipped
+    assert reason == WRONG and where.startswith(f"{file}, row 1: 'tools' cannot be read: ")
+    with pytest.raises(ConfigError, match=r"row 1: 'text' cannot be read: .*may be damaged"):
+        list(texts("parquet", [parquet(tmp_path / "b.parquet", text=far)]))
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow.parquet import write_table
+
+    table = pyarrow.Table.from_arrays([pyarrow.array(["a"])] * 2, names=["text", "text"])
+    write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(ConfigError, match=r"has more than one column 'text'\. give each its own name"):
+        list(texts("parquet", [tmp_path / "a.parquet"]))

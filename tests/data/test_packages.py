@@ -7,6 +7,7 @@ import shutil
 import stat
 import subprocess
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,38 @@ def test_a_wheel_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch
     monkeypatch.setattr(packages, "MAX_UNPACKED", 50_000)
     with pytest.raises(UnsupportedError, match="unpacks to over 50,000 bytes"):
         fetch_package("pip:demo==1.0")
+
+
+def _names_no_text(raw: bytes) -> bytes:
+    return raw.replace("é.txt".encode(), b"\xc3\x01.txt")
+
+
+def _names_nothing(raw: bytes) -> bytes:
+    return raw.replace("é.txt".encode(), b"\0" * 6)
+
+
+def _packed_wrongly(raw: bytes) -> bytes:
+    at = raw.index(PROSE[:8].encode())
+    made = bytearray(raw.replace(PROSE.encode(), b"\xff" * len(PROSE)))
+    for mark, offset in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):  # of LZMA, they say
+        first = made.rfind(mark, 0, at) if offset == 8 else made.rfind(mark)
+        made[first + offset] = 14
+    return bytes(made)
+
+
+@pytest.mark.parametrize("damage", [_names_no_text, _names_nothing, _packed_wrongly, lambda raw: raw[:-30]])
+def test_a_damaged_wheel_is_refused(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[bytes], bytes]
+) -> None:
+    wheel(tmp_path, **{"é.txt": PROSE})
+    (file,) = tmp_path.glob("*.whl")
+    file.write_bytes(damage(file.read_bytes()))
+    monkeypatch.setattr(packages, "_download_wheel", lambda name, folder: file)
+    with pytest.raises(
+        UnsupportedError, match=r"cannot unpack demo-1\.0.*\.whl: .+where it is damaged, fetch it"
+    ):
+        fetch_package("pip:demo==1.0")
+    assert [p.name for p in home.iterdir()] == [".lock"]
 
 
 def test_a_wheel_that_cannot_be_had(tmp_path: Path, home: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,8 @@ def lines(file: Path, *rows: Any) -> Path:
     return file
 
 
-def parquet(file: Path, **columns: Sequence[Any]) -> Path:
+def parquet(file: Path, **columns: Any) -> Path:
+    """A file of ``columns``: lists, or pyarrow's arrays."""
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow.parquet import write_table
 

@@ -1,5 +1,6 @@
 """Made-up inputs for all that reads what strangers wrote: for scripts/fuzz.py and tests."""
 
+from tests.fuzz.data_files import READERS as _DATA
 from tests.fuzz.extension import READERS as _EXTENSION
 from tests.fuzz.kept import READERS as _KEPT
 from tests.fuzz.model_files import READERS as _MODELS
@@ -9,5 +10,5 @@ from tests.fuzz.tables import READERS as _TABLES
 from tests.fuzz.texts import READERS as _TEXTS
 
 READERS: dict[str, Reader] = {
-    reader.name: reader for reader in [*_MODELS, *_TEXTS, *_TABLES, *_SERVER, *_KEPT, *_EXTENSION]
+    reader.name: reader for reader in [*_MODELS, *_TEXTS, *_TABLES, *_SERVER, *_KEPT, *_DATA, *_EXTENSION]
 }

@@ -62,6 +62,7 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str) -> T:
         if key not in known:
             raise ConfigError(f"{where} has an unknown key {key!r}", suggest(str(key), known))
         values[key] = check_scalar(value, hints[key], f"{where}.{key}")
+    _check_whole(cls, values, where)
     return cls(**values)
 
 
@@ -100,10 +101,15 @@ def from_table(cls: type[T], table: Any, where: str, *, any_text: bool = False) 
         if key not in known:
             raise ConfigError(f"{where} has an unknown key {key!r}", suggest(str(key), list(known)))
         values[key] = _convert(value, hints[key], f"{where}.{key}" if where else str(key), any_text)
-    for name, entry in known.items():
-        if name not in values and entry.default is MISSING and entry.default_factory is MISSING:
-            raise ConfigError(f"{where or 'the table'} lacks {name}")
+    _check_whole(cls, values, where)
     return cls(**values)
+
+
+def _check_whole(cls: type[Any], values: Mapping[str, Any], where: str) -> None:
+    """Raise ConfigError unless ``values`` has all fields that have no default."""
+    for entry in fields(cls):
+        if entry.name not in values and entry.default is MISSING and entry.default_factory is MISSING:
+            raise ConfigError(f"{where or 'the table'} lacks {entry.name}")
 
 
 def _convert(value: Any, hint: Any, where: str, any_text: bool) -> Any:

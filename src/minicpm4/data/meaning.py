@@ -108,6 +108,12 @@ class MeaningParser(HTMLParser):
         super().close()
         self._give_up()
 
+    def parse_marked_section(self, i: int, report: bool = True) -> int:
+        try:
+            return super().parse_marked_section(i, report)
+        except AssertionError:  # "<![" and what is no CDATA: as browsers do
+            return self.parse_bogus_comment(i, report)
+
     def updatepos(self, i: int, j: int) -> int:
         return j  # nobody asks where in the page something stands; counting lines takes a tenth of the time
 

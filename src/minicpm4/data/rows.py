@@ -1,5 +1,6 @@
-"""Rows of tables in files, JSON lines and parquet, each with its place. One that is no JSON comes as the
-error that it is; one that does not decode is told to ``skip(reason, where)``."""
+"""Rows of tables in files, JSON lines and parquet, each with its place. One that is no JSON, or has a value
+that Python has not, comes as the error that it is; one that does not decode is told to
+``skip(reason, where)``."""
 
 from __future__ import annotations
 
@@ -67,7 +68,7 @@ def parquet_rows(
     skip: Skip,
     beside: Sequence[str] = (),
     see: Callable[[list[str]], object] = len,
-) -> Iterator[tuple[str, dict[str, Any]]]:
+) -> Iterator[tuple[str, Any]]:
     """Rows, of which ``column`` is read, and those columns of ``beside`` that there are; ``see`` is told the
     names of all columns."""
     try:
@@ -87,18 +88,40 @@ def parquet_rows(
                 raise ConfigError(f"{file} has no column {column!r}, but {has[:200]}", "name the column")
             see(names)
             wanted = [column, *(name for name in beside if name in names and name != column)]
+            if twice := [name for name in wanted if names.count(name) > 1]:
+                raise ConfigError(f"{file} has more than one column {twice[0]!r}", "give each its own name")
             for batch in table.iter_batches(batch_size=256, columns=wanted):
                 for index in range(batch.num_rows):
                     row += 1
                     where = f"{file}, row {row}"
                     try:
-                        yield where, {name: _given(batch.column(name)[index].as_py()) for name in wanted}
+                        found = _row(batch, index, wanted, where)
                     except UndecodableError as error:
                         skip(UNDECODED, f"{where} is {error}")
                     except UnicodeError as error:
                         skip(UNDECODED, f"{where} is not UTF-8: {error}")
+                    else:
+                        yield where, found
     except ArrowException as error:
         raise ConfigError(f"{file} cannot be read as parquet: {error}", "it may be damaged") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{file} has a column whose name is not UTF-8: {error}", "give it another name, or it is damaged"
+        ) from error
+
+
+def _row(batch: Any, index: int, wanted: Sequence[str], where: str) -> Any:
+    """A row of a batch, or the error that one of its values is none that Python has: a date in the year
+    100,000, a table with two fields of one name."""
+    found = {}
+    for name in wanted:
+        try:
+            found[name] = _given(batch.column(name)[index].as_py())
+        except (UndecodableError, UnicodeError):
+            raise
+        except (ValueError, OverflowError, LookupError) as error:
+            return ConfigError(f"{where}: {name!r} cannot be read: {error}", "the file may be damaged")
+    return found
 
 
 def _given(value: Any) -> Any:

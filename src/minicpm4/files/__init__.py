@@ -25,6 +25,7 @@ from minicpm4.files.whole import (
     writing_folder,
     writing_path,
 )
+from minicpm4.files.zips import opened_zip
 
 __all__ = [
     "CHECKSUMS",
@@ -46,6 +47,7 @@ __all__ = [
     "lines_of",
     "lock",
     "making",
+    "opened_zip",
     "parse_json",
     "part_name",
     "publish",
