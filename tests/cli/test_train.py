@@ -134,9 +134,7 @@ def test_a_run_that_has_ended_exports_the_model_that_it_had(tmp_path: Path) -> N
         assert (folder / "model.safetensors").read_bytes() == first
 
 
-def test_an_export_is_whole_or_not_there(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_export_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch")
     from minicpm4.formats import hf_write
 
@@ -144,14 +142,20 @@ def test_an_export_is_whole_or_not_there(
         raise KeyboardInterrupt
 
     folder = tmp_path / "new" / "model"
-    command = ["train", str(write(tmp_path)), "--export"]
+    command = ["train", str(write(tmp_path)), "--export", str(folder)]
     with monkeypatch.context() as context:
         context.setattr(hf_write, "end_folder", stop)  # the weights are written
-        assert run([*command, str(folder)]) == 130
+        assert run(command) == 130
     assert list(folder.parent.iterdir()) == []
     folder.mkdir()  # an empty one is as good as none
-    assert run([*command, str(folder)]) == 0
+    assert run(command) == 0
     assert (folder / "config.json").is_file()
+
+
+def test_an_export_takes_the_place_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch")
+    command = ["train", str(write(tmp_path))]
+    assert run(command) == 0
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     places = {
@@ -161,26 +165,23 @@ def test_an_export_is_whole_or_not_there(
     }
     for place, said in places.items():
         capsys.readouterr()
-        assert run([*command, str(place)]) == 2
+        assert run([*command, "--export", str(place)]) == 2
         assert said in capsys.readouterr().err
     assert (tmp_path / "mine" / "notes.txt").read_text() == "mine"
 
 
-@pytest.mark.slow
-def test_the_embedded_model_is_tuned_with_its_own_tokenizer(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pytest.importorskip("torch")
+def write_tuning(folder: Path) -> str:
+    """A recipe that tunes the embedded model on eight chats, to folder / "run"."""
     chat = {"messages": [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "Two."}]}
-    (tmp_path / "chats.jsonl").write_text((json.dumps(chat) + "\n") * 8, encoding="utf-8")
-    (tmp_path / "r.toml").write_text(
+    (folder / "chats.jsonl").write_text((json.dumps(chat) + "\n") * 8, encoding="utf-8")
+    (folder / "r.toml").write_text(
         f"""
 name = "tuned"
-output = "{tmp_path / "run"}"
+output = "{folder / "run"}"
 model = {{ start = "smollm2-135m-instruct" }}
 [corpora.chats]
 kind = "chat"
-paths = ["{tmp_path / "chats.jsonl"}"]
+paths = ["{folder / "chats.jsonl"}"]
 [[stages]]
 name = "sft"
 steps = 2
@@ -192,9 +193,18 @@ data = {{ chats = 1.0 }}
 """,
         encoding="utf-8",
     )
-    assert run(["train", str(tmp_path / "r.toml"), "--dry-run"]) == 0
+    return str(folder / "r.toml")
+
+
+@pytest.mark.slow
+def test_the_embedded_model_is_tuned_with_its_own_tokenizer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch")
+    recipe = write_tuning(tmp_path)
+    assert run(["train", recipe, "--dry-run"]) == 0
     assert "tokenizer smollm2-135m-instruct: found" in capsys.readouterr().out
-    assert run(["train", str(tmp_path / "r.toml")]) == 0
+    assert run(["train", recipe]) == 0
     answers = []
     for model in (str(tmp_path / "run" / "model"), "smollm2-135m-instruct"):
         capsys.readouterr()

@@ -159,22 +159,24 @@ def test_own_work_is_not_somebody_elses(monkeypatch: pytest.MonkeyPatch) -> None
     assert quiet.Watch().others() == {"others": 0.4, "stolen": 0.1}
 
 
+PEER = """
+import os, sys
+sys.path.insert(0, {folder!r})
+from protocol import serve
+class Peer:
+    def __init__(self, request):
+        print('noise')
+        if request['threads'] > 9: import no_such_module
+    def about(self): return {{'version': '7'}}
+    def measure(self, kind, depth, tokens, variant, batch): return batch * tokens / depth
+    def cost(self, depth, **point): return {{'cost': depth, 'set': os.environ['SET']}}
+serve(Peer, 'install it')
+"""
+
+
 def test_children_talk_json(tmp_path: Path) -> None:
-    peers = Path(__file__).parents[2] / "benchmarks" / "peers"
     script = tmp_path / "peer.py"
-    script.write_text(
-        f"import sys\nsys.path.insert(0, {str(peers)!r})\nfrom protocol import serve\n"
-        "class Peer:\n"
-        "    def __init__(self, request):\n"
-        "        print('noise')\n"
-        "        if request['threads'] > 9: import no_such_module\n"
-        "    def about(self): return {'version': '7'}\n"
-        "    def measure(self, kind, depth, tokens, variant, batch): return batch * tokens / depth\n"
-        "    def cost(self, depth, **point):\n"
-        "        import os\n"
-        "        return {'cost': depth, 'set': os.environ['SET']}\n"
-        "serve(Peer, 'install it')\n"
-    )
+    script.write_text(PEER.format(folder=str(Path(__file__).parents[2] / "benchmarks" / "peers")))
     child = Child(sys.executable, str(script), {"threads": 2}, {"SET": "so"})
     assert child.about == {"version": "7"}
     request = {"op": "measure", "kind": "decode", "tokens": 3, "variant": "", "batch": 2}

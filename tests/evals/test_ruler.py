@@ -123,22 +123,32 @@ def test_lengths_that_were_asked_in_part_have_no_average() -> None:
     assert effective_length(found, wanted=4) is None
 
 
-def test_the_command(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def command(tmp_path: Path) -> list[str]:
     model = str(make_checkpoint(tmp_path / "model", max_position_embeddings=4096))
-    found, plot = tmp_path / "found.json", tmp_path / "plot.svg"
     args = ["eval", "ruler", model, "--keep", str(tmp_path / "kept"), "--kinds", "vt,qa_1", "--each", "2"]
-    args += ["--plain", "--sparse", "topk=4,window=128,dense_len=-1"]
+    return [*args, "--plain", "--sparse", "topk=4,window=128,dense_len=-1"]
+
+
+def test_the_command_compares_both_ways(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found, plot = tmp_path / "found.json", tmp_path / "plot.svg"
     more = ["--both", "--json", str(found), "--plot", str(plot)]
-    assert run([*args, "--lengths", "1024,2048", *more]) == 0
+    assert run([*command, "--lengths", "1024,2048", *more]) == 0
     out = capsys.readouterr().out
     report = json.loads(found.read_text())
     assert len(report["answers"]["dense"]) == 8 and report["hash"] in out
     reads = {way: {one["read"] for one in each} for way, each in report["scores"].items()}
     assert reads["dense"] == {1.0} and max(reads["sparse"]) < 1.0
     assert (tmp_path / "plot-dense.svg").exists() and (tmp_path / "plot-sparse.svg").exists()
-    shown = [*args, "--kinds", "vt,vt", "--lengths", "1024,2048", "--json", str(found)]
+
+
+def test_a_kind_is_asked_once_and_what_time_is_left_for(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = tmp_path / "found.json"
+    shown = [*command, "--kinds", "vt,vt", "--lengths", "1024,2048", "--json", str(found)]
     assert run([*shown, "--keep", str(tmp_path / "once")]) == 0
     assert len(json.loads(found.read_text())["answers"]["auto"]) == 4, "a kind is asked once"
     capsys.readouterr()
@@ -150,6 +160,13 @@ def test_the_command(
     assert "1 questions (auto) are left" in told.err, told.err
     (row,) = [one.split() for one in told.out.splitlines() if one.startswith("average")]
     assert len(row) == 2, "of the second length there is no average"
-    monkeypatch.undo()
-    assert run([*args, "--lengths", "64"]) == 2 and "too few for vt" in capsys.readouterr().err
-    assert run([*args, "--kinds", "vt,wt"]) == 2 and "'wt' is no kind" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [(["--lengths", "64"], "too few for vt"), (["--kinds", "vt,wt"], "'wt' is no kind")],
+)
+def test_the_command_refuses(
+    command: list[str], capsys: pytest.CaptureFixture[str], more: list[str], said: str
+) -> None:
+    assert run([*command, *more]) == 2 and said in capsys.readouterr().err

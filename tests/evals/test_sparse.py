@@ -219,38 +219,37 @@ def test_a_run_that_is_killed_goes_on_where_it_was(model: str, tmp_path: Path) -
     assert found["results"] == whole["results"] and found["named"] == whole["named"]
 
 
+@pytest.fixture
+def command(model: str, tmp_path: Path) -> list[str]:
+    args = ["eval", "sparse", model, "--length", "640", "--setting", SETTING]
+    return [*args, "--keep", str(tmp_path / "kept")]
+
+
 def test_the_command_keeps_what_auto_uses(
-    model: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: str, command: list[str], place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found, picture = tmp_path / "found.json", tmp_path / "heat.svg"
-    args = [
-        "eval",
-        "sparse",
-        model,
-        "--length",
-        "640",
-        "--setting",
-        SETTING,
-        "--keep",
-        str(tmp_path / "kept"),
-    ]
     more = ["--loss", "90%", "--json", str(found), "--plot", str(picture), "--write"]
-    assert run([*args, *more]) == 0
+    assert run([*command, *more]) == 0
     out = capsys.readouterr().out
     report = json.loads(found.read_text())
     assert report["named"] == SETTING and f"--sparse {SETTING}" in out
     assert [one["name"] for one in report["results"]] == ["dense", SETTING]
-    assert (
-        len(report["results"][1]["recall"]["by_layer_and_head"]) == 2 and picture.read_text().count("%<") == 8
-    )
+    assert len(report["results"][1]["recall"]["by_layer_and_head"]) == 2
+    assert picture.read_text().count("%<") == 8
     assert len(list(place.iterdir())) == 1 and "kept for --sparse auto" in out
     with LLM(model, sparse="auto", context=640) as llm:
         assert llm.sparse == TINY and "sparse as measured at 640 tokens" in llm.description
-    assert run([*args, "--loss", "0%", "--write", "--no-speeds"]) == 2
+
+
+def test_the_command_keeps_nothing_where_no_setting_will_do(
+    command: list[str], place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*command, "--loss", "0%", "--write", "--no-speeds"]) == 2
     caught = capsys.readouterr()
     assert "take dense attention" in caught.out and "nothing was kept" in caught.err
     (dense,) = [row for row in caught.out.splitlines() if "dense" in row.split()[:2]]
-    assert dense.count("–") == 2
+    assert dense.count("–") == 2 and not place.exists()
 
 
 @pytest.mark.parametrize(

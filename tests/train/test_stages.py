@@ -145,9 +145,7 @@ def whole_recipe(folder: Path) -> dict:
 def test_chats_questions_and_needles_are_packed_with_their_masks(tmp_path: Path) -> None:
     from minicpm4.text import load_tokenizer
 
-    table = whole_recipe(tmp_path)
-    said: list[str] = []
-    found = prepare(parse_recipe(table), tmp_path / "run", said.append)
+    found = prepare(parse_recipe(whole_recipe(tmp_path)), tmp_path / "run", lambda line: None)
     own = load_tokenizer(found.tokenizer)
 
     def learnt(name: str, document: int) -> str:
@@ -163,6 +161,13 @@ def test_chats_questions_and_needles_are_packed_with_their_masks(tmp_path: Path)
         half = len(tokens) // 2 + 1
         assert (tokens[1:half] == tokens[half:]).all() and mask is not None
         assert mask.sum() == half - 2 and mask[half + 1 :].all()
+
+
+def test_what_is_packed_is_taken_by_the_same_recipe_alone(tmp_path: Path) -> None:
+    table = whole_recipe(tmp_path)
+    said: list[str] = []
+    found = prepare(parse_recipe(table), tmp_path / "run", said.append)
+    assert any("packing" in line for line in said)
     again: list[str] = []
     assert prepare(parse_recipe(table), tmp_path / "run", again.append).hashes() == found.hashes()
     assert not any("packing" in line for line in again)
