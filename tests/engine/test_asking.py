@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
+import re
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
-from minicpm4 import LLM, SamplingParams
+from minicpm4 import LLM, AsyncLLM, SamplingParams
 from minicpm4.errors import ConfigError, RequestError
 from minicpm4.testing import ScriptedEngine
 
@@ -59,6 +65,31 @@ def test_a_wrong_keyword_names_the_nearest() -> None:
         LLM("smollm2-135m-instruct", contxt=1)  # type: ignore[call-overload]
     with pytest.raises(TypeError, match="missing 1 required positional argument"):
         LLM()  # type: ignore[call-overload]
+
+
+ASKED: list[tuple[Callable[[Any], object], str]] = [
+    (lambda llm: llm.chat(ask("a"), temprature=3), "chat ~ 'temprature'. did you mean ~(temperature=...)"),
+    (lambda llm: llm.generate("a", max_tokens=3), "generate ~ params=SamplingParams(max_tokens=...)"),
+    (lambda llm: llm.chat(ask("a"), tool=[]), "chat ~ 'tool'. did you mean 'tools'"),
+    (lambda llm: llm.stream_chat(ask("a"), progres=None), "stream_chat ~ did you mean 'progress'"),
+    (lambda llm: llm.embed("a", zzz=1), "embed has no parameter 'zzz'. known: progress, prompts"),
+    (lambda llm: llm.parse_reply("a", tool=[]), "parse_reply ~ 'tools'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("ask_it", "told"), ASKED, ids=range(len(ASKED)))
+def test_a_wrong_keyword_of_a_method_names_the_nearest(ask_it: Callable[[LLM], object], told: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape("LLM." + told).replace("\\~", ".*").replace("~", ".*")):
+        ask_it(made("x"))
+
+
+def test_methods_with_named_keywords_keep_their_signatures_and_errors() -> None:
+    assert [*inspect.signature(LLM.chat).parameters][:3] == ["self", "messages", "params"]
+    assert inspect.iscoroutinefunction(AsyncLLM.embed) and not inspect.iscoroutinefunction(AsyncLLM.stream)
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'messages'"):
+        made("x").chat()
+    with pytest.raises(ConfigError, match=r"LLM.generate has no parameter 'stopp'"):
+        asyncio.run(AsyncLLM.generate(made("x"), "a", stopp="b"))
 
 
 def test_text_is_no_token_ids_and_how_to_make_some_is_said() -> None:

@@ -7,45 +7,74 @@ import inspect
 import math
 import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from types import UnionType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from minicpm4.errors import ConfigError
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 MAX_INTEGER = 1 << 63  # no setting is larger, either way
 
 
-def suggest(name: str, known: list[str]) -> str:
-    """``did you mean 'x'?`` with the nearest of ``known``, else the whole list."""
+def suggest(name: str, known: list[str], written: Mapping[str, str] | None = None) -> str:
+    """``did you mean 'x'?`` with the nearest of ``known``, else the whole list. ``written``: more words, and
+    those that are written otherwise."""
     import difflib  # only messages of refusal need it
 
-    tries = (difflib.get_close_matches(each, known, n=1, cutoff=0.5) for each in (name, name.lower()))
+    words = list({**dict.fromkeys(known), **(written or {})})
+    tries = (difflib.get_close_matches(each, words, n=1, cutoff=0.5) for each in (name, name.lower()))
     near = next(filter(None, tries), None)
-    return f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(sorted(known))
+    if near is None:
+        return "known: " + ", ".join(sorted(known))
+    return f"did you mean {(written or {}).get(near[0], repr(near[0]))}?"
 
 
-def nearest_keywords(cls: type[T]) -> type[T]:
-    """Have ``cls(wrong_name=…)`` name the nearest keyword that it takes. Raises ConfigError."""
-    made = cls.__init__
+def nearest_keywords(made: F, elsewhere: Mapping[str, str] | None = None) -> F:
+    """Have a function, or a class and its public methods, name the nearest keyword where one is wrong.
 
+    ``elsewhere``: what to write for words that belong into another place. Raises ConfigError, when called.
+    """
+    if not isinstance(made, type):
+        return cast(F, _naming(made, elsewhere or {}))
+    for name, one in vars(made).copy().items():
+        if inspect.isfunction(one) and (name == "__init__" or not name.startswith("_")):
+            setattr(made, name, _naming(one, elsewhere or {}))
+    return made
+
+
+def _naming(made: Callable[..., Any], elsewhere: Mapping[str, str]) -> Callable[..., Any]:
     @functools.wraps(made)
-    def init(self: T, *args: Any, **values: Any) -> None:
+    def call(*args: Any, **values: Any) -> Any:
         try:
-            made(self, *args, **values)
+            return made(*args, **values)
         except TypeError:
-            known = [name for name in inspect.signature(made).parameters if name != "self"]
-            wrong = [name for name in values if name not in known]
-            if wrong:
-                raise ConfigError(
-                    f"{cls.__name__} has no parameter {wrong[0]!r}", suggest(wrong[0], known)
-                ) from None
+            _refuse_keywords(made, args, values, elsewhere)
             raise
 
-    cls.__init__ = init  # type: ignore[assignment]
-    return cls
+    @functools.wraps(made)
+    async def awaited(*args: Any, **values: Any) -> Any:
+        return await call(*args, **values)
+
+    return awaited if inspect.iscoroutinefunction(made) else call
+
+
+def _refuse_keywords(
+    made: Callable[..., Any], args: Sequence[Any], values: Mapping[str, Any], elsewhere: Mapping[str, str]
+) -> None:
+    """Raise ConfigError if ``values`` have a name that ``made`` does not take."""
+    taken = inspect.signature(made).parameters
+    known = [name for name in taken if name != "self"]
+    wrong = next((name for name in values if name not in known), None)
+    if wrong is None or any(one.kind is one.VAR_KEYWORD for one in taken.values()):
+        return
+    called = made.__name__
+    if "self" in taken and args:
+        called = type(args[0]).__name__ + ("" if called == "__init__" else f".{called}")
+    remedy = suggest(wrong, known, {name: how for name, how in elsewhere.items() if name not in known})
+    raise ConfigError(f"{called} has no parameter {wrong!r}", remedy) from None
 
 
 def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str) -> T:

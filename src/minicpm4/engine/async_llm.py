@@ -20,7 +20,7 @@ from minicpm4.engine.llm import ThreadedLLM
 from minicpm4.engine.load import Inspection
 from minicpm4.engine.mailbox import Mailbox
 from minicpm4.engine.outputs import Event, Piece, Prefilled, RequestOutput, TokenLogprobs
-from minicpm4.engine.params import SamplingParams
+from minicpm4.engine.params import SamplingParams, nearest_or_sampling
 from minicpm4.engine.prompts import Messages, Params, Prompt, Prompts, one_each, split_chats, split_prompts
 from minicpm4.engine.scoring import Direction, Readings, Score
 from minicpm4.formats import Checkpoint
@@ -30,6 +30,7 @@ Ids = Callable[[], list[list[int]]]
 T = TypeVar("T")
 
 
+@nearest_or_sampling
 class AsyncLLM:
     """As LLM, for asyncio: what tasks ask at the same time is answered together, on a thread of its own.
 

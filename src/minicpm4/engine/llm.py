@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Self, overload
 
 from minicpm4.config import ModelConfig, SparseConfig
 from minicpm4.config.choices import KVFormat
-from minicpm4.config.strict import nearest_keywords
 from minicpm4.engine.api import EngineAPI, Limits, Load, Text
 from minicpm4.engine.collect import Collector, piece_of
 from minicpm4.engine.driver import Driver, ThreadedDriver
@@ -18,7 +17,7 @@ from minicpm4.engine.load import Inspection, inspect
 from minicpm4.engine.mailbox import Mailbox
 from minicpm4.engine.options import CACHE_SIZE, EngineOptions
 from minicpm4.engine.outputs import Piece, RequestOutput
-from minicpm4.engine.params import FALLBACK, SamplingParams
+from minicpm4.engine.params import FALLBACK, SamplingParams, nearest_or_sampling
 from minicpm4.engine.plan import MemoryPlan
 from minicpm4.engine.prompts import Messages, Params, Prompt, Prompts, one_each, split_chats, split_prompts
 from minicpm4.engine.scoring import Scores
@@ -35,7 +34,7 @@ from minicpm4.progress import Progress, check_progress
 logger = logging.getLogger("minicpm4")
 
 
-@nearest_keywords
+@nearest_or_sampling
 class LLM(Texts, Scores):
     """A model, loaded and planned, ready to answer. Any number of threads may use it: what they ask at the
     same time is answered together. (AsyncLLM is for asyncio.)

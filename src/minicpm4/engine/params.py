@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from minicpm4.config.gguf import SAMPLING_KEYS
 from minicpm4.config.strict import check_choice, check_integer, nearest_keywords, require, shown, suggest
@@ -37,6 +37,7 @@ FALLBACK: dict[str, Any] = {"temperature": 0.7, "top_p": 0.7}
 
 
 _OPEN: Any = None  # not given
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 @nearest_keywords
@@ -333,3 +334,9 @@ def suggested_sampling(table: Mapping[str, Any]) -> dict[str, Any]:
         given["temperature"] = 0.0
     SamplingParams(**given)
     return given
+
+
+def nearest_or_sampling(made: F) -> F:
+    """As ``nearest_keywords``; a word that belongs into SamplingParams is told so."""
+    options = {f.name: f"params=SamplingParams({f.name}=...)" for f in fields(SamplingParams) if f.init}
+    return nearest_keywords(made, options)

@@ -14,7 +14,7 @@ from minicpm4.engine.api import Shown, check_ids
 from minicpm4.engine.driver import Driver
 from minicpm4.engine.mailbox import Mailbox
 from minicpm4.engine.outputs import Event, Failed, Prefilled, Read, TokenLogprobs
-from minicpm4.engine.params import MAX_LOGPROBS
+from minicpm4.engine.params import MAX_LOGPROBS, nearest_or_sampling
 from minicpm4.engine.plan import check_score
 from minicpm4.engine.prompts import Prompt, Prompts, plain_ids, split_prompts
 from minicpm4.engine.sampler import Draw, log_probabilities
@@ -205,6 +205,7 @@ class Readings:
             self._open.discard(event.request_id)
 
 
+@nearest_or_sampling
 class Scores:
     """What an LLM tells of whole texts. They are read in steps, beside what others ask."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from minicpm4.engine.api import Text
 from minicpm4.engine.outputs import RequestOutput
-from minicpm4.engine.params import SamplingParams
+from minicpm4.engine.params import SamplingParams, nearest_or_sampling
 from minicpm4.engine.prompts import Messages, Prompt, plain_ids
 from minicpm4.errors import RequestError
 from minicpm4.text.messages import check_roles, check_tools, check_variables
@@ -19,6 +19,7 @@ from minicpm4.text.tokenizer import Tokenizer
 from minicpm4.text.toolcalls import ParsedReply
 
 
+@nearest_or_sampling
 class Texts:
     """What an LLM knows of its model's text."""
 
