@@ -34,16 +34,15 @@ def test_lines_end_as_in_text_files() -> None:
 
 
 @pytest.mark.parametrize("cut", CUTS)
-def test_every_reader_of_json_lines_takes_such_characters(tmp_path: Path, cut: str) -> None:
+def test_readers_of_conversations_take_such_characters(tmp_path: Path, cut: str) -> None:
     text, file = f"one{cut}two", tmp_path / "x.jsonl"
     function = {"name": "s__f", "arguments": {"a": text}}
-    tool = {"type": "function", "function": {"name": "s__f", "parameters": {"type": "object"}}}
     talk = Transcript(model="m")
     talk.messages = [
         {"role": "user", "content": text},
         {"role": "assistant", "content": "", "tool_calls": [{"id": "c", "function": function}]},
     ]
-    talk.tools = [tool]
+    talk.tools = [{"type": "function", "function": {"name": "s__f", "parameters": {"type": "object"}}}]
     file.write_text(talk.as_training() * 2, encoding="utf-8")
     samples = read_samples(file)
     assert [(one.messages[0]["content"], one.calls) for one in samples] == [
@@ -52,6 +51,10 @@ def test_every_reader_of_json_lines_takes_such_characters(tmp_path: Path, cut: s
     assert [row["messages"][0]["content"] for _, row in json_lines(file, print)] == [text] * 2  # type: ignore[arg-type]
     assert [row["messages"][0]["content"] for _, row in read_rows(file, "")] == [text] * 2
 
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_every_other_reader_of_json_lines_takes_such_characters(tmp_path: Path, cut: str) -> None:
+    text, file = f"one{cut}two", tmp_path / "x.jsonl"
     queries = json_text({"query": text, "answer": text}, ascii_only=False)
     assert [(one.text, one.answer) for one in _queries(file, f"{queries}\n{text}\n")] == [
         (text, text),
