@@ -9,12 +9,19 @@ from typing import Annotated, Any
 
 import typer
 
-from minicpm4.cli.eval_shares import tell_share
-from minicpm4.cli.kept_work import KeepOption, MinutesOption, deadline
-from minicpm4.cli.options import EngineFlags, check_outputs, expand, number, write_figures
+from minicpm4.cli.eval_shares import (
+    FirstOption,
+    ScoreOption,
+    TogetherOption,
+    check_asking,
+    tell_share,
+    write_share,
+)
+from minicpm4.cli.kept_work import KeepOption, MinutesOption
+from minicpm4.cli.options import EngineFlags, expand, number
 from minicpm4.cli.sampling import SamplingFlags
 from minicpm4.cli.terminal import progress_bar
-from minicpm4.config.strict import check_choice, require
+from minicpm4.config.strict import require
 
 _ENGINE, _SAMPLING = EngineFlags(), SamplingFlags()
 
@@ -40,12 +47,10 @@ def code(
     samples: Annotated[
         int, typer.Option(help="Answers to each problem; several need a temperature above 0.")
     ] = 1,
-    first: Annotated[int | None, typer.Option(metavar="N", help="Only the first N problems.")] = None,
-    together: Annotated[int, typer.Option(help="Answers written at a time.")] = 8,
+    first: FirstOption = None,
+    together: TogetherOption = 8,
     minutes: MinutesOption = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the score and every answer there.")
-    ] = None,
+    json_file: ScoreOption = None,
     engine: EngineFlags = _ENGINE,
     sampling: SamplingFlags = _SAMPLING,
 ) -> None:
@@ -56,13 +61,7 @@ def code(
     are not to be compared.
     """
     number("--samples", samples, 1000, least=1)
-    number("--together", together, 256, least=1)
-    if first is not None:
-        number("--first", first, 100_000, least=1)
-    end = deadline(minutes)
-    check_outputs({"--json": json_file}, [model, problems])
-    if style is not None:
-        check_choice("--style", style, ("chat", "complete"))
+    end = check_asking(first, together, minutes, json_file, [model, problems], style)
     params = sampling.params({"temperature": 0.0, "max_tokens": 512})
     require(
         samples == 1 or not params.greedy,
@@ -110,15 +109,10 @@ def code(
 def _tell(
     answers: list[Any], total: int, most: int | None, about: dict[str, Any], json_file: Path | None
 ) -> None:
-    from dataclasses import asdict
-
-    from minicpm4.evals.asking import count_cut
     from minicpm4.evals.code import pass_at_one
 
-    mean, half = share = pass_at_one(answers)
+    share = pass_at_one(answers)
     if json_file is not None:
-        figures = {**about, "pass_at_1": mean, "half_width": half, "of": len(answers), "wanted": total}
-        figures["cut"] = count_cut(one.cut for one in answers)
-        write_figures(json_file, {**figures, "answers": [asdict(one) for one in answers]})
+        write_share(json_file, "pass_at_1", share, answers, about, total)
     verdicts = [(one.passed, one.why, one.cut) for one in answers]
     tell_share(("passed", "pass@1", "not passed"), share, verdicts, about, total=total, most=most)

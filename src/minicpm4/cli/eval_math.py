@@ -9,12 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from minicpm4.cli.eval_shares import tell_share
-from minicpm4.cli.kept_work import KeepOption, MinutesOption, deadline
-from minicpm4.cli.options import EngineFlags, check_outputs, expand, number, write_figures
+from minicpm4.cli.eval_shares import (
+    FirstOption,
+    ScoreOption,
+    TogetherOption,
+    check_asking,
+    tell_share,
+    write_share,
+)
+from minicpm4.cli.kept_work import KeepOption, MinutesOption
+from minicpm4.cli.options import EngineFlags, expand, number
 from minicpm4.cli.sampling import SamplingFlags
 from minicpm4.cli.terminal import progress_bar
-from minicpm4.config.strict import check_choice, require
+from minicpm4.config.strict import require
 
 if TYPE_CHECKING:
     from minicpm4.evals.maths import Answer, Problem
@@ -50,12 +57,10 @@ def math(
         str | None,
         typer.Option(help="chat, by the model's template, or complete, on from the question. Default: chat."),
     ] = None,
-    first: Annotated[int | None, typer.Option(metavar="N", help="Only the first N problems.")] = None,
-    together: Annotated[int, typer.Option(help="Answers written at a time.")] = 8,
+    first: FirstOption = None,
+    together: TogetherOption = 8,
     minutes: MinutesOption = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the score and every answer there.")
-    ] = None,
+    json_file: ScoreOption = None,
     engine: EngineFlags = _ENGINE,
     sampling: SamplingFlags = _SAMPLING,
 ) -> None:
@@ -67,13 +72,7 @@ def math(
     """
     number("--each", each, 10_000, least=1)
     number("--gym-seed", seed_of_gym, 1 << 31)
-    number("--together", together, 256, least=1)
-    if first is not None:
-        number("--first", first, 100_000, least=1)
-    end = deadline(minutes)
-    check_outputs({"--json": json_file}, [model, *(problems or [])])
-    if style is not None:
-        check_choice("--style", style, ("chat", "complete"))
+    end = check_asking(first, together, minutes, json_file, [model, *(problems or [])], style)
     params = sampling.params({"temperature": 0.0, "max_tokens": 512})
     from minicpm4.evals import maths
     from minicpm4.evals.asking import count_cut
@@ -139,15 +138,10 @@ def _problems(files: list[Path], gym: list[str], each: int, seed: int) -> list[P
 def _tell(
     answers: list[Answer], total: int, most: int | None, about: dict[str, Any], json_file: Path | None
 ) -> None:
-    from dataclasses import asdict
-
-    from minicpm4.evals.asking import count_cut
     from minicpm4.evals.intervals import mean_with_interval
 
-    mean, half = share = mean_with_interval([float(one.right) for one in answers])
+    share = mean_with_interval([float(one.right) for one in answers])
     if json_file is not None:
-        figures = {**about, "right": mean, "half_width": half, "of": len(answers), "wanted": total}
-        figures["cut"] = count_cut(one.cut for one in answers)
-        write_figures(json_file, {**figures, "answers": [asdict(one) for one in answers]})
+        write_share(json_file, "right", share, answers, about, total)
     verdicts = [(one.right, one.why, one.cut) for one in answers]
     tell_share(("right", "share", "not right"), share, verdicts, about, total=total, most=most)
