@@ -20,7 +20,7 @@ from minicpm4.errors import ConfigError, EngineError, RequestError
 from minicpm4.testing import ScriptedEngine
 from minicpm4.text.reply_stream import ReplyPart
 from minicpm4.text.toolcalls import ToolCall
-from tests.agents.servers import Person, boxed, made, served
+from tests.agents.servers import Person, boxed, made, read_body, send_json, served
 from tests.text.call_templates import source_of
 from tests.waiting import until_true
 
@@ -309,17 +309,9 @@ class Api:
         if scope["type"] != "http":
             return
         assert scope["path"] == "/v1/chat/completions"
-        body = b""
-        while True:
-            part = await receive()
-            body += part.get("body", b"")
-            if not part.get("more_body"):
-                break
-        self.asked.append(json.loads(body))
+        self.asked.append(json.loads(await read_body(receive)))
         self.keys.append(dict(scope["headers"]).get(b"authorization", b"").decode())
-        headers = [(b"content-type", b"application/json")]
-        await send({"type": "http.response.start", "status": self.status, "headers": headers})
-        await send({"type": "http.response.body", "body": json.dumps(self.answers.pop(0)).encode()})
+        await send_json(send, self.status, self.answers.pop(0))
 
 
 def said(content: str = "", *calls: tuple[str, str]) -> dict[str, Any]:

@@ -18,7 +18,18 @@ from minicpm4.agents.mcp.asking import form_of
 from minicpm4.agents.mcp.config import ServerSpec
 from minicpm4.agents.mcp.limits import Limits
 from minicpm4.errors import ToolServerError
-from tests.agents.servers import HERE, SILENT, SOON, Person, made, reached, running, served
+from tests.agents.servers import (
+    HERE,
+    SILENT,
+    SOON,
+    Person,
+    made,
+    reached,
+    read_body,
+    running,
+    send_json,
+    served,
+)
 
 
 async def added(spec: ServerSpec, limits: Limits = SOON) -> tuple[str, str]:
@@ -70,16 +81,9 @@ class OldHttp:
         if scope["type"] != "http":
             return
         headers = {key.decode(): value.decode() for key, value in scope["headers"]}
-        body = b""
-        while True:
-            part = await receive()
-            body += part.get("body", b"")
-            if not part.get("more_body"):
-                break
+        body = await read_body(receive)
         status, answer = await self.answer(headers, json.loads(body or b"{}"), scope["method"])
-        more = [(b"content-type", b"application/json"), (b"mcp-session-id", b"s-1")]
-        await send({"type": "http.response.start", "status": status, "headers": more})
-        await send({"type": "http.response.body", "body": json.dumps(answer).encode()})
+        await send_json(send, status, answer, (b"mcp-session-id", b"s-1"))
 
     async def answer(self, headers: dict[str, str], asked: dict[str, Any], method: str) -> tuple[int, Any]:
         name = asked.get("method", method)
