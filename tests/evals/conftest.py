@@ -7,22 +7,13 @@ from typing import Any
 
 import pytest
 
-from minicpm4.config import ModelConfig
 from minicpm4.evals.random_model import RandomCheckpoint
 from minicpm4.evals.speed import BenchModel, BenchOptions
 from minicpm4.formats.quant import QuantSpec
+from tests.fixtures.tiny import tiny_config
 
-TINY = ModelConfig(
-    model_type="minicpm",
+TINY = tiny_config(
     vocab_size=96,
-    hidden_size=64,
-    intermediate_size=128,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=16,
-    max_position_embeddings=512,
-    rms_norm_eps=1e-5,
     tie_word_embeddings=True,
 )
 SPARSE = {"kernel_size": 8, "kernel_stride": 4, "block_size": 16, "window_size": 32, "topk": 2}

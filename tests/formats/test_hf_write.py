@@ -23,18 +23,9 @@ from minicpm4.formats.safetensors import open_tensors
 from minicpm4.formats.safetensors_header import ARRAY_TYPES
 from minicpm4.formats.safetensors_write import write_safetensors
 from minicpm4.formats.tensor_source import TensorSource, array_source
+from tests.fixtures.tiny import tiny_config
 
-CONFIG = ModelConfig(
-    model_type="minicpm",
-    vocab_size=320,
-    hidden_size=64,
-    intermediate_size=128,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=16,
-    max_position_embeddings=512,
-    rms_norm_eps=1e-5,
+CONFIG = tiny_config(
     scale_emb=12.0,
     scale_depth=1.4,
     dim_model_base=32.0,

@@ -9,18 +9,12 @@ import pytest
 from minicpm4.config import ModelConfig, RopeScaling
 from minicpm4.config.fields import SIZES
 from minicpm4.model.rotary import RotaryTable, inverse_frequencies
+from tests.fixtures.tiny import tiny_config
 
-CONFIG = ModelConfig(
+CONFIG = tiny_config(
     model_type="llama",
-    vocab_size=320,
-    hidden_size=64,
-    intermediate_size=128,
     num_hidden_layers=1,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=16,
     max_position_embeddings=4096,
-    rms_norm_eps=1e-5,
 )
 
 

@@ -23,18 +23,14 @@ from minicpm4.train.export import export, final_tensors  # noqa: E402
 from minicpm4.train.model import Mode, TrainableModel  # noqa: E402
 from tests.fixtures.byte_tokenizer import write_tokenizer  # noqa: E402
 from tests.fixtures.loading import load_model  # noqa: E402
+from tests.fixtures.tiny import tiny_config  # noqa: E402
 from tests.train.batches import batch  # noqa: E402
 
-CONFIG = ModelConfig(
-    model_type="minicpm",
-    vocab_size=320,
+CONFIG = tiny_config(
     hidden_size=128,
     intermediate_size=256,
     num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
     head_dim=32,
-    max_position_embeddings=512,
     rms_norm_eps=1e-3,  # large, so that a fold that forgets it is seen
     scale_emb=12.0,
     scale_depth=1.4,

@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from minicpm4 import LLM  # noqa: E402
-from minicpm4.config import ModelConfig, SparseConfig  # noqa: E402
+from minicpm4.config import SparseConfig  # noqa: E402
 from minicpm4.config.rope import RopeScaling  # noqa: E402
 from minicpm4.errors import ConfigError  # noqa: E402
 from minicpm4.formats import QuantSpec  # noqa: E402
@@ -26,6 +26,7 @@ from minicpm4.train.model import Mode, TrainableModel  # noqa: E402
 from minicpm4.train.stages import spec_of  # noqa: E402
 from tests.fixtures import transformers_folders as theirs  # noqa: E402
 from tests.fixtures.random_checkpoint import make_checkpoint  # noqa: E402
+from tests.fixtures.tiny import tiny_config  # noqa: E402
 from tests.train.batches import Batch, batch  # noqa: E402
 
 torch.set_num_threads(1)
@@ -44,17 +45,12 @@ LONGROPE = {
     "long_factor": [1.0 + 0.5 * i for i in range(8)],
     "original_max_position_embeddings": 64,
 }
-SMALL = ModelConfig(
-    model_type="minicpm",
+SMALL = tiny_config(
     vocab_size=50,
     hidden_size=16,
     intermediate_size=32,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
     head_dim=4,
     max_position_embeddings=256,
-    rms_norm_eps=1e-5,
     scale_emb=3.0,
     scale_depth=1.4,
     dim_model_base=8.0,

@@ -10,7 +10,6 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from minicpm4.config import ModelConfig  # noqa: E402
 from minicpm4.errors import ConfigError  # noqa: E402
 from minicpm4.formats.names import expected_tensors  # noqa: E402
 from minicpm4.plot import chart  # noqa: E402
@@ -19,20 +18,13 @@ from minicpm4.train.model import TrainableModel  # noqa: E402
 from minicpm4.train.mup import CoordinateCheck, CoordinatePoint, MuP, activations, measure, scaled  # noqa: E402
 from minicpm4.train.optim import Optimiser  # noqa: E402
 from minicpm4.train.settings import OptimConfig  # noqa: E402
+from tests.fixtures.tiny import tiny_config  # noqa: E402
 from tests.train.batches import batch  # noqa: E402
 
 WIDTHS, STEPS = (64, 128, 256), 4
-BASE = ModelConfig(
-    model_type="minicpm",
+BASE = tiny_config(
     vocab_size=64,
-    hidden_size=64,
-    intermediate_size=128,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=16,
     max_position_embeddings=64,
-    rms_norm_eps=1e-5,
     scale_emb=12.0,
     scale_depth=1.4,
     dim_model_base=64.0,
