@@ -1,10 +1,34 @@
 """MiniCPM4 on end devices: block-sparse attention, squeezed weights, one readable engine."""
 
-from __future__ import annotations
+import _signal  # type: ignore[import-not-found]  # built in: signal itself would take milliseconds
+import os
+import sys
 
-from typing import TYPE_CHECKING
 
-from minicpm4.lazy import at_first_use
+def ends_at_once(*_: object) -> None:
+    """What an interrupt does until ``minicpm4.__main__.main`` is there to catch it."""
+    os._exit(130)
+
+
+def _begins_the_command() -> bool:
+    """Whether this import is the start of ``python -m minicpm4``, or of the script that an installation makes
+    (the program itself imports ``minicpm4.__main__`` then): not one by a program that uses the package."""
+    words: list[str] = getattr(sys, "argv", None) or [""]
+    if words[0] == "-m":  # which module is run: the word before its own
+        return sys.orig_argv[-len(words)] in ("minicpm4", "-mminicpm4")
+    program = sys._getframe()
+    while program.f_back:
+        program = program.f_back
+    is_named_so = os.path.basename(words[0]).partition(".")[0] == "minicpm4"
+    return is_named_so and "minicpm4.__main__" in program.f_code.co_names
+
+
+if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler and _begins_the_command():
+    _signal.signal(_signal.SIGINT, ends_at_once)
+
+from typing import TYPE_CHECKING  # noqa: E402  (what takes time comes after)
+
+from minicpm4.lazy import at_first_use  # noqa: E402
 
 if TYPE_CHECKING:
     from minicpm4.engine.async_llm import AsyncLLM

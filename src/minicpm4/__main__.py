@@ -1,12 +1,17 @@
 """``python -m minicpm4`` is the command ``minicpm4``, which begins here."""
 
+import _signal  # type: ignore[import-not-found]
 import sys
+
+from minicpm4 import ends_at_once
 
 
 def main() -> None:
-    """Entry point of the command ``minicpm4``. Ctrl-C is exit code 130 from the first import on, and while
-    the interpreter ends it is the end without a word."""
+    """Entry point of the command ``minicpm4``. Ctrl-C is exit code 130 from the package's first line on
+    (``minicpm4.ends_at_once``), and while the interpreter ends it is the end without a word."""
     try:
+        if _signal.getsignal(_signal.SIGINT) is ends_at_once:
+            _signal.signal(_signal.SIGINT, _signal.default_int_handler)  # it is caught from here on
         from minicpm4.cli import main as command
 
         command()
