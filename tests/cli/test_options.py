@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
 from minicpm4.cli import run
 from minicpm4.cli.options import EngineFlags, parse_sparse
 from minicpm4.config.choices import WEIGHT_CHOICES
+from minicpm4.engine.drafters import DRAFTS, EAGLE, MODEL
+from minicpm4.engine.llm import LLM
 from minicpm4.errors import ConfigError, MemoryPlanError
 from minicpm4.formats.kinds import KINDS
 from tests.cli.conftest import Result, Script
@@ -280,3 +283,13 @@ def test_nothing_is_written_where_something_is_read(
     assert run([word.replace("FILE", str(file)) for word in words.split()]) == 2
     assert f"{file} is named twice in this command" in capsys.readouterr().err
     assert file.read_text() == "Said once." and [*tmp_path.iterdir()] == [file]
+
+
+@pytest.mark.parametrize("draft", [*DRAFTS, MODEL, EAGLE])
+def test_every_drafter_is_told_of(draft: str) -> None:
+    name = {MODEL: "model:NAME", EAGLE: "eagle:PATH"}.get(draft, draft)
+    (told,) = get_type_hints(EngineFlags, include_extras=True)["draft"].__metadata__
+    page = (Path(__file__).parents[2] / "docs" / "drafting.md").read_text(encoding="utf-8")
+    assert name in re.findall(r"[\w:]+", told.help), "the help of --draft"
+    assert f'"{name}"' in (LLM.__doc__ or ""), "what LLM says of its arguments"
+    assert f"| `{name}`" in page, "the table of docs/drafting.md"
