@@ -5,10 +5,10 @@ from tests.fuzz.extension import READERS as _EXTENSION
 from tests.fuzz.kept import READERS as _KEPT
 from tests.fuzz.model_files import READERS as _MODELS
 from tests.fuzz.reader import Reader
+from tests.fuzz.runs import READERS as _RUNS
 from tests.fuzz.server import READERS as _SERVER
 from tests.fuzz.tables import READERS as _TABLES
 from tests.fuzz.texts import READERS as _TEXTS
 
-READERS: dict[str, Reader] = {
-    reader.name: reader for reader in [*_MODELS, *_TEXTS, *_TABLES, *_SERVER, *_KEPT, *_DATA, *_EXTENSION]
-}
+_EVERY = [*_MODELS, *_TEXTS, *_TABLES, *_RUNS, *_SERVER, *_KEPT, *_DATA, *_EXTENSION]
+READERS: dict[str, Reader] = {reader.name: reader for reader in _EVERY}

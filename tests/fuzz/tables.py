@@ -279,50 +279,10 @@ def _read_schema(content: bytes) -> None:
     checked_schema("a schema", schema)
 
 
-@cache
-def _run() -> dict[str, bytes]:
-    """A training run with one checkpoint, without its checksums: a hostile one has right ones."""
-    from tests.train.runs import corpus, recipe, runner, stage
-
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        runner(recipe(stage(steps=2)), folder / "run", corpus(folder / "data")).run(until=1)
-        files = [file for file in (folder / "run").rglob("*") if file.is_file()]
-        kept = [
-            file
-            for file in files
-            if file.name not in ("checksums.json", ".lock") and "tensor" not in file.name
-        ]
-        return {str(file.relative_to(folder / "run")): file.read_bytes() for file in kept}
-
-
-def _draw_checkpoint(rng: Random) -> bytes:
-    files = dict(_run())
-    name = rng.choice(sorted(files))
-    if rng.random() < 0.5:
-        name = next(one for one in files if one.endswith("state.json"))
-    if name.endswith(".json"):
-        table = json.loads(files[name])
-        files[name] = mutated_json(rng, table)
-    else:
-        files[name] = mutated_bytes(rng, files[name], 2000)
-    return packed(files)
-
-
-def _read_checkpoint(case: bytes, folder: Path) -> None:
-    from minicpm4.train.going_on import going_on
-    from tests.train.runs import recipe, stage
-
-    unpacked(case, folder)
-    going_on(recipe(stage(steps=2)), folder, {"text": "x"})
-    read_metrics(folder)
-
-
 READERS = [
     Reader(name="recipe", draw=_draw_recipe, read=_read_recipe, share=0.6),
     Reader(name="packed", draw=_draw_set, read=_read_set),
     Reader(name="corpora", draw=_draw_lines, read=_read_lines),
     Reader(name="metrics", draw=_draw_log, read=_read_log),
     Reader(name="tables", draw=_draw_agents, read=_read_agents),
-    Reader(name="checkpoint", draw=_draw_checkpoint, read=_read_checkpoint, share=0.3),
 ]

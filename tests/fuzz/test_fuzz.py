@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from tests.fuzz import READERS
 from tests.fuzz.reader import MOST, Reader
 
-ONE_END = ("quantised", "metrics", "checkpoint")  # what is read of it ends in the same way each time
+ONE_END = ("quantised", "metrics")  # what is read of it ends in the same way each time
 NONE_REFUSED = ("replies", "calls", "bodies", "extension", "questions")
-NO_TORCH = pytest.mark.skipif(find_spec("torch") is None, reason="checkpoints are written with torch")
+OF_TRAININGS = ("checkpoint", "head-runs")
+NO_TORCH = pytest.mark.skipif(find_spec("torch") is None, reason="trainings need torch")
+EVERY = [pytest.param(name, marks=NO_TORCH if name in OF_TRAININGS else ()) for name in READERS]
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=NO_TORCH if name == "checkpoint" else ()) for name in READERS]
-)
+@pytest.mark.parametrize("name", EVERY)
 @settings(max_examples=15, suppress_health_check=list(HealthCheck))
 @given(rng=st.randoms(use_true_random=False))
 def test_made_up_inputs(name: str, rng: Random) -> None:
@@ -29,7 +29,7 @@ def test_made_up_inputs(name: str, rng: Random) -> None:
         READERS[name].judge(READERS[name].draw(rng), Path(folder))
 
 
-@pytest.mark.parametrize("name", [name for name in READERS if name not in ONE_END])
+@pytest.mark.parametrize("name", [one for one in EVERY if one.values[0] not in ONE_END])
 def test_inputs_are_read_and_refused(name: str) -> None:
     """Of inputs that all are refused at once the readers would see nothing; of quantised folders the tensors
     are read, and only then is the configuration refused."""

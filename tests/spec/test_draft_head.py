@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,8 @@ torch = pytest.importorskip("torch")
 from safetensors.numpy import load_file, save_file  # noqa: E402
 
 from minicpm4 import LLM, SamplingParams  # noqa: E402
-from minicpm4.errors import ConfigError  # noqa: E402
+from minicpm4.errors import CheckpointError, ConfigError  # noqa: E402
+from minicpm4.files import CHECKSUMS  # noqa: E402
 from minicpm4.formats.packing import unpack  # noqa: E402
 from minicpm4.formats.quant import QuantSpec  # noqa: E402
 from minicpm4.kernels.ref import RefOps  # noqa: E402
@@ -242,6 +244,37 @@ def test_what_a_killed_run_saved_is_gone_on_with(
     assert again.step == 5 and again.run()
     mine, theirs = head.state_dict(), other.state_dict()
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+@pytest.mark.parametrize("guard", [5, {"recent": ["a"]}, {"bad": -1}])
+def test_a_checkpoint_whose_guard_is_damaged_is_refused(
+    model: Path, llm: LLM, tmp_path: Path, guard: Any
+) -> None:
+    begun, _, _ = run_of(llm, model, tmp_path / "run")
+    begun.run(until=1)
+    (found,) = saved(tmp_path / "run")
+    (found.folder / CHECKSUMS).unlink()
+    file = found.folder / "state.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"guard": guard}))
+    with pytest.raises(
+        CheckpointError, match=r"state\.json is damaged: its guard holds no losses"
+    ) as refused:
+        run_of(llm, model, tmp_path / "run")
+    assert refused.value.remedy == "remove this checkpoint to go on from an earlier one"
+
+
+def test_lines_of_the_log_that_no_run_wrote_are_not_drawn(model: Path, llm: LLM, tmp_path: Path) -> None:
+    begun, _, _ = run_of(llm, model, tmp_path / "run")
+    begun.run(until=1)
+    log, picture = tmp_path / "run" / "metrics.jsonl", tmp_path / "run" / "acceptance.svg"
+    before = picture.read_bytes()
+    with log.open("a") as file:
+        for name in ("training_length", "accept_length"):
+            file.write(
+                json.dumps({"step": 1, name: "long"}) + "\n" + json.dumps({"step": 1, name: None}) + "\n"
+            )
+    again, _, _ = run_of(llm, model, tmp_path / "run")
+    assert not again.run(until=1) and picture.read_bytes() == before
 
 
 @pytest.mark.parametrize("form", FORMS)

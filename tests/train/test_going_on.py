@@ -160,6 +160,8 @@ DAMAGE: list[tuple[Callable[[Path], object], str]] = [
     (state(guard=5), "state.json is damaged: its guard holds no losses"),
     (state(guard={"recent": ["a"]}), "state.json is damaged: its guard holds no losses"),
     (state(guard={"bad": 1.5}), "state.json is damaged: its guard holds no losses"),
+    (state(lengthened=5), "state.json is damaged: it does not say where stages went on"),
+    (state(lengthened=[{"after": "x"}]), "state.json is damaged: it does not say where stages went on"),
     (state(data="ab"), "does not hold a recipe"),
 ]
 

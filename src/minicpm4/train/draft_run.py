@@ -26,10 +26,10 @@ from minicpm4.formats.tensor_source import TensorSource
 from minicpm4.plot import chart
 from minicpm4.train import checkpoint
 from minicpm4.train.draft_head import DraftHead, Shown, accept_length
-from minicpm4.train.going_on import differences
+from minicpm4.train.going_on import differences, guard_of
 from minicpm4.train.guard import Guard
 from minicpm4.train.loop import SKIPS, interrupts
-from minicpm4.train.metrics import MetricsLog, read_metrics, thinned
+from minicpm4.train.metrics import LENGTHS, MetricsLog, read_metrics, thinned
 from minicpm4.train.optim import Optimiser, clip_gradients
 from minicpm4.train.saved import MOMENTS, latest
 from minicpm4.train.schedule import rate_within
@@ -199,8 +199,9 @@ class HeadRun:
     def _draw(self) -> None:
         """The picture of acceptance over steps."""
         lines = read_metrics(self.run_folder)
-        held = [(one["step"], one["accept_length"]) for one in lines if "accept_length" in one]
-        own = [(one["step"], one["training_length"]) for one in lines if "training_length" in one]
+        own, held = (
+            [(one["step"], one[name]) for one in lines if one.get(name) is not None] for name in LENGTHS
+        )
         curves = {name: curve for name, curve in (("training", thinned(own)), ("held out", held)) if curve}
         if curves:
             label = "tokens a pass, if greedy"
@@ -234,7 +235,7 @@ class HeadRun:
                 raise CheckpointError(f"{found.folder} holds another head", "give another --output")
             fill(parameter, tensors[name])
         self._optimiser.load_tensors(Stored(found.folder, MOMENTS))
-        self._guard = Guard.restored(state.get("guard", {}))
+        self._guard = guard_of(found, state)
         return found.step
 
     def _interrupt(self) -> None:

@@ -20,7 +20,7 @@ from minicpm4.train.lengthening import MAY_CHANGE, ORDER, Way, way_on, with_orde
 from minicpm4.train.recipe import Recipe
 from minicpm4.train.saved import MOMENTS, PAIRS, REMEDY, STATE, Saved, latest, stored
 
-__all__ = ["TOKENIZER", "differences", "going_on", "mark_tokenizer", "recipe_table", "way_of"]
+__all__ = ["TOKENIZER", "differences", "going_on", "guard_of", "mark_tokenizer", "recipe_table", "way_of"]
 
 TOKENIZER, MADE_FOR = "tokenizer", "made_for.json"
 MAX_TABLE = 1 << 24
@@ -85,10 +85,15 @@ def way_of(recipe: Recipe, run: Path) -> Way | None:
 def _check_whole(found: Saved, recipe: Recipe, state: Mapping[str, Any]) -> None:
     """Raise CheckpointError where a file that going on from ``found`` would read is missing, cut off or of
     another model. Headers are read, no values."""
-    try:
-        Guard.restored(state.get("guard", {}))
-    except ValueError as error:
-        raise CheckpointError(f"{found.folder / STATE} is damaged: {error}", REMEDY) from error
+    guard_of(found, state)
+    lengthened = state.get("lengthened", [])
+    told = isinstance(lengthened, list) and all(
+        isinstance(one, Mapping) and type(one.get("after")) is int for one in lengthened
+    )
+    if not told:
+        raise CheckpointError(
+            f"{found.folder / STATE} is damaged: it does not say where stages went on", REMEDY
+        )
     begun = [stage for stage, end in zip(recipe.stages, [0, *recipe.ends], strict=False) if end < found.step]
     try:
         config = ModelConfig.from_hf(found.folder / "model")
@@ -105,6 +110,14 @@ def _check_whole(found: Saved, recipe: Recipe, state: Mapping[str, Any]) -> None
     stored(found.folder, MOMENTS)
     if any(found.folder.glob(f"{PAIRS}*.safetensors")):
         stored(found.folder, PAIRS)
+
+
+def guard_of(found: Saved, state: Mapping[str, Any]) -> Guard:
+    """The guard as ``state``, that of ``found``, keeps it. Raises CheckpointError."""
+    try:
+        return Guard.restored(state.get("guard", {}))
+    except ValueError as error:
+        raise CheckpointError(f"{found.folder / STATE} is damaged: {error}", REMEDY) from error
 
 
 def recipe_table(recipe: Recipe) -> dict[str, Any]:

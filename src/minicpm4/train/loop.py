@@ -21,7 +21,7 @@ from minicpm4.files import finite
 from minicpm4.train import checkpoint
 from minicpm4.train.check import Given, Start, check
 from minicpm4.train.estimate import flops_per_token
-from minicpm4.train.going_on import going_on, recipe_table, way_of
+from minicpm4.train.going_on import going_on, guard_of, recipe_table, way_of
 from minicpm4.train.guard import Guard
 from minicpm4.train.lengthening import decay_starts, put_aside
 from minicpm4.train.metrics import MetricsLog
@@ -204,7 +204,7 @@ class TrainingRun:
         self.session.load(found.folder, stage)
         # A run that has ended takes no step more, yet its model is exported as the stage rounds it.
         self.session.enter(stage, fresh=False)
-        self._guard = Guard.restored(state.get("guard", {}))
+        self._guard = guard_of(found, state)
         return found.step
 
     def _interrupt(self) -> None:

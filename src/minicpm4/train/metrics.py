@@ -16,8 +16,9 @@ from minicpm4.files import finite, json_text, lines_of, parse_json, write_file
 from minicpm4.plot import Curve, chart
 from minicpm4.train.saved import LOG, PICTURE
 
-__all__ = ["MetricsLog", "read_metrics"]
+__all__ = ["LENGTHS", "MetricsLog", "read_metrics"]
 
+LENGTHS = ("training_length", "accept_length")  # of drafts, in the log of a head that drafts
 POINTS = 400  # of a curve in the picture
 
 
@@ -93,9 +94,9 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def _is_line(line: Mapping[str, Any]) -> bool:
-    """Whether a run wrote it: a step, and losses that are numbers where there are any."""
-    losses = (line.get(name) for name in ("loss", "validation"))
-    return type(line.get("step")) is int and all(x is None or type(x) in (int, float) for x in losses)
+    """Whether a run wrote it: a step, and what curves are drawn of, numbers where there are any."""
+    drawn = (line.get(name) for name in ("loss", "validation", *LENGTHS))
+    return type(line.get("step")) is int and all(x is None or type(x) in (int, float) for x in drawn)
 
 
 def thinned(curve: Curve, points: int = POINTS) -> list[tuple[float, float]]:

