@@ -168,6 +168,22 @@ def test_own_texts_of_kept_layers_are_not_replaced(
     assert run([*args, "1"]) == 0
 
 
+@pytest.mark.parametrize("damage", [lambda ids: ids[:1], lambda ids: [ids[0], ids[1][:-1]]])
+def test_own_texts_that_lack_something_are_written_anew(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Any], Any]
+) -> None:
+    def stopped(*given: Any) -> Any:
+        raise KeyboardInterrupt
+
+    args = ["convert", str(model), str(tmp_path / "out"), "--group", "32", "--length", "64", "--samples", "2"]
+    kept = tmp_path / "out.part" / "texts.json"
+    monkeypatch.setattr(pipeline, "_round", stopped)
+    assert run(args) == 130
+    table = json.loads(kept.read_text())
+    kept.write_text(json.dumps(table | {"ids": damage(table["ids"])}))
+    assert run(args) == 130 and json.loads(kept.read_text()) == table
+
+
 def test_texts_are_looked_at_before_any_work(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,5 @@
-"""Readers of heads that draft, ranks of tokens, tool-use sets that others made, and chats that were kept."""
+"""Readers of heads that draft, ranks of tokens, tool-use sets of others, and of what earlier runs have kept:
+chats, settings, texts."""
 
 from __future__ import annotations
 
@@ -7,16 +8,22 @@ import tempfile
 from functools import cache
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 from minicpm4.agents.mcp.data.layouts import converted
 from minicpm4.agents.mcp.data.talks import write_set
 from minicpm4.cli.kept_chats import KeptChats, read_conversation
 from minicpm4.config import ModelConfig
+from minicpm4.engine import sparse_presets
+from minicpm4.evals import calibration_texts
+from minicpm4.evals.calibration_texts import Calibration, kept_own
 from minicpm4.kernels.ref import RefOps
 from minicpm4.model.head_files import plan_head
 from minicpm4.model.ranks import chosen_tokens
 from minicpm4.model.weights import ModelWeights
+from minicpm4.quantize.options import QuantizeOptions
 from tests.agents.test_data import GLAIVE, TOOLBENCH, XLAM
 from tests.fixtures.loading import load_model
 from tests.fixtures.random_checkpoint import make_checkpoint
@@ -147,9 +154,51 @@ def _read_chat(case: bytes, folder: Path) -> None:
     KeptChats(folder).last()
 
 
+_SETTING = {"topk": 4, "window_size": 128, "dense_len": -1, "kernel_size": 32, "kernel_stride": 16}
+_PRESET = {"version": 1, "model": "m", "date": "2026-12-01", "length": 640, "sparse": _SETTING}
+_PRESET |= {"figures": {"cache_read": 0.25}}
+
+
+def _draw_measured(rng: Random) -> bytes:
+    """Settings of sparse attention, or a model's own texts, that earlier runs have kept."""
+    if rng.random() < 0.5:
+        return b"sparse\n" + mutated_json(rng, _PRESET)
+    kept = {"of": _calibrated(Path(), None)[1], "ids": [[1, 2, 3, 4], [5, 6, 7, 8]]}
+    return b"texts\n" + mutated_json(rng, kept)
+
+
+def _read_measured(case: bytes, folder: Path) -> None:
+    kind, _, content = case.partition(b"\n")
+    file = folder / "texts.json"
+    file.write_bytes(content)
+    if kind == b"texts":
+        texts = _calibrated(folder, [[1, 2, 3, 4]] * 2)[0]
+        assert len(texts) == 2 and all(0 <= token < 320 for one in texts for token in one), texts
+        return
+    with patch.object(sparse_presets, "folder", lambda: folder):
+        found = sparse_presets._own("texts")
+    if found is not None:
+        str(found.config)
+
+
+def _calibrated(folder: Path, made: list[list[int]] | None) -> tuple[list[list[int]], dict[str, Any]]:
+    """The texts that a conversion in ``folder`` goes on with, and what the file has to be of; ``made``: those
+    that the model would write."""
+    opened: Any = SimpleNamespace(config=_model().config, checkpoint=SimpleNamespace(files=[]))
+    wanted: dict[str, Any] = {}
+    with (
+        patch.object(calibration_texts, "_own", lambda *given: made),
+        patch.object(calibration_texts, "write_json", lambda file, table: wanted.update(table["of"])),
+    ):
+        calibration = Calibration(samples=2, length=4)
+        texts = kept_own(folder, opened, "m", QuantizeOptions(), calibration, Any, ())
+    return texts, wanted
+
+
 READERS = [
     Reader(name="heads", draw=_draw_head, read=_read_head),
     Reader(name="ranks", draw=_draw_ranks, read=_read_ranks),
     Reader(name="toolsets", draw=_draw_tool_set, read=_read_tool_set, share=0.5),
+    Reader(name="measured", draw=_draw_measured, read=_read_measured),
     Reader(name="chats", draw=_draw_chat, read=_read_chat),
 ]

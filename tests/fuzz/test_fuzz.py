@@ -15,7 +15,7 @@ from tests.fuzz import READERS
 from tests.fuzz.reader import MOST, Reader
 
 ONE_END = ("quantised", "metrics")  # what is read of it ends in the same way each time
-NONE_REFUSED = ("replies", "calls", "bodies", "extension", "questions")
+NONE_REFUSED = ("replies", "calls", "bodies", "extension", "questions", "measured")
 OF_TRAININGS = ("checkpoint", "head-runs")
 NO_TORCH = pytest.mark.skipif(find_spec("torch") is None, reason="trainings need torch")
 EVERY = [pytest.param(name, marks=NO_TORCH if name in OF_TRAININGS else ()) for name in READERS]

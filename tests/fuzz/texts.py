@@ -25,7 +25,7 @@ _ADDED = {
     "256": {"content": "<s>", "special": True},
     "257": {"content": "</s>", "special": True, "lstrip": False},
 }
-_SETTINGS = {
+SETTINGS = {
     "tokenizer_class": "LlamaTokenizer",
     "bos_token": "<s>",
     "eos_token": {"content": "</s>", "special": True},
@@ -69,7 +69,7 @@ def _draw_tokenizer(rng: Random) -> bytes:
         if rng.random() < 0.2:
             files[name] = mutated_bytes(rng, files[name], len(files[name]))
     elif name == "tokenizer_config.json":
-        files[name] = mutated_json(rng, _SETTINGS)
+        files[name] = mutated_json(rng, SETTINGS)
     elif name == "added_tokens.json":
         files[name] = mutated_json(rng, {"<s>": 256, "</s>": 257, "<new>": 300})
         files.pop("tokenizer_config.json", None)
@@ -87,7 +87,7 @@ def _draw_tokenizer(rng: Random) -> bytes:
     return packed(files)
 
 
-def _read_tokenizer(case: bytes, folder: Path) -> None:
+def read_tokenizer(case: bytes, folder: Path) -> None:
     unpacked(case, folder)
     text = ModelText(folder)
     tokenizer = text.tokenizer
@@ -232,7 +232,7 @@ def _read_calls(case: bytes, folder: Path) -> None:
 
 
 READERS = [
-    Reader(name="tokenizer", draw=_draw_tokenizer, read=_read_tokenizer),
+    Reader(name="tokenizer", draw=_draw_tokenizer, read=read_tokenizer),
     Reader(name="template", draw=draw_template, read=_read_template),
     Reader(name="replies", draw=draw_reply, read=_read_reply),
     Reader(name="calls", draw=lambda rng: draw_calls(rng).encode("utf-8", "surrogatepass"), read=_read_calls),

@@ -200,7 +200,35 @@ def test_mutated_files_never_crash(cut, at, byte):
         parse_sentencepiece(bytes(data))
 
 
-def test_a_damaged_normalisation_table_is_refused(tmp_path):
-    (tmp_path / "tokenizer.model").write_bytes(b"\x0a\x03\x0a\x01a\x1a\x03\x12\x01\xff")
+@pytest.mark.parametrize(
+    "table", [b"\xff", b"xxxxxxxxx", b"\x08\0\0\0abcd", b"\x03\0\0\0abc", b"\0\0\0\0\xff"]
+)
+def test_a_damaged_normalisation_table_is_refused(tmp_path, table):
+    """Of 2 GB, say, of which it has nine bytes: the library would take that much before it looks."""
+    inside = b"\x12" + bytes([len(table)]) + table
+    model = b"\x0a\x03\x0a\x01a\x1a" + bytes([len(inside)]) + inside
+    (tmp_path / "tokenizer.model").write_bytes(model)
     with pytest.raises(TextError, match="normalisation table is damaged"):
         load_tokenizer(tmp_path)
+
+
+def test_a_normalisation_table_in_a_tokenizer_json_is_as_long_as_it_says(tmp_path):
+    table = train_sentencepiece(rule="nmt_nfkc")
+    (tmp_path / "tokenizer.model").write_bytes(table)
+    state = json.loads(load_tokenizer(tmp_path).backend.to_str())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(state))
+    assert load_tokenizer(tmp_path).encode("ﬁ") == load_tokenizer(tmp_path).encode("fi")
+    (step,) = (one for one in state["normalizer"]["normalizers"] if one["type"] == "Precompiled")
+    step["precompiled_charsmap"] = "eHh4eHh4eHg="
+    (tmp_path / "tokenizer.json").write_text(json.dumps(state))
+    with pytest.raises(TextError, match="normalisation table is damaged: it is shorter than it says"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("parse", [False, True])
+def test_a_normalisation_table_that_leads_nowhere_is_one_error(tmp_path, parse):
+    """It is looked into only where a text needs it, at whose ends blanks are trimmed first."""
+    (tmp_path / "tokenizer.model").write_bytes(train_sentencepiece() + b"\x1a\x06\x12\x04\0\0\0\0")
+    tokenizer = load_tokenizer(tmp_path)
+    with pytest.raises(TextError, match=r"the tokenizer cannot encode this text: .*damaged"):
+        tokenizer.encode("é", parse_special=parse)

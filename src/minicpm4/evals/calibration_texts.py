@@ -115,7 +115,8 @@ def kept_own(
         if (
             kept.get("of") == wanted
             and isinstance(texts, list)
-            and all(_is_ids(one, opened.config.vocab_size) for one in texts)
+            and len(texts) == calibration.samples
+            and all(_is_ids(one, calibration.length, opened.config.vocab_size) for one in texts)
         ):
             logger.warning("going on: the model's own texts are kept in %s", part)
             return texts
@@ -130,8 +131,8 @@ def kept_own(
     return found
 
 
-def _is_ids(text: Any, vocab_size: int) -> bool:
-    whole = isinstance(text, list) and len(text) > 0
+def _is_ids(text: Any, length: int, vocab_size: int) -> bool:
+    whole = isinstance(text, list) and len(text) == length
     return whole and all(type(token) is int and 0 <= token < vocab_size for token in text)
 
 

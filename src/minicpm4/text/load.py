@@ -8,6 +8,7 @@ SmolLM2's digits stand alone.
 from __future__ import annotations
 
 import re
+from base64 import b64decode
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,13 +25,14 @@ from minicpm4.text.byte_level import byte_level_backend
 from minicpm4.text.files import has_tokenizer, model_settings, spelling, text_settings, tokenizer_class
 from minicpm4.text.library import AGAIN, library
 from minicpm4.text.sp_build import SpecialTokens, build_sentencepiece
-from minicpm4.text.sp_model import MAX_PIECES, parse_sentencepiece
+from minicpm4.text.sp_model import MAX_PIECES, check_charsmap, parse_sentencepiece
 from minicpm4.text.tokenizer import Tokenizer
 
 __all__ = ["load_tokenizer", "of_training", "read_backend"]
 
 MAX_FILE_BYTES = 256 << 20
 _LARGE = re.compile(rb"[:,\[]\s*\d{7,}")  # an integer that may be an id of over MAX_PIECES
+_CHARSMAP = re.compile(rb'"precompiled_charsmap"\s*:\s*"([^"]*)"')
 # Classes whose add_bos_token and add_eos_token count whatever a tokenizer.json's post-processor says, in
 # transformers 4, which wrote such files; version 5 looks at them nowhere beside a tokenizer.json.
 _OBEYING = ("LlamaTokenizer", "CodeLlamaTokenizer")
@@ -145,6 +147,8 @@ def read_backend(source: Path | bytes, where: str = "tokenizer.json", *, as_is: 
     data = source if isinstance(source, bytes) else read_bytes(source, MAX_FILE_BYTES, TextError)
     where = where if isinstance(source, bytes) else str(source)
     with library(f"{where} is not a tokenizer file"):
+        for found in _CHARSMAP.finditer(data):
+            check_charsmap(b64decode(found[1].replace(b"\\", b"")), where)
         backend = Backend.from_buffer(data)
     if _LARGE.search(data):  # it may stand in a string: only then is it worth to look at all
         last = max(backend.get_vocab(with_added_tokens=True).values(), default=0)

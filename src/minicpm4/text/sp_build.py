@@ -12,7 +12,7 @@ from tokenizers import Tokenizer as Backend
 from minicpm4.errors import TextError
 from minicpm4.text.library import library
 from minicpm4.text.pieces import SPACE, PieceCodec
-from minicpm4.text.sp_model import PieceType, SentencePieceModel
+from minicpm4.text.sp_model import PieceType, SentencePieceModel, check_charsmap
 from minicpm4.text.tokenizer import Tokenizer
 
 __all__ = ["SpecialTokens", "build_sentencepiece", "merges_from_scores"]
@@ -152,6 +152,7 @@ def _unigram(model: SentencePieceModel, vocab: Sequence[str]) -> models.Unigram:
 
 
 def _precompiled(charsmap: bytes) -> normalizers.Normalizer:
+    check_charsmap(charsmap, "the SentencePiece model")
     with library("the SentencePiece model's normalisation table is damaged"):
         return normalizers.Precompiled(charsmap)
 

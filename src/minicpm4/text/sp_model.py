@@ -14,7 +14,7 @@ from typing import Any
 
 from minicpm4.errors import TextError
 
-__all__ = ["PieceType", "SentencePieceModel", "parse_sentencepiece"]
+__all__ = ["PieceType", "SentencePieceModel", "check_charsmap", "parse_sentencepiece"]
 
 MAX_PIECES = 2_000_000
 MAX_PIECE_CHARS = 1024
@@ -64,6 +64,16 @@ def parse_sentencepiece(data: bytes, where: str = "tokenizer.model") -> Sentence
     if not model.pieces:
         raise TextError(f"{where} holds no pieces", "fetch the file again: it may be damaged")
     return model
+
+
+def check_charsmap(charsmap: bytes, where: str) -> None:
+    """Raise TextError where a table of normalisation is shorter than it says: the tokenizers library takes as
+    much memory as that is, up to 4 GB, and ends the process where there is less."""
+    size = int.from_bytes(charsmap[:4], "little")
+    if size % 4 or size > len(charsmap) - 4:
+        raise TextError(
+            f"{where}: its normalisation table is damaged: it is shorter than it says", "fetch the file again"
+        )
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, Any]]:

@@ -205,7 +205,8 @@ class Tokenizer:
     def _is_blank(self, char: str) -> bool:
         if char.isascii() and char.isprintable():
             return char == " "
-        return not self.backend.normalizer.normalize_str(char).strip(" " + SPACE)
+        with library(_CANNOT):
+            return not self.backend.normalizer.normalize_str(char).strip(" " + SPACE)
 
     @cached_property
     def digest(self) -> str:
