@@ -86,6 +86,7 @@ def _entry(header: dict[str, Any], **changes: Any) -> None:
         lambda header, metadata: metadata["matrices"].update({NAME: ["int8", 64, 64, 128, "rows"]}),
         lambda header, metadata: metadata["matrices"].update({NAME: ["int4", 64, 64, 128, "knots"]}),
         lambda header, metadata: metadata["matrices"].update({NAME: ["int4", 64, 64, 128, "panels"]}),
+        lambda header, metadata: metadata["matrices"].update({NAME: [4, 64, 64, 128, "rows"]}),
         lambda header, metadata: metadata["matrices"].update({NAME: 5}),
         lambda header, metadata: metadata["matrices"].update({"stranger": ["int4", 64, 64, 128, "rows"]}),
         lambda header, metadata: metadata["matrices"].pop(NAME),

@@ -173,8 +173,16 @@ def test_an_interrupted_run_has_chosen_already(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(conversion, "quantize", killed)
     assert run(["convert", str(model), str(tmp_path / "out"), *words]) != 0
-    monkeypatch.setattr(conversion, "quantize", quantize)
+    # What it has chosen is looked at: a format of a matrix that was not to choose from is no choice.
+    file = tmp_path / "out.part" / "formats.json"
+    chosen = file.read_text()
     monkeypatch.setattr(budget, "measure_costs", killed)
+    for was, odd in (("int4-g64", "int2-g64"), ("layers.0.", "layers.7."), ("layers.0.mlp.up_proj", "x")):
+        file.write_text(chosen.replace(was, odd))
+        assert file.read_text() != chosen
+        assert run(["convert", str(model), str(tmp_path / "out"), *words]) == 130
+    file.write_text(chosen)
+    monkeypatch.setattr(conversion, "quantize", quantize)
     assert run(["convert", str(model), str(tmp_path / "out"), *words]) == 0
     assert not (tmp_path / "out.part").exists()
 

@@ -17,6 +17,7 @@ from minicpm4.formats.names import EMBED
 from minicpm4.formats.packing import unpack
 from minicpm4.formats.quantised_write import QUANTISED
 from minicpm4.kernels.registry import host_table
+from minicpm4.model.packed_file import write
 from minicpm4.model.source import OpenModel, open_model
 from minicpm4.quantize import pipeline
 from minicpm4.quantize.export import check_again, write_model
@@ -25,6 +26,7 @@ from minicpm4.quantize.parts import ENDS, head_of
 from minicpm4.quantize.pipeline import quantize
 from minicpm4.quantize.rotate import orthogonal
 from minicpm4.quantize.rounded import Rounded
+from minicpm4.quantize.walk import as_floats
 from tests.fixtures.random_checkpoint import make_checkpoint
 from tests.quantize.conftest import logits
 
@@ -216,6 +218,32 @@ def test_a_kept_layer_is_taken_by_its_key_unless_it_is_damaged(
     file.write_bytes(data)
     rounded(model, tmp_path / "part")
     assert rounds == [1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors, name: tensors.pop(f"{name}mlp.up_proj.weight"),
+        lambda tensors, name: tensors.update({f"{name}mlp.up_proj.weight": as_floats(np.ones((128, 64)))}),
+        lambda tensors, name: tensors.update({f"{name}input_layernorm.weight": as_floats(np.ones((2, 64)))}),
+        lambda tensors, name: tensors.update({f"{name}x": as_floats(np.ones((1, 64)))}),
+        lambda tensors, name: tensors.update({f"{name}stored.keys": as_floats(np.ones((1, 64)))}),
+        lambda tensors, name: tensors.update(
+            {f"{name}stored.{part}": as_floats(np.ones((1, 32))) for part in ("keys", "values")}
+        ),
+    ],
+)
+def test_a_kept_layer_of_other_tensors_is_made_anew(tmp_path: Path, change: Any) -> None:
+    """Whole and of this conversion by all that its file says."""
+    model = open_model(make_checkpoint(tmp_path / "model", seed=4, num_hidden_layers=1))
+    whole = rounded(model, tmp_path / "part", method="rtn").layer(0)
+    tensors = dict(whole)
+    change(tensors, "model.layers.0.")
+    write(tmp_path / "part" / "layer-00000.safetensors", {"for": "a test"}, tensors)
+    made = rounded(model, tmp_path / "part", method="rtn").layer(0)
+    assert made.keys() == whole.keys()
+    for name, one in made.items():
+        np.testing.assert_array_equal(unpack(one), unpack(whole[name]), err_msg=name)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -159,6 +159,9 @@ class PageFiles:
         if self._why_not:
             return
         path.parent.mkdir(0o700, exist_ok=True)
+        with suppress(OSError):
+            if not stat.S_ISREG(path.lstat().st_mode):  # a pipe would be waited for, a link followed
+                path.unlink()
         buffer[-_SUM:] = np.frombuffer(_sum_of(buffer[:-_SUM]), np.uint8)
         with writing(path, private=True) as out:  # prompts are in it
             out.write(buffer.data)
@@ -216,7 +219,8 @@ def _files(folder: Path) -> Iterator[tuple[Path, tuple[int, float]]]:
 
 def _oldest_first(files: dict[Path, tuple[int, float]]) -> Iterator[Path]:
     """In the order in which they are removed: the one that was used longest ago of those that no other
-    follows. What a page follows is of use to it alone."""
+    follows. What a page follows is of use to it alone. Last come those that follow each other in a circle,
+    as no page does, whatever their names say."""
     now = time.time()
     named = {(file.parent.parent.name, file.name[:32]): file for file in files}
     before = {file: named.get((file.parent.parent.name, file.stem[33:])) for file in files}
@@ -235,3 +239,4 @@ def _oldest_first(files: dict[Path, tuple[int, float]]) -> Iterator[Path]:
             followers[one] -= 1
             if not followers[one]:
                 heapq.heappush(ends, (min(files[one][1], now), str(one), one))
+    yield from sorted((one for one, count in followers.items() if count), key=lambda one: files[one][1])

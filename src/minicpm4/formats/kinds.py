@@ -279,7 +279,7 @@ KINDS: dict[str, WeightKind] = {row.name: row for row in _ROWS}
 def kind_of(name: str) -> WeightKind:
     """The row of ``name``. Raises ConfigError."""
     if name not in KINDS:
-        raise ConfigError(f"weight format {name!r} is unknown", suggest(name, list(KINDS)))
+        raise ConfigError(f"weight format {name!r} is unknown", suggest(str(name), list(KINDS)))
     return KINDS[name]
 
 

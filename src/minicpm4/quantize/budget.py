@@ -111,10 +111,11 @@ def budgeted(
 ) -> dict[str, QuantSpec]:
     """Formats of the matrices that ``options`` leave to a budget of ``options.bits``, by their full names.
     ``texts``: of calibration. Raises CheckpointError, ConfigError."""
-    kept = place.read()
-    if kept is not None:
+    plan, kept = planned(checkpoint, config, options, place), place.read()
+    # What its key does not say, damage may: a format that was not to choose from is no choice.
+    same = kept is not None and plan.choices.keys() == kept.keys()
+    if kept is not None and same and all(spec in plan.choices[name] for name, spec in kept.items()):
         return kept
-    plan = planned(checkpoint, config, options, place)
     rotation = Rotation(config, options.seed) if options.rotate else None
     stored = original_prefix(checkpoint, config, options.stored_prefix, rotation, ops)
     costs = measure_costs(checkpoint, config, plan.choices, rotation, _some(texts), ops, progress, stored)

@@ -33,6 +33,7 @@ __all__ = [
     "head_of",
     "is_vector",
     "plain_rope",
+    "shapes_of",
     "stem_of",
     "stems_of",
     "tell_layers",
@@ -52,6 +53,16 @@ def stems_of(config: ModelConfig) -> list[str]:
 def stem_of(index: int) -> str:
     """The name of a layer's part."""
     return f"layer-{index:05d}"
+
+
+def shapes_of(config: ModelConfig, stem: str) -> dict[str, tuple[int, ...]]:
+    """The tensors of a part: full name -> shape."""
+    if stem == ENDS:
+        return {EMBED: (config.vocab_size, config.hidden_size), NORM: (config.hidden_size,)}
+    if stem == OWN_HEAD:
+        return {HEAD: (config.vocab_size, config.hidden_size)}
+    prefix = f"model.layers.{_layer_of(stem)}."
+    return {prefix + name: shape for name, shape in layer_tensors(config).items()}
 
 
 def tell_layers(config: ModelConfig, stem: str, progress: Callable[[int, int], None] | None) -> None:
@@ -113,12 +124,7 @@ class Stored:
         return stems_of(self.config)
 
     def part(self, stem: str) -> dict[str, PackedTensor]:
-        if stem == OWN_HEAD:
-            return {HEAD: self._read(HEAD)}
-        if stem != ENDS:
-            prefix = f"model.layers.{_layer_of(stem)}."
-            return {prefix + name: self._read(prefix + name) for name in layer_tensors(self.config)}
-        return {name: self._read(name) for name in (EMBED, NORM)}
+        return {name: self._read(name) for name in shapes_of(self.config, stem)}
 
     def _read(self, name: str) -> PackedTensor:
         if len(self.checkpoint.tensors[name].shape) == 1:

@@ -88,7 +88,7 @@ def quantize(
             for name, spec in specs.items()
             if name.startswith(prefix)
         }
-        layer = _kept(made, index, config, own)
+        layer = _kept(made, index, config, own, len(options.stored_prefix))
         if layer is None:
             layer = read_layer(checkpoint, config, index)
             if rotation is not None:
@@ -219,14 +219,22 @@ def _weighted(weights: NDArray[np.float32], hessian: Hessian, spec: QuantSpec) -
 
 
 def _kept(
-    made: Rounded, index: int, config: ModelConfig, specs: Mapping[str, QuantSpec | None]
+    made: Rounded,
+    index: int,
+    config: ModelConfig,
+    specs: Mapping[str, QuantSpec | None],
+    prefix_tokens: int,
 ) -> Layer | None:
-    """A layer that an earlier run has written, in ``specs``; None: there is none of this conversion."""
+    """A layer that an earlier run has written, in ``specs``, with ``prefix_tokens`` stored; None: there is
+    none of this conversion."""
     try:
         found, stored = made.layer(index), made.stored(index)
     except CheckpointError:
         return None
     prefix = f"model.layers.{index}."
+    other = [name for name, spec in specs.items() if spec and found[f"{prefix}{name}.weight"].spec != spec]
+    if other or (0 if stored is None else len(stored.keys)) != prefix_tokens:
+        return None
     made.rows += _reports(made, index, specs)
     layer = from_packed(config, {name.removeprefix(prefix): one for name, one in found.items()}, stored)
     for name, spec in specs.items():

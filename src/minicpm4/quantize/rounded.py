@@ -12,13 +12,13 @@ import numpy as np
 from minicpm4.config import ModelConfig
 from minicpm4.errors import CheckpointError
 from minicpm4.files import write_json
-from minicpm4.formats.quant import PackedTensor, packed_nbytes
+from minicpm4.formats.quant import PackedTensor, QuantSpec, packed_nbytes
 from minicpm4.kernels.layer_weights import StoredKV
 from minicpm4.model.arena import Arena
 from minicpm4.model.packed_file import PackedFile, write
 from minicpm4.model.stored_prefix import StoredPrefix
 from minicpm4.quantize.options import parse_format
-from minicpm4.quantize.parts import stem_of, stems_of
+from minicpm4.quantize.parts import shapes_of, stem_of, stems_of
 from minicpm4.quantize.stored import is_stored, stored_of
 from minicpm4.quantize.work import remove_work
 
@@ -70,9 +70,20 @@ class Rounded:
                 found = PackedFile(data, file)
                 if found.key != dict(self.key):
                     raise CheckpointError(f"{file} belongs to another conversion", "remove the folder")
-                return found.read(Arena(), lambda name, spec, shape: True)
+                wanted = shapes_of(self.config, stem)
+
+                def fits(name: str, spec: QuantSpec, shape: tuple[int, int]) -> bool:
+                    if name in wanted and len(wanted[name]) == 1:  # codes of a vector are its values
+                        return spec.kind == "f32" and shape == (1, *wanted[name])
+                    return is_stored(name) or shape == wanted.get(name)
+
+                tensors = found.read(Arena(), fits)
         except OSError as error:
             raise CheckpointError(f"cannot read {file}: {error}") from error
+        lacks = wanted.keys() - tensors.keys()
+        if lacks:
+            raise CheckpointError(f"{file} lacks {min(lacks)}", "remove the folder")
+        return tensors
 
     def begun(self) -> int:
         """How many layers, the first and those that follow, an earlier run seems to have written: nothing of

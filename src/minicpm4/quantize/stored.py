@@ -105,6 +105,8 @@ def stored_of(tensors: Mapping[str, PackedTensor], config: ModelConfig) -> Store
     if not found:
         return None
     shape = (-1, config.num_key_value_heads, config.head_dim)
-    if found.keys() != {*_PARTS}:
+    if found.keys() != {*_PARTS} or len({one.shape for one in found.values()}) > 1:
         raise CheckpointError("half of a stored prefix is missing", "remove the folder")
+    if any(one.dtype != np.float32 or one.shape[1] != shape[1] * shape[2] for one in found.values()):
+        raise CheckpointError("what is kept of a stored prefix is of another model", "remove the folder")
     return StoredKV(**{part: found[part].reshape(shape) for part in _PARTS})
