@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from typing import Any
 
 from numpy.typing import NDArray
@@ -132,3 +133,13 @@ class Context:
     def qkv(self, x: Array, weights: QkvWeights, pages: Pages, rows: Rows, out: Array) -> None: ...
     def attention(self, q: Array, pages: Pages, rows: Rows, out: Array) -> None: ...
     def gate_up(self, x: Array, weights: GateUpWeights, out: Array) -> None: ...
+    def layers(
+        self,
+        x: Array,
+        layers: Sequence[tuple[QkvWeights, Weight, Array | None, GateUpWeights, Weight, Array | None, Pages]],
+        rows: Rows,
+        scale: float,
+        q: Array,
+        a: Array,
+        h: Array,
+    ) -> None: ...

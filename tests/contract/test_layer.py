@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from minicpm4.kernels.contract import KVLayer, OpTable
 from minicpm4.kernels.cpu import CpuOps
 from minicpm4.kernels.layer_weights import AttentionWeights, FeedForwardWeights, Linear
+from minicpm4.model.forward import decoder_layer
+from minicpm4.model.weights import LayerWeights
 from tests.contract.packed import random_weight
 from tests.contract.paged import SMALL, Paged, config
 
 WIDTH, FEATURES = 64, 96
-INT4 = ("int4", 32, WIDTH, True)
+NO_BUFFERS = (None, None, None)
 
 
-def linear(ops: CpuOps, rng: np.random.Generator, rows: int, *, bias: bool = False) -> Linear:
-    weight = ops.prepare(random_weight(rng, rows, INT4)[0])
+def linear(
+    ops: CpuOps, rng: np.random.Generator, rows: int, *, cols: int = WIDTH, bias: bool = False
+) -> Linear:
+    weight = ops.prepare(random_weight(rng, rows, ("int4", 32, cols, True))[0])
     return Linear(weight=weight, bias=rng.standard_normal(rows, np.float32) if bias else None)
 
 
@@ -64,18 +70,69 @@ def test_attention_is_its_composition(ops: CpuOps, kv: str, sparse: bool) -> Non
     np.testing.assert_array_equal(ops.attention(q, layer, step), expected)
 
 
-@pytest.mark.parametrize("n", [1, 5, 40])
-def test_gate_up_is_its_composition(ops: CpuOps, n: int) -> None:
-    rng = np.random.default_rng(5)
-    w = FeedForwardWeights(
+def feed_forward_weights(ops: CpuOps, rng: np.random.Generator) -> FeedForwardWeights:
+    return FeedForwardWeights(
         norm=rng.uniform(0.5, 2, WIDTH).astype(np.float32),
         gate=linear(ops, rng, FEATURES),
         up=linear(ops, rng, FEATURES, bias=True),
-        down=linear(ops, rng, WIDTH),
+        down=linear(ops, rng, WIDTH, cols=FEATURES, bias=True),
         eps=1e-5,
     )
+
+
+@pytest.mark.parametrize("n", [1, 5, 40])
+def test_gate_up_is_its_composition(ops: CpuOps, n: int) -> None:
+    rng = np.random.default_rng(5)
+    w = feed_forward_weights(ops, rng)
     x = rng.standard_normal((n, WIDTH), np.float32)
     np.testing.assert_array_equal(ops.gate_up(x, w), OpTable.gate_up(ops, x, w))
+
+
+def two_layers(
+    ops: CpuOps, rng: np.random.Generator, world: Paged, kv: str
+) -> list[tuple[AttentionWeights, FeedForwardWeights, KVLayer]]:
+    """One with norms of heads and biases, and one with a window and without."""
+    first, second = world.layer(kv), replace(world.layer(kv), window=30)
+    return [
+        (attention_weights(ops, rng, world, extras=extras), feed_forward_weights(ops, rng), pages)
+        for extras, pages in ((True, first), (False, second))
+    ]
+
+
+@pytest.mark.parametrize("kv", ["float32", "int8"])
+@pytest.mark.parametrize("lengths", [[1, 3], [100, 50]])  # in one call, and a call for each
+@pytest.mark.parametrize("sparse", [False, True])
+def test_layers_in_one_call_are_the_forwards_own(
+    ops: CpuOps, lengths: list[int], kv: str, sparse: bool
+) -> None:
+    world, n = Paged(7, config(SMALL), lengths, (4, 2), 16), sum(lengths)
+    x, step = np.random.default_rng(8).standard_normal((n, WIDTH), np.float32), world.step(sparse=sparse)
+    together, apart = (two_layers(ops, np.random.default_rng(9), world, kv) for _ in range(2))
+    expected = x.copy()
+    for attention, feed_forward, pages in apart:
+        layer = LayerWeights(attention=attention, feed_forward=feed_forward)
+        expected = decoder_layer(ops, step, pages, 0.7, NO_BUFFERS, layer, expected)
+    np.testing.assert_array_equal(ops.layers(x.copy(), together, step, 0.7, NO_BUFFERS), expected)
+    for (_, _, got), (_, _, wanted) in zip(together, apart, strict=True):
+        for one, other in zip(arrays(got), arrays(wanted), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_layers_that_do_not_fit_are_refused(ops: CpuOps) -> None:
+    rng, world = np.random.default_rng(6), Paged(6, config(SMALL), [20], (4, 2), 16)
+    (first, second, pages), _ = two_layers(ops, rng, world, "float32")
+    x, step = rng.standard_normal((20, WIDTH), np.float32), world.step()
+    for wrong, told in (
+        (replace(first, o=linear(ops, rng, WIDTH + 16)), "80 rows for 64 columns of x"),
+        (replace(first, o=second.gate), "96 rows for 64 columns of x"),
+        (replace(first, q=linear(ops, rng, 128)), "64 columns for 128 of x"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            ops.layers(x, [(wrong, second, pages)], step, 1.0, NO_BUFFERS)
+    with pytest.raises(ValueError, match="h has shape"):
+        ops.layers(x, [(first, second, pages)], step, 1.0, (None, None, np.empty((20, 95), np.float32)))
+    with pytest.raises(ValueError, match="x has shape"):
+        ops.layers(x[:19], [(first, second, pages)], step, 1.0, NO_BUFFERS)
 
 
 def test_projections_that_do_not_fit_are_refused(ops: CpuOps) -> None:

@@ -230,10 +230,21 @@ def _guard(values: Values) -> list[Any]:
     ]
 
 
+def _matrix(values: Any) -> Any:
+    if np.ndim(values) != 2:
+        raise ValueError("no matrix")
+    return _cpu.Weight("f32", "rows", *values.shape, 0, values, None, None)
+
+
 def _attention(world: _World, context: Any) -> Callable[[], None]:
     rng, c = world.rng, world.sparse
-    op = rng.choice(["append", "settle", "select", "attend", "attention", "qkv"])
+    op = rng.choice(["append", "settle", "select", "attend", "attention", "qkv", "layers"])
     n, hkv, hq, d = world.n, world.hkv, world.hq, world.d
+    projections = (
+        {"x": world.floats(n, 32), "norm": world.floats(32), "q_bias": None, "k_bias": None}
+        | {"q": world.floats(hq * d, 32), "k": world.floats(hkv * d, 32), "v": world.floats(hkv * d, 32)}
+        | {"q_norm": world.floats(d), "k_norm": None, "out": np.zeros((n, hq * d), np.float32)}
+    )
     more: Values = {
         "append": lambda: {"k": world.floats(n, hkv, d), "v": world.floats(n, hkv, d)},
         "settle": lambda: {"sources": world.rows_values()["positions"]},
@@ -246,10 +257,11 @@ def _attention(world: _World, context: Any) -> Callable[[], None]:
             | {"out": np.zeros((n, hq * d), np.float32)}
         ),
         "attention": lambda: {"q": world.floats(n, hq, d), "out": np.zeros((n, hq * d), np.float32)},
-        "qkv": lambda: (
-            {"x": world.floats(n, 32), "norm": world.floats(32), "q_bias": None, "k_bias": None}
-            | {"q": world.floats(hq * d, 32), "k": world.floats(hkv * d, 32), "v": world.floats(hkv * d, 32)}
-            | {"q_norm": world.floats(d), "k_norm": None, "out": np.zeros((n, hq * d), np.float32)}
+        "qkv": lambda: projections,
+        "layers": lambda: (
+            projections
+            | {"o": world.floats(32, hq * d), "gate": world.floats(24, 32), "down": world.floats(32, 24)}
+            | {"a": np.zeros((n, hq * d), np.float32), "h": np.zeros((n, 24), np.float32)}
         ),
     }[op]()
     if op == "attend" and rng.random() < 0.5:
@@ -261,12 +273,8 @@ def _attention(world: _World, context: Any) -> Callable[[], None]:
     def call() -> None:
         given, held, step = dict(zip(more, _guard(more), strict=True)), _guard(pages), _guard(rows)
         native = _cpu.Pages(*held), _cpu.Rows(*step)
-        if op == "qkv":
-            if any(np.ndim(given[name]) != 2 for name in "qkv"):
-                raise ValueError("no matrix")
-            q, k, v = (
-                _cpu.Weight("f32", "rows", *given[name].shape, 0, given[name], None, None) for name in "qkv"
-            )
+        if op in ("qkv", "layers"):
+            q, k, v = (_matrix(given[name]) for name in "qkv")
             w = _cpu.QkvWeights(
                 given["norm"],
                 1e-6,
@@ -279,7 +287,13 @@ def _attention(world: _World, context: Any) -> Callable[[], None]:
                 given["q_norm"],
                 given["k_norm"],
             )
-            context.qkv(given["x"], w, *native, given["out"])
+            if op == "qkv":
+                context.qkv(given["x"], w, *native, given["out"])
+                return
+            o, gate, down = (_matrix(given[name]) for name in ("o", "gate", "down"))
+            second = _cpu.GateUpWeights(given["norm"], 1e-6, gate, None, gate, None)
+            listed = [(w, o, None, second, down, None, native[0])] * rng.choice([0, 1, 1, 3])
+            context.layers(given["x"], listed, native[1], 0.5, given["out"], given["a"], given["h"])
         elif op == "settle":
             context.settle(*native, given["sources"])
         else:

@@ -202,6 +202,8 @@ class OpTable(ABC):
     """Whether a row's results have the same bits whatever rows are computed beside it."""
     weight_kinds: frozenset[str] | None = None
     """Kinds of weights that it has kernels for; None: all in ``formats/kinds.py``, by unpacking them."""
+    runs_layers: bool = False
+    """Whether it has ``layers``."""
     widens: bool = False
     """Whether weights of kinds that name a wider one are to be held in that, and scales in one level."""
     activations: tuple[str, ...] = ("auto",)
@@ -385,3 +387,14 @@ class OpTable(ABC):
         """Return ``silu(gate(norm(x))) * up(norm(x))``, (n, ff)."""
         h = self.rms_norm(x, w.norm, w.eps)
         return self.silu_mul(self.linear(h, w.gate), self.linear(h, w.up), out)
+
+    def layers(
+        self,
+        x: Array,
+        listed: Sequence[tuple[AttentionWeights, FeedForwardWeights, KVLayer]],
+        step: Step,
+        residual: float,
+        outs: Sequence[Array | None],
+    ) -> Array:
+        """Layers as ``model/forward.py`` composes them, in one call; not of stored rows."""
+        raise NotImplementedError

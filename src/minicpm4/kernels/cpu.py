@@ -6,7 +6,7 @@ the caller, since users' input has been checked long before.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +26,7 @@ cpu_features = _cpu.cpu_features
 BUILD = _cpu.__file__
 
 PANELS = "panels-3"  # raise it when to_panels writes anything else: weights are kept on disk
+MOST_ROWS = 64  # of a step whose layers are one call
 _NO_SPARSE = SparseConfig()
 
 
@@ -40,6 +41,7 @@ class CpuOps(OpTable):
     """
 
     name = "cpu"
+    runs_layers = True
     weight_kinds = frozenset(_cpu.weight_kinds())
 
     def __init__(
@@ -191,6 +193,31 @@ class CpuOps(OpTable):
         out = _result(out, (x.shape[0], w.gate.weight.shape[0]))
         self._ctx.gate_up(_floats(x), _gate_up(w), out)
         return out
+
+    def layers(
+        self,
+        x: Array,
+        listed: Sequence[tuple[AttentionWeights, FeedForwardWeights, KVLayer]],
+        step: Step,
+        residual: float,
+        outs: Sequence[Array | None],
+    ) -> Array:
+        x, n = _floats(x), step.num_rows
+        first, second, _ = listed[0]
+        heads, features = first.q.weight.shape[0], second.gate.weight.shape[0]
+        q, a, h = (_result(out, (n, size)) for out, size in zip(outs, (heads, heads, features), strict=True))
+        native = [
+            (
+                *(_qkv(one), _weight(one.o.weight), one.o.bias),
+                *(_gate_up(two), _weight(two.down.weight), two.down.bias, _pages(kv)),
+            )
+            for one, two, kv in listed
+        ]
+        # No signal is heeded during a call: where layers take long, one of them a call.
+        several = len(native) if n <= MOST_ROWS else 1
+        for at in range(0, len(native), several):
+            self._ctx.layers(x, native[at : at + several], _rows(step), residual, q, a, h)
+        return x
 
     def _linears(self, x: Array, *products: tuple[Linear, Array]) -> list[Array]:
         """Products of one x with several matrices, which share what the kernels make of x."""

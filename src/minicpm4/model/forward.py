@@ -67,7 +67,13 @@ def forward(
     n, config = step.num_rows, weights.config
     x_out, *outs = _rows(buffers, n)
     x = ops.embed(weights.embed, step.ids, config.scale_emb, x_out)
-    for index, layer in enumerate(weights.layers):
+    together = ops.runs_layers and run is None and keep is None and not step.stored
+    if together:
+        listed = [
+            (one.attention, one.feed_forward, cache.layer(index)) for index, one in enumerate(weights.layers)
+        ]
+        x = ops.layers(x, listed, step, config.residual_scale, outs)
+    for index, layer in enumerate(() if together else weights.layers):
         if keep is not None:
             keep(index, x)
         compute = partial(decoder_layer, ops, step, cache.layer(index), config.residual_scale, outs)
