@@ -236,6 +236,31 @@ def _matrix(values: Any) -> Any:
     return _cpu.Weight("f32", "rows", *values.shape, 0, values, None, None)
 
 
+def _layer(context: Any, op: str, given: Values, pages: Any, rows: Any, *, times: int) -> None:
+    q, k, v = (_matrix(given[name]) for name in "qkv")
+    first = _cpu.QkvWeights(
+        *(
+            given["norm"],
+            1e-6,
+            q,
+            given["q_bias"],
+            k,
+            given["k_bias"],
+            v,
+            None,
+            given["q_norm"],
+            given["k_norm"],
+        )
+    )
+    if op == "qkv":
+        context.qkv(given["x"], first, pages, rows, given["out"])
+        return
+    o, gate, down = (_matrix(given[name]) for name in ("o", "gate", "down"))
+    second = _cpu.GateUpWeights(given["norm"], 1e-6, gate, None, gate, None)
+    listed = [(first, o, None, second, down, None, pages)] * times
+    context.layers(given["x"], listed, rows, 0.5, given["out"], given["a"], given["h"])
+
+
 def _attention(world: _World, context: Any) -> Callable[[], None]:
     rng, c = world.rng, world.sparse
     op = rng.choice(["append", "settle", "select", "attend", "attention", "qkv", "layers"])
@@ -243,7 +268,7 @@ def _attention(world: _World, context: Any) -> Callable[[], None]:
     projections = (
         {"x": world.floats(n, 32), "norm": world.floats(32), "q_bias": None, "k_bias": None}
         | {"q": world.floats(hq * d, 32), "k": world.floats(hkv * d, 32), "v": world.floats(hkv * d, 32)}
-        | {"q_norm": world.floats(d), "k_norm": None, "out": np.zeros((n, hq * d), np.float32)}
+        | {"q_norm": world.floats(d), "k_norm": world.floats(d), "out": np.zeros((n, hq * d), np.float32)}
     )
     more: Values = {
         "append": lambda: {"k": world.floats(n, hkv, d), "v": world.floats(n, hkv, d)},
@@ -274,26 +299,7 @@ def _attention(world: _World, context: Any) -> Callable[[], None]:
         given, held, step = dict(zip(more, _guard(more), strict=True)), _guard(pages), _guard(rows)
         native = _cpu.Pages(*held), _cpu.Rows(*step)
         if op in ("qkv", "layers"):
-            q, k, v = (_matrix(given[name]) for name in "qkv")
-            w = _cpu.QkvWeights(
-                given["norm"],
-                1e-6,
-                q,
-                given["q_bias"],
-                k,
-                given["k_bias"],
-                v,
-                None,
-                given["q_norm"],
-                given["k_norm"],
-            )
-            if op == "qkv":
-                context.qkv(given["x"], w, *native, given["out"])
-                return
-            o, gate, down = (_matrix(given[name]) for name in ("o", "gate", "down"))
-            second = _cpu.GateUpWeights(given["norm"], 1e-6, gate, None, gate, None)
-            listed = [(w, o, None, second, down, None, native[0])] * rng.choice([0, 1, 1, 3])
-            context.layers(given["x"], listed, native[1], 0.5, given["out"], given["a"], given["h"])
+            _layer(context, op, given, *native, times=rng.choice([0, 1, 1, 3]))
         elif op == "settle":
             context.settle(*native, given["sources"])
         else:
