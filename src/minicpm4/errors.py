@@ -43,7 +43,8 @@ __all__ = [
 
 
 _MOST = 1000  # characters of a condition, or of a remedy
-_LONG = re.compile(r"\S{301,}")  # which no word is: a stranger's value, or a path
+# A stranger's value, or a path: no word, nothing in quotes or brackets is so long otherwise.
+_LONG = re.compile(r"""\S{301,}|'[^']{300,}'|"[^"]{300,}"|[\[({][^\[\](){}]{300,}""")
 
 
 def _bounded(text: str) -> str:

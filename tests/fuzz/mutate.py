@@ -53,6 +53,7 @@ ODD: list[Any] = [
         "\ud800",
     ),
     *([], [0], [None], [[]], ["x"], [1.5], {}, {"a": 1}, {"": {}}, [1] * 5000),
+    *([f"name {i}" for i in range(400)], {f"key{i}": [i] for i in range(400)}, "two words " * 900),
     *(
         Raw("1" * 400),
         Raw("NaN"),

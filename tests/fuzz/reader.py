@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ from random import Random
 
 from minicpm4.errors import Minicpm4Error
 
-MOST = 1500  # characters of a message: paths, figures and a remedy, but no file
+MOST = 610  # characters of a message: paths, figures, and the longest remedy, a list of all known keys
+QUOTED = 300  # of them that may be the input's, one after the other
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,5 +42,23 @@ class Reader:
             logging.disable(logging.NOTSET)
         assert message.strip(), f"{outcome} without a message"
         assert len(message) <= MOST, f"a message of {len(message)} characters: {message[:200]}"
+        check_quotes(message, case)
         message.encode()  # which goes to logs, and over HTTP
         return outcome
+
+
+def check_quotes(message: str, case: bytes) -> None:
+    """AssertionError where more than QUOTED characters of a message, one after the other, are the input's:
+    as they stand there, or as they are written of bytes and of JSON, with spaces and quotes or without."""
+    if len(message) <= QUOTED:
+        return
+    text = case.decode("utf-8", "replace")
+    plain = re.sub(r"\\u([0-9a-fA-F]{4})", lambda found: chr(int(found[1], 16)), text)
+    inputs = [_bare(one) for one in (text, plain, repr(text), repr(case))]
+    for at in range(len(message) - QUOTED):
+        piece = message[at : at + QUOTED + 1]
+        assert not any(_bare(piece) in one for one in inputs), f"{QUOTED} characters are quoted: {piece[:80]}"
+
+
+def _bare(text: str) -> str:
+    return re.sub(r"[\s'\"\\]+", "", text)

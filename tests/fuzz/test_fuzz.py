@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from minicpm4.errors import ConfigError
 from tests.fuzz import READERS
-from tests.fuzz.reader import MOST, Reader
+from tests.fuzz.reader import Reader, check_quotes
 
 ONE_END = ("quantised", "metrics")  # what is read of it ends in the same way each time
 NONE_REFUSED = ("replies", "calls", "bodies", "extension", "questions", "measured")
@@ -48,4 +50,30 @@ def test_what_is_no_error_of_ours_is_told() -> None:
 
     with pytest.raises(KeyError):
         Reader(name="x", draw=lambda rng: b"", read=read).judge(b"", Path())
-    assert MOST > 300
+
+
+QUOTES = {
+    "bytes": (b"\0\1" * 200, repr(b"\0\1" * 200)),
+    "numbers": (b"[" + b"1," * 200 + b"1]", repr([1] * 201)),
+    "table": (json.dumps({f"k{i}": i for i in range(99)}).encode(), repr({f"k{i}": i for i in range(99)})),
+    "escapes": (json.dumps("é" * 400).encode(), "é" * 400),
+    "words": (b"two words " * 50, "two words " * 50),
+}
+
+
+@pytest.mark.parametrize("name", QUOTES)
+def test_more_than_is_quoted_is_found(name: str) -> None:
+    case, said = QUOTES[name]
+    with pytest.raises(AssertionError, match="300 characters are quoted"):
+        check_quotes(f"x.json has {said}", case)
+    check_quotes(f"x.json has {said[:250]}… ({len(said)} characters) " + "of which none fits " * 20, case)
+
+
+def test_a_message_of_many_names_is_too_long() -> None:
+    names = [f"name{i}" for i in range(400)]
+
+    def read(case: bytes, folder: Path) -> None:
+        raise ConfigError(f"these are not known: {'; '.join(names)}")
+
+    with pytest.raises(AssertionError, match="a message of"):
+        Reader(name="x", draw=lambda rng: b"", read=read).judge(json.dumps(names).encode(), Path())

@@ -17,7 +17,7 @@ from tests.fuzz.calls import ODD as ODD_CHARS
 from tests.fuzz.calls import check_calls, draw_calls
 from tests.fuzz.model_files import packed, unpacked
 from tests.fuzz.mutate import dumped, mutated_bytes, mutated_json, mutated_value
-from tests.fuzz.reader import Reader
+from tests.fuzz.reader import MOST, Reader, check_quotes
 from tests.text.call_templates import TOOLS
 from tests.text.test_call_formats import form_of
 
@@ -222,9 +222,9 @@ def _read_reply(case: bytes, folder: Path) -> None:
                 reply = parse_tool_calls(text, tools, form=form, starts_inside=inside)
                 for call in reply.calls:
                     json.loads(call.arguments_text)
-                assert all(len(note) < 1000 for note in reply.notes), (
-                    f"a note of {max(map(len, reply.notes))}"
-                )
+                for note in reply.notes:
+                    check_quotes(note, case)
+                    assert len(note) <= MOST, f"a note of {len(note)} characters: {note[:200]}"
 
 
 def _read_calls(case: bytes, folder: Path) -> None:

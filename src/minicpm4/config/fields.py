@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from minicpm4.config.strict import shown
+from minicpm4.config.strict import listed, shown
 from minicpm4.errors import ConfigError
 
 __all__ = [
@@ -256,7 +256,7 @@ def check_fields(raw: Mapping[str, Any], kind: str) -> None:
             wrong.append(name)
     refuse_fields("config", CLASSES[kind].architectures[0], {name: raw[name] for name in wrong})
     if odd:
-        logger.warning("config.json has fields that are not known, and ignored: %s", _listed(odd))
+        logger.warning("config.json has fields that are not known, and ignored: %s", listed(odd))
 
 
 # A class may have a field without looking at it: Qwen2's q, k and v always have biases, its o and MLP never.
@@ -271,7 +271,7 @@ def refuse_fields(where: str, who: str, wrong: Mapping[str, Any], prefix: str = 
     named = [f"{prefix}{name} = {shown(value)}" for name, value in wrong.items()]
     flags = " ".join(f"--ignore-field {prefix}{name}" for name in list(wrong)[:3])
     raise ConfigError(
-        f"{where} {_listed(named)}: not a field of {who} as it runs here, and it may change every logit",
+        f"{where} {listed(named)}: not a field of {who} as it runs here, and it may change every logit",
         f"if it means nothing to the model: {flags}",
     )
 
@@ -289,14 +289,9 @@ def without(raw: Mapping[str, Any], names: Collection[str], known: Collection[st
             found[name] = {key: None if key in inner else one for key, one in value.items()}
             missed = [n for n in missed if n not in {f"{name}.{key}" for key in value}]
     if missed:
-        logger.warning("fields to be ignored that the configuration does not have: %s", _listed(missed))
+        logger.warning("fields to be ignored that the configuration does not have: %s", listed(missed))
     return found
 
 
 def _is_one_of(value: Any, known: tuple[Any, ...]) -> bool:
     return type(value) in (int, float, str) and value in known
-
-
-def _listed(names: list[str], most: int = 5) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(name[:150] for name in names[:most]) + more

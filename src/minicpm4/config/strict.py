@@ -89,7 +89,7 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str) -> T:
     values = {}
     for key, value in mapping.items():
         if key not in known:
-            raise ConfigError(f"{where} has an unknown key {key!r}", suggest(str(key), known))
+            raise ConfigError(f"{where} has an unknown key {shown(key)}", suggest(str(key), known))
         values[key] = check_scalar(value, hints[key], f"{where}.{key}")
     _check_whole(cls, values, where)
     return cls(**values)
@@ -128,7 +128,7 @@ def from_table(cls: type[T], table: Any, where: str, *, any_text: bool = False) 
     values = {}
     for key, value in table.items():
         if key not in known:
-            raise ConfigError(f"{where} has an unknown key {key!r}", suggest(str(key), list(known)))
+            raise ConfigError(f"{where} has an unknown key {shown(key)}", suggest(str(key), list(known)))
         values[key] = _convert(value, hints[key], f"{where}.{key}" if where else str(key), any_text)
     _check_whole(cls, values, where)
     return cls(**values)
@@ -148,7 +148,7 @@ def _convert(value: Any, hint: Any, where: str, any_text: bool) -> Any:
         return None if value is None else _convert(value, hint, where, any_text)
     if origin in (tuple, Sequence):
         if not isinstance(value, list | tuple):
-            raise ConfigError(f"{where} = {value!r} is not a list")
+            raise ConfigError(f"{where} = {shown(value)} is not a list")
         any_length = origin is Sequence or args[1:] == (Ellipsis,)
         hints = [args[0]] * len(value) if any_length else args
         if len(value) != len(hints):
@@ -157,7 +157,7 @@ def _convert(value: Any, hint: Any, where: str, any_text: bool) -> Any:
         return tuple(_convert(item, each, f"{where}[{i}]", any_text) for i, (item, each) in enumerate(pairs))
     if origin is Mapping:
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{where} = {value!r} is not a table")
+            raise ConfigError(f"{where} = {shown(value)} is not a table")
         return {key: _convert(item, args[1], f"{where}.{key}", any_text) for key, item in value.items()}
     if isinstance(hint, type) and is_dataclass(hint):
         return from_table(hint, value, where, any_text=any_text)
@@ -173,6 +173,12 @@ def shown(value: Any, most: int = 100) -> str:
     except ValueError:  # an integer of more digits than Python writes
         text = f"an integer of {value.bit_length()} bits" if isinstance(value, int) else type(value).__name__
     return text if len(text) <= most else f"{text[: most // 2]}… ({len(text)} characters)"
+
+
+def listed(names: Sequence[str], most: int = 5, apart: str = ", ") -> str:
+    """Strangers' names, the first few of them: "a, b, c and 397 more"."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return apart.join(name if len(name) <= 150 else f"{name[:100]}…" for name in names[:most]) + more
 
 
 def counted(count: int, what: str, several: str = "") -> str:

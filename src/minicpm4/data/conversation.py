@@ -13,10 +13,10 @@ Whatever else stands there is not read; whoever reads is told of it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import islice
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from minicpm4.config.strict import listed
 from minicpm4.errors import ConfigError
 from minicpm4.files import parse_json
 
@@ -63,9 +63,7 @@ class Unread:
         """A sentence on them; empty: there are none."""
         if not self._names:
             return ""
-        shown = ", ".join(f"{name!r:.80}" for name in islice(self._names, _SHOWN))
-        more = f" and {len(self._names) - _SHOWN} more" if len(self._names) > _SHOWN else ""
-        return f"columns of the chats that are not read: {shown}{more}"
+        return f"columns of the chats that are not read: {listed([*map(repr, self._names)], _SHOWN)}"
 
 
 def conversation_of(table: Mapping[str, Any], column: str, where: str) -> Conversation:

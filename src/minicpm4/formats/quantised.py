@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from minicpm4.config.strict import shown
 from minicpm4.errors import CheckpointError
 from minicpm4.formats.quantised_matrix import OWN_CONFIG, REMEDY, Layout, QuantisedMatrix, Scheme
 from minicpm4.formats.quantised_methods import Awq, Compressed, Gptq, Marlin, Mlx
@@ -185,14 +186,14 @@ def mlx_layout(config: Config) -> Layout:
 def _mlx_format(config: Config, where: str) -> tuple[int, int]:
     mode, bits, group = config.get("mode", "affine"), config.get("bits"), config.get("group_size")
     if mode not in ("affine", None):
-        raise CheckpointError(f"MLX weights in mode {mode!r:.40} cannot be read yet ({where:.80})", REMEDY)
+        raise CheckpointError(f"MLX weights in mode {shown(mode)} cannot be read yet ({where:.80})", REMEDY)
     if type(bits) is not int or bits not in _MLX_BITS:
         raise CheckpointError(
-            f"MLX weights of {bits!r:.40} bits cannot be read ({where:.80})",
+            f"MLX weights of {shown(bits)} bits cannot be read ({where:.80})",
             f"use {', '.join(map(str, _MLX_BITS))} bits",
         )
     if type(group) is not int or not 0 < group <= 1 << 20:
-        raise CheckpointError(f"MLX weights in groups of {group!r:.40} cannot be read ({where:.80})", REMEDY)
+        raise CheckpointError(f"MLX weights in groups of {shown(group)} cannot be read ({where:.80})", REMEDY)
     return bits, group
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minicpm4.config.model import read_hf_config
+from minicpm4.config.strict import shown
 from minicpm4.errors import CheckpointError
 from minicpm4.files import read_checksums, read_json
 from minicpm4.formats.checkpoint import TensorInfo
@@ -298,7 +299,7 @@ def read_index(folder: Path, name: str = INDEX) -> dict[Path, frozenset[str] | N
             or len(file) > 200
         ):
             raise CheckpointError(
-                f"{index} puts {tensor} into {file!r}, which is not a .safetensors file beside it"
+                f"{index} puts {shown(tensor)} into {shown(file)}, which is not a .safetensors file beside it"
             )
         names.setdefault(file, set()).add(tensor)
     if len(names) > MAX_SHARDS:

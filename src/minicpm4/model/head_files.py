@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from minicpm4.config import ModelConfig
 from minicpm4.config.model import read_hf_config
-from minicpm4.config.strict import check_scalar
+from minicpm4.config.strict import check_scalar, shown
 from minicpm4.errors import CheckpointError, ConfigError, UnsupportedError
 from minicpm4.formats.packing import packed_if_exact, unpack
 from minicpm4.formats.safetensors import StoredTensor, open_tensors, stored_matrix
@@ -99,7 +99,7 @@ class HeadFile:
         for name, value in wanted.items():
             found = self.raw.get(name)
             if found != value and (whole or found is not None):
-                said = f"config.json in {self.folder} has {name} = {found!r}, the model {value!r}"
+                said = f"config.json in {self.folder} has {name} = {shown(found)}, the model {value!r}"
                 raise self.foreign(said)
 
     def number(self, name: str, default: int) -> int:

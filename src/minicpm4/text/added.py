@@ -10,8 +10,10 @@ from typing import Any
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
+from minicpm4.config.strict import shown
 from minicpm4.errors import TextError
 from minicpm4.text.files import ROLES, checked_text, own_roles, read_settings, spelling
+from minicpm4.text.library import AGAIN
 from minicpm4.text.sp_model import MAX_PIECES
 
 __all__ = ["Special", "add_tokens", "added_tokens", "beside_pieces", "special_tokens"]
@@ -152,7 +154,8 @@ def _file(folder: Path, special: Collection[str]) -> dict[int, AddedToken]:
     tokens: dict[int, AddedToken] = {}
     for content, token_id in read_settings(folder / "added_tokens.json").items():
         if type(token_id) is not int:
-            raise TextError(f"{folder / 'added_tokens.json'} gives {content!r} the id {token_id!r}")
+            where = folder / "added_tokens.json"
+            raise TextError(f"{where} gives {shown(content)} the id {shown(token_id)}", AGAIN)
         checked_text(content, "a token")
         marked = content in special
         tokens[_checked_id(token_id)] = AddedToken(content, special=marked, normalized=not marked)

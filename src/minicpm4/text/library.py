@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from minicpm4.errors import Minicpm4Error, TextError
+from minicpm4.errors import Minicpm4Error, TextError, shortened
 
 __all__ = ["AGAIN", "library"]
 
@@ -26,4 +26,4 @@ def library(condition: str, remedy: str = AGAIN) -> Iterator[None]:
         panic = type(error).__name__ == "PanicException"
         if not (panic or type(error) is Exception or isinstance(error, _RAISED)):
             raise
-        raise TextError(f"{condition}: {error}", remedy) from error
+        raise TextError(f"{condition}: {shortened(str(error), 250)}", remedy) from error

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from minicpm4.config.strict import require
+from minicpm4.config.strict import listed, require
 from minicpm4.errors import CheckpointError, ConfigError, TrainingError
 from minicpm4.files import finite, json_text, parse_json, write_file, write_json
 from minicpm4.formats.hf_write import check_finite
@@ -226,7 +226,7 @@ class HeadRun:
         other = list(differences(state.get("about"), self._about))
         if other:
             raise ConfigError(
-                f"{self.run_folder} holds a run with other settings ({'; '.join(other)[:300]})",
+                f"{self.run_folder} holds a run with other settings ({listed(other, apart='; ')})",
                 "give the same, or another --output",
             )
         tensors = Stored(found.folder / HEAD, "model")

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from minicpm4.config import ModelConfig
-from minicpm4.errors import CheckpointError, ConfigError, Minicpm4Error
+from minicpm4.config.strict import listed
+from minicpm4.errors import CheckpointError, ConfigError, Minicpm4Error, shortened
 from minicpm4.files import read_json, write_json
 from minicpm4.formats.names import expected_tensors
 from minicpm4.text.model_text import LAST
@@ -54,7 +55,7 @@ def going_on(recipe: Recipe, run: Path, data: Mapping[str, Any] | None = None) -
     if there != here:
         raise ConfigError(
             f"{run} holds a run of another recipe, {found.step} steps of it done "
-            f"({'; '.join(differences(there, here))})",
+            f"({listed([*differences(there, here)], apart='; ')})",
             "give another output folder, or the recipe that it was started with: "
             "only stages that have not begun may change, and of the last one that has its steps and decay",
         )
@@ -62,7 +63,8 @@ def going_on(recipe: Recipe, run: Path, data: Mapping[str, Any] | None = None) -
         one, other = ({name: table.get(name) for name in corpora} for table in (known, data))
         if one != other:
             raise CheckpointError(
-                f"{run} was trained on other data ({'; '.join(differences(one, other, 'corpora'))})",
+                f"{run} was trained on other data "
+                f"({listed([*differences(one, other, 'corpora')], apart='; ')})",
                 "give another output folder, or the data that it was started with",
             )
     _check_whole(found, recipe, state)
@@ -172,7 +174,8 @@ def _check_tokenizer(recipe: Recipe, run: Path) -> None:
     here = _tokenizer_table(recipe)
     if there != here:
         raise ConfigError(
-            f"{folder} was made for another recipe ({'; '.join(differences(there, here))})", remedy
+            f"{folder} was made for another recipe ({listed([*differences(there, here)], apart='; ')})",
+            remedy,
         )
 
 
@@ -196,4 +199,4 @@ def _is_list(value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    return "nothing" if value is _NOTHING else json.dumps(value, ensure_ascii=False)
+    return "nothing" if value is _NOTHING else shortened(json.dumps(value, ensure_ascii=False), 100)

@@ -18,7 +18,7 @@ from typing import Any
 
 from minicpm4.config import ModelConfig
 from minicpm4.config.fields import KEYS, READ
-from minicpm4.config.strict import from_table, require, suggest
+from minicpm4.config.strict import from_table, require, shown, suggest
 from minicpm4.data.corpora import PLAIN, Corpus
 from minicpm4.errors import ConfigError, ModelNotFoundError
 from minicpm4.files import read_text
@@ -63,7 +63,7 @@ class Model:
             "start = a checkpoint, or [model.shape] with the fields of a config.json",
         )
         for key in self.shape:  # a key that is not read would change nothing, in silence
-            require(key in KEYS, f"[model.shape] has an unknown key {key!r}", suggest(key, list(KEYS)))
+            require(key in KEYS, f"[model.shape] has an unknown key {shown(key)}", suggest(key, list(KEYS)))
         require(0 <= self.mup_width < 1 << 20, f"model.mup_width = {self.mup_width} is out of range")
 
 
@@ -162,7 +162,7 @@ class Stage:
         )
         require(
             self.attention in ("dense", "sparse"),
-            f"{where} attention = {self.attention!r} is unknown",
+            f"{where} attention = {shown(self.attention)} is unknown",
             "use dense or sparse",
         )
         require(
@@ -237,7 +237,7 @@ class Recipe:
         require(len(set(names)) == len(names), f"two stages share a name: {', '.join(names)}")
         require(
             self.precision in PRECISIONS,
-            f"precision = {self.precision!r} is unknown",
+            f"precision = {shown(self.precision)} is unknown",
             suggest(self.precision, list(PRECISIONS)),
         )
         for stage in self.stages:

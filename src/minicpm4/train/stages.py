@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from minicpm4.config import ModelConfig, SparseConfig
 from minicpm4.config.rope import RopeScaling, parse_rope_scaling
-from minicpm4.config.strict import require, suggest
+from minicpm4.config.strict import require, shown, suggest
 from minicpm4.errors import ConfigError
 from minicpm4.formats.names import EMBED, HEAD
 from minicpm4.formats.quant import QuantSpec
@@ -136,7 +136,7 @@ def stage_config(config: ModelConfig, stage: Stage) -> ModelConfig:
         for key in stage.rope_scaling:
             require(
                 key in known,
-                f"stage {stage.name!r}: rope_scaling has an unknown key {key!r}",
+                f"stage {stage.name!r}: rope_scaling has an unknown key {shown(key)}",
                 suggest(key, known),
             )
         scaling = parse_rope_scaling(dict(stage.rope_scaling), length)
