@@ -174,6 +174,38 @@ def test_forced_tokens_change_nothing_and_cost_no_pass(temperature: float, given
         assert all(entry.sampling_logprob <= 0 for entry in slow.logprobs or [])
 
 
+class Counted:
+    """A matcher that counts how often it is asked for what it leaves no choice about."""
+
+    def __init__(self, matcher: Any) -> None:
+        self._matcher, self.asked = matcher, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._matcher, name)
+
+    def compute_ff_tokens(self) -> list[int]:
+        self.asked += 1
+        return list(self._matcher.compute_ff_tokens())
+
+
+def test_a_long_stretch_without_a_choice_is_asked_for_once() -> None:
+    """Asked anew at each of its tokens, 100,000 letters held everybody up for minutes."""
+    grammars = Grammars(THINKING, [EOS], VOCAB_SIZE)
+    grammar = grammars.start(drawn(regex="(a{3000}|b{3000})c"), [0])
+    assert grammar is not None and grammar.forced() is None
+    counted = grammar._phase.matcher = Counted(grammar._phase.matcher)
+    grammar.accept(ord("b"))
+    for _ in range(500):
+        assert allowed(grammar) == [ord("b")] and grammar.forced() == ord("b")
+        grammar.accept(ord("b"))
+    grammar.undo(400)
+    assert grammar.forced() == ord("b") and counted.asked == 1
+    grammar.undo(101)
+    assert allowed(grammar) == [ord("a"), ord("b")]
+    grammar.accept(ord("a"))
+    assert grammar.forced() == ord("a") and allowed(grammar) == [ord("a")] and counted.asked == 3
+
+
 def test_a_batch_in_little_room_answers_as_each_request_alone() -> None:
     kinds: list[dict[str, Any]] = [{"json_schema": PERSON}, {"regex": "(ab|cd){40}"}, {"grammar": "sql"}, {}]
     each = [drawn(seed=i, max_tokens=150, n=1 + i % 2, **kinds[i % 4]) for i in range(8)]

@@ -66,7 +66,10 @@ class Either:
         return any(one.is_accepting() for one in self.alive)
 
     def compute_ff_tokens(self) -> list[int]:
-        """The token that both would have next, or the one that is left."""
+        """The token that both would have next; all of the one that is left, once it is no beginning of calls
+        any more."""
+        if len(self.alive) == 1 and not self._may_head:
+            return list(self.alive[0].compute_ff_tokens())
         firsts = [one.compute_ff_tokens()[:1] for one in self.alive]
         agreed = firsts[0] if all(first == firsts[0] for first in firsts) else []
         return [] if self.calls not in self.alive and {*agreed} & {*self._heading()} else agreed

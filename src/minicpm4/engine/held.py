@@ -54,6 +54,16 @@ class _Phase:
     last: bool = False
 
 
+@dataclass(slots=True)
+class _Stretch:
+    """``tokens`` that ``matcher`` leaves no choice about, behind the answer's first ``start``; none: there it
+    leaves one."""
+
+    matcher: Any
+    start: int
+    tokens: Sequence[int]
+
+
 class Grammar:
     """Holds one sample to its grammar: a Constraint.
 
@@ -85,6 +95,7 @@ class Grammar:
         self._tokens: list[int] = []
         thinks = bool(self._closing) and self._opening is None
         self._phases = [_Phase(0, closing=self._closing) if thinks else self._answer()]
+        self._stretch = _Stretch(None, 0, ())
         self._banned: tuple[int, list[int]] = (-1, [])  # how many tokens there were, and what was banned
 
     @property
@@ -107,19 +118,36 @@ class Grammar:
 
     def forced(self) -> int | None:
         """The token that comes next whatever the logits are; None where there is a choice, or none at all."""
-        matcher = self._phase.matcher
+        token = self._alone()
+        return None if token is None or self._bias.get(token) == -np.inf else token
+
+    def _alone(self) -> int | None:
+        """The one token that the matcher allows; None where there are more, or none. Those behind it are kept
+        until the answer is there: to ask anew at each token would cost a long stretch its square."""
+        matcher, at = self._phase.matcher, len(self._tokens)
         if matcher is None or self._may_open or matcher.is_stopped():
             return None
-        tokens = matcher.compute_ff_tokens()
-        if not tokens or tokens[0] >= self._vocabulary.size or self._bias.get(tokens[0]) == -np.inf:
-            return None
-        return int(tokens[0])
+        known = self._stretch
+        if known.matcher is not matcher or not (known.start == at or known.start < at < self._known_to):
+            known = self._stretch = _Stretch(matcher, at, matcher.compute_ff_tokens())
+        token = known.tokens[at - known.start] if known.tokens else None
+        return None if token is None or token >= self._vocabulary.size else int(token)
+
+    @property
+    def _known_to(self) -> int:
+        return self._stretch.start + len(self._stretch.tokens)
 
     def adjust(self, logits: Array) -> None:
         """See Processor. Raises RequestError where the grammar has become too hard, or allows no token."""
         numbers = self._phase.numbers
         if self._phase.matcher is None:
             logits[self._not_next()] = -np.inf
+            return
+        alone = self._alone()
+        if alone is not None and alone < len(logits):
+            only = logits[alone]
+            logits[:] = -np.inf
+            logits[alone] = only
             return
         mask = self._mask()
         if self._may_open:
@@ -144,6 +172,9 @@ class Grammar:
     def accept(self, token: int) -> None:
         """See Processor. Raises RequestError for a token that the grammar does not allow."""
         opens, phase = self._may_open and token == self._opening, self._phase
+        at, known = len(self._tokens), self._stretch
+        if known.start <= at < self._known_to and token != known.tokens[at - known.start]:
+            self._stretch = _Stretch(None, 0, ())
         self._tokens.append(token)
         if opens:
             self._phases.append(_Phase(1, closing=self._closing, opened=1))
@@ -171,6 +202,8 @@ class Grammar:
                 if phase.numbers is not None:
                     phase.numbers.undo(consumed)
         del self._tokens[kept:]
+        if kept < self._stretch.start:
+            self._stretch = _Stretch(None, 0, ())
         self._banned = (-1, [])
 
     @property
