@@ -82,6 +82,11 @@ def read_windows(
         text = python_manual() if _is_corpus(file) else read_text(file, MAX_TEXT_BYTES, CheckpointError)
         ids += tokenizer.encode(text, add_special_tokens=False)
     prefix = list(begin or tokenizer.with_prefix([]))
+    if length <= len(prefix):
+        raise CheckpointError(
+            f"a text of {length:,} tokens has no room behind the {len(prefix):,} with which each begins",
+            "give a larger --length",
+        )
     found = [prefix + one for one in windows(ids, length - len(prefix), count)]
     if not found:
         raise CheckpointError(
