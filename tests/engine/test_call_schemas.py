@@ -50,6 +50,8 @@ FORMATTED = tool("formatted", "", [], a={"type": "string", "format": "hostname"}
         ("minicpm5", FORMATTED, "hostname"),
         ("minicpm5", tool("list", "", [], a={"type": "string", "format": ["x"]}), "format"),
         ("minicpm3", with_parameters("one", properties=[1]), "properties"),
+        ("minicpm3", tool("get-", "", []), "the name 'get-' cannot be written"),
+        ("minicpm3", tool("one", "", [], **{"a.1": {}}), "the name 'a.1' cannot be written"),
         ("minicpm5", with_parameters("one", properties={}, required=5), "required"),
     ],
 )

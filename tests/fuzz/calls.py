@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import unicodedata
 import warnings
+from itertools import chain
 from random import Random
 from typing import Any
 
 from minicpm4.text.pycalls import Call, CallSyntaxError, parse_calls
+from tests.fuzz.additions import as_written, in_python
 
 # What str.splitlines takes for the end of a line, beside what a lexer may trip over.
 ODD = "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029\r\n\t\0\ufeff\u00a0\u200b\U0001f600é"
@@ -89,7 +91,7 @@ def pythons_own(source: str) -> list[tuple[str, list[Any], dict[str, Any]]] | No
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            calls = [_own(node) for node in _expressions(ast.parse(source.strip(" \t\r\n")))]
+            calls = [_own(node) for node in _expressions(ast.parse(source.lstrip(" \t\r\n")))]
         except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
             return None
     return None if any(call is None for call in calls) else [call for call in calls if call is not None]
@@ -117,14 +119,20 @@ def _own(node: ast.expr) -> tuple[str, list[Any], dict[str, Any]] | None:
 
 
 def check_calls(source: str) -> bool:
-    """Whether ``source`` was read. AssertionError where it was, and Python reads other values."""
+    """Whether ``source`` was read. AssertionError where it was, and Python reads other values, or none of it
+    though the reader's additions are written as Python has them."""
     try:
         found: list[Call] = parse_calls(source)
     except CallSyntaxError:
         return False
-    own = pythons_own(source)
+    if not found:
+        return False
+    # Of what Python reads as it stands nothing is replaced.
+    readings = (pythons_own(text) for text in chain([source], in_python(source)))
+    own = next((reading for reading in readings if reading is not None), None)
+    assert own is not None, f"{found!r} is read, Python refuses it"
     # repr tells 1 from True, and -0.0 from 0.0.
-    assert own is None or _normal(own) == _normal(found), f"{found!r} is read, Python has {own!r}"
+    assert _normal(own) == _normal(found), f"{found!r} is read, Python has {own!r}"
     return True
 
 
@@ -132,7 +140,7 @@ def _normal(calls: list[tuple[str, list[Any], dict[str, Any]]]) -> list[str]:
     """For comparing: names as Python's parser has them, which makes one letter of a ligature's several."""
 
     def normal(name: str) -> str:
-        return unicodedata.normalize("NFKC", name)
+        return unicodedata.normalize("NFKC", as_written(name))
 
     return [
         repr((normal(name), values, {normal(key): value for key, value in named.items()}))

@@ -170,6 +170,9 @@ LONG = {  # so many characters, about
     "brackets": lambda size: "<tool_call>{}" + "}" * (size // 4) + "</tool_call>",
     "a number": lambda size: "<tool_call>{'name': 'f', 'arguments': {'x': " + "1" * size + "}}</tool_call>",
     "quotes": lambda size: '<|tool_call_start|>f(a="\n' + "'" * size + ")<|tool_call_end|>",
+    "three quotes": lambda size: (
+        '<|tool_call_start|>f(a="\n' + '\\"""x" ' * (size // 7) + ")<|tool_call_end|>"
+    ),
     "bad ends": lambda size: (
         ("<|tool_call_start|>f(a" + ",a" * 4000 + "<|tool_call_end|>") * (size // 60_000)
     ),

@@ -20,6 +20,7 @@ from minicpm4.engine.tag_grammar import tagged_value
 from minicpm4.errors import RequestError
 from minicpm4.text.call_formats import ID_CHARS, CallFormat
 from minicpm4.text.guard import alternatives
+from minicpm4.text.pycalls import is_call_name
 from minicpm4.text.xml_calls import resolved, types_of
 
 __all__ = ["Opening", "forced_grammar", "openings", "schemas_under"]
@@ -32,11 +33,11 @@ _BESIDE = {
     *("strict", "nullable", "readOnly", "writeOnly"),
 }
 # Names that can be written as they are in each kind of format.
-_NAMES = {
-    "json": re.compile(r"[^\"\\\x00-\x1f]+"),
-    "named": re.compile(r"[\w.:-]+"),
-    "python": re.compile(r"[^\W\d][\w.-]*"),
-    "xml": re.compile(r"[^\"'<>&=\\\s\x00-\x1f][^\"'<>&=\\\x00-\x1f]*"),
+_NAMES: dict[str, Callable[[str], object]] = {
+    "json": re.compile(r"[^\"\\\x00-\x1f]+").fullmatch,
+    "named": re.compile(r"[\w.:-]+").fullmatch,
+    "python": is_call_name,
+    "xml": re.compile(r"[^\"'<>&=\\\s\x00-\x1f][^\"'<>&=\\\x00-\x1f]*").fullmatch,
 }
 _ID = f"/[a-zA-Z0-9]{{{ID_CHARS}}}/"
 
@@ -153,7 +154,7 @@ class _Writer:
         return " /\\n?/ ".join(quoted(one) for one in lines)
 
     def _name(self, name: str) -> str:
-        if _NAMES[self._form.kind].fullmatch(name) is None:
+        if not _NAMES[self._form.kind](name):
             raise RequestError(
                 f"tools: the name {name!r:.80} cannot be written in this model's format of calls"
             )
@@ -207,7 +208,7 @@ class _Writer:
 
     def _argument(self, key: str, schema: Any, under: Callable[[Any], dict[str, Any]]) -> str:
         form = self._form
-        if _NAMES[form.kind].fullmatch(key) is None:
+        if not _NAMES[form.kind](key):
             raise RequestError(f"at #/properties: the name {key!r:.80} cannot be written as an argument's")
         if form.argument is not None:
             value = tagged_value(under(schema), form, self)

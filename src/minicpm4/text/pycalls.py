@@ -1,8 +1,15 @@
 """Reading lines such as ``search-files(path="/a", from=[1, -2], deep=None)`` without running them.
 
 Python's own lexer finds the calls, so strings, brackets and comments are right; each value goes
-through ``ast`` and only literals are accepted. Names may have dashes and dots, and arguments may be
-called by Python keywords, which is why whole calls are not simply parsed.
+through ``ast`` and only literals are accepted. What is read is what Python reads, or this beside it, which is
+why whole calls are not simply parsed:
+
+- names of tools and arguments with hyphens (``get-weather``, ``fs-2``), of arguments with dots, and Python's
+  own words for both (``class``, ``from``, ``None``); names stay as written, ligatures too;
+- JSON's ``true``, ``false`` and ``null``;
+- line breaks as they are in strings between single quotation marks, but for raw ones;
+- a parenthesis too many at the end, or before the ``]`` of a list;
+- blanks before a call in its line.
 """
 
 from __future__ import annotations
@@ -13,11 +20,12 @@ import itertools
 import math
 import re
 import tokenize
+import unicodedata
 import warnings
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
-__all__ = ["CallSyntaxError", "parse_calls"]
+__all__ = ["CallSyntaxError", "is_call_name", "parse_calls"]
 
 MAX_SOURCE_CHARS = 1 << 18
 MAX_CALLS = 128
@@ -27,11 +35,13 @@ MAX_DEPTH = 64
 Call: TypeAlias = tuple[str, list[Any], dict[str, Any]]
 _SKIPPED = {tokenize.NL, tokenize.COMMENT, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 _WORDS = {"true": True, "false": False, "null": None}  # JSON's spellings, which models mix in
+_BLANKS = " \t\r\n\f"  # as Python has them: str.strip knows more
+_NO_PYTHON = re.compile("[\\0\ud800-\udfff]")  # nowhere: not even in a comment
 
 # Not "*+": behind one, Python 3.11.2 (Debian 12's) loses the group that follows.
 _STRING_OR_COMMENT = re.compile(
-    r"""\#[^\r\n]*|\"{3}.*?\"{3}|'{3}.*?'{3}|"""
-    r"""(?P<prefix>\b[A-Za-z]{1,2}|)(?P<quote>["'])(?>(?:\\.|(?!(?P=quote))[^\\])*)(?P<end>(?P=quote)?)""",
+    r"""\#[^\r\n]*|(?P<prefix>\b[A-Za-z]{1,2}|)(?P<quote>"{3}|'{3}|["'])"""
+    r"""(?>(?:\\.|(?!(?P=quote))[^\\])*)(?P<end>(?P=quote)?)""",
     re.DOTALL,
 )
 _BREAKS = {"\n": "\\n", "\r": "\\r"}
@@ -44,18 +54,12 @@ class CallSyntaxError(ValueError):
 
 
 def parse_calls(source: str) -> list[Call]:
-    """(name, positional values, named values) of every call, in order; they may be a list, or its inside.
-    Raises CallSyntaxError.
-
-    Raw line breaks in strings, and a parenthesis too many at the end, are read as they are meant.
-    """
+    """(name, positional values, named values) of every call, in order; they may be a list.
+    Raises CallSyntaxError."""
     if len(source) > MAX_SOURCE_CHARS:
         raise CallSyntaxError(f"{len(source)} characters of calls are over {MAX_SOURCE_CHARS}")
-    plain = source.strip()
-    if plain.startswith("["):
-        if not plain.endswith("]"):
-            raise CallSyntaxError("the list of calls is not closed")
-        source = plain[1:-1]
+    if (found := _NO_PYTHON.search(source)) is not None:
+        raise CallSyntaxError(f"{found[0]!r} stands in no Python")
     try:
         return _parse(source)
     except CallSyntaxError as error:
@@ -73,8 +77,11 @@ def _meant(source: str) -> Iterator[str]:
     for text in [source, *([] if escaped in (None, source) else [escaped])]:
         if text is not source:
             yield text
-        if text.rstrip().endswith("))"):
-            yield text.rstrip()[:-1]
+        kept, end = text.rstrip(_BLANKS), ""
+        if kept.endswith("]"):
+            kept, end = kept[:-1].rstrip(_BLANKS), "]"
+        if kept.endswith("))"):
+            yield kept[:-1] + end
 
 
 def _escape_breaks(source: str) -> str | None:
@@ -83,10 +90,10 @@ def _escape_breaks(source: str) -> str | None:
     parts, at = [], 0
     while (found := _STRING_OR_COMMENT.search(source, at)) is not None:
         text = found[0]
-        if found["quote"] is None:  # a comment, or a string between three quotes
-            parts += [source[at : found.start()], text]
-        elif not found["end"]:
+        if found["quote"] is not None and not found["end"]:
             return None
+        if found["quote"] is None or len(found["quote"]) == 3:  # a comment, or what may have line breaks
+            parts += [source[at : found.start()], text]
         else:
             written = _BREAK.sub(lambda m: m["escape"] or _BREAKS[m[0]], text)
             if written != text and "r" in found["prefix"].lower():
@@ -105,20 +112,31 @@ def _parse(source: str) -> list[Call]:
     except (tokenize.TokenError, SyntaxError, ValueError) as error:
         raise CallSyntaxError(f"not Python: {error.args[0] if error.args else error}") from error
     lines = list(io.StringIO(source))  # as the lexer counts them: str.splitlines knows ten more ends of lines
+    in_list = bool(tokens) and tokens[0].string == "["
+    if in_list:
+        tokens = [token for token in tokens[1:] if token.type != tokenize.NEWLINE]
+        if not tokens or tokens.pop().string != "]":
+            raise CallSyntaxError("the list of calls is not closed")
     calls: list[Call] = []
-    at, after_call = 0, False
+    at, before = 0, ""  # what is before, in the line: "", a "call" or its ","
     while at < len(tokens):
-        if tokens[at].type == tokenize.NEWLINE or tokens[at].string in (";", ","):
-            if tokens[at].string == "," and not after_call:
-                raise CallSyntaxError("a comma stands where a call should")
-            after_call = after_call and tokens[at].type == tokenize.NEWLINE
+        token = tokens[at]
+        between = "\n" if token.type == tokenize.NEWLINE else token.string
+        if between in ("\n", ";", ","):
+            if not before if between == ";" else between == "," and before != "call":
+                raise CallSyntaxError(f"a {between!r} stands where a call should")
+            if between == ";" and in_list:
+                raise CallSyntaxError("a ';' stands in a list of calls")
+            before = between if between == "," else ""
             at += 1
             continue
+        if before == "call":
+            raise CallSyntaxError(f"{token.string!r:.40} follows the call of {calls[-1][0]}")
         if len(calls) == MAX_CALLS:
             raise CallSyntaxError(f"more than {MAX_CALLS} calls")
         call, at = _parse_call(tokens, at, lines)
         calls.append(call)
-        after_call = True
+        before = "call"
     return calls
 
 
@@ -146,8 +164,6 @@ def _parse_call(tokens: list[tokenize.TokenInfo], at: int, lines: list[str]) -> 
         groups[-1].append(token)
     if depth:
         raise CallSyntaxError(f"the call of {name} is not closed")
-    if at < len(tokens) and tokens[at].type != tokenize.NEWLINE and tokens[at].string not in (";", ","):
-        raise CallSyntaxError(f"{tokens[at].string!r:.40} follows the call of {name}")
     return (name, *_arguments(name, groups, lines)), at
 
 
@@ -156,6 +172,7 @@ def _arguments(
 ) -> tuple[list[Any], dict[str, Any]]:
     positional: list[Any] = []
     named: dict[str, Any] = {}
+    seen: set[str] = set()
     if not groups[-1]:
         groups = groups[:-1]  # no arguments, or a comma after the last
     for group in groups:
@@ -166,8 +183,9 @@ def _arguments(
             positional.append(_value(group, lines))
             continue
         key = _name(group[:equals])
-        if key in named:
+        if (plain := unicodedata.normalize("NFKC", key)) in seen:  # one name for Python
             raise CallSyntaxError(f"{name} has the argument {key} twice")
+        seen.add(plain)
         named[key] = _value(group[equals + 1 :], lines)
     return positional, named
 
@@ -188,10 +206,18 @@ def _joined(tokens: list[tokenize.TokenInfo]) -> str:
 def _name(tokens: list[tokenize.TokenInfo]) -> str:
     text = _joined(tokens)
     apart = any(a.end != b.start for a, b in itertools.pairwise(tokens))
-    usual = all(t.type in (tokenize.NAME, tokenize.NUMBER) or t.string in ("-", ".") for t in tokens)
-    if not tokens or apart or not usual or len(text) > MAX_NAME_CHARS:
+    if apart or not is_call_name(text):
         raise CallSyntaxError(f"{text!r:.80} is not a name")
     return text
+
+
+def is_call_name(text: str) -> bool:
+    """Whether a tool or an argument may be called so: parts between dots, each an identifier (Python's own
+    words are some) in which hyphens may stand."""
+    return len(text) <= MAX_NAME_CHARS and all(
+        part.replace("-", "_").isidentifier() and not part.startswith("-") and not part.endswith("-")
+        for part in text.split(".")
+    )
 
 
 def _value(tokens: list[tokenize.TokenInfo], lines: list[str]) -> Any:
@@ -230,9 +256,9 @@ def _literal(node: ast.expr, depth: int) -> Any:
                     raise ValueError(f"it gives {key!r:.40} two values")
         return table
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
-        value = _literal(node.operand, depth + 1)
-        if type(value) not in (int, float):
+        if not isinstance(node.operand, ast.Constant) or type(node.operand.value) not in (int, float):
             raise ValueError("a sign stands before something that is no number")
+        value = _literal(node.operand, depth + 1)
         return -value if isinstance(node.op, ast.USub) else value
     if isinstance(node, ast.Name) and node.id in _WORDS:
         return _WORDS[node.id]
