@@ -4,6 +4,7 @@ from tests.fuzz.data_files import READERS as _DATA
 from tests.fuzz.evaluations import READERS as _EVALUATIONS
 from tests.fuzz.extension import READERS as _EXTENSION
 from tests.fuzz.grammars import READERS as _GRAMMARS
+from tests.fuzz.hub_answers import READERS as _HUB
 from tests.fuzz.kept import READERS as _KEPT
 from tests.fuzz.kept_files import READERS as _KEPT_FILES
 from tests.fuzz.model_files import READERS as _MODELS
@@ -15,5 +16,5 @@ from tests.fuzz.tables import READERS as _TABLES
 from tests.fuzz.texts import READERS as _TEXTS
 
 _EVERY = [*_EVALUATIONS, *_MODELS, *_TEXTS, *_PIECES, *_TABLES, *_RUNS, *_SERVER, *_KEPT, *_DATA, *_EXTENSION]
-_EVERY += [*_KEPT_FILES, *_GRAMMARS]
+_EVERY += [*_KEPT_FILES, *_GRAMMARS, *_HUB]
 READERS: dict[str, Reader] = {reader.name: reader for reader in _EVERY}

@@ -29,6 +29,8 @@ class Hub:
     status: int = 200
     lies: dict[str, str] = field(default_factory=dict)  # file -> listed checksum
     extra: list[dict[str, Any]] = field(default_factory=list)
+    commit: Any = COMMIT
+    redirect: str = ""  # where it says that files are
     requests: list[tuple[str, str | None]] = field(default_factory=list)
     tokens: list[str | None] = field(default_factory=list)
 
@@ -44,7 +46,7 @@ class Hub:
                 entry["blobId"] = self.lies[name]
             entries.append(entry)
         counts = {"private": False, "downloads": 0, "likes": 0, "tags": []}
-        return {"id": REPO, "modelId": REPO, "sha": COMMIT, "siblings": entries + self.extra, **counts}
+        return {"id": REPO, "modelId": REPO, "sha": self.commit, "siblings": entries + self.extra, **counts}
 
 
 @contextmanager
@@ -75,6 +77,10 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 self.answer(200, json.dumps(hub.listing()).encode())
             elif hub.status != 200:
                 self.answer(hub.status, b"{}")
+            elif hub.redirect and path.startswith(prefix):
+                self.send_response(302)
+                self.send_header("Location", hub.redirect)
+                self.end_headers()
             elif path.startswith(prefix) and path[len(prefix) :] in hub.files:
                 self.content(hub.files[path[len(prefix) :]])
             else:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -212,6 +213,49 @@ def test_names_that_lead_elsewhere_are_not_fetched(hub: Hub, tmp_path: Path) -> 
     hub.extra.append({"rfilename": "odd.json", "size": 1, "blobId": "../../evil"})
     assert kept(zoo.pull(NAME)) == WANTED
     assert not list(tmp_path.rglob("*evil*"))
+
+
+ODD = [None, [], {}, 5, -1, True, 1.5, "5", "x" * 300 + ".json", "a\n.json", "\ud800.json", 1 << 70]
+
+
+@pytest.mark.parametrize("value", ODD)
+@pytest.mark.parametrize("name", ["rfilename", "size", "blobId", "lfs"])
+def test_a_file_that_is_listed_oddly_is_left_out(hub: Hub, name: str, value: Any) -> None:
+    entry: dict[str, Any] = {"rfilename": "odd.json", "size": 1, "blobId": "a" * 40}
+    entry["lfs"] = {"sha256": value, "size": value, "pointerSize": 1} if name == "lfs" else None
+    hub.extra = [entry if name == "lfs" else {**entry, name: value}]
+    if (name, value) == ("size", 5):
+        with pytest.raises(ModelNotFoundError):
+            zoo.pull(NAME)  # it is not there
+    else:
+        assert kept(zoo.pull(NAME)) == WANTED
+
+
+@pytest.mark.parametrize("commit", [None, "", 5, [1], "main", "../" * 10, "\ud800", "x" * 5000])
+def test_a_commit_that_is_none_is_refused(hub: Hub, commit: Any) -> None:
+    hub.commit = commit
+    with pytest.raises(ModelNotFoundError, match="at commit") as caught:
+        zoo.pull(NAME)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # urllib leaves its answer open
+@pytest.mark.parametrize("place", ["http://[", "http://[::1", "x:y", "file:///etc/passwd", "http://é/", "//"])
+def test_a_redirection_that_leads_nowhere(hub: Hub, place: str) -> None:
+    hub.redirect = place
+    with pytest.raises(ModelNotFoundError):
+        zoo.pull(NAME)
+
+
+@pytest.mark.parametrize("name", ["\0", "\ud800", "x" * 5000])
+def test_a_manifest_with_an_odd_name_is_of_no_whole_download(hub: Hub, name: str) -> None:
+    folder = zoo.pull(NAME)
+    manifest = json.loads((folder / ".minicpm4.json").read_text())
+    manifest["files"][name] = 1
+    (folder / ".minicpm4.json").write_text(json.dumps(manifest))
+    assert not next(one for one in zoo.list_models() if one.name == NAME).present
 
 
 @pytest.mark.parametrize(

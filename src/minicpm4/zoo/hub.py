@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from minicpm4.config.strict import shown
 from minicpm4.errors import ModelNotFoundError
 from minicpm4.files import growing, publish, read_json, write_json
 from minicpm4.files.gguf_parts import models_of, parts_of
@@ -40,6 +41,8 @@ STARTED = ".minicpm4.started"
 _TEMPLATES = "additional_chat_templates/"
 _SUFFIXES = (".safetensors", ".json", ".model", ".jinja", ".txt", ".gguf", ".kv")
 _MAX_FILES = 2000
+_MAX_NAME = 200  # bytes: with what a part of it is called, file systems take 255
+_MAX_SIZE = 1 << 62
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
@@ -107,7 +110,7 @@ def is_complete(folder: Path) -> bool:
         try:
             files = read_json(manifest, MAX_MANIFEST, ModelNotFoundError)["files"]
             return all((folder / name).stat().st_size == size for name, size in files.items())
-        except (OSError, ModelNotFoundError, KeyError, AttributeError, TypeError):
+        except (OSError, ModelNotFoundError, KeyError, AttributeError, TypeError, ValueError):
             return False
     if not folder.is_dir() or any(folder.glob("*.part")):
         return False
@@ -163,20 +166,27 @@ def _list_files(repo: str) -> tuple[str, list[RemoteFile]]:
         raise _refused(repo, error.response.status_code) from error
     except Exception as error:  # the HTTP library below differs between versions of huggingface_hub
         raise _unreachable(repo, error) from error
-    files = []
-    for entry in info.siblings or ():
-        digest = entry.lfs.sha256 if entry.lfs else entry.blob_id
-        # Only plain names, and chat templates in their folder: no name may lead elsewhere.
-        name = entry.rfilename.removeprefix(_TEMPLATES)
-        plain = not set(name) & set("/\\:\0") and not name.startswith(".")
-        plain = plain and (name == entry.rfilename or name.endswith(".jinja"))
-        if entry.size is None or not digest or not _DIGEST.fullmatch(digest):
-            continue
-        if plain and entry.rfilename.endswith(_SUFFIXES):
-            files.append(RemoteFile(name=entry.rfilename, size=entry.size, digest=digest))
-    if not info.sha or len(files) > _MAX_FILES:
-        raise ModelNotFoundError(f"{address} lists {len(files)} files of {repo} at commit {info.sha}")
-    return info.sha, files
+    files = [file for entry in info.siblings or () if (file := _listed(entry)) is not None]
+    if not _is_digest(info.sha) or len(files) > _MAX_FILES:
+        raise ModelNotFoundError(f"{address} lists {len(files)} files of {repo} at commit {shown(info.sha)}")
+    return str(info.sha), files
+
+
+def _listed(entry: Any) -> RemoteFile | None:
+    """A file of a list, of which nothing was checked; None: it is none of a model's."""
+    digest = entry.lfs.sha256 if entry.lfs else entry.blob_id
+    whole, size = entry.rfilename, entry.size
+    if not (isinstance(whole, str) and type(size) is int and 0 <= size < _MAX_SIZE and _is_digest(digest)):
+        return None
+    # Only plain names, and chat templates in their folder: no name may lead elsewhere.
+    name = whole.removeprefix(_TEMPLATES)
+    plain = name.isprintable() and not set(name) & set("/\\:") and not name.startswith(".")
+    plain = plain and len(name.encode()) <= _MAX_NAME and (name == whole or name.endswith(".jinja"))
+    return RemoteFile(name=whole, size=size, digest=digest) if plain and whole.endswith(_SUFFIXES) else None
+
+
+def _is_digest(text: Any) -> bool:
+    return isinstance(text, str) and _DIGEST.fullmatch(text) is not None
 
 
 def _within(seconds: float, ask: Callable[[], Any]) -> Any:
@@ -313,6 +323,8 @@ def _append(
             raise _refused(f"{repo}/{file.name}", error.code) from error
         return error
     except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
+        return error
+    except ValueError as error:  # an address that it redirects to is none
         return error
     return None if done == file.size else ConnectionError(f"cut after {done} of {file.size} bytes")
 
