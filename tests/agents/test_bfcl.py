@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,32 @@ def test_what_could_not_be_asked_is_wrong_and_the_rest_goes_on(
     verdicts = check(found)
     assert verdicts["a_0"]["valid"] and not verdicts["a_1"]["valid"]
     assert verdicts["a_1"]["why"].startswith("refused: ")
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("[]", "something else than tables with an id"),
+        ('{"id": [1], "valid": true}', "something else than tables with an id"),
+        ('{"id": "a_0"}', "said nothing of a_0"),
+        ('{"id": "b_0", "valid": true}', "said nothing of a_0"),
+        ('{"id": "a_0", "valid": "yes"}', "said nothing of a_0"),
+    ],
+)
+def test_verdicts_that_are_none_are_refused(monkeypatch: pytest.MonkeyPatch, said: str, told: str) -> None:
+    done = subprocess.CompletedProcess([], 0, said + "\n", "")
+    monkeypatch.setattr(running.subprocess, "run", lambda *_, **__: done)
+    with pytest.raises(ToolServerError, match=told):
+        check([{"id": "a_0", "category": "a", "calls": []}])
+
+
+@pytest.mark.parametrize("change", [{"category": []}, {"messages": None}, {"tools": [1]}, {"tools": {}}])
+def test_entries_that_are_none_are_refused(monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]) -> None:
+    done = subprocess.CompletedProcess([], 0, json.dumps({**ENTRY, **change}) + "\n", "")
+    monkeypatch.setattr(running.subprocess, "run", lambda *_, **__: done)
+    monkeypatch.setattr(running, "install", lambda _: None)
+    with pytest.raises(ToolServerError, match="a_0 has no category, messages and tools"):
+        running.read_entries(["a"])
 
 
 def test_answers_that_the_limit_of_tokens_ended_are_told(tmp_path: Path) -> None:

@@ -126,6 +126,14 @@ def test_variables_that_may_be_secret_are_shown_by_their_names(entry: dict[str, 
     assert KEY not in Secrets([spec]).hide(f"{spec.url} {spec.args}")
 
 
+@pytest.mark.parametrize("value", ["\udcff\udc80secret", "\ud800secret-value", "secret\udfff\udc80"])
+def test_a_variable_that_is_no_utf8_is_hidden_as_any(value: str) -> None:
+    """As Python has bytes of the environment that are none, and half characters of JSON."""
+    spec = spec_of("a", {"command": "x", "env": {"API_KEY": "${KEY}"}}, "x", {"KEY": value})
+    hide = Secrets([spec]).hide
+    assert hide(f"a {value} b") == "a [secret] b" and hide(json.dumps(value)) == '"[secret]"'
+
+
 HIDDEN = "\u200b\u202e\u2066\u00ad\ufeff\U000e0041\ufe0f\u3164\x1b\u2028"
 
 

@@ -166,6 +166,7 @@ def test_the_command_converts_makes_and_goes_on(
         (("forwards",), "did you mean 'forward'?"),
         (("xlam",), "xlam needs files"),
         (("reverse", "x.json"), "reverse takes no files"),
+        (("forward", "--queries={empty}"), "line 1 has no query"),
         (("reverse", "--queries=x"), "--queries says nothing to reverse"),
         (("forward", "--pairs"), "--pairs says nothing to forward"),
         (("forward", "--unverified"), "--verify/--unverified says nothing to forward"),
@@ -178,7 +179,9 @@ def test_the_command_converts_makes_and_goes_on(
     ],
 )
 def test_wrong_words_are_refused(tmp_path: Path, minicpm: Run, words: tuple[str, ...], told: str) -> None:
-    done = minicpm("mcp", "data", *words, f"--output={tmp_path}")
+    (tmp_path / "empty").write_text('{"query": " "}')
+    words = tuple(word.format(empty=tmp_path / "empty") for word in words)
+    done = minicpm("mcp", "data", *words, f"--output={tmp_path / 'out'}")
     assert done.code == 2 and told in done.err
 
 

@@ -129,6 +129,11 @@ def test_the_right_tools_are_among_those_that_are_offered() -> None:
     assert offered(one, pool, None) == [ADD] and len(offered(one, pool, 100)) == 52
 
 
+def test_half_a_character_is_no_hindrance() -> None:
+    pool = [ADD, *({"type": "function", "function": {"name": f"t{i}"}} for i in range(9))]
+    assert len(offered(sample("sums__add", "\ud800"), pool, 3)) == 3
+
+
 def test_a_search_offers_what_it_finds() -> None:
     pool = [ADD, NOW, *(tool(f"s{i}__t{i}", f"Thing {i}") for i in range(50))]
     found = offered(sample("sums__add", "Which time is it in this zone?"), pool, 1, retrieve=True)
@@ -238,6 +243,7 @@ def test_kept_calls_that_are_none_are_refused(tmp_path: Path, file: Path, value:
     [
         {"marks": [["f", None, ""]]},
         {"marks": 7},
+        {"marks": [[["f", {}], None]]},
         {"wrong": "all"},
         {"made": "2"},
         {"refused": None},
@@ -252,9 +258,11 @@ def test_a_kept_task_that_is_none_is_refused(tmp_path: Path, change: dict[str, A
     kept = Kept(tmp_path, {})
     kept.put(one, "task", True)
     assert kept.get(_outcome, "task", True) == one
-    kept.put({**one, **change}, "task", False)
-    with pytest.raises(ConfigError, match="to have that piece made anew"):
-        kept.get(_outcome, "task", False)
+    less = {key: value for key, value in one.items() if key != "refused"}
+    for number, odd in enumerate(({**one, **change}, less)):
+        kept.put(odd, "task", number)
+        with pytest.raises(ConfigError, match="to have that piece made anew"):
+            kept.get(_outcome, "task", number)
 
 
 def test_time_that_is_up_leaves_the_rest(tmp_path: Path, file: Path) -> None:

@@ -309,6 +309,11 @@ def test_a_question_that_no_call_caused_is_declined(tmp_path: Path) -> None:
     assert person.forms == [] and '"action":"decline"' in log.read_text().replace(" ", "")
 
 
+@pytest.mark.parametrize("kind", ["date", [None], [{}], "", ["string", "x"]])
+def test_a_type_that_nobody_knows_is_left_to_the_server(kind: Any) -> None:
+    assert misfit({"properties": {"x": {"type": kind}}}, {"x": 1}) == ""
+
+
 def test_unlike_items_are_told_in_linear_time() -> None:
     schema = {"properties": {"x": {"uniqueItems": True}}}
     many: list[Any] = [{"a": i} for i in range(50_000)]

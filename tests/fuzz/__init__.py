@@ -14,7 +14,8 @@ from tests.fuzz.runs import READERS as _RUNS
 from tests.fuzz.server import READERS as _SERVER
 from tests.fuzz.tables import READERS as _TABLES
 from tests.fuzz.texts import READERS as _TEXTS
+from tests.fuzz.tools import READERS as _TOOLS
 
 _EVERY = [*_EVALUATIONS, *_MODELS, *_TEXTS, *_PIECES, *_TABLES, *_RUNS, *_SERVER, *_KEPT, *_DATA, *_EXTENSION]
-_EVERY += [*_KEPT_FILES, *_GRAMMARS, *_HUB]
+_EVERY += [*_KEPT_FILES, *_GRAMMARS, *_HUB, *_TOOLS]
 READERS: dict[str, Reader] = {reader.name: reader for reader in _EVERY}

@@ -220,8 +220,8 @@ def _queries(file: Path, text: str) -> Iterator[Query]:
         one = parse_json(line, where, ConfigError)
         for name in one.keys() - {"query", "answer"}:
             raise ConfigError(f"{where} has an unknown key {name!r:.80}", suggest(name, ["query", "answer"]))
-        fine = isinstance(one.get("query"), str) and isinstance(one.get("answer", ""), str)
-        require(fine, f"{where} has no query, or one that is no text")
+        fine = all(isinstance(one.get(name, ""), str) for name in ("query", "answer"))
+        require(fine and bool(one.get("query", "").strip()), f"{where} has no query, or one that is no text")
         yield Query(text=one["query"], answer=one.get("answer", ""))
     require(found > 0, f"{file} has no query")
 

@@ -251,8 +251,11 @@ def _outcome(value: Any) -> dict[str, Any]:
     """What was kept of a task, looked at: an Outcome, but for the names of its marks. Raises ConfigError."""
     from minicpm4.agents.mcp.tasks.running import Outcome
 
-    marks = [{"server": "", **dict(zip(_MARK[: len(mark)], mark, strict=True))} for mark in value["marks"]]
-    from_table(Outcome, {**value, "marks": marks}, "it", any_text=True)
+    marks = [
+        {"server": "", "refused": mark[2], **dict(zip(_MARK[: len(mark)], mark, strict=True))}
+        for mark in value["marks"]
+    ]
+    from_table(Outcome, {**value, "marks": marks, "refused": value["refused"]}, "it", any_text=True)
     return dict(value)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError, ValidationError
+from jsonschema.exceptions import SchemaError, UnknownType, ValidationError
 from jsonschema.validators import extend
 from referencing import Registry
 from referencing.exceptions import Unresolvable
@@ -47,7 +47,7 @@ def misfit(schema: Mapping[str, Any], arguments: Mapping[str, Any]) -> str:
     checker = extend(Draft202012Validator, {**keywords, **left_out})
     try:
         error = next(checker(schema, registry=Registry()).iter_errors(arguments), None)
-    except (_TooMuch, RecursionError, Unresolvable, SchemaError, *_WRONG):
+    except (_TooMuch, RecursionError, Unresolvable, SchemaError, UnknownType, *_WRONG):
         return ""
     if error is None:
         return ""

@@ -154,7 +154,8 @@ def offered(
         return [by_name[tool.called] for tool in best_tools(tools, sample.asked, count)]
     right = dict.fromkeys(name for name, _ in sample.calls)
     rest = sorted(by_name.keys() - right.keys())
-    draw = random.Random(sample.asked + str(len(sample.messages)))
+    said = sample.asked + str(len(sample.messages))
+    draw = random.Random(said.encode("utf-8", "surrogatepass"))
     chosen = [*right, *draw.sample(rest, min(len(rest), max(0, count - len(right))))]
     draw.shuffle(chosen)
     return [by_name[name] for name in chosen]

@@ -22,6 +22,7 @@ from minicpm4.errors import shortened
 __all__ = ["Secrets", "ToolResult", "fenced", "read_result"]
 
 HIDDEN = "[secret]"
+_ESCAPED = re.compile(r"^[^\ud800-\udc7f\udd00-\udfff]*$")  # what stands for bytes is between these
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,9 +72,11 @@ def _sent(spec: ServerSpec) -> list[tuple[str, str]]:
 
 
 def _spellings(value: str) -> list[str]:
-    found = [value, quote(value, safe=""), json.dumps(value)[1:-1]]
+    # A variable of the environment that is no UTF-8, or half a character: those bytes.
+    raw = value.encode("utf-8", "surrogateescape" if _ESCAPED.search(value) else "surrogatepass")
+    found = [value, quote(raw, safe=""), json.dumps(value)[1:-1]]
     if len(value) >= LEAST:
-        coded = base64.b64encode(value.encode()).decode()
+        coded = base64.b64encode(raw).decode()
         found += [coded, coded.rstrip("=")]
     return found
 

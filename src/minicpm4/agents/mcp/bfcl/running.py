@@ -43,7 +43,13 @@ def read_entries(categories: Sequence[str]) -> list[dict[str, Any]]:
     """All entries of the categories; the environment is installed if it is not there. Raises
     ToolServerError, UnsupportedError."""
     install(BFCL)
-    return _bridged(["entries", *categories], "")
+    found = _bridged(["entries", *categories], "")
+    for one in found:
+        lists = (one.get("messages"), one.get("tools"))
+        fine = all(isinstance(some, list) and all(isinstance(each, dict) for each in some) for some in lists)
+        if not fine or not isinstance(one.get("category"), str):
+            raise ToolServerError(f"BFCL's entry {one['id']} has no category, messages and tools")
+    return found
 
 
 def first_of(entries: Iterable[Mapping[str, Any]], most: int | None) -> list[Mapping[str, Any]]:
@@ -87,6 +93,8 @@ def check(found: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     lines = "".join(json.dumps(one) + "\n" for one in found if "refused" not in one)
     made = {one["id"]: one for one in _bridged(["check"], lines)}
     for one in found:
+        if "refused" not in one and not isinstance(made.get(one["id"], {}).get("valid"), bool):
+            raise ToolServerError(f"BFCL's checkers said nothing of {one['id']}")
         if "refused" in one:
             made[one["id"]] = {"id": one["id"], "valid": False, "why": f"refused: {one['refused']}"}
     return made
@@ -110,4 +118,7 @@ def _bridged(words: list[str], given: str) -> list[dict[str, Any]]:
             raise ToolServerError(f"BFCL's checkers took over {SECONDS:g} s") from error
     if done.returncode:
         raise ToolServerError(f"BFCL's checkers failed: {done.stderr.strip()[-1000:]}")
-    return [parse_json(line, "BFCL's checkers", ToolServerError) for line in lines_of(done.stdout) if line]
+    told = [parse_json(line, "BFCL's checkers", ToolServerError) for line in lines_of(done.stdout) if line]
+    if not all(isinstance(one, dict) and isinstance(one.get("id"), str) for one in told):
+        raise ToolServerError("BFCL's checkers wrote something else than tables with an id")
+    return told
