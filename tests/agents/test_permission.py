@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import os
 import stat
+import sys
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import mcp_types as types
 import pytest
@@ -328,3 +333,49 @@ def test_an_interrupted_question_ends_the_work() -> None:
         with pytest.raises(KeyboardInterrupt):
             blocking.run(box.refresh())
         blocking.run(box.close())
+
+
+@pytest.mark.filterwarnings(
+    "ignore:coroutine .* was never awaited", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+def test_an_interrupt_at_any_line_leaves_no_work_behind() -> None:
+    """Nor a question that the next work's caller would be asked."""
+    shown: list[object] = []
+
+    async def go() -> None:
+        await blocking.ask.may(1)  # type: ignore[arg-type]
+
+    async def others() -> int:
+        return len(asyncio.all_tasks()) - 1
+
+    with Blocking(lambda one: shown.append(one) or "once", lambda _: None) as blocking:  # type: ignore[func-returns-value]
+        for at in range(1, 100):
+            reached = interrupted_at(at, lambda: blocking.run(go()))
+            before = len(shown)
+            assert blocking.run(others()) == 0 and len(shown) == before, at
+            if not reached:
+                return
+    raise AssertionError("there is no end of lines")
+
+
+def interrupted_at(at: int, work: Callable[[], object]) -> bool:
+    """Do ``work``, with Ctrl-C at so many lines of ``Blocking``; whether there were as many."""
+    left, file = at, inspect.getfile(Blocking)
+
+    def interrupt(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal left
+        if frame.f_code.co_filename == file and event == "line":
+            left -= 1
+            if left == 0:
+                raise KeyboardInterrupt
+        return interrupt
+
+    before = sys.gettrace()
+    sys.settrace(interrupt)
+    try:
+        work()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(before)
+    return left <= 0

@@ -7,13 +7,56 @@ import queue
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 from minicpm4.agents.mcp.asking import Answer, Ask, Consent, Form, May
 
 __all__ = ["Blocking"]
 
 T = TypeVar("T")
+
+
+class _Work(Generic[T]):
+    """A coroutine of a loop on another thread, which can be given up at any moment: also while it is being
+    started, when nobody can tell whether the loop knows of it. ``ended`` is called once there is a
+    ``result``."""
+
+    def __init__(
+        self, work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop, ended: Callable[[], None]
+    ) -> None:
+        self.result: Future[T] = Future()
+        self._work, self._loop, self._ended = work, loop, ended
+        self._task: asyncio.Task[T] | None = None  # of the loop's thread alone
+
+    def start(self) -> None:
+        self._loop.call_soon_threadsafe(self._start)
+
+    def cancel(self) -> None:
+        """End it. It has a result soon, however far it was."""
+        self._loop.call_soon_threadsafe(self._cancel)
+
+    def _start(self) -> None:
+        if not self.result.done():  # else it was given up before
+            self._task = self._loop.create_task(self._work)
+            self._task.add_done_callback(self._done)
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+        elif not self.result.done():
+            self._work.close()
+            self.result.cancel()
+            self._ended()
+
+    def _done(self, task: asyncio.Task[T]) -> None:
+        if task.cancelled():
+            self.result.cancel()
+        elif (error := task.exception()) is not None:
+            self.result.set_exception(error)
+        else:
+            self.result.set_result(task.result())
+        self._ended()
 
 
 class Blocking:
@@ -39,23 +82,17 @@ class Blocking:
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of ``work``, which runs in the loop; Ctrl-C cancels it. Raises what it raises."""
         self._items = queue.SimpleQueue()
-        running = asyncio.run_coroutine_threadsafe(work, self._loop)
-        ended = threading.Event()
-
-        def done(_: Future[T]) -> None:
-            ended.set()
-            self._items.put(None)
-
-        running.add_done_callback(done)
+        owned = _Work(work, self._loop, partial(self._items.put, None))
         try:
+            owned.start()
             while (item := self._items.get()) is not None:
                 item()
         except BaseException:
-            running.cancel()
-            while not ended.is_set():
+            owned.cancel()
+            while not owned.result.done():
                 self._items.get()
             raise
-        return running.result()
+        return owned.result.result()
 
     def _later(self, answer: Callable[[Any], T]) -> Callable[[Any], Awaitable[T]]:
         async def asked(question: Any) -> T:
