@@ -30,6 +30,7 @@ from tests.agents.servers import (
     send_json,
     served,
 )
+from tests.waiting import until_true
 
 
 async def added(spec: ServerSpec, limits: Limits = SOON) -> tuple[str, str]:
@@ -283,3 +284,31 @@ def test_a_question_that_is_declined_is_declined() -> None:
 
 def test_time_for_an_answer_ends_and_is_the_call_s_alone() -> None:
     assert "did not answer add in 0.3 s" in fails(made("hangs", timeout=0.3))
+
+
+@pytest.mark.parametrize("by", ["who waits", "another"])
+def test_a_server_that_has_not_answered_yet_is_ended_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    """Its time for an answer is not waited for."""
+    in_time, wait, log = [], asyncio.wait, tmp_path / "log"
+
+    async def noted(tasks: Any, **more: Any) -> Any:
+        found = await wait(tasks, **more)
+        in_time.append(bool(found[0]))
+        return found
+
+    async def go() -> None:
+        async with running(made("silent", log)) as server:
+            asking = asyncio.create_task(server.tools())
+            await until_true(lambda: log.exists() and "asked" in log.read_text())
+            monkeypatch.setattr(asyncio, "wait", noted)
+            if by == "another":
+                await server.close()
+            else:
+                asking.cancel()
+            with pytest.raises((ToolServerError, asyncio.CancelledError)):
+                await asking
+
+    asyncio.run(go())
+    assert in_time and all(in_time)

@@ -54,6 +54,7 @@ class Connection:
         self.wire = Wire(limits)
         self._session: ClientSession | None = None
         self._task: asyncio.Task[None] | None = None
+        self._opened: asyncio.Future[None] | None = None
         self._closing = asyncio.Event()
         self._turn = anyio.Lock()  # one call at a time: a question belongs to the call that runs
         self._running: Running | None = None
@@ -65,7 +66,7 @@ class Connection:
 
     async def open(self) -> None:
         """Start or reach the server, and agree on a version. Raises ToolServerError."""
-        opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._opened = opened = asyncio.get_running_loop().create_future()
         self._task = asyncio.create_task(self._run(opened))
         try:
             await opened
@@ -77,6 +78,8 @@ class Connection:
         """End it, and the process that was started for it."""
         self._closing.set()
         if self._task is not None and not self._task.done():
+            if self._opened is None or self._opened.cancelled() or not self._opened.done():
+                self._task.cancel()  # it waits for an answer, and nobody does for it
             with anyio.CancelScope(shield=True):
                 done, _ = await asyncio.wait({self._task}, timeout=10)
                 if not done:
@@ -102,7 +105,8 @@ class Connection:
                     tries, silent = [(True, limits.start_seconds)], False
             except (Exception, asyncio.CancelledError) as error:
                 if opened.done() or isinstance(error, asyncio.CancelledError):
-                    self.wire.broke(told_of(error))
+                    ended = self._closing.is_set() and not opened.done()
+                    self.wire.broke("it was ended before it answered" if ended else told_of(error))
                     break
                 said.append(self.wire.why or told_of(error))
         if not opened.done():

@@ -114,10 +114,10 @@ class Server:
         await self.close()
         self._restarts += connection is not None
         self._starts += 1
-        self._connection = Connection(self.spec, self.limits, self._ask, __version__)
+        self._connection = made = Connection(self.spec, self.limits, self._ask, __version__)
         try:
-            await self._connection.open()
+            await made.open()
         except ToolServerError as error:
-            self._connection.wire.broke(str(error))
+            made.wire.broke(str(error))
             raise
-        return self._connection
+        return made
