@@ -22,7 +22,7 @@ exits with code 2; a server answers 4xx with the same text, EngineError with 5xx
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 __all__ = [
     "CheckpointError",
@@ -52,8 +52,31 @@ def _bounded(text: str) -> str:
     if not text.isascii():
         text = text.encode("utf-8", "backslashreplace").decode()
     if len(text) > 300:
-        text = _LONG.sub(lambda found: f"{found[0][:200]}… ({len(found[0])} characters)", text)
+        text = _LONG.sub(lambda found: _cut(found[0]), text)
+    if len(text) > 300:  # of values within values each may be short
+        text = "".join(_cut(part) if len(part) > 300 and part[0] in "[{(" else part for part in _nests(text))
     return shortened(text, _MOST)
+
+
+def _cut(text: str) -> str:
+    return f"{text[:200]}… ({len(text)} characters)"
+
+
+def _nests(text: str) -> Iterator[str]:
+    """``text`` in parts: what stands in brackets, with all within, and what stands between."""
+    depth = start = 0
+    for at, char in enumerate(text):
+        if char in "[{(":
+            if not depth and at > start:
+                yield text[start:at]
+            start, depth = start if depth else at, depth + 1
+        elif char in "]})" and depth:
+            depth -= 1
+            if not depth:
+                yield text[start : at + 1]
+                start = at + 1
+    if start < len(text):
+        yield text[start:]
 
 
 def shortened(text: str, most: int, apart: str = " ") -> str:

@@ -169,9 +169,22 @@ def test_a_long_prompt_may_be_measured_for_first(
     assert (script.loads[0][1] == "planned anew") == measured
 
 
+def test_files_that_are_no_text_and_names_taken_for_questions_are_remarked_on(
+    minicpm: Run, script: Script, tmp_path: Path
+) -> None:
+    (tmp_path / "scan.pdf").write_bytes(b"%PDF-1.7 \xe2\xe3")
+    (tmp_path / "empty.txt").write_text(" \n")
+    for file, told in (("scan.pdf", "of a PDF"), (".", "each with an -f"), ("gone.txt", "check the path")):
+        result = minicpm("generate", "-f", str(tmp_path / file), "what is it?")
+        assert result.code == 2 and told in result.err, result.err
+    script.answers = [["a"], ["b"]]
+    assert "empty.txt is empty" in minicpm("generate", "-f", str(tmp_path / "empty.txt"), "what?").err
+    assert "-f reads it" in minicpm("generate", str(tmp_path / "empty.txt")).err
+
+
 def test_an_answer_that_is_cut_says_what_cut_it(minicpm: Run, script: Script) -> None:
     script.answers = [["a", "b", "c", "d"]]
-    result = minicpm("generate", "--prompt", "x", "--max-tokens", "3", "--stats")
+    result = minicpm("generate", "--prompt", "x", "--max-tokens", "3")  # no terminal: it may be a pipe
     assert "[cut after 3 tokens: --max-tokens allows no more]" in result.err
     script.answers = [["a", "b", "c", "d"]]
     assert "[cut" not in minicpm("generate", "--prompt", "x", "--max-tokens", "3", "--no-stats").err

@@ -135,8 +135,10 @@ QUICK: dict[str, Way] = {
 
 # The embedded model, in minutes: it has to answer, whatever that is.
 MODEL: dict[str, Way] = {
-    'minicpm4 generate -f examples/how_sqlite_is_tested.txt "How many tests are there?" '
-    "--attention sparse --sparse topk=16,window=1024": Way(told=""),
+    "minicpm4 generate -m qwen2.5-coder-0.5b-instruct -f examples/how_sqlite_is_tested.txt "
+    '"Who is the fuzzing researcher of particular note?" -t 0 --attention sparse --sparse topk=16,window=1024': Way(
+        told="", put=_EMBEDDED
+    ),
     "minicpm4 chat": Way(told="", stdin="What is the capital of France?\n"),
     "minicpm4 chat -m qwen2.5-coder-0.5b-instruct": Way(told="", stdin="Name a river.\n", put=_EMBEDDED),
     'minicpm4 chat -m qwen2.5-coder-0.5b-instruct --system "Be brief."': Way(

@@ -79,7 +79,7 @@ class Conversation:
 
     def _hear(self, asked: list[dict[str, Any]]) -> Heard:
         heard = Heard()
-        with progress_bar("reading", "tokens") as progress:
+        with progress_bar("reading", "tokens", before=None) as progress:
             pieces = self.llm.stream_chat(asked, self.params, enable_thinking=self.think, progress=progress)
             try:
                 for piece in pieces:

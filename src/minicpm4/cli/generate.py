@@ -16,7 +16,7 @@ import typer
 
 from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, expand
 from minicpm4.cli.sampling import SampleFlags, SamplingFlags
-from minicpm4.cli.summary import as_json, cut, print_note, print_summary, thinking_note
+from minicpm4.cli.summary import as_json, cut, print_summary, thinking_note
 from minicpm4.cli.terminal import one_line, progress_bar, write_text
 from minicpm4.config.strict import require
 from minicpm4.errors import RequestError
@@ -168,6 +168,14 @@ def read_prompt(prompt: str | None, files: str | Sequence[str]) -> str:
         names = ["-"]
     require(names.count("-") < 2, "--prompt-file - is given twice", "standard input can be read once")
     parts = [*(_read(name).rstrip("\n") for name in names), prompt or ""]
+    for name, part in zip(names, parts, strict=False):
+        if not part.strip() and name != "-":
+            print(one_line(f"note: {name} is empty"), file=sys.stderr)
+    if prompt is not None and not files and os.path.isfile(prompt):
+        print(
+            one_line(f"note: {prompt} is a file here, and was taken for the question; -f reads it"),
+            file=sys.stderr,
+        )
     text = "\n\n".join(part for part in parts if part)
     if not text.strip():
         raise RequestError("the prompt is empty", "give one, --prompt-file, or text on standard input")
@@ -187,7 +195,7 @@ def _is_piped() -> bool:
 
 def _read(name: str) -> str:
     if name != "-":
-        return line_ends(read_text(Path(name), MAX_PROMPT_BYTES, RequestError, "give another text"))
+        return line_ends(read_text(Path(name), MAX_PROMPT_BYTES, RequestError, _remedy(Path(name))))
     if not hasattr(sys.stdin, "buffer"):
         return line_ends(sys.stdin.read())
     data = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
@@ -196,7 +204,22 @@ def _read(name: str) -> str:
     try:
         return line_ends(decode_text(data))
     except UndecodableError as error:
-        raise RequestError(f"standard input is {error}", "give another text") from error
+        raise RequestError(
+            f"standard input is {error}", "convert it to UTF-8, or take the text out of it"
+        ) from error
+
+
+def _remedy(path: Path) -> str:
+    """What to do where a file is no text that can be read."""
+    if path.is_dir():
+        return "give its files, each with an -f"
+    if not path.is_file():
+        return "check the path"
+    if not os.access(path, os.R_OK):
+        return "check its permissions"
+    return (
+        "give text: of a PDF or another document take it out first, convert other encodings to UTF-8 (iconv)"
+    )
 
 
 def _print_text(llm: LLM, pieces: Iterator[Piece], params: SamplingParams, stats: bool | None) -> None:
@@ -216,7 +239,9 @@ def _print_text(llm: LLM, pieces: Iterator[Piece], params: SamplingParams, stats
         write_text("\n", sys.stdout)
         if reasons[index] == "length":
             full = f"prompt and answer fill the context of {llm.limits.context:,}"
-            print_note(cut(new[index], params.max_tokens, full, "a larger --context makes room"), stats)
+            note = cut(new[index], params.max_tokens, full, "a larger --context makes room")
+            if stats is not False:  # in a pipe, too: what comes out of it is not all
+                print(note, file=sys.stderr)
     if metrics is not None:
         print_summary(metrics, stats)
 

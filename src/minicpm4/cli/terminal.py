@@ -108,10 +108,10 @@ def duration(seconds: float) -> str:
 
 @contextmanager
 def progress_bar(
-    what: str, unit: str, enabled: bool | None = None, *, before: int = 0
+    what: str, unit: str, enabled: bool | None = None, *, before: int | None = 0
 ) -> Iterator[Progress | None]:
     """Yield a callback (done, total) that draws a bar on standard error, with its speed in ``unit`` and the
-    time left, for which those that were done ``before`` do not count.
+    time left, for which those that were done ``before`` (None: at the first call) do not count.
 
     Yields None when standard error is no terminal. The bar vanishes when everything is done.
     """
@@ -131,9 +131,11 @@ def progress_bar(
     )
     # Of layers that take minutes, too, the time left is known.
     bar = Progress(*columns, console=console(sys.stderr), transient=True, speed_estimate_period=3600)
-    task = bar.add_task("", total=None, completed=before, speed="")
+    task = bar.add_task("", total=None, completed=before or 0, speed="")
 
     def update(done: int, total: int) -> None:
+        nonlocal before
+        before = done if before is None else before
         seconds = bar.tasks[0].elapsed or 0.0
         bar.update(task, completed=done, total=total, speed=pace(done - before, seconds, unit))
         if done >= total:

@@ -175,7 +175,7 @@ def check_request(limits: Limits, ids: Sequence[int], params: SamplingParams) ->
         raise RequestError(
             f"the prompt has {len(ids):,} tokens, prompt and answer together may have "
             f"{limits.context:,} (context)",
-            "shorten it, or load the model with a larger context",
+            "shorten it, or load the model with a larger context (--context), or a model that has one",
         )
     if params.attention is not None and params.attention not in limits.attentions:
         raise RequestError(
