@@ -172,7 +172,7 @@ def test_nothing_is_kept_of_other_settings(model: Path, text: Path, tmp_path: Pa
         (["--weights", "int3"], "int3"),
         (["--method", "gpt"], "gptq"),
         (["--group", "128"], "do not fit"),
-        (["--group", "0"], "group_size = 0"),
+        (["--group", "0"], "a group of 0 is not a positive multiple"),
         (["--override", "[=float"], "Python's re"),
         (["--to", "ggml"], "gptq"),
         (["--head", "int8-g32", "--to", "gptq"], "lm_head"),

@@ -150,8 +150,8 @@ def test_groups_of_32_unless_a_layout_pays_twice(
     [
         ("out.gguf", ["--calibration", "README.md"], "--calibration is for those that are rounded"),
         ("out.gguf", ["--head", "int8-g32"], "--override lm_head=int8-g32 rounds it alone"),
-        ("out", [*RTN, "--act-order"], "act_order is GPTQ's"),
-        ("out", ["--method", "awq", "--act-order"], "act_order is GPTQ's"),
+        ("out", [*RTN, "--act-order"], "--act-order is GPTQ's, not --method rtn's"),
+        ("out", ["--method", "awq", "--act-order"], "--act-order is GPTQ's"),
         ("out", ["--weights", "bf16", "--skip-first", "4"], "leave --skip-first out"),
         ("out.gguf", ["--seed", "4"], "--seed"),
         ("out", [*RTN, "--stored-prefix", "auto", "--length", "64"], "--length"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -235,6 +236,7 @@ def test_nothing_is_rounded_twice(tmp_path: Path, capsys: pytest.CaptureFixture[
     for more, said in (
         ([*once, "--gguf-type", "q4_k"], "would be rounded twice: to int4-g32, and from that to Q4_K"),
         ([*once, "--gguf-type", "bf16"], "and from that to BF16"),
+        (["--weights", "ternary", "--gguf-type", "tq1_0"], "TQ1_0 holds ternary with --group 256; or"),
         (["--weights", "int4", "--bits", "6", "--gguf-type", "embed=q6_k"], "--bits chooses what"),
     ):
         assert convert(model, out, *more) == 2
@@ -244,3 +246,14 @@ def test_nothing_is_rounded_twice(tmp_path: Path, capsys: pytest.CaptureFixture[
     more = ["--override", "v_proj=int8-g32", "--gguf-type", "proj=q4_k"]
     assert convert(model, tmp_path / "more.gguf", *more) == 0
     assert "every value as it was rounded, 2 matrices once more, to their type" in capsys.readouterr().out
+
+
+def test_all_that_a_type_does_not_fit_are_named_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = make_checkpoint(tmp_path / "model", intermediate_size=256)
+    out = tmp_path / "out.gguf"
+    assert convert(model, out, "--gguf-type", "q4_k") == 2
+    remedy = re.search(r"--gguf-type '(.*)'", capsys.readouterr().err)
+    assert remedy is not None and set(remedy[1].removesuffix("=q8_0").split("|")) >= {"q_proj", "up_proj"}
+    assert convert(model, out, "--gguf-type", "q4_k", "--gguf-type", remedy[1]) == 0

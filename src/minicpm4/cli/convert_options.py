@@ -162,6 +162,11 @@ class Rounding:
             f"--weights {weights} has no groups",
             "leave --group out",
         )
+        require(
+            method.endswith("gptq") or not self.act_order,
+            f"--act-order is GPTQ's, not --method {method}'s",
+            "leave it out",
+        )
         options = QuantizeOptions(
             weights=weights,
             method=method,

@@ -8,6 +8,7 @@ come to lie where the type has them, then every weight gets the nearest number (
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from minicpm4.config.strict import suggest
 from minicpm4.errors import CheckpointError, ConfigError
 from minicpm4.formats.ggml_types import GGML_TYPES, GgmlType, encoded
 from minicpm4.formats.kinds import WeightKind
+from minicpm4.formats.names import pattern_of
 from minicpm4.formats.packing import exact_float, repack, rounded_anew, row_slices, unpack_rows
 from minicpm4.formats.quant import PARTS, PackedTensor, QuantSpec
 
@@ -80,17 +82,19 @@ def type_id(name: str) -> int:
     return known[name.lower()]
 
 
-def check_columns(name: str, columns: int, kind: GgmlType) -> None:
-    """Raise ConfigError where rows of ``columns`` weights of the matrix ``name`` do not fill blocks of a
-    type."""
-    if columns % kind.block:
+def check_columns(columns: Mapping[str, int], kind: GgmlType) -> None:
+    """Raise ConfigError where rows of matrices, which have so many ``columns``, do not fill blocks of a type.
+    It names one, and what makes all of them fit."""
+    wrong = {name: width for name, width in columns.items() if width % kind.block}
+    if wrong:
+        name, width = next(iter(wrong.items()))
         all_of, alone = ("q4_0 and q8_0 take multiples of 32", "q8_0")
-        if columns % 32:
+        if any(width % 32 for width in wrong.values()):
             all_of, alone = ("bf16 takes any", "bf16")
         raise ConfigError(
-            f"{name} has rows of {columns} weights, which do not fill blocks of {kind.block} ({kind.name})",
+            f"{name} has rows of {width} weights, which do not fill blocks of {kind.block} ({kind.name})",
             f"{kind.name} takes multiples of {kind.block}: choose another type for all ({all_of}), or for "
-            f"this matrix alone, --gguf-type '{name.removesuffix('.weight')}={alone}'",
+            f"those that it does not fit, --gguf-type '{pattern_of(wrong)}={alone}'",
         )
 
 

@@ -95,7 +95,7 @@ class QuantSpec:
             raise ConfigError(f"weight format {self.kind} has no groups, yet group_size = {self.group_size}")
         if multiple and (self.group_size < multiple or self.group_size % multiple):
             raise ConfigError(
-                f"group_size = {self.group_size} is not a positive multiple of {multiple} ({self.kind})"
+                f"a group of {self.group_size} is not a positive multiple of {multiple} ({self.kind})"
             )
 
     @property

@@ -150,12 +150,12 @@ def check_gguf_plan(
     _text_keys(config, text)
     _check_used(asked, list(specs))
     shapes = expected_tensors(config)
+    _check_columns(config, asked)
     for name, spec in specs.items():
         columns = shapes[name][1]
         number = asked.of(name)
         if number is not None:
-            check_columns(name, columns, GGML_TYPES[number])
-            _check_once(name, spec, GGML_TYPES[number])
+            _check_once(name, spec, GGML_TYPES[number], columns)
         elif spec is not None and not own_types(spec, columns):
             others = [
                 QuantSpec(kind=spec.kind, group_size=size) for size in group_sizes(spec.kind, {columns})
@@ -167,13 +167,28 @@ def check_gguf_plan(
             )
 
 
-def _check_once(name: str, spec: QuantSpec | None, kind: GgmlType) -> None:
+def _check_columns(config: ModelConfig, asked: GgufTypes) -> None:
+    """Raise ConfigError where a type that is asked for does not fit all matrices that are to have it."""
+    found: dict[int, dict[str, int]] = {}
+    for name, shape in expected_tensors(config).items():
+        number = asked.of(name) if len(shape) == 2 else None
+        if number is not None:
+            found.setdefault(number, {})[name] = shape[1]
+    for number, columns in found.items():
+        check_columns(columns, GGML_TYPES[number])
+
+
+def _check_once(name: str, spec: QuantSpec | None, kind: GgmlType, columns: int) -> None:
     """Raise ConfigError where a matrix that is rounded to ``spec`` would be rounded once more to ``kind``."""
     if spec is None or _holds(spec, kind):
         return
+    sizes = dict.fromkeys([*group_sizes(spec.kind, {columns}), kind.block])
+    others = [QuantSpec(kind=spec.kind, group_size=size) for size in sizes if size % spec.row.group == 0]
+    held = [f"--group {one.group_size}" for one in others if _holds(one, kind)]
     raise ConfigError(
         f"{name} would be rounded twice: to {spec}, and from that to {kind.name}",
-        "leave --gguf-type out, or --weights: the type alone rounds once",
+        (f"{kind.name} holds {spec.kind} with {' or '.join(held)}; or " if held else "")
+        + "leave --gguf-type out, or --weights: the type alone rounds once",
     )
 
 
@@ -197,6 +212,7 @@ def plan_gguf(
     """Choose a type for every matrix; ``general``: more metadata. Raises CheckpointError, ConfigError,
     TextError."""
     keys, vectors = gguf_metadata(made.config)
+    _check_columns(made.config, asked)
     words = _text_keys(made.config, text)
     plan = _Plan(made, asked, {"general.architecture": made.config.model_type, **(general or {})}, vectors)
     for stem in made.stems:
@@ -221,7 +237,7 @@ def plan_gguf(
 def _type_of(name: str, tensor: PackedTensor, asked: GgufTypes) -> int:
     number = asked.of(name)
     if number is not None:
-        check_columns(name, tensor.shape[1], GGML_TYPES[number])
+        check_columns({name: tensor.shape[1]}, GGML_TYPES[number])
         return number
     number = own_type(tensor)
     if number is not None:
