@@ -151,7 +151,7 @@ def test_what_cannot_be_is_refused_by_name() -> None:
     with pytest.raises(
         ConfigError, match=r"w.weight has rows of 96 weights, .* blocks of 256 \(Q6_K\).*'w=q8_0'"
     ):
-        check_columns("w.weight", 96, GGML_TYPES[type_id("q6_k")])
+        check_columns({"w.weight": 96}, GGML_TYPES[type_id("q6_k")])
     large = pack_from_float(drawn() * np.float32(1e10), QuantSpec(kind="f32"))
     for name in ("q4_1", "q4_k", "q6_k", "f16"):
         with pytest.raises(CheckpointError, match="too large for f"):

@@ -318,7 +318,7 @@ def test_rotations_are_orthogonal(size: int) -> None:
         ({"weights": "bf16"}, "gptq chooses codes, bf16 has none"),
         ({"weights": "f64", "method": "rtn"}, "f64"),
         ({"method": "gptqq"}, "gptq"),
-        ({"group": 48}, "group_size"),
+        ({"group": 48}, "a group of 48 is not a positive multiple of 32"),
         ({"overrides": {"(": "float"}}, "regular expression"),
         ({"overrides": {"x": "int4"}}, "int4"),
         ({"skip_first": -1}, "skip_first"),

@@ -13,6 +13,8 @@ class Delegate:
     """Everything is done by ``ops``, but what a subclass does itself. To type checkers it is no OpTable: cast
     it."""
 
+    runs_layers = False  # in one call: its ops would not be seen
+
     def __init__(self, ops: OpTable) -> None:
         self._ops = ops
 
