@@ -29,6 +29,8 @@ def opened_zip(file: Path, refuse: Callable[[str], Exception]) -> Iterator[ZipFi
             yield archive
     except Minicpm4Error:
         raise
+    except MemoryError as error:  # LZMA takes as large a dictionary as the file says
+        raise refuse("it asks for more memory than there is") from error
     except (
         *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, OSError),
         *(EOFError, LookupError, RuntimeError, ValueError, OverflowError),  # of odd names, sizes and ways
