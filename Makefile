@@ -134,8 +134,8 @@ test-gpu:  ## the same tests on this machine's GPU, with the Python that has tor
 gpu-check:  ## on a machine with a GPU: those tests and benchmarks/gpu_peers.py, within eight minutes, nothing installed
 	$(GPU_PYTHON) scripts/gpu_check.py
 
-fuzz: $(READY)  ## made-up and damaged inputs for everything that reads files or requests (INPUTS= of each reader, or MINUTES= for each, WITHIN= for all; SEED=)
-	$(ALONE) $(BIN)/python scripts/fuzz.py all --jobs 2 $(if $(MINUTES),--minutes $(MINUTES) $(if $(WITHIN),--within $(WITHIN)),--inputs $(INPUTS)) $(if $(SEED),--seed $(SEED))
+fuzz: $(READY)  ## made-up and damaged inputs for everything that reads files or requests (INPUTS= of each reader, or MINUTES= for each with MOST= inputs, WITHIN= for all; SEED=)
+	$(ALONE) $(BIN)/python scripts/fuzz.py all --jobs 2 $(if $(MINUTES),--minutes $(MINUTES) $(if $(MOST),--inputs $(MOST)) $(if $(WITHIN),--within $(WITHIN)),--inputs $(INPUTS)) $(if $(SEED),--seed $(SEED))
 
 test-arm:  ## the kernels built for aarch64, under qemu (needs a cross-compiler and qemu-user)
 	scripts/test_arm.sh

@@ -1,4 +1,4 @@
-"""Read made-up and damaged inputs: scripts/fuzz.py READER --minutes N | --inputs N [--seed S] [--jobs J].
+"""Read made-up and damaged inputs: scripts/fuzz.py READER [--minutes N] [--inputs N] [--seed S] [--jobs J].
 
 An input is a fault where anything but an error of ours comes of it: another exception, a message that quotes
 more than it should, an end of the process, or no end in time. It is kept in fuzz-faults/ with what it did,
@@ -42,12 +42,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     options.add_argument("reader", nargs="?", choices=[*READERS, "all"], default="all")
-    much = options.add_mutually_exclusive_group()
-    much.add_argument("--minutes", type=float, default=1.0, help="for each reader")
-    much.add_argument(
-        "--inputs",
-        type=int,
-        help="of each reader, however long it takes; slow ones get a share of them",
+    options.add_argument("--minutes", type=float, help="for each reader; 1, where no --inputs are given")
+    options.add_argument(
+        "--inputs", type=int, help="of each reader, however long it takes; slow ones get a share of them"
     )
     options.add_argument(
         "--within",
@@ -69,17 +66,19 @@ def main() -> int:
     # The slow ones first, so that none is left alone at the end.
     readers = sorted((READERS[name] for name in names), key=lambda one: one.share)
     jobs = max(given.jobs, 1)
-    if given.within is not None:
+    if given.minutes is None and given.inputs is None:
+        given.minutes = 1.0
+    if given.within is not None and given.minutes is not None:
         given.minutes = min(given.minutes, given.within * jobs / len(readers))
-        if given.inputs is None:
-            print(f"{len(readers)} readers, {given.minutes * 60:.0f} s for each", flush=True)
+        print(f"{len(readers)} readers, {given.minutes * 60:.0f} s for each at most", flush=True)
     return _every(readers, jobs, lambda one: fuzz(one, seed, **_much(one, given)))
 
 
 def _much(reader: Reader, given: argparse.Namespace) -> dict[str, float]:
-    if given.inputs is None:
-        return {"seconds": given.minutes * 60}
-    return {"inputs": max(1, round(given.inputs * reader.share))}
+    seconds = {} if given.minutes is None else {"seconds": given.minutes * 60}
+    return (
+        seconds if given.inputs is None else {**seconds, "inputs": max(1, round(given.inputs * reader.share))}
+    )
 
 
 def _every(readers: Sequence[Reader], jobs: int, work: Callable[[Reader], int]) -> int:
