@@ -22,7 +22,13 @@ def test_what_is_short_stays() -> None:
     assert "x" * 200 + "… (70000 characters)" in str(Minicpm4Error("name " + "x" * 70_000 + " is long"))
     assert "[… 17,000 characters left out …]" in str(Minicpm4Error("a " * 9000))
     nested = repr({f"key{i}": [i, {i: (i,)}] for i in range(60)})  # no part of which is long
-    for quoted in (repr("two words " * 90), repr([1] * 5000), repr(dict.fromkeys(range(900))), nested):
+    for quoted in (
+        repr("two words " * 90),
+        repr("x" * 400 + " and more" * 20),
+        repr([1] * 5000),
+        repr(dict.fromkeys(range(900))),
+        nested,
+    ):
         said = str(Minicpm4Error(f"config.json x = {quoted} is no number"))
         assert len(said) < 270 and "characters)" in said, said
     assert shortened("0123456789", 4, "-") == "012-[… 6 characters left out …]-9"

@@ -44,7 +44,8 @@ __all__ = [
 
 _MOST = 1000  # characters of a condition, or of a remedy
 # A stranger's value, or a path: no word, nothing in quotes or brackets is so long otherwise.
-_LONG = re.compile(r"""\S{301,}|'[^']{300,}'|"[^"]{300,}"|[\[({][^\[\](){}]{300,}""")
+# What is in quotes first: a long word may be its beginning.
+_LONG = re.compile(r"""'[^']{300,}'|"[^"]{300,}"|[\[({][^\[\](){}]{300,}|\S{301,}""")
 
 
 def _bounded(text: str) -> str:

@@ -12,7 +12,7 @@ from random import Random
 
 from minicpm4.errors import Minicpm4Error
 
-MOST = 610  # characters of a message: paths, figures, and the longest remedy, a list of all known keys
+MOST = 700  # characters of a message: paths, figures, and the longest remedy, a list of all known keys
 QUOTED = 300  # of them that may be the input's, one after the other
 
 
