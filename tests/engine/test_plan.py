@@ -27,25 +27,15 @@ from minicpm4.machine import human
 from minicpm4.model.cache import KVPool
 from minicpm4.model.ranks import write_ranks
 from tests.fixtures.random_checkpoint import make_checkpoint
+from tests.fixtures.tiny import tiny_config
 from tests.model.drafts import make_draft
 
 GB = 10**9
 
 
 def config(**changes: Any) -> ModelConfig:
-    values: dict[str, Any] = {
-        "model_type": "llama",
-        "vocab_size": 1000,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "max_position_embeddings": 8192,
-        "rms_norm_eps": 1e-5,
-    }
-    return ModelConfig(**(values | changes))
+    sizes = {"model_type": "llama", "vocab_size": 1000, "max_position_embeddings": 8192}
+    return tiny_config(**{**sizes, **changes})
 
 
 def demand(**changes: Any) -> Demand:

@@ -12,7 +12,7 @@ from random import Random
 
 from minicpm4.errors import Minicpm4Error
 
-MOST = 700  # characters of a message: paths, figures, and the longest remedy, a list of all known keys
+MOST = 610  # characters of a message, where its input lies aside: the longest remedy lists all known keys
 QUOTED = 300  # of them that may be the input's, one after the other
 
 
@@ -41,7 +41,9 @@ class Reader:
         finally:
             logging.disable(logging.NOTSET)
         assert message.strip(), f"{outcome} without a message"
-        assert len(message) <= MOST, f"a message of {len(message)} characters: {message[:200]}"
+        assert len(message.replace(str(folder), "")) <= MOST, (
+            f"a message of {len(message)} characters: {message[:200]}"
+        )
         check_quotes(message, case)
         message.encode()  # which goes to logs, and over HTTP
         return outcome

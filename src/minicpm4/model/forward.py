@@ -67,17 +67,17 @@ def forward(
     n, config = step.num_rows, weights.config
     x_out, *outs = _rows(buffers, n)
     x = ops.embed(weights.embed, step.ids, config.scale_emb, x_out)
-    together = ops.runs_layers and run is None and keep is None and not step.stored
-    if together:
+    if ops.runs_layers and run is None and keep is None and not step.stored:
         listed = [
             (one.attention, one.feed_forward, cache.layer(index)) for index, one in enumerate(weights.layers)
         ]
         x = ops.layers(x, listed, step, config.residual_scale, outs)
-    for index, layer in enumerate(() if together else weights.layers):
-        if keep is not None:
-            keep(index, x)
-        compute = partial(decoder_layer, ops, step, cache.layer(index), config.residual_scale, outs)
-        x = compute(layer, x) if run is None else run(index, compute, layer, x)
+    else:
+        for index, layer in enumerate(weights.layers):
+            if keep is not None:
+                keep(index, x)
+            compute = partial(decoder_layer, ops, step, cache.layer(index), config.residual_scale, outs)
+            x = compute(layer, x) if run is None else run(index, compute, layer, x)
     x = ops.rms_norm(x, weights.norm, config.rms_norm_eps, x_out)
     if keep is not None:
         keep(len(weights.layers), x)

@@ -5,14 +5,11 @@ from __future__ import annotations
 import contextlib
 import html
 import json
-import lzma
 import os
 import re
 import sqlite3
-import struct
 import subprocess
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +17,7 @@ from typing import Any
 from minicpm4.agents.mcp.data.named import answers
 from minicpm4.config.strict import require
 from minicpm4.errors import ConfigError, UnsupportedError
-from minicpm4.files import remove_folder, write_file
+from minicpm4.files import opened_zip, remove_folder, write_file
 
 __all__ = ["set_up", "wrong"]
 
@@ -175,18 +172,8 @@ class _NoOffice(Exception):
 @contextlib.contextmanager
 def _office_file(file: Path) -> Iterator[zipfile.ZipFile]:
     """The parts of a document, which a model may have written: damaged, encrypted, or in no known way."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            yield archive
-    except _DAMAGED as error:
-        raise _NoOffice(f"{type(error).__name__}: {error}") from error
-
-
-# What zipfile raises of strangers' files beside OSError.
-_DAMAGED = (
-    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
-    *(EOFError, LookupError, RuntimeError, ValueError, OverflowError),
-)
+    with opened_zip(file, _NoOffice) as archive:
+        yield archive
 
 
 def _words(file: Path) -> str:
