@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import logging
 import threading
@@ -243,10 +244,18 @@ def test_a_commit_that_is_none_is_refused(hub: Hub, commit: Any) -> None:
     "ignore::pytest.PytestUnraisableExceptionWarning"
 )  # urllib leaves its answer open
 @pytest.mark.parametrize("place", ["http://[", "http://[::1", "x:y", "file:///etc/passwd", "http://é/", "//"])
-def test_a_redirection_that_leads_nowhere(hub: Hub, place: str) -> None:
+def test_a_redirection_that_leads_nowhere(hub: Hub, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sockets, connect = [], http.client.HTTPConnection.connect
+
+    def connected(connection: http.client.HTTPConnection) -> None:
+        connect(connection)
+        sockets.append(connection.sock)
+
+    monkeypatch.setattr(http.client.HTTPConnection, "connect", connected)
     hub.redirect = place
     with pytest.raises(ModelNotFoundError):
         zoo.pull(NAME)
+    assert sockets and all(one.fileno() == -1 for one in sockets)  # none is left to the collector
 
 
 @pytest.mark.parametrize("name", ["\0", "\ud800", "x" * 5000])

@@ -311,7 +311,7 @@ def _append(
     if done:
         request.add_header("Range", f"bytes={done}-")
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+        with _opened(request) as answer:
             resumed = done and answer.headers.get("Content-Range", "").startswith(f"bytes {done}-")
             with growing(part, anew=not resumed) as out:
                 done = _copy(answer, out, done if resumed else 0, file, meter, pace)
@@ -327,6 +327,24 @@ def _append(
     except ValueError as error:  # an address that it redirects to is none
         return error
     return None if done == file.size else ConnectionError(f"cut after {done} of {file.size} bytes")
+
+
+def _opened(request: Any) -> Any:
+    """The answer to a request, after redirections. As urllib.request.urlopen, which leaves the connection of
+    one open that leads to no address."""
+    import urllib.request
+
+    class Redirects(urllib.request.HTTPRedirectHandler):
+        def http_error_302(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> Any:
+            try:
+                return super().http_error_302(req, fp, code, msg, headers)
+            except ValueError:
+                fp.close()
+                raise
+
+        http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
+    return urllib.request.build_opener(Redirects).open(request, timeout=TIMEOUT)
 
 
 def _copy(answer: Any, out: Any, done: int, file: RemoteFile, meter: _Meter, pace: _Pace) -> int:
