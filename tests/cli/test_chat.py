@@ -39,7 +39,9 @@ def test_a_backslash_continues_a_message(minicpm: Run, script: Script) -> None:
     [
         ("/reset", ["S", "again"]),
         ("/system T", ["T", "again"]),
-        ("/system", ["again"]),
+        ("/system none", ["again"]),
+        ('/system ""', ["again"]),
+        ("/system", ["S", "first", "one", "again"]),
         ("/think off", ["S", "first", "one", "again"]),
         ("/help", ["S", "first", "one", "again"]),
     ],
@@ -75,6 +77,12 @@ def test_help_lists_every_command(minicpm: Run, script: Script) -> None:
         ("/save " + 300 * "n", "File name too long"),
         ("/save ~nobody-of-this-name/x", "home directory"),
         ("/stats", "there is no complete answer yet"),
+        ("/reset now", "/reset takes nothing behind it, and has now. leave that out"),
+        ("/help set", "/help takes nothing behind it"),
+        ("/tools x", "/tools takes nothing behind it"),
+        ("/stats x", "/stats takes nothing behind it"),
+        ("/exit now", "/exit takes nothing behind it"),
+        ("/quit now", "/quit takes nothing behind it"),
     ],
 )
 def test_wrong_commands_are_explained(minicpm: Run, script: Script, line: str, message: str) -> None:
@@ -197,7 +205,8 @@ def test_an_empty_answer_is_remarked(minicpm: Run, script: Script) -> None:
     [
         ("/reset", "the conversation is forgotten, 1 question; the system message stays"),
         ("/system T", "the system message is set; the conversation is forgotten, 1 question"),
-        ("/system", "there is no system message; the conversation is forgotten, 1 question"),
+        ("/system none", "there is no system message; the conversation is forgotten, 1 question"),
+        ("/system", "the system message: S\n"),
         ("/think on", "thinking: on; the chat template of"),
         ("/set temperature 0.5", "temperature 0.5\n"),
         ("/set --max-tokens none", "max_tokens none\n"),
@@ -215,7 +224,13 @@ def test_settings_confirm_themselves(minicpm: Run, script: Script, line: str, sa
     ("line", "message"),
     [
         ("/set temperatur 1", "there is no setting temperatur. did you mean 'temperature'?"),
-        ("/set temperature hot", "/set temperature is not JSON"),
+        ("/set temperature hot", "/set temperature: hot does not fit. give a number from 0 (the likeliest"),
+        ("/set temperature 0,5", "0,5 does not fit"),
+        ("/set temperature 1 now", "1 now does not fit"),
+        ("/set top_k x", "x does not fit. give a whole number from 1; none turns it off"),
+        ("/set min_tokens none", "none does not fit. give a whole number from 0"),
+        ("/set ignore_eos maybe", "maybe does not fit. give on or off"),
+        ("/set ignore_eos none", "none does not fit. give on or off"),
         ("/set top_p 3", "top_p = 3.0 is outside 0 (excluded) to 1"),
         ("/set drop_oldest 1", "use on or off"),
         ("/load", "/load needs a file name"),
@@ -231,6 +246,17 @@ def test_settings_hold_for_the_next_answer(minicpm: Run, script: Script) -> None
     minicpm("chat", stdin="/set temperature 0\n/set seed 7\nhi\n")
     params = script.calls[0].params
     assert (params.temperature, params.seed, params.top_p) == (0.0, 7, 0.7)
+
+
+@pytest.mark.parametrize("word", ["exit", "Quit ", "help", "exit()"])
+def test_a_command_without_its_slash_is_told_at_a_terminal(minicpm: Run, script: Script, word: str) -> None:
+    result = minicpm("chat", stdin=f"{word}\n {word}\n", terminal=True)
+    told = "/help lists the commands" if word == "help" else "/exit leaves"
+    assert f"{told}; a space before {word.strip()} sends it to the model\n" in result.err
+    assert [call.prompt[-1]["content"] for call in script.calls] == [f" {word}"]
+    script.calls.clear()
+    minicpm("chat", stdin=f"{word}\n")  # lines of a pipe are messages
+    assert contents(script, 0) == [word]
 
 
 def test_every_setting_of_a_line_is_one_of_sampling() -> None:

@@ -74,6 +74,15 @@ def test_a_paste_that_was_rubbed_out_leaves_a_line_like_any(chat: Chat) -> None:
     assert "heard" not in terminal.text
 
 
+def test_commands_typed_without_their_slash_are_told(chat: Chat) -> None:
+    terminal = chat()
+    terminal.send("exit" + ENTER)
+    terminal.expect("/exit leaves; a space before exit sends it to the model")
+    terminal.ready()
+    assert "heard" not in terminal.text
+    said(terminal, " exit", " exit")
+
+
 def test_quotes_backslash_and_alt_enter_make_many_lines(chat: Chat) -> None:
     terminal = chat()
     said(terminal, '"""' + ENTER + "/reset" + ENTER + ' x """', "/reset\n x ")

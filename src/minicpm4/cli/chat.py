@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from minicpm4.cli.chat_commands import ACTIONS, obey, tell
+from minicpm4.cli.chat_commands import ACTIONS, meant, obey, tell
 from minicpm4.cli.conversation import TAKEN_BACK, Conversation
 from minicpm4.cli.kept_chats import KeptChats
 from minicpm4.cli.keyboard import Reader, reader
@@ -125,6 +125,9 @@ def talk(session: Conversation, source: Reader, keep: Callable[[], None]) -> Non
     """Answer message after message until there is none or the user leaves; ``keep`` is called after each."""
     while (message := source.read()) is not None:
         if not message.text.strip():
+            continue
+        if sys.stdin.isatty() and (hint := meant(message)):
+            tell(hint)
             continue
         try:
             if not message.is_command:

@@ -5,25 +5,23 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minicpm4.cli.conversation import Conversation, left_out
 from minicpm4.cli.kept_chats import read_conversation
-from minicpm4.cli.keyboard import Reader, agreed
+from minicpm4.cli.keyboard import Message, Reader, agreed
 from minicpm4.cli.summary import print_summary, thinking_note
 from minicpm4.cli.terminal import one_line
 from minicpm4.config.strict import counted, suggest
 from minicpm4.errors import ConfigError
 from minicpm4.files import json_text, parse_json, write_file
 
-if TYPE_CHECKING:
-    from minicpm4 import SamplingParams
-
 HELP = """\
 /help              this list
 /reset             forget the conversation, keep the system message
 /forget N          forget the oldest N questions and their answers
-/system TEXT       set the system message and forget the conversation (no TEXT: none)
+/system            the system message; /system TEXT sets it and forgets the conversation,
+                   /system none leaves it out
 /set               the settings; /set NAME VALUE changes one, as in: /set temperature 0
 /think on|off|auto whether a reasoning model thinks before it answers
 /tools             the tools that the model may call (--mcp)
@@ -37,18 +35,44 @@ command; // at the beginning is a / that begins no command.
 Ctrl-C stops an answer; where nothing was answered yet it takes the message back.
 """
 DROP = "drop_oldest"
-# Of SamplingParams: what a line can say. The others are for a program, or decide what an answer is.
-SETTINGS = (
-    *("max_tokens", "min_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty"),
-    *("presence_penalty", "frequency_penalty", "seed", "stop", "ignore_eos", "skip_special_tokens"),
-)
+# Of SamplingParams: what a line can say, and what fits. The others are for a program, or decide what an
+# answer is.
+_NUMBER = "a number from {} to {}; none turns it off"
+_SWITCH = "on or off"
+SETTINGS = {
+    "max_tokens": "a whole number from 1, or none: up to the context",
+    "min_tokens": "a whole number from 0",
+    "temperature": "a number from 0 (the likeliest token) to 100, as in 0.7, or none",
+    "top_k": "a whole number from 1; none turns it off",
+    "top_p": _NUMBER.format("above 0", 1),
+    "min_p": _NUMBER.format(0, 1),
+    "repetition_penalty": _NUMBER.format(0.01, 100),
+    "presence_penalty": "a number from -2 to 2; 0 turns it off",
+    "frequency_penalty": "a number from -2 to 2; 0 turns it off",
+    "seed": "a whole number, or none",
+    "stop": "a text, or none",
+    "ignore_eos": _SWITCH,
+    "skip_special_tokens": _SWITCH,
+}
 SWITCH = {"on": True, "off": False, "true": True, "false": False}
+NO_ARGUMENT = ("/help", "/reset", "/tools", "/stats", "/exit", "/quit")
+# What is a command elsewhere, typed alone on a line.
+_BARE = {"exit": "/exit leaves", "quit": "/exit leaves", "help": "/help lists the commands"}
+
+
+def meant(message: Message) -> str:
+    """What to say where somebody at a terminal typed a command without its /; "" where it is a message."""
+    word = message.text.rstrip()
+    hint = "" if message.verbatim else _BARE.get(word.lower().removesuffix("()"), "")
+    return hint and f"{hint}; a space before {word} sends it to the model"
 
 
 def obey(session: Conversation, reader: Reader, line: str) -> bool:
     """Carry out a /command; return False when it ends the session. Raises ConfigError."""
     name, _, rest = line.strip().partition(" ")
     rest = rest.strip()
+    if name in NO_ARGUMENT and rest:
+        raise ConfigError(f"{name} takes nothing behind it, and has {one_line(rest):.60}", "leave that out")
     if name in ("/exit", "/quit"):
         return False
     action = ACTIONS.get(name)
@@ -89,10 +113,15 @@ def _forget(session: Conversation, reader: Reader, rest: str) -> None:
 
 
 def _system(session: Conversation, reader: Reader, rest: str) -> None:
+    if not rest:
+        now = session.system
+        tell("there is no system message" if now is None else f"the system message: {now}")
+        return
     said = session.exchanges
-    session.restart(rest or None)
+    text = None if rest in ("none", '""', "''") else rest
+    session.restart(text)
     forgotten = f"; the conversation is forgotten, {counted(said, 'question')}" if said else ""
-    tell(f"{'the system message is set' if rest else 'there is no system message'}{forgotten}")
+    tell(f"{'there is no system message' if text is None else 'the system message is set'}{forgotten}")
 
 
 def _think(session: Conversation, reader: Reader, rest: str) -> None:
@@ -167,17 +196,24 @@ def _change(session: Conversation, name: str, value: str) -> None:
             raise ConfigError(f"/set {DROP} {value}: not a choice", "use on or off")
         session.drop_oldest = SWITCH[value]
         return
-    session.params = session.params.changed(**{name: _value(session.params, name, value)})
+    session.params = session.params.changed(**{name: _value(name, value)})
 
 
-def _value(params: SamplingParams, name: str, value: str) -> Any:
+def _value(name: str, value: str) -> Any:
     if name == "stop":
         return () if value == "none" else (value,)
-    if value == "none":
+    if value == "none" and "none" in SETTINGS[name]:
         return None
-    if value in SWITCH and isinstance(getattr(params, name), bool):
+    is_switch = SETTINGS[name] == _SWITCH
+    if is_switch and value in SWITCH:
         return SWITCH[value]
-    return parse_json(value, f"/set {name}", ConfigError, "give a number, or none")
+    try:
+        found = parse_json(value, name, ConfigError)
+    except ConfigError:
+        found = None
+    if is_switch or not isinstance(found, int | float) or isinstance(found, bool):
+        raise ConfigError(f"/set {name}: {one_line(value):.60} does not fit", f"give {SETTINGS[name]}")
+    return found
 
 
 def _shown(session: Conversation, name: str) -> str:
