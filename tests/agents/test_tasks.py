@@ -103,11 +103,11 @@ def test_ends_are_looked_at(tmp_path: Path, end: list[Any], fine: bool) -> None:
     assert (wrong(folder, [end], "", "") == []) is fine
 
 
-def office(*names: str, method: int = zipfile.ZIP_DEFLATED) -> bytes:
+def office(*names: str, method: int = zipfile.ZIP_DEFLATED, says: str = OFFICE) -> bytes:
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w", method) as archive:
         for name in names:
-            archive.writestr(name, OFFICE)
+            archive.writestr(name, says)
     return made.getvalue()
 
 
@@ -116,6 +116,8 @@ WHOLE = office("word/document.xml")
 
 DAMAGED = (
     office("other.xml"),
+    office("word/document.xml", says=f"Nobody said this &#{'9' * 5000};"),  # more digits than int() takes
+    office("ppt/slides/slide1.xml", says="<" * 500_000),  # whose ends are looked for once
     office("ppt/slides/slide" + "9" * 5000 + ".xml"),
     WHOLE.replace(b"\x14\x00\x00\x00\x08", b"\x14\x00\x01\x00\x08"),  # said to be encrypted
     *(WHOLE.replace(b"\x00\x00\x08\x00", bytes([0, 0, kind, 0])) for kind in (1, 9, 12, 14, 99)),

@@ -1,6 +1,7 @@
 """Made-up inputs for all that reads what strangers wrote: for scripts/fuzz.py and tests."""
 
 from tests.fuzz.data_files import READERS as _DATA
+from tests.fuzz.endings import READERS as _ENDINGS
 from tests.fuzz.evaluations import READERS as _EVALUATIONS
 from tests.fuzz.extension import READERS as _EXTENSION
 from tests.fuzz.grammars import READERS as _GRAMMARS
@@ -17,5 +18,5 @@ from tests.fuzz.texts import READERS as _TEXTS
 from tests.fuzz.tools import READERS as _TOOLS
 
 _EVERY = [*_EVALUATIONS, *_MODELS, *_TEXTS, *_PIECES, *_TABLES, *_RUNS, *_SERVER, *_KEPT, *_DATA, *_EXTENSION]
-_EVERY += [*_KEPT_FILES, *_GRAMMARS, *_HUB, *_TOOLS]
+_EVERY += [*_KEPT_FILES, *_GRAMMARS, *_HUB, *_TOOLS, *_ENDINGS]
 READERS: dict[str, Reader] = {reader.name: reader for reader in _EVERY}
