@@ -1,8 +1,8 @@
 """Download the files of a hub repository: resumable, checked, and never half there.
 
-huggingface_hub lists the files (sizes, checksums, commit) and supplies the access token; the bytes
-are fetched here, into ``NAME.<checksum>.part`` beside the target, and renamed once their checksum is
-right. A manifest, written last, marks the folder as complete.
+huggingface_hub supplies the access token. The list of files (sizes, checksums, commit) is fetched here, of
+which no more is read than a model's may have, and so are the bytes, into ``NAME.<checksum>.part`` beside the
+target, which is renamed once its checksum is right. A manifest, written last, marks the folder as complete.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ import hashlib
 import os
 import re
 import shutil
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 from urllib.parse import quote
 
 from minicpm4.config.strict import shown
 from minicpm4.errors import ModelNotFoundError
-from minicpm4.files import growing, publish, read_json, write_json
+from minicpm4.files import growing, parse_json, publish, read_json, write_json
 from minicpm4.files.gguf_parts import models_of, parts_of
 from minicpm4.zoo.sources import HubSource
+from minicpm4.zoo.waiting import within
 
 __all__ = ["CHUNK", "FileProgress", "is_complete", "pull_repo"]
 
@@ -35,6 +35,7 @@ WAIT = 0.5  # seconds before the second try; doubles
 TIMEOUT = 20.0  # seconds without an answer
 LEAST, PATIENCE = 1024, 60.0  # bytes a second that a hub must send, over as many seconds
 LISTING = 120.0  # seconds for the list of files, however it trickles
+MAX_LISTING = 1 << 24  # its bytes; of 50,000 files it has about 15 MB
 MANIFEST = ".minicpm4.json"
 MAX_MANIFEST = 1 << 22  # bytes
 STARTED = ".minicpm4.started"
@@ -153,29 +154,49 @@ def endpoint() -> str:
 
 def _list_files(repo: str) -> tuple[str, list[RemoteFile]]:
     """Commit and top-level model files of ``repo``."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    import urllib.error
+
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # it is there
 
     address = endpoint()
     try:
-        api = HfApi(endpoint=address)
-        info = _within(LISTING, lambda: api.model_info(repo, files_metadata=True, timeout=TIMEOUT))
+        validate_repo_id(repo)
+        if constants.HF_HUB_OFFLINE:
+            raise ConnectionError("HF_HUB_OFFLINE is set")
+        content = within(LISTING, lambda: _listing(f"{address}/api/models/{repo}?blobs=True"))
     except HFValidationError as error:
         raise ModelNotFoundError(f"{repo!r} is not a repository name: {error}") from error
-    except HfHubHTTPError as error:
-        raise _refused(repo, error.response.status_code) from error
-    except Exception as error:  # the HTTP library below differs between versions of huggingface_hub
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise _refused(repo, error.code) from error
+    except Exception as error:  # of addresses and connections
         raise _unreachable(repo, error) from error
-    files = [file for entry in info.siblings or () if (file := _listed(entry)) is not None]
-    if not _is_digest(info.sha) or len(files) > _MAX_FILES:
-        raise ModelNotFoundError(f"{address} lists {len(files)} files of {repo} at commit {shown(info.sha)}")
-    return str(info.sha), files
+    where = f"the list of files of {repo}"
+    if len(content) > MAX_LISTING:
+        raise ModelNotFoundError(f"{where} from {address} has over {MAX_LISTING:,} bytes", "name another one")
+    info = parse_json(content, where, ModelNotFoundError, "try again later")
+    commit, entries = (info.get("sha"), info.get("siblings")) if isinstance(info, dict) else (None, None)
+    listed = map(_listed, entries if isinstance(entries, list) else ())
+    files = [file for file in listed if file is not None]
+    if not _is_digest(commit) or len(files) > _MAX_FILES:
+        raise ModelNotFoundError(f"{address} lists {len(files)} files of {repo} at commit {shown(commit)}")
+    return str(commit), files
+
+
+def _listing(url: str) -> bytes:
+    """What is there, as it is and uncompressed; of what is too long, a byte more than is taken."""
+    with _opened(_request(url)) as answer:
+        return bytes(answer.read(MAX_LISTING + 1))
 
 
 def _listed(entry: Any) -> RemoteFile | None:
     """A file of a list, of which nothing was checked; None: it is none of a model's."""
-    digest = entry.lfs.sha256 if entry.lfs else entry.blob_id
-    whole, size = entry.rfilename, entry.size
+    if not isinstance(entry, dict):
+        return None
+    lfs, whole, size = entry.get("lfs"), entry.get("rfilename"), entry.get("size")
+    digest = lfs.get("sha256") if isinstance(lfs, dict) and lfs else entry.get("blobId")
     if not (isinstance(whole, str) and type(size) is int and 0 <= size < _MAX_SIZE and _is_digest(digest)):
         return None
     # Only plain names, and chat templates in their folder: no name may lead elsewhere.
@@ -185,29 +206,8 @@ def _listed(entry: Any) -> RemoteFile | None:
     return RemoteFile(name=whole, size=size, digest=digest) if plain and whole.endswith(_SUFFIXES) else None
 
 
-def _is_digest(text: Any) -> bool:
+def _is_digest(text: Any) -> TypeGuard[str]:
     return isinstance(text, str) and _DIGEST.fullmatch(text) is not None
-
-
-def _within(seconds: float, ask: Callable[[], Any]) -> Any:
-    """What ``ask`` returns or raises; TimeoutError where it takes longer. It is waited for no more then."""
-    found: list[Any] = []
-    failed: list[Exception] = []
-
-    def run() -> None:
-        try:
-            found.append(ask())
-        except Exception as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if failed:
-        raise failed[0]
-    if not found:
-        raise TimeoutError(f"no whole answer in {seconds:g} s")
-    return found[0]
 
 
 def _choose(source: HubSource, revision: str, files: list[RemoteFile]) -> tuple[str, list[RemoteFile]]:
@@ -301,13 +301,9 @@ def _append(
     """Ask for the missing bytes and append them; return what cut the connection, if anything did."""
     import http.client  # these take as long to import as all of zoo: only a download waits for them
     import urllib.error
-    import urllib.request
 
     done = part.stat().st_size if part.is_file() else 0
-    request = urllib.request.Request(url, headers={"Accept-Encoding": "identity"})
-    for name, value in _headers().items():
-        # Unredirected: the token is for the hub, not for the storage it redirects to.
-        request.add_unredirected_header(name, value)
+    request = _request(url)
     if done:
         request.add_header("Range", f"bytes={done}-")
     try:
@@ -327,6 +323,16 @@ def _append(
     except ValueError as error:  # an address that it redirects to is none
         return error
     return None if done == file.size else ConnectionError(f"cut after {done} of {file.size} bytes")
+
+
+def _request(url: str) -> Any:
+    import urllib.request
+
+    request = urllib.request.Request(url, headers={"Accept-Encoding": "identity"})
+    for name, value in _headers().items():
+        # Unredirected: the token is for the hub, not for the storage it redirects to.
+        request.add_unredirected_header(name, value)
+    return request
 
 
 def _opened(request: Any) -> Any:
