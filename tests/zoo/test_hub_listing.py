@@ -1,4 +1,4 @@
-"""What a hub lists: bounded, and of the shape that a list has."""
+"""What a hub lists: bounded, and of the shape that a list has; and downloads that it brings no further."""
 
 from __future__ import annotations
 
@@ -55,3 +55,21 @@ def test_offline_nothing_is_asked(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(ModelNotFoundError, match=r"cannot fetch .*: HF_HUB_OFFLINE is set"):
         zoo.pull(REPO)
     assert not hub.requests
+
+
+def test_a_hub_that_begins_anew_and_goes_on_by_turns_is_given_up(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_module, "WAIT", 0.0)
+    hub.files["model.safetensors"], hub.cut_after, append = b"weights" * 20, 10, hub_module._append
+    asked = 0
+
+    def turned(*given: Any) -> Any:
+        nonlocal asked
+        asked, hub.ranges = asked + 1, not hub.ranges
+        assert asked < 50, "it has no end"
+        return append(*given)
+
+    monkeypatch.setattr(hub_module, "_append", turned)
+    with pytest.raises(ModelNotFoundError, match=r"cannot fetch .* cut after"):
+        zoo.pull(REPO)

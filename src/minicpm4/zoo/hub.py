@@ -277,12 +277,14 @@ def _fetch(repo: str, revision: str, file: RemoteFile, folder: Path, meter: _Met
             raise ModelNotFoundError(f"{path} is a link, which a download does not follow", "remove it")
     url = f"{endpoint()}/{repo}/resolve/{revision}/{quote(file.name)}"
     failures, wait, pace = 0, WAIT, _Pace(file.name)
+    most = part.stat().st_size if part.is_file() else 0
     while not part.is_file() or part.stat().st_size < file.size:
-        before = part.stat().st_size if part.is_file() else -1
         problem = _append(url, repo, part, file, meter, pace)
         if problem is None:
             continue
-        failures = 0 if part.is_file() and part.stat().st_size > max(before, 0) else failures + 1
+        size = part.stat().st_size if part.is_file() else 0
+        # Further than ever: one that begins anew and goes on by turns would come no further for ever.
+        failures, most = (0, size) if size > most else (failures + 1, most)
         if failures >= TRIES:
             raise _unreachable(repo, problem)
         time.sleep(wait if failures else 0)
