@@ -13,10 +13,11 @@ from tokenizers import AddedToken
 from minicpm4 import LLM
 from minicpm4.testing import ScriptedEngine, byte_text
 from minicpm4.text import ChatTemplate, Tokenizer, marks_of, parse_tool_calls, split_reasoning
-from minicpm4.text.loose_json import LooseJsonError, read_values
-from minicpm4.text.pycalls import parse_calls
+from minicpm4.text.loose_json import JSON_BLANKS, LooseJsonError, read_values
+from minicpm4.text.pycalls import PYTHON_BLANKS, parse_calls
 from minicpm4.text.reasoning import MARKS
 from minicpm4.text.replies import ReplyReader
+from minicpm4.text.toolcalls import CALL_MARKS
 from tests.growth import TIMES, is_linear
 
 
@@ -126,6 +127,21 @@ def test_python_that_reads_in_one_way_alone(source, arguments):
 def test_python_of_more_than_one_reading_stays_text(source):
     reply = parse_tool_calls(block(source))
     assert not reply.calls and "could not be read" in reply.notes[0]
+
+
+SPACES = [char for char in map(chr, range(0x10000)) if char.isspace()]  # as str.strip has them
+
+AROUND = ["{0}{1}", "{1}{0}", "```\n{1}\n```{0}", "```{0}\n{1}\n```"]
+
+
+@given(st.sampled_from(SPACES), st.sampled_from(AROUND))
+def test_blanks_around_calls_are_those_of_their_language(char, around):
+    """What strips a block knows no more blanks than what reads it."""
+    for source, blanks in (("f(a=1)", PYTHON_BLANKS), ('{"name": "f", "arguments": "{}"}', JSON_BLANKS)):
+        opening, closing = ("<tool_call>", "</tool_call>") if "{" in source else CALL_MARKS[0]
+        reply = parse_tool_calls(opening + around.format(char, source) + closing)
+        assert [call.name for call in reply.calls] == (["f"] if char in blanks else [])
+        assert bool(reply.notes) == (char not in blanks)
 
 
 ENDS_OF_LINES = "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"  # as str.splitlines has them, Python's lexer does not

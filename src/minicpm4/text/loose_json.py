@@ -15,11 +15,12 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["LooseJsonError", "read_value", "read_values"]
+__all__ = ["JSON_BLANKS", "LooseJsonError", "read_value", "read_values"]
 
 MAX_DEPTH = 64
 MAX_VALUES = 128
-_BLANK = re.compile(r"[ \t\r\n]*")
+JSON_BLANKS = " \t\r\n"  # as JSON has them: str.strip knows more
+_BLANK = re.compile(f"[{JSON_BLANKS}]*")
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?(?![\w.])")
 _WORD = re.compile(r"[^\W\d]\w*")
 _WORDS = {"true": True, "false": False, "null": None, "True": True, "False": False, "None": None}
@@ -67,7 +68,8 @@ class _Reader:
 
     def values(self, separators: Sequence[str]) -> list[Any]:
         # Between two values: blanks, and after the first also brackets too many.
-        between = re.compile("(?:" + "|".join([r"[ \t\r\n}\],]", *map(re.escape, separators)]) + ")*+")
+        passed_over = [rf"[{JSON_BLANKS}}}\],]", *map(re.escape, separators)]
+        between = re.compile(f"(?:{'|'.join(passed_over)})*+")
         found: list[Any] = []
         while True:
             passed = (between if found else _BLANK).match(self._text, self._at)

@@ -25,7 +25,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
-__all__ = ["CallSyntaxError", "is_call_name", "parse_calls"]
+__all__ = ["PYTHON_BLANKS", "CallSyntaxError", "is_call_name", "parse_calls"]
 
 MAX_SOURCE_CHARS = 1 << 18
 MAX_CALLS = 128
@@ -35,7 +35,7 @@ MAX_DEPTH = 64
 Call: TypeAlias = tuple[str, list[Any], dict[str, Any]]
 _SKIPPED = {tokenize.NL, tokenize.COMMENT, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 _WORDS = {"true": True, "false": False, "null": None}  # JSON's spellings, which models mix in
-_BLANKS = " \t\r\n\f"  # as Python has them: str.strip knows more
+PYTHON_BLANKS = " \t\r\n\f"  # as Python has them: str.strip knows more
 _NO_PYTHON = re.compile("[\\0\ud800-\udfff]")  # nowhere: not even in a comment
 
 # Not "*+": behind one, Python 3.11.2 (Debian 12's) loses the group that follows.
@@ -77,9 +77,9 @@ def _meant(source: str) -> Iterator[str]:
     for text in [source, *([] if escaped in (None, source) else [escaped])]:
         if text is not source:
             yield text
-        kept, end = text.rstrip(_BLANKS), ""
+        kept, end = text.rstrip(PYTHON_BLANKS), ""
         if kept.endswith("]"):
-            kept, end = kept[:-1].rstrip(_BLANKS), "]"
+            kept, end = kept[:-1].rstrip(PYTHON_BLANKS), "]"
         if kept.endswith("))"):
             yield kept[:-1] + end
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from minicpm4.text.call_formats import CallFormat
-from minicpm4.text.loose_json import LooseJsonError, read_value, read_values
+from minicpm4.text.loose_json import JSON_BLANKS, LooseJsonError, read_value, read_values
 from minicpm4.text.named_calls import read_named
-from minicpm4.text.pycalls import CallSyntaxError, parse_calls
+from minicpm4.text.pycalls import PYTHON_BLANKS, CallSyntaxError, parse_calls
 from minicpm4.text.reasoning import MARKS, Marks
 from minicpm4.text.tool_call import ToolCall, written_call
 from minicpm4.text.xml_calls import read_xml
@@ -143,11 +143,11 @@ class _Parts:
             else:
                 at, blocks = self._block(found.start(), found[0]), blocks + (found[0] != FENCE[0])
         self._content.append(self._text[self._from :])
-        content = "".join(self._content).strip()
+        content = "".join(self._content)
         if self._form is not None and not self._calls:
             self._calls, content = _read_bare(content, self._form, self._schemas)
         return ParsedReply(
-            content=content,
+            content=content.strip(),
             calls=tuple(self._calls),
             thought="\n\n".join(thought for part in self._thoughts if (thought := part.strip())),
             notes=tuple(self._notes),
@@ -303,11 +303,13 @@ def _read_open(block: str, form: CallFormat) -> tuple[list[ToolCall], int]:
 def _read_bare(text: str, form: CallFormat, schemas: Schemas) -> tuple[list[ToolCall], str]:
     """The calls that ``text`` is, and what is left of it: calls of tools that were offered, or JSON that is
     none. Of a model that has marks, only what is a call in its own style counts."""
-    plain = text.removeprefix(form.tag).strip() if form.tag else text
     bare = form.unmarked
-    if bare is None or plain[:1] not in ("{", "["):
+    if bare is None:
         return [], text
-    read = _read_python if bare.kind == "python" else _read_json
+    read, blanks = (_read_python, PYTHON_BLANKS) if bare.kind == "python" else (_read_json, JSON_BLANKS)
+    plain = text.strip(blanks).removeprefix(form.tag).strip(blanks)
+    if plain[:1] not in ("{", "["):
+        return [], text
     if not form.is_bare and not plain.startswith(tuple(bare.beginnings(schemas))):
         return [], text
     try:
@@ -319,7 +321,7 @@ def _read_bare(text: str, form: CallFormat, schemas: Schemas) -> tuple[list[Tool
 
 def _read_python(source: str, schemas: Schemas, form: CallFormat | None) -> list[ToolCall]:
     calls = []
-    for name, positional, named in parse_calls(_unfence(source)):
+    for name, positional, named in parse_calls(_unfence(source, PYTHON_BLANKS)):
         properties = schemas.get(name, {}).get("properties")
         names = list(properties) if isinstance(properties, Mapping) else []
         if len(positional) > len(names):
@@ -334,19 +336,21 @@ def _read_python(source: str, schemas: Schemas, form: CallFormat | None) -> list
     return calls
 
 
-def _unfence(source: str) -> str:
-    source = source.strip()
+def _unfence(source: str, blanks: str) -> str:
+    """What stands in a block of code, or ``source`` where it is none; ``blanks``: of its language."""
+    source = source.strip(blanks)
     if source.startswith("```"):
         first_line, _, rest = source.partition("\n")
-        source = rest if first_line[3:].strip().isalnum() or not first_line[3:].strip() else source[3:]
-        source = source.rstrip().removesuffix("```")
+        language = first_line[3:].strip(blanks)
+        source = rest if language.isalnum() or not language else source[3:]
+        source = source.rstrip(blanks).removesuffix("```")
     return source
 
 
 def _read_json(source: str, schemas: Schemas, form: CallFormat | None) -> list[ToolCall]:
     between = _JSON[0] if form is None else form.opening or ";"
     try:
-        values = read_values(_unfence(source), [_JSON[0], between])
+        values = read_values(_unfence(source, JSON_BLANKS), [_JSON[0], between])
         items = [item for value in values for item in (value if isinstance(value, list) else [value])]
         if not items:
             raise CallSyntaxError("the block holds no call")
@@ -369,7 +373,7 @@ def _json_call(item: Any) -> ToolCall:
     arguments = given[0] if given else None
     if isinstance(arguments, str):
         try:
-            values = read_values(arguments) if arguments.strip() else [{}]
+            values = read_values(arguments) if arguments.strip(JSON_BLANKS) else [{}]
         except LooseJsonError as error:
             raise CallSyntaxError(f"the arguments of {name} are not JSON: {error}") from error
         if len(values) > 1:
