@@ -2,7 +2,8 @@
 
 An op table has about a dozen ops. ``model/forward.py`` calls the coarse ones (``embed``, ``qkv``,
 ``attention``, ``add_linear``, ``gate_up``, ``rms_norm``, ``linear``); here they are composed from
-primitives, and a table overrides a coarse op where fusing it pays. Every op returns its result.
+primitives, and a table overrides a coarse op where fusing it pays. ``layers`` alone, which the extension has,
+is composed in ``model/forward.py``, of coarse ones. Every op returns its result.
 ``out`` and in-place arguments are buffers of the caller that an op may use for it, so callers must
 go on with what is returned, never with what they passed: a table with gradients returns new arrays.
 
@@ -203,7 +204,7 @@ class OpTable(ABC):
     weight_kinds: frozenset[str] | None = None
     """Kinds of weights that it has kernels for; None: all in ``formats/kinds.py``, by unpacking them."""
     runs_layers: bool = False
-    """Whether it has ``layers``."""
+    """Whether it has ``layers``, which has no composition here."""
     widens: bool = False
     """Whether weights of kinds that name a wider one are to be held in that, and scales in one level."""
     activations: tuple[str, ...] = ("auto",)
@@ -396,5 +397,7 @@ class OpTable(ABC):
         residual: float,
         outs: Sequence[Array | None],
     ) -> Array:
-        """Layers as ``model/forward.py`` composes them, in one call; not of stored rows."""
+        """x (n, hidden) after all ``listed`` layers, each with the bits of ``decoder_layer`` in
+        ``model/forward.py``, which runs in its place where ``runs_layers`` is false; not of stored rows.
+        ``residual`` and ``outs``: see there."""
         raise NotImplementedError
