@@ -154,8 +154,25 @@ class Rounding:
 
     def _options(self, to: str, weights: str, overrides: Mapping[str, str]) -> QuantizeOptions:
         from minicpm4.formats.kinds import float_kinds, rounded_kinds
-        from minicpm4.quantize.options import SKIP_FIRST, QuantizeOptions
+        from minicpm4.quantize.options import (
+            LEAST_BITS,
+            MAX_SEED,
+            MAX_SKIP,
+            METHODS,
+            MOST_BITS,
+            SKIP_FIRST,
+            QuantizeOptions,
+        )
 
+        # Said in the command line's words; QuantizeOptions says it in Python's.
+        if self.method is not None:
+            check_choice("--method", self.method, list(METHODS))
+        if self.bits is not None:
+            number("--bits", self.bits, MOST_BITS, LEAST_BITS)
+        if self.skip_first is not None:
+            number("--skip-first", self.skip_first, MAX_SKIP)
+        if self.seed is not None:
+            number("--seed", self.seed, MAX_SEED)
         method = self.method or ("s-gptq" if weights in rounded_kinds() else "rtn")
         require(
             weights not in float_kinds() or self.group is None,

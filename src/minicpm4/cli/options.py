@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 from typer import BadParameter, Context, Option
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 MAX_NUMBERS = 64  # in one option
+N = TypeVar("N", int, float)
 ModelOption = Annotated[
     str, Option("--model", "-m", help="Model: a known name, a folder, a .gguf file, or a hub repository.")
 ]
@@ -307,7 +308,7 @@ def numbers(option: str, text: str, most: int, least: int = 0) -> list[int]:
     return sorted({number(option, int(part[:20]), most, least) for part in parts})
 
 
-def number(option: str, value: int, most: int, least: int = 0) -> int:
+def number(option: str, value: N, most: int, least: int = 0) -> N:
     """``value`` if it is in range. Raises ConfigError."""
     if not least <= value <= most:
         raise ConfigError(f"{option} {value} is outside {least:,} to {most:,}")

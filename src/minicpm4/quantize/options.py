@@ -17,7 +17,17 @@ from minicpm4.model.weight_plan import float_choices, parse_spec
 from minicpm4.quantize.gptq import DAMPING
 from minicpm4.quantize.grid import can_round
 
-__all__ = ["METHODS", "SKIP_FIRST", "QuantizeOptions", "formats_by_pattern", "parse_format"]
+__all__ = [
+    "LEAST_BITS",
+    "MAX_SEED",
+    "MAX_SKIP",
+    "METHODS",
+    "MOST_BITS",
+    "SKIP_FIRST",
+    "QuantizeOptions",
+    "formats_by_pattern",
+    "parse_format",
+]
 
 METHODS = {
     "rtn": "round to nearest; needs no calibration text",
