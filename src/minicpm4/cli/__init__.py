@@ -131,7 +131,9 @@ def run(args: Sequence[str]) -> int:
         cause = error.__cause__
         return _fail(_memory(cause, named) if isinstance(cause, MemoryError) else str(error))
     except USAGE_ERROR as error:
-        return _fail(error.format_message())  # type: ignore[attr-defined]
+        from minicpm4.cli.usage import told
+
+        return _fail(told(error, args))
     except (KeyboardInterrupt, typer.Abort):
         return 130
     except MemoryError as error:
