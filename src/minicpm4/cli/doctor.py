@@ -57,7 +57,12 @@ def command(
     from minicpm4.cli.terminal import show, table
 
     if not calibrate and (model, sparse, weights, kv, ignore_field) != (None,) * 5:
-        raise ConfigError("doctor was given a model or its settings without --calibrate", "add --calibrate")
+        raise ConfigError(
+            f"doctor looks at the machine; it takes {'a model' if model else 'settings of a model'} "
+            "with --calibrate alone",
+            f"minicpm4 info {one_line(model or 'MODEL'):.80} shows what a model is and the memory it takes; "
+            "--calibrate measures how it runs best here",
+        )
     if ways:
         show(ways_here())
         return
@@ -134,7 +139,7 @@ def calibrated(
 def summary(key: Key, found: Calibration) -> tuple[str, str]:
     """What a calibration says, in one line."""
     model = key["model"]
-    weights = ", ".join(model["weights"]) if isinstance(model.get("weights"), dict) else "?"
+    weights = ", ".join(model["weights"]) if isinstance(model.get("weights"), dict) else "weights unknown"
     rates = ", ".join(f"{rate:,.0f} for {count}" for count, rate in sorted(found.rows.items()))
     parts = [
         f"{weights}; kv {model.get('kv')}",
@@ -145,10 +150,11 @@ def summary(key: Key, found: Calibration) -> tuple[str, str]:
         parts.append(f"sequences decoded together, tokens/s: {rates}")
     for one in found.crossovers:
         since = ", ".join(
-            f"{'?' if tokens is None else f'{tokens:,}'} ({kind})"
-            for tokens, kind in ((one.prefill, "prefill"), (one.decode, "decode"))
+            f"{kind} {'too noisy to tell' if tokens is None else f'from {tokens:,} tokens'}"
+            for tokens, kind in ((one.prefill, "in reading"), (one.decode, "in writing"))
         )
-        parts.append(f"sparse topk={one.sparse['topk']},window={one.sparse['window_size']} pays from {since}")
+        settings = f"topk={one.sparse['topk']},window={one.sparse['window_size']}"
+        parts.append(f"sparse {settings} is faster than dense {since}")
     if found.others is not None and found.others > LOUD:
         parts.append(f"other work took {found.others:.0%} of the processors: repeat it on a quiet machine")
     return "calibration", one_line(f"{found.name}: " + "; ".join(parts))

@@ -25,7 +25,7 @@ def told(error: Any, args: Sequence[str]) -> str:
     param = getattr(error, "param", None)
     kind = next((what for said, what in _KINDS.items() if said in message), None)
     value = None if param is None else _value(args, param.opts)
-    if kind is not None and value is not None:
+    if param is not None and kind is not None and value is not None:
         return f"{max(param.opts, key=len)} {value:.{MAX_SHOWN}} is not {kind}. give {kind}"
     return message
 
