@@ -240,3 +240,19 @@ def test_little_text_is_told_before_the_work(
     assert run([*args, "--samples", "2", "--length", "64"]) == 130
     assert "were asked for" not in caplog.text
     assert "128 tokens to calibrate on are too few: all matrices will be rounded to nearest" in caplog.text
+
+
+@pytest.mark.parametrize("weights", ["int4", "auto"])
+def test_embeddings_that_transformers_refuses_are_told_before_the_work(
+    source: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    weights: str,
+) -> None:
+    """Once alone in the report, after minutes of work."""
+    monkeypatch.setattr(conversion, "work_folder", interrupted)
+    words = ["--to", "compressed-tensors", "--override", "embed_tokens=int8-g32", "--weights", weights]
+    words += ROUND[2:] if weights == "int4" else []
+    assert run(["convert", str(source), str(tmp_path / "out"), *words]) == 130
+    assert "transformers (5.23 with compressed-tensors 0.20) does not" in caplog.text

@@ -22,7 +22,7 @@ from minicpm4.evals.growth import expected, growth, may_grow, stored_nbytes
 from minicpm4.evals.model_writer import Conversion, ModelWriter
 from minicpm4.formats.names import EMBED, HEAD, expected_tensors
 from minicpm4.formats.quant import QuantSpec
-from minicpm4.formats.quantised_config import check_rows, fused_apart, one_format
+from minicpm4.formats.quantised_config import check_rows, one_format, refusals
 from minicpm4.formats.target import require_free, require_new
 from minicpm4.kernels.registry import host_table
 from minicpm4.machine import available_memory, human
@@ -95,7 +95,7 @@ def convert(
     if options is None:
         return replace(_as_stored(work, overrides or {}), tests=tests)
     _check(work, options)
-    _tell_growth(work, options)
+    _tell_ahead(work, options)
     _check_disk(opened, options.specs(opened.config), layout, part, writer.types)
     return replace(_rounded(work, options, calibration, begin, ignore_fields), tests=tests)
 
@@ -121,6 +121,7 @@ def _as_stored(work: _Work, overrides: Mapping[str, str]) -> Conversion:
     own = formats_by_pattern(opened.config, overrides)
     kept = Fitting(Stored(opened.checkpoint, opened.config, own), layout, {EMBED, HEAD} - {*own})
     rows = [LayerReport(name.removesuffix(".weight"), str(one), "rtn", None) for name, one in own.items()]
+    _tell(refusals(layout, {EMBED: own.get(EMBED)}))
     with work_folder(work.part):
         require_new(work.target)  # which another run may have made before this one held the folder
         check_kept(work.part, {})
@@ -143,18 +144,24 @@ def _check(work: _Work, options: QuantizeOptions) -> None:
         )
 
 
-def _tell_growth(work: _Work, options: QuantizeOptions) -> None:
-    """Warn where the model will become larger, or may. Raises ConfigError for a budget that nothing meets."""
+def _tell_ahead(work: _Work, options: QuantizeOptions) -> None:
+    """Warn where the model will become larger, or may, and where a reader will refuse it. Raises ConfigError
+    for a budget that nothing meets."""
     opened, layout, rotated = work.opened, work.layout, options.rotate
     config, old = _becomes(opened, options), opened.checkpoint.tensors
     if options.bits is None:
         specs = options.specs(opened.config)
         becomes = expected(opened.checkpoint, config, specs, layout, rotated=rotated)
         larger = growth(old, becomes, layout, rotated=rotated, ahead=True)
+        _tell(refusals(layout, specs))
     else:
         planned(opened.checkpoint, opened.config, options, Budget(work.part, {}, layout))
         larger = [] if layout in ("hf", "llama") else may_grow(old, config, options.bits)
-    for line in larger:
+    _tell(larger)
+
+
+def _tell(lines: Sequence[str]) -> None:
+    for line in lines:
         logger.warning("%s", line)
 
 
@@ -179,9 +186,8 @@ def _rounded(
             logger.warning("going on: %s of %s layers are kept in %s", done_before, layers, part)
         if options.bits is not None:
             options = _chosen(work, options, texts, key)
+            _tell(refusals(layout, options.specs(opened.config)))
         specs = options.specs(opened.config)
-        for line in fused_apart(layout, specs):
-            logger.warning("%s", line)
         made = quantize(opened.checkpoint, opened.config, options, texts, host_table(), part, key, work.bar)
         free = {name for name, spec in specs.items() if spec is None}
         done = work.writer.write(Fitting(made, layout, free), made.stored_prefix(options.stored_prefix))

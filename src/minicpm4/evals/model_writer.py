@@ -13,9 +13,9 @@ from minicpm4.errors import CheckpointError
 from minicpm4.files import writing_folder, writing_path
 from minicpm4.formats.gguf import GgufCheckpoint
 from minicpm4.formats.hf_write import hf_config
-from minicpm4.formats.names import EMBED, expected_tensors
+from minicpm4.formats.names import expected_tensors
 from minicpm4.formats.quant import QuantSpec
-from minicpm4.formats.quantised_config import fused_apart, keeps_unasked
+from minicpm4.formats.quantised_config import refusals
 from minicpm4.kernels.registry import exact_table
 from minicpm4.model.source import open_model, read_config
 from minicpm4.model.stored_prefix import StoredPrefix
@@ -42,10 +42,6 @@ __all__ = ["Conversion", "ModelWriter"]
 
 _NO_PREFIX = (
     "the stored prefix of {} tokens is left out: {} has no place for it, and rounded weights are worse by it"
-)
-_FEW = (
-    "embeddings are quantised in compressed-tensors: this package reads them, transformers (5.23 with "
-    "compressed-tensors 0.20) does not. --to mlx and --to gguf have a place for them"
 )
 
 
@@ -134,8 +130,7 @@ class ModelWriter:
             if self.text is not None:
                 check_tokens(self.text, again.text())
         specs = {name: info.spec for name, info in again.checkpoint.tensors.items()}
-        few = [_FEW] if specs[EMBED].row.group and not keeps_unasked(self.layout, EMBED) else []
-        return Conversion(written=written, apart=apart, notes=[*few, *fused_apart(self.layout, specs)])
+        return Conversion(written=written, apart=apart, notes=refusals(self.layout, specs))
 
     def _gguf(self, made: Parts) -> Conversion:
         name = os.fsencode(self.target.stem).decode(errors="replace")  # metadata are UTF-8, names may be none

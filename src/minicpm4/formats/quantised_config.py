@@ -14,12 +14,16 @@ from minicpm4.formats.names import EMBED, HEAD, pattern_of
 from minicpm4.formats.quant import QuantSpec, group_sizes
 from minicpm4.formats.quantised_methods import FUSED
 
-__all__ = ["check_rows", "check_writable", "fused_apart", "keeps_unasked", "quantisation"]
+__all__ = ["check_rows", "check_writable", "keeps_unasked", "quantisation", "refusals"]
 
 Specs = Mapping[str, QuantSpec]
 _OTHER = "use --to compressed-tensors"
 _FLOATS = ("awq",)
 """Layouts of one format in which some matrices of a layer may be floats."""
+_FEW = (
+    "embeddings are quantised in compressed-tensors: this package reads them, transformers (5.23 with "
+    "compressed-tensors 0.20) does not. --to mlx and --to gguf have a place for them"
+)
 _VLLM = ("compressed-tensors", "awq")
 """Layouts that vLLM reads in which matrices of a layer may differ."""
 _LATER = frozenset(part for parts in FUSED.values() for part in parts[1:])
@@ -167,7 +171,15 @@ def _check_fused(shapes: Mapping[str, tuple[int, ...]]) -> None:
             )
 
 
-def fused_apart(layout: str, specs: Mapping[str, QuantSpec | None]) -> list[str]:
+def refusals(layout: str, specs: Mapping[str, QuantSpec | None]) -> list[str]:
+    """What to tell of a folder in ``layout`` that a reader of that refuses; ``specs``: of all matrices, None:
+    floats. Empty: nothing."""
+    rules, embed = _RULES.get(layout), specs.get(EMBED)
+    few = [_FEW] if rules is not None and rules.few and embed and embed.row.group else []
+    return [*few, *_fused_apart(layout, specs)]
+
+
+def _fused_apart(layout: str, specs: Mapping[str, QuantSpec | None]) -> list[str]:
     """What to tell where matrices that vLLM holds as one have several formats in ``layout``, of which it
     refuses the folder; ``specs``: of all matrices, None: floats. Empty: they have not."""
     found = []
