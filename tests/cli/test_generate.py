@@ -109,9 +109,10 @@ def test_stats_go_to_standard_error(minicpm: Run, script: Script) -> None:
     said = "attention: dense; sampling: temperature 0.7, top_p 0.7\n"  # what was chosen
     assert result.err.startswith(said)
     assert (
-        "prompt 4,213 tokens (213 cached), prefill 2,000 tokens/s; 11 new, decode 20.0 tokens/s" in result.err
+        "read 4,000 tokens (213 of the prompt were known): 2,000 tokens/s; wrote 11: 20.0 tokens/s\n"
+        in result.err
     )
-    assert "attention sparse, 25% of the blocks read; peak memory 315 MB" in result.err
+    assert "attention sparse, 25% of the blocks read; most memory used so far 315 MB" in result.err
 
 
 def test_json_is_one_object(minicpm: Run, script: Script) -> None:

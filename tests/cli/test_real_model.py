@@ -54,7 +54,7 @@ def test_chat_keeps_the_cache(minicpm: Run) -> None:
     result = minicpm("chat", "--max-tokens", "24", *GREEDY, stdin=talk)
     assert result.code == 0, result.err
     assert "Paris" in result.out and "Rome" in result.out
-    assert "(64 cached)" in result.err  # whole pages of 64 tokens are kept
+    assert "(64 of the prompt were known)" in result.err  # whole pages of 64 tokens are kept
 
 
 def test_info_describes_the_embedded_model(minicpm: Run) -> None:

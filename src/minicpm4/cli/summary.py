@@ -19,7 +19,7 @@ def speed(tokens: int, seconds: float) -> str:
 
 
 def summary(metrics: Metrics) -> str:
-    """Describe one answer in two lines."""
+    """Describe one answer in two lines, in words that need no other."""
     from minicpm4.machine import human
 
     read = metrics.prompt_tokens - metrics.cached_tokens
@@ -28,16 +28,16 @@ def summary(metrics: Metrics) -> str:
     attention: str = metrics.attention
     if attention == "sparse":
         attention += f", {metrics.blocks_read_share:.0%} of the blocks read"
-    drafted = ""
-    if metrics.accept_length is not None:
+    drafted = ""  # where none was right, it was written as without drafts: as_json tells that they were tried
+    if metrics.accept_length is not None and metrics.accepted_tokens:
         right = metrics.accepted_tokens / metrics.draft_tokens
-        drafted = f", {metrics.accept_length:.2f} tokens a pass ({right:.0%} of drafts right)"
+        drafted = f", {metrics.accept_length:.2f} at a time ({right:.0%} of drafted tokens right)"
+    known = f" ({metrics.cached_tokens:,} of the prompt were known)" if metrics.cached_tokens else ""
     memory = human(metrics.peak_memory) if metrics.peak_memory else "unknown"
     return (
-        f"prompt {metrics.prompt_tokens:,} tokens ({metrics.cached_tokens:,} cached), "
-        f"prefill {speed(read, metrics.prefill_s)}; "
-        f"{metrics.new_tokens:,} new, decode {speed(decoded, metrics.decode_s)}{drafted}\n"
-        f"attention {attention}; peak memory {memory}"
+        f"read {read:,} tokens{known}: {speed(read, metrics.prefill_s)}; "
+        f"wrote {metrics.new_tokens:,}: {speed(decoded, metrics.decode_s)}{drafted}\n"
+        f"attention {attention}; most memory used so far {memory}"
     )
 
 
