@@ -256,3 +256,25 @@ def test_embeddings_that_transformers_refuses_are_told_before_the_work(
     words += ROUND[2:] if weights == "int4" else []
     assert run(["convert", str(source), str(tmp_path / "out"), *words]) == 130
     assert "transformers (5.23 with compressed-tensors 0.20) does not" in caplog.text
+
+
+def test_a_source_that_rounding_spoils_is_told_of_before_the_work(
+    source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is rounded already, and one that becomes ternary untrained; not one that was trained so."""
+    floats, trained = make_checkpoint(tmp_path / "floats", seed=4), tmp_path / "trained"
+    again, ternary = "rounded already (Q4_1), will be rounded once more", "not trained for ternary"
+    words = ["--weights", "ternary", "--method", "rtn"]
+    assert run(["convert", str(floats), str(trained), "--to", "hf", *words]) == 0
+    monkeypatch.setattr(conversion, "work_folder", interrupted)
+    for model, weights, told in (
+        (source, "int4", []),  # in its own groups
+        (source, "int8", [again]),
+        (floats, "ternary", [ternary]),
+        (floats, "int8", []),
+        (trained, "ternary", []),
+    ):
+        caplog.clear()
+        out = [str(tmp_path / "out"), "--to", "hf"]
+        assert run(["convert", str(model), *out, "--weights", weights, "--method", "rtn"]) == 130
+        assert [one for one in (again, ternary) if one in caplog.text] == told

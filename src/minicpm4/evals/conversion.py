@@ -20,6 +20,7 @@ from minicpm4.evals.calibration_texts import Calibration, kept_own, read_windows
 from minicpm4.evals.fidelity import Fidelity, compare
 from minicpm4.evals.growth import expected, growth, may_grow, stored_nbytes
 from minicpm4.evals.model_writer import Conversion, ModelWriter
+from minicpm4.evals.source_remarks import source_remarks
 from minicpm4.formats.names import EMBED, HEAD, expected_tensors
 from minicpm4.formats.quant import QuantSpec
 from minicpm4.formats.quantised_config import check_rows, one_format, refusals
@@ -145,12 +146,13 @@ def _check(work: _Work, options: QuantizeOptions) -> None:
 
 
 def _tell_ahead(work: _Work, options: QuantizeOptions) -> None:
-    """Warn where the model will become larger, or may, and where a reader will refuse it. Raises ConfigError
-    for a budget that nothing meets."""
+    """Warn where the source is not one to be rounded so, where the model will become larger, or may, and
+    where a reader will refuse it. Raises ConfigError for a budget that nothing meets."""
     opened, layout, rotated = work.opened, work.layout, options.rotate
     config, old = _becomes(opened, options), opened.checkpoint.tensors
+    specs = options.specs(opened.config)
+    _tell(source_remarks(opened.checkpoint, specs))
     if options.bits is None:
-        specs = options.specs(opened.config)
         becomes = expected(opened.checkpoint, config, specs, layout, rotated=rotated)
         larger = growth(old, becomes, layout, rotated=rotated, ahead=True)
         _tell(refusals(layout, specs))
