@@ -258,6 +258,22 @@ def test_the_page_is_served_under_a_strict_policy(serve: Any, tmp_path: Path) ->
     assert serve().ask("GET", "/").status_code == 404
 
 
+def test_the_log_has_the_path_that_was_asked_for(serve: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "minicpm4.serve")
+    server = serve()
+    for path in ("/v1/chat/completion?key=hush", "/v1/caf%C3%A9%0A%1B[2J", f"/{'x' * 5000}", "/v1/models/no"):
+        assert server.ask("GET", path).status_code == 404
+    said = [record.getMessage() for record in caplog.records if " 404 " in record.getMessage()]
+    assert [line.split(" 404 ")[0] for line in said] == [
+        "GET /v1/chat/completion",
+        "GET /v1/caf%C3%A9%0A%1B%5B2J",  # a line of the log stays one, and steers no terminal
+        f"GET /{'x' * 78}…",
+        "GET /v1/models/no",
+    ]
+    told = server.ask("GET", "/metrics").text  # the labels are few, whatever is asked for
+    assert 'path="other",status="404"} 3.0' in told and "xxx" not in told and "caf" not in told
+
+
 def test_the_log_has_no_prompts_unless_asked(serve: Any, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "minicpm4.serve")
     serve().chat(messages=[{"role": "user", "content": "my secret"}])

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 from minicpm4.serve.endpoints import Api, family
 from minicpm4.serve.errors import ApiError, api_error
@@ -22,6 +23,7 @@ from minicpm4.serve.shelf import Shelf
 logger = logging.getLogger("minicpm4.serve")
 
 CLOSED = 499  # in the log: the client went
+MAX_PATH = 80  # characters of a path, in the log
 
 App = Callable[[Scope, Any, Send], Awaitable[None]]
 
@@ -73,7 +75,7 @@ class Guard:
             seconds = time.monotonic() - started
             known = family(path) if family(path) in self.paths else "other"
             self.shelf.metrics.answered(known, status, seconds)
-            logger.info("%s %s %s %.3f s %s", scope["method"], known, status, seconds, request_id)
+            logger.info("%s %s %s %.3f s %s", scope["method"], _as_asked(path), status, seconds, request_id)
 
     def _check(self, scope: Scope, path: str) -> None:
         """Raise ApiError unless the request may go on."""
@@ -119,6 +121,13 @@ class Guard:
                 code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )
+
+
+def _as_asked(path: str) -> str:
+    """A stranger's path for the log: in ASCII without blanks or ends of lines, as it stands in a request's
+    first line, and short. What is behind its "?" may be a key, and is not there."""
+    shown = quote(path[: MAX_PATH + 1], safe="/:@!$&'()*+,;=~", errors="replace")
+    return shown if len(shown) <= MAX_PATH else f"{shown[: MAX_PATH - 1]}…"
 
 
 def _name_of(host: str) -> str:
