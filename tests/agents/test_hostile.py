@@ -53,7 +53,7 @@ def test_a_server_that_says_too_much_is_ended(manner: str, told: str) -> None:
     assert result.failed and told in result.text and len(result.text) < 3000
 
 
-@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n", b"\r\r"])
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n", b"\r\r", b"\n\r\n", b"\r\n\n", b"\n\r"])
 @pytest.mark.parametrize("size", [1, 7, 4096])
 def test_small_messages_of_a_stream_are_counted(end: bytes, size: int) -> None:
     limits = Limits(request_bytes=1 << 20)

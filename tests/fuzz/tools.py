@@ -94,7 +94,15 @@ _ERRORS = [
 _DEEP = [Raw('{"a":' * depth + "1" + "}" * depth) for depth in (50, 120, 400, 900)]
 
 
-def _draw(rng: Random) -> bytes:
+def plain_answers(rng: Random) -> dict[str, str]:
+    """As drawn_answers has them, with nothing odd."""
+    return {
+        method: dumped({"jsonrpc": "2.0", "id": Raw("ID"), "result": rng.choice(results)})
+        for method, results in _RESULTS.items()
+    }
+
+
+def drawn_answers(rng: Random) -> bytes:
     """For each method what is answered, as JSON with ``ID`` in the place of the request's number."""
     answers: dict[str, str] = {}
     odd = [*ODD, *_DEEP]
@@ -148,14 +156,14 @@ class _Process:
         asked = json.loads(line)
         if (asked.get("params") or {}).get("inputResponses"):  # what was asked is answered
             self.answers["tools/call"] = _GOOD
-        for one in _answers(self.answers, asked):
+        for one in answered(self.answers, asked):
             self.stdout.feed_data(one + b"\n")
 
     async def drain(self) -> None:
         await asyncio.sleep(0)
 
 
-def _answers(answers: dict[str, str], asked: Any) -> list[bytes]:
+def answered(answers: dict[str, str], asked: Any) -> list[bytes]:
     if "id" not in asked or asked.get("method") not in answers:
         return []
     text = answers[asked["method"]].replace('"id": ID', f'"id": {json.dumps(asked["id"])}')
@@ -184,7 +192,7 @@ async def _spoken(process: _Process, wire: Any) -> AsyncIterator[Any]:
             stream.close()
 
 
-async def _used(spec: ServerSpec) -> None:
+async def used(spec: ServerSpec) -> None:
     """List and call all tools as the agent does. Raises ToolServerError."""
 
     async def may(_: May) -> Consent:
@@ -218,7 +226,7 @@ def _read_stdio(case: bytes, folder: Path) -> None:
         return _spoken(_Process(answers), wire)
 
     with mock.patch.object(connection, "stdio", spoken), mock.patch.object(connection, "PAUSE", 0.0):
-        asyncio.run(_used(ServerSpec(name="made", command="x", timeout=0.2)))
+        asyncio.run(used(ServerSpec(name="made", command="x", timeout=0.2)))
 
 
 _ENTRY = {
@@ -365,5 +373,5 @@ def _read_kept(kind: str, content: bytes, folder: Path) -> None:
 READERS = [
     Reader(name="clients", draw=_draw_config, read=_read_config),
     Reader(name="talks", draw=_draw_talks, read=_read_talks),
-    Reader(name="servers", draw=_draw, read=_read_stdio, share=0.2),
+    Reader(name="servers", draw=drawn_answers, read=_read_stdio, share=0.2),
 ]

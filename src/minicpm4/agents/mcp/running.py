@@ -16,11 +16,14 @@ from pydantic import ValidationError
 
 from minicpm4.agents.mcp.config import ServerSpec
 from minicpm4.agents.mcp.wire import Wire
+from minicpm4.config.strict import shown
 from minicpm4.errors import ToolServerError
 
 __all__ = ["Running", "named_versions", "told_of", "why_not"]
 
 T = TypeVar("T")
+_TOLD = 200  # characters of an error that are told
+_UNREAD = ("Failed to parse JSON response: ", "Failed to parse SSE message: ")
 
 
 class Running:
@@ -94,6 +97,8 @@ class Running:
         try:
             return await ask()
         except MCPError as error:
+            if is_unread(error) and not self._wire.why:
+                raise self._misspoken() from error
             if not self._wire.why and error.error.code != types.CONNECTION_CLOSED:
                 told = f"{error.error.code}: {error.error.message:.2000}"
                 raise ToolServerError(f"{name} answered with error {told}") from error
@@ -101,11 +106,19 @@ class Running:
         except (anyio.ClosedResourceError, anyio.BrokenResourceError) as error:
             raise self._ended() from error
         except (ValidationError, ValueError) as error:
-            raise ToolServerError(f"{name} did not {self._what} in the protocol's form") from error
+            raise self._misspoken() from error
+
+    def _misspoken(self) -> ToolServerError:
+        return ToolServerError(f"{self._spec.name} did not {self._what} in the protocol's form")
 
     def _ended(self) -> ToolServerError:
         self._wire.broke("it ended")
         return ToolServerError(why_not(self._spec, [self._wire.why], self._wire))
+
+
+def is_unread(error: MCPError) -> bool:
+    """Whether the SDK made it itself of an answer that is no message, whose whole text it puts in there."""
+    return error.error.code == types.PARSE_ERROR and error.error.message.startswith(_UNREAD)
 
 
 def named_versions(error: MCPError) -> list[str] | None:
@@ -128,14 +141,12 @@ def told_of(error: BaseException) -> str:
         error = error.exceptions[0]
     if isinstance(error, ToolServerError):
         return str(error)
-    text = f"{error}"[:500]
-    return (
-        text
-        if isinstance(error, MCPError)
-        else f"{type(error).__name__}: {text}"
-        if text
-        else type(error).__name__
-    )
+    if isinstance(error, MCPError):
+        if is_unread(error):
+            return "its answer is no message of the protocol"
+        return f"error {error.error.code}: {shown(error.error.message, _TOLD)}"
+    kind, text = type(error).__name__, f"{error}"
+    return f"{kind}: {text if len(text) <= _TOLD else text[:_TOLD] + '…'}" if text else kind
 
 
 def why_not(spec: ServerSpec, said: list[str], wire: Wire) -> str:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import anyio
 import httpx2
 
 from minicpm4.agents.mcp.limits import Limits
@@ -21,7 +22,8 @@ for _name in ("mcp", "client"):
 logging.getLogger("httpx2").setLevel(logging.WARNING)  # below, each request is told with its URL, keys too
 
 HTTP_SECONDS = 30.0  # to connect and to send
-_EMPTY = re.compile(rb"\r\n\r\n|\n\n|\r\r")  # line, which ends a message of a stream
+PAUSE = 0.1  # seconds at least between two streams that are asked for: servers may want none
+_EMPTY = re.compile(rb"(?:\r\n?|\n)(?:\r\n?|\n)")  # line, which ends a message of a stream
 
 
 class Wire:
@@ -100,14 +102,21 @@ class _Bounded(httpx2.AsyncByteStream):
 class _Transport(httpx2.AsyncHTTPTransport):
     def __init__(self, wire: Wire) -> None:
         super().__init__()
-        self._wire = wire
+        self._wire, self._next = wire, 0.0
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        if request.method == "GET":
+            now = anyio.current_time()
+            wait, self._next = max(self._next - now, 0.0), max(self._next, now) + PAUSE
+            await anyio.sleep(wait)
         response = await super().handle_async_request(request)
         if response.headers.get("content-encoding", "identity").lower() != "identity":
             await response.aclose()
             self._wire.broke("it answered compressed, which it was not asked for")
             raise httpx2.TransportError(self._wire.why)
+        response.encoding = (
+            "utf-8"  # as a stream of events is; some of Python's take minutes for what is allowed
+        )
         streamed = response.headers.get("content-type", "").lower().startswith("text/event-stream")
         response.stream = _Bounded(
             response.stream, self._wire, stream=streamed, aside=request.method != "POST"
