@@ -11,16 +11,23 @@ from minicpm4.errors import ConfigError, Minicpm4Error, shortened
 @given(st.text(max_size=50), st.integers(1, 4000))
 def test_messages_are_of_a_size(text: str, times: int) -> None:
     for error in (Minicpm4Error(text * times, text * times), ConfigError(f"x = {[text] * times!r}")):
-        assert len(str(error)) <= 2200
+        assert len(str(error)) <= 1100
         str(error).encode()
         assert str(error).startswith(error.condition)
+
+
+def test_no_more_than_300_characters_in_a_row_are_a_strangers_where_nothing_marks_them() -> None:
+    words = " ".join(f"word{i}" for i in range(2000))
+    said = str(Minicpm4Error(f"a server answered with error 5: {words}", "ask another"))
+    assert len(said) < 460 and said.endswith(". ask another")
+    assert words[:250] in said and not any(words[at : at + 301] in said for at in range(100))
 
 
 def test_what_is_short_stays() -> None:
     text = "config.json vocab_size = 5 is outside 1 to 3"
     assert str(Minicpm4Error(text, "fetch it again")) == f"{text}. fetch it again"
     assert "x" * 200 + "… (70000 characters)" in str(Minicpm4Error("name " + "x" * 70_000 + " is long"))
-    assert "[… 17,000 characters left out …]" in str(Minicpm4Error("a " * 9000))
+    assert "[… 17,600 characters left out …]" in str(Minicpm4Error("a " * 9000))
     nested = repr({f"key{i}": [i, {i: (i,)}] for i in range(60)})  # no part of which is long
     for quoted in (
         repr("two words " * 90),

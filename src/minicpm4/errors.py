@@ -42,21 +42,22 @@ __all__ = [
 ]
 
 
-_MOST = 1000  # characters of a condition, or of a remedy
+# Characters of a condition, the first 300 of which may be a stranger's, and of a remedy, which may list keys.
+_MOST, _MOST_OF_REMEDY = 400, 600
 # A stranger's value, or a path: no word, nothing in quotes is so long otherwise (in brackets: ``_nests``).
 # What is in quotes first: a long word may be its beginning.
 _LONG = re.compile(r"""'[^']{300,}'|"[^"]{300,}"|\S{301,}""")
 
 
-def _bounded(text: str) -> str:
-    """``text`` with what is too long in it cut, and with nothing that cannot be written as UTF-8."""
+def _bounded(text: str, most: int) -> str:
+    """``text`` of ``most`` characters, with what is too long in it cut, and nothing that is no UTF-8."""
     if not text.isascii():
         text = text.encode("utf-8", "backslashreplace").decode()
     if len(text) > 300:
         text = _LONG.sub(lambda found: _cut(found[0]), text)
     if len(text) > 300:
         text = "".join(_cut(part) if len(part) > 300 and part[0] in "[{(" else part for part in _nests(text))
-    return shortened(text, _MOST)
+    return shortened(text, most)
 
 
 def _cut(text: str) -> str:
@@ -93,8 +94,8 @@ class Minicpm4Error(Exception):
     """Base of all errors of this package: ``condition`` (with values) and ``remedy``."""
 
     def __init__(self, condition: str, remedy: str = "") -> None:
-        self.condition = _bounded(condition)
-        self.remedy = _bounded(remedy)
+        self.condition = _bounded(condition, _MOST)
+        self.remedy = _bounded(remedy, _MOST_OF_REMEDY)
         super().__init__(f"{self.condition}. {self.remedy}" if remedy else self.condition)
 
 

@@ -238,11 +238,17 @@ def test_kept_calls_that_are_none_are_refused(tmp_path: Path, file: Path, value:
         asyncio.run(evaluate(model, read_samples(file)[:1], kept=kept))
 
 
+NESTED: dict[str, Any] = {}
+for _ in range(300):
+    NESTED = {"a": NESTED}
+
+
 @pytest.mark.parametrize(
     "change",
     [
         {"marks": [["f", None, ""]]},
         {"marks": 7},
+        {"marks": [[["f", NESTED], ["f", NESTED], ""]]},
         {"marks": [[["f", {}], None]]},
         {"wrong": "all"},
         {"made": "2"},

@@ -30,6 +30,11 @@ from tests.text.vocabularies import train_sentencepiece
         ({"json_schema": "{}"}, "json_schema = '{}' is not a JSON schema"),
         ({"json_schema": {"enum": [{1, 2}]}}, "json_schema.enum holds a set"),
         ({"json_schema": {"const": float("nan")}}, "json_schema is not JSON"),
+        (
+            {"json_schema": {"enum": [1, -9223372036854775807]}},
+            "enum holds -9223372036854775807, which answers",
+        ),
+        ({"json_schema": {"not": {"const": [-(2**63)]}}}, "holds -9223372036854775808, which answers cannot"),
         ({"json_schema": {1: "x"}}, "json_schema has the key 1"),
         ({"regex": ""}, "regex = '' is not a text"),
         ({"regex": "a" * 200_000}, "regex has 200,000 characters, the limit is"),
@@ -46,6 +51,12 @@ from tests.text.vocabularies import train_sentencepiece
 def test_what_cannot_be_meant_is_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         SamplingParams(**given)
+
+
+@pytest.mark.parametrize("value", [-(2**63) - 1, -(2**63) + 513, -(2**53) - 1, 2**64])
+def test_other_large_integers_are_held(value: int) -> None:
+    with scripted() as llm:
+        llm.generate("x", SamplingParams(json_schema={"enum": [value]}, max_tokens=1))
 
 
 def nested(depth: int) -> dict[str, Any]:
@@ -88,6 +99,7 @@ def test_schemas_are_bounded_and_copied() -> None:
         ({"grammar": 'root ::= "a" ('}, "grammar cannot be followed: Expected"),
         ({"grammar": 'root ::= "a" | b'}, "grammar cannot be followed: Rule 'b' not found"),
         ({"grammar": "root ::= " + "(" * 99 + '"a"' + ")" * 99}, "99 brackets inside one another"),
+        ({"grammar": 'start: %json {"const": -9223372036854775807}'}, "grammar holds -9223372036854775807"),
         ({"grammar": "sqlite"}, "grammar cannot be followed"),
     ],
 )
@@ -162,3 +174,11 @@ def test_an_engine_without_grammars_refuses_them() -> None:
     engine, _ = make_engine()
     with pytest.raises(RequestError, match="this engine cannot hold an answer to regex"):
         engine.ask([1, 2], SamplingParams(regex="a"))
+
+
+def test_a_token_that_takes_what_should_follow_it_stops_nobody() -> None:
+    # "y" for ever: llguidance would ask itself for all that follows without a choice.
+    params = SamplingParams(grammar="start: a a\na: /y+/\n", max_tokens=50, temperature=1.0)
+    with scripted() as llm:
+        reply = llm.generate("x", params)
+    assert reply.text == "y" * 50 and reply.finish_reason == "length"

@@ -73,7 +73,7 @@ def test_a_message_of_many_names_is_too_long() -> None:
     names = [f"name{i}" for i in range(400)]
 
     def read(case: bytes, folder: Path) -> None:
-        raise ConfigError(f"these are not known: {'; '.join(names)}")
+        raise ConfigError(f"these are not known: {'; '.join(names)}", f"use one of {'; '.join(names)}")
 
     with pytest.raises(AssertionError, match="a message of"):
         Reader(name="x", draw=lambda rng: b"", read=read).judge(json.dumps(names).encode(), Path())

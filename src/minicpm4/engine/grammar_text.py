@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from minicpm4.config.strict import shown
+from minicpm4.engine.schemas import UNHELD
 from minicpm4.errors import RequestError
 
 __all__ = ["JSON_STYLE", "READY", "SQL", "compile_grammar", "line", "plain_schema"]
@@ -32,6 +33,9 @@ _SINGLE = (
     *("items", "additionalItems", "unevaluatedItems", "contains", "not", "if", "then", "else"),
     *("additionalProperties", "unevaluatedProperties", "propertyNames", "contentSchema"),
 )
+# Of a stranger's grammar no tokens are asked for that follow without a choice. Where a token of it takes what
+# should stand behind it (/y+/ and then y), one follows for ever, and llguidance asks itself for all.
+_NO_FORCING = '\n%llguidance {"no_forcing": true}\n'
 SQL = r"""
 start: "SELECT " ("DISTINCT ")? columns " FROM " source joins where? group? order? limit? ";"?
 columns: "*" | column (", " column)*
@@ -105,8 +109,17 @@ def _written(name: str, value: Any) -> str:
         return LLMatcher.grammar_from_regex(re.sub(r"(?<!\\)((?:\\\\)*)\\d", r"\1[0-9]", value))
     if name == "choice":
         return LLMatcher.grammar_from_regex("|".join(map(_literal, value)))
-    value = READY.get(value, value)
-    return LLMatcher.grammar_from_lark(_lark_of_gbnf(value) if _is_gbnf(value) else value)
+    if value in READY:
+        return LLMatcher.grammar_from_lark(READY[value])
+    _check_numbers(value)
+    return LLMatcher.grammar_from_lark((_lark_of_gbnf(value) if _is_gbnf(value) else value) + _NO_FORCING)
+
+
+def _check_numbers(text: str) -> None:
+    """Refuse what ``checked_schema`` refuses in schemas that stand in a grammar."""
+    for found in re.finditer(r"-\d{19}(?!\d)", text) if "%json" in text else ():
+        if int(found[0]) in UNHELD:
+            raise RequestError(f"grammar holds {found[0]}, which answers cannot be held to")
 
 
 def _literal(text: str) -> str:

@@ -9,10 +9,12 @@ from typing import Any
 from minicpm4.config.strict import require, shown
 from minicpm4.errors import ConfigError
 
-__all__ = ["MAX_SCHEMA_CHARS", "MAX_SCHEMA_DEPTH", "checked_schema"]
+__all__ = ["MAX_SCHEMA_CHARS", "MAX_SCHEMA_DEPTH", "UNHELD", "checked_schema"]
 
 MAX_SCHEMA_CHARS = 1 << 17  # as JSON
 MAX_SCHEMA_DEPTH = 64
+# Integers that are -2**63 as a double: llguidance 1.9 takes the negative of that, and the process ends.
+UNHELD = range(-(1 << 63), -(1 << 63) + 513)
 
 
 def checked_schema(where: str, value: Any) -> dict[str, Any]:
@@ -58,4 +60,9 @@ def _check_tree(name: str, schema: Mapping[str, Any]) -> None:
             require(
                 value is None or isinstance(value, str | int | float),
                 f"{where} holds a {type(value).__name__}, which JSON has not",
+            )
+            require(
+                not isinstance(value, int) or value not in UNHELD,
+                f"{where} holds {value}, which answers cannot be held to",
+                f"use a number from {UNHELD.stop} on",
             )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from minicpm4.config.model import read_generation_config, read_hf_config
+from minicpm4.config.strict import shown
 from minicpm4.errors import ConfigError, TextError
 from minicpm4.files import read_json
 
@@ -131,7 +132,7 @@ def spelling(settings: Mapping[str, Any], name: str) -> str | None:
     if isinstance(value, Mapping):
         value = value.get("content")
     if value is not None and not isinstance(value, str):
-        raise TextError(f"tokenizer_config.json {name} = {value!r} is not a string")
+        raise TextError(f"tokenizer_config.json {name} = {shown(value)} is not a string")
     return None if value is None else checked_text(value, name)
 
 

@@ -21,11 +21,13 @@ from typing import Any
 from minicpm4.agents.mcp.models import Model, calls_of, kept_calls
 from minicpm4.agents.mcp.search import best_tools
 from minicpm4.agents.mcp.tools import Tool
-from minicpm4.config.strict import require
+from minicpm4.config.strict import require, shown
 from minicpm4.engine.llm import LLM
 from minicpm4.errors import ConfigError
 from minicpm4.files import Kept, lines_of, parse_json, read_text
 from minicpm4.text.messages import parsed_arguments
+from minicpm4.text.pycalls import CallSyntaxError
+from minicpm4.text.tool_call import written_call
 
 __all__ = [
     "Mark",
@@ -77,6 +79,14 @@ class Mark:
     given: tuple[str, Mapping[str, Any]] | None
     refused: str = ""
     cut: bool | None = None
+
+    def __post_init__(self) -> None:
+        for call in (self.wanted, self.given):
+            if call is not None:
+                try:
+                    written_call(call[0], dict(call[1]))  # as what a model writes: values are compared
+                except CallSyntaxError as error:
+                    raise ConfigError(f"of a call of {shown(call[0])} {error}") from None
 
     @property
     def function(self) -> bool:
