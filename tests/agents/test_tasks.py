@@ -7,6 +7,8 @@ import asyncio
 import io
 import json
 import shutil
+import subprocess
+import sys
 import zipfile
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -124,6 +126,28 @@ DAMAGED = (
     *(WHOLE[:i] + bytes([WHOLE[i] ^ bit]) + WHOLE[i + 1 :] for i in range(len(WHOLE)) for bit in (1, 128)),
     *(WHOLE[:i] for i in range(0, len(WHOLE), 7)),
 )
+
+
+_COUNTS = "WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r)"
+_ENDLESS = {
+    "rows": f"CREATE VIEW t AS {_COUNTS} SELECT n FROM r",
+    "none": f"CREATE VIEW t AS {_COUNTS} SELECT n FROM r WHERE n < 0",
+    "value": "CREATE VIEW t AS SELECT zeroblob(900000000) AS n",
+    "pattern": f"CREATE VIEW t AS SELECT 1 AS n WHERE printf('%.*c', 5000, 'a') LIKE '{'%a' * 12}%b'",
+}
+
+
+@pytest.mark.parametrize("name", _ENDLESS)
+def test_a_view_without_end_in_a_table_s_place_ends(tmp_path: Path, name: str) -> None:
+    """In a process of its own: SQLite lets no signal through before it has ended."""
+    set_up(tmp_path / "task", {"tables": _ENDLESS[name]})
+    code = (
+        "import sys; from pathlib import Path; from minicpm4.agents.mcp.tasks.state import wrong; "
+        "print(len(wrong(Path(sys.argv[1]), [['rows', 'SELECT n FROM t', [[1]]]], '', '')))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "task")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=50)
+    assert done.stdout == "1\n"
 
 
 def test_documents_that_a_model_has_damaged_end_nothing(tmp_path: Path) -> None:
