@@ -267,6 +267,16 @@ def test_end_tokens_come_only_where_the_answer_is_whole() -> None:
     assert grammar.complete and grammar.forced() is None
 
 
+def test_what_followed_without_a_choice_is_forgotten_where_another_way_is_taken() -> None:
+    grammar = Grammars(THINKING, [EOS], VOCAB_SIZE).start(SamplingParams(regex="(ab|cd)x"), [0])
+    assert grammar is not None
+    grammar.accept(ord("a"))
+    assert grammar.forced() == ord("b")
+    grammar.undo(1)
+    grammar.accept(ord("c"))
+    assert grammar.forced() == ord("d") and allowed(grammar) == [ord("d")]
+
+
 def allowed(grammar: Grammar, size: int = VOCAB_SIZE) -> list[int]:
     logits = np.zeros(size, np.float32)
     grammar.adjust(logits)

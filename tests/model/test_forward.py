@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from minicpm4.config import SparseConfig
+from minicpm4.kernels.cpu import CpuOps
+from minicpm4.kernels.delegate import Delegate
 from tests.fixtures.loading import load_model
 from tests.fixtures.random_checkpoint import make_checkpoint
 from tests.levels import TILES, level
@@ -38,6 +40,29 @@ def test_chunks_change_nothing(ops, weights, case, sizes):
     whole = Driver(ops, weights, context=512, sparse=CASES[case]).feed(IDS)
     parts = Driver(ops, weights, context=512, sparse=CASES[case], seed=1).feed_chunks(IDS, sizes)
     np.testing.assert_allclose(parts, whole, atol=2e-4 * np.abs(whole).max())
+
+
+class Watched(Delegate):
+    def __init__(self, ops):
+        super().__init__(ops)
+        self.seen = []
+
+    def layers(self, *given):
+        self.seen.append("layers")
+        return self._ops.layers(*given)
+
+    def qkv(self, *given):
+        self.seen.append("qkv")
+        return self._ops.qkv(*given)
+
+
+def test_layers_are_one_call_but_for_tables_that_look_at_single_ops(ops, weights):
+    single, together = Watched(ops), Watched(ops)
+    together.runs_layers = ops.runs_layers
+    got = [Driver(one, weights, context=64).feed(IDS[:5]) for one in (single, together)]
+    np.testing.assert_array_equal(*got)
+    assert single.seen == ["qkv"] * len(weights.layers)
+    assert together.seen == (["layers"] if isinstance(ops, CpuOps) else single.seen)
 
 
 @pytest.mark.parametrize("case", CASES)
