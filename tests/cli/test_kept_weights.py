@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,24 @@ Run = Callable[..., Result]
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv(LIMIT_VARIABLE, "3")
     return keep_in(tmp_path / "kept", monkeypatch)
+
+
+def test_what_is_kept_is_told_once_with_its_size_and_how_to_remove_it(
+    minicpm: Run, place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = str(make_checkpoint(tmp_path / "model", dtype="bfloat16"))
+    for _ in range(2):
+        LLM(folder, weights="int4", threads=2).close()
+    (file,) = place.iterdir()
+    (said,) = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    size = re.search(r"^converted weights are kept for the next start: (\d+) kB in (\S+) \(", said)
+    assert (
+        size is not None
+        and size[2] == str(place)
+        and int(size[1]) * 1000 == pytest.approx(file.stat().st_size, rel=0.2)
+    )
+    assert "minicpm4 models --clear-kept removes them" in said and f"{VARIABLE}=off keeps none" in said
+    assert "--clear-kept" in minicpm("models").out
 
 
 def words(text: str) -> str:

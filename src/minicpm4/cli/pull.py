@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from minicpm4 import zoo
 from minicpm4.cli.terminal import console, one_line
+from minicpm4.machine import human
+from minicpm4.places import models_home
 
 
 def command(
@@ -20,11 +23,20 @@ def command(
 ) -> None:
     """Download a model's files, continuing where an earlier download stopped, and check them.
 
-    Prints the folder or file that now holds the model.
+    Prints the folder or file that now holds the model; on standard error, how much of the disk it takes.
     """
     with download_bar() as progress:
         path = zoo.pull(name, progress)
     typer.echo(str(path))
+    if models_home() in path.parents:  # not one that a package brought
+        files = zoo.files_of(path)
+        what = f"these {len(files)} files" if path.is_file() and len(files) > 1 else f"this {_kind(path)}"
+        size = human(sum(file.stat().st_size for file in files))
+        typer.echo(f"{size} on disk; to remove the model, delete {what}", err=True)
+
+
+def _kind(path: Path) -> str:
+    return "file" if path.is_file() else "folder"
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from minicpm4.progress import Progress
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
 _DAY = 86400.0  # seconds
 _LINE_SECONDS = 10.0  # between lines of progress where there is no terminal
@@ -67,6 +68,13 @@ def table(*columns: str, left: int = 99) -> Table:
     for position, name in enumerate(columns):
         made.add_column(name, justify="left" if position < left else "right", overflow="fold")
     return made
+
+
+def cut_cell(text: str) -> Text:
+    """A cell of a table that is cut, not folded, where the terminal is too narrow for it."""
+    from rich.text import Text
+
+    return Text(one_line(text), no_wrap=True, overflow="ellipsis")
 
 
 def show(made: Table, stream: TextIO | None = None) -> None:

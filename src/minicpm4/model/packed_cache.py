@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import time
@@ -24,6 +25,7 @@ from minicpm4.errors import CheckpointError, ConfigError
 from minicpm4.files import sweep
 from minicpm4.formats import Checkpoint
 from minicpm4.formats.quant import PackedTensor
+from minicpm4.machine import human
 from minicpm4.model.arena import Arena
 from minicpm4.model.packed_file import Expected, PackedFile, ShareRead, nbytes, write
 from minicpm4.places import cache_folder
@@ -39,9 +41,12 @@ __all__ = [
     "weight_cache",
 ]
 
+logger = logging.getLogger("minicpm4")
+
 VARIABLE = "MINICPM4_KEPT_WEIGHTS"  # a folder for these files; "off": keep and use none
 LIMIT_VARIABLE = "MINICPM4_KEPT_WEIGHTS_LIMIT"  # GB of all files together
 LIMIT = 20.0
+REMOVED = f"minicpm4 models --clear-kept removes them, {VARIABLE}=off keeps none"
 VERSION = 3  # of the file and of the arithmetic of conversion: raise it when that gives other numbers
 SPARE = (2 << 30, 0.05)  # the disk keeps so many bytes free, and this share of it
 PREFIX = "minicpm4-"  # of our files: others in the folder are left alone
@@ -177,6 +182,8 @@ class WeightCache:
             why = "" if there else self._make_room(size)
             if not why and not there:
                 write(self.file, self.key, tensors)
+                said = "converted weights are kept for the next start: %s in %s (%s)"
+                logger.warning(said, human(size), self.file.parent, REMOVED)  # once: then they are there
         except OSError as error:
             why = f"cannot write {self.file.parent}: {error.strerror}"
         self.said += f"not kept: {why}" if why else f"kept for the next start ({size / 1e6:,.0f} MB)"

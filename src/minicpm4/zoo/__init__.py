@@ -22,7 +22,7 @@ from minicpm4.places import models_home
 from minicpm4.zoo.hub import FileProgress, is_complete, pull_repo
 from minicpm4.zoo.sources import KNOWN, HubSource, ModelEntry, PackageSource, Source
 
-__all__ = ["ModelEntry", "list_models", "pull", "resolve"]
+__all__ = ["ModelEntry", "files_of", "list_models", "pull", "resolve"]
 
 logger = logging.getLogger("minicpm4")
 
@@ -130,12 +130,15 @@ def list_models() -> list[ModelEntry]:
 
 def _entry(name: str, sources: Sequence[Source]) -> ModelEntry:
     path = _locate_any(name, sources)
-    size = None
-    if path is not None:
-        parts = [path.with_name(part) for part in parts_of(path.name)]
-        files = parts if path.is_file() else [f for f in path.iterdir() if f.is_file()]
-        size = sum(file.stat().st_size for file in files)
+    size = None if path is None else sum(file.stat().st_size for file in files_of(path))
     return ModelEntry(name=name, source=_named(sources), present=path is not None, path=path, size=size)
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files of a model at ``path``, a folder or a .gguf file, which may be one of several parts."""
+    if path.is_file():
+        return [path.with_name(part) for part in parts_of(path.name)]
+    return [file for file in path.iterdir() if file.is_file()]
 
 
 def _existing(name: str) -> Path | None:

