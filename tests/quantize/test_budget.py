@@ -194,7 +194,7 @@ def test_an_interrupted_run_has_chosen_already(tmp_path: Path, monkeypatch: pyte
         (["--method", "rtn"], "use --weights int4 and a method that is calibrated"),
         (["--weights", "int8"], "a budget of bits chooses between int4 and int8"),
         (["--to", "mlx", "--bits", "4.3"], "bits a weight in their smallest formats, 4.3 are asked for"),
-        (["--bits", "3"], "bits = 3.0 is not a number from 4 to 16"),
+        (["--bits", "3"], "--bits 3.0 is outside 4 to 16"),
         (["--weights", "auto"], "weights stay as they are stored, --bits is for those"),
     ],
 )
