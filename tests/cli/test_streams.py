@@ -10,7 +10,7 @@ import pytest
 
 pytestmark = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 CLOSED = "standard output is closed"
-FULL = "No space left on device"
+FULL = "error: standard output: No space left on device. send it to another place"
 
 
 def shell(line: str) -> tuple[int, str, str]:
@@ -32,6 +32,9 @@ def shell(line: str) -> tuple[int, str, str]:
         ("minicpm4 models >/dev/full", 2, FULL),
         ("minicpm4 --help >/dev/full", 2, FULL),
         ("minicpm4 --version >/dev/full", 2, FULL),
+        ("minicpm4 doctor >/dev/full", 2, FULL),
+        ("minicpm4 models 1</dev/null", 2, "error: standard output: Bad file descriptor"),
+        ("PYTHONUNBUFFERED=1 minicpm4 models >/dev/full", 2, FULL),
         ("minicpm4 models >/dev/full 2>/dev/full", 2, ""),
         ("minicpm4 generate --prompt-file - <&-", 2, "standard input is closed"),
         ("minicpm4 generate <&-", 2, "standard input is closed"),
@@ -57,3 +60,33 @@ def test_what_is_opened_takes_no_streams_place(tmp_path: Path) -> None:
             check=False,
         )
         assert done.stdout == "True\n"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    "write",
+    [
+        "print('word ' * 20)",
+        "sys.stdout.write('word ' * 20 + chr(10))",
+        "typer.echo('word ' * 20)",
+        "terminal.console(sys.stdout).print('word ' * 20)",
+        "terminal.write_text('word ' * 20 + chr(10), sys.stdout)",
+    ],
+)
+def test_a_write_that_fails_before_the_end_names_standard_output(write: str, unbuffered: str) -> None:
+    """However it is written; the rest of the command never runs. Of a closed pipe nothing is said."""
+    code = (
+        "import sys, typer; from minicpm4 import cli; from minicpm4.cli import models, terminal\n"
+        f"def command():\n for _ in range(10_000): {write}\n print('done', file=sys.stderr)\n"
+        "models.__dict__.pop('commands', None); models.command = command\n"
+        "sys.argv[1:] = ['models']; cli.main()"
+    )
+    for line, status, said in (("> /dev/full", 2, [FULL]), ("| head -1 >&2", 0, ["word " * 20])):
+        done = subprocess.run(
+            ["sh", "-c", f'PYTHONUNBUFFERED={unbuffered} "{sys.executable}" -c "$0" {line}', code],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        told = [one[: len(said[0])] for one in done.stderr.splitlines()]
+        assert (done.returncode, told) == (status, said)

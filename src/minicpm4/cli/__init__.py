@@ -146,7 +146,7 @@ def run(args: Sequence[str]) -> int:
                 return _fail(_memory(error, named))
             if debug or (error.filename is None and error.errno not in _OUTSIDE):
                 return _bug(error, debug)
-            return _fail(_told(error))
+            return _fail(streams.told(error))
         streams.drop(sys.stdout)
         return 1
     except Exception as error:
@@ -160,11 +160,6 @@ def _command_position(args: list[str]) -> int:
 def _fail(message: str) -> int:
     streams.complain(f"error: {one_line(message)}")
     return 2
-
-
-def _told(error: OSError) -> str:
-    what = f"{error.filename}: " if error.filename is not None else ""
-    return f"{what}{error.strerror or error}. check the name, its permissions and the free space there"
 
 
 def _memory(error: Exception, command: str) -> str:

@@ -11,7 +11,24 @@ from typing import Any
 
 from minicpm4.errors import ConfigError
 
-__all__ = ["complain", "drop", "flush", "mend"]
+__all__ = ["complain", "drop", "flush", "mend", "told"]
+
+OUTPUT = "standard output"
+
+
+class _Output(io.FileIO):
+    """Standard output's file: errors of writing name it, whoever wrote and however much was buffered. To
+    flush once more afterwards tells nothing, as what could not be written may be gone by then."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            written = super().write(data)
+        except OSError as error:
+            error.filename = OUTPUT
+            raise
+        if written is None:  # it does not block, and takes nothing now
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), OUTPUT)
+        return written
 
 
 class _Closed(io.TextIOBase):
@@ -47,7 +64,33 @@ def mend() -> str:
         sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)
     if sys.stdout is None:
         sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stdout = _naming(sys.stdout)
     return "standard output is closed. send it to a file, or to /dev/null" if 1 in closed else ""
+
+
+def _naming(stream: Any) -> Any:
+    """``stream`` anew over _Output; itself where it is no ordinary file, as a console of Windows is not."""
+    buffer = getattr(stream, "buffer", None)
+    raw = getattr(buffer, "raw", buffer)  # unbuffered, there is nothing between
+    if type(stream) is not io.TextIOWrapper or type(raw) is not io.FileIO:
+        return stream
+    file = _Output(raw.fileno(), "w", closefd=False)
+    return io.TextIOWrapper(
+        file if raw is buffer else io.BufferedWriter(file),
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
+
+
+def told(error: OSError) -> str:
+    """One line on an error of the system."""
+    why = error.strerror or str(error)
+    if error.filename is OUTPUT:  # a file may have this name, too
+        return f"{OUTPUT}: {why}. send it to another place"
+    what = f"{error.filename}: " if error.filename is not None else ""
+    return f"{what}{why}. check the name, its permissions and the free space there"
 
 
 def complain(line: str) -> None:
@@ -70,7 +113,8 @@ def flush(code: int) -> int:
             return code
         if error.errno == errno.EPIPE:
             return 1
-        complain(f"error: standard output: {error.strerror or error}. send it to another place")
+        error.filename = OUTPUT
+        complain(f"error: {told(error)}")
         return 2
     return code
 
