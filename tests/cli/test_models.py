@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from minicpm4 import zoo
+from minicpm4 import LLM, zoo
 from minicpm4.cli import models
 from minicpm4.zoo.sources import KNOWN
 from tests.cli.conftest import Result, Terminal
+from tests.fixtures.random_checkpoint import make_checkpoint
 from tests.zoo.hub_server import Hub, serve
 
 Run = Callable[..., Result]
@@ -65,3 +66,18 @@ def test_each_model_has_one_line_of_a_terminal(columns: int, monkeypatch: pytest
 def test_sources_are_whole_for_machines(minicpm: Run) -> None:
     listed = json.loads(minicpm("models", "--json").out)
     assert any(one["source"].endswith("more") for one in listed)
+
+
+def test_info_and_the_line_at_load_give_both_sums_of_memory_by_the_same_names(
+    minicpm: Run, tmp_path: Path
+) -> None:
+    folder = str(make_checkpoint(tmp_path / "model", dtype="bfloat16"))
+    with LLM(folder, threads=1, context=512, max_batch=1) as llm:
+        line = re.search(r"(memory planned): (\S+ \S+) \(\S+ \S+ (with this process)\)$", llm.description)
+        assert line is not None
+    sizes = re.findall(
+        r"^  (.+?)  +(\S+ \S+)$", minicpm("info", folder, "--context", "512", "--threads", "1").out, re.M
+    )
+    assert dict(sizes)[line[1]] == line[2]
+    names = [name for name, _ in sizes]
+    assert names[names.index(line[1]) :][1:3] == ["process before loading", line[3]]

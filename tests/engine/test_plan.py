@@ -58,7 +58,7 @@ def demand(**changes: Any) -> Demand:
 
 def test_total_is_the_sum_of_the_rows() -> None:
     plan = make_plan(demand())
-    assert plan.total == sum(size for _, size in plan.rows()) == plan.needed + 50_000_000
+    assert plan.needed == sum(size for _, size in plan.parts()) == plan.total - 50_000_000
 
 
 @pytest.mark.parametrize("kv", ["bf16", "int8", "float32"])
@@ -158,7 +158,13 @@ def test_unknown_memory_refuses_nothing() -> None:
 
 def test_the_table_names_every_part() -> None:
     text = str(make_plan(demand()))
-    for part in ("weights", "cache of 15,360 tokens (240 pages of 64)", "logits", "total", "available"):
+    for part in (
+        "weights",
+        "cache of 15,360 tokens (240 pages of 64)",
+        "logits",
+        "with this process",
+        "available",
+    ):
         assert part in text
 
 
@@ -188,9 +194,16 @@ def test_plan_is_frozen() -> None:
         make_plan(demand()).context = 1  # type: ignore[misc]
 
 
-def test_what_is_told_at_load_is_what_memory_bounds() -> None:
+def test_both_sums_have_the_same_names_wherever_they_are_shown() -> None:
     plan = make_plan(demand(weights=100_000_000))
-    assert describe(RefOps(), plan, None, "n").endswith(f"memory planned: {human(plan.needed)}")
+    told = f"memory planned: {human(plan.needed)} ({human(plan.total)} with this process)"
+    assert describe(RefOps(), plan, None, "n").endswith(told)
+    sizes = dict(plan.rows())
+    assert (sizes["memory planned"], sizes["with this process"]) == (plan.needed, plan.total)
+    shown = [line.split("  ") for line in str(plan).splitlines()]
+    assert [(name.strip(), size[-1].strip()) for name, *size in shown] == [
+        (name, human(size)) for name, size in plan.rows()
+    ]
     assert human(plan.needed) != human(plan.total)
 
 

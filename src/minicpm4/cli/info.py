@@ -59,7 +59,7 @@ def command(
     print_facts("kept on disk", kept_facts(found))
     print_facts("text", [*text_facts(found.text), *stored_facts(found)])
     print_facts("sparse attention", sparse_facts(found))
-    print_facts(f"memory for a context of {found.plan.context:,} tokens", plan_facts(found.plan))
+    print_facts(f"memory for a context of {found.plan.context:,} tokens", _sizes(found.plan))
 
 
 def shape(config: ModelConfig, checkpoint: Checkpoint) -> list[tuple[str, str]]:
@@ -171,12 +171,8 @@ def _why_dense(found: Inspection) -> str:
     return f"the context is shorter than dense_len{since}; --attention sparse turns it on"
 
 
-def plan_facts(plan: MemoryPlan) -> list[tuple[str, str]]:
-    """Every part of the plan, their sum, and what there is."""
-    rows = [*plan.rows(), ("total", plan.total)]
-    if plan.available is not None:
-        rows.append(("available beside this process", plan.available))
-    return [(name, f"{human(size):>9}") for name, size in rows]
+def _sizes(plan: MemoryPlan) -> list[tuple[str, str]]:
+    return [(name, f"{human(size):>9}") for name, size in plan.rows()]
 
 
 def _settings(sparse: SparseConfig) -> str:

@@ -65,8 +65,8 @@ class MemoryPlan:
     def total(self) -> int:
         return self.needed + self.process
 
-    def rows(self) -> list[tuple[str, int]]:
-        """(purpose, bytes) of every part, largest concerns first, as ``info`` prints them."""
+    def parts(self) -> list[tuple[str, int]]:
+        """(purpose, bytes) of all that is needed, largest concerns first."""
         tokens = self.num_pages * self.page_size
         kept = [("pages on their way to and from files", self.kept)] if self.kept else []
         draft = [("what drafts, with all its own", self.draft)] if self.draft else []
@@ -79,13 +79,27 @@ class MemoryPlan:
             (f"rotary table of {self.context:,} positions", self.rotary),
             *kept,
             *draft,
-            ("process before loading", self.process),
         ]
 
-    def __str__(self) -> str:
-        rows = [*self.rows(), ("total", self.total)]
+    def sums(self) -> list[tuple[str, int]]:
+        """What is needed and the total, by the names that both have wherever they are shown."""
+        return [("memory planned", self.needed), ("with this process", self.total)]
+
+    def rows(self) -> list[tuple[str, int]]:
+        """(purpose, bytes) of every part, the sums and what there is."""
+        needed, total = self.sums()
+        rows = [*self.parts(), needed, ("process before loading", self.process), total]
         if self.available is not None:
-            rows.append(("available beyond the process", self.available))
+            rows.append(("available beside this process", self.available))
+        return rows
+
+    def told(self) -> str:
+        """Both sums on one line."""
+        (name, needed), (beside, total) = self.sums()
+        return f"{name}: {human(needed)} ({human(total)} {beside})"
+
+    def __str__(self) -> str:
+        rows = self.rows()
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {human(size):>10}" for name, size in rows)
 
@@ -258,7 +272,7 @@ def _largest_context(demand: Demand, context: int, available: int) -> int:
 
 
 def _refusal(demand: Demand, plan: MemoryPlan, fitting: int, available: int) -> MemoryPlanError:
-    parts = ", ".join(f"{name} {human(size)}" for name, size in plan.rows()[:-1])
+    parts = ", ".join(f"{name} {human(size)}" for name, size in plan.parts())
     least = _least(demand, plan)
     over = least.needed - _usable(demand, available)  # helps only what takes as much
     remedies = []
@@ -300,5 +314,5 @@ def describe(ops: OpTable, plan: MemoryPlan, sparse: SparseConfig | None, notes:
         attention = f"sparse {since} (up to {budget} blocks of {sparse.block_size})"
     return (
         f"attention: {attention}; {notes}; kernels: {ops.description}; context {plan.context:,} tokens; "
-        f"memory planned: {human(plan.needed)}"
+        f"{plan.told()}"
     )

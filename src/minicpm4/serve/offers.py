@@ -13,7 +13,7 @@ from minicpm4.engine.load import Inspection, attentions_of, inspect
 from minicpm4.engine.options import EngineOptions
 from minicpm4.engine.params import FALLBACK
 from minicpm4.errors import ConfigError, Minicpm4Error
-from minicpm4.machine import default_threads, human
+from minicpm4.machine import default_threads
 from minicpm4.progress import Progress
 
 
@@ -71,7 +71,7 @@ class Offer:
             context=plan.context,
             max_sequences=found.options.max_batch,
             vocab_size=found.config.vocab_size,
-            description=f"not loaded; context {plan.context:,} tokens; memory planned: {human(plan.needed)}",
+            description=f"not loaded; context {plan.context:,} tokens; {plan.told()}",
             sampling=dict(found.sampling or FALLBACK),
             chat_template=found.text.chat_template,
             load=lambda progress: _load(found, progress),
