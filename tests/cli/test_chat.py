@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -224,7 +225,7 @@ def test_settings_confirm_themselves(minicpm: Run, script: Script, line: str, sa
     ("line", "message"),
     [
         ("/set temperatur 1", "there is no setting temperatur. did you mean 'temperature'?"),
-        ("/set temperature hot", "/set temperature: hot does not fit. give a number from 0 (the likeliest"),
+        ("/set temperature hot", "/set temperature: hot does not fit. give a number from 0 to 100 (0: the "),
         ("/set temperature 0,5", "0,5 does not fit"),
         ("/set temperature 1 now", "1 now does not fit"),
         ("/set top_k x", "x does not fit. give a whole number from 1; none turns it off"),
@@ -240,6 +241,22 @@ def test_settings_confirm_themselves(minicpm: Run, script: Script, line: str, sa
 def test_wrong_settings_are_explained(minicpm: Run, script: Script, line: str, message: str) -> None:
     result = minicpm("chat", stdin=f"{line}\n")
     assert result.code == 2 and message in result.err
+
+
+@pytest.mark.parametrize(
+    ("name", "outside"),
+    [
+        *(("temperature", 101), ("top_p", 0), ("min_p", 2), ("repetition_penalty", 0)),
+        *(("presence_penalty", 3), ("frequency_penalty", -3)),
+    ],
+)
+def test_what_fits_is_told_as_what_is_refused(
+    minicpm: Run, script: Script, name: str, outside: float
+) -> None:
+    refused = minicpm("chat", stdin=f"/set {name} {outside}\n").err
+    allowed = re.search(r" is outside (.+? to \d+)", refused)
+    assert allowed is not None
+    assert f"give a number from {allowed[1]}" in minicpm("chat", stdin=f"/set {name} x\n").err
 
 
 def test_settings_hold_for_the_next_answer(minicpm: Run, script: Script) -> None:

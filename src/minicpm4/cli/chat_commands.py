@@ -35,20 +35,19 @@ command; // at the beginning is a / that begins no command.
 Ctrl-C stops an answer; where nothing was answered yet it takes the message back.
 """
 DROP = "drop_oldest"
-# Of SamplingParams: what a line can say, and what fits. The others are for a program, or decide what an
-# answer is.
-_NUMBER = "a number from {} to {}; none turns it off"
+# Of SamplingParams: what a line can say, and what fits; {} is the range, or the least. The others are for a
+# program, or decide what an answer is.
 _SWITCH = "on or off"
 SETTINGS = {
-    "max_tokens": "a whole number from 1, or none: up to the context",
-    "min_tokens": "a whole number from 0",
-    "temperature": "a number from 0 (the likeliest token) to 100, as in 0.7, or none",
+    "max_tokens": "a whole number from {}, or none: up to the context",
+    "min_tokens": "a whole number from {}",
+    "temperature": "a number from {} (0: the likeliest token), as in 0.7, or none",
     "top_k": "a whole number from 1; none turns it off",
-    "top_p": _NUMBER.format("above 0", 1),
-    "min_p": _NUMBER.format(0, 1),
-    "repetition_penalty": _NUMBER.format(0.01, 100),
-    "presence_penalty": "a number from -2 to 2; 0 turns it off",
-    "frequency_penalty": "a number from -2 to 2; 0 turns it off",
+    "top_p": "a number from {}; none turns it off",
+    "min_p": "a number from {}; none turns it off",
+    "repetition_penalty": "a number from {}; none turns it off",
+    "presence_penalty": "a number from {}; 0 turns it off",
+    "frequency_penalty": "a number from {}; 0 turns it off",
     "seed": "a whole number, or none",
     "stop": "a text, or none",
     "ignore_eos": _SWITCH,
@@ -212,7 +211,10 @@ def _value(name: str, value: str) -> Any:
     except ConfigError:
         found = None
     if is_switch or not isinstance(found, int | float) or isinstance(found, bool):
-        raise ConfigError(f"/set {name}: {one_line(value):.60} does not fit", f"give {SETTINGS[name]}")
+        from minicpm4.engine.params import LEAST, RANGES  # the engine is loaded by now, at a start it is not
+
+        fitting = SETTINGS[name].format(RANGES.get(name, LEAST.get(name)))
+        raise ConfigError(f"/set {name}: {one_line(value):.60} does not fit", f"give {fitting}")
     return found
 
 

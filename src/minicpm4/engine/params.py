@@ -17,7 +17,6 @@ from minicpm4.text.stream import check_stops
 MAX_SAMPLES = 256
 MAX_LOGPROBS = 1000
 MAX_BIAS = 1e4
-MIN_PENALTY, MAX_PENALTY = 0.01, 100.0
 MAX_GRAMMAR_CHARS = 1 << 17  # of a grammar, a regular expression, or all choices
 MAX_CHOICES = 10_000
 FORMS = ("json_schema", "regex", "grammar", "choice")
@@ -32,6 +31,35 @@ OFF: dict[str, Any] = {
     "repetition_penalty": 1.0,
 }
 SUGGESTED = tuple(OFF)
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Where a number may lie: ``least``, which ``above`` excludes, to ``most``."""
+
+    least: float
+    most: float
+    above: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        return (self.least < value if self.above else self.least <= value) and value <= self.most
+
+    def __str__(self) -> str:
+        return f"{self.least:g}{' (excluded)' if self.above else ''} to {self.most:g}"
+
+
+_PENALTIES = Range(-2, 2)
+RANGES = {
+    "temperature": Range(0, 100),
+    "top_p": Range(0, 1, above=True),
+    "min_p": Range(0, 1),
+    "repetition_penalty": Range(0.01, 100),
+    "presence_penalty": _PENALTIES,
+    "frequency_penalty": _PENALTIES,
+}
+# Whole numbers.
+LEAST = {"max_tokens": 1, "min_tokens": 0, "top_k": -1}
+MOST = 1 << 31  # of all three
 # Where neither caller nor checkpoint says: benchmarks/sampling_defaults.py compares it with others' defaults.
 FALLBACK: dict[str, Any] = {"temperature": 0.7, "top_p": 0.7}
 
@@ -117,7 +145,7 @@ class SamplingParams:
         base = {**OFF, **FALLBACK} if self.is_open else OFF
         for name in left_out:
             _set(self, name, base[name])
-        for name in _FLOATS:
+        for name in RANGES:
             _set(self, name, _number(name, getattr(self, name)))
         if self.attention is not None:
             check_choice("attention", self.attention, ("auto", "dense", "sparse"))
@@ -182,8 +210,8 @@ class SamplingParams:
 
     def _check_lengths(self) -> None:
         if self.max_tokens is not None:
-            check_integer("max_tokens", self.max_tokens, 1, 1 << 31)
-        check_integer("min_tokens", self.min_tokens, 0, 1 << 31)
+            check_integer("max_tokens", self.max_tokens, LEAST["max_tokens"], MOST)
+        check_integer("min_tokens", self.min_tokens, LEAST["min_tokens"], MOST)
         require(
             self.max_tokens is None or self.min_tokens <= self.max_tokens,
             f"min_tokens = {self.min_tokens} is above max_tokens = {self.max_tokens}",
@@ -193,20 +221,12 @@ class SamplingParams:
             check_integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
 
     def _check_filters(self) -> None:
-        require(0 <= self.temperature <= 100, f"temperature = {self.temperature} is outside 0 to 100")
-        check_integer("top_k", self.top_k, -1, 1 << 31)
+        check_integer("top_k", self.top_k, LEAST["top_k"], MOST)
         _set(self, "top_k", max(self.top_k, 0))
-        require(0 < self.top_p <= 1, f"top_p = {self.top_p} is outside 0 (excluded) to 1", "1 turns it off")
-        require(0 <= self.min_p <= 1, f"min_p = {self.min_p} is outside 0 to 1", "0 turns it off")
-        penalty = self.repetition_penalty
-        require(
-            MIN_PENALTY <= penalty <= MAX_PENALTY,
-            f"repetition_penalty = {penalty} is outside {MIN_PENALTY:g} to {MAX_PENALTY:g}",
-            "1 turns it off",
-        )
-        for name in ("presence_penalty", "frequency_penalty"):
+        for name, allowed in RANGES.items():
             value = getattr(self, name)
-            require(-2 <= value <= 2, f"{name} = {value} is outside -2 to 2")
+            remedy = f"{OFF.get(name, 0):g} turns it off" if name != "temperature" else ""
+            require(value in allowed, f"{name} = {value} is outside {allowed}", remedy)
 
     def _check_ends(self) -> None:
         _set(self, "stop", check_stops(self.stop, ConfigError))
@@ -247,9 +267,6 @@ class SamplingParams:
                 f"{name} = {value} is given together with {', '.join(held)}",
                 f"leave out {name}: the answer ends where it is whole",
             )
-
-
-_FLOATS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 
 
 def _set(params: SamplingParams, name: str, value: Any) -> None:

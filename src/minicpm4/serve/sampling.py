@@ -11,9 +11,8 @@ from pydantic import Field
 from minicpm4.engine.params import (
     MAX_BIAS,
     MAX_CHOICES,
-    MAX_PENALTY,
     MAX_SAMPLES,
-    MIN_PENALTY,
+    RANGES,
     SamplingParams,
 )
 from minicpm4.errors import ConfigError
@@ -24,6 +23,15 @@ from minicpm4.text.stream import MAX_STOP_CHARS, MAX_STOPS
 MAX_INTEGER = (1 << 31) - 1
 TOP_LOGPROBS = 20
 
+
+def _within(name: str) -> Any:
+    allowed = RANGES[name]
+    bounds: dict[str, Any] = {"gt" if allowed.above else "ge": allowed.least, "le": allowed.most}
+    return Field(**bounds)
+
+
+Temperature = Annotated[float, _within("temperature")]
+TopP = Annotated[float, _within("top_p")]
 Count = Annotated[int, Field(ge=1, le=MAX_INTEGER), WHOLE]
 CountOrZero = Annotated[int, Field(ge=0, le=MAX_INTEGER), WHOLE]
 TopK = Annotated[int, Field(ge=-1, le=MAX_INTEGER), WHOLE]
@@ -36,13 +44,13 @@ TokenId = Annotated[int, Field(ge=0, le=MAX_INTEGER), WHOLE]
 class Sampling(Shape):
     """Bounds are those of SamplingParams, so that the description of the API shows them."""
 
-    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
     top_k: TopK | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(ge=MIN_PENALTY, le=MAX_PENALTY)] | None = None
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    min_p: Annotated[float, _within("min_p")] | None = None
+    repetition_penalty: Annotated[float, _within("repetition_penalty")] | None = None
+    presence_penalty: Annotated[float, _within("presence_penalty")] | None = None
+    frequency_penalty: Annotated[float, _within("frequency_penalty")] | None = None
     seed: Seed | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=1024)] | None = None

@@ -12,7 +12,7 @@ from minicpm4.serve.bodies import Shape
 from minicpm4.serve.chats import ChatAsked, effort_variables
 from minicpm4.serve.errors import invalid, not_built
 from minicpm4.serve.forced import names_called, told_of
-from minicpm4.serve.sampling import Count, CountOrZero, Sampling, Stop, TopK
+from minicpm4.serve.sampling import Count, CountOrZero, Sampling, Stop, Temperature, TopK, TopP
 from minicpm4.serve.turns import APART, Turns, field, function_of, schema_of
 from minicpm4.text.messages import MAX_MESSAGES, MAX_TOOLS
 from minicpm4.text.stream import MAX_STOPS
@@ -107,8 +107,8 @@ class MessagesBody(PromptBody):
     max_tokens: Count
     stream: bool | None = None
     stop_sequences: Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
     top_k: TopK | None = None
     # Of no consequence here, whatever they hold.
     metadata: Any = None

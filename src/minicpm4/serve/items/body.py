@@ -12,7 +12,7 @@ from minicpm4.serve.bodies import Shape
 from minicpm4.serve.chats import ChatAsked, effort_variables
 from minicpm4.serve.errors import invalid, not_built
 from minicpm4.serve.forced import names_called, told_of
-from minicpm4.serve.sampling import Count, Sampling, Seed, TopK
+from minicpm4.serve.sampling import Count, Sampling, Seed, Temperature, TopK, TopP
 from minicpm4.serve.turns import APART, Turns, field, function_of, schema_of
 from minicpm4.text.messages import MAX_MESSAGES, MAX_TOOLS
 
@@ -63,8 +63,8 @@ class ResponseBody(Shape):
     reasoning: ReasoningOptions | None = None
     text: TextOptions | None = None
     max_output_tokens: Count | None = None
-    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
     top_k: TopK | None = None
     seed: Seed | None = None
     stream: bool | None = None
