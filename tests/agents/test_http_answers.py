@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 
 from minicpm4.agents.mcp.limits import Limits
+from minicpm4.agents.mcp.wire import Wire, _Bounded
 from minicpm4.errors import ToolServerError
 from tests.agents.made_server import ADD
 from tests.agents.servers import reached, running, served
@@ -31,14 +32,18 @@ class _Old:
     ) -> None:
         self.kind, self.wrong, self.body, self.wrong_kind = kind, wrong, body, wrong_kind
         self.streams = 0
+        self.stream = b"retry: 0\n\n"
+        self.silent = False  # at the end of a session
 
     async def __call__(self, scope: dict[str, Any], receive: Callable[[], Any], send: Any) -> None:
         if scope["type"] != "http":
             return
         if scope["method"] == "GET":
             self.streams += 1
-            await _say(send, 200, _EVENTS, b"retry: 0\n\n")
+            await _say(send, 200, _EVENTS, self.stream)
             return
+        if scope["method"] == "DELETE" and self.silent:
+            await asyncio.sleep(3600)
         asked = json.loads((await receive())["body"] or b"{}")
         method = asked.get("method", "")
         if method == self.wrong:
@@ -94,3 +99,43 @@ def test_a_refused_greeting_is_told_in_quotes() -> None:
     with pytest.raises(ToolServerError, match=r"error -32603: 'two words\\n") as caught:
         _tools(_Old(wrong="initialize", body=body))
     assert len(str(caught.value)) < 500 and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("pause", [b"9" * 400, b" " + b"9" * 4000, b"-" + b"9" * 310, b"99999999999"])
+def test_a_pause_that_no_clock_has_ends_no_connection(pause: bytes) -> None:
+    app = _Old()
+    app.stream = b"id: 1\nretry:" + pause + b"\n\n"
+    assert _tools(app, stay=0.5) == ["add"]
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 4096])
+def test_only_long_pauses_are_left_out_of_a_stream(size: int) -> None:
+    kept = b"retry: 5\n\nr\nretry\nretr: 1\rdata: retry:99999999999\r\nretr"
+    whole = b"retry:" + b"9" * 400 + b"\nretry: " + b"8" * 5000 + b"\r\n" + kept + b"y:" + b"7" * 99
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for at in range(0, len(whole), size):
+            yield whole[at : at + size]
+
+    async def go() -> bytes:
+        body = _Bounded(pieces(), Wire(Limits()), stream=True, aside=False)
+        return b"".join([chunk async for chunk in body])
+
+    assert asyncio.run(go()).startswith(b"retry:\nretry:\r\n" + kept.removesuffix(b"retr"))
+
+
+def test_a_server_that_answers_no_farewell_is_left_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    app, waits = _Old(), []
+    app.silent = True
+    wait = asyncio.wait
+
+    async def timed(*given: Any, **more: Any) -> Any:
+        before = asyncio.get_running_loop().time()
+        found = await wait(*given, **more)
+        waits.append(asyncio.get_running_loop().time() - before)
+        assert found[0], "its task was given up"
+        return found
+
+    monkeypatch.setattr(asyncio, "wait", timed)
+    assert _tools(app) == ["add"]
+    assert waits and max(waits) < 8

@@ -23,7 +23,11 @@ logging.getLogger("httpx2").setLevel(logging.WARNING)  # below, each request is 
 
 HTTP_SECONDS = 30.0  # to connect and to send
 PAUSE = 0.1  # seconds at least between two streams that are asked for: servers may want none
+FAREWELL_SECONDS = 1.0  # for the answer to the end of a session, of which nothing follows
 _EMPTY = re.compile(rb"(?:\r\n?|\n)(?:\r\n?|\n)")  # line, which ends a message of a stream
+_LONG_PAUSE = re.compile(rb"(?<=[\r\n])retry:[^\r\n]{10,}")  # of months and more: the SDK's sleep overflows
+_MAY_BE_PAUSE = re.compile(rb"(?<=[\r\n])(?:r|re|ret|retr|retry[^\r\n]*)\Z")  # a line that has not ended
+_MOST_HELD = 64  # bytes of that
 
 
 class Wire:
@@ -77,6 +81,7 @@ class _Bounded(httpx2.AsyncByteStream):
         """``stream``: of many messages; ``aside``: what breaks it breaks no request."""
         self._inner, self._wire, self._stream, self._aside, self._read = inner, wire, stream, aside, 0
         self._end = b""
+        self._last, self._held = b"\n", b""
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         limits = self._wire.limits
@@ -88,7 +93,16 @@ class _Bounded(httpx2.AsyncByteStream):
                 if not self._aside:
                     self._wire.broke(why)
                 raise httpx2.StreamError(why)
-            yield chunk
+            yield self._without_long_pauses(chunk) if self._stream else chunk
+
+    def _without_long_pauses(self, chunk: bytes) -> bytes:
+        """What of a stream is read on: a pause that no clock has is left out, as one that is no number is."""
+        found = self._last + self._held + chunk
+        begun = _MAY_BE_PAUSE.search(found)
+        self._held = begun[0][:_MOST_HELD] if begun else b""
+        found = _LONG_PAUSE.sub(b"retry:", found[: begun.start()] if begun else found)
+        passed, self._last = found[1:], found[-1:]
+        return passed
 
     def _events(self, chunk: bytes) -> int:
         """How many messages of a stream end in ``chunk``, as far as its own empty lines tell."""
@@ -103,8 +117,11 @@ class _Transport(httpx2.AsyncHTTPTransport):
     def __init__(self, wire: Wire) -> None:
         super().__init__()
         self._wire, self._next = wire, 0.0
+        self._until: float | None = None  # the farewell, redirections too
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        if request.method == "DELETE":
+            return await self._farewell(request)
         if request.method == "GET":
             now = anyio.current_time()
             wait, self._next = max(self._next - now, 0.0), max(self._next, now) + PAUSE
@@ -122,6 +139,16 @@ class _Transport(httpx2.AsyncHTTPTransport):
             response.stream, self._wire, stream=streamed, aside=request.method != "POST"
         )
         return response
+
+    async def _farewell(self, request: httpx2.Request) -> httpx2.Response:
+        """What a server says to the end of its session, without a body: it is waited for, but not long."""
+        self._until = self._until or anyio.current_time() + FAREWELL_SECONDS
+        with anyio.CancelScope(deadline=self._until):
+            response = await super().handle_async_request(request)
+            await response.aclose()
+            place = response.headers.get("location")
+            return httpx2.Response(response.status_code, headers={"location": place} if place else {})
+        raise httpx2.ReadTimeout("no answer to the end of the session", request=request)
 
 
 @asynccontextmanager
