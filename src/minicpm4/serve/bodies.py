@@ -132,7 +132,9 @@ def _wrong(error: ValidationError, table: Mapping[str, Any]) -> ApiError:
     path = whole.removeprefix(".")[:200]
     if told["type"] == "missing":
         return invalid(path, f"{path} is missing", "missing_field")
-    message = f"{path} = {shown(value)} is not right: {told['msg'][:1].lower()}{told['msg'][1:]}"
+    message = (
+        f"{path or 'the body'} = {shown(value)} is not right: {told['msg'][:1].lower()}{told['msg'][1:]}"
+    )
     return invalid(path or None, message, "invalid_value")
 
 

@@ -80,6 +80,10 @@ class Guard:
     def _check(self, scope: Scope, path: str) -> None:
         """Raise ApiError unless the request may go on."""
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        if b"content-length" in headers and b"transfer-encoding" in headers:
+            # Where a proxy before us reads it the other way, the rest would be a request of somebody else's.
+            message = "Content-Length and Transfer-Encoding are both given: send one of them"
+            raise ApiError(400, message, code="two_lengths", headers={"Connection": "close"})
         self._check_host(headers)
         if path in self.open_paths:
             return

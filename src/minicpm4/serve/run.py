@@ -19,7 +19,7 @@ import uvicorn
 from minicpm4.engine.async_llm import AsyncLLM
 from minicpm4.errors import ConfigError
 from minicpm4.serve.app import APIS, Server, create_app
-from minicpm4.serve.connections import patient
+from minicpm4.serve.connections import patient, watch_the_door
 from minicpm4.serve.endpoints import Api
 from minicpm4.serve.guard import is_loopback
 from minicpm4.serve.settings import ServeSettings
@@ -121,6 +121,7 @@ async def serve(
             ws="none",
         )
     )
+    watch_the_door(asyncio.get_running_loop())
     running = asyncio.ensure_future(server.serve(sockets=[door]))
     try:
         while not server.started and not running.done():
