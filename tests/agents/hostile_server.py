@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import subprocess
 import sys
 import time
 from typing import Any
@@ -201,6 +202,38 @@ class HostileAsksAndAnswers(HostileAsksAtOnce):
     def call(self, number: Any, name: str, given: dict[str, Any]) -> None:
         super().call(number, name, given)
         send({"id": number, "result": text("done")})
+
+
+class HostileLines(Hostile):
+    """Empty lines without end."""
+
+    def call(self, number: Any, name: str, given: dict[str, Any]) -> None:
+        while True:
+            sys.stdout.write("\n" * 65536)
+
+
+class HostileOrphans(Hostile):
+    """It ends, and a child of its holds its pipes."""
+
+    def call(self, number: Any, name: str, given: dict[str, Any]) -> None:
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
+        os._exit(3)
+
+
+class HostileDeaf(Hostile):
+    """It closes its input, and answers what it had read."""
+
+    def call(self, number: Any, name: str, given: dict[str, Any]) -> None:
+        os.close(0)
+        super().call(number, name, given)
+        time.sleep(3600)
+
+
+class HostileErrors(Hostile):
+    """It answers with an error by the code that the SDK has for connections that are lost."""
+
+    def call(self, number: Any, name: str, given: dict[str, Any]) -> None:
+        send({"id": number, "error": {"code": -32000, "message": "the database is locked"}})
 
 
 class HostileNewAsks(NewAsks):

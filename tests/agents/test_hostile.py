@@ -46,6 +46,7 @@ def called(spec: ServerSpec, limits: Limits = TIGHT, person: Person | None = Non
         ("hostilenews", "over 4,194,304 bytes without being asked"),
         ("hostilepings", "over 4,194,304 bytes without being asked"),
         ("hostilenoise", "no JSON-RPC"),
+        ("hostilelines", "no JSON-RPC"),
     ],
 )
 def test_a_server_that_says_too_much_is_ended(manner: str, told: str) -> None:
@@ -79,6 +80,31 @@ def test_small_messages_of_a_stream_are_counted(end: bytes, size: int) -> None:
 def test_a_server_that_takes_too_long_is_ended(manner: str) -> None:
     result = called(made(manner, timeout=0.5))
     assert result.failed and "did not answer add in 0.5 s" in result.text
+
+
+def test_a_server_whose_child_holds_its_pipes_has_ended_all_the_same() -> None:
+    assert "ended with code 3" in called(made("hostileorphans")).text
+
+
+def test_a_server_that_reads_no_more_is_told() -> None:
+    async def go() -> tuple[ToolResult, ToolResult]:
+        async with boxed([made("hostiledeaf")], Person("session"), SOON) as box:
+            return await box.call("made.add", GIVEN), await box.call("made.add", GIVEN)
+
+    first, second = asyncio.run(go())
+    assert first.text == "5" and "it reads no more" in second.text
+
+
+def test_an_error_of_a_server_ends_no_connection() -> None:
+    async def go() -> tuple[ToolResult, str, int]:
+        async with boxed([made("hostileerrors")], Person("session"), SOON) as box:
+            result = await box.call("made.add", GIVEN)
+            await box.refresh()
+            return result, box.health[0].state, box.health[0].restarts
+
+    result, *state = asyncio.run(go())
+    assert result.text == "made answered with error -32000: the database is locked"
+    assert state == ["ready", 0]
 
 
 def test_processes_of_ended_servers_are_gone(tmp_path: Path) -> None:

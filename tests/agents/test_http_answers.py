@@ -33,6 +33,7 @@ class _Old:
         self.kind, self.wrong, self.body, self.wrong_kind = kind, wrong, body, wrong_kind
         self.streams = 0
         self.stream = b"retry: 0\n\n"
+        self.breaks = False  # off in the middle of the wrong answer
         self.silent = False  # at the end of a session
 
     async def __call__(self, scope: dict[str, Any], receive: Callable[[], Any], send: Any) -> None:
@@ -46,6 +47,17 @@ class _Old:
             await asyncio.sleep(3600)
         asked = json.loads((await receive())["body"] or b"{}")
         method = asked.get("method", "")
+        if method == self.wrong and self.breaks:
+            more = {"type": "http.response.body", "body": self.body, "more_body": True}
+            await send(
+                {
+                    "type": "http.response.start",
+                    "status": 200,
+                    "headers": [(b"content-type", self.wrong_kind.encode())],
+                }
+            )
+            await send(more)
+            raise ConnectionError
         if method == self.wrong:
             await _say(send, 200, self.wrong_kind, self.body.replace(b"ID", str(asked["id"]).encode()))
         elif method in _RESULTS:
@@ -139,3 +151,13 @@ def test_a_server_that_answers_no_farewell_is_left_soon(monkeypatch: pytest.Monk
     monkeypatch.setattr(asyncio, "wait", timed)
     assert _tools(app) == ["add"]
     assert waits and max(waits) < 8
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"), [(_JSON, "RemoteProtocolError: peer closed"), (_EVENTS, "SSE stream ended")]
+)
+def test_how_a_connection_was_lost_is_told(kind: str, told: str) -> None:
+    app = _Old(wrong="tools/list", body=b": x\n", wrong_kind=kind)
+    app.breaks = True
+    with pytest.raises(ToolServerError, match=told):
+        _tools(app)

@@ -127,6 +127,7 @@ class Connection:
                 return _OtherEra(f"it said nothing in {seconds:g} s")
             opened.set_result(None)
             await self._closing.wait()
+            self.wire.broke("it was ended")  # which calls that still wait are told
         return None
 
     async def _entered(self, stack: AsyncExitStack) -> ClientSession:

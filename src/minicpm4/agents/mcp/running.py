@@ -23,6 +23,9 @@ __all__ = ["Running", "named_versions", "told_of", "why_not"]
 
 T = TypeVar("T")
 _TOLD = 200  # characters of an error that are told
+TOLD_SECONDS = 2.0  # until a connection that is lost has told why
+_CLOSED = "Connection closed"
+_LOST = ("SSE stream ended", "SSE stream failed")
 _UNREAD = ("Failed to parse JSON response: ", "Failed to parse SSE message: ")
 
 
@@ -99,19 +102,25 @@ class Running:
         except MCPError as error:
             if is_unread(error) and not self._wire.why:
                 raise self._misspoken() from error
-            if not self._wire.why and error.error.code != types.CONNECTION_CLOSED:
+            if not self._wire.why and not is_lost(error):
                 told = f"{error.error.code}: {error.error.message:.2000}"
                 raise ToolServerError(f"{name} answered with error {told}") from error
-            raise self._ended() from error
+            raise await self._ended("" if error.error.message == _CLOSED else error.error.message) from error
         except (anyio.ClosedResourceError, anyio.BrokenResourceError) as error:
-            raise self._ended() from error
+            raise await self._ended() from error
         except (ValidationError, ValueError) as error:
             raise self._misspoken() from error
 
     def _misspoken(self) -> ToolServerError:
         return ToolServerError(f"{self._spec.name} did not {self._what} in the protocol's form")
 
-    def _ended(self) -> ToolServerError:
+    async def _ended(self, why: str = "") -> ToolServerError:
+        """Of a connection that is lost; ``why`` is told a moment later, where the request cannot know."""
+        if why:
+            self._wire.broke(why)
+        with anyio.move_on_after(TOLD_SECONDS):
+            while not self._wire.why:
+                await anyio.sleep(0.01)
         self._wire.broke("it ended")
         return ToolServerError(why_not(self._spec, [self._wire.why], self._wire))
 
@@ -119,6 +128,13 @@ class Running:
 def is_unread(error: MCPError) -> bool:
     """Whether the SDK made it itself of an answer that is no message, whose whole text it puts in there."""
     return error.error.code == types.PARSE_ERROR and error.error.message.startswith(_UNREAD)
+
+
+def is_lost(error: MCPError) -> bool:
+    """Whether the SDK made it itself since no answer can come any more. Servers use its code for errors of
+    all kinds."""
+    message = error.error.message
+    return error.error.code == types.CONNECTION_CLOSED and (message == _CLOSED or message.startswith(_LOST))
 
 
 def named_versions(error: MCPError) -> list[str] | None:

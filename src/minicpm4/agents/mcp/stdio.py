@@ -26,7 +26,8 @@ from minicpm4.errors import ToolServerError
 __all__ = ["minimal_variables", "stdio"]
 
 READ_BYTES = 1 << 16
-END_SECONDS = 2.0  # between closing its input, SIGTERM and SIGKILL
+END_SECONDS = 2.0  # between closing its input, SIGTERM and SIGKILL; for what it said before it ended
+WATCH_SECONDS = 0.25  # between two looks whether it lives
 _PASSED_ON = (
     *("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR"),
     *("SYSTEMROOT", "SYSTEMDRIVE", "USERPROFILE", "APPDATA", "LOCALAPPDATA", "PATHEXT", "TEMP", "TMP"),
@@ -73,6 +74,7 @@ async def stdio(
             tasks.start_soon(_read, process, said, wire)
             tasks.start_soon(_complaints, process, wire)
             tasks.start_soon(_write, process, queued, said, wire)
+            tasks.start_soon(_watch, process, said, wire)
             try:
                 yield heard, told
             finally:
@@ -105,10 +107,23 @@ async def _read(process: asyncio.subprocess.Process, said: MemoryObjectSendStrea
                 if len(line) > limits.message_bytes:
                     wire.broke(f"it wrote a message of over {limits.message_bytes:,} bytes")
                     return
-            with anyio.move_on_after(END_SECONDS):
-                await _gone(process)
-            code = process.returncode
-            wire.broke("it closed its output" if code is None else f"it ended with code {code}")
+            await _broke(process, wire, "it closed its output")
+
+
+async def _watch(process: asyncio.subprocess.Process, said: MemoryObjectSendStream[Any], wire: Wire) -> None:
+    """Tell that it has ended where its output does not: children of its may hold that open."""
+    await _gone(process, WATCH_SECONDS)
+    await anyio.sleep(END_SECONDS)
+    await _broke(process, wire, "")
+    said.close()
+
+
+async def _broke(process: asyncio.subprocess.Process, wire: Wire, else_why: str) -> None:
+    """Tell how it has ended, as it may be about to, or ``else_why``."""
+    with anyio.move_on_after(END_SECONDS):
+        await _gone(process)
+    code = process.returncode
+    wire.broke(else_why if code is None else f"it ended with code {code}")
 
 
 async def _message(line: bytes, said: MemoryObjectSendStream[Any], wire: Wire) -> bool:
@@ -117,7 +132,7 @@ async def _message(line: bytes, said: MemoryObjectSendStream[Any], wire: Wire) -
         wire.broke(f"it wrote a message of over {wire.limits.message_bytes:,} bytes")
         return False
     if not line.strip():
-        return True
+        return wire.noise(len(line) + 1)
     try:
         message = types.jsonrpc_message_adapter.validate_json(line, by_name=False)
     except (ValueError, RecursionError):
@@ -152,7 +167,8 @@ async def _write(
             try:
                 process.stdin.write(text.encode() + b"\n")
                 await process.stdin.drain()
-            except (OSError, RuntimeError):  # it reads no more
+            except (OSError, RuntimeError):
+                await _broke(process, wire, "it reads no more")
                 said.close()
                 return
 
@@ -176,10 +192,10 @@ async def _end(process: asyncio.subprocess.Process) -> None:
             transport.close()
 
 
-async def _gone(process: asyncio.subprocess.Process) -> None:
+async def _gone(process: asyncio.subprocess.Process, every: float = 0.01) -> None:
     """Wait for a process, unlike its ``wait`` not for pipes as well, which its children may hold."""
     while process.returncode is None:
-        await anyio.sleep(0.01)
+        await anyio.sleep(every)
 
 
 def _signal(process: asyncio.subprocess.Process, name: str) -> None:
