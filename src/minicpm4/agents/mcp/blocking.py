@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import signal
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -15,6 +17,7 @@ from minicpm4.agents.mcp.asking import Answer, Ask, Consent, Form, May
 __all__ = ["Blocking"]
 
 T = TypeVar("T")
+LEAVE_SECONDS = 5.0  # for what was given up to end what it has started
 
 
 class _Work(Generic[T]):
@@ -59,9 +62,14 @@ class _Work(Generic[T]):
         self._ended()
 
 
+def _leave(number: int, _: object) -> None:
+    raise SystemExit(128 + number)  # as a shell has it
+
+
 class Blocking:
     """``may`` and ``tell`` answer what ``Ask`` asks, on the thread that called ``run``: a terminal's. To be
-    closed (``with``)."""
+    closed (``with``): then whatever still runs is cancelled, and has ended. Meanwhile a signal that would end
+    the process at once ends it in order, as Ctrl-C does: servers that hang would outlive it."""
 
     def __init__(self, may: Callable[[May], Consent], tell: Callable[[Form], Answer]) -> None:
         self._may, self._tell = may, tell
@@ -69,15 +77,36 @@ class Blocking:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="mcp")
         self._thread.start()
         self._items: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._before: dict[int, Any] = {}  # signals' ways
         self.ask = Ask(self._later(self._may), self._later(self._tell))
 
     def __enter__(self) -> Blocking:
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                with suppress(ValueError):  # not the main thread: whoever runs us there has its own ways
+                    self._before[number] = signal.signal(number, _leave)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
+        leaving = asyncio.run_coroutine_threadsafe(self._give_up(), self._loop)
+        while self._thread.is_alive():
+            try:
+                self._thread.join()
+            except (KeyboardInterrupt, SystemExit):  # it is being ended, and soon is
+                continue
+        leaving.cancel()
         self._loop.close()
+        for number, before in self._before.items():
+            signal.signal(number, before)
+
+    async def _give_up(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for one in others:
+            one.cancel()
+        if others:
+            await asyncio.wait(others, timeout=LEAVE_SECONDS)
+        self._loop.stop()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of ``work``, which runs in the loop; Ctrl-C cancels it. Raises what it raises."""

@@ -174,18 +174,21 @@ async def _write(
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """End a process and its children: by the end of its input, else by signals."""
+    """End a process and its children: by the end of its input, else by signals; at once where this is
+    cancelled, as by a second Ctrl-C."""
     if process.stdin is not None:
         with contextlib.suppress(OSError, RuntimeError):
             process.stdin.close()
-    for name in ("", "SIGTERM", "SIGKILL"):
-        if name:
-            _signal(process, name)
-        with anyio.move_on_after(END_SECONDS):
-            await _gone(process)
-        if process.returncode is not None:
-            break
-    _signal(process, "SIGKILL")  # what it started and left behind
+    try:
+        for name in ("", "SIGTERM", "SIGKILL"):
+            if name:
+                _signal(process, name)
+            with anyio.move_on_after(END_SECONDS):
+                await _gone(process)
+            if process.returncode is not None:
+                break
+    finally:
+        _signal(process, "SIGKILL")  # what it started and left behind
     transport = getattr(process, "_transport", None)
     if transport is not None:
         with contextlib.suppress(OSError):
