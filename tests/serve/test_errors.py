@@ -14,7 +14,6 @@ from tests.serve.conftest import CHAT, HELLO, events
 WRONG: list[tuple[dict[str, Any], str | None]] = [
     ({"temperature": -1}, "temperature"),
     ({"temperature": "hot"}, "temperature"),
-    ({"temperature": 1e999}, "temperature"),
     ({"temperature": True}, "temperature"),
     ({"top_p": 0}, "top_p"),
     ({"top_p": 1.5}, "top_p"),
@@ -73,7 +72,7 @@ WRONG: list[tuple[dict[str, Any], str | None]] = [
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_wrong_field_is_a_400_with_its_path(serve: Any, body: Any, param: str, stream: bool) -> None:
     table = {"messages": HELLO, **({"stream": True} if stream else {}), **body}
-    content = json.dumps(table).replace("Infinity", "1e999")
+    content = json.dumps(table)
     response = serve().ask("POST", CHAT, content=content, headers={"content-type": "application/json"})
     assert response.status_code == 400, response.text
     error = response.json()["error"]
@@ -96,8 +95,10 @@ def test_a_wrong_field_is_a_400_with_its_path(serve: Any, body: Any, param: str,
         b'{"a":' * 5_000 + b"1" + b"}" * 5_000,
         b'{"n": ' + b"9" * 5_000 + b"}",
         b'{"seed": 1' + b"0" * 399 + b', "messages": [{"role": "user", "content": "x"}]}',
+        b'{"temperature": 1e999, "messages": [{"role": "user", "content": "x"}]}',
+        b'{"chat_template_kwargs": {"a": [-1e999]}, "messages": [{"role": "user", "content": "x"}]}',
     ],
-    ids=range(13),
+    ids=range(15),
 )
 def test_hostile_bodies_are_400(serve: Any, content: bytes) -> None:
     response = serve().ask("POST", CHAT, content=content, headers={"content-type": "application/json"})

@@ -11,7 +11,7 @@ from typing import Any
 from minicpm4.errors import Minicpm4Error
 from minicpm4.files.encodings import UndecodableError, decode_text
 
-__all__ = ["LFS_REMEDY", "is_lfs_pointer", "parse_json", "read_bytes", "read_json", "read_text"]
+__all__ = ["LFS_REMEDY", "is_lfs_pointer", "parse_json", "read_bytes", "read_json", "read_text", "strict_json"]
 
 MAX_DIGITS = 300  # of an integer in JSON: a longer one has no place among floats, and none is meant
 
@@ -88,17 +88,22 @@ def parse_json(
     """
     text = _decode(content, where, error, remedy) if isinstance(content, bytes) else content
     try:
-        return json.loads(
-            text,
-            parse_int=_integer,
-            parse_float=None if constants else _finite,
-            parse_constant=None if constants else _refuse_constant,
-            object_pairs_hook=_distinct if distinct else None,
-        )
+        return strict_json(text, constants=constants, distinct=distinct)
     except RecursionError as why:
         raise error(f"{where} is nested too deep", remedy) from why
     except ValueError as why:
         raise error(f"{where} is not JSON: {why}", remedy) from why
+
+
+def strict_json(text: bytes | str, *, constants: bool = False, distinct: bool = False) -> Any:
+    """``parse_json`` for callers with errors of their own. Raises ValueError, RecursionError."""
+    return json.loads(
+        text,
+        parse_int=_integer,
+        parse_float=None if constants else _finite,
+        parse_constant=None if constants else _refuse_constant,
+        object_pairs_hook=_distinct if distinct else None,
+    )
 
 
 def _decode(content: bytes, where: str, error: type[Minicpm4Error], remedy: str) -> str:

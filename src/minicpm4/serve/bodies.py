@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from minicpm4.config.strict import shown
+from minicpm4.files.reading import strict_json
 from minicpm4.serve.errors import ApiError, invalid
 
 MAX_DEPTH = 100
-MAX_DIGITS = 400  # of a number
 _BIG = 1 << 18  # bytes from which on a body is read beside the loop
 
 
@@ -93,7 +92,7 @@ def _too_long(most: int) -> ApiError:
 
 def _parse(body: bytes) -> Any:
     try:
-        found = json.loads(body, parse_constant=_no_constant, parse_int=_integer)
+        found = strict_json(body)
     except (ValueError, RecursionError) as error:
         why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise invalid(None, f"the body is not JSON: {why}", "invalid_json") from None
@@ -109,16 +108,6 @@ def _parse(body: bytes) -> Any:
         if not level:
             return found
     raise invalid(None, f"the body is nested over {MAX_DEPTH} levels deep", "invalid_json")
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number in JSON")
-
-
-def _integer(digits: str) -> int:
-    if len(digits) > MAX_DIGITS:
-        raise ValueError(f"a number has {len(digits)} digits")
-    return int(digits)
 
 
 def _wrong(error: ValidationError, table: Mapping[str, Any]) -> ApiError:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minicpm4.errors import RequestError
+from minicpm4.files.reading import strict_json
 
 __all__ = [
     "MAX_CHAT_CHARS",
@@ -148,7 +148,7 @@ def parsed_arguments(arguments: str | Mapping[str, Any], where: str) -> dict[str
     found: Any = arguments
     if isinstance(arguments, str):
         try:
-            found = json.loads(arguments) if arguments.strip() else {}
+            found = strict_json(arguments) if arguments.strip() else {}
         except (ValueError, RecursionError) as error:
             raise RequestError(f"{where}: the arguments are not JSON: {error}") from error
     if not isinstance(found, Mapping):
