@@ -22,7 +22,7 @@ WRONG: list[tuple[dict[str, Any], str | None]] = [
     ({"presence_penalty": 3}, "presence_penalty"),
     ({"frequency_penalty": -3}, "frequency_penalty"),
     ({"n": 0}, "n"),
-    ({"n": 10**300}, "n"),
+    ({"n": 10**299}, "n"),
     ({"seed": "x"}, "seed"),
     ({"seed": 1 << 70}, "seed"),
     ({"max_tokens": 0}, "max_tokens"),

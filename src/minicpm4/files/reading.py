@@ -11,7 +11,15 @@ from typing import Any
 from minicpm4.errors import Minicpm4Error
 from minicpm4.files.encodings import UndecodableError, decode_text
 
-__all__ = ["LFS_REMEDY", "is_lfs_pointer", "parse_json", "read_bytes", "read_json", "read_text", "strict_json"]
+__all__ = [
+    "LFS_REMEDY",
+    "is_lfs_pointer",
+    "parse_json",
+    "read_bytes",
+    "read_json",
+    "read_text",
+    "strict_json",
+]
 
 MAX_DIGITS = 300  # of an integer in JSON: a longer one has no place among floats, and none is meant
 
