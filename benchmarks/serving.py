@@ -36,6 +36,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+from commits import commit
 from endurance import facts, faults, quarters
 from peers.quiet import Watch, is_loud
 from toll import batches, pairs, shares
@@ -361,12 +362,6 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
             p50, p99 = np.median(gaps, axis=0)
             lines.append(f"| {count} | {name} | {rate:.1f} | {first:.0f} | {p50:.0f}, {p99:.0f} |")
     return "\n".join(lines)
-
-
-def commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
 
 
 def parse() -> argparse.Namespace:

@@ -166,12 +166,15 @@ def test_a_tokenizer_that_no_gguf_file_holds_is_told_before(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("odd", [None, -1, 1 << 20, 3.0, True])
 def test_a_run_that_goes_on_says_so(
     models: dict[str, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    odd: Any,
 ) -> None:
+    """Texts that were kept and hold what is no token are written anew."""
     args = ["convert", str(models["usual"]), str(tmp_path / "out"), "--samples", "2", "--length", "64"]
 
     def interrupted(*_: Any) -> None:
@@ -181,9 +184,14 @@ def test_a_run_that_goes_on_says_so(
         context.setattr(model_writer, "write_model", interrupted)
         assert run(args) == 130
     assert "going on" not in caplog.text
+    part = tmp_path / "out.part"
+    if odd is not None:
+        kept = json.loads((part / "texts.json").read_text())
+        kept["ids"][1][-1] = odd
+        (part / "texts.json").write_text(json.dumps(kept))
     assert run(args) == 0
-    told, part = caplog.text, tmp_path / "out.part"
-    assert f"going on: the model's own texts are kept in {part}" in told
+    told = caplog.text
+    assert (f"going on: the model's own texts are kept in {part}" in told) == (odd is None)
     assert f"going on: 2 of 2 layers are kept in {part}" in told and not part.exists()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from minicpm4.agents.mcp.tasks.task import read_tasks
-from minicpm4.config.strict import from_mapping, from_table
+from minicpm4.config.strict import counted, from_mapping, from_table
 from minicpm4.errors import ConfigError
 
 
@@ -33,3 +33,8 @@ def test_a_task_that_lacks_a_key_is_refused_with_its_line(tmp_path: Path) -> Non
     (tmp_path / "t.jsonl").write_text('{"id": "a"}\n')
     with pytest.raises(ConfigError, match=r"t\.jsonl.* lacks [a-z]+"):
         read_tasks(tmp_path / "t.jsonl")
+
+
+def test_things_are_counted_as_they_are_said() -> None:
+    assert [counted(n, "text") for n in (0, 1, 2, 1000)] == ["0 texts", "1 text", "2 texts", "1,000 texts"]
+    assert [counted(n, "entry", "entries") for n in (0, 1, 2)] == ["0 entries", "1 entry", "2 entries"]

@@ -24,7 +24,7 @@ WRONG: list[tuple[dict[str, Any], str | None]] = [
     ({"n": 0}, "n"),
     ({"n": 10**299}, "n"),
     ({"seed": "x"}, "seed"),
-    ({"seed": 1 << 70}, "seed"),
+    ({"seed": 1 << 64}, "seed"),
     ({"max_tokens": 0}, "max_tokens"),
     ({"max_completion_tokens": -1}, "max_completion_tokens"),
     ({"min_tokens": 9, "max_tokens": 3}, "min_tokens"),

@@ -185,7 +185,7 @@ class Grammar:
             if any(self._behind(mark) is not None for mark in phase.closing):
                 self._phases.append(self._answer())
         else:
-            self._look_for_entries(phase)
+            self._look_for_entries()
 
     def undo(self, n: int) -> None:
         """See Processor."""
@@ -228,7 +228,7 @@ class Grammar:
         if not phase.last and phase.matcher.is_stopped():
             self._phases.append(_Phase(len(self._tokens)))
 
-    def _look_for_entries(self, phase: _Phase) -> None:
+    def _look_for_entries(self) -> None:
         """Whether a call begins, or a thought."""
         for opening, closing in self._marks if len(self._phases) == 1 else ():
             if self._at_first(opening) is not None:

@@ -135,7 +135,7 @@ class DraftHead(nn.Module):
 
     def forward(self, texts: Sequence[Shown]) -> Found:
         """Run ``texts``, whose answers have two tokens or more."""
-        batch = _Batch(texts, self.turns)
+        batch = _Batch(texts)
         vector: Any = self.get_parameter
         head = self.layout.build(self._ops, self._target, vector, self._linears)
         kv: Any = UnrolledKV(head.config.num_key_value_heads, head.config.head_dim)
@@ -192,7 +192,7 @@ class _Batch:
     """Where the rows of texts lie. In the first turn each text has a row for each token but the last; those
     that go on (``rows``) are those behind which an answer has two tokens more."""
 
-    def __init__(self, texts: Sequence[Shown], turns: int) -> None:
+    def __init__(self, texts: Sequence[Shown]) -> None:
         sizes = [len(one.ids) - 1 for one in texts]
         self._first = [*accumulate(sizes, initial=0)]
         parts = [np.arange(one.start - 1, len(one.ids) - 2) for one in texts]
