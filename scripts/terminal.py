@@ -18,7 +18,7 @@ import pyte
 
 PATIENCE = 60.0  # seconds that a text may take to appear, on a machine that does other things too
 PASTE = "\x1b[200~{}\x1b[201~"  # how terminals mark what is pasted
-CTRL_C, CTRL_D, ENTER, UP = "\x03", "\x04", "\r", "\x1b[A"
+CTRL_C, CTRL_D, CTRL_Z, ENTER, UP = "\x03", "\x04", "\x1a", "\r", "\x1b[A"
 
 
 def _own_terminal() -> None:
@@ -102,6 +102,12 @@ class Terminal:
         while lines and not lines[-1]:
             lines.pop()
         return "\n".join(lines)
+
+    @property
+    def shows_keys(self) -> bool:
+        """Whether what is typed is shown, and read line by line, as a terminal is left to others."""
+        both = termios.ECHO | termios.ICANON
+        return bool(termios.tcgetattr(self._ours)[3] & both == both)
 
     def close(self) -> None:
         """End the program if it runs."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,22 +18,28 @@ pytest.importorskip("prompt_toolkit", reason="prompt_toolkit is not installed he
 pytest.importorskip("pyte", reason="the terminal of the tests, pyte, is not installed here: make setup")
 pytest.importorskip("termios")
 
-from scripts.terminal import CTRL_C, CTRL_D, ENTER, PASTE, UP, Terminal
+from scripts.terminal import CTRL_C, CTRL_D, CTRL_Z, ENTER, PASTE, UP, Terminal
 from tests.engine.conftest import require_smollm
 
 ROOT = Path(__file__).parents[2]
 Chat = Callable[..., Terminal]
 
 
+COMMAND = [sys.executable, "-m", "tests.cli.scripted_chat", "chat"]
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Where what is kept goes to ``folder``."""
+    return {**os.environ, "MINICPM4_CHAT": str(folder / "kept"), "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
+
+
 @pytest.fixture
 def chat(tmp_path: Path) -> Iterator[Chat]:
     """Start a chat, and wait for its first prompt."""
     started: list[Terminal] = []
-    env = {**os.environ, "MINICPM4_CHAT": str(tmp_path / "kept"), "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
 
     def start(*options: str) -> Terminal:
-        command = [sys.executable, "-m", "tests.cli.scripted_chat", "chat", *options]
-        started.append(Terminal(command, env))
+        started.append(Terminal([*COMMAND, *options], environment(tmp_path)))
         started[-1].ready()
         return started[-1]
 
@@ -122,6 +130,57 @@ def test_ctrl_c_twice_at_the_prompt_leaves(chat: Chat) -> None:
     terminal.ready()
     terminal.send(CTRL_C)
     assert terminal.wait() == 130
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="a shell that stops and continues programs")
+def test_ctrl_z_stops_it_and_it_goes_on_as_before(tmp_path: Path) -> None:
+    with Terminal(["bash", "--norc", "-i"], {**environment(tmp_path), "PS1": "shell: "}) as terminal:
+        terminal.send(f"{' '.join(COMMAND)}{ENTER}")
+        terminal.ready()
+        terminal.send("half" + ENTER)
+        terminal.expect("half of it")
+        terminal.send(CTRL_Z)
+        terminal.expect("Stopped")
+        terminal.send("fg" + ENTER)
+        terminal.settle()
+        terminal.send("ahead")  # the shell has shown its keys: again, they are not
+        terminal.settle()
+        assert "ahead" not in terminal.text
+        terminal.send(CTRL_C)
+        terminal.ready("> ahead")
+        terminal.send(CTRL_Z)
+        terminal.expect("Stopped", 2)
+        terminal.send("fg" + ENTER)
+        terminal.settle()
+        terminal.send(ENTER)
+        terminal.expect("heard 'ahead'")
+        terminal.settle()
+        terminal.send(CTRL_D)
+        terminal.settle()
+        terminal.send("exit 7" + ENTER)
+        assert terminal.wait() == 7
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP])
+@pytest.mark.parametrize("during", ["prompt", "answer"])
+def test_a_signal_ends_it_and_leaves_the_terminal_as_it_was(
+    chat: Chat, number: signal.Signals, during: str
+) -> None:
+    terminal = chat()
+    if during == "answer":
+        terminal.send("half" + ENTER)
+        terminal.expect("half of it")
+    assert not terminal.shows_keys
+    terminal.process.send_signal(number)
+    assert terminal.process.wait(60) == 128 + number
+    assert terminal.shows_keys
+
+
+def test_colours_that_look_like_a_mouse_are_left_out_of_a_line(chat: Chat) -> None:
+    terminal = chat()
+    terminal.send("a\x1b[31mb\x1b[0mc" + ENTER)
+    terminal.expect("heard 'abc'")
+    assert "xception" not in terminal.text
 
 
 def test_saving_asks_before_it_writes_over(chat: Chat, tmp_path: Path) -> None:

@@ -11,12 +11,13 @@ import re
 import select
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from minicpm4.cli.terminal import sanitize
 from minicpm4.errors import UnsupportedError
+from minicpm4.machine.signals import ended_in_order, handled
 
 BLOCK = '"""'  # around a message of many lines
 MAX_AHEAD = 1 << 20  # bytes typed during an answer
@@ -153,6 +154,7 @@ class Keyboard:
         self._usual: Any = None
         self._silent: Any = None
         self._set: Callable[[Any], None] | None = None
+        self._asks = False  # somebody else decides then what the terminal shows
         self._pasted = False  # the line begins with pasted text of many lines
         self._session: Any = PromptSession(
             output=_output(),
@@ -163,6 +165,7 @@ class Keyboard:
             complete_while_typing=False,
             complete_style=CompleteStyle.READLINE_LIKE,
             reserve_space_for_menu=0,
+            enable_suspend=True,
         )
         self._session.default_buffer.on_text_changed += self._on_text
 
@@ -192,21 +195,30 @@ class Keyboard:
         self._set(silent)
         self._silent = silent
         try:
-            yield
+            with ended_in_order("SIGTERM", "SIGHUP", "SIGQUIT"), handled(self._again, "SIGCONT"):
+                yield
         finally:
-            self._set(self._usual)
+            with suppress(termios.error):  # the terminal is gone
+                self._set(self._usual)
             self._set = None
+
+    def _again(self, *_: object) -> None:
+        """A shell that had the terminal meanwhile, after Ctrl-Z, has shown what is typed."""
+        if self._set is not None and not self._asks:
+            self._set(self._silent)
 
     def typed(self, question: str) -> str:
         """See Reader. What was typed before the question is no answer to it."""
         self._keep_ahead()
         if self._set is None:
             return typed_line(question)
+        self._asks = True
         self._set(self._usual)
         try:
             return typed_line(question)
         finally:
             self._set(self._silent)
+            self._asks = False
 
     def _keep_ahead(self) -> None:
         if self._set is not None:
@@ -216,7 +228,11 @@ class Keyboard:
         self._keep_ahead()
         ahead, self._ahead = self._ahead, ""
         self._pasted = "\n" in ahead
-        text = str(self._session.prompt("> ", default=ahead))
+        self._asks = True
+        try:
+            text = str(self._session.prompt("> ", default=ahead))
+        finally:
+            self._asks = False
         if self._pasted:
             return Message(text.rstrip("\n"), True)
         return as_message(text)
@@ -250,6 +266,8 @@ class Keyboard:
         keys.add("enter", filter=Condition(goes_on))(on_enter)
         keys.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))
         keys.add(Keys.BracketedPaste)(on_paste)
+        # No mouse is asked for: it is a text with colours, pasted unmarked, whose sequences look like one's.
+        keys.add(Keys.Vt100MouseEvent)(lambda event: None)
         return keys
 
 

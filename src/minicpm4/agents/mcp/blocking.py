@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import queue
-import signal
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
-from contextlib import suppress
 from functools import partial
 from typing import Any, Generic, TypeVar
 
 from minicpm4.agents.mcp.asking import Answer, Ask, Consent, Form, May
+from minicpm4.machine.signals import ended_in_order
 
 __all__ = ["Blocking"]
 
@@ -62,10 +61,6 @@ class _Work(Generic[T]):
         self._ended()
 
 
-def _leave(number: int, _: object) -> None:
-    raise SystemExit(128 + number)  # as a shell has it
-
-
 class Blocking:
     """``may`` and ``tell`` answer what ``Ask`` asks, on the thread that called ``run``: a terminal's. To be
     closed (``with``): then whatever still runs is cancelled, and has ended. Meanwhile a signal that would end
@@ -77,15 +72,11 @@ class Blocking:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="mcp")
         self._thread.start()
         self._items: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._before: dict[int, Any] = {}  # signals' ways
+        self._orderly = ended_in_order("SIGTERM", "SIGHUP")
         self.ask = Ask(self._later(self._may), self._later(self._tell))
 
     def __enter__(self) -> Blocking:
-        for name in ("SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
-                with suppress(ValueError):  # not the main thread: whoever runs us there has its own ways
-                    self._before[number] = signal.signal(number, _leave)
+        self._orderly.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -97,8 +88,7 @@ class Blocking:
                 continue
         leaving.cancel()
         self._loop.close()
-        for number, before in self._before.items():
-            signal.signal(number, before)
+        self._orderly.__exit__(None, None, None)
 
     async def _give_up(self) -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}
