@@ -39,7 +39,7 @@ def block(kind: str, name: str, run: dict[str, Any]) -> str:
     """A table with its markers; ``name``: of the result, a file in benchmarks/results/."""
     if kind == "goals":
         head = f"{run['machine']['cpu']}, {run['threads']} threads, {run['date'][:10]}."
-        lines = [head, "", *goals.table(run)]
+        lines = [head, "", *goals.table(run, measured=True)]
     elif kind == "quantisation":
         lines = quantised.table(run)
     elif kind.startswith("picture of "):

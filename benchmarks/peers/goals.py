@@ -246,8 +246,9 @@ GOALS = (
 )
 
 
-def table(run: dict[str, Any]) -> list[str]:
-    """The goals as lines of Markdown: for each flavour of ours what was seen, and whether it is met."""
+def table(run: dict[str, Any], *, measured: bool = False) -> list[str]:
+    """The goals as lines of Markdown: for each flavour of ours what was seen, and whether it is met.
+    ``measured``: those alone of which the run says something, for pages that show several runs."""
     results = Results(run)
     flavours = results.flavours(SHAPE) or [""]
     heads = ["goal", "at least", "aim"]
@@ -256,7 +257,11 @@ def table(run: dict[str, Any]) -> list[str]:
     return [
         "| " + " | ".join(heads) + " |",
         "| --- |" + " ---: |" * 2 + " ---: | --- |" * len(flavours),
-        *(_row(goal, results, flavours) for goal in GOALS),
+        *(
+            _row(goal, results, flavours)
+            for goal in GOALS
+            if not measured or any(goal.ask(results, one) is not None for one in flavours)
+        ),
     ]
 
 

@@ -153,6 +153,10 @@ def test_goals_of_real_files() -> None:
     # 1.2x of 1.3x, but 85% of the bandwidth.
     assert found[f"{file}: decode at depth 0"] == ["1.00x", "–", "1.00x (of 85% of bandwidth)", "yes"]
     assert found[f"{file}: prompts against llama.cpp"] == ["1.80x", "–", "1.70x (2,048 tokens)", "no"]
+    run = {"models": [part(file, entry("decode", 0, ours(120, 120, llama_cpp=100)))]}
+    assert [line.split(" | ")[0] for line in table(run, measured=True)[2:]] == [
+        f"| {file}: decode at depth 0"
+    ]
     depths = {point.depth for point in points("qwen-0.5b")}
     assert (
         depths == {0, 2048, 8192, 16384} and max(point.tokens for point in points("qwen-1.5b-avx2")) == 2048
