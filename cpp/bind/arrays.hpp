@@ -5,7 +5,9 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 
+#include <cstring>
 #include <initializer_list>
+#include <memory>
 #include <optional>
 #include <string>
 
@@ -108,6 +110,30 @@ T* output(const Output& array, const char* name, std::initializer_list<i64> shap
     if (!has_type<T>(array.dtype())) fail(std::string(name) + " has the wrong dtype");
     check_shape(array, name, shape);
     return static_cast<T*>(array.data());
+}
+
+// A copy of what kernels index memory with, so that nothing changes it once it is checked: neither another thread nor
+// an output that lies over it. Of other types, or not C-contiguous, `array` itself, which `input` refuses.
+inline Input copied(const Input& array) {
+    size_t shape[4];
+    i64 step = 1;
+    if (array.ndim() > 4 || array.size() == 0) return array;
+    for (size_t i = array.ndim(); i-- > 0; step *= static_cast<i64>(shape[i])) {
+        shape[i] = array.shape(i);
+        if (shape[i] != 1 && array.stride(i) != step) return array;
+    }
+    const size_t bytes = array.nbytes();
+    std::unique_ptr<char[]> held(new char[bytes]);
+    memcpy(held.get(), array.data(), bytes);
+    const nb::capsule owner(held.get(), [](void* data) noexcept { delete[] static_cast<char*>(data); });
+    return Input(held.release(), array.ndim(), shape, owner, nullptr, array.dtype());
+}
+
+// The Python object of what a list holds, to keep while the interpreter's lock is given back: another thread may empty
+// the list.
+template <class T>
+nb::object owner(const T* held) {
+    return nb::find(*held);
 }
 
 // Raises ValueError unless every value is in [low, high): kernels index memory with them.

@@ -11,7 +11,8 @@ void append(Context& self, const Input& k, const Input& v, const Pages& pages, c
     self.run([&](Pool& pool, const KernelTable& t) { t.attention.append(pool, args); });
 }
 
-void settle(Context& self, const Pages& pages, const Rows& rows, const Input& sources) {
+void settle(Context& self, const Pages& pages, const Rows& rows, const Input& given) {
+    const Input sources = copied(given);
     AppendArgs args = append_args(pages, rows);
     const StepView& step = args.step;
     args.sources = input<i32>(sources, "sources", {step.n});
@@ -59,8 +60,10 @@ void check_selection(const AttendArgs& a) {
     }
 }
 
-void attend(Context& self, const Input& q, const Pages& pages, const Rows& rows, const OptionalInput& blocks,
-            const OptionalInput& counts, const Output& out) {
+void attend(Context& self, const Input& q, const Pages& pages, const Rows& rows, OptionalInput blocks,
+            OptionalInput counts, const Output& out) {
+    if (blocks) blocks = copied(*blocks);
+    if (counts) counts = copied(*counts);
     AttendArgs args = attend_args(pages, rows, queries(q, pages, rows), length(q, 1, "q"));
     if (blocks && pages.window > 0) fail("a layer with a window has no chosen blocks");
     if (blocks.has_value() != counts.has_value()) fail("blocks and counts go together");
@@ -94,9 +97,23 @@ void bind_attention(nb::module_& module, nb::class_<Context>& context) {
                 OptionalInput ancestors, OptionalInput angles, bool sparse, i64 kernel_size, i64 kernel_stride,
                 i64 init_blocks, i64 local_blocks, i64 topk, i64 block_size, i64 dense_len, bool lse_approx,
                 bool use_nope) {
-                 new (self) Rows{positions,    cu_rows,     page_table,    cos,         sin,          ancestors,
-                                 angles,       sparse,      kernel_size,   kernel_stride, init_blocks, local_blocks,
-                                 topk,         block_size,  dense_len,     lse_approx,  use_nope};
+                 new (self) Rows{copied(positions),
+                                 copied(cu_rows),
+                                 copied(page_table),
+                                 cos,
+                                 sin,
+                                 ancestors ? copied(*ancestors) : ancestors,
+                                 angles ? copied(*angles) : angles,
+                                 sparse,
+                                 kernel_size,
+                                 kernel_stride,
+                                 init_blocks,
+                                 local_blocks,
+                                 topk,
+                                 block_size,
+                                 dense_len,
+                                 lse_approx,
+                                 use_nope};
              },
              nb::arg("positions"), nb::arg("cu_rows"), nb::arg("page_table"), nb::arg("cos"), nb::arg("sin"),
              nb::arg("ancestors").none(), nb::arg("angles").none(),

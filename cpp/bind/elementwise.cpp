@@ -12,7 +12,8 @@ void rms_norm(Context& self, const Input& x, const Input& weight, float eps, con
     self.run([=](Pool& pool, const KernelTable& k) { k.rms_norm(pool, in, w, out, rows, width, eps); });
 }
 
-void rotary(Context& self, const Output& x, const Input& positions, const Input& cos, const Input& sin) {
+void rotary(Context& self, const Output& x, const Input& given, const Input& cos, const Input& sin) {
+    const Input positions = copied(given);
     RotaryArgs args;
     args.n = length(x, 0, "x");
     args.heads = length(x, 1, "x");

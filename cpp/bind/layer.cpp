@@ -235,11 +235,14 @@ void layers(Context& self, const Output& x, const std::vector<Layer>& listed, co
     float* data = output<float>(x, "x", {n, width});
     std::vector<LayerWork> work;
     work.reserve(listed.size());
+    std::vector<nb::object> owners;
+    owners.reserve(5 * listed.size());
     for (const auto& [first, o, o_bias, second, down, down_bias, pages] : listed) {
         const i64 heads = rows_of(first->q), features = rows_of(second->gate);
         float* queries = output<float>(q, "q", {n, heads});
         float* attended = output<float>(a, "a", {n, heads});
         float* inner = output<float>(h, "h", {n, features});
+        owners.insert(owners.end(), {owner(first), owner(o), owner(second), owner(down), owner(pages)});
         LayerWork one;
         one.qkv = qkv_work(self, data, width, *first, *pages, rows, queries);
         one.attention = attention_work(queries, heads / one.qkv.keep.kv.d, *pages, rows, attended);

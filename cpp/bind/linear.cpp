@@ -36,11 +36,16 @@ void linears(Context& self, const Input& x, const std::vector<Product>& products
     if (products.size() > kMostProducts) fail("more than " + std::to_string(kMostProducts) + " products");
     LinearArgs args[kMostProducts];
     LinearArgs* next = args;
-    for (const auto& [weight, bias, y] : products) *next++ = product(self, x, *weight, bias, y);
+    nb::object owners[kMostProducts];
+    for (const auto& [weight, bias, y] : products) {
+        owners[next - args] = owner(weight);
+        *next++ = product(self, x, *weight, bias, y);
+    }
     self.run([&](Pool& pool, const KernelTable& k) { k.linears(pool, args, next - args); });
 }
 
-void embed(Context& self, const Input& ids, const Weight& weight, float scale, const Output& y) {
+void embed(Context& self, const Input& given, const Weight& weight, float scale, const Output& y) {
+    const Input ids = copied(given);
     EmbedArgs args;
     args.n = length(ids, 0, "ids");
     args.table = usable(self, weight);
