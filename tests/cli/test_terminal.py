@@ -43,6 +43,25 @@ def test_cells_of_tables_steer_no_terminal(stream: type[io.StringIO]) -> None:
     assert "\x1b]" not in out.getvalue()
 
 
+def test_lines_of_a_log_steer_no_terminal() -> None:
+    """Of the server, and of commands that keep no log: names of files, and in files, are strangers'."""
+    code = (
+        "import logging, sys; sys.argv = ['minicpm4', '--version']\n"
+        "import minicpm4.cli as cli\n"
+        "def run(args):\n"
+        "    try:\n"
+        "        raise ValueError('a\\x1b[31mb')\n"
+        "    except ValueError:\n"
+        "        logging.getLogger('x').warning('m%s\\n2026 forged', '\\x1b]0;title\\x07', exc_info=True)\n"
+        "    return 0\n"
+        "cli.run = run\n"
+        "cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.startswith("m]0;title 2026 forged\nTraceback")
+    assert done.stderr.endswith("ValueError: a[31mb\n")
+
+
 def test_only_terminals_get_sanitised_text() -> None:
     pipe, terminal = io.StringIO(), Terminal()
     write_text("a\x1bb", pipe)

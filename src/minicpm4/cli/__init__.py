@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import gc
 import importlib
+import logging
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import typer
 
 from minicpm4.cli import streams
-from minicpm4.cli.terminal import one_line
+from minicpm4.cli.terminal import SafeLog, one_line
 from minicpm4.errors import Minicpm4Error
 
 __all__ = ["COMMANDS", "build", "main", "run"]
@@ -184,6 +185,8 @@ def main() -> None:
     # cycles would be a twentieth of the time to the first token.
     gc.set_threshold(100_000, 20, 100)
     closed = streams.mend()
+    if logging.lastResort is not None:  # what is warned of, where a command keeps no log
+        logging.lastResort.setFormatter(SafeLog())
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a console without UTF-8 must not end an answer

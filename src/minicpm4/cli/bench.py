@@ -22,7 +22,7 @@ from minicpm4.cli.options import (
     words,
     write_figures,
 )
-from minicpm4.cli.terminal import progress_bar, show, table
+from minicpm4.cli.terminal import one_line, progress_bar, show, table
 from minicpm4.config.choices import ACTIVATIONS, ATTENTIONS, KV_FORMATS, MAX_CONTEXT
 from minicpm4.config.sparse import AUTO
 from minicpm4.config.strict import check_choice, require
@@ -189,7 +189,7 @@ def _run(
     from minicpm4.evals.speed import measure
 
     loaded = load(name, options, max(point.depth + point.tokens for point in points))
-    print(f"{name}: {loaded.notes}; kernels: {loaded.ops.description}", file=sys.stderr)
+    print(one_line(f"{name}: {loaded.notes}; kernels: {loaded.ops.description}"), file=sys.stderr)
     limits = measure_limits(loaded.ops, loaded.ops.threads)
     with progress_bar("measuring", "points") as progress:
         measured = measure(loaded, points, repeats, progress)
@@ -224,7 +224,7 @@ def _run_drafts(
         engine: Any = llm.engine
         if engine.drafting is None:
             raise ConfigError(f"--draft {draft} is off on these kernels", "name a drafter")
-        print(f"{name}: {llm.description}", file=sys.stderr)
+        print(one_line(f"{name}: {llm.description}"), file=sys.stderr)
         every = cases(llm, list(PROMPTS), (0.0, 1.0))
         drafters = {PLAIN: None, draft: engine.drafting}
         with progress_bar("measuring", "cases") as progress:

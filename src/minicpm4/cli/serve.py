@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, bytes_of, expand, gigabytes
-from minicpm4.cli.terminal import one_line, progress_bar
+from minicpm4.cli.terminal import SafeLog, one_line, progress_bar
 from minicpm4.config.strict import require
 from minicpm4.errors import ConfigError, UnsupportedError
 from minicpm4.files import lines_of, read_text
@@ -192,7 +192,9 @@ def command(
     options = EngineOptions(**{**engine.settings(), **more})
     asked = models or [DEFAULT_MODEL]
     level = logging.WARNING if server.quiet else logging.INFO
-    logging.basicConfig(level=level, format="%(asctime)s %(message)s", stream=sys.stderr)
+    log = logging.StreamHandler(sys.stderr)
+    log.setFormatter(SafeLog("%(asctime)s %(message)s"))
+    logging.basicConfig(level=level, handlers=[log])
 
     names = server.name or asked
 

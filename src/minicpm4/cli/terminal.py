@@ -7,6 +7,7 @@ the cursor nor change titles, colours or the clipboard; and Rich never reads it 
 from __future__ import annotations
 
 import io
+import logging
 import re
 import sys
 import time
@@ -36,6 +37,16 @@ def sanitize(text: str) -> str:
 def one_line(text: str) -> str:
     """Return ``text`` on one line, without control characters."""
     return sanitize(" ".join(text.split()))
+
+
+class SafeLog(logging.Formatter):
+    """Lines of a log, each on its own: names of files, and in them, are strangers'."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return one_line(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:
+        return sanitize(super().formatException(ei))
 
 
 def write_text(text: str, stream: TextIO) -> None:
