@@ -189,20 +189,23 @@ def test_zero_points_by_hand(bits: int) -> None:
     assert (arrays("mlx", {NAME: tensor})[f"{stem}biases"] == [-1.5, 0]).all()
 
 
+@pytest.mark.parametrize("zero", [0.01, -1, 16])
 @pytest.mark.parametrize("layout", [one for one in QUANTISED if one != "mlx"])
-def test_offsets_that_are_no_zero_points_are_refused(layout: str) -> None:
+def test_offsets_that_are_no_zero_points_are_refused(layout: str, zero: float) -> None:
     plain = drawn(QuantSpec(kind="int4", group_size=128), 64, 128)
+    assert plain.scales is not None
+    offsets = -zero * plain.scales.astype(np.float32)
     tensor = PackedTensor(
         spec=plain.spec,
         shape=plain.shape,
         codes=plain.codes,
         scales=plain.scales,
-        offsets=np.full((64, 1), 0.01, np.float32),
+        offsets=offsets,
     )
     with pytest.raises(CheckpointError, match=f"{NAME} has .*zero points"):
         quantised_sources(layout, [out(NAME, tensor)])
     found = arrays("mlx", {NAME: tensor})
-    assert (found[f"{LAYER}mlp.down_proj.biases"] == np.float32(0.01)).all()
+    assert (found[f"{LAYER}mlp.down_proj.biases"] == offsets).all()
 
 
 def test_the_configuration_says_which_have_zero_points() -> None:
