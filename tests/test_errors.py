@@ -23,6 +23,14 @@ def test_no_more_than_300_characters_in_a_row_are_a_strangers_where_nothing_mark
     assert words[:250] in said and not any(words[at : at + 301] in said for at in range(100))
 
 
+def test_of_a_long_path_the_name_stays_and_a_remedy_can_be_followed() -> None:
+    folder = "/home/someone/" + "a-folder-of-a-long-name/" * 15
+    error = Minicpm4Error(f"{folder}last.json: no space left", f"rm -r {folder}, or another --output")
+    assert error.condition.startswith(folder[:120])
+    assert error.condition.endswith(f"last.json ({len(folder) + 9} characters): no space left")
+    assert error.remedy == f"rm -r {folder}, or another --output"
+
+
 def test_what_is_short_stays() -> None:
     text = "config.json vocab_size = 5 is outside 1 to 3"
     assert str(Minicpm4Error(text, "fetch it again")) == f"{text}. fetch it again"

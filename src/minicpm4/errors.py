@@ -49,19 +49,23 @@ _MOST, _MOST_OF_REMEDY = 400, 600
 _LONG = re.compile(r"""'[^']{300,}'|"[^"]{300,}"|\S{301,}""")
 
 
-def _bounded(text: str, most: int) -> str:
-    """``text`` of ``most`` characters, with what is too long in it cut, and nothing that is no UTF-8."""
+def _bounded(text: str, most: int, whole: int = 300) -> str:
+    """``text`` of ``most`` characters, with what is too long in it cut where it has over ``whole``, and
+    nothing that is no UTF-8."""
     if not text.isascii():
         text = text.encode("utf-8", "backslashreplace").decode()
-    if len(text) > 300:
+    if len(text) > whole:
         text = _LONG.sub(lambda found: _cut(found[0]), text)
-    if len(text) > 300:
+    if len(text) > whole:
         text = "".join(_cut(part) if len(part) > 300 and part[0] in "[{(" else part for part in _nests(text))
     return shortened(text, most)
 
 
 def _cut(text: str) -> str:
-    return f"{text[:200]}… ({len(text)} characters)"
+    """Of a path the file's name, too; what ends it in our sentence stays."""
+    text, end = (text[:-1], text[-1]) if text[-1] in ":;,." else (text, "")
+    shown = f"{text[:120]}…{text[-80:]}" if "/" in text else f"{text[:200]}…"
+    return f"{shown} ({len(text)} characters){end}"
 
 
 def _nests(text: str) -> Iterator[str]:
@@ -95,7 +99,7 @@ class Minicpm4Error(Exception):
 
     def __init__(self, condition: str, remedy: str = "") -> None:
         self.condition = _bounded(condition, _MOST)
-        self.remedy = _bounded(remedy, _MOST_OF_REMEDY)
+        self.remedy = _bounded(remedy, _MOST_OF_REMEDY, _MOST_OF_REMEDY)  # it may be a command, to be copied
         super().__init__(f"{self.condition}. {self.remedy}" if remedy else self.condition)
 
 
