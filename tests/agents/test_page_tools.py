@@ -19,6 +19,7 @@ from minicpm4.agents.mcp.page import PageTools
 from minicpm4.serve.app import APIS, create_app
 from minicpm4.testing import ScriptedEngine
 from tests.agents.servers import made
+from tests.asgi import client_of
 
 NOTED = "call add"
 
@@ -68,9 +69,8 @@ def go(log: Path) -> Iterator[Callable[..., Any]]:
         async def told() -> Asked:
             tools = PageTools(ServerConfig({"made": made(manner, log)}), Approvals(None))
             app = create_app(llm, apis=(*APIS, tools.api))
-            transport = httpx.ASGITransport(app=app)
             answers = [{"consent": one} if isinstance(one, str) else {"values": one} for one in consents]
-            async with httpx.AsyncClient(transport=transport, base_url="http://localhost:8000") as client:
+            async with client_of(app) as client:
                 asked = Asked(client, tools.token, *answers)
                 try:
                     await story(asked, tools)

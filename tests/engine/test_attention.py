@@ -10,15 +10,11 @@ import pytest
 
 from minicpm4 import LLM, SamplingParams
 from minicpm4.errors import ConfigError, RequestError
-from tests.engine.conftest import SPARSE
+from tests.engine.conftest import SPARSE, prompt
 
 Make = Callable[..., LLM]
 WAYS = ("auto", "dense", "sparse")
 SINCE = 120  # tokens from which "auto" is sparse
-
-
-def prompt(length: int, seed: int = 0) -> list[int]:
-    return np.random.default_rng(seed).integers(0, 256, length).tolist()
 
 
 def greedy(attention: str | None = None, **more: Any) -> SamplingParams:

@@ -20,7 +20,7 @@ from minicpm4.engine import runner as runner_module
 from minicpm4.errors import (
     TextError,
 )
-from tests.engine.conftest import SPARSE
+from tests.engine.conftest import SPARSE, prompt
 
 Make = Callable[..., LLM]
 ATTENTION: list[dict[str, Any]] = [{}, {"sparse": {**SPARSE, "dense_len": 60}}]
@@ -28,10 +28,6 @@ ATTENTION: list[dict[str, Any]] = [{}, {"sparse": {**SPARSE, "dense_len": 60}}]
 
 def greedy(max_tokens: int = 12, **options: Any) -> SamplingParams:
     return SamplingParams(max_tokens=max_tokens, temperature=0.0, **options)
-
-
-def prompt(length: int, seed: int = 0) -> list[int]:
-    return np.random.default_rng(seed).integers(0, 256, length).tolist()
 
 
 @pytest.mark.parametrize("attention", ATTENTION, ids=["dense", "sparse"])

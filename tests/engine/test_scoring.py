@@ -13,13 +13,14 @@ from minicpm4.errors import ConfigError, RequestError, UnsupportedError
 from minicpm4.kernels.ref import RefOps
 from minicpm4.model.forward import logits as head
 from minicpm4.testing import ScriptedEngine
+from tests.engine.conftest import prompt
 
 Make = Callable[..., LLM]
 
 
 def test_a_text_s_direction_is_that_of_the_mean_state_that_the_head_reads(make_llm: Make) -> None:
     """Logits are linear in states: the head of the mean is the mean of the logits."""
-    llm, ids = make_llm(chunk=50, max_batch=1), np.random.default_rng(0).integers(0, 256, 130).tolist()
+    llm, ids = make_llm(chunk=50, max_batch=1), prompt(130, 0)
     found = llm.embed(ids)
     assert found.dtype == np.float32 and found.shape == (llm.config.hidden_size,)
     assert np.linalg.norm(found) == pytest.approx(1, abs=1e-6)
@@ -53,7 +54,7 @@ def test_what_cannot_be_embedded_is_refused(make_llm: Make) -> None:
 
 
 def test_log_probabilities_of_a_text_are_those_of_its_logits(make_llm: Make) -> None:
-    llm, ids = make_llm(chunk=50, max_batch=1), np.random.default_rng(1).integers(0, 256, 130).tolist()
+    llm, ids = make_llm(chunk=50, max_batch=1), prompt(130, 1)
     first, *others = llm.prompt_logprobs(ids, 3)
     assert first is None and len(others) == 129
     np.testing.assert_allclose([-one.logprob for one in others if one], llm.nll(ids), atol=1e-5)
@@ -75,7 +76,7 @@ def test_how_a_text_is_cut_changes_no_bit_of_its_sum() -> None:
 
 
 def test_endings_are_sums_of_a_text_s_losses(make_llm: Make) -> None:
-    llm, ids = make_llm(chunk=50, max_batch=4), np.random.default_rng(3).integers(0, 256, 130).tolist()
+    llm, ids = make_llm(chunk=50, max_batch=4), prompt(130, 3)
     best = int(llm.logits(ids[:-1])[-1].argmax())
     texts = [(ids, 1), (ids, 129), ([*ids[:-1], best], 129), (ids[:70], 40), ([*ids[:-1], best], 100)]
     found = llm.endings(texts)

@@ -15,6 +15,7 @@ from minicpm4 import AsyncLLM
 from minicpm4.serve.app import Server, create_app
 from minicpm4.serve.settings import ServeSettings
 from minicpm4.testing import ScriptedEngine
+from tests.asgi import client_of
 from tests.fuzz.mutate import mutated_json
 from tests.fuzz.reader import Reader
 
@@ -110,10 +111,7 @@ def _read(case: bytes, folder: Path) -> None:
     path, _, body = case.partition(b"\n")
 
     async def ask() -> httpx.Response:
-        transport = httpx.ASGITransport(app=_server())
-        async with httpx.AsyncClient(
-            transport=transport, base_url="http://localhost:8000", timeout=50
-        ) as client:
+        async with client_of(_server(), timeout=50) as client:
             head = {"content-type": "application/json", "x-api-key": "x", "anthropic-version": "2023-06-01"}
             return await client.post(path.decode(), content=body, headers=head)
 

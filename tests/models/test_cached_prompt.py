@@ -7,13 +7,13 @@ import random
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from minicpm4 import AsyncLLM, zoo
 from minicpm4.errors import ModelNotFoundError
 from minicpm4.serve.app import create_app
 from minicpm4.serve.settings import ServeSettings
+from tests.asgi import client_of
 
 pytestmark = pytest.mark.models
 
@@ -28,10 +28,7 @@ async def usages() -> list[dict[str, Any]]:
         words = TEXT.read_text(encoding="utf-8").split()
         drawn = random.Random(0).choices(words, k=TOKENS)
         long = llm.llm.tokenizer.decode(llm.llm.tokenizer.encode(" ".join(drawn))[:TOKENS])
-        transport = httpx.ASGITransport(app=create_app(llm, ServeSettings(page=None)))
-        async with httpx.AsyncClient(
-            transport=transport, base_url="http://localhost:8000", timeout=1800
-        ) as client:
+        async with client_of(create_app(llm, ServeSettings(page=None)), timeout=1800) as client:
             found = []
             for text in (long, "What is the capital of France?", long):
                 body = {"messages": [{"role": "user", "content": text}], "max_tokens": 4, "temperature": 0}

@@ -16,6 +16,7 @@ from minicpm4 import AsyncLLM
 from minicpm4.serve.app import Server, create_app
 from minicpm4.serve.settings import ServeSettings
 from minicpm4.testing import ScriptedEngine
+from tests.asgi import client_of
 from tests.serve.processes import scripted
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -61,8 +62,7 @@ class Scripted:
         return seen
 
     def client(self) -> httpx.AsyncClient:
-        transport = httpx.ASGITransport(app=self.app)
-        return httpx.AsyncClient(transport=transport, base_url="http://localhost:8000", timeout=30)
+        return client_of(self.app)
 
 
 def events(response: httpx.Response) -> list[Any]:

@@ -12,6 +12,7 @@ import pytest
 from minicpm4 import AsyncLLM
 from minicpm4.serve.app import create_app
 from minicpm4.serve.settings import ServeSettings
+from tests.asgi import client_of
 from tests.engine.conftest import SPARSE
 from tests.fixtures.random_checkpoint import make_checkpoint
 from tests.serve.conftest import CHAT, HELLO
@@ -23,11 +24,12 @@ def ask(checkpoint: Path, bodies: list[dict[str, Any]], **options: Any) -> tuple
     """``/props``, and what is answered to completions, of a server over the model."""
 
     async def run() -> Any:
-        async with AsyncLLM(checkpoint, threads=1, **options) as llm:
-            transport = httpx.ASGITransport(app=create_app(llm, ServeSettings(page=None)))
-            async with httpx.AsyncClient(transport=transport, base_url="http://localhost:8000") as client:
-                props = (await client.get("/props")).json()
-                return props, [await client.post("/v1/completions", json=body) for body in bodies]
+        async with (
+            AsyncLLM(checkpoint, threads=1, **options) as llm,
+            client_of(create_app(llm, ServeSettings(page=None))) as client,
+        ):
+            props = (await client.get("/props")).json()
+            return props, [await client.post("/v1/completions", json=body) for body in bodies]
 
     return asyncio.run(run())
 

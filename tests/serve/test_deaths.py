@@ -16,6 +16,7 @@ from minicpm4.serve import service as services
 from minicpm4.serve.app import Server, create_app
 from minicpm4.serve.settings import ServeSettings
 from minicpm4.serve.shelf import Shelf
+from tests.asgi import client_of
 from tests.fixtures.random_checkpoint import make_checkpoint
 from tests.serve.conftest import CHAT, HELLO
 from tests.waiting import until_true
@@ -49,8 +50,7 @@ def strike(app: Server) -> None:
 
 def play(app: Server, acts: Callable[[httpx.AsyncClient], Any]) -> None:
     async def run() -> None:
-        transport = httpx.ASGITransport(app=app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client:
+        async with client_of(app, timeout=60) as client:
             await acts(client)
 
     asyncio.run(run())

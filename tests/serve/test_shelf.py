@@ -20,6 +20,7 @@ from minicpm4.serve.offers import Offer
 from minicpm4.serve.settings import ServeSettings
 from minicpm4.serve.shelf import Shelf
 from minicpm4.testing import ScriptedEngine
+from tests.asgi import client_of
 from tests.serve.conftest import CHAT, HELLO
 from tests.waiting import PATIENCE, until_true
 
@@ -47,8 +48,7 @@ class Stock:
         return AsyncLLM.over(engine, engine.text, name=name)
 
     def client(self) -> httpx.AsyncClient:
-        transport = httpx.ASGITransport(app=self.app)
-        return httpx.AsyncClient(transport=transport, base_url="http://localhost:8000", timeout=30)
+        return client_of(self.app)
 
     @property
     def loaded(self) -> list[str]:
