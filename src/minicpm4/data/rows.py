@@ -17,18 +17,26 @@ from minicpm4.files import UndecodableError, decode_text, parse_json
 __all__ = ["UNDECODED", "Skip", "json_lines", "parquet_rows"]
 
 MAX_LINE = 1 << 28  # bytes of a JSON line
+MAX_BLANK = 1 << 20  # blank lines in a row: a megabyte of .gz holds a thousand million
+# Rows of parquet in memory at a time: a dictionary gives each of them the same 64 MB by some bytes of file.
+BATCH = 8
 UNDECODED = "text that does not decode"
 Skip = Callable[[str, str], None]
 
 
 def json_lines(file: Path, skip: Skip) -> Iterator[tuple[str, Any]]:
+    blank = 0
     with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as stream:
         for number, line in enumerate(_lines(stream, file), 1):
             where = f"{file}, line {number}"
             if len(line) > MAX_LINE:
                 raise ConfigError(f"{where} has over {MAX_LINE:,} bytes", "is the file JSON lines?")
             if not line.strip():
+                blank += 1
+                if blank > MAX_BLANK:
+                    raise ConfigError(f"{where} follows {MAX_BLANK:,} blank lines", "is the file JSON lines?")
                 continue
+            blank = 0
             try:
                 text = line if isinstance(line, str) else decode_text(line)
             except UndecodableError as error:
@@ -90,7 +98,7 @@ def parquet_rows(
             wanted = [column, *(name for name in beside if name in names and name != column)]
             if twice := [name for name in wanted if names.count(name) > 1]:
                 raise ConfigError(f"{file} has more than one column {twice[0]!r}", "give each its own name")
-            for batch in table.iter_batches(batch_size=256, columns=wanted):
+            for batch in table.iter_batches(batch_size=BATCH, columns=wanted):
                 for index in range(batch.num_rows):
                     row += 1
                     where = f"{file}, row {row}"
