@@ -133,6 +133,7 @@ def test_whole_texts_are_read_beside_answers_and_given_up_with_their_task(checkp
             np.testing.assert_allclose(logprobs_of(await long), logprobs_of(alone), atol=1e-4)
             vectors = await llm.embed(["one", "two"])
             np.testing.assert_allclose(vectors, llm.llm.embed(["one", "two"]), atol=1e-6)
+            assert (await llm.embed([])).shape == (0, vectors.shape[1])
             unwanted = asyncio.create_task(llm.prompt_logprobs(ids))
             while not llm.llm.load.running:
                 await asyncio.sleep(0.001)

@@ -36,7 +36,7 @@ def test_texts_in_a_list_have_a_row_each_and_hold_no_pages_afterwards(make_llm: 
     llm = make_llm()
     found = llm.embed(["one", "another text"])
     np.testing.assert_allclose(found[1], llm.embed("another text"), atol=2e-5)
-    assert len(llm.embed([])) == 0
+    assert llm.embed([]).shape == (0, llm.config.hidden_size)
     assert llm.driver.call(lambda engine: engine.scheduler.pages.num_available) == (
         llm.driver.call(lambda engine: engine.limits.num_pages)
     )

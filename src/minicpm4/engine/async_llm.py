@@ -176,7 +176,7 @@ class AsyncLLM:
         """As ``LLM.embed``; a task that is cancelled ends it."""
         each, is_batch = split_prompts(prompts)
         found = await self._scored(lambda: [Direction(self.llm.prompt_ids(one)) for one in each])
-        return np.array(found, np.float32) if is_batch else found[0]
+        return self.llm.directions(found, is_batch)
 
     async def prompt_logprobs(self, ids: Sequence[int], top: int = 0) -> list[TokenLogprobs | None]:
         """As ``LLM.prompt_logprobs``; a task that is cancelled ends it."""

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from minicpm4.config import ModelConfig
 from minicpm4.config.strict import check_integer
 from minicpm4.engine.api import Shown, check_ids
 from minicpm4.engine.driver import Driver
@@ -216,6 +217,10 @@ class Scores:
     def _host_ops(self) -> OpTable:
         raise NotImplementedError
 
+    @property
+    def config(self) -> ModelConfig:
+        raise NotImplementedError
+
     def logits(self, ids: Sequence[int], *, progress: Progress | None = None) -> Floats:
         """Return the logits (n, vocab) of n token ids in one full pass. Raises RequestError,
         MemoryPlanError."""
@@ -262,6 +267,12 @@ class Scores:
         check_progress(progress)
         each, is_batch = split_prompts(prompts)
         found = self._scored([Direction(self.prompt_ids(one)) for one in each], progress)
+        return self.directions(found, is_batch)
+
+    def directions(self, found: Sequence[Floats], is_batch: bool) -> Floats:
+        """What ``embed`` returns of the directions of its texts: of no texts (0, hidden)."""
+        if is_batch and not found:
+            return np.empty((0, self.config.hidden_size), np.float32)
         return np.array(found, np.float32) if is_batch else found[0]
 
     def prompt_logprobs(
