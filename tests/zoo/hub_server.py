@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 REPO = "openbmb/MiniCPM4-0.5B"
+OLD = "openbmb/Old"  # its name before
 COMMIT = "c" * 40
 
 
@@ -31,6 +32,7 @@ class Hub:
     extra: list[dict[str, Any]] = field(default_factory=list)
     commit: Any = COMMIT
     redirect: str = ""  # where it says that files are
+    renamed: str = ""  # the address, without the name, of where it says that the repository is by now
     requests: list[tuple[str, str | None]] = field(default_factory=list)
     tokens: list[str | None] = field(default_factory=list)
 
@@ -73,7 +75,11 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             hub.requests.append((path, self.headers.get("Range")))
             hub.tokens.append(self.headers.get("Authorization"))
             prefix = f"/{REPO}/resolve/{COMMIT}/"
-            if path == f"/api/models/{REPO}" and hub.status in (200, 500):
+            if path.startswith((f"/api/models/{OLD}", f"/{OLD}/")):
+                self.send_response(307)
+                self.send_header("Location", hub.renamed + path.replace(OLD, REPO))
+                self.end_headers()
+            elif path == f"/api/models/{REPO}" and hub.status in (200, 500):
                 self.answer(200, json.dumps(hub.listing()).encode())
             elif hub.status != 200:
                 self.answer(hub.status, b"{}")

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -216,30 +215,6 @@ def test_names_that_lead_elsewhere_are_not_fetched(hub: Hub, tmp_path: Path) -> 
     assert not list(tmp_path.rglob("*evil*"))
 
 
-ODD = [None, [], {}, 5, -1, True, 1.5, "5", "x" * 300 + ".json", "a\n.json", "\ud800.json", 1 << 70]
-
-
-@pytest.mark.parametrize("value", ODD)
-@pytest.mark.parametrize("name", ["rfilename", "size", "blobId", "lfs"])
-def test_a_file_that_is_listed_oddly_is_left_out(hub: Hub, name: str, value: Any) -> None:
-    entry: dict[str, Any] = {"rfilename": "odd.json", "size": 1, "blobId": "a" * 40}
-    entry["lfs"] = {"sha256": value, "size": value, "pointerSize": 1} if name == "lfs" else None
-    hub.extra = [entry if name == "lfs" else {**entry, name: value}]
-    if (name, value) == ("size", 5):
-        with pytest.raises(ModelNotFoundError):
-            zoo.pull(NAME)  # it is not there
-    else:
-        assert kept(zoo.pull(NAME)) == WANTED
-
-
-@pytest.mark.parametrize("commit", [None, "", 5, [1], "main", "../" * 10, "\ud800", "x" * 5000])
-def test_a_commit_that_is_none_is_refused(hub: Hub, commit: Any) -> None:
-    hub.commit = commit
-    with pytest.raises(ModelNotFoundError, match="at commit") as caught:
-        zoo.pull(NAME)
-    assert len(str(caught.value)) < 400
-
-
 @pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning"
 )  # urllib leaves its answer open
@@ -267,39 +242,11 @@ def test_a_manifest_with_an_odd_name_is_of_no_whole_download(hub: Hub, name: str
     assert not next(one for one in zoo.list_models() if one.name == NAME).present
 
 
-@pytest.mark.parametrize(
-    ("status", "message"),
-    [
-        (404, "the hub answers HTTP 404 for|does not exist"),
-        (401, "the hub refuses"),
-        (403, "set HF_TOKEN"),
-        (503, "HTTP 503"),
-    ],
-)
-def test_refusals_of_the_listing(hub: Hub, status: int, message: str) -> None:
-    hub.status = status
-    with pytest.raises(ModelNotFoundError, match=message):
-        zoo.pull(NAME)
-
-
-def test_an_absent_repository(hub: Hub) -> None:
-    with pytest.raises(
-        ModelNotFoundError, match=r"the hub answers HTTP 404 for openbmb/MiniCPM4-0.5. check the name"
-    ):
-        zoo.pull("openbmb/MiniCPM4-0.5")
-
-
 def test_a_failing_server_is_tried_again(hub: Hub) -> None:
     hub.status = 500
     with pytest.raises(ModelNotFoundError, match=r"cannot fetch .* 500"):
         zoo.pull(NAME)
     assert len(downloads(hub, "config.json")) == hub_module.TRIES
-
-
-def test_the_token_goes_to_the_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    zoo.pull(NAME)
-    assert set(hub.tokens) == {"Bearer hf_secret"}
 
 
 def test_repositories_of_gguf_files(hub: Hub) -> None:

@@ -12,8 +12,9 @@ from huggingface_hub import constants
 from minicpm4 import zoo
 from minicpm4.errors import ModelNotFoundError
 from minicpm4.zoo import hub as hub_module
-from tests.zoo.hub_server import REPO, Hub, serve
+from tests.zoo.hub_server import OLD, REPO, Hub, serve
 
+NAME = "minicpm4-0.5b"
 FILES = {"config.json": b"{}", "model.safetensors": b"weights"}
 
 
@@ -24,6 +25,10 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     with serve(dict(FILES)) as running:
         monkeypatch.setenv("HF_ENDPOINT", running.address)
         yield running
+
+
+def kept(folder: Path) -> set[str]:
+    return {p.name for p in folder.iterdir() if not p.name.startswith(".minicpm4")}
 
 
 @pytest.mark.parametrize(
@@ -75,3 +80,67 @@ def test_a_hub_that_begins_anew_and_goes_on_by_turns_is_given_up(
     monkeypatch.setattr(hub_module, "_append", turned)
     with pytest.raises(ModelNotFoundError, match=r"cannot fetch .* cut after"):
         zoo.pull(REPO)
+
+
+ODD = [None, [], {}, 5, -1, True, 1.5, "5", "x" * 300 + ".json", "a\n.json", "\ud800.json", 1 << 70]
+
+
+@pytest.mark.parametrize("value", ODD)
+@pytest.mark.parametrize("name", ["rfilename", "size", "blobId", "lfs"])
+def test_a_file_that_is_listed_oddly_is_left_out(hub: Hub, name: str, value: Any) -> None:
+    entry: dict[str, Any] = {"rfilename": "odd.json", "size": 1, "blobId": "a" * 40}
+    entry["lfs"] = {"sha256": value, "size": value, "pointerSize": 1} if name == "lfs" else None
+    hub.extra = [entry if name == "lfs" else {**entry, name: value}]
+    if (name, value) == ("size", 5):
+        with pytest.raises(ModelNotFoundError):
+            zoo.pull(NAME)  # it is not there
+    else:
+        assert kept(zoo.pull(NAME)) == set(FILES)
+
+
+@pytest.mark.parametrize("commit", [None, "", 5, [1], "main", "../" * 10, "\ud800", "x" * 5000])
+def test_a_commit_that_is_none_is_refused(hub: Hub, commit: Any) -> None:
+    hub.commit = commit
+    with pytest.raises(ModelNotFoundError, match="at commit") as caught:
+        zoo.pull(NAME)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (404, "the hub answers HTTP 404 for|does not exist"),
+        (401, "the hub refuses"),
+        (403, "set HF_TOKEN"),
+        (503, "HTTP 503"),
+    ],
+)
+def test_refusals_of_the_listing(hub: Hub, status: int, message: str) -> None:
+    hub.status = status
+    with pytest.raises(ModelNotFoundError, match=message):
+        zoo.pull(NAME)
+
+
+def test_an_absent_repository(hub: Hub) -> None:
+    with pytest.raises(
+        ModelNotFoundError, match=r"the hub answers HTTP 404 for openbmb/MiniCPM4-0.5. check the name"
+    ):
+        zoo.pull("openbmb/MiniCPM4-0.5")
+
+
+def test_the_token_goes_to_the_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    zoo.pull(NAME)
+    assert set(hub.tokens) == {"Bearer hf_secret"}
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_renamed_repository_hears_the_token_at_the_same_hub_alone(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, elsewhere: bool
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    with serve(dict(FILES)) as other:
+        hub.renamed = other.address if elsewhere else hub.address
+        assert kept(zoo.pull(OLD)) == set(FILES)
+        assert set(hub.tokens) == {"Bearer hf_secret"}
+        assert set(other.tokens) == ({None} if elsewhere else set())

@@ -22,6 +22,7 @@ from minicpm4.config.strict import shown
 from minicpm4.errors import ModelNotFoundError
 from minicpm4.files import growing, parse_json, publish, read_json, write_json
 from minicpm4.files.gguf_parts import models_of, parts_of
+from minicpm4.zoo.asking import hub_request, opened
 from minicpm4.zoo.sources import BY_HAND, HubSource
 from minicpm4.zoo.waiting import within
 
@@ -188,7 +189,7 @@ def _list_files(repo: str) -> tuple[str, list[RemoteFile]]:
 
 def _listing(url: str) -> bytes:
     """What is there, as it is and uncompressed; of what is too long, a byte more than is taken."""
-    with _opened(_request(url)) as answer:
+    with opened(hub_request(url), TIMEOUT) as answer:
         return bytes(answer.read(MAX_LISTING + 1))
 
 
@@ -306,11 +307,11 @@ def _append(
     import urllib.error
 
     done = part.stat().st_size if part.is_file() else 0
-    request = _request(url)
+    request = hub_request(url)
     if done:
         request.add_header("Range", f"bytes={done}-")
     try:
-        with _opened(request) as answer:
+        with opened(request, TIMEOUT) as answer:
             resumed = done and answer.headers.get("Content-Range", "").startswith(f"bytes {done}-")
             with growing(part, anew=not resumed) as out:
                 done = _copy(answer, out, done if resumed else 0, file, meter, pace)
@@ -328,34 +329,6 @@ def _append(
     return None if done == file.size else ConnectionError(f"cut after {done} of {file.size} bytes")
 
 
-def _request(url: str) -> Any:
-    import urllib.request
-
-    request = urllib.request.Request(url, headers={"Accept-Encoding": "identity"})
-    for name, value in _headers().items():
-        # Unredirected: the token is for the hub, not for the storage it redirects to.
-        request.add_unredirected_header(name, value)
-    return request
-
-
-def _opened(request: Any) -> Any:
-    """The answer to a request, after redirections. As urllib.request.urlopen, which leaves the connection of
-    one open that leads to no address."""
-    import urllib.request
-
-    class Redirects(urllib.request.HTTPRedirectHandler):
-        def http_error_302(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> Any:
-            try:
-                return super().http_error_302(req, fp, code, msg, headers)
-            except ValueError:
-                fp.close()
-                raise
-
-        http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
-
-    return urllib.request.build_opener(Redirects).open(request, timeout=TIMEOUT)
-
-
 def _copy(answer: Any, out: Any, done: int, file: RemoteFile, meter: _Meter, pace: _Pace) -> int:
     # What is there, not a whole chunk: that may never come.
     while done < file.size and (chunk := answer.read1(CHUNK)):
@@ -366,13 +339,6 @@ def _copy(answer: Any, out: Any, done: int, file: RemoteFile, meter: _Meter, pac
         pace.add(len(chunk))
         meter.show(file.name, done)
     return done
-
-
-def _headers() -> dict[str, str]:
-    from huggingface_hub import get_token
-
-    token = get_token()
-    return {"User-Agent": "minicpm4"} | ({"Authorization": f"Bearer {token}"} if token else {})
 
 
 def _refused(what: str, status: int) -> ModelNotFoundError:
