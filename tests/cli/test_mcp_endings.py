@@ -87,10 +87,7 @@ def test_no_server_outlives_a_command_that_is_ended(
             time.sleep(0.3)  # the next comes while the first is being obeyed
         out, err = command.communicate(timeout=PATIENCE)
         assert (command.returncode, out, err) in ((code, "", ""), (-sent[-1], "", "")), (out, err)
-        until_gone = time.monotonic() + 5
-        while lives(process) and time.monotonic() < until_gone:
-            time.sleep(0.01)
-        assert not lives(process)
+        until(lambda: not lives(process))
     finally:
         with suppress(OSError):
             os.kill(process, signal.SIGKILL)

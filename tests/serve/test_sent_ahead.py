@@ -60,8 +60,7 @@ def test_what_is_sent_ahead_waits_outside(server: Running) -> None:
         thread = threading.Thread(target=flood, args=(raw,))
         thread.start()
         said = 0
-        limit = time.monotonic() + 5
-        while said < 2_000_000 and time.monotonic() < limit:  # bytes: some 9,000 answers
+        while said < 2_000_000:  # bytes: some 9,000 answers
             said += len(raw.socket.recv(1 << 20))
         after = facts(server.process.pid)["MB"]
         done.set()
