@@ -1,9 +1,13 @@
-"""Which commit a result is of."""
+"""Which commit, day and processor a result is of."""
 
 from __future__ import annotations
 
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
+
+from minicpm4.machine import cpu_name
 
 ROOT = Path(__file__).parents[1]
 
@@ -13,3 +17,8 @@ def commit(folder: Path = ROOT) -> str:
     command = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
     found = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     return found.stdout.strip() or "unknown"
+
+
+def heading() -> dict[str, Any]:
+    """What each result says of itself first."""
+    return {"date": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit(), "cpu": cpu_name()}

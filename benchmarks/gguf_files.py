@@ -23,7 +23,6 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ from minicpm4.formats.packing import pack_from_float, unpack
 from minicpm4.formats.quant import QuantSpec
 from minicpm4.formats.tensor_source import TensorSource, as_kind, checkpoint_source
 from minicpm4.kernels.registry import exact_isa
-from minicpm4.machine import cpu_name, total_cores
+from minicpm4.machine import total_cores
 from minicpm4.model.source import open_model
 
 CHILD = Path(__file__).parent / "peers" / "llama_cpp_reads.py"
@@ -94,7 +93,7 @@ class Case:
 
 
 def main() -> None:
-    from commits import commit
+    from commits import heading
 
     args = parse()
     # Levels whose products are of float32: others round activations, too.
@@ -107,9 +106,7 @@ def main() -> None:
         said: Said = {}
         rows = [compare(case, args.llama_python, folder, said) for case in cases(folder, args.qwen)]
     report = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "cpu": cpu_name(),
+        **heading(),
         "cpus": total_cores(),
         "kernels": exact,
         "llama-cpp-python": version,

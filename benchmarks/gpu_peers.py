@@ -42,11 +42,11 @@ from minicpm4.engine.steps import Span, StepPlan
 from minicpm4.evals.random_model import MINICPM4_05B, RandomCheckpoint
 from minicpm4.files import finite, write_json
 from minicpm4.formats.quant import QuantSpec
-from minicpm4.kernels.contract import KVLayer, Step
 from minicpm4.kernels.gpu.sparse_train import gpu_sparse_attention
 from minicpm4.kernels.gpu.table import GpuOps
 from minicpm4.kernels.pages import page_arrays
 from minicpm4.kernels.sparse_grad import select_blocks
+from minicpm4.kernels.step import KVLayer, Step
 from minicpm4.model.loader import load_weights
 from minicpm4.model.weight_plan import plan_weights
 

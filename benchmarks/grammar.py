@@ -22,21 +22,20 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import numpy as np
-from commits import commit
+from commits import heading
 
 from minicpm4 import LLM, SamplingParams
 from minicpm4.engine.grammar import Grammars
 from minicpm4.engine.held import Grammar
 from minicpm4.errors import RequestError
 from minicpm4.files import json_text, write_file
-from minicpm4.machine import cpu_name, watch_others
+from minicpm4.machine import watch_others
 from minicpm4.model.source import open_model
 
 Schema = dict[str, Any]
@@ -328,9 +327,7 @@ def main() -> None:
     show("all", total)
     if arguments.json:
         report = {
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "commit": commit(),
-            "machine": cpu_name(),
+            **heading(),
             "other_processes_cores": others(),
             "model": Path(arguments.model).name,
             "vocabulary": source.grammars.vocab_size,

@@ -12,17 +12,16 @@ from __future__ import annotations
 
 import argparse
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from commits import commit
+from commits import heading
 
 from minicpm4 import LLM, SamplingParams
 from minicpm4.engine import grammar_text
 from minicpm4.files import json_text, write_file
-from minicpm4.machine import cpu_name, watch_others
+from minicpm4.machine import watch_others
 
 GRAMMARS = {
     "record (GBNF, long fixed parts)": r"""
@@ -67,9 +66,7 @@ def main() -> None:
         )
     if arguments.json:
         report = {
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "commit": commit(),
-            "machine": cpu_name(),
+            **heading(),
             "other_processes_cores": others(),
             "model": Path(arguments.model).name,
             "grammars": rows,

@@ -11,14 +11,12 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from commits import commit
+from commits import heading
 
 from minicpm4.files import lines_of, write_json
-from minicpm4.machine import cpu_name
 
 FURTHEST = 6  # log likelihoods of a task that are read in float64
 Place = tuple[int, int]  # document and choice
@@ -52,9 +50,7 @@ def main() -> None:
         for task, found in tasks.items():
             found["float64"] = judged(one[task], other[task], exact)
     report = {
-        "cpu": cpu_name(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit(),
+        **heading(),
         "note": arguments.note,
         "items": sum(found["items"] for found in tasks.values()),
         "largest": max(found["largest"] for found in tasks.values()),

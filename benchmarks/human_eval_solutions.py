@@ -11,15 +11,13 @@ import argparse
 import gzip
 import json
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from commits import commit
+from commits import heading
 
 from minicpm4.evals.code import Problem, read_problems
 from minicpm4.files import write_json
-from minicpm4.machine import cpu_name
 from minicpm4.sandbox import Limits, judge_function
 
 LIMITS = Limits(seconds=60)  # of a machine that does other things, too
@@ -34,9 +32,7 @@ def main() -> None:
     lines = gzip.decompress(arguments.problems.read_bytes()).splitlines()
     right = {one["task_id"]: one["canonical_solution"] for one in map(json.loads, lines)}
     report: dict[str, Any] = {
-        "cpu": cpu_name(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit(),
+        **heading(),
         "problems": len(problems),
         "own solutions": judged(problems, right),
         "empty bodies": judged(problems, dict.fromkeys(right, "    pass\n")),

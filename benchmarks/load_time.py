@@ -19,15 +19,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from commits import commit
+from commits import heading
 
 from minicpm4.files import write_file
-from minicpm4.machine import cpu_name, total_cores
+from minicpm4.machine import total_cores
 
 ROOT = Path(__file__).parents[1]
 SHAPES: dict[str, dict[str, Any]] = {
@@ -80,9 +79,7 @@ def measure(arguments: argparse.Namespace, model: Path, place: Path) -> dict[str
         loads["cold"].append(load(model, arguments.weights))
     files = [model] if model.is_file() else list(model.glob("*.safetensors"))
     report: dict[str, Any] = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "cpu": cpu_name(),
+        **heading(),
         "cores": total_cores(),
         "load average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "checkpoint": (arguments.checkpoint and model.name) or f"random, shape {arguments.shape}",

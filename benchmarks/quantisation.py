@@ -25,13 +25,12 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from commits import commit
+from commits import heading
 from moved_original import EXACT, check_moved, move, texts
 from peers.quantised import STORED, TAKEN, at_equal_size, paired
 
@@ -45,7 +44,7 @@ from minicpm4.files import finite, write_json, writing_path
 from minicpm4.formats.names import EMBED, expected_tensors
 from minicpm4.formats.quant import QuantSpec, packed_nbytes
 from minicpm4.kernels.registry import exact_isa, host_table
-from minicpm4.machine import cpu_name, total_cores
+from minicpm4.machine import total_cores
 from minicpm4.model.source import open_model
 from minicpm4.model.stored_prefix import FILE
 from minicpm4.model.weight_plan import plan_weights
@@ -316,9 +315,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     args = parse()
     report: dict[str, Any] = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "cpu": cpu_name(),
+        **heading(),
         "cpus": total_cores(),
     }
     report |= {"tables": tables, "activations": activations}[args.part](args)

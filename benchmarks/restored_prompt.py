@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,10 +28,10 @@ def main() -> None:
     if args.child is not None:
         print(json.dumps(measure(args)))
         return
-    from commits import commit
+    from commits import heading
 
     from minicpm4.files import write_json
-    from minicpm4.machine import cpu_name, total_cores
+    from minicpm4.machine import total_cores
 
     found: dict[str, list[dict[str, Any]]] = {case: [] for case in CASES}
     for _ in range(args.repeats):
@@ -43,9 +42,7 @@ def main() -> None:
                     forget(files)
                 found[case].append(run(args, "" if case == CASES[0] else folder))
     report = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "cpu": cpu_name(),
+        **heading(),
         "cpus": total_cores(),
         "load average (over the number of cpus: a busy machine)": round(os.getloadavg()[0], 1),
         "model": args.model,

@@ -13,17 +13,15 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from commits import commit
+from commits import heading
 
 from minicpm4 import LLM, SamplingParams
 from minicpm4.engine.params import OFF
 from minicpm4.files import json_text, write_file
-from minicpm4.machine import cpu_name
 
 PROMPTS: dict[str, str] = {
     "Hello, who are you?": r"assistant|AI\b|help|model",
@@ -69,9 +67,7 @@ def main() -> None:
             print(f"{preset:26}{row['right']:>8.0%}{row['repeated']:>10.1%}{row['logprob']:>8.2f}")
     if arguments.json:
         report = {
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "commit": commit(),
-            "machine": cpu_name(),
+            **heading(),
             "seeds": arguments.seeds,
             "max_tokens": arguments.max_tokens,
             "presets": PRESETS,

@@ -27,8 +27,8 @@ from minicpm4.evals.sparse import Reader, lay_out
 from minicpm4.evals.sparse.reading import probes
 from minicpm4.evals.sparse.recall import Recall, Watched, block_mass, far_blocks
 from minicpm4.files import write_json
-from minicpm4.kernels.contract import Array, Ints, KVLayer, Step
 from minicpm4.kernels.ref import gather
+from minicpm4.kernels.step import Array, Ints, KVLayer, Step
 from minicpm4.machine import cpu_name
 
 Doubles = NDArray[np.float64]

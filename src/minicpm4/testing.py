@@ -31,8 +31,8 @@ from minicpm4.engine.request import Request, Sample
 from minicpm4.engine.runner import StepResult
 from minicpm4.engine.sequence import Sequence as Tokens
 from minicpm4.engine.steps import StepPlan
-from minicpm4.kernels.contract import Array
 from minicpm4.kernels.ref import RefOps
+from minicpm4.kernels.step import Array
 from minicpm4.model.cache import PAGE_SIZE
 from minicpm4.text.model_text import ModelText
 from minicpm4.text.pieces import byte_of_char

@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 
 from minicpm4.formats.quant import PackedTensor
-from minicpm4.kernels.contract import Array, Ints, OpTable
+from minicpm4.kernels.contract import OpTable
 from minicpm4.kernels.cpu import CpuOps, emulated_levels, isa_levels
 from minicpm4.kernels.layer_weights import Linear
 from minicpm4.kernels.ref import RefOps
+from minicpm4.kernels.step import Array, Ints
 
 
 class PreparedOps(CpuOps):

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from minicpm4.config import SparseConfig
-from minicpm4.kernels.contract import Array, KVLayer, OpTable, Selection, Step
+from minicpm4.kernels.contract import OpTable
 from minicpm4.kernels.pages import page_arrays
+from minicpm4.kernels.step import Array, KVLayer, Selection, Step
 
 Ranges = Sequence[tuple[int, int]]
 

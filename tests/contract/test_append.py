@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minicpm4.kernels.contract import KVLayer, OpTable
+from minicpm4.kernels.contract import OpTable
 from minicpm4.kernels.ref import RefOps
+from minicpm4.kernels.step import KVLayer
 from tests.contract.paged import RELEASED, SMALL, Paged, chunks, config, rounded, unrotated
 
 CASES: list[dict[str, Any]] = [

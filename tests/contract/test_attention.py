@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from minicpm4.config import SparseConfig
-from minicpm4.kernels.contract import OpTable, Selection
+from minicpm4.kernels.contract import OpTable
 from minicpm4.kernels.ref import RefOps
+from minicpm4.kernels.step import Selection
 from tests.contract.paged import (
     RELEASED,
     SMALL,

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minicpm4.kernels.contract import KVLayer, OpTable, Selection, Step
+from minicpm4.kernels.contract import OpTable
+from minicpm4.kernels.step import KVLayer, Selection, Step
 from tests.contract.paged import SMALL, Paged, config
 
 

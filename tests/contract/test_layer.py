@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minicpm4.kernels.contract import KVLayer, OpTable
+from minicpm4.kernels.contract import OpTable
 from minicpm4.kernels.cpu import CpuOps
 from minicpm4.kernels.layer_weights import AttentionWeights, FeedForwardWeights, Linear
+from minicpm4.kernels.step import KVLayer
 from minicpm4.model.forward import decoder_layer
 from minicpm4.model.weights import LayerWeights
 from tests.contract.packed import random_weight

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from minicpm4.kernels.contract import Array, KVLayer, OpTable
+from minicpm4.kernels.contract import OpTable
 from minicpm4.kernels.cpu import CpuOps, emulated_levels, isa_levels
 from minicpm4.kernels.ref import RefOps
+from minicpm4.kernels.step import Array, KVLayer
 from tests.contract.paged import RELEASED, SMALL, Paged, config
 from tests.contract.trees import Forest, path, random_parents, stored
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from minicpm4.config import SparseConfig
-from minicpm4.kernels.contract import Accepted, OpTable
+from minicpm4.kernels.contract import OpTable
+from minicpm4.kernels.step import Accepted
 from tests.contract.paged import RELEASED, SMALL, config
 from tests.contract.trees import CHOICES, Forest, accepted, check_settled, path, random_parents, tree_of
 from tests.fixtures.loading import load_model

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minicpm4.kernels.contract import OpTable, Step, Tree
+from minicpm4.kernels.contract import OpTable
+from minicpm4.kernels.step import Step, Tree
 from tests.contract.paged import RELEASED, SMALL, config
 from tests.contract.test_attention import rounds_weights
 from tests.contract.trees import (

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from minicpm4.config import SparseConfig
-from minicpm4.kernels.contract import Accepted, KVLayer, OpTable, Tree
+from minicpm4.kernels.contract import OpTable
 from minicpm4.kernels.ref import RefOps
+from minicpm4.kernels.step import Accepted, KVLayer, Tree
 from tests.contract.paged import (
     SMALL,
     Paged,

@@ -17,9 +17,10 @@ from minicpm4.engine.runner import Runner
 from minicpm4.engine.scheduler import Scheduler
 from minicpm4.engine.sequence import MAX_DRAFTS, Drafts, Sequence
 from minicpm4.engine.steps import logit_rows
-from minicpm4.kernels.contract import OpTable, Tree
+from minicpm4.kernels.contract import OpTable
 from minicpm4.kernels.ref import RefOps
 from minicpm4.kernels.registry import resolve
+from minicpm4.kernels.step import Tree
 from minicpm4.model.weights import ModelWeights
 from tests.engine.drafting import follow, make_drafts, walk
 from tests.fixtures.loading import load_model

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 
 from minicpm4.formats.quant import PackedTensor
-from minicpm4.kernels.contract import Accepted, Array, Ints, KVLayer, OpTable, Selection, Step
+from minicpm4.kernels.contract import OpTable
 from minicpm4.kernels.gpu.table import GpuOps
 from minicpm4.kernels.gpu.weights import to_device
 from minicpm4.kernels.layer_weights import Linear
+from minicpm4.kernels.step import Accepted, Array, Ints, KVLayer, Selection, Step
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from minicpm4.errors import UnsupportedError
-from minicpm4.kernels.contract import Selection
 from minicpm4.kernels.ref import RefOps
+from minicpm4.kernels.step import Selection
 from tests.contract.paged import (
     RELEASED,
     SMALL,

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from minicpm4.config import SparseConfig
-from minicpm4.kernels.contract import Accepted, KVLayer, Step, Tree
 from minicpm4.kernels.gpu.table import GpuOps
+from minicpm4.kernels.step import Accepted, KVLayer, Step, Tree
 from tests.contract.packed import random_weight
 from tests.gpu.arrays import DEVICE
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from minicpm4.config import ModelConfig, SparseConfig
-from minicpm4.kernels.contract import KVLayer, Step, Tree
 from minicpm4.kernels.cpu import CpuOps, isa_levels
 from minicpm4.kernels.pages import page_arrays
 from minicpm4.kernels.scratch import call_every_op
+from minicpm4.kernels.step import KVLayer, Step, Tree
 
 
 def config_of(**sizes: int) -> ModelConfig:

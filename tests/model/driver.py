@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from minicpm4.config import SparseConfig
-from minicpm4.kernels.contract import Accepted, OpTable, Step, Tree
+from minicpm4.kernels.contract import OpTable
+from minicpm4.kernels.step import Accepted, Step, Tree
 from minicpm4.model.cache import KVPool
 from minicpm4.model.forward import forward, logits, settle
 from minicpm4.model.rotary import RotaryTable

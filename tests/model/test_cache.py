@@ -7,8 +7,8 @@ import pytest
 
 from minicpm4.config import SparseConfig
 from minicpm4.errors import ConfigError
-from minicpm4.kernels.contract import KVLayer
 from minicpm4.kernels.pages import page_arrays
+from minicpm4.kernels.step import KVLayer
 from minicpm4.model.cache import KVPool, page_nbytes
 from tests.model.test_rotary import CONFIG
 

@@ -15,7 +15,7 @@ from minicpm4.config.strict import shown
 from minicpm4.engine.outputs import Event
 from minicpm4.engine.params import SamplingParams
 from minicpm4.errors import RequestError
-from minicpm4.kernels.contract import Array
+from minicpm4.kernels.step import Array
 from minicpm4.text.replies import ReplyReader
 from minicpm4.text.tokenizer import Tokenizer
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from minicpm4.engine.drafter import Guess, Wish
 from minicpm4.engine.sequence import Drafts
-from minicpm4.kernels.contract import Array, Ints, OpTable
+from minicpm4.kernels.contract import OpTable
+from minicpm4.kernels.step import Array, Ints
 
 __all__ = ["Chain", "choose"]
 

@@ -17,7 +17,8 @@ from minicpm4.engine.pages import Copy, PageAllocator
 from minicpm4.engine.runner import StepRunner
 from minicpm4.engine.sequence import Sequence
 from minicpm4.engine.steps import Span, StepPlan
-from minicpm4.kernels.contract import Array, Ints, OpTable
+from minicpm4.kernels.contract import OpTable
+from minicpm4.kernels.step import Array, Ints
 from minicpm4.model.forward import logits
 from minicpm4.model.ranks import FewTokens
 from minicpm4.model.weights import ModelWeights

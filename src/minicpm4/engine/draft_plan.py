@@ -11,7 +11,8 @@ from minicpm4.engine.head_drafter import WINDOW
 from minicpm4.engine.options import EngineOptions
 from minicpm4.engine.plan import planned_tokens
 from minicpm4.errors import ConfigError, UnsupportedError
-from minicpm4.kernels.contract import Ints, OpTable
+from minicpm4.kernels.contract import OpTable
+from minicpm4.kernels.step import Ints
 from minicpm4.model.cache import PAGE_SIZE, page_nbytes
 from minicpm4.model.head_files import HeadPlan, plan_head
 from minicpm4.model.ranks import chosen_tokens

@@ -11,7 +11,8 @@ from minicpm4.engine.drafter import Drafter
 from minicpm4.engine.drafting import ROWS, Drafting
 from minicpm4.engine.suffix import BYTES_A_TOKEN, SHARED_BYTES, SuffixDrafter
 from minicpm4.errors import ConfigError
-from minicpm4.kernels.contract import OpTable, Tree
+from minicpm4.kernels.contract import OpTable
+from minicpm4.kernels.step import Tree
 from minicpm4.places import from_user
 
 if TYPE_CHECKING:

@@ -26,7 +26,8 @@ from minicpm4.engine.scheduler import Scheduler
 from minicpm4.engine.sequence import FinishReason, Sequence
 from minicpm4.engine.steps import Span, StepPlan
 from minicpm4.errors import EngineError, Minicpm4Error, RequestError, ToolSchemaError, UnsupportedError
-from minicpm4.kernels.contract import Array, OpTable
+from minicpm4.kernels.contract import OpTable
+from minicpm4.kernels.step import Array
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

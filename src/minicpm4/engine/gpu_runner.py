@@ -17,9 +17,9 @@ from torch import Tensor
 from minicpm4.config import SparseConfig
 from minicpm4.engine.runner import Runner, StepResult, integers
 from minicpm4.engine.steps import Span, StepPlan
-from minicpm4.kernels.contract import Array, Step
 from minicpm4.kernels.gpu.table import GpuOps
 from minicpm4.kernels.gpu.tiles import DeviceRows
+from minicpm4.kernels.step import Array, Step
 from minicpm4.model.cache import KVPool
 from minicpm4.model.forward import forward, logits
 from minicpm4.model.weights import ModelWeights

@@ -23,7 +23,8 @@ from minicpm4.engine.drafter import Guess, Wish
 from minicpm4.engine.executors import Executor
 from minicpm4.engine.pages import PageAllocator
 from minicpm4.engine.sequence import Sequence
-from minicpm4.kernels.contract import Array, OpTable, Step
+from minicpm4.kernels.contract import OpTable
+from minicpm4.kernels.step import Array, Step
 from minicpm4.model.heads import Head
 
 WINDOW = 1024  # tokens that a head reads, the last ones

@@ -19,7 +19,7 @@ from minicpm4.engine.grammar_text import line
 from minicpm4.engine.params import SamplingParams
 from minicpm4.engine.vocabulary import Vocabulary
 from minicpm4.errors import RequestError
-from minicpm4.kernels.contract import Array
+from minicpm4.kernels.step import Array
 from minicpm4.text.reasoning import Marks
 from minicpm4.text.replies import Reasoning
 

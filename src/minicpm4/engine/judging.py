@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from minicpm4.engine.outputs import Piece
 from minicpm4.engine.steps import Span
 from minicpm4.errors import Minicpm4Error
-from minicpm4.kernels.contract import Array
+from minicpm4.kernels.step import Array
 
 
 @dataclass(slots=True)

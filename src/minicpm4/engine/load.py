@@ -33,8 +33,9 @@ from minicpm4.engine.sparse_presets import with_sparse
 from minicpm4.errors import CheckpointError, ConfigError, MemoryPlanError
 from minicpm4.files import json_text
 from minicpm4.formats import Checkpoint
-from minicpm4.kernels.contract import Ints, OpTable
+from minicpm4.kernels.contract import OpTable
 from minicpm4.kernels.registry import host_table, resolve, speed_key
+from minicpm4.kernels.step import Ints
 from minicpm4.machine import human
 from minicpm4.model.head_files import HeadPlan
 from minicpm4.model.loader import load_weights

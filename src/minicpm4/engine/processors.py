@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from minicpm4.engine.params import SamplingParams
-from minicpm4.kernels.contract import Array
+from minicpm4.kernels.step import Array
 
 
 class Processor(Protocol):

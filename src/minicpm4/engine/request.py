@@ -21,7 +21,8 @@ from minicpm4.engine.runner import StepResult
 from minicpm4.engine.sampler import SampleState, log_probabilities, sample
 from minicpm4.engine.sequence import Attention, FinishReason, Sequence
 from minicpm4.engine.steps import Span
-from minicpm4.kernels.contract import Array, OpTable
+from minicpm4.kernels.contract import OpTable
+from minicpm4.kernels.step import Array
 from minicpm4.machine import peak_memory
 from minicpm4.text.stream import TextStream
 

@@ -12,7 +12,8 @@ from minicpm4.config import SparseConfig
 from minicpm4.engine.plan import LOGIT_ROWS
 from minicpm4.engine.sequence import Attention
 from minicpm4.engine.steps import Span, StepPlan, logit_rows
-from minicpm4.kernels.contract import Accepted, Array, OpTable, Step, Tree
+from minicpm4.kernels.contract import OpTable
+from minicpm4.kernels.step import Accepted, Array, Step, Tree
 from minicpm4.model.cache import KVPool
 from minicpm4.model.forward import Buffers, Keep, forward, logits, settle
 from minicpm4.model.rotary import RotaryTable

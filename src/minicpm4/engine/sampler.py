@@ -17,7 +17,8 @@ from minicpm4.engine.outputs import TokenLogprobs
 from minicpm4.engine.params import SamplingParams
 from minicpm4.engine.processors import Constraint, Processor, adjusted
 from minicpm4.errors import CheckpointError, RequestError
-from minicpm4.kernels.contract import Array, OpTable
+from minicpm4.kernels.contract import OpTable
+from minicpm4.kernels.step import Array
 
 Doubles = NDArray[np.float64]
 Ids = NDArray[np.int64]

@@ -26,8 +26,9 @@ from minicpm4.engine.sequence import Sequence as TokenSequence
 from minicpm4.engine.steps import Span, StepPlan
 from minicpm4.evals.cost import decode_bytes, prefill_flops
 from minicpm4.formats import Checkpoint
-from minicpm4.kernels.contract import OpTable, Step
+from minicpm4.kernels.contract import OpTable
 from minicpm4.kernels.registry import resolve
+from minicpm4.kernels.step import Step
 from minicpm4.model.cache import page_size_for
 from minicpm4.model.weight_plan import plan_weights
 from minicpm4.progress import Progress

@@ -30,10 +30,11 @@ from torch.nn import functional
 from minicpm4.config import SparseConfig
 from minicpm4.formats.kinds import float_kinds
 from minicpm4.formats.quant import QuantSpec
-from minicpm4.kernels.contract import OpTable, Selection
+from minicpm4.kernels.contract import OpTable
 from minicpm4.kernels.fp8 import fp8_linear
 from minicpm4.kernels.layer_weights import Linear
 from minicpm4.kernels.sparse_grad import select_blocks, sparse_attention
+from minicpm4.kernels.step import Selection
 from minicpm4.kernels.straight_through import fake_quantise
 
 __all__ = ["LowRank", "TorchCache", "TorchKV", "TorchMatrix", "TorchOps", "rotate", "wide_type"]

@@ -16,9 +16,10 @@ from minicpm4 import _cpu
 from minicpm4.config import ModelConfig, SparseConfig
 from minicpm4.errors import UnsupportedError
 from minicpm4.formats.quant import PARTS, PackedTensor, packed_shapes
-from minicpm4.kernels.contract import Accepted, Array, Floats, Ints, KVLayer, OpTable, Selection, Step
+from minicpm4.kernels.contract import OpTable
 from minicpm4.kernels.layer_weights import AttentionWeights, FeedForwardWeights, Linear
 from minicpm4.kernels.scratch import call_every_op, untouched
+from minicpm4.kernels.step import Accepted, Array, Floats, Ints, KVLayer, Selection, Step
 
 isa_levels = _cpu.isa_levels
 emulated_levels = _cpu.emulated_levels

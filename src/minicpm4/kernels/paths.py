@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from minicpm4.kernels.contract import Accepted, KVLayer, OpTable, Step, Tree
+from minicpm4.kernels.contract import OpTable
+from minicpm4.kernels.step import Accepted, KVLayer, Step, Tree
 
 _ONE = np.array([0, 1], np.int32)
 

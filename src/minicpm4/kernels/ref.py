@@ -17,9 +17,10 @@ from minicpm4.config.sparse import COARSE
 from minicpm4.formats.bf16 import bf16_to_f32, f32_to_bf16
 from minicpm4.formats.packing import unpack, unpack_rows
 from minicpm4.formats.quant import PackedTensor
-from minicpm4.kernels.contract import Accepted, Array, Ints, KVLayer, OpTable, Selection, Step
+from minicpm4.kernels.contract import OpTable
 from minicpm4.kernels.layer_weights import Linear
 from minicpm4.kernels.paths import paths
+from minicpm4.kernels.step import Accepted, Array, Ints, KVLayer, Selection, Step
 
 Doubles = NDArray[np.float64]
 

@@ -12,9 +12,10 @@ import numpy as np
 
 from minicpm4.config import ModelConfig, SparseConfig
 from minicpm4.formats.quant import PackedTensor, QuantSpec, packed_shapes
-from minicpm4.kernels.contract import Array, KVLayer, OpTable, Step, Tree
+from minicpm4.kernels.contract import OpTable
 from minicpm4.kernels.layer_weights import AttentionWeights, FeedForwardWeights, Linear
 from minicpm4.kernels.pages import page_arrays
+from minicpm4.kernels.step import Array, KVLayer, Step, Tree
 
 # A group size for each kind: the smallest, of which most is kept beside x.
 GROUPS = {"f32": 0, "f16": 0, "bf16": 0, "int8": 32, "int4": 32, "ternary": 32}

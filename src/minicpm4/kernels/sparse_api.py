@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from minicpm4.config import SparseConfig
 from minicpm4.config.choices import KV_FORMATS
 from minicpm4.errors import RequestError
-from minicpm4.kernels.contract import Array, Floats, KVLayer, OpTable, Selection, Step
+from minicpm4.kernels.contract import OpTable
 from minicpm4.kernels.pages import page_arrays
 from minicpm4.kernels.registry import resolve
+from minicpm4.kernels.step import Array, Floats, KVLayer, Selection, Step
 
 MAX_HEAD_DIM = 512  # as of models
 

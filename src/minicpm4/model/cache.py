@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from minicpm4.config import ModelConfig, SparseConfig
 from minicpm4.config.choices import KVFormat
-from minicpm4.kernels.contract import Array, KVLayer
 from minicpm4.kernels.pages import PageArrays, page_arrays
+from minicpm4.kernels.step import Array, KVLayer
 
 PAGE_SIZE = 64  # tokens, without sparse attention
 

@@ -27,8 +27,9 @@ from typing import Any
 
 from minicpm4.config import ModelConfig
 from minicpm4.formats.names import layer_tensors
-from minicpm4.kernels.contract import Array, Floats, Ints, KVLayer, OpTable, Step
+from minicpm4.kernels.contract import OpTable
 from minicpm4.kernels.layer_weights import Linear
+from minicpm4.kernels.step import Array, Floats, Ints, KVLayer, Step
 from minicpm4.model.forward import Compute, decoder_layer
 from minicpm4.model.weights import LayerWeights, ModelWeights, build_layer
 

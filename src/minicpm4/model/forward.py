@@ -13,8 +13,9 @@ from typing import Protocol
 import numpy as np
 
 from minicpm4.config import ModelConfig
-from minicpm4.kernels.contract import Accepted, Array, KVLayer, OpTable, Step
+from minicpm4.kernels.contract import OpTable
 from minicpm4.kernels.layer_weights import AttentionWeights, Linear
+from minicpm4.kernels.step import Accepted, Array, KVLayer, Step
 from minicpm4.model.weights import LayerWeights, ModelWeights
 
 Compute = Callable[[LayerWeights, Array], Array]

@@ -24,8 +24,9 @@ from minicpm4.config.strict import check_scalar, shown
 from minicpm4.errors import CheckpointError, ConfigError, UnsupportedError
 from minicpm4.formats.packing import packed_if_exact, unpack
 from minicpm4.formats.safetensors import StoredTensor, open_tensors, stored_matrix
-from minicpm4.kernels.contract import Floats, Ints, OpTable
+from minicpm4.kernels.contract import OpTable
 from minicpm4.kernels.layer_weights import Linear
+from minicpm4.kernels.step import Floats, Ints
 from minicpm4.model.draft import DraftWeights, build_draft, draft_shapes, residual_scale, shared_config
 from minicpm4.model.head_layout import build_eagle3, eagle3_shapes, usual_states
 from minicpm4.model.heads import Eagle3Head, Eagle3Weights, Head, StateHead

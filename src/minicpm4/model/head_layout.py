@@ -13,8 +13,9 @@ import numpy as np
 from minicpm4.config import ModelConfig
 from minicpm4.config.strict import require
 from minicpm4.formats.names import layer_tensors
-from minicpm4.kernels.contract import Floats, Ints, OpTable
+from minicpm4.kernels.contract import OpTable
 from minicpm4.kernels.layer_weights import Linear
+from minicpm4.kernels.step import Floats, Ints
 from minicpm4.model.draft import build_draft, draft_config, draft_shapes
 from minicpm4.model.heads import Eagle3Head, Eagle3Weights, Head, StateHead
 from minicpm4.model.weights import ModelWeights, build_layer

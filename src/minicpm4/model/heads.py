@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from minicpm4.config import ModelConfig
-from minicpm4.kernels.contract import Array, Floats, Ints, KVLayer, OpTable, Step
+from minicpm4.kernels.contract import OpTable
 from minicpm4.kernels.layer_weights import Linear
+from minicpm4.kernels.step import Array, Floats, Ints, KVLayer, Step
 from minicpm4.model.draft import DraftWeights, draft
 from minicpm4.model.forward import logits
 from minicpm4.model.ranks import FewTokens

@@ -18,8 +18,9 @@ from minicpm4.config import ModelConfig
 from minicpm4.formats import Checkpoint
 from minicpm4.formats.names import EMBED, HEAD
 from minicpm4.formats.quant import PackedTensor, QuantSpec
-from minicpm4.kernels.contract import Floats, OpTable
+from minicpm4.kernels.contract import OpTable
 from minicpm4.kernels.layer_weights import Linear
+from minicpm4.kernels.step import Floats
 from minicpm4.model.arena import Arena
 from minicpm4.model.packed_cache import WeightCache
 from minicpm4.model.stored_prefix import StoredPrefix

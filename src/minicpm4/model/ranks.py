@@ -21,8 +21,9 @@ from minicpm4.files import read_json, write_json
 from minicpm4.formats import Checkpoint
 from minicpm4.formats.names import EMBED, HEAD
 from minicpm4.formats.quant import PackedTensor
-from minicpm4.kernels.contract import Ints, OpTable
+from minicpm4.kernels.contract import OpTable
 from minicpm4.kernels.layer_weights import Linear
+from minicpm4.kernels.step import Ints
 from minicpm4.model.weight_plan import MatrixPlan, WeightPlan
 from minicpm4.model.weight_set import convert
 

@@ -10,8 +10,8 @@ from minicpm4.config import ModelConfig
 from minicpm4.errors import CheckpointError
 from minicpm4.formats.names import EMBED, HEAD
 from minicpm4.formats.quant import PackedTensor
-from minicpm4.kernels.contract import Floats
 from minicpm4.kernels.layer_weights import AttentionWeights, FeedForwardWeights, Linear, StoredKV
+from minicpm4.kernels.step import Floats
 from minicpm4.model.stored_prefix import StoredPrefix
 
 PROJECTIONS = (

@@ -15,8 +15,8 @@ from minicpm4.formats import Checkpoint
 from minicpm4.formats.names import EMBED, layer_tensors
 from minicpm4.formats.packing import row_slices, unpack, unpack_rows
 from minicpm4.formats.quant import PackedTensor
-from minicpm4.kernels.contract import Floats
 from minicpm4.kernels.layer_weights import Linear, StoredKV
+from minicpm4.kernels.step import Floats
 from minicpm4.model.weights import LayerWeights, build_layer
 from minicpm4.quantize.walk import as_floats
 

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from minicpm4.config import ModelConfig
 from minicpm4.formats.quant import PackedTensor, QuantSpec
-from minicpm4.kernels.contract import KVLayer, OpTable, Step
+from minicpm4.kernels.contract import OpTable
 from minicpm4.kernels.layer_weights import AttentionWeights, StoredKV
 from minicpm4.kernels.pages import page_arrays
+from minicpm4.kernels.step import KVLayer, Step
 from minicpm4.model.cache import PAGE_SIZE
 from minicpm4.model.forward import attended
 from minicpm4.model.rotary import RotaryTable

@@ -28,8 +28,8 @@ from minicpm4.formats.names import EMBED, HEAD, layer_tensors
 from minicpm4.formats.packing import unpack
 from minicpm4.formats.quant import QuantSpec
 from minicpm4.kernels.autograd import TorchMatrix
-from minicpm4.kernels.contract import Step
 from minicpm4.kernels.layer_weights import Linear
+from minicpm4.kernels.step import Step
 from minicpm4.kernels.straight_through import rounded
 from minicpm4.kernels.unrolled import UnrolledKV, UnrolledOps
 from minicpm4.model.head_layout import HeadLayout

@@ -29,8 +29,8 @@ from minicpm4.formats import QuantSpec
 from minicpm4.formats.names import EMBED, HEAD, expected_tensors
 from minicpm4.formats.packing import unpack
 from minicpm4.kernels.autograd import LowRank, TorchCache, TorchMatrix, TorchOps
-from minicpm4.kernels.contract import Step
 from minicpm4.kernels.layer_weights import Linear
+from minicpm4.kernels.step import Step
 from minicpm4.model import forward as decoder
 from minicpm4.model.rotary import RotaryTable
 from minicpm4.model.source import open_model

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minicpm4.config import SparseConfig
-from minicpm4.kernels.contract import Array, Ints, KVLayer, OpTable, Step
+from minicpm4.kernels.contract import OpTable
 from minicpm4.kernels.delegate import Delegate
 from minicpm4.kernels.ref import gather, softmax, unrotate
 from minicpm4.kernels.sparse_api import attend_sparse
+from minicpm4.kernels.step import Array, Ints, KVLayer, Step
 
 __all__ = ["Recall", "Watched", "block_mass", "far_blocks"]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from minicpm4.config import SparseConfig
 from minicpm4.config.sparse import COARSE
-from minicpm4.kernels.contract import Tree
+from minicpm4.kernels.step import Tree
 
 __all__ = ["append", "compress", "compress_paths", "rotate_and_append"]
 

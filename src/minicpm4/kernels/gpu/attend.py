@@ -21,9 +21,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from minicpm4.kernels.contract import Selection
 from minicpm4.kernels.gpu.products import dot
 from minicpm4.kernels.gpu.tiles import splits_for, tile_rows
+from minicpm4.kernels.step import Selection
 
 __all__ = ["attend"]
 

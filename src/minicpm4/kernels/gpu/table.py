@@ -18,7 +18,7 @@ from torch import Tensor
 
 from minicpm4.errors import UnsupportedError
 from minicpm4.formats.quant import PackedTensor
-from minicpm4.kernels.contract import Accepted, Ints, KVLayer, OpTable, Selection, Step
+from minicpm4.kernels.contract import OpTable
 from minicpm4.kernels.gpu import elementwise
 from minicpm4.kernels.gpu.append import append, compress, rotate_and_append
 from minicpm4.kernels.gpu.attend import attend
@@ -28,6 +28,7 @@ from minicpm4.kernels.gpu.settle import move
 from minicpm4.kernels.gpu.tiles import DeviceRows
 from minicpm4.kernels.gpu.weights import TYPES, DeviceMatrix, device_matrix, fill, to_device, weight_kinds
 from minicpm4.kernels.layer_weights import AttentionWeights, FeedForwardWeights, Linear
+from minicpm4.kernels.step import Accepted, Ints, KVLayer, Selection, Step
 
 __all__ = ["GpuOps"]
 

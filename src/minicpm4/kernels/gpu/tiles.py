@@ -10,7 +10,7 @@ import torch
 import triton
 from torch import Tensor
 
-from minicpm4.kernels.contract import Ints, Step, Tree
+from minicpm4.kernels.step import Ints, Step, Tree
 
 __all__ = ["DeviceRows", "splits_for", "tile_rows"]
 
