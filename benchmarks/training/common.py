@@ -14,7 +14,6 @@ import os
 import platform
 import re
 import statistics
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
+from benchmarks.commits import heading
 from minicpm4.files import finite, write_file, write_json
 from minicpm4.machine import cpu_name
 from minicpm4.plot import Curve, chart
@@ -41,7 +41,6 @@ from minicpm4.train.world import World
 __all__ = ["MANUALS", "Lab", "Run", "arguments", "last", "only_stage", "recipe", "shape"]
 
 ROOT = Path(__file__).parents[2]
-DESCRIBE = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
 MANUALS = {"kind": "package", "paths": ["apt:python3.11-doc", "apt:sqlite3-doc"], "holdout": 0.02}
 
 
@@ -166,13 +165,10 @@ class Lab:
         log_y: bool = False,
     ) -> None:
         """Write result and picture, named by processor and date."""
-        now = datetime.now(UTC)
         result = {
             "experiment": self.name,
             "question": title,
-            "date": now.isoformat(timespec="seconds"),
-            "cpu": cpu_name(),
-            "commit": subprocess.run(DESCRIBE, cwd=ROOT, capture_output=True, text=True).stdout.strip(),
+            **heading(),
             "torch": torch.__version__,
             "python": platform.python_version(),
             "threads": self.given.threads,
@@ -180,7 +176,7 @@ class Lab:
             "curves": {label: [list(point) for point in curve] for label, curve in curves.items()},
         }
         words = re.findall(r"[a-z]+", cpu_name().lower())
-        stem = f"training_{self.name}_{'-'.join(words[:2]) or 'unknown'}_{now:%Y-%m-%d}"
+        stem = f"training_{self.name}_{'-'.join(words[:2]) or 'unknown'}_{datetime.now(UTC):%Y-%m-%d}"
         self.given.results.mkdir(parents=True, exist_ok=True)
         write_json(self.given.results / f"{stem}.json", finite(result))
         picture = chart(title, curves, x, y, log_x=log_x, log_y=log_y)

@@ -14,7 +14,7 @@ from minicpm4.cli import models
 from minicpm4.zoo.sources import KNOWN
 from tests.cli.conftest import Result, Terminal
 from tests.fixtures.random_checkpoint import make_checkpoint
-from tests.zoo.hub_server import Hub, serve
+from tests.zoo.hub_server import Hub, asked
 
 Run = Callable[..., Result]
 FILES = {"config.json": b"{}", "model.safetensors": bytes(3_000_000)}
@@ -22,9 +22,7 @@ FILES = {"config.json": b"{}", "model.safetensors": bytes(3_000_000)}
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    monkeypatch.setenv("MINICPM4_HOME", str(tmp_path / "home"))
-    with serve(dict(FILES)) as running:
-        monkeypatch.setenv("HF_ENDPOINT", running.address)
+    with asked(FILES, tmp_path / "home", monkeypatch) as running:
         yield running
 
 

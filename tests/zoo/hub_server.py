@@ -10,7 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+import pytest
+from huggingface_hub import constants
+
+from minicpm4.zoo import hub as hub_module
 
 REPO = "openbmb/MiniCPM4-0.5B"
 OLD = "openbmb/Old"  # its name before
@@ -66,6 +72,22 @@ def serve(files: dict[str, bytes]) -> Iterator[Hub]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def asked(files: dict[str, bytes], home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """The hub that is asked from now on, without long waits; what is fetched goes below ``home``."""
+    monkeypatch.setenv("MINICPM4_HOME", str(home))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub_module, "WAIT", 0.01)
+    with serve(dict(files)) as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.address)
+        yield running
+
+
+def kept(folder: Path) -> set[str]:
+    """The model's files in ``folder``."""
+    return {p.name for p in folder.iterdir() if not p.name.startswith(".minicpm4")}
 
 
 def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:

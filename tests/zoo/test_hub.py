@@ -16,7 +16,7 @@ from minicpm4 import zoo
 from minicpm4.errors import ModelNotFoundError
 from minicpm4.places import models_home
 from minicpm4.zoo import hub as hub_module
-from tests.zoo.hub_server import COMMIT, REPO, Hub, serve
+from tests.zoo.hub_server import COMMIT, REPO, Hub, asked, kept
 
 NAME = "minicpm4-0.5b"
 WEIGHTS = bytes(range(256)) * 4000
@@ -34,15 +34,8 @@ WANTED = {"config.json", "model.safetensors", "tokenizer.model"}
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    monkeypatch.setenv("MINICPM4_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(hub_module, "WAIT", 0.01)
-    with serve(dict(FILES)) as running:
-        monkeypatch.setenv("HF_ENDPOINT", running.address)
+    with asked(FILES, tmp_path / "home", monkeypatch) as running:
         yield running
-
-
-def kept(folder: Path) -> set[str]:
-    return {p.name for p in folder.iterdir() if not p.name.startswith(".minicpm4")}
 
 
 def downloads(hub: Hub, file: str) -> list[str | None]:

@@ -12,7 +12,7 @@ from huggingface_hub import constants
 from minicpm4 import zoo
 from minicpm4.errors import ModelNotFoundError
 from minicpm4.zoo import hub as hub_module
-from tests.zoo.hub_server import OLD, REPO, Hub, serve
+from tests.zoo.hub_server import OLD, REPO, Hub, asked, kept, serve
 
 NAME = "minicpm4-0.5b"
 FILES = {"config.json": b"{}", "model.safetensors": b"weights"}
@@ -20,15 +20,8 @@ FILES = {"config.json": b"{}", "model.safetensors": b"weights"}
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    monkeypatch.setenv("MINICPM4_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    with serve(dict(FILES)) as running:
-        monkeypatch.setenv("HF_ENDPOINT", running.address)
+    with asked(FILES, tmp_path / "home", monkeypatch) as running:
         yield running
-
-
-def kept(folder: Path) -> set[str]:
-    return {p.name for p in folder.iterdir() if not p.name.startswith(".minicpm4")}
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,16 @@ class Shape(BaseModel):
         return 1
 
 
+class Unread(Shape):
+    """Fields of OpenAI's chats and responses that are of no consequence here, whatever they hold."""
+
+    user: Any = None
+    service_tier: Any = None
+    safety_identifier: Any = None
+    prompt_cache_key: Any = None
+    prompt_cache_retention: Any = None
+
+
 class ClientGoneError(Exception):
     """Nobody waits for the answer any more."""
 

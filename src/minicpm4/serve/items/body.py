@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from minicpm4.serve.bodies import Shape
+from minicpm4.serve.bodies import Shape, Unread
 from minicpm4.serve.chats import ChatAsked, effort_variables
 from minicpm4.serve.errors import invalid, not_built
 from minicpm4.serve.forced import names_called, told_of
@@ -51,7 +51,7 @@ class EventOptions(Shape):
     include_obfuscation: Any = None
 
 
-class ResponseBody(Shape):
+class ResponseBody(Unread):
     """A request. What items and tools may be, ``chat_of`` says."""
 
     model: str | None = None
@@ -74,13 +74,8 @@ class ResponseBody(Shape):
     chat_template_kwargs: dict[str, Any] | None = None
     # Of no consequence here, whatever they hold.
     include: list[str] | None = None
-    user: Any = None
     client_metadata: Any = None
     max_tool_calls: Any = None
-    service_tier: Any = None
-    safety_identifier: Any = None
-    prompt_cache_key: Any = None
-    prompt_cache_retention: Any = None
     # Known, and not built.
     previous_response_id: Any = None
     conversation: Any = None

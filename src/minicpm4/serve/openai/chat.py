@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from minicpm4.engine.outputs import Prefilled
-from minicpm4.serve.bodies import WHOLE, Shape
+from minicpm4.serve.bodies import WHOLE, Shape, Unread
 from minicpm4.serve.chats import Chat, ChatAsked, Delta, open_chat
 from minicpm4.serve.errors import invalid, not_built
 from minicpm4.serve.forced import names_called, told_of
@@ -21,9 +21,7 @@ from minicpm4.serve.openai.figures import chat_logprobs, timings_of, usage_of
 from minicpm4.serve.responses import Events, Reply, event_text
 from minicpm4.serve.sampling import TOP_LOGPROBS, Count, Sampling
 from minicpm4.serve.service import Service
-
-MAX_TOOLS = 1024
-MAX_MESSAGES = 16384
+from minicpm4.text.messages import MAX_MESSAGES, MAX_TOOLS
 
 
 class StreamOptions(Shape):
@@ -39,7 +37,7 @@ class ResponseFormat(Shape):
     json_schema: dict[str, Any] | None = None
 
 
-class ChatBody(Sampling):
+class ChatBody(Sampling, Unread):
     """A request. What a message may hold, ``text.messages`` says."""
 
     model: str | None = None
@@ -59,13 +57,8 @@ class ChatBody(Sampling):
     enable_thinking: bool | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high"] | None = None
     # Of no consequence here, whatever they hold.
-    user: Any = None
     metadata: Any = None
     store: Any = None
-    service_tier: Any = None
-    safety_identifier: Any = None
-    prompt_cache_key: Any = None
-    prompt_cache_retention: Any = None
     # Known, and not built.
     functions: Any = None
     function_call: Any = None

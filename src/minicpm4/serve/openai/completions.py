@@ -19,25 +19,13 @@ from minicpm4.serve.bodies import WHOLE, Shape
 from minicpm4.serve.errors import invalid, not_built
 from minicpm4.serve.merge import merged
 from minicpm4.serve.openai.figures import timings_of, usage_of
+from minicpm4.serve.openai.inputs import Input, holds_several, number_of
 from minicpm4.serve.openai.texts import TokenLists
 from minicpm4.serve.responses import Events, Reply, event_text
-from minicpm4.serve.sampling import TOP_LOGPROBS, CountOrZero, Sampling, Text, TokenId
+from minicpm4.serve.sampling import TOP_LOGPROBS, CountOrZero, Sampling
 from minicpm4.serve.service import Service
 
-MAX_PROMPTS = 1024
 DEFAULT_TOKENS = 16  # OpenAI's
-
-Ids = Annotated[list[TokenId], Field(min_length=1)]
-
-
-def holds_several(given: str | list[Any]) -> bool:
-    """Whether a field holds a list of texts, rather than a text or its token ids."""
-    return isinstance(given, list) and not isinstance(given[0], int)
-
-
-def number_of(given: str | list[Any]) -> int:
-    """The texts of a field that holds one or several."""
-    return len(given) if holds_several(given) else 1
 
 
 class UsageOptions(Shape):
@@ -50,12 +38,7 @@ class CompletionBody(Sampling):
     """A request."""
 
     model: str | None = None
-    prompt: (
-        Text
-        | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
-        | Ids
-        | Annotated[list[Ids], Field(min_length=1, max_length=MAX_PROMPTS)]
-    )
+    prompt: Input
     max_tokens: CountOrZero | None = None
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=TOP_LOGPROBS), WHOLE] | bool | None = None

@@ -13,9 +13,8 @@ from pydantic import Field
 from minicpm4.serve.bodies import WHOLE, Shape
 from minicpm4.serve.errors import not_built
 from minicpm4.serve.merge import merged
-from minicpm4.serve.openai.completions import MAX_PROMPTS, Ids, holds_several, number_of
+from minicpm4.serve.openai.inputs import Input, holds_several, number_of
 from minicpm4.serve.responses import Reply
-from minicpm4.serve.sampling import Text
 from minicpm4.serve.service import Service
 
 
@@ -23,12 +22,7 @@ class EmbeddingBody(Shape):
     """A request."""
 
     model: str | None = None
-    input: (
-        Text
-        | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
-        | Ids
-        | Annotated[list[Ids], Field(min_length=1, max_length=MAX_PROMPTS)]
-    )
+    input: Input
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Field(ge=1), WHOLE] | None = None
     user: Any = None  # of no consequence here
