@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -121,6 +121,22 @@ def attention_truth(q: Array, k: Array, v: Array, position: int, blocks: Array |
         weights = np.exp(scores - scores.max(axis=1, keepdims=True))
         out[heads] = weights / weights.sum(axis=1, keepdims=True) @ v[tokens, h]
     return out
+
+
+def beside_truth(
+    world: Paged, out: Array, selection: Selection | None, kv: str, every: int, ranges: Ranges | None = None
+) -> Iterator[tuple[Array, Array]]:
+    """Rows of ``out``, each beside the truth (hq, d): every ``every``-th of a sequence's range (None: of all
+    its tokens), and the last."""
+    row, size = 0, world.sparse.block_size
+    spans = ranges if ranges is not None else [(0, n) for n in world.lengths]
+    for q, k, v, (a, b) in zip(world.q, world.k, world.v, spans, strict=True):
+        keys, values = rounded(k, kv), rounded(v, kv)
+        for p in {*range(a, b, every), b - 1}:
+            blocks = None if selection is None else as_mask(selection, row + p - a, p // size + 1)
+            truth = attention_truth(q[p], keys, values, p, blocks, size)
+            yield out[row + p - a].reshape(truth.shape), truth
+        row += b - a
 
 
 def block_scores_truth(q: Array, k: Array, position: int, c: SparseConfig) -> Array:

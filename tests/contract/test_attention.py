@@ -15,11 +15,9 @@ from tests.contract.paged import (
     RELEASED,
     SMALL,
     Paged,
-    as_mask,
-    attention_truth,
+    beside_truth,
     chunks,
     config,
-    rounded,
 )
 from tests.levels import PAIRS, level
 
@@ -50,19 +48,11 @@ def check(
     world: Paged, out: Any, selection: Selection | None, kv: str, every: int, exact: bool = True
 ) -> None:
     """Not ``exact``: weights are rounded to bf16, which errs by up to 2^-8 of each."""
-    row = 0
-    size = world.sparse.block_size
-    for q, k, v, n in zip(world.q, world.k, world.v, world.lengths, strict=True):
-        keys, values = rounded(k, kv), rounded(v, kv)
-        for p in {*range(0, n, every), n - 1}:
-            blocks = None if selection is None else as_mask(selection, row + p, p // size + 1)
-            truth = attention_truth(q[p], keys, values, p, blocks, size)
-            found = out[row + p].reshape(truth.shape)
-            if exact:
-                np.testing.assert_allclose(found, truth, rtol=1e-4, atol=2e-6)
-            else:
-                assert np.linalg.norm(found - truth) < 2e-3 * np.linalg.norm(truth)
-        row += n
+    for found, truth in beside_truth(world, out, selection, kv, every):
+        if exact:
+            np.testing.assert_allclose(found, truth, rtol=1e-4, atol=2e-6)
+        else:
+            assert np.linalg.norm(found - truth) < 2e-3 * np.linalg.norm(truth)
 
 
 @pytest.mark.parametrize("kv", ["float32", "bf16", "int8"])
@@ -124,11 +114,8 @@ def test_one_row_of_a_long_context(ops: OpTable, sparse: bool) -> None:
     step, q = world.step(rows), world.rows(world.q, rows)
     selection = ops.select(q, layer, step) if sparse else None
     out = ops.attend(q, layer, step, selection)
-    for row, (s, p) in enumerate([(0, 16 * 150 + 4), (1, 39)]):
-        blocks = None if selection is None else as_mask(selection, row, p // 16 + 1)
-        k, v = world.k[s].astype(np.float64), world.v[s].astype(np.float64)
-        truth = attention_truth(world.q[s][p], k, v, p, blocks, 16)
-        np.testing.assert_allclose(out[row].reshape(truth.shape), truth, rtol=1e-4, atol=2e-6)
+    for found, truth in beside_truth(world, out, selection, "float32", 1, rows):
+        np.testing.assert_allclose(found, truth, rtol=1e-4, atol=2e-6)
 
 
 def test_a_few_rows_of_a_long_context(ops: OpTable) -> None:
@@ -139,11 +126,8 @@ def test_a_few_rows_of_a_long_context(ops: OpTable) -> None:
     selection = ops.select(q, layer, step)
     assert (selection.counts[:2] == -1).all() and (selection.counts[2:] > 0).all()
     out = ops.attend(q, layer, step, selection)
-    k, v = world.k[0].astype(np.float64), world.v[0].astype(np.float64)
-    for row in range(6):
-        p = 16 * 100 + row
-        truth = attention_truth(world.q[0][p], k, v, p, as_mask(selection, row, p // 16 + 1), 16)
-        np.testing.assert_allclose(out[row].reshape(truth.shape), truth, rtol=1e-4, atol=2e-6)
+    for found, truth in beside_truth(world, out, selection, "float32", 1, rows):
+        np.testing.assert_allclose(found, truth, rtol=1e-4, atol=2e-6)
 
 
 @pytest.mark.parametrize("kv", ["float32", "bf16", "int8"])

@@ -16,6 +16,7 @@ from minicpm4.formats.gguf import GgufCheckpoint
 from minicpm4.formats.gguf_write import OutTensor, matrix, write_gguf
 from minicpm4.formats.packing import pack_from_float, unpack
 from minicpm4.formats.quant import PARTS, PackedTensor, QuantSpec, packed_shapes
+from tests.fixtures.normal import normal
 
 BLOCKS = Path(__file__).parent / "data" / "ggml_blocks.npz"
 BY_NAME = {kind.name: (number, kind) for number, kind in GGML_TYPES.items() if kind.writable}
@@ -78,7 +79,7 @@ def test_bytes_are_the_same_where_only_one_block_stands_for_the_weights(name: st
 @pytest.mark.parametrize("name", ROUNDED)
 def test_rounded_weights_are_those_of_packing(name: str, tmp_path: Path) -> None:
     number, kind = BY_NAME[name]
-    weights = np.random.default_rng(0).standard_normal((5, 512)).astype(np.float32) * np.float32(0.05)
+    weights = normal(5, 512) * np.float32(0.05)
     packed = pack_from_float(weights, kind.spec)
     assert str(packed.spec) == ROUNDED[name]
     write_gguf(tmp_path / "one.gguf", {}, [matrix("w", packed, number)])
@@ -90,7 +91,7 @@ def test_rounded_weights_are_those_of_packing(name: str, tmp_path: Path) -> None
 @pytest.mark.parametrize("offset", [True, False])
 def test_scales_off_the_grid_move_to_the_nearest(offset: bool) -> None:
     """int4 with scales of either sign in a Q4_K: the error stays that of another rounding to 4 bits."""
-    weights = np.random.default_rng(1).standard_normal((9, 512)).astype(np.float32) * np.float32(0.05)
+    weights = normal(9, 512, 1) * np.float32(0.05)
     packed = pack_from_float(weights, QuantSpec(kind="int4", group_size=32))
     if offset:
         assert packed.scales is not None
@@ -109,7 +110,7 @@ def test_scales_off_the_grid_move_to_the_nearest(offset: bool) -> None:
 
 
 def test_what_a_type_has_no_room_for_is_refused() -> None:
-    weights = np.random.default_rng(2).standard_normal((2, 256)).astype(np.float32)
+    weights = normal(2, 256, 2)
     int8 = pack_from_float(weights, QuantSpec(kind="int8", group_size=32))
     cases = [
         (int8, "Q5_0", r"weights in int8-g32 cannot be written as Q5_0.*convert them to int5-g32"),

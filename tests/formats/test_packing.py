@@ -22,16 +22,13 @@ from minicpm4.formats.packing import (
     unpack_rows,
 )
 from minicpm4.formats.quant import PackedTensor, QuantSpec
+from tests.fixtures.normal import normal
 
 SPECS = [QuantSpec(kind=k, group_size=g) for k in rounded_kinds() for g in (32, 64, 128)]
 
 
 def spec(kind: str, group: int = 0) -> QuantSpec:
     return QuantSpec(kind=kind, group_size=group)
-
-
-def normal(rows: int, columns: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal((rows, columns)).astype(np.float32)
 
 
 def float_tensor(values: np.ndarray, kind: str) -> PackedTensor:

@@ -15,8 +15,7 @@ from tests.contract.paged import (
     SMALL,
     Paged,
     Ranges,
-    as_mask,
-    attention_truth,
+    beside_truth,
     block_scores_truth,
     check_choice,
     config,
@@ -47,16 +46,11 @@ def rows_of(world: Paged) -> list[tuple[int, int]]:
 
 def worst(world: Paged, out: Any, selection: Selection | None, kv: str, ranges: Ranges, every: int) -> float:
     """Largest error of a row's heads over their norm."""
-    row, found, size = 0, 0.0, world.sparse.block_size
-    for q, k, v, (a, b) in zip(world.q, world.k, world.v, ranges, strict=True):
-        keys, values = rounded(k, kv), rounded(v, kv)
-        for p in {*range(a, b, every), b - 1}:
-            blocks = None if selection is None else as_mask(selection, row + p - a, p // size + 1)
-            truth = attention_truth(q[p], keys, values, p, blocks, size)
-            error = np.linalg.norm(out[row + p - a].reshape(truth.shape) - truth)
-            found = max(found, float(error / np.linalg.norm(truth)))
-        row += b - a
-    return found
+    errors = [
+        np.linalg.norm(found - truth) / np.linalg.norm(truth)
+        for found, truth in beside_truth(world, out, selection, kv, every, ranges)
+    ]
+    return float(np.max(errors))  # of what is not a number, that
 
 
 def run(
@@ -141,11 +135,8 @@ def test_a_few_rows_of_a_long_context(ops: OnArrays, sparse: bool) -> None:
     if selection is not None:
         assert (selection.counts[[0, 1, 6]] == -1).all() and (selection.counts[2:6] > 0).all()
     out = ops.attend(q, layer, step, selection)
-    for row, (s, p) in enumerate([*((0, length + i) for i in range(6)), (1, 39)]):
-        blocks = None if selection is None else as_mask(selection, row, p // 16 + 1)
-        k, v = world.k[s].astype(np.float64), world.v[s].astype(np.float64)
-        truth = attention_truth(world.q[s][p], k, v, p, blocks, 16)
-        np.testing.assert_allclose(out[row].reshape(truth.shape), truth, rtol=1e-4, atol=2e-6)
+    for found, truth in beside_truth(world, out, selection, "float32", 1, rows):
+        np.testing.assert_allclose(found, truth, rtol=1e-4, atol=2e-6)
 
 
 @pytest.mark.parametrize("sparse", [False, True])

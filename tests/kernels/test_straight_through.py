@@ -14,6 +14,7 @@ from minicpm4.formats.rounding import group_sum
 
 torch = pytest.importorskip("torch")
 from minicpm4.kernels.straight_through import fake_quantise, rounded  # noqa: E402
+from tests.fixtures.normal import normal  # noqa: E402
 
 KINDS = ("ternary", "int4", "int8")
 SPECS = [
@@ -29,10 +30,6 @@ def same_bits(weights: np.ndarray, spec: QuantSpec) -> None:
     packed = unpack(pack_from_float(weights, spec))
     found = rounded(torch.from_numpy(weights), spec).numpy()
     np.testing.assert_array_equal(found.view(np.uint32), packed.view(np.uint32), err_msg=str(spec))
-
-
-def normal(rows: int, columns: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal((rows, columns)).astype(np.float32)
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)

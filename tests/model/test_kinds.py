@@ -22,6 +22,7 @@ from minicpm4.model import weight_plan
 from minicpm4.model.weights import ModelWeights
 from tests.evals.conftest import TINY
 from tests.fixtures.loading import load_model
+from tests.fixtures.normal import normal
 from tests.fixtures.random_checkpoint import make_checkpoint
 from tests.model.driver import Driver
 from tests.model.kept import keep_in, load
@@ -78,7 +79,7 @@ def weights_of(folder: Path) -> ModelWeights:
 
 
 def test_it_packs_and_unpacks() -> None:
-    weights = np.random.default_rng(0).standard_normal((20, 64)).astype(np.float32)
+    weights = normal(20, 64)
     packed = pack_from_float(weights, QuantSpec(**SPEC))
     assert packed.codes.shape == (20, 24)
     assert packed.nbytes == packed_nbytes((20, 64), packed.spec) == 20 * (24 + 4)
@@ -93,7 +94,7 @@ def test_training_rounds_to_what_is_packed() -> None:
     from minicpm4.kernels.straight_through import rounded
     from minicpm4.train.recipe import parse_spec
 
-    weights = np.random.default_rng(1).standard_normal((20, 64)).astype(np.float32)
+    weights = normal(20, 64, 1)
     spec = parse_spec("nf3-g32", "stage 'a'")
     want = unpack(pack_from_float(weights, spec))
     np.testing.assert_array_equal(rounded(torch.from_numpy(weights), spec).numpy(), want)

@@ -12,6 +12,7 @@ from minicpm4.quantize import gptq as module
 from minicpm4.quantize.factor import factor_in_place, factored_product, restore
 from minicpm4.quantize.gptq import Hessian, gptq, importance, output_error
 from minicpm4.quantize.grid import search_scales, to_nearest
+from tests.fixtures.normal import normal
 
 INT4 = QuantSpec(kind="int4", group_size=32)
 
@@ -65,7 +66,7 @@ def test_blocks_and_factors_change_nothing() -> None:
 @pytest.mark.parametrize("act_order", [False, True])
 def test_outputs_are_closer_than_rounded_to_nearest(kind: str, group: int, act_order: bool) -> None:
     spec = QuantSpec(kind=kind, group_size=group)
-    x, weights = rows(600, 192, 3), np.random.default_rng(4).standard_normal((40, 192)).astype(np.float32)
+    x, weights = rows(600, 192, 3), normal(40, 192, 4)
     hessian = seen(x)
     packed = gptq(weights, hessian, spec, act_order=act_order)
     nearest = output_error(weights, unpack(pack_from_float(weights, spec)), hessian)

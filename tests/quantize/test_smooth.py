@@ -15,6 +15,7 @@ from minicpm4.quantize.grid import to_nearest
 from minicpm4.quantize.layer import Layer, read_layer
 from minicpm4.quantize.smooth import Reached, fold, shared, smooth
 from minicpm4.quantize.walk import STAGES
+from tests.fixtures.normal import normal
 from tests.fixtures.random_checkpoint import make_checkpoint
 
 INT4 = QuantSpec(kind="int4", group_size=32)
@@ -42,7 +43,7 @@ def reached(sizes: np.ndarray, texts: int = 8) -> Reached:
 
 def test_grids_of_several_factors_at_once_are_those_of_one_by_one() -> None:
     sizes = np.exp(np.random.default_rng(1).standard_normal(96))
-    x, weights = rows(500, sizes, 2), np.random.default_rng(3).standard_normal((24, 96)).astype(np.float32)
+    x, weights = rows(500, sizes, 2), normal(24, 96, 3)
     factors = [np.ones(96, np.float32), np.sqrt(sizes).astype(np.float32)]
     hessian = Hessian(96)
     hessian.add(x)
@@ -108,7 +109,7 @@ def test_factors_that_scales_cannot_take_are_not_tried(layer: Layer) -> None:
 def test_every_fourth_text_is_held_out_and_counted_in_the_end() -> None:
     found, sizes = reached(np.ones(32), texts=9), np.ones(32)
     assert len(found.held) == 2 and found.hessian.rows == 700 and found.rows == 900
-    weights = np.random.default_rng(5).standard_normal((4, 32)).astype(np.float32)
+    weights = normal(4, 32, 5)
     wanted = sum(np.square(rows(100, sizes, seed) @ weights.T).sum() for seed in (3, 7))
     assert found.squared(weights) == pytest.approx(wanted, rel=1e-4)
     whole = Hessian(32)
