@@ -14,25 +14,29 @@ if TYPE_CHECKING:
 
 __all__ = ["opened_zip"]
 
+_WAYS = {12: "bzip2", 14: "lzma", 93: "zstd"}
+
 
 @contextmanager
 def opened_zip(file: Path, refuse: Callable[[str], Exception]) -> Iterator[ZipFile]:
     """``file``, open to be read. Whatever is wrong with it, there or inside, raises ``refuse(why)``; so do
-    errors of the disk."""
-    import lzma  # what few commands need
-    import struct
+    errors of the disk. Members are stored or deflated, as they are in wheels and office files: of the other
+    ways zipfile unpacks all that it reads at once, of bzip2 gigabytes for a kilobyte."""
+    import struct  # what few commands need
     import zipfile
     import zlib
 
     try:
         with zipfile.ZipFile(file) as archive:
+            for member in archive.infolist():
+                if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    way = _WAYS.get(member.compress_type, f"way {member.compress_type} of zip files")
+                    raise refuse(f"{member.filename[:100]!r} is packed by {way}, not by deflate")
             yield archive
     except Minicpm4Error:
         raise
-    except MemoryError as error:  # LZMA takes as large a dictionary as the file says
-        raise refuse("it asks for more memory than there is") from error
     except (
-        *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, OSError),
+        *(zipfile.BadZipFile, zlib.error, struct.error, OSError),
         *(EOFError, LookupError, RuntimeError, ValueError, OverflowError),  # of odd names, sizes and ways
     ) as error:
         raise refuse(str(error) or type(error).__name__) from error
