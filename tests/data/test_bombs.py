@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from minicpm4.data import rows
+from minicpm4.data import parquet_pages, rows
 from minicpm4.data.sources import texts
 from minicpm4.errors import ConfigError
 
@@ -36,6 +36,49 @@ def test_a_dictionary_of_parquet_takes_little_memory(tmp_path: Path) -> None:
     characters, megabytes = map(int, done.stdout.split())
     assert characters == 100 << 23
     assert megabytes < 400  # read at once it is 800 and more
+
+
+@pytest.mark.parametrize("dictionary", [True, False])
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+def test_a_page_of_parquet_that_unpacks_to_very_much_is_not_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dictionary: bool, version: str
+) -> None:
+    """48 kB took 6 GB of memory, and 38 s, before the text was refused as too long."""
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    file = tmp_path / "bomb.parquet"
+
+    def write(*written: str) -> None:
+        table = pyarrow.table({"other": ["a" * 5000] * len(written), "text": list(written)})
+        how = {"compression": "zstd", "use_dictionary": dictionary, "data_page_version": version}
+        parquet.write_table(table, file, row_group_size=1, **how)
+
+    monkeypatch.setattr(parquet_pages, "MAX_PAGE", 4000)
+    write("a", "é" * 1500)
+    assert list(texts("parquet", [file])) == ["a", "é" * 1500]
+    write("a", "b" * 4000)
+    monkeypatch.setattr(parquet.ParquetFile, "iter_batches", None)
+    with pytest.raises(
+        ConfigError, match=r"bomb.parquet: a page of 'text' is 4,0\d\d bytes, at most 4,000 are"
+    ):
+        list(texts("parquet", [file]))
+
+
+def test_long_texts_of_parquet_are_read_a_few_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    file, sizes = tmp_path / "long.parquet", []
+    parquet.write_table(pyarrow.table({"text": ["a" * 1000] * 9}), file, row_group_size=1)
+    read = parquet.ParquetFile.iter_batches
+
+    def told(self: object, batch_size: int, columns: list[str]) -> object:
+        sizes.append(batch_size)
+        return read(self, batch_size=batch_size, columns=columns)
+
+    monkeypatch.setattr(parquet.ParquetFile, "iter_batches", told)
+    monkeypatch.setattr(rows, "MAX_PAGE", 3500)
+    assert len(list(texts("parquet", [file]))) == 9
+    assert sizes == [3]
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b" \n"])

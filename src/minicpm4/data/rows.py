@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from minicpm4.data.parquet_pages import MAX_PAGE, largest_page
 from minicpm4.errors import ConfigError, UnsupportedError
 from minicpm4.files import UndecodableError, decode_text, parse_json
 
@@ -98,7 +99,9 @@ def parquet_rows(
             wanted = [column, *(name for name in beside if name in names and name != column)]
             if twice := [name for name in wanted if names.count(name) > 1]:
                 raise ConfigError(f"{file} has more than one column {twice[0]!r}", "give each its own name")
-            for batch in table.iter_batches(batch_size=BATCH, columns=wanted):
+            # A long text in a page of its own: few of these at a time.
+            count = max(1, min(BATCH, MAX_PAGE // max(1, largest_page(file, table.metadata, wanted))))
+            for batch in table.iter_batches(batch_size=count, columns=wanted):
                 for index in range(batch.num_rows):
                     row += 1
                     where = f"{file}, row {row}"

@@ -1,0 +1,126 @@
+"""How large the pages of a parquet file say they are, read before any is unpacked: pyarrow reads a page
+whole, and one of 1.5 GB may take 48 kB of the file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from minicpm4.errors import ConfigError
+
+__all__ = ["MAX_PAGE", "largest_page"]
+
+MAX_PAGE = 1 << 28  # bytes: as many as a document of 2**26 characters may take
+_DEEPEST = 8  # structs within each other in a header; there are three
+_UNPACKED, _PACKED = 2, 3  # fields of a page's header
+# Of Thrift's compact protocol.
+_TRUE, _FALSE, _BYTE, _DOUBLE, _BINARY, _LIST, _SET, _STRUCT = 1, 2, 3, 7, 8, 9, 10, 12
+
+
+def largest_page(file: Path, metadata: Any, columns: Sequence[str]) -> int:
+    """Bytes of the largest page of ``columns``, unpacked. Raises ConfigError for one of more than MAX_PAGE
+    and for a damaged header, OSError."""
+    largest = 0
+    with file.open("rb") as data:
+        for chunk in _chunks(metadata, columns):
+            place = _first(chunk)
+            end = place + chunk.total_compressed_size
+            while place < end:
+                data.seek(place)
+                packed, unpacked = _sizes(data, file)
+                if unpacked > MAX_PAGE:
+                    raise ConfigError(
+                        f"{file}: a page of {chunk.path_in_schema!r} is {unpacked:,} bytes, at most "
+                        f"{MAX_PAGE:,} are read at a time",
+                        "cut its documents, or write it with smaller pages",
+                    )
+                largest = max(largest, unpacked)
+                place = data.tell() + packed
+    return largest
+
+
+def _chunks(metadata: Any, columns: Sequence[str]) -> Iterator[Any]:
+    for group in range(metadata.num_row_groups):
+        for number in range(metadata.num_columns):
+            chunk = metadata.row_group(group).column(number)
+            if any(f"{chunk.path_in_schema}.".startswith(f"{name}.") for name in columns):
+                yield chunk
+
+
+def _first(chunk: Any) -> int:
+    """Where its first page begins."""
+    first, words = chunk.data_page_offset, chunk.dictionary_page_offset if chunk.has_dictionary_page else 0
+    return int(words if words and 0 < words < first else first)
+
+
+def _sizes(data: BinaryIO, file: Path) -> tuple[int, int]:
+    """Bytes of the page that ``data`` stands before, packed and unpacked; its header is read then."""
+    found: dict[int, int] = {}
+    try:
+        _struct(data, 0, found)
+        packed, unpacked = found[_PACKED], found[_UNPACKED]
+        if packed < 0 or unpacked < 0:
+            raise ValueError
+    except (EOFError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"{file} cannot be read as parquet: a page's header is not understood", "it may be damaged"
+        ) from error
+    return packed, unpacked
+
+
+def _struct(data: BinaryIO, depth: int, found: dict[int, int]) -> None:
+    """Read a struct; ``found`` gets its whole numbers by field. Raises EOFError, ValueError."""
+    field = 0
+    while head := _byte(data):
+        field = field + (head >> 4) if head >> 4 else _signed(data)
+        kind = head & 15
+        if kind not in (_TRUE, _FALSE):  # whose value is the kind
+            value = _value(data, kind, depth)
+            if value is not None:
+                found[field] = value
+
+
+def _value(data: BinaryIO, kind: int, depth: int) -> int | None:
+    """Read a value; None: no whole number. Raises EOFError, ValueError."""
+    if depth > _DEEPEST:
+        raise ValueError("too deep")
+    if kind in (_TRUE, _FALSE, _BYTE):  # of a list
+        return _byte(data)
+    if _BYTE < kind < _DOUBLE:
+        return _signed(data)
+    if kind == _DOUBLE:
+        data.seek(8, 1)
+    elif kind == _BINARY:
+        data.seek(_varint(data), 1)
+    elif kind in (_LIST, _SET):
+        head = _byte(data)
+        for _ in range(_varint(data) if head >> 4 == 15 else head >> 4):
+            _value(data, head & 15, depth + 1)
+    elif kind == _STRUCT:
+        _struct(data, depth + 1, {})
+    else:  # maps, which no header has
+        raise ValueError(f"a value of kind {kind}")
+    return None
+
+
+def _byte(data: BinaryIO) -> int:
+    one = data.read(1)
+    if not one:
+        raise EOFError
+    return one[0]
+
+
+def _varint(data: BinaryIO) -> int:
+    value = 0
+    for shift in range(0, 70, 7):
+        one = _byte(data)
+        value |= (one & 127) << shift
+        if one < 128:
+            return value
+    raise ValueError("a number of more than 64 bits")
+
+
+def _signed(data: BinaryIO) -> int:
+    value = _varint(data)
+    return (value >> 1) ^ -(value & 1)
