@@ -65,7 +65,7 @@ def test_a_dry_run_tells_and_writes_nothing(
 ) -> None:
     assert run(command(model, corpus, tmp_path / "head", "--dry-run")) == 0
     told = capsys.readouterr().out
-    assert "eagle3 head" in told and "memory: model" in told and "training" in told
+    assert "eagle3 head" in told and "memory planned: " in told and " to train" in told
     assert not (tmp_path / "head").exists()
 
 

@@ -192,7 +192,10 @@ def test_an_interrupted_run_has_chosen_already(tmp_path: Path, monkeypatch: pyte
     [
         (["--to", "gptq"], "gptq holds all matrices in one format, --bits chooses one for each"),
         (["--method", "rtn"], "use --weights int4 and a method that is calibrated"),
-        (["--weights", "int8"], "a budget of bits chooses between int4 and int8"),
+        (
+            ["--weights", "int8"],
+            "--bits chooses between int4 and int8 by what text shows, here with --weights int8 and --method",
+        ),
         (["--to", "mlx", "--bits", "4.3"], "bits a weight in their smallest formats, 4.3 are asked for"),
         (["--bits", "3"], "--bits 3.0 is outside 4 to 16"),
         (["--weights", "auto"], "weights stay as they are stored, --bits is for those"),

@@ -169,7 +169,8 @@ def test_hostile_requests_are_never_our_fault(server: Running) -> None:
     until(lambda: server.metric("minicpm4_pages_held") == 0)
 
 
-def test_it_finishes_what_is_under_way_when_told_to_end() -> None:
+@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGHUP])
+def test_it_finishes_what_is_under_way_when_told_to_end(told: signal.Signals) -> None:
     with small("--drain", str(PATIENCE)) as running:
         body = {"messages": LONG, "max_tokens": 120, "ignore_eos": True, "stream": True}
         got: list[str] = []
@@ -184,7 +185,7 @@ def test_it_finishes_what_is_under_way_when_told_to_end() -> None:
         thread = threading.Thread(target=read)
         thread.start()
         assert flowing.wait(PATIENCE)
-        running.process.send_signal(signal.SIGTERM)
+        running.process.send_signal(told)
         refused: Any = None
         until(lambda: running.http.get("/health").status_code == 503)
         refused = running.http.post(CHAT, json={"messages": FRANCE})

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from minicpm4.text.call_formats import CallFormat, Tag, call_format_of
+from minicpm4.text.loose_json import JSON_BLANKS
 from minicpm4.text.reasoning import MARKS
 from minicpm4.text.reply_stream import ReplyPart, ReplyStream
 from minicpm4.text.toolcalls import ToolCall, parse_tool_calls
@@ -242,6 +243,11 @@ def test_a_call_that_is_cut_off_has_no_end(name: str) -> None:
             {"text": "</function>"},
         ),
         ('<function name="other"><param name="a">x</param></function>', {"a": "x"}),
+        ('<function name="write-file"><param name="path">1e999</param></function>', {"path": "1e999"}),
+        (
+            '<function name="write-file"><param name="hard">true\u2003</param></function>',
+            {"hard": "true\u2003"},
+        ),
     ],
 )
 def test_xml_is_read_as_models_write_it(text: str, given: dict[str, Any]) -> None:
@@ -257,11 +263,26 @@ def test_xml_is_read_as_models_write_it(text: str, given: dict[str, Any]) -> Non
         '<function name="f"><param name="a">1</param><param name="a">2</param></function>',
         '<function name="f">words</function>',
         '<function name="f"><param name="a"><![CDATA[x</param></function>',
+        '<function name="write-file"><param name="lines">[1e999]</param></function>',
+        '<function name="write-file"><param name="more">{"a": -1e999}</param></function>',
+        '<function name="now">\xa0</function>',
+        '<function name="write-file">\x85<param name="path">a</param></function>',
     ],
 )
 def test_xml_that_is_no_call_stays_text(text: str) -> None:
     reply = parse_tool_calls(text, TOOLS, form=form_of("minicpm5"))
     assert (reply.calls, reply.content, len(reply.notes)) == ((), text, 1)
+
+
+@pytest.mark.parametrize("name", [one for one in KINDS if form_of(one).kind == "named"])
+def test_blanks_between_marks_are_those_of_json(name: str) -> None:
+    whole = written(name, "plain")
+    form = form_of(name)
+    at = whole.index("{", whole.index(form.middle))
+    for char in map(chr, range(0x10000)):
+        if char.isspace():
+            reply = parse_tool_calls(whole[:at] + char + whole[at:], TOOLS, form=form)
+            assert bool(reply.calls) == (char in JSON_BLANKS), repr(char)
 
 
 def test_another_model_reads_no_xml() -> None:

@@ -167,13 +167,19 @@ class Rounding:
         # Said in the command line's words; QuantizeOptions says it in Python's.
         if self.method is not None:
             check_choice("--method", self.method, list(METHODS))
+        method = self.method or ("s-gptq" if weights in rounded_kinds() else "rtn")
         if self.bits is not None:
             number("--bits", self.bits, MOST_BITS, LEAST_BITS)
+            require(
+                weights == "int4" and method != "rtn",
+                f"--bits chooses between int4 and int8 by what text shows, here with --weights {weights} "
+                f"and --method {method}",
+                "use --weights int4 and a method that is calibrated, or leave --bits out",
+            )
         if self.skip_first is not None:
             number("--skip-first", self.skip_first, MAX_SKIP)
         if self.seed is not None:
             number("--seed", self.seed, MAX_SEED)
-        method = self.method or ("s-gptq" if weights in rounded_kinds() else "rtn")
         require(
             weights not in float_kinds() or self.group is None,
             f"--weights {weights} has no groups",

@@ -23,7 +23,7 @@ from minicpm4.cli.options import (
     then_written,
     write_figures,
 )
-from minicpm4.cli.terminal import progress_bar, progress_or_lines, show, table
+from minicpm4.cli.terminal import one_line, progress_bar, progress_or_lines, show, table
 from minicpm4.config import SparseConfig
 from minicpm4.config.sparse import AUTO
 from minicpm4.config.strict import require
@@ -328,4 +328,4 @@ def _write(
         sparse=best.result.sparse,
         figures=figures,
     )
-    print(f"kept for --sparse auto: {save(found.checkpoint, found.config, preset)}")
+    print(f"kept for --sparse auto: {one_line(str(save(found.checkpoint, found.config, preset)))}")

@@ -228,7 +228,8 @@ class Work:
         show(shown)
         room = available_memory()
         of = "" if room is None else f" of {human(room)}"
-        print(f"\nmemory: model {human(self.found.plan.needed)}, training {human(cost.memory)}{of}")
+        planned, needed = self.found.plan.sums()[0]
+        print(f"\n{planned}: {human(needed)} to answer, {human(cost.memory)} to train{of}")
         print(f"disk: {human(cost.disk)} for checkpoints, up to {human(self.disk - cost.disk)} for answers")
         print(f"assumed: {SHARE:.0%} of the {sanitize(str(peak))}; prompts of {PROMPT // 2} tokens")
 

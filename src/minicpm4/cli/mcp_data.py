@@ -13,7 +13,7 @@ from minicpm4.cli.mcp_agent import tell_step
 from minicpm4.cli.mcp_servers import ServerFlags, print_plan, tell_troubles
 from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, expand, require_only
 from minicpm4.cli.sampling import SamplingFlags
-from minicpm4.cli.terminal import progress_or_lines
+from minicpm4.cli.terminal import one_line, progress_or_lines
 from minicpm4.config.strict import check_choice, check_integer, require, suggest
 from minicpm4.errors import ConfigError
 from minicpm4.files import lines_of, parse_json, read_text
@@ -229,6 +229,6 @@ def _queries(file: Path, text: str) -> Iterator[Query]:
 def _tell(counts: Counts, output: Path) -> None:
     from minicpm4.agents.mcp.data.talks import REASONS
 
-    print(f"{output}: {counts.kept:,} conversations with {counts.calls:,} calls")
+    print(f"{one_line(str(output))}: {counts.kept:,} conversations with {counts.calls:,} calls")
     for reason, number in sorted(counts.dropped.items(), key=lambda one: -one[1]):
         print(f"left out {number:,}, {reason}: {REASONS[reason]}")

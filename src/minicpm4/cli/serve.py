@@ -172,8 +172,8 @@ def command(
     """Answer over HTTP: by the APIs of OpenAI and Anthropic, and a page at the server's address.
 
     Of several models the first is loaded at once, the others when they are asked for, all within
-    --memory: where there is no room, the one that was unused longest is unloaded. Ctrl-C or SIGTERM
-    lets nobody in any more and ends when the answers under way are written.
+    --memory: where there is no room, the one that was unused longest is unloaded. Ctrl-C, SIGTERM or
+    a terminal that closes lets nobody in any more, and it ends when the answers under way are written.
     """
     try:
         from minicpm4.serve.run import Socket

@@ -9,7 +9,7 @@ import typer
 
 from minicpm4.cli.options import check_outputs
 from minicpm4.cli.spec_train import train
-from minicpm4.cli.terminal import progress_bar, show, table
+from minicpm4.cli.terminal import one_line, progress_bar, show, table
 from minicpm4.errors import ConfigError
 
 SHARES = (0.05, 0.1, 0.25, 0.5)
@@ -58,7 +58,8 @@ def rank(
         raise ConfigError(f"{', '.join(corpus)} hold no text", "give --corpus with some")
     write_ranks(out, counts, tokenizer.digest)
     _show(np.sort(counts)[::-1].cumsum() / counts.sum())
-    print(f"\n{int(counts.sum()):,} tokens counted, {int((counts > 0).sum()):,} different ones; wrote {out}")
+    seen = f"{int(counts.sum()):,} tokens counted, {int((counts > 0).sum()):,} different ones"
+    print(f"\n{seen}; wrote {one_line(str(out))}")
 
 
 def _show(covered: list[float]) -> None:

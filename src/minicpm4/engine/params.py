@@ -310,7 +310,11 @@ def _check_grammar(name: str, text: Any) -> None:
         len(text) <= MAX_GRAMMAR_CHARS,
         f"{name} has {len(text):,} characters, the limit is {MAX_GRAMMAR_CHARS:,}",
     )
-    require(not any("\ud800" <= char <= "\udfff" for char in text), f"{name} holds a lone surrogate")
+    require(
+        not any("\ud800" <= char <= "\udfff" for char in text),
+        f"{name} holds a lone surrogate",
+        "write whole characters",
+    )
 
 
 def _choices(value: Any) -> tuple[str, ...]:

@@ -29,6 +29,16 @@ def handled(react: Callable[[int, Any], None], *names: str) -> Iterator[None]:
             signal.signal(number, old)
 
 
+def ending_signals() -> list[int]:
+    """What tells a server to end: Ctrl-C, SIGTERM, and a terminal that closes unless that is of no account
+    (``nohup``)."""
+    ends: list[int] = [signal.SIGTERM, signal.SIGINT]
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+    if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:
+        ends.append(hangup)
+    return ends
+
+
 def ended_in_order(*names: str) -> AbstractContextManager[None]:
     """Signals that would end the process at once raise SystemExit."""
     return handled(_leave, *names)

@@ -97,7 +97,11 @@ class Guard:
         host = headers.get(b"host", "")
         name = _name_of(host)
         if not (name in self._hosts or _is_address(name)):
-            message = f"this server is not called {name[:100]!r}. If it is, start it with --allow-host"
+            message = (
+                f"this server is not called {name[:100]!r}. If it is, start it with --allow-host"
+                if name
+                else "the request has no Host header: send this server's name or address"
+            )
             raise ApiError(403, message, kind="permission_error", code="host_refused")
         origin = headers.get(b"origin")
         if origin is None or origin in self.shelf.settings.origins:

@@ -24,6 +24,7 @@ from ray.serve.schema import LoggingConfig
 
 from minicpm4.engine.options import EngineOptions
 from minicpm4.errors import ConfigError, EngineError
+from minicpm4.machine.signals import ending_signals
 from minicpm4.serve.app import Server, create_app
 from minicpm4.serve.offers import shared
 from minicpm4.serve.run import Socket
@@ -109,7 +110,7 @@ def serve_replicas(
     _start_ray(replicas, cluster)
     try:
         # After Ray's own, which would end this process where it stands.
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in ending_signals():
             signal.signal(number, lambda *_: told.set())
         http: dict[str, Any] = {"host": where.host, "port": port, "keep_alive_timeout_s": 75}
         if where.certificate is not None:

@@ -18,6 +18,7 @@ import uvicorn
 
 from minicpm4.engine.async_llm import AsyncLLM
 from minicpm4.errors import ConfigError
+from minicpm4.machine.signals import ending_signals
 from minicpm4.serve.app import APIS, Server, create_app
 from minicpm4.serve.connections import patient, watch_the_door
 from minicpm4.serve.endpoints import Api
@@ -101,9 +102,9 @@ async def serve(
     started: Callable[[str], None],
     apis: Sequence[Api] = APIS,
 ) -> None:
-    """Serve at ``door``, which ``where`` has opened, until SIGTERM or SIGINT; then let nobody in, and end
-    when those under way have (``drain`` seconds at most). A second signal ends at once. ``started`` is told
-    the server's address."""
+    """Serve at ``door``, which ``where`` has opened, until told to end (``ending_signals``); then let nobody
+    in, and end when those under way have (``drain`` seconds at most). A second signal ends at once.
+    ``started`` is told the server's address."""
     app = create_app(models, settings, apis)
     logging.getLogger("uvicorn").setLevel(logging.ERROR)  # not a line for every scan of our port
     server = uvicorn.Server(
@@ -153,7 +154,7 @@ def _obey_signals(app: Server, server: uvicorn.Server, drain: float) -> None:
         else:
             endings.append(loop.create_task(end()))
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in ending_signals():
         try:
             loop.add_signal_handler(number, told)
         except (NotImplementedError, RuntimeError):  # Windows

@@ -15,7 +15,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["JSON_BLANKS", "LooseJsonError", "read_value", "read_values"]
+__all__ = ["JSON_BLANKS", "LooseJsonError", "NumberRangeError", "read_value", "read_values"]
 
 MAX_DEPTH = 64
 MAX_VALUES = 128
@@ -31,6 +31,13 @@ _UNICODE = re.compile(r"\\u([0-9a-fA-F]{4})(?:\\u([dD][c-fC-F][0-9a-fA-F]{2}))?"
 
 class LooseJsonError(ValueError):
     """The text is no JSON, and cannot be read as such in one way alone."""
+
+
+class NumberRangeError(LooseJsonError):
+    """A number is larger than a double."""
+
+    def __init__(self) -> None:
+        super().__init__("a number is out of range")
 
 
 def read_values(text: str, separators: Sequence[str] = ()) -> list[Any]:
@@ -213,13 +220,13 @@ def _number(text: str) -> Any:
     except LooseJsonError:
         raise
     except ValueError as error:  # more digits than Python reads
-        raise LooseJsonError("a number is out of range") from error
+        raise NumberRangeError from error
 
 
 def _float(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise LooseJsonError("a number is out of range")
+        raise NumberRangeError
     return value
 
 

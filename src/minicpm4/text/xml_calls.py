@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from minicpm4.text.call_formats import CallFormat, Tag
-from minicpm4.text.loose_json import LooseJsonError, read_values
+from minicpm4.text.loose_json import JSON_BLANKS, LooseJsonError, NumberRangeError, read_values
 from minicpm4.text.pycalls import CallSyntaxError
 
 __all__ = ["CDATA", "CDATA_END", "argument_types", "read_xml", "resolved", "types_of", "value_of"]
@@ -21,7 +21,8 @@ CDATA, CDATA_END = "<![CDATA[", "]]>"
 MAX_ARGUMENTS = 1024
 _QUOTES = {"&quot;": '"', "&apos;": "'"}
 MAX_PARTS = 256  # of a schema that has choices
-_BLANK, _BLANKS = r"\s{1,64}+", r"\s{0,64}+"  # bounded: a reply may be nothing else
+_ONE = f"[{JSON_BLANKS}]"  # of the blanks, which are XML's too
+_BLANK, _BLANKS = f"{_ONE}{{1,64}}+", f"{_ONE}{{0,64}}+"  # bounded: a reply may be nothing else
 _DEEP = 16  # references inside references
 _KINDS: tuple[tuple[type, str], ...] = (
     (bool, "boolean"),
@@ -76,14 +77,19 @@ def resolved(schema: Any, root: Any) -> dict[str, Any]:
 
 
 def value_of(text: str, types: frozenset[str]) -> Any:
-    """The value that a tag's text says, of a schema with these types."""
+    """The value that a tag's text says, of a schema with these types. Raises CallSyntaxError for a number
+    that no double holds, where text cannot be meant."""
     if types == {"string"}:
         return text
-    plain = text.strip()
+    plain = text.strip(JSON_BLANKS)
     if types == {"string", "null"}:
         return None if plain in ("null", "None") else text
     try:
         (value,) = read_values(plain)
+    except NumberRangeError as error:
+        if not types or "string" in types:
+            return text
+        raise CallSyntaxError(str(error)) from error
     except (LooseJsonError, ValueError):
         return text
     kind = _kind(value)
@@ -96,7 +102,7 @@ def read_xml(block: str, form: CallFormat, schemas: Mapping[str, Any]) -> list[t
     assert form.argument is not None
     start = form.before.rfind("<")
     call = _tag(form.before[start:], form.middle)
-    end = re.compile(r"\s*+" + re.escape(re.findall(r"</[^<>]+>", form.after)[0]))
+    end = re.compile(f"{_ONE}*+" + re.escape(re.findall(r"</[^<>]+>", form.after)[0]))
     calls, at = [], 0
     while (found := call.search(block, at)) is not None:
         name, schema = found[1], schemas.get(found[1])
@@ -112,9 +118,9 @@ def read_xml(block: str, form: CallFormat, schemas: Mapping[str, Any]) -> list[t
 
 
 def _arguments(block: str, at: int, tag: Tag, schema: Any) -> tuple[dict[str, Any], int]:
-    opening = re.compile(r"\s*+" + _tag(tag.before, tag.middle).pattern)
+    opening = re.compile(f"{_ONE}*+" + _tag(tag.before, tag.middle).pattern)
     blank = "\n" if "\n" in tag.middle else ""
-    closing = tag.after.strip()
+    closing = tag.after.strip(JSON_BLANKS)
     given: dict[str, Any] = {}
     while (found := opening.match(block, at)) is not None:
         key, at = found[1], found.end()
@@ -131,14 +137,14 @@ def _text(block: str, at: int, closing: str, blank: str, key: str) -> tuple[str,
     from xml.sax.saxutils import unescape  # only here: it loads an HTTP client, which a start would wait for
 
     # Where values stand on lines of their own they stand as they are.
-    inside = not blank and block[at : at + 80].lstrip().startswith(CDATA)
+    inside = not blank and block[at : at + 80].lstrip(JSON_BLANKS).startswith(CDATA)
     start = block.index(CDATA, at) + len(CDATA) if inside else at
     stop = block.find(CDATA_END if inside else closing, start)
     if stop < 0:
         raise CallSyntaxError(f"the argument {key:.80} is not closed")
     text = block[start:stop]
     end = block.find(closing, stop)
-    if end < 0 or (inside and block[stop + len(CDATA_END) : end].strip()):
+    if end < 0 or (inside and block[stop + len(CDATA_END) : end].strip(JSON_BLANKS)):
         raise CallSyntaxError(f"the argument {key:.80} is not closed")
     if not inside:
         text = text.removeprefix(blank).removesuffix(blank) if blank else unescape(text, _QUOTES)
@@ -156,7 +162,7 @@ def _tag(before: str, after: str) -> re.Pattern[str]:
     kinds = {"'": "[\"']?", '"': "[\"']?"}
 
     def loose(text: str) -> str:
-        parts = re.split(r"(\s+|[\"'])", text.strip())
+        parts = re.split(r"(\s+|[\"'])", text.strip(JSON_BLANKS))
         return "".join(_BLANK if part.isspace() else kinds.get(part, re.escape(part)) for part in parts)
 
     name = r"([^\s\"'<>][^\"'<>]{0,255}?)"
