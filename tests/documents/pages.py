@@ -150,6 +150,9 @@ MODEL: dict[str, Way] = {
         told=""
     ),
     'minicpm4 generate "What is the capital of France?"': Way(told=""),
+    'minicpm4 generate -m qwen2.5-coder-0.5b-instruct "What is the capital of France?"': Way(
+        told="", put=_EMBEDDED
+    ),
     'minicpm4 generate -f report.txt -f appendix.txt "What do they conclude?" --stats': Way(told=""),
     'cat report.txt | minicpm4 generate "What does it conclude?" --json': Way(told='"text"'),
     'minicpm4 generate --prompt "Invent a pet." --json-schema \'{"type": "object", "properties": '
