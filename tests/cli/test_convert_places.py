@@ -168,9 +168,20 @@ def test_own_texts_of_kept_layers_are_not_replaced(
     assert run([*args, "1"]) == 0
 
 
-@pytest.mark.parametrize("damage", [lambda ids: ids[:1], lambda ids: [ids[0], ids[1][:-1]]])
-def test_own_texts_that_lack_something_are_written_anew(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Any], Any]
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda ids: ids[:1],
+        lambda ids: [ids[0], ids[1][:-1]],
+        lambda ids: [ids[0], [*ids[1][:-1], ids[1][-1] ^ 1]],  # a token, too
+    ],
+)
+def test_own_texts_that_are_damaged_are_written_anew(
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    damage: Callable[[Any], Any],
 ) -> None:
     def stopped(*given: Any) -> Any:
         raise KeyboardInterrupt
@@ -182,6 +193,7 @@ def test_own_texts_that_lack_something_are_written_anew(
     table = json.loads(kept.read_text())
     kept.write_text(json.dumps(table | {"ids": damage(table["ids"])}))
     assert run(args) == 130 and json.loads(kept.read_text()) == table
+    assert f"the texts in {kept} are damaged: they are written anew" in caplog.text
 
 
 def test_texts_are_looked_at_before_any_work(

@@ -163,7 +163,12 @@ def _draw_measured(rng: Random) -> bytes:
     """Settings of sparse attention, or a model's own texts, that earlier runs have kept."""
     if rng.random() < 0.5:
         return b"sparse\n" + mutated_json(rng, _PRESET)
-    kept = {"of": _calibrated(Path(), None)[1], "ids": [[1, 2, 3, 4], [5, 6, 7, 8]]}
+    ids = [[1, 2, 3, 4], [5, 6, 7, 8]]
+    kept = {
+        "of": _calibrated(Path(), None)[1],
+        "ids": ids,
+        "sha256": calibration_texts.texts_sha256(ids),
+    }
     return b"texts\n" + mutated_json(rng, kept)
 
 

@@ -23,7 +23,7 @@ from minicpm4.quantize.work import check_kept
 from minicpm4.text.bounds import MAX_TEXT_BYTES
 from minicpm4.text.manual import python_manual
 
-__all__ = ["CORPUS", "Calibration", "check_texts", "kept_own", "read_windows"]
+__all__ = ["CORPUS", "Calibration", "check_texts", "kept_own", "read_windows", "texts_sha256"]
 
 CORPUS = "corpus"
 """In the place of a file: the text that is there without one, unless a file has that name."""
@@ -117,7 +117,9 @@ def kept_own(
     with suppress(CheckpointError):
         kept = read_json(file, MAX_TEXT_BYTES, CheckpointError, optional=True)
         texts = kept.get("ids")
-        if (
+        if kept.get("of") == wanted and kept.get("sha256") != texts_sha256(texts):
+            logger.warning("the texts in %s are damaged: they are written anew", file)
+        elif (
             kept.get("of") == wanted
             and isinstance(texts, list)
             and len(texts) == calibration.samples
@@ -130,10 +132,15 @@ def kept_own(
         check_kept(part, {}, other="its texts were written otherwise (--samples, --length, --seed)")
     found = _own(source, options, calibration, bar, ignore_fields)
     try:
-        write_json(file, {"of": wanted, "ids": found})
+        write_json(file, {"of": wanted, "ids": found, "sha256": texts_sha256(found)})
     except OSError as error:
         raise CheckpointError(f"cannot write to {part}: {error}", "check its free space") from error
     return found
+
+
+def texts_sha256(texts: Any) -> str:
+    """Of token ids: a token that was changed on the disk is one of the vocabulary, too."""
+    return hashlib.sha256(repr(texts).encode()).hexdigest()
 
 
 def _is_ids(text: Any, length: int, vocab_size: int) -> bool:
