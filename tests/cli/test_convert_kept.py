@@ -17,6 +17,7 @@ from minicpm4.evals import conversion, model_writer
 from minicpm4.files import lock
 from minicpm4.model.source import open_model
 from minicpm4.quantize import pipeline
+from minicpm4.quantize.rounded import Rounded
 from tests.fixtures.random_checkpoint import make_checkpoint
 
 WAYS = {
@@ -48,6 +49,20 @@ def as_file(target: Path) -> None:
 def as_link(target: Path) -> None:
     (target.parent / "elsewhere").mkdir()
     target.symlink_to(target.parent / "elsewhere")
+
+
+@pytest.mark.parametrize("way", ["rounded", "rounded file"])
+def test_an_interrupt_behind_the_last_step_does_not_say_that_the_same_command_goes_on(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], way: str
+) -> None:
+    """The model is whole then, and the same command is refused."""
+    name, words = WAYS[way]
+    target = tmp_path / name
+    monkeypatch.setattr(Rounded, "remove", _interrupted)
+    assert run(["convert", str(model), str(target), *words]) == 130
+    told = capsys.readouterr().err
+    assert open_model(str(target)).config.num_hidden_layers and "goes on" not in told
+    assert f"interrupted: {target} is there by now; if it is this model, {target}.part is not needed" in told
 
 
 @pytest.mark.parametrize("way", WAYS)

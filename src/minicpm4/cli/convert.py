@@ -210,11 +210,11 @@ def _told_when_interrupted(target: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         part = part_of(target)
-        kept = (
-            f"what is done is kept in {part}, the same command goes on"
-            if part.is_dir()
-            else "nothing is kept"
-        )
+        kept = "nothing is kept"
+        if part.is_dir():
+            kept = f"what is done is kept in {part}, the same command goes on"
+        if part.is_dir() and (target.is_file() or (target.is_dir() and any(target.iterdir()))):
+            kept = f"{target} is there by now; if it is this model, {part} is not needed, remove it"
         print(f"interrupted: {kept}", file=sys.stderr)
         raise
 
