@@ -14,7 +14,9 @@ import pytest
 from minicpm4 import AsyncLLM
 from minicpm4.agents.mcp import page
 from minicpm4.agents.mcp.approvals import Approvals
+from minicpm4.agents.mcp.asking import Field, Form
 from minicpm4.agents.mcp.config import ServerConfig
+from minicpm4.agents.mcp.hidden import escaped
 from minicpm4.agents.mcp.page import PageTools
 from minicpm4.serve.app import APIS, create_app
 from minicpm4.testing import ScriptedEngine
@@ -238,6 +240,50 @@ def test_an_answer_goes_to_the_form_that_was_shown_alone(go: Any) -> None:
     go(story, "session", None, manner="hostileasksatonce")
     assert told.pop(told.pop("shown"))["content"] == {"n": 7}
     assert [one["action"] for one in told.values()] == ["decline"]
+
+
+FORM = Form(
+    server="made",
+    tool="add",
+    message="Which?",
+    fields=(
+        Field(name="bare", kind="string"),
+        Field(name="told", kind="string", told="yes\u202eno", choices=("a\u200bb",)),
+    ),
+)
+
+
+def test_fields_have_a_description_or_their_name_and_no_hidden_letters(go: Any) -> None:
+    shown: dict[str, Any] = {}
+
+    async def story(asked: Asked, tools: PageTools) -> None:
+        job = page._Job("1")
+        tools._jobs["1"] = tools._current = job
+        waiting = asyncio.create_task(tools._tell(FORM))
+        shown.update((await asked.post("wait", job="1")).json()["question"])
+        await asked.post(
+            "answer", job="1", question=shown["id"], values={"bare": "x", "told": "c", "more": 1}
+        )
+        assert await waiting == {"bare": "x"}
+
+    go(story, "no")
+    bare, told = shown["fields"]
+    assert bare["told"] == "bare"
+    assert told["told"] == escaped("yes\u202eno") != "yes\u202eno"
+    assert told["choices"] == [["a\u200bb", escaped("a\u200bb")]] and told["choices"][0][1] != "a\u200bb"
+
+
+def test_as_many_calls_wait_as_may_and_no_more(go: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "MOST_JOBS", 2)
+
+    async def story(asked: Asked, tools: PageTools) -> None:
+        # The arguments of a start are nobody's: it has none.
+        assert (await asked.post("begin", what="start", arguments="{")).status_code == 200
+        assert (await asked.post("begin", what="start")).status_code == 200
+        more = await asked.post("begin", what="start")
+        assert more.status_code == 429 and "2 calls wait already" in more.json()["error"]["message"]
+
+    go(story, "no")
 
 
 def test_wrong_bodies_and_names_are_told(go: Any) -> None:

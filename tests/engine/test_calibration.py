@@ -74,6 +74,16 @@ def test_windows_of_layers_are_part_of_the_key(place: Path) -> None:
         assert calibration.load(other) is None
 
 
+@pytest.mark.parametrize("name", ["prefill", "decode"])
+def test_depths_have_bounds(name: str) -> None:
+    pays = FOUND.crossovers[0]
+    for depth in (1, calibration.MAX_DEPTH, None):
+        assert getattr(replace(pays, **{name: depth}), name) == depth  # type: ignore[arg-type]
+    for depth in (0, calibration.MAX_DEPTH + 1):
+        with pytest.raises(ConfigError, match=f"{name} = {depth}"):
+            replace(pays, **{name: depth})  # type: ignore[arg-type]
+
+
 def test_other_sparse_settings_are_kept_beside_new_ones(place: Path) -> None:
     calibration.save(key(), FOUND)
     wider = Crossover(sparse=selection(replace(SETTINGS, topk=3)), prefill=100, decode=200)

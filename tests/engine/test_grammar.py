@@ -277,6 +277,26 @@ def test_what_followed_without_a_choice_is_forgotten_where_another_way_is_taken(
     assert grammar.forced() == ord("d") and allowed(grammar) == [ord("d")]
 
 
+def test_a_token_beside_the_known_way_has_what_follows_it(smollm: LLM) -> None:
+    """A shorter token of the same text, as a draft may hold: what was known counts whole tokens."""
+    text = smollm._text
+    grammar = Grammars(text, text.end_ids, smollm.config.vocab_size).start(
+        SamplingParams(regex="(Hello world again)"), [0]
+    )
+    assert grammar is not None
+    known, tokens = [], text.tokenizer
+    while (token := grammar.forced()) is not None and not grammar.complete and len(known) < 3:
+        known.append(token)
+        grammar.accept(token)
+    assert tokens.decode(known) == "Hello world again"
+    grammar.undo(3)
+    assert grammar.forced() == known[0]
+    (letter,) = tokens.encode("H", add_special_tokens=False)
+    grammar.accept(letter)
+    said = tokens.decode([grammar.forced() or 0])
+    assert said and "ello world again".startswith(said)
+
+
 def allowed(grammar: Grammar, size: int = VOCAB_SIZE) -> list[int]:
     logits = np.zeros(size, np.float32)
     grammar.adjust(logits)

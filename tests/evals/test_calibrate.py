@@ -11,7 +11,7 @@ from minicpm4.engine.calibration import selection
 from minicpm4.evals import calibrate as module
 from minicpm4.evals.calibrate import calibrate, crossover, faster
 from minicpm4.evals.random_model import RandomCheckpoint
-from minicpm4.evals.speed import BenchModel
+from minicpm4.evals.speed import BenchModel, Point
 from minicpm4.formats.quant import QuantSpec
 from minicpm4.kernels import registry
 from minicpm4.kernels.contract import OpTable
@@ -45,6 +45,7 @@ def test_the_best_of_several_wins() -> None:
         ({100: 0.9, 200: 1.1, 300: 0.8}, 300),  # from where it stays faster
         ({100: 0.9, 200: 0.8, 300: 0.7}, 100),
         ({100: 1.3, 200: 1.2, 300: 1.1}, 300),  # further down nothing is known
+        ({100: 1.0, 200: 0.9, 300: 0.8}, 200),  # as fast is no gain
     ],
 )
 def test_crossover(medians: dict[int, float], depth: int) -> None:
@@ -63,6 +64,40 @@ def test_a_model_is_measured_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.crossovers[0].sparse == selection(sparse)
     assert found.chunk in (None, 64)
     assert found.others is None or 0 <= found.others <= 1
+
+
+@pytest.mark.parametrize(
+    ("prefill", "decode", "winner"),
+    [
+        (0.5, 1.1, 2),
+        (1.1, 0.5, 2),
+        (0.5, 2.0, None),
+        (0.9, 1.2, None),
+        (0.9, 0.9, 2),
+        (2.5, 0.3, 2),
+        (0.94, 1.0, None),
+    ],
+)
+def test_threads_are_chosen_by_prompts_and_answers_alike(
+    monkeypatch: pytest.MonkeyPatch, prefill: float, decode: float, winner: int | None
+) -> None:
+    class Timed:
+        def __init__(self, count: int) -> None:
+            times = {1: (1.0, 1.0), 2: (prefill, decode)}[count]
+            self.times = dict(zip(("prefill", "decode"), times, strict=True))
+
+        def warm_up(self) -> None:
+            pass
+
+        def seconds(self, point: Point) -> float:
+            return self.times[point.kind]
+
+    ticks: list[int] = []
+    monkeypatch.setattr(module, "default_threads", lambda: 1)
+    monkeypatch.setattr(module, "_with_threads", lambda model, count: Timed(count))
+    assert module._threads(None, [1, 2], lambda: ticks.append(1)) == winner  # type: ignore[arg-type]
+    assert module._threads(None, [1], lambda: ticks.append(1)) is None  # type: ignore[arg-type]
+    assert len(ticks) == (2 + 1) * module.TURNS
 
 
 def test_the_cpu_is_measured_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

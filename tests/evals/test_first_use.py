@@ -94,6 +94,15 @@ def test_nothing_is_measured_on_a_loud_machine_or_where_it_is_off(
     assert measured == []
 
 
+@pytest.mark.parametrize(("share", "loud"), [(None, False), (0.0, False), (0.25, False), (0.26, True)])
+def test_a_machine_is_loud_where_others_have_over_a_quarter(
+    monkeypatch: pytest.MonkeyPatch, share: float | None, loud: bool
+) -> None:
+    monkeypatch.setattr(first_use, "watch_others", lambda: lambda: share)
+    monkeypatch.setattr(first_use, "LISTEN", 0.0)
+    assert first_use._loud() is loud
+
+
 def test_a_longer_calibration_is_completed_not_replaced(model: str, measured: Asked) -> None:
     found, there = inspect(model, EngineOptions()), registry.speed_key()
     assert there is not None

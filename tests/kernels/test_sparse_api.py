@@ -104,6 +104,7 @@ def test_unknown_backend() -> None:
 
 ODD = {
     "config is a dict": {"config": {}},
+    "fewer than 1,073,741,824 tokens": {"k": np.broadcast_to(np.float32(0), (1 << 30, 1, 2))},
     r"start = 90\.0 is no whole number": {"start": 90.0},
     "at most 512": {"q": np.zeros((10, 4, 514), np.float32), **dict.fromkeys("kv", np.zeros((100, 2, 514)))},
 }

@@ -30,6 +30,18 @@ def test_files_over_the_limit(tmp_path, monkeypatch):
         load_tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt"])
+def test_a_file_of_over_256_mib_is_refused_unread(tmp_path, name):
+    if name in ("vocab.json", "merges.txt"):
+        (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
+        (tmp_path / "vocab.json").write_text('{"a": 0}')
+        (tmp_path / "merges.txt").write_text("")
+    with (tmp_path / name).open("wb") as file:
+        file.truncate((256 << 20) + 1)  # takes no room
+    with pytest.raises(TextError, match=rf"{name} has 268,?435,?457 bytes, the limit is 268,?435,?456"):
+        load_tokenizer(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

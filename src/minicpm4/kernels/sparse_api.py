@@ -17,6 +17,7 @@ from minicpm4.kernels.registry import resolve
 from minicpm4.kernels.step import Array, Floats, KVLayer, Selection, Step
 
 MAX_HEAD_DIM = 512  # as of models
+MAX_TOKENS = 1 << 30
 
 
 def attend_sparse(
@@ -137,5 +138,6 @@ def _check_array(name: str, x: Any) -> None:
     if not isinstance(x, np.ndarray) or x.ndim != 3 or not np.issubdtype(x.dtype, np.floating):
         found = f"{x.dtype} array of shape {x.shape}" if isinstance(x, np.ndarray) else type(x).__name__
         raise RequestError(f"{name} is a {found}", "it must be a NumPy array of floats (tokens, heads, d)")
-    if 0 in x.shape or x.shape[0] >= 1 << 30:
-        raise RequestError(f"{name} has shape {x.shape}", "every length must be at least 1")
+    if 0 in x.shape or x.shape[0] >= MAX_TOKENS:
+        remedy = f"every length must be at least 1, and there must be fewer than {MAX_TOKENS:,} tokens"
+        raise RequestError(f"{name} has shape {x.shape}", remedy)
