@@ -1,15 +1,11 @@
 """Calls of the extension with arrays and settings that do not fit together: refused, or within their arrays.
 
-Behind each array lies memory that may not be touched, so that what reads or writes past one is a crash
-without a sanitizer, too.
+Behind each array lies memory that may not be touched (guard.py), and arrays may lie over one another.
 """
 
 from __future__ import annotations
 
-import ctypes
-import ctypes.util
 import math
-import mmap
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -19,14 +15,13 @@ import numpy as np
 
 from minicpm4 import _cpu
 from minicpm4.config import SparseConfig
-from minicpm4.formats.quant import PARTS
+from minicpm4.formats.quant import PARTS, PackedTensor
+from minicpm4.kernels.cpu import CpuOps
 from minicpm4.kernels.pages import page_arrays
 from tests.contract.packed import FORMATS, random_weight
+from tests.fuzz.guard import Guard
 from tests.fuzz.reader import Reader
 
-_LIBC = ctypes.CDLL(ctypes.util.find_library("c"), use_errno=True)
-_LIBC.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-_PAGE = mmap.PAGESIZE
 _DTYPES = [
     np.float32,
     np.float64,
@@ -78,25 +73,17 @@ _ROWS += (
     "lse_approx",
     "use_nope",
 )
+_LEVELS = [*_cpu.isa_levels(), *_cpu.emulated_levels()]
+_NARROW = [level for level in _LEVELS if "int8" in CpuOps(1, level).activations]
 Values = dict[str, Any]
-
-
-def guarded(array: Any) -> Any:
-    """A copy whose end is the end of what may be touched."""
-    array = np.ascontiguousarray(array)
-    size = -(-max(array.nbytes, 1) // _PAGE) * _PAGE
-    memory = mmap.mmap(-1, size + _PAGE)
-    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    _LIBC.mprotect(start + size, _PAGE, 0)
-    made = np.frombuffer(memory, array.dtype, array.size, size - array.nbytes).reshape(array.shape)
-    made[...] = array
-    return made
+_UNITS = {"f32": 1, "f16": 1, "bf16": 1, "int8": 16, "int4": 32, "int5": 32}  # columns; others: 64
 
 
 class _World:
     """Arguments that fit together, of all ops, drawn from ``rng``."""
 
-    def __init__(self, rng: Random) -> None:
+    def __init__(self, rng: Random, ops: CpuOps) -> None:
+        self.ops = ops
         self.rng, self.random = rng, np.random.default_rng(rng.getrandbits(32))
         self.d, self.hkv = rng.choice([2, 4, 16, 18, 64]), rng.choice([1, 2, 3])
         self.hq = self.hkv * rng.choice([1, 2, 4])
@@ -160,8 +147,24 @@ class _World:
 
     def weight_values(self, rows: int) -> Values:
         packed, _ = random_weight(self.random, rows, self.rng.choice(FORMATS))
-        values: Values = {"kind": packed.spec.kind, "layout": "rows", "rows": rows, "cols": packed.shape[1]}
-        return values | {"group": packed.spec.group_size} | {part: getattr(packed, part) for part in PARTS}
+        return _values(packed)
+
+    def matrix_values(self, rows: int, cols: int) -> Values:
+        """A matrix of one of the formats that have so many columns, in panels where it may be."""
+        fits = [
+            (kind, group, cols, offsets)
+            for kind, group, _, offsets in FORMATS
+            if cols % max(group, 1) == 0 and cols % _UNITS.get(kind, 64) == 0
+        ]
+        packed, _ = random_weight(self.random, rows, self.rng.choice(fits))
+        return _values(self.ops.prepare(packed) if self.rng.random() < 0.6 else packed)
+
+
+def _values(packed: PackedTensor) -> Values:
+    """The arguments of Weight."""
+    values: Values = {"kind": packed.spec.kind, "layout": packed.layout}
+    values |= dict(zip(("rows", "cols"), packed.shape, strict=True)) | {"group": packed.spec.group_size}
+    return values | {part: getattr(packed, part) for part in PARTS}
 
 
 _MOST = 1 << 24  # elements of an odd array
@@ -206,6 +209,8 @@ def _odd(rng: Random, value: Any, others: list[Any]) -> Any:
         return None
     if way < 0.8:
         return rng.choice([one for one in others if isinstance(one, np.ndarray)])
+    if way < 0.88 and (over := _over(rng, value, others)) is not None:
+        return over
     copy = value.copy()
     if copy.size:
         with np.errstate(all="ignore"):
@@ -213,6 +218,17 @@ def _odd(rng: Random, value: Any, others: list[Any]) -> Any:
             flat = copy.reshape(-1)
             flat[rng.randrange(flat.size)] = np.array(odd).astype(copy.dtype)
     return copy
+
+
+def _over(rng: Random, value: Any, others: list[Any]) -> Any:
+    """An array like ``value`` that lies, at least in part, over one of ``others``, if one has the room."""
+    rooms = [one for one in others if isinstance(one, np.ndarray) and one is not value and one.base is None]
+    rooms = [one for one in rooms if one.flags.c_contiguous and one.nbytes >= value.nbytes > 0]
+    if not rooms:
+        return None
+    room = rng.choice(rooms)
+    start = rng.choice([0, room.nbytes - value.nbytes, rng.randint(0, room.nbytes - value.nbytes)])
+    return np.ndarray(value.shape, value.dtype, room, start // value.itemsize * value.itemsize)
 
 
 def _mutate(rng: Random, groups: list[Values]) -> None:
@@ -223,21 +239,8 @@ def _mutate(rng: Random, groups: list[Values]) -> None:
         group[name] = _odd(rng, group[name], [one for values in groups for one in values.values()])
 
 
-def _guard(values: Values) -> list[Any]:
-    return [
-        guarded(one) if isinstance(one, np.ndarray) and one.flags.c_contiguous else one
-        for one in values.values()
-    ]
-
-
-def _matrix(values: Any) -> Any:
-    if np.ndim(values) != 2:
-        raise ValueError("no matrix")
-    return _cpu.Weight("f32", "rows", *values.shape, 0, values, None, None)
-
-
-def _layer(context: Any, op: str, given: Values, pages: Any, rows: Any, *, times: int) -> None:
-    q, k, v = (_matrix(given[name]) for name in "qkv")
+def _layer(context: Any, op: str, given: Values, made: Values, pages: Any, rows: Any, *, times: int) -> None:
+    q, k, v = (made[name] for name in "qkv")
     first = _cpu.QkvWeights(
         *(
             given["norm"],
@@ -255,8 +258,8 @@ def _layer(context: Any, op: str, given: Values, pages: Any, rows: Any, *, times
     if op == "qkv":
         context.qkv(given["x"], first, pages, rows, given["out"])
         return
-    o, gate, down = (_matrix(given[name]) for name in ("o", "gate", "down"))
-    second = _cpu.GateUpWeights(given["norm"], 1e-6, gate, None, gate, None)
+    o, down = made["o"], made["down"]
+    second = _cpu.GateUpWeights(given["norm"], 1e-6, made["gate"], None, made["up"], None)
     listed = [(first, o, None, second, down, None, pages)] * times
     context.layers(given["x"], listed, rows, 0.5, given["out"], given["a"], given["h"])
 
@@ -265,11 +268,18 @@ def _attention(world: _World, context: Any) -> Callable[[], None]:
     rng, c = world.rng, world.sparse
     op = rng.choice(["append", "settle", "select", "attend", "attention", "qkv", "layers"])
     n, hkv, hq, d = world.n, world.hkv, world.hq, world.d
-    projections = (
-        {"x": world.floats(n, 32), "norm": world.floats(32), "q_bias": None, "k_bias": None}
-        | {"q": world.floats(hq * d, 32), "k": world.floats(hkv * d, 32), "v": world.floats(hkv * d, 32)}
-        | {"q_norm": world.floats(d), "k_norm": world.floats(d), "out": np.zeros((n, hq * d), np.float32)}
-    )
+    width, inner = rng.choice([32, 64, 192]), rng.choice([24, 64, 96])
+    projections = {
+        "x": world.floats(n, width),
+        "norm": world.floats(width),
+        "q_bias": None,
+        "k_bias": None,
+    } | {"q_norm": world.floats(d), "k_norm": world.floats(d), "out": np.zeros((n, hq * d), np.float32)}
+    matrices: dict[str, Values] = {}
+    if op in ("qkv", "layers"):
+        shapes = {"q": (hq * d, width), "k": (hkv * d, width), "v": (hkv * d, width), "o": (width, hq * d)}
+        shapes |= {"gate": (inner, width), "up": (inner, width), "down": (width, inner)}
+        matrices = {name: world.matrix_values(*shape) for name, shape in shapes.items()}
     more: Values = {
         "append": lambda: {"k": world.floats(n, hkv, d), "v": world.floats(n, hkv, d)},
         "settle": lambda: {"sources": world.rows_values()["positions"]},
@@ -284,22 +294,22 @@ def _attention(world: _World, context: Any) -> Callable[[], None]:
         "attention": lambda: {"q": world.floats(n, hq, d), "out": np.zeros((n, hq * d), np.float32)},
         "qkv": lambda: projections,
         "layers": lambda: (
-            projections
-            | {"o": world.floats(32, hq * d), "gate": world.floats(24, 32), "down": world.floats(32, 24)}
-            | {"a": np.zeros((n, hq * d), np.float32), "h": np.zeros((n, 24), np.float32)}
+            projections | {"a": np.zeros((n, hq * d), np.float32), "h": np.zeros((n, inner), np.float32)}
         ),
     }[op]()
     if op == "attend" and rng.random() < 0.5:
         more["blocks"] = np.zeros((n, hkv, 2), np.int32)
         more["counts"] = np.full((n, hkv), rng.choice([-1, 0, 1]), np.int32)
     pages, rows = world.pages_values(), world.rows_values()
-    _mutate(rng, [pages, rows, more])
+    _mutate(rng, [pages, rows, more, *matrices.values()])
 
     def call() -> None:
-        given, held, step = dict(zip(more, _guard(more), strict=True)), _guard(pages), _guard(rows)
+        guard = Guard()
+        given, held, step = dict(zip(more, guard(more), strict=True)), guard(pages), guard(rows)
         native = _cpu.Pages(*held), _cpu.Rows(*step)
         if op in ("qkv", "layers"):
-            _layer(context, op, given, *native, times=rng.choice([0, 1, 1, 3]))
+            made = {name: _cpu.Weight(*guard(values)) for name, values in matrices.items()}
+            _layer(context, op, given, made, *native, times=rng.choice([0, 1, 1, 3]))
         elif op == "settle":
             context.settle(*native, given["sources"])
         else:
@@ -332,8 +342,9 @@ def _weights(world: _World, context: Any) -> Callable[[], None]:
     _mutate(rng, [weight, more])
 
     def call() -> None:
-        given = dict(zip(more, _guard(more), strict=True))
-        made = _cpu.Weight(*_guard(weight))
+        guard = Guard()
+        given = dict(zip(more, guard(more), strict=True))
+        made = _cpu.Weight(*guard(weight))
         if op == "linear":
             context.linear(given["x"], made, given["bias"], given["out"], 0.5, rng.random() < 0.5)
         elif op == "linears":
@@ -366,7 +377,7 @@ def _plain(world: _World, context: Any) -> Callable[[], None]:
     }
     op = rng.choice(list(ops))
     _mutate(rng, [ops[op]])
-    return lambda: getattr(context, op)(*_guard(ops[op]))
+    return lambda: getattr(context, op)(*Guard()(ops[op]))
 
 
 def _draw(rng: Random) -> bytes:
@@ -375,9 +386,10 @@ def _draw(rng: Random) -> bytes:
 
 def _read(case: bytes, folder: Path) -> None:
     rng = Random(case)
-    level = rng.choice([*_cpu.isa_levels(), *_cpu.emulated_levels()])
-    context = _cpu.Context(rng.choice([1, 1, 2, 3]), level, False)
-    world = _World(rng)
+    level = rng.choice(_LEVELS)
+    threads, narrow = rng.choice([1, 1, 2, 3]), level in _NARROW and rng.random() < 0.4
+    context = _cpu.Context(threads, level, narrow)
+    world = _World(rng, CpuOps(threads, level, narrow=narrow))
     call = rng.choice([_attention, _attention, _weights, _plain])(world, context)
     try:
         call()
