@@ -71,6 +71,16 @@ def test_attention_is_its_composition(ops: CpuOps, kv: str, sparse: bool) -> Non
     np.testing.assert_array_equal(ops.attention(q, layer, step), expected)
 
 
+def test_more_blocks_than_there_are_take_no_memory() -> None:
+    most = (1 << 24) - 1
+    every = config(SMALL, topk=most, init_blocks=most, window_size=SMALL["block_size"] * 4096)
+    ops, world = CpuOps(1), Paged(4, every, [150, 40], (4, 2), 16)
+    layer, q = world.filled(ops, "float32"), world.rows(world.q)
+    dense = ops.attention(q, layer, world.step(sparse=False))
+    np.testing.assert_array_equal(ops.attention(q, layer, world.step(sparse=True)), dense)
+    assert 0 < ops.reserved < 1 << 20
+
+
 def feed_forward_weights(ops: CpuOps, rng: np.random.Generator) -> FeedForwardWeights:
     return FeedForwardWeights(
         norm=rng.uniform(0.5, 2, WIDTH).astype(np.float32),
