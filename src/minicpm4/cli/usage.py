@@ -7,6 +7,7 @@ from typing import Any
 
 MODEL_OPTIONS = ("-m", "--model")
 MAX_SHOWN = 60  # characters of a value
+MUCH_NEARER = 0.2  # of difflib's ratio: what is less like the word by that much is not named beside it
 # Words of the library that reads options -> what to give.
 _KINDS = {"valid number": "a number", "valid integer": "a whole number"}
 
@@ -15,6 +16,8 @@ def told(error: Any, args: Sequence[str]) -> str:
     """One line for an error of usage in ``args``."""
     message = str(error.format_message())
     context = getattr(error, "ctx", None)
+    if context is not None and message.startswith("No such command"):
+        return _no_command(message, args, context)
     if context is None or not context.command.params:
         return message
     name = getattr(error, "option_name", None)
@@ -41,9 +44,30 @@ def _nearest(name: str, context: Any) -> str:
     near = difflib.get_close_matches(written, [one for one in known if one.startswith("--")], cutoff=0.6)
     if not near:
         return f"{context.command_path} --help lists them"
-    return f"did you mean {near[0]}?" + (
-        f" (else {' or '.join(near[1:])})" if written != near[0] and near[1:] else ""
-    )
+    likeness = [difflib.SequenceMatcher(None, one, written).ratio() for one in near]
+    others = [
+        one
+        for one, like in zip(near[1:], likeness[1:], strict=True)
+        if written != near[0] and like > likeness[0] - MUCH_NEARER
+    ]
+    return f"did you mean {near[0]}?" + (f" (else {' or '.join(others)})" if others else "")
+
+
+def _no_command(message: str, args: Sequence[str], context: Any) -> str:
+    """That there is no such command, and what lists them; `help` and `version` are options."""
+    path = context.command_path
+    word = next((one for one in args if f"'{one}'" in message), "")
+    if word.lower() == "version" and context.parent is None:
+        return f"{message.rstrip('.')}. {path} --version prints it"
+    if word.lower() == "help":
+        command = context.command
+        for one in args[args.index(word) + 1 :]:
+            command = getattr(command, "commands", {}).get(one)
+            if command is None:
+                break
+            path = f"{path} {one}"
+        return f"{message.rstrip('.')}. {path} --help shows it"
+    return message if "Did you mean" in message else f"{message.rstrip('.')}. {path} --help lists them"
 
 
 def _too_many(context: Any) -> str:
