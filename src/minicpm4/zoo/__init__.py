@@ -28,6 +28,7 @@ logger = logging.getLogger("minicpm4")
 
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _HUB_ID = re.compile(rf"({_PART})/({_PART})(?:/({_PART}\.gguf))?")
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]")  # of Windows
 _MODEL_FILES = ("config.json", "*.safetensors", "*.gguf")
 
 
@@ -52,6 +53,10 @@ def resolve(name: str, *, offline: bool = True) -> Path:
     if not offline:
         return pull(name)
     partial = " completely" if any(_target(name, source).exists() for source in sources) else ""
+    if _is_path(name) and not partial:  # it may be a hub's, but what is meant is more often on this machine
+        raise _no_file(
+            f"{name}, nor a download of that name", f"check the path, or run: minicpm4 pull {name}"
+        )
     raise ModelNotFoundError(
         f"model {name!r} ({_named(sources)}) is not on this machine{partial}",
         f"{_near(name)}run: minicpm4 pull {name}",
@@ -209,7 +214,20 @@ def _near(name: str) -> str:
     return f"did you mean {near[0]!r}? else " if near and near[0] != name and name not in KNOWN else ""
 
 
+def _is_path(name: str) -> bool:
+    """Whether a name looks like a path of this machine: by where it begins, or as that of a .gguf file."""
+    begins = name.startswith(("/", "./", "../", "~", "\\", ".\\", "..\\")) or _DRIVE.match(name) is not None
+    return begins or name.lower().endswith(".gguf")
+
+
+def _no_file(name: str, remedy: str) -> ModelNotFoundError:
+    kind = "file" if ".gguf" in name.lower() else "file or folder"
+    return ModelNotFoundError(f"there is no such {kind}: {name}", remedy)
+
+
 def _unknown(name: str) -> ModelNotFoundError:
+    if _is_path(name):
+        return _no_file(name, "check the path; minicpm4 models lists the models known by name")
     return ModelNotFoundError(
         f"{name[:200]!r} is neither a file or folder, nor a known model, nor a hub repository (org/name)",
         suggest(
