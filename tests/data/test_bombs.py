@@ -101,3 +101,17 @@ def test_a_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
     file.write_bytes(gzip.compress(b'{"text": "a"}\n' + b" " * 100_000))
     with pytest.raises(ConfigError, match=r"line 2 has over 1,000 bytes"):
         list(texts("jsonl", [file]))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="tells memory by /proc")
+def test_a_line_of_very_many_values_takes_little_memory(tmp_path: Path) -> None:
+    """122 kB took 3.2 GB of memory, and were a row."""
+    file = tmp_path / "values.jsonl.gz"
+    file.write_bytes(gzip.compress(b'{"text": "a", "x": [' + b"{}," * 8_000_000 + b"0]}\n"))
+    read = READ.replace('"parquet"', '"jsonl"').replace("print(", "try: print(")
+    read += 'except ConfigError as error: print(error, "|", peak() - before)\n'
+    read = f"from minicpm4.errors import ConfigError{read}"
+    done = subprocess.run([sys.executable, "-c", read, file], capture_output=True, text=True, check=True)
+    told, megabytes = done.stdout.split("|")
+    assert "values.jsonl.gz, line 1 is not JSON: it holds over 4,194,304 values" in told
+    assert int(megabytes) < 300  # its objects would take 600

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
 import pytest
 
 from minicpm4.errors import CheckpointError, ConfigError, TextError
-from minicpm4.files import parse_json, read_bytes, read_json, read_text
+from minicpm4.files import parse_json, read_bytes, read_json, read_text, reading
 
 REFUSED = {
     b"[" * 100_000: "nested too deep",
@@ -69,3 +70,28 @@ def test_a_number_that_python_reads_as_infinity_is_one(number: str) -> None:
     with pytest.raises(ConfigError, match=f"it is not JSON: {number} is more than a number of 64 bits holds"):
         parse_json(f'{{"a": [{number}]}}', "it", ConfigError)
     assert math.isinf(parse_json(number, "it", ConfigError, constants=True))
+
+
+@pytest.mark.parametrize("written", ['[{}, {"a": [1]}]', '{"a": {"b": 1}}', "[[], [], []]"])
+@pytest.mark.parametrize("kind", [str, bytes])
+def test_values_without_end_are_not_made(written: str, kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    content: str | bytes = written if kind is str else written.encode()
+    monkeypatch.setattr(reading, "MAX_VALUES", 6)
+    assert parse_json(content, "it", TextError) == json.loads(written)
+    monkeypatch.setattr(reading, "MAX_VALUES", 3)
+    monkeypatch.setattr(json, "loads", None)
+    with pytest.raises(TextError, match="it is not JSON: it holds over 3 values"):
+        parse_json(content, "it", TextError)
+
+
+@pytest.mark.parametrize("text", ["a,b,c,d:e[f{", "\\", '"', '\\",,,,', ',,"\\",,'])
+def test_marks_within_texts_are_no_values(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "MAX_VALUES", 3)
+    assert parse_json(json.dumps([text, text]), "it", TextError) == [text, text]
+
+
+def test_what_is_no_json_is_counted_to_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "MAX_VALUES", 3)
+    for text in ('[",,,,', '"" "" "" "" "" ",,,,"', '[",,,,\\"'):
+        with pytest.raises(TextError, match="is not JSON"):
+            parse_json(text, "it", TextError)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,10 @@ __all__ = [
 ]
 
 MAX_DIGITS = 300  # of an integer in JSON: a longer one has no place among floats, and none is meant
-
+MAX_VALUES = (
+    1 << 22
+)  # in one text of JSON, 80 bytes of memory each; the largest vocabularies have half as many
+_MARKS = re.compile(r'"[^"]*"?|[\[{,:]')  # texts, and outside of them what values stand behind
 
 LFS_REMEDY = "run `git lfs pull` in its folder, or download the file itself"
 _LFS = b"version https://git-lfs.github.com/spec/"
@@ -91,8 +96,9 @@ def parse_json(
     """The value in JSON, as text or bytes: UTF-8, or as their byte-order mark says.
 
     ``constants``: NaN and Infinity, which are no JSON, are taken; ``distinct``: a name that occurs twice in
-    a table is refused. Raises ``error``, beginning with ``where``: for what is nested too deep and for
-    integers of over MAX_DIGITS digits as well, and for 1e999, which Python reads as Infinity.
+    a table is refused. Raises ``error``, beginning with ``where``: for what is nested too deep, holds over
+    MAX_VALUES values, or integers of over MAX_DIGITS digits, as well, and for 1e999, which Python reads as
+    Infinity.
     """
     text = _decode(content, where, error, remedy) if isinstance(content, bytes) else content
     try:
@@ -105,6 +111,9 @@ def parse_json(
 
 def strict_json(text: bytes | str, *, constants: bool = False, distinct: bool = False) -> Any:
     """``parse_json`` for callers with errors of their own. Raises ValueError, RecursionError."""
+    if isinstance(text, bytes):
+        text = text.decode(json.detect_encoding(text), "surrogatepass")
+    _check_count(text)
     return json.loads(
         text,
         parse_int=_integer,
@@ -112,6 +121,17 @@ def strict_json(text: bytes | str, *, constants: bool = False, distinct: bool = 
         parse_constant=None if constants else _refuse_constant,
         object_pairs_hook=_distinct if distinct else None,
     )
+
+
+def _check_count(text: str) -> None:
+    """Raises ValueError for over MAX_VALUES values, before any is made."""
+    if len(text) <= MAX_VALUES or sum(map(text.count, "[{,:")) <= MAX_VALUES:
+        return
+    plain = text.replace("\\\\", "").replace('\\"', "")  # no quotes but those around texts
+    # In JSON no two texts stand beside each other: among so many marks over half begin values.
+    marks = islice(_MARKS.finditer(plain), 2 * MAX_VALUES + 2)
+    if sum(mark[0][0] != '"' for mark in marks) > MAX_VALUES:
+        raise ValueError(f"it holds over {MAX_VALUES:,} values")
 
 
 def _decode(content: bytes, where: str, error: type[Minicpm4Error], remedy: str) -> str:
