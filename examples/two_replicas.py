@@ -1,6 +1,6 @@
 """Two replicas of a model on Ray Serve: in your cluster (RAY_ADDRESS), or else on this machine.
 
-pip install '.[serve-ray]'    # in the checkout
+pip install -e '.[serve-ray]'    # in the checkout
 python examples/two_replicas.py
 """
 

@@ -232,5 +232,5 @@ def test_nothing_says_that_a_package_index_has_it() -> None:
         "uvx minicpm4",
         "uv add minicpm4",
     ]
-    right = ["pip install '.[sandbox]'", "reinstall minicpm4 with", "pip install llm-minicpm4"]
+    right = ["pip install -e '.[sandbox]'", "reinstall minicpm4 with", "pip install llm-minicpm4"]
     assert [bool(FROM_AN_INDEX.search(text)) for text in wrong + right] == [True] * 4 + [False] * 3

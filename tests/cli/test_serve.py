@@ -73,4 +73,4 @@ def test_replicas_without_the_extra_name_it(
     monkeypatch.delitem(sys.modules, "minicpm4.serve.replicas", raising=False)
     result = minicpm("serve", "no-such-model", "--replicas", "2")
     assert result.code == 2 and result.err.count("\n") == 1
-    assert "--replicas needs ray" in result.err and "pip install '.[serve-ray]'" in result.err
+    assert "--replicas needs ray" in result.err and "pip install -e '.[serve-ray]'" in result.err

@@ -199,10 +199,10 @@ NOT_RUN: dict[str, tuple[str, ...]] = {
     "what CI itself begins with": ("make run", "make setup", "make test"),
     "of the shell": (". .venv/bin/activate",),
     "installs packages from an index; CI's stages install the same extras": (
-        ".venv/bin/pip install '.[apps]'",
-        ".venv/bin/pip install '.[serve]'",
-        ".venv/bin/pip install '.[serve-ray]'",
-        "pip install '.[train]'",
+        ".venv/bin/pip install -e '.[apps]'",
+        ".venv/bin/pip install -e '.[serve]'",
+        ".venv/bin/pip install -e '.[serve-ray]'",
+        "pip install -e '.[train]'",
         "minicpm4 mcp add calculator",
     ),
     "needs a hub; make models does the same in CI": (

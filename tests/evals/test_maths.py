@@ -30,7 +30,7 @@ PROBLEMS = [Problem(task=str(i), question=f"{i} + 1?", answer=str(i + 1)) for i 
 
 @pytest.fixture(scope="module")
 def judge() -> Any:
-    pytest.importorskip("math_verify", reason="math-verify is not installed: pip install '.[math]'")
+    pytest.importorskip("math_verify", reason="math-verify is not installed: pip install -e '.[math]'")
     with Judge() as made:
         yield made
 
@@ -194,7 +194,7 @@ def test_sets_of_reasoning_gym_are_made() -> None:
 def test_the_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("math_verify", reason="math-verify is not installed: pip install '.[math]'")
+    pytest.importorskip("math_verify", reason="math-verify is not installed: pip install -e '.[math]'")
     file, found = tmp_path / "p.jsonl", tmp_path / "found.json"
     file.write_text('{"question": "1 + 1?", "answer": "2"}\n{"question": "2 + 2?", "answer": "4"}\n')
     model = str(make_checkpoint(tmp_path / "model"))

@@ -180,7 +180,7 @@ def command(
     except ImportError as error:
         raise UnsupportedError(
             f"minicpm4 serve needs {error.name}, which is not installed",
-            "in the checkout: pip install '.[serve]'",
+            "in the checkout: pip install -e '.[serve]'",
         ) from error
     from minicpm4.engine.options import EngineOptions
     from minicpm4.serve.settings import MAX_REPLICAS
@@ -253,6 +253,6 @@ def _serve_replicas(*arguments: Any) -> None:
     except ImportError as error:
         raise UnsupportedError(
             f"--replicas needs {error.name}, which is not installed",
-            "in the checkout: pip install '.[serve-ray]'",
+            "in the checkout: pip install -e '.[serve-ray]'",
         ) from error
     serve_replicas(*arguments)

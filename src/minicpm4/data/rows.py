@@ -86,7 +86,7 @@ def parquet_rows(
     except ImportError as error:
         raise UnsupportedError(
             f"{file} is parquet, which pyarrow reads, and that is not installed",
-            "in the checkout: pip install '.[data]'",
+            "in the checkout: pip install -e '.[data]'",
         ) from error
     row = 0
     try:

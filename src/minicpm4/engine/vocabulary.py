@@ -54,7 +54,7 @@ class Vocabulary:
             except ImportError as error:
                 raise UnsupportedError(
                     f"{name} needs the package llguidance ({error})",
-                    "in the checkout: pip install '.[grammar]', or: pip install 'llguidance>=1.9,<2'",
+                    "in the checkout: pip install -e '.[grammar]', or: pip install 'llguidance>=1.9,<2'",
                 ) from error
             source = _Source(self._tokenizer, self.end_ids, self.size)
             self._llg = source.llg = package.LLTokenizer(

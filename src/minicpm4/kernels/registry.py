@@ -151,7 +151,7 @@ def _gpu_missing() -> str | None:
 def _gpu_table(activations: str) -> OpTable:
     missing = _gpu_missing()
     if missing is not None:
-        raise UnsupportedError(f"backend 'gpu' needs {missing}", "in the checkout: pip install '.[gpu]'")
+        raise UnsupportedError(f"backend 'gpu' needs {missing}", "in the checkout: pip install -e '.[gpu]'")
     from minicpm4.kernels.gpu.device import gpu_table
 
     table = gpu_table()

@@ -52,7 +52,7 @@ def program() -> bytes:
     except (ImportError, OSError, RuntimeError) as error:
         raise UnsupportedError(
             f"the sandbox needs libseccomp and its binding: {error}",
-            "apt install libseccomp2; in the checkout: pip install '.[sandbox]'",
+            "apt install libseccomp2; in the checkout: pip install -e '.[sandbox]'",
         ) from None
     found = seccomp.SyscallFilter(seccomp.ALLOW)
     refuse = seccomp.ERRNO(errno.EPERM)

@@ -19,7 +19,7 @@ def need_torch(threads: int | None = None) -> None:
         import torch
     except ImportError as error:
         raise UnsupportedError(
-            f"training needs torch ({error})", "in the checkout: pip install '.[train]'"
+            f"training needs torch ({error})", "in the checkout: pip install -e '.[train]'"
         ) from error
     if threads is not None:
         torch.set_num_threads(threads)

@@ -8,7 +8,7 @@ try:
     import mcp as _sdk
 except ImportError as error:
     raise UnsupportedError(
-        f"tools of MCP servers need {error.name}", "in the checkout: pip install '.[apps]'"
+        f"tools of MCP servers need {error.name}", "in the checkout: pip install -e '.[apps]'"
     ) from error
 
 __all__: list[str] = []

@@ -37,7 +37,7 @@ class Judge:
 
     def __init__(self) -> None:
         if importlib.util.find_spec("math_verify") is None:
-            remedy = "in the checkout: pip install '.[math]', or: pip install 'math-verify>=0.9,<0.10'"
+            remedy = "in the checkout: pip install -e '.[math]', or: pip install 'math-verify>=0.9,<0.10'"
             raise UnsupportedError("answers are judged by math-verify, which is not installed", remedy)
         self._process: subprocess.Popen[bytes] | None = None
 
