@@ -25,7 +25,7 @@ Written from the commands themselves by `make docs`; a test fails when it is out
 Exit codes: 0 done; 2 an error, told in one line on standard error (wrong options too); 1 a bug, or the
 reader of the output went away; 130 interrupted: no traceback, from the package's first line on (in the
 hundredths of a second before it, Python itself starts, which shows its own); 129, 131 or 143 by SIGHUP,
-SIGQUIT or SIGTERM, where servers of tools or a terminal were put in order first.
+SIGQUIT or SIGTERM, where servers of tools or a terminal were put in order first, or a training was saved.
 `minicpm4 --debug COMMAND …` shows the traceback of an error.
 """
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,7 @@ pytest.importorskip("torch")
 
 from minicpm4 import LLM, SamplingParams
 from minicpm4.cli import run
+from minicpm4.train.draft_run import HeadRun
 from tests.fixtures.random_checkpoint import make_checkpoint
 
 SMALL = ["--prompts", "14", "--held-out", "4", "--answer-tokens", "16", "--batch", "4", "--epochs", "3"]
@@ -36,6 +39,19 @@ def command(model: Path, corpus: Path, output: Path, *more: str) -> list[str]:
     return ["spec", "train", str(model), "--corpus", str(corpus), "-o", str(output), *SMALL, *more]
 
 
+def terminated(line: list[str]) -> int:
+    """The exit code of a training that gets SIGTERM in its first step."""
+    one = HeadRun._one
+
+    def told(self: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return one(self)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(HeadRun, "_one", told)
+        return run(line)
+
+
 def test_a_head_is_trained_goes_on_and_drafts(
     model: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -43,10 +59,11 @@ def test_a_head_is_trained_goes_on_and_drafts(
     assert run(command(model, corpus, output, "--until", "3")) == 0
     assert "the same command goes on from there" in capsys.readouterr().err
     assert not (output / "model.safetensors").exists()
+    assert terminated(command(model, corpus, output, "--until", "6")) == 143  # not done, as it was told
     kept = {file: file.stat().st_mtime_ns for file in (output / "training/answers").iterdir()}
     assert run(command(model, corpus, output)) == 0
     told = capsys.readouterr()
-    assert "going on after step 3" in told.err and "0 tokens differ" in told.out
+    assert "going on after step 4" in told.err and "0 tokens differ" in told.out
     assert kept == {file: file.stat().st_mtime_ns for file in (output / "training/answers").iterdir()}
     lines = [json.loads(line) for line in (output / "training/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(8))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -118,6 +120,32 @@ def test_a_run_stops_goes_on_and_exports(tmp_path: Path, capsys: pytest.CaptureF
         own = capsys.readouterr().err.splitlines()[-1].rpartition(" ")[2]
         assert sorted(file.name for file in Path(own).parent.glob("model*")) == ["model"]
         assert (Path(own) / "config.json").is_file()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_is_ended_early_does_not_count_as_done(
+    tmp_path: Path,
+    number: signal.Signals,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """`train r.toml && chat --model …` went on after the first Ctrl-C."""
+    loop = pytest.importorskip("minicpm4.train.loop")
+    recipe, one = write(tmp_path), loop.TrainingRun._one
+
+    def told(self: Any, stage: Any, within: int) -> Any:
+        if self.step == 1:
+            signal.raise_signal(number)
+        return one(self, stage, within)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop.TrainingRun, "_one", told)
+        assert run(["train", str(recipe)]) == code
+    assert "the same command goes on from there" in capsys.readouterr().err
+    assert (tmp_path / "run/step-000000002").is_dir() and not (tmp_path / "run/model").exists()
+    assert run(["train", str(recipe)]) == 0
+    assert (tmp_path / "run/model/config.json").is_file()
 
 
 def test_a_run_that_has_ended_exports_the_model_that_it_had(tmp_path: Path) -> None:

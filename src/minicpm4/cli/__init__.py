@@ -1,7 +1,8 @@
 """The command ``minicpm4``: one module per command, imported when it is used.
 
 Exit codes: 0 done, 2 an error that the message explains (wrong options too), 130 interrupted (129, 131 or 143
-by SIGHUP, SIGQUIT or SIGTERM where servers of tools or a terminal were put in order first), 1 a bug of ours
+by SIGHUP, SIGQUIT or SIGTERM where servers of tools or a terminal were put in order first, or a training was
+saved), 1 a bug of ours
 or a reader of our output that went away.
 """
 

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from minicpm4.cli.steps import Progress, tell
 from minicpm4.cli.terminal import progress_or_lines, sanitize, show, table
 from minicpm4.config.strict import require, suggest
@@ -289,6 +291,8 @@ class Work:
         tell(f"{run.step:,} of {wanted.steps:,} steps done; {wanted.output / RUN} has pictures and figures")
         if not done:
             tell("the same command goes on from there")
+            if run.stopped_by:
+                raise typer.Exit(128 + run.stopped_by)
             return False
         write_head(wanted.output, head, wanted.dtype)
         tell(f"the head is in {wanted.output}: minicpm4 chat -m {wanted.model} --draft eagle:{wanted.output}")

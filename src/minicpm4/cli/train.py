@@ -104,11 +104,15 @@ def _train(recipe: Any, run: Path, until: int | None, export_to: Path) -> None:
     if start.config is None and start.missing is not None:
         raise start.missing  # a dry run only says so
     with alone(run) if world.rank == 0 else nullcontext():
-        _train_alone(recipe, given, until, world)
-    world.leave()
+        stopped_by = _train_alone(recipe, given, until, world)
+    code = 128 + stopped_by if stopped_by else 0
+    world.leave(code)
+    if code:
+        raise typer.Exit(code)
 
 
-def _train_alone(recipe: Any, given: Any, until: int | None, world: Any) -> None:
+def _train_alone(recipe: Any, given: Any, until: int | None, world: Any) -> int:
+    """The signal that ended it early, 0: none did."""
     from minicpm4.train.check import Start, check
     from minicpm4.train.loop import TrainingRun
     from minicpm4.train.peak import peak_of
@@ -149,9 +153,10 @@ def _train_alone(recipe: Any, given: Any, until: int | None, world: Any) -> None
     say(f"{done.step:,} of {recipe.steps:,} steps done; {run / 'loss.svg'} shows the loss")
     if not done.finished:
         say("the same command goes on from there")
-    else:
-        _export(session.model, given, prepared.tokenizer, world)
-        say(f"the model is in {given.export}: minicpm4 chat --model {given.export}")
+        return done.stopped_by
+    _export(session.model, given, prepared.tokenizer, world)
+    say(f"the model is in {given.export}: minicpm4 chat --model {given.export}")
+    return 0
 
 
 def _export(model: Any, given: Any, tokenizer: Path, world: Any) -> None:

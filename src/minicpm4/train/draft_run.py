@@ -111,7 +111,7 @@ class HeadRun:
         named = [(f"{HEAD}.{name}", value) for name, value in head.named_parameters()]
         self._optimiser = Optimiser(named, OptimConfig(weight_decay=0.0, clip_norm=settings.clip))
         self._guard = Guard()
-        self._stop = False
+        self.stopped_by = 0  # the signal that ended it early
         self.step = self._resume()
 
     def run(self, until: int | None = None) -> bool:
@@ -123,7 +123,7 @@ class HeadRun:
         with interrupts(self._interrupt), MetricsLog(self.run_folder, self.step, tensorboard=False) as log:
             if self.step == 0 and not read_metrics(self.run_folder):
                 self._tell(log, {"step": 0, **self._judge()})
-            while self.step < last and not self._stop:
+            while self.step < last and not self.stopped_by:
                 line = self._one()
                 ends = self.step == settings.steps
                 if ends or self.step % settings.validate == 0:
@@ -238,8 +238,8 @@ class HeadRun:
         self._guard = guard_of(found, state)
         return found.step
 
-    def _interrupt(self) -> None:
-        self._stop = True
+    def _interrupt(self, number: int) -> None:
+        self.stopped_by = number
 
 
 def _shown(answers: Sequence[Answer]) -> list[Shown]:

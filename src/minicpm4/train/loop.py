@@ -35,16 +35,19 @@ from minicpm4.train.versions import versions
 
 __all__ = ["Outcome", "TrainingRun", "interrupts"]
 
+STOPPING = (signal.SIGTERM, signal.SIGINT)
 SKIPS = 10  # steps in a row without a finite loss: something is broken, not unlucky
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """How ``TrainingRun.run`` ended, after ``step`` steps of all; ``finished``: the recipe's last."""
+    """How ``TrainingRun.run`` ended, after ``step`` steps of all; ``finished``: the recipe's last;
+    ``stopped_by``: the signal that ended it before, 0: none."""
 
     step: int
     finished: bool
     loss: float | None
+    stopped_by: int = 0
 
 
 Report = Callable[[Mapping[str, Any]], None]  # of each step's figures
@@ -74,7 +77,7 @@ class TrainingRun:
         self._peak = peak
         self._guard = Guard()
         self._lengthened: list[Any] = []  # how stages were lengthened: state.json keeps it
-        self._stop = False
+        self._told_to_stop = self._stopped_by = 0  # by a signal: this process, and any of all
         start = Start(config=session.base)
         check(recipe, Given(start=start, run=run, processes=session.world.size))
         self.step = self._resume()
@@ -114,7 +117,8 @@ class TrainingRun:
                 self._save(self._stage_of(self.step - 1))
             if log is not None:
                 log.draw(self.recipe.name)
-        return Outcome(step=self.step, finished=self.step >= self.recipe.steps, loss=loss)
+        finished = self.step >= self.recipe.steps
+        return Outcome(step=self.step, finished=finished, loss=loss, stopped_by=self._stopped_by)
 
     def _one(self, stage: Stage, within: int) -> dict[str, Any]:
         began = time.perf_counter()
@@ -207,12 +211,15 @@ class TrainingRun:
         self._guard = guard_of(found, state)
         return found.step
 
-    def _interrupt(self) -> None:
-        self._stop = True
+    def _interrupt(self, number: int) -> None:
+        self._told_to_stop = number
 
     def _stopping(self) -> bool:
         # All processes must stop at the same step: one that was told is enough.
-        return bool(self.session.world.sum([float(self._stop)], self.session.model.device)[0])
+        told = [float(self._told_to_stop == number) for number in STOPPING]
+        told = self.session.world.sum(told, self.session.model.device)
+        self._stopped_by = next((number for number, count in zip(STOPPING, told, strict=True) if count), 0)
+        return self._stopped_by > 0
 
 
 @contextmanager
@@ -221,15 +228,16 @@ def _nothing() -> Iterator[None]:
 
 
 @contextmanager
-def interrupts(react: Callable[[], None]) -> Iterator[None]:
-    """Have SIGTERM and the first Ctrl-C call ``react``; a second Ctrl-C interrupts at once."""
+def interrupts(react: Callable[[int], None]) -> Iterator[None]:
+    """Have SIGTERM and the first Ctrl-C call ``react`` with their number; a second Ctrl-C interrupts at
+    once."""
 
     def handle(number: int, frame: Any) -> None:
-        react()
+        react(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     before = {}
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOPPING:
         try:
             before[number] = signal.signal(number, handle)
         except ValueError:  # not the main thread: whoever runs us there has its own ways

@@ -75,8 +75,9 @@ class World:
                 error = found
         self.agree(error)
 
-    def leave(self) -> None:
-        """Part from the other processes. With others, this ends the process at once, with exit code 0."""
+    def leave(self, code: int = 0) -> None:
+        """Part from the other processes. With others, this ends the process at once, with exit code
+        ``code``."""
         if self.size == 1:
             return
         dist.barrier()
@@ -84,4 +85,4 @@ class World:
         # Without this, gloo's threads (torch 2.13) abort one exit in ten while the interpreter is taken down.
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0)
+        os._exit(code)
