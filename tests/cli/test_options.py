@@ -191,6 +191,27 @@ def test_help_names_every_kind_of_weights(minicpm: Run, command: str) -> None:
     assert all(choice in told for choice in WEIGHT_CHOICES)
 
 
+def test_usage_has_one_pair_of_brackets_and_summaries_are_whole(
+    minicpm: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    usages = {
+        "generate": "[PROMPT]",
+        "serve": "[MODEL]...",
+        "data pack": "PATH...",
+        "mcp tasks": "[NAME]...",
+        "mcp add": "NAME",
+        "info": "MODEL",
+    }
+    for command, usage in usages.items():
+        first = minicpm(*command.split(), "--help").out.splitlines()[0]
+        assert first == f"Usage: minicpm4 {command} [OPTIONS] {usage}"
+    for group in ("mcp", "data", "spec", "eval"):
+        assert "..." not in minicpm(group, "--help").out.partition("Commands:")[2]
+    told = " ".join(minicpm("mcp", "--help").out.split())
+    assert "export Turn what was done into text. data Make" in told
+
+
 def test_weights_that_may_be_named_are_kinds() -> None:
     assert {*WEIGHT_CHOICES[1:]} <= {*KINDS}
 

@@ -11,12 +11,14 @@ from __future__ import annotations
 import errno
 import gc
 import importlib
+import inspect
 import logging
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 import typer
+from typer.core import TyperCommand
 
 from minicpm4.cli import streams
 from minicpm4.cli.terminal import SafeLog, one_line
@@ -83,8 +85,22 @@ def build(only: str | None = None) -> typer.Typer:
         if hasattr(module, "commands"):
             app.add_typer(_group(module, summary), name=name, short_help=summary)
         else:
-            app.command(name, short_help=summary)(getattr(module, "command", _stub))
+            app.command(name, cls=_Command, short_help=summary)(getattr(module, "command", _stub))
     return app
+
+
+class _Command(TyperCommand):
+    """A command whose usage has one pair of brackets around what may be left out: Typer's versions differ in
+    whether they put brackets and dots around those of a metavar."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        pieces = [self.options_metavar or ""]
+        for one in self.params:
+            if one.param_type_name == "argument":
+                name = (one.metavar or one.name or "").strip("[].")
+                piece = name if one.required else f"[{name}]"
+                pieces.append(piece + ("..." if one.nargs != 1 else ""))
+        return pieces
 
 
 def _group(module: Any, summary: str) -> typer.Typer:
@@ -96,8 +112,15 @@ def _group(module: Any, summary: str) -> typer.Typer:
 
     group.callback(invoke_without_command=True, help=summary)(alone)
     for name, function in module.commands.items():
-        group.command(name)(function)
+        # Without one, Typer cuts the sentence where the terminal's line ends.
+        group.command(name, cls=_Command, short_help=_first_sentence(function))(function)
     return group
+
+
+def _first_sentence(function: Any) -> str:
+    paragraph = (inspect.getdoc(function) or "").partition("\n\n")[0]
+    sentence, stop, _ = " ".join(paragraph.split()).partition(". ")
+    return sentence + stop.strip()
 
 
 def _print_version(wanted: bool) -> None:

@@ -33,7 +33,9 @@ WHY = {
 @expand
 def run(
     line: typer.Context,
-    task: Annotated[str | None, typer.Argument(help="What is to be done; none: go on with --resume.")] = None,
+    task: Annotated[
+        str | None, typer.Argument(metavar="[TASK]", help="What is to be done; none: go on with --resume.")
+    ] = None,
     model: ModelOption = DEFAULT_MODEL,
     endpoint: EndpointOption = None,
     save: Annotated[

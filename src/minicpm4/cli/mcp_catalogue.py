@@ -45,7 +45,7 @@ def _told(entry: Entry) -> str:
 
 
 def add(
-    name: Annotated[str, typer.Argument(help="A server of `minicpm4 mcp catalogue`.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A server of `minicpm4 mcp catalogue`.")],
     setting: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="What it has to be given; repeatable."),

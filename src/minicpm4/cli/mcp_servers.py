@@ -122,7 +122,7 @@ def tools(*, flags: ServerFlags, as_json: Annotated[bool, typer.Option("--json")
 
 @expand
 def search(
-    query: Annotated[str, typer.Argument(help="What the tool is wanted for.")],
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="What the tool is wanted for.")],
     *,
     flags: ServerFlags,
     most: Annotated[int, typer.Option("--most", "-n", help="Tools to list.")] = 10,
