@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from minicpm4.data import parquet_pages, rows
-from minicpm4.data.sources import texts
+from minicpm4.data.sources import conversations, texts
 from minicpm4.errors import ConfigError
 
 READ = r"""
@@ -79,6 +79,47 @@ def test_long_texts_of_parquet_are_read_a_few_at_a_time(
     monkeypatch.setattr(rows, "MAX_PAGE", 3500)
     assert len(list(texts("parquet", [file]))) == 9
     assert sizes == [3]
+
+
+def write_chats(file: Path, *chats: list[dict[str, str] | None] | None, version: str = "1.0") -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    kind = pyarrow.list_(pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())]))
+    table = pyarrow.table({"messages": pyarrow.array(chats, kind)})
+    parquet.write_table(table, file, compression="zstd", data_page_version=version)
+
+
+TURN = {"role": "user", "content": "a"}
+
+
+@pytest.mark.parametrize("one", [TURN, None])
+def test_a_row_of_very_many_values_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one: dict[str, str] | None
+) -> None:
+    """966 bytes took 2.4 GB of memory for five million messages, and could hold a thousand million."""
+    file = tmp_path / "chats.parquet"
+    write_chats(file, [TURN] * 3, None, [one] * 400, [TURN] * 20)
+    monkeypatch.setattr(rows, "MAX_VALUES", 1 + 3 * 20)
+    told: list[str] = []
+    found = list(conversations([file], skip=lambda reason, where: told.append(f"{reason} {where}")))
+    assert [len(chat.messages) for chat in found] == [3, 20]
+    assert any("row 3: 'messages' holds over 61 values" in line for line in told), told
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+def test_lists_of_very_many_values_are_not_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    file = tmp_path / "chats.parquet"
+    write_chats(file, [TURN] * 40, [], [TURN] * 9, version=version)
+    monkeypatch.setattr(parquet_pages, "MAX_NESTED", 100)  # 50 roles, 50 contents: an empty list counts
+    assert [len(chat.messages) for chat in conversations([file])] == [40, 0, 9]
+    write_chats(file, [TURN] * 41, [], [TURN] * 9, version=version)
+    monkeypatch.setattr(parquet.ParquetFile, "iter_batches", None)
+    with pytest.raises(
+        ConfigError, match=r"chats.parquet: 'messages.*' has over 100 values in a group of rows"
+    ):
+        list(conversations([file]))
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b" \n"])

@@ -1,5 +1,6 @@
 """How large the pages of a parquet file say they are, read before any is unpacked: pyarrow reads a page
-whole, and one of 1.5 GB may take 48 kB of the file."""
+whole, and one of 1.5 GB may take 48 kB of the file; and how many values stand in a row: a thousand million
+take no kilobyte."""
 
 from __future__ import annotations
 
@@ -9,26 +10,35 @@ from typing import Any, BinaryIO
 
 from minicpm4.errors import ConfigError
 
-__all__ = ["MAX_PAGE", "largest_page"]
+__all__ = ["MAX_PAGE", "largest_page", "values_in"]
 
 MAX_PAGE = 1 << 28  # bytes: as many as a document of 2**26 characters may take
+MAX_NESTED = 1 << 26  # values of lists in a group of rows, which may all be in one row: 10 bytes each
 _DEEPEST = 8  # structs within each other in a header; there are three
-_UNPACKED, _PACKED = 2, 3  # fields of a page's header
+_UNPACKED, _PACKED, _HEADERS, _COUNT = 2, 3, (5, 8), 1  # fields of a page's header, and of those in it
 # Of Thrift's compact protocol.
 _TRUE, _FALSE, _BYTE, _DOUBLE, _BINARY, _LIST, _SET, _STRUCT = 1, 2, 3, 7, 8, 9, 10, 12
 
 
 def largest_page(file: Path, metadata: Any, columns: Sequence[str]) -> int:
-    """Bytes of the largest page of ``columns``, unpacked. Raises ConfigError for one of more than MAX_PAGE
-    and for a damaged header, OSError."""
-    largest = 0
+    """Bytes of the largest page of ``columns``, unpacked. Raises ConfigError for one of more than MAX_PAGE,
+    for lists of more than MAX_NESTED values and for a damaged header, OSError."""
+    largest, nested, group = 0, 0, 0
     with file.open("rb") as data:
-        for chunk in _chunks(metadata, columns):
+        for chunk, number, lists in _chunks(metadata, columns):
+            if number != group:
+                nested, group = 0, number
             place = _first(chunk)
             end = place + chunk.total_compressed_size
             while place < end:
                 data.seek(place)
-                packed, unpacked = _sizes(data, file)
+                packed, unpacked, count = _sizes(data, file)
+                nested += count if lists else 0
+                if nested > MAX_NESTED:
+                    raise ConfigError(
+                        f"{file}: {chunk.path_in_schema!r} has over {MAX_NESTED:,} values in a group of rows",
+                        "write it with smaller groups of rows",
+                    )
                 if unpacked > MAX_PAGE:
                     raise ConfigError(
                         f"{file}: a page of {chunk.path_in_schema!r} is {unpacked:,} bytes, at most "
@@ -40,12 +50,21 @@ def largest_page(file: Path, metadata: Any, columns: Sequence[str]) -> int:
     return largest
 
 
-def _chunks(metadata: Any, columns: Sequence[str]) -> Iterator[Any]:
+def values_in(column: Any) -> int:
+    """How many values a column of rows holds, those of its lists and tables too: as objects of Python they
+    take a hundred times what they take here."""
+    if hasattr(column, "field"):  # a table: with its names
+        return len(column) + sum(map(values_in, column.flatten()))
+    return len(column) + (values_in(column.flatten()) if hasattr(column, "flatten") else 0)
+
+
+def _chunks(metadata: Any, columns: Sequence[str]) -> Iterator[tuple[Any, int, bool]]:
+    """Each with the number of its group of rows, and whether lists are in it."""
     for group in range(metadata.num_row_groups):
         for number in range(metadata.num_columns):
             chunk = metadata.row_group(group).column(number)
             if any(f"{chunk.path_in_schema}.".startswith(f"{name}.") for name in columns):
-                yield chunk
+                yield chunk, group, metadata.schema.column(number).max_repetition_level > 0
 
 
 def _first(chunk: Any) -> int:
@@ -54,23 +73,25 @@ def _first(chunk: Any) -> int:
     return int(words if words and 0 < words < first else first)
 
 
-def _sizes(data: BinaryIO, file: Path) -> tuple[int, int]:
-    """Bytes of the page that ``data`` stands before, packed and unpacked; its header is read then."""
-    found: dict[int, int] = {}
+def _sizes(data: BinaryIO, file: Path) -> tuple[int, int, int]:
+    """Bytes of the page that ``data`` stands before, packed and unpacked, and its values (of a dictionary
+    none); its header is read then."""
+    found: dict[int, Any] = {}
     try:
         _struct(data, 0, found)
         packed, unpacked = found[_PACKED], found[_UNPACKED]
-        if packed < 0 or unpacked < 0:
+        count = sum(found[field][_COUNT] for field in _HEADERS if field in found)
+        if packed < 0 or unpacked < 0 or count < 0:
             raise ValueError
-    except (EOFError, ValueError, KeyError) as error:
+    except (EOFError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{file} cannot be read as parquet: a page's header is not understood", "it may be damaged"
         ) from error
-    return packed, unpacked
+    return packed, unpacked, count
 
 
-def _struct(data: BinaryIO, depth: int, found: dict[int, int]) -> None:
-    """Read a struct; ``found`` gets its whole numbers by field. Raises EOFError, ValueError."""
+def _struct(data: BinaryIO, depth: int, found: dict[int, Any]) -> None:
+    """Read a struct; ``found`` gets its whole numbers and structs by field. Raises EOFError, ValueError."""
     field = 0
     while head := _byte(data):
         field = field + (head >> 4) if head >> 4 else _signed(data)
@@ -81,8 +102,8 @@ def _struct(data: BinaryIO, depth: int, found: dict[int, int]) -> None:
                 found[field] = value
 
 
-def _value(data: BinaryIO, kind: int, depth: int) -> int | None:
-    """Read a value; None: no whole number. Raises EOFError, ValueError."""
+def _value(data: BinaryIO, kind: int, depth: int) -> int | dict[int, Any] | None:
+    """Read a value; None: neither a whole number nor a struct. Raises EOFError, ValueError."""
     if depth > _DEEPEST:
         raise ValueError("too deep")
     if kind in (_TRUE, _FALSE, _BYTE):  # of a list
@@ -98,7 +119,9 @@ def _value(data: BinaryIO, kind: int, depth: int) -> int | None:
         for _ in range(_varint(data) if head >> 4 == 15 else head >> 4):
             _value(data, head & 15, depth + 1)
     elif kind == _STRUCT:
-        _struct(data, depth + 1, {})
+        inner: dict[int, Any] = {}
+        _struct(data, depth + 1, inner)
+        return inner
     else:  # maps, which no header has
         raise ValueError(f"a value of kind {kind}")
     return None

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from minicpm4.data.parquet_pages import MAX_PAGE, largest_page
+from minicpm4.data.parquet_pages import MAX_PAGE, largest_page, values_in
 from minicpm4.errors import ConfigError, UnsupportedError
-from minicpm4.files import UndecodableError, decode_text, parse_json
+from minicpm4.files import MAX_VALUES, UndecodableError, decode_text, parse_json
 
 __all__ = ["UNDECODED", "Skip", "json_lines", "parquet_rows"]
 
@@ -127,7 +127,10 @@ def _row(batch: Any, index: int, wanted: Sequence[str], where: str) -> Any:
     found = {}
     for name in wanted:
         try:
-            found[name] = _given(batch.column(name)[index].as_py())
+            column = batch.column(name)
+            if values_in(column.slice(index, 1)) > MAX_VALUES:
+                return ConfigError(f"{where}: {name!r} holds over {MAX_VALUES:,} values", "leave it out")
+            found[name] = _given(column[index].as_py())
         except (UndecodableError, UnicodeError):
             raise
         except (ValueError, OverflowError, LookupError) as error:

@@ -8,7 +8,15 @@ from minicpm4.files.encodings import UndecodableError, decode_page, decode_text,
 from minicpm4.files.json_values import finite, json_text
 from minicpm4.files.kept import Kept, keeping
 from minicpm4.files.locks import lock
-from minicpm4.files.reading import LFS_REMEDY, is_lfs_pointer, parse_json, read_bytes, read_json, read_text
+from minicpm4.files.reading import (
+    LFS_REMEDY,
+    MAX_VALUES,
+    is_lfs_pointer,
+    parse_json,
+    read_bytes,
+    read_json,
+    read_text,
+)
 from minicpm4.files.whole import (
     Part,
     check_writing,
@@ -30,6 +38,7 @@ from minicpm4.files.zips import opened_zip
 __all__ = [
     "CHECKSUMS",
     "LFS_REMEDY",
+    "MAX_VALUES",
     "FileSums",
     "Kept",
     "Part",

@@ -15,6 +15,7 @@ from minicpm4.files.encodings import UndecodableError, decode_text
 
 __all__ = [
     "LFS_REMEDY",
+    "MAX_VALUES",
     "is_lfs_pointer",
     "parse_json",
     "read_bytes",
