@@ -13,9 +13,10 @@ import pytest
 
 pytest.importorskip("torch")
 
-from minicpm4.errors import CheckpointError
+from minicpm4.errors import CheckpointError, TrainingError
+from minicpm4.train import metrics
 from minicpm4.train.metrics import MetricsLog, read_metrics
-from minicpm4.train.saved import LOG
+from minicpm4.train.saved import LOG, saved
 from tests.train.runs import corpus, recipe, runner, stage
 
 # Saves the checkpoint of step 7 over another one, in a child that ends at each of its calls of the system.
@@ -91,6 +92,36 @@ def test_the_log_holds_finite_numbers_or_null(tmp_path: Path) -> None:
     (tmp_path / LOG).write_text('{"step": 1, "loss": Infinity}\n{"step": 2, "lo')
     MetricsLog(tmp_path, 1, tensorboard=False).close()
     assert strict(tmp_path) == read_metrics(tmp_path) == [{"step": 1, "loss": None}]
+
+
+def test_the_log_is_on_the_disk_before_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power cut a checkpoint could be there without lines of steps before it."""
+    run, seen, done = tmp_path / "run", [], metrics.sync
+
+    def told(path: Path) -> None:
+        done(path)
+        seen.append((path.name, len(read_metrics(run)), [one.step for one in saved(run)]))
+
+    monkeypatch.setattr(metrics, "sync", told)
+    made = recipe(stage(steps=4), checkpoints={"every": 2})
+    runner(made, run, corpus(tmp_path / "data")).run(until=3)
+    assert seen == [(LOG, 2, []), (LOG, 3, [2])]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path, 0, tensorboard=False)
+    log._file.close()
+    full = Path("/dev/full").open("a", encoding="utf-8")  # noqa: SIM115 the log closes it
+    log._file = full
+    with pytest.raises(TrainingError, match=rf"cannot write to .*{LOG}: No space left") as refused, log:
+        log.add({"step": 1, "loss": 2.0})
+    assert full.closed
+    assert refused.value.remedy == (
+        "free space there, then do the same again: it goes on from the last checkpoint"
+    )
 
 
 def test_a_save_of_weights_that_are_not_finite_says_what_can_be_done(tmp_path: Path) -> None:

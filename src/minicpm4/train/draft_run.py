@@ -131,9 +131,9 @@ class HeadRun:
                 self._tell(log, line)
                 saved = ends or self.step % settings.every == 0
                 if saved:
-                    self._save()
+                    self._save(log)
             if not saved:
-                self._save()
+                self._save(log)
             log.draw("a head that drafts")
         self._draw()
         return self.step >= settings.steps
@@ -208,7 +208,9 @@ class HeadRun:
             picture = chart("a head that drafts", curves, "step", label, log_x=False, log_y=False)
             write_file(self.run_folder / CURVE, picture)
 
-    def _save(self) -> None:
+    def _save(self, log: MetricsLog) -> None:
+        log.sync()
+
         def write(folder: Path) -> None:
             write_head(folder / HEAD, self.head, "float32", masters=True)
             write_tensors(folder, MOMENTS, self._optimiser.tensors())

@@ -110,11 +110,11 @@ class TrainingRun:
                 # From here the stage can be lengthened.
                 saved = saved or (0 < stage.decay.steps == stage.steps - within - 1)
                 if saved:
-                    self._save(stage)
+                    self._save(stage, log)
                     if log is not None:
                         log.draw(self.recipe.name)
             if not saved:  # stopped, or at ``until``
-                self._save(self._stage_of(self.step - 1))
+                self._save(self._stage_of(self.step - 1), log)
             if log is not None:
                 log.draw(self.recipe.name)
         finished = self.step >= self.recipe.steps
@@ -171,7 +171,9 @@ class TrainingRun:
     def _stage_of(self, step: int) -> Stage:
         return self.recipe.stages[self.recipe.at(step)[0]]
 
-    def _save(self, stage: Stage) -> None:
+    def _save(self, stage: Stage, log: MetricsLog | None) -> None:
+        if log is not None:
+            log.sync()
         state = {
             "stage": stage.name,
             "recipe": recipe_table(self.recipe),

@@ -7,12 +7,13 @@ their share of what all processes could do at the peak that peak.json tells (tra
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from minicpm4.errors import TrainingError
-from minicpm4.files import finite, json_text, lines_of, parse_json, write_file
+from minicpm4.files import finite, json_text, lines_of, parse_json, sync, write_file
 from minicpm4.plot import Curve, chart
 from minicpm4.train.saved import LOG, PICTURE
 
@@ -29,17 +30,23 @@ class MetricsLog:
         run.mkdir(parents=True, exist_ok=True)
         self._run = run
         self._lines = [line for line in read_metrics(run) if line["step"] <= step]
-        write_file(run / LOG, "".join(json_text(line) + "\n" for line in self._lines))
+        write_file(run / LOG, "".join(json_text(line) + "\n" for line in self._lines), durable=True)
         self._file = (run / LOG).open("a", encoding="utf-8")
         self._board = _board(run) if tensorboard else None
 
     def add(self, line: Mapping[str, Any]) -> None:
         """Write a step's figures; ``line["step"]`` is the step's number, from 1. What is not finite is
-        written as null."""
+        written as null. Raises TrainingError where the disk refuses."""
         line = finite(dict(line))
         self._lines.append(dict(line))
-        self._file.write(json_text(line) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json_text(line) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise TrainingError(
+                f"cannot write to {self._run / LOG}: {error.strerror or error}",
+                "free space there, then do the same again: it goes on from the last checkpoint",
+            ) from error
         if self._board is not None:
             for name, value in line.items():
                 if isinstance(value, int | float) and name != "step":
@@ -62,9 +69,15 @@ class MetricsLog:
             picture = chart(title, shown, "optimiser step", "loss, nats a token", log_x=False, log_y=False)
             write_file(self._run / PICTURE, picture)
 
+    def sync(self) -> None:
+        """Have all lines reach the disk, before a checkpoint does: a run that goes on from it writes none of
+        them again. Raises OSError."""
+        sync(self._run / LOG)
+
     def close(self) -> None:
         """Close the files."""
-        self._file.close()
+        with suppress(OSError):  # of a line that could not be written, and was told
+            self._file.close()
         if self._board is not None:
             self._board.close()
 
