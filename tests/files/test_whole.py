@@ -131,6 +131,22 @@ def test_a_refusal_of_the_system_keeps_the_old(
     assert names(tmp_path) == ["f", "g"] and names(tmp_path / "g") == ["x"]
 
 
+def test_a_part_that_could_not_be_removed_is_not_in_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(errno.EBUSY, "in use", str(path))
+
+    with writing_folder(tmp_path / "made") as new:
+        (new / "model").mkdir()
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "unlink", refused)
+            write_file(new / "a", "x")
+            write_file(new / "model" / "b", "x")
+        assert len(list(new.rglob("*.part"))) == 2
+    assert sorted(path.name for path in (tmp_path / "made").rglob("*")) == ["a", "b", "model"]
+
+
 def test_the_second_of_two_renames_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     rename = os.rename

@@ -92,6 +92,9 @@ class Part:
         folder = self.new.is_dir()
         if not folder:
             _set_mode(self.new, self.target if self.target.exists() else self.folder / _LOCK)
+        else:  # parts within it that could not be removed: what looks for viruses held one open
+            for one in [self.new, *(path for path in self.new.rglob("*") if path.is_dir())]:
+                sweep(one)
         if durable:
             for path in sorted(self.new.rglob("*")) if folder else ():
                 sync(path)
