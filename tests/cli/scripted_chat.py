@@ -1,6 +1,7 @@
 """``minicpm4 chat`` in a process of its own, over a scripted model: it says what it heard.
 
-"hang" is not answered, "half" is answered in part, "nothing" with nothing, "long" with 60 letters.
+"hang" is not answered, "half" is answered in part, "ocean" with words and code,
+"nothing" with nothing, "long" with 60 letters.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from minicpm4.testing import Answer, ScriptedEngine
 from tests.cli.conftest import Script, ScriptedLLM, inspected
 
 CONTEXT = 400
+CODE = 'print("The North Atlantic Ocean, and what comes")'
+END = "That is all there is to say of the iceberg."
+OCEAN = f"The iceberg traveled from the North Atlantic Ocean, and back.\n```\n{CODE}\n```\n{END}"
 
 
 def answer(prompt: str) -> Answer:
@@ -22,9 +26,10 @@ def answer(prompt: str) -> Answer:
     asked = prompt.rpartition("user\n")[2].removesuffix("\nassistant\n")
     scenes: dict[str, Answer] = {
         "hang": [threading.Event()],
-        "half": ["half of it", threading.Event()],
+        "half": ["half of it ", threading.Event()],
         "nothing": "",
         "long": "z" * 60,
+        "ocean": [OCEAN[:34], OCEAN[34:]],
     }
     return scenes.get(asked, f"heard {asked!r}")
 

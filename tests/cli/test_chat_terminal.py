@@ -19,6 +19,7 @@ pytest.importorskip("pyte", reason="the terminal of the tests, pyte, is not inst
 pytest.importorskip("termios")
 
 from scripts.terminal import CTRL_C, CTRL_D, CTRL_Z, ENTER, PASTE, UP, Terminal
+from tests.cli.scripted_chat import CODE, OCEAN
 from tests.engine.conftest import require_smollm
 
 ROOT = Path(__file__).parents[2]
@@ -185,6 +186,27 @@ def test_colours_that_look_like_a_mouse_are_left_out_of_a_line(chat: Chat) -> No
     terminal.send("a\x1b[31mb\x1b[0mc" + ENTER)
     terminal.expect("heard 'abc'")
     assert "xception" not in terminal.text
+
+
+def test_answers_and_notes_break_between_words(tmp_path: Path) -> None:
+    with Terminal(COMMAND, environment(tmp_path), columns=40) as terminal:
+        terminal.ready()
+        terminal.send("ocean" + ENTER)
+        terminal.expect("iceberg.")
+        terminal.ready()
+        assert (
+            "The iceberg traveled from the North\nAtlantic Ocean, and back.\n```\n"
+            f"{CODE[:40]}\n{CODE[40:]}\n```\nThat is all there is to say of the\niceberg.\n>"
+        ) in terminal.text
+        kept = json.loads((tmp_path / "kept" / "last.json").read_text())
+        assert kept["messages"][-1]["content"] == OCEAN
+        terminal.send("/reset now" + ENTER)
+        terminal.expect("error: /reset takes nothing behind it,\nand has now. leave that out")
+        terminal.ready()
+        terminal.send("half" + ENTER)
+        terminal.expect("half of it")
+        terminal.send(CTRL_C)
+        terminal.expect("[stopped]")
 
 
 def test_saving_asks_before_it_writes_over(chat: Chat, tmp_path: Path) -> None:

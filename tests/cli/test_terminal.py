@@ -8,10 +8,22 @@ import re
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
-from minicpm4.cli.terminal import one_line, pace, progress_bar, sanitize, show, table, write_text
+from minicpm4.cli.terminal import (
+    between_words,
+    one_line,
+    pace,
+    progress_bar,
+    sanitize,
+    show,
+    table,
+    write_text,
+    writing,
+)
 
 
 class Terminal(io.StringIO):
@@ -67,6 +79,28 @@ def test_only_terminals_get_sanitised_text() -> None:
     write_text("a\x1bb", pipe)
     write_text("a\x1bb", terminal)
     assert (pipe.getvalue(), terminal.getvalue()) == ("a\x1bb", "ab")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="terminals of POSIX")
+def test_words_are_whole_on_a_terminal_and_bytes_as_they_are_elsewhere(tmp_path: Path) -> None:
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 20, 0, 0))
+    with open(theirs, "w", encoding="utf-8") as terminal, open(tmp_path / "file", "w") as file:
+        for stream in (terminal, file):
+            with suppress(KeyboardInterrupt), writing(stream) as write:
+                write("traveled from the Nor")
+                write("th Atlan\x07tic to the")
+                raise KeyboardInterrupt  # what is held is shown
+        assert os.read(ours, 4096).decode() == "traveled from the\r\nNorth Atlantic to\r\nthe"
+        assert between_words("a note of many words in it", terminal) == "a note of many words\nin it"
+        assert between_words("a note of many words in it", file) == "a note of many words in it"
+    os.close(ours)
+    assert (tmp_path / "file").read_bytes() == b"traveled from the North Atlan\x07tic to the"
 
 
 def test_an_error_stays_on_its_line() -> None:

@@ -21,7 +21,7 @@ import typer
 from typer.core import TyperCommand
 
 from minicpm4.cli import streams
-from minicpm4.cli.terminal import SafeLog, one_line
+from minicpm4.cli.terminal import Notice, one_line
 from minicpm4.errors import Minicpm4Error
 
 __all__ = ["COMMANDS", "build", "main", "run"]
@@ -211,7 +211,7 @@ def main() -> None:
     gc.set_threshold(100_000, 20, 100)
     closed = streams.mend()
     if logging.lastResort is not None:  # what is warned of, where a command keeps no log
-        logging.lastResort.setFormatter(SafeLog())
+        logging.lastResort.setFormatter(Notice())
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a console without UTF-8 must not end an answer

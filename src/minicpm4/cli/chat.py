@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from minicpm4.cli.chat_commands import ACTIONS, meant, obey, tell
+from minicpm4.cli.chat_commands import ACTIONS, meant, obey
 from minicpm4.cli.conversation import TAKEN_BACK, Conversation
 from minicpm4.cli.kept_chats import KeptChats
 from minicpm4.cli.keyboard import Reader, reader
 from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, expand
 from minicpm4.cli.sampling import SamplingFlags
 from minicpm4.cli.summary import thinking_note
-from minicpm4.cli.terminal import one_line
+from minicpm4.cli.terminal import tell
 from minicpm4.config.strict import counted, require
 from minicpm4.errors import Minicpm4Error, RequestError
 
@@ -143,7 +143,7 @@ def talk(session: Conversation, source: Reader, keep: Callable[[], None]) -> Non
         except Minicpm4Error as error:
             if not sys.stdin.isatty():
                 raise  # a script must see the failure
-            print(f"error: {one_line(str(error))}", file=sys.stderr)
+            tell(f"error: {error}")
 
 
 def _remembering(kept: KeptChats) -> Callable[[str], None]:

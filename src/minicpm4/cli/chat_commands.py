@@ -11,7 +11,7 @@ from minicpm4.cli.conversation import Conversation, left_out
 from minicpm4.cli.kept_chats import read_conversation
 from minicpm4.cli.keyboard import Message, Reader, agreed
 from minicpm4.cli.summary import print_summary, thinking_note
-from minicpm4.cli.terminal import one_line
+from minicpm4.cli.terminal import between_words, one_line, tell
 from minicpm4.config.strict import counted, suggest
 from minicpm4.errors import ConfigError
 from minicpm4.files import json_text, parse_json, write_file
@@ -84,13 +84,8 @@ def obey(session: Conversation, reader: Reader, line: str) -> bool:
     return True
 
 
-def tell(text: str) -> None:
-    """Say what a command did."""
-    print(one_line(text), file=sys.stderr)
-
-
 def _help(session: Conversation, reader: Reader, rest: str) -> None:
-    print(HELP, end="", file=sys.stderr)
+    print(between_words(HELP, sys.stderr), end="", file=sys.stderr)
 
 
 def _reset(session: Conversation, reader: Reader, rest: str) -> None:
@@ -171,7 +166,7 @@ def _refused(what: str, error: Exception) -> ConfigError:
 
 
 def _tools(session: Conversation, reader: Reader, rest: str) -> None:
-    print(session.told_tools, file=sys.stderr)
+    tell(session.told_tools)
 
 
 def _set(session: Conversation, reader: Reader, rest: str) -> None:

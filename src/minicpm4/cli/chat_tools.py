@@ -14,7 +14,7 @@ from minicpm4.cli.keyboard import typed_line
 from minicpm4.cli.mcp_agent import tell_step
 from minicpm4.cli.mcp_servers import ServerFlags, tell_troubles
 from minicpm4.cli.summary import print_summary
-from minicpm4.cli.terminal import write_text
+from minicpm4.cli.terminal import tell, write_text, writing
 
 if TYPE_CHECKING:
     from minicpm4 import LLM, SamplingParams
@@ -98,7 +98,7 @@ class ToolConversation(Conversation):
         except KeyboardInterrupt:
             if self.messages is before:  # no tool was called
                 raise
-            print("[stopped]", file=sys.stderr)
+            tell("[stopped]")
 
     def _answer(self, text: str) -> None:
         before, messages = self.messages, [*self.messages, {"role": "user", "content": text}]
@@ -107,7 +107,7 @@ class ToolConversation(Conversation):
             reply, stopped = self._heard(messages)
             write_text("\n", sys.stdout)
             if stopped and not reply.text and self.messages is before:
-                print(TAKEN_BACK, file=sys.stderr)
+                tell(TAKEN_BACK)
                 return
             messages = [*messages, reply.as_message()]
             self._tell(reply, stopped)
@@ -115,16 +115,16 @@ class ToolConversation(Conversation):
                 break
             messages = self._called(messages, reply)
         else:
-            print(f"stopped after {MAX_STEPS} answers", file=sys.stderr)
+            tell(f"stopped after {MAX_STEPS} answers")
         self.messages, self.last = messages, self._model.metrics
         if self.last is not None:
             print_summary(self.last, self.stats)
 
     def _tell(self, reply: Reply, stopped: bool) -> None:
         if stopped:
-            print("[stopped]", file=sys.stderr)
+            tell("[stopped]")
         elif not reply.text.strip() and not reply.calls:
-            print(EMPTY, file=sys.stderr)
+            tell(EMPTY)
         if reply.cut:
             self.tell_cut(0 if self._model.metrics is None else self._model.metrics.new_tokens)
 
@@ -134,15 +134,17 @@ class ToolConversation(Conversation):
 
         written: list[str] = []
 
-        def heard(part: ReplyPart) -> None:
-            written.append(part.content)
-            write_text(part.content, sys.stdout)
-
         self._model.params, self._model.enable_thinking = self.params, self.think
-        try:
-            return self._model.reply(messages, self._functions, heard=heard), False
-        except KeyboardInterrupt:
-            return Reply(text="".join(written)), True
+        with writing(sys.stdout) as write:
+
+            def heard(part: ReplyPart) -> None:
+                written.append(part.content)
+                write(part.content)
+
+            try:
+                return self._model.reply(messages, self._functions, heard=heard), False
+            except KeyboardInterrupt:
+                return Reply(text="".join(written)), True
 
     def _called(self, messages: list[dict[str, Any]], reply: Reply) -> list[dict[str, Any]]:
         """``messages`` with what the calls of a reply gave. The conversation keeps that, whatever comes;

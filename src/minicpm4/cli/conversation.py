@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 from minicpm4.cli.summary import cut, print_summary
-from minicpm4.cli.terminal import progress_bar, write_text
+from minicpm4.cli.terminal import progress_bar, tell, write_text, writing
 from minicpm4.errors import RequestError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Conversation:
         heard = self._hear(asked)
         write_text("\n", sys.stdout)
         if heard.stopped and not heard.written:
-            print(TAKEN_BACK, file=sys.stderr)
+            tell(TAKEN_BACK)
             return
         self.messages = [*asked, {"role": "assistant", "content": heard.text}]
         self.last = heard.metrics
@@ -79,12 +79,12 @@ class Conversation:
 
     def _hear(self, asked: list[dict[str, Any]]) -> Heard:
         heard = Heard()
-        with progress_bar("reading", "tokens", before=None) as progress:
+        with writing(sys.stdout) as write, progress_bar("reading", "tokens", before=None) as progress:
             pieces = self.llm.stream_chat(asked, self.params, enable_thinking=self.think, progress=progress)
             try:
                 for piece in pieces:
                     if piece.text:
-                        write_text(piece.text, sys.stdout)
+                        write(piece.text)
                         heard.written.append(piece.text)
                     heard.new += len(piece.token_ids)
                     heard.metrics, heard.reason = piece.metrics or heard.metrics, piece.finish_reason
@@ -96,9 +96,9 @@ class Conversation:
     def _remark(self, heard: Heard) -> None:
         """What is to be said of an answer beside itself."""
         if heard.stopped:
-            print("[stopped]", file=sys.stderr)
+            tell("[stopped]")
         elif not heard.text.strip():
-            print(EMPTY, file=sys.stderr)
+            tell(EMPTY)
         if heard.reason == "length":
             self.tell_cut(heard.new)
         if heard.metrics is not None:
@@ -108,7 +108,7 @@ class Conversation:
         """That an answer of ``new`` tokens ended before its end, and what would let it go on."""
         full = f"conversation and answer fill the context of {self.llm.limits.context:,}"
         more = "/set max_tokens N allows more"
-        print(cut(new, self.params.max_tokens, full, "/forget N or /reset makes room", more), file=sys.stderr)
+        tell(cut(new, self.params.max_tokens, full, "/forget N or /reset makes room", more))
 
     def fitting(self, asked: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """``asked`` where there is room for an answer; else, if that was asked for, without the oldest
@@ -145,7 +145,7 @@ class Conversation:
             kept = without(asked, count)
             left = self._length(kept)
             if left + self._answer_room() <= context or (count == said and left < context):
-                print(left_out(count, said, length - left), file=sys.stderr)
+                tell(left_out(count, said, length - left))
                 return kept
         raise RequestError(
             f"this message has {left:,} tokens even alone, the context is {context:,}; it was not sent",

@@ -8,7 +8,7 @@ import select
 import stat
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +17,7 @@ import typer
 from minicpm4.cli.options import DEFAULT_MODEL, EngineFlags, ModelOption, expand
 from minicpm4.cli.sampling import SampleFlags, SamplingFlags
 from minicpm4.cli.summary import as_json, cut, print_summary, thinking_note
-from minicpm4.cli.terminal import one_line, progress_bar, write_text
+from minicpm4.cli.terminal import progress_bar, tell, writing
 from minicpm4.config.strict import require
 from minicpm4.errors import RequestError
 from minicpm4.files import UndecodableError, decode_text, finite, json_text, line_ends, read_text
@@ -94,7 +94,7 @@ def command(
     llm = engine.load(found)
     params = sampling.params(llm.sampling_defaults).changed(**sample.parameters)
     if stats and not json_output:
-        print(one_line(f"{llm.description}; sampling: {params.drawn()}"), file=sys.stderr)
+        tell(f"{llm.description}; sampling: {params.drawn()}")
     if chat is None:
         chat = llm.has_chat_template
     if not chat and (system is not None or think is not None or sample.tools is not None):
@@ -106,8 +106,11 @@ def command(
     messages.append({"role": "user", "content": text})
     asked = messages if chat else None
     for note in unmet(llm, think, sampling.max_tokens, tools, asked or text):
-        print(one_line(f"note: {note}"), file=sys.stderr)
-    with progress_bar("reading", "tokens", False if json_output else None) as progress:
+        tell(f"note: {note}")
+    with (
+        writing(sys.stdout) as write,
+        progress_bar("reading", "tokens", False if json_output else None) as progress,
+    ):
         if chat:
             options = {} if tools is None else {"tools": tools}
             pieces = llm.stream_chat(messages, params, enable_thinking=think, progress=progress, **options)
@@ -116,7 +119,7 @@ def command(
         if json_output:
             _print_json(llm, pieces, params, tools)
         else:
-            _print_text(llm, pieces, params, stats)
+            _print_text(llm, pieces, params, stats, write)
 
 
 def unmet(
@@ -155,7 +158,7 @@ def calibrate_first(found: Inspection, text: str, *, quiet: bool) -> Inspection:
     if said is None:
         return found
     if not quiet:
-        print(one_line(said), file=sys.stderr)
+        tell(said)
     return plan_model(found.source, found.text, found.asked)
 
 
@@ -170,12 +173,9 @@ def read_prompt(prompt: str | None, files: str | Sequence[str]) -> str:
     parts = [*(_read(name).rstrip("\n") for name in names), prompt or ""]
     for name, part in zip(names, parts, strict=False):
         if not part.strip() and name != "-":
-            print(one_line(f"note: {name} is empty"), file=sys.stderr)
+            tell(f"note: {name} is empty")
     if prompt is not None and not files and os.path.isfile(prompt):
-        print(
-            one_line(f"note: {prompt} is a file here, and was taken for the question; -f reads it"),
-            file=sys.stderr,
-        )
+        tell(f"note: {prompt} is a file here, and was taken for the question; -f reads it")
     text = "\n\n".join(part for part in parts if part)
     if not text.strip():
         raise RequestError("the prompt is empty", "give one, --prompt-file, or text on standard input")
@@ -189,7 +189,7 @@ def _is_piped() -> bool:
     except (OSError, ValueError, AttributeError):  # no descriptor beneath
         return isinstance(sys.stdin, io.StringIO | io.TextIOWrapper)  # text that was put there
     if stat.S_ISFIFO(mode) and not select.select([sys.stdin], [], [], PATIENCE)[0]:
-        print("waiting for the end of standard input; < /dev/null leaves it out", file=sys.stderr)
+        tell("waiting for the end of standard input; < /dev/null leaves it out")
     return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
 
 
@@ -222,26 +222,32 @@ def _remedy(path: Path) -> str:
     )
 
 
-def _print_text(llm: LLM, pieces: Iterator[Piece], params: SamplingParams, stats: bool | None) -> None:
-    """Text as it comes; of several samples each when all are there."""
+def _print_text(
+    llm: LLM,
+    pieces: Iterator[Piece],
+    params: SamplingParams,
+    stats: bool | None,
+    write: Callable[[str], None],
+) -> None:
+    """Text as it comes, by ``write``; of several samples each when all are there."""
     metrics, reasons, new = None, dict[int, str | None](), Counter[int]()
     written: dict[int, str] = {}
     for piece in pieces:
         if params.n == 1:
-            write_text(piece.text, sys.stdout)
+            write(piece.text)
         written[piece.index] = written.get(piece.index, "") + piece.text
         new[piece.index] += len(piece.token_ids)
         metrics = piece.metrics or metrics
         reasons[piece.index] = piece.finish_reason or reasons.get(piece.index)
     for index in sorted(written):
         if params.n > 1:
-            write_text(f"--- {index + 1} of {params.n} ---\n{written[index]}", sys.stdout)
-        write_text("\n", sys.stdout)
+            write(f"--- {index + 1} of {params.n} ---\n{written[index]}")
+        write("\n")
         if reasons[index] == "length":
             full = f"prompt and answer fill the context of {llm.limits.context:,}"
             note = cut(new[index], params.max_tokens, full, "a larger --context makes room")
             if stats is not False:  # in a pipe, too: what comes out of it is not all
-                print(note, file=sys.stderr)
+                tell(note)
     if metrics is not None:
         print_summary(metrics, stats)
 

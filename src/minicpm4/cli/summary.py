@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
+from minicpm4.cli.terminal import between_words
+
 if TYPE_CHECKING:
     from minicpm4 import LLM
     from minicpm4.engine.metrics import Metrics
@@ -50,7 +52,7 @@ def print_note(text: str, wanted: bool | None, stream: TextIO | None = None) -> 
     """Print ``text`` where a summary is printed."""
     stream = stream or sys.stderr
     if wanted or (wanted is None and stream.isatty()):
-        print(text, file=stream)
+        print(between_words(text, stream), file=stream)
 
 
 def cut(new: int, most: int | None, filled: str, room: str, more: str = "") -> str:

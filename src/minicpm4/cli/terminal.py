@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, TextIO
 
+from minicpm4.cli.wrapping import Wrapped
 from minicpm4.progress import Progress
 
 if TYPE_CHECKING:
@@ -47,6 +50,51 @@ class SafeLog(logging.Formatter):
 
     def formatException(self, ei: Any) -> str:
         return sanitize(super().formatException(ei))
+
+
+class Notice(SafeLog):
+    """As SafeLog; where standard error is a terminal, it breaks between words."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return between_words(super().formatMessage(record), sys.stderr)
+
+
+def _columns(stream: TextIO) -> int:
+    """Columns of the terminal behind ``stream``; 0 where it does not tell."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns
+    except (OSError, ValueError, AttributeError):
+        return 0
+
+
+def between_words(text: str, stream: TextIO) -> str:
+    """``text`` with lines that end between words, if ``stream`` is a terminal."""
+    if not stream.isatty():
+        return text
+    wrapped = Wrapped(partial(_columns, stream))
+    return wrapped.add(text) + wrapped.flush()
+
+
+def tell(text: str) -> None:
+    """Print a note on one line of standard error, on a terminal broken between words."""
+    print(between_words(one_line(text), sys.stderr), file=sys.stderr)
+
+
+@contextmanager
+def writing(stream: TextIO) -> Iterator[Callable[[str], None]]:
+    """Yield what prints model text as it comes, like ``write_text``; on a terminal its lines end between
+    words, and what is held for that is printed at the end, whatever ended it.
+
+    To be entered before a bar of progress, which puts itself in the place of standard output.
+    """
+    if not stream.isatty():
+        yield partial(write_text, stream=stream)
+        return
+    wrapped = Wrapped(partial(_columns, stream))
+    try:
+        yield lambda text: write_text(wrapped.add(sanitize(text)), stream)
+    finally:
+        write_text(wrapped.flush(), stream)
 
 
 def write_text(text: str, stream: TextIO) -> None:
