@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ from minicpm4.errors import CheckpointError, TextError
 from minicpm4.model.source import open_model, open_text
 from minicpm4.text.model_text import ModelText
 from minicpm4.zoo import resolve
+from tests.fixtures.byte_tokenizer import write_tokenizer
 from tests.fixtures.random_checkpoint import make_checkpoint
+from tests.text.vocabularies import train_sentencepiece
 
 NAME = "smollm2-135m-instruct"
 TURN = [{"role": "user", "content": "Hi"}]
@@ -55,3 +58,31 @@ def test_what_is_missing_is_said_when_it_is_asked_for(tmp_path: Path) -> None:
     ):
         with pytest.raises(TextError, match="holds no tokenizer"):
             ask()
+
+
+@pytest.mark.parametrize(
+    ("given", "grown", "ask"),
+    [
+        ("tokenizer.json", "tokenizer.json", lambda text: text.fingerprint),
+        ("vocab.json", "merges.txt", lambda text: text.fingerprint),
+        ("tokenizer.json", "tokenizer.model", lambda text: text.files()),
+        ("tokenizer.model", "tokenizer.model", lambda text: text.gguf_keys(1000)),
+    ],
+)
+def test_files_of_over_256_mib_are_refused_unread_after_opening_too(
+    tmp_path: Path, given: str, grown: str, ask: Callable[[ModelText], object]
+) -> None:
+    """Files are read anew for exports and fingerprints, others than those that a text is encoded with too."""
+    if given == "tokenizer.json":
+        write_tokenizer(tmp_path, 300)
+    elif given == "tokenizer.model":
+        (tmp_path / given).write_bytes(train_sentencepiece())
+    else:
+        (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
+        (tmp_path / given).write_text('{"a": 0}')
+        (tmp_path / "merges.txt").write_text("")
+    text = ModelText(tmp_path)
+    with (tmp_path / grown).open("ab") as file:
+        file.truncate((256 << 20) + 1)  # takes no room
+    with pytest.raises(TextError, match=rf"{grown} has 268435457 bytes, the limit is 268435456"):
+        ask(text)
