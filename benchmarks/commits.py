@@ -19,6 +19,11 @@ def commit(folder: Path = ROOT) -> str:
     return found.stdout.strip() or "unknown"
 
 
+def dated() -> dict[str, Any]:
+    """The day and the commit alone, for results that say the machine in a way of their own."""
+    return {"date": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit()}
+
+
 def heading() -> dict[str, Any]:
     """What each result says of itself first."""
-    return {"date": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit(), "cpu": cpu_name()}
+    return {**dated(), "cpu": cpu_name()}

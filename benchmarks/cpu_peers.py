@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from commits import commit
+from commits import commit, dated
 from peers.child import Child
 from peers.contest import Column, Point, contest, results
 from peers.entries import entries, parse_flavour, start
@@ -107,8 +107,7 @@ def run_part(args: argparse.Namespace, key: str, deadline: float) -> dict[str, A
             child.close()
     return {
         "name": part.name,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit(),
+        **dated(),
         "other_load": watch.others(),
         "took_s": round(time.monotonic() - began),
         "limits": limits,
@@ -194,8 +193,7 @@ def main() -> None:
 
 def _save(run: dict[str, Any], watch: Watch, old: dict[str, Any] | None, file: Path) -> dict[str, Any]:
     """Write the result so far, with the parts of an older one that it lacks; return both together."""
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    run = {"date": now, "commit": commit(), "other_load": watch.others()} | run
+    run = {**dated(), "other_load": watch.others()} | run
     run = merge(old, run) if old else run
     write_json(file, finite(run))
     write_file(file.with_suffix(".md"), markdown(run))

@@ -15,18 +15,16 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import httpx
-from commits import commit
 from serving import free_port, started
-from speculation import HERE, PARTS, Part, drafting_of
+from speculation import HERE, PARTS, Part, drafting_of, where
 
 from minicpm4 import LLM, zoo
 from minicpm4.evals.speculation import PLAIN, Case, answers, cases
 from minicpm4.files import json_text, write_file
-from minicpm4.machine import cpu_name, default_threads
+from minicpm4.machine import default_threads
 
 CONTEXT = 4096
 REPEATS = {
@@ -155,8 +153,8 @@ def run_part(name: str, program: str, seconds: float, write: bool) -> None:
         kinds = [kind for kind in part.kinds if kind != "long"]
         found, done = measure(cases(llm, kinds, [0.0]), runs, part.tokens, seconds)
         kernels = llm.description
-    made, date = rows(found), datetime.now(UTC).date().isoformat()
-    said = f"{part.model}, {done} rounds, {cpu_name()}, {date}"
+    made, here = rows(found), where()
+    said = f"{part.model}, {done} rounds, {here['machine']}, {here['date']}"
     shown = f"{said}\n\n{table(made)}"
     print(shown)
     if write:
@@ -165,15 +163,13 @@ def run_part(name: str, program: str, seconds: float, write: bool) -> None:
             "model": part.model,
             "draft_model": part.draft_model or None,
             "kernels": kernels,
-            "machine": cpu_name(),
-            "commit": commit(),
-            "date": date,
+            **here,
             "tokens": part.tokens,
             "rounds": done,
             "rows": made,
             "all": all_rates,
         }
-        stem = f"draft_peers_{name}_{date}"
+        stem = f"draft_peers_{name}_{here['date']}"
         write_file(HERE / "results" / f"{stem}.json", json_text(figures, indent=1) + "\n")
         write_file(HERE / "results" / f"{stem}.md", shown)
 

@@ -23,14 +23,13 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import triton
-from commits import commit
+from commits import dated
 from torch import Tensor
 from torch.nn import functional
 
@@ -73,9 +72,8 @@ def main() -> None:
     given = parse()
     began = time.monotonic()
     report: dict[str, Any] = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **dated(),
         "gpu": torch.cuda.get_device_name(DEVICE) if DEVICE.type == "cuda" else "none: interpreted",
-        "commit": commit(),
         "torch": torch.__version__,
         "triton": triton.__version__,
         "tiny": given.tiny,

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from commits import commit
+from commits import heading
 
 from minicpm4.evals.limits import measure_limits
 from minicpm4.evals.random_model import open_any
@@ -153,7 +153,7 @@ def main() -> None:
     )
     if args.json is not None:
         facts = {name: str(value) if name == "json" else value for name, value in vars(args).items()}
-        head = {"cpu": cpu_name(), "commit": commit(), "arguments": facts, "kernels": model.ops.description}
+        head = {**heading(), "arguments": facts, "kernels": model.ops.description}
         found = head | {
             "bandwidth": limits.bandwidth,
             "other_processes": busy,

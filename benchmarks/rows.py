@@ -19,12 +19,11 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from commits import commit
+from commits import heading
 
 from minicpm4.files import json_text, write_file
 from minicpm4.formats.quant import PackedTensor, QuantSpec, ScaleForm, packed_shapes, scale_types
@@ -173,14 +172,7 @@ def main() -> None:
     print(f"{cpu_name()}, {args.threads} threads; other processes used {busy or 0:.0%} of all cores")
     if args.json is not None:
         facts = {name: value for name, value in vars(args).items() if name != "json"}
-        when = datetime.now(UTC).isoformat(timespec="seconds")
-        head = {
-            "cpu": cpu_name(),
-            "date": when,
-            "commit": commit(),
-            "other_processes": busy,
-            "arguments": facts,
-        }
+        head = {**heading(), "other_processes": busy, "arguments": facts}
         write_file(args.json, json_text(head | {"lines": lines}))
 
 

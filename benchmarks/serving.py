@@ -29,14 +29,13 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
-from commits import commit
+from commits import dated
 from endurance import facts, faults, quarters
 from peers.quiet import Watch, is_loud
 from toll import batches, pairs, shares
@@ -327,9 +326,8 @@ def main() -> None:
                 print(part, name, repeat, json.dumps(finite(found)), flush=True)
     others = watch.others()
     report = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **dated(),
         "machine": {"cpu": cpu_name(), "cpus": total_cores()},
-        "commit": commit(),
         "other load": others,
         "model": Path(args.model).name,
         **{key: getattr(args, key) for key in ("slots", "context", "tokens", "long", "repeats")},

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from commits import heading
 from numpy.typing import NDArray
 
 from minicpm4.config import SparseConfig
@@ -29,7 +29,6 @@ from minicpm4.evals.sparse.recall import Recall, Watched, block_mass, far_blocks
 from minicpm4.files import write_json
 from minicpm4.kernels.ref import gather
 from minicpm4.kernels.step import Array, Ints, KVLayer, Step
-from minicpm4.machine import cpu_name
 
 Doubles = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -137,8 +136,8 @@ def main() -> None:
     for name, one in shares.items():
         print(f"{name}: {one['mean']:.1%} of all, {one['far']:.1%} of {one['far_mass']:.1%} far")
     if args.json:
-        where = {"cpu": cpu_name(), "date": date.today().isoformat()}
-        write_json(args.json, {"model": args.model, "length": args.length, **where, "recall": shares})
+        found = {**heading(), "model": args.model, "length": args.length, "recall": shares}
+        write_json(args.json, found)
 
 
 if __name__ == "__main__":

@@ -16,18 +16,16 @@ import resource
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from commits import commit
+from commits import heading
 
 from minicpm4.config import SparseConfig
 from minicpm4.files import write_file
 from minicpm4.kernels.autograd import TorchKV, TorchOps
-from minicpm4.machine import cpu_name
 
 ROOT = Path(__file__).parents[1]
 KINDS = {
@@ -52,9 +50,7 @@ def main() -> None:
             points.append(shape | json.loads(answer.stdout))
             print(show(points[-1]), file=sys.stderr, flush=True)
     report = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "cpu": cpu_name(),
-        "commit": commit(),
+        **heading(),
         "torch": torch.__version__,
         "dtype": "float32",
         "points": points,

@@ -125,6 +125,11 @@ def main() -> None:
         _run(name, kept, options.temperatures, seconds, options.rounds, options.write)
 
 
+def where() -> dict[str, str]:
+    """What results of drafting say of themselves, named by their day."""
+    return {"machine": cpu_name(), "commit": commit(), "date": datetime.now(UTC).date().isoformat()}
+
+
 def _run(
     name: str, part: Part, temperatures: Sequence[float], seconds: float, rounds: int, write: bool
 ) -> None:
@@ -141,9 +146,7 @@ def _run(
             "draft_model": part.draft_model or None,
             "head": Path(part.head).name if part.head else None,
             "kernels": llm.description,
-            "machine": cpu_name(),
-            "commit": commit(),
-            "date": datetime.now(UTC).date().isoformat(),
+            **where(),
             "tokens": part.tokens,
             "rounds": len(found[0].rates),
             "costs": {one: _costs(made) for one, made in drafters.items() if made is not None},
@@ -170,12 +173,11 @@ def _equal(prompts: int, tokens: int, write: bool) -> None:
             with LLM(model, context=8192, max_batch=batch, weights=weights, draft="suffix", **SPARSE) as llm:
                 rows += _compare(llm, weights, batch, prompts, tokens)
                 print(rows[-2:], flush=True)
-    date = datetime.now(UTC).date().isoformat()
-    figures = {"commit": commit(), "machine": cpu_name(), "date": date, "prompts": prompts, "tokens": tokens}
+    figures = {**where(), "prompts": prompts, "tokens": tokens}
     text = json_text({**figures, "rows": rows}, indent=1) + "\n"
     print(text)
     if write:
-        write_file(HERE / "results" / f"speculation_equal_{date}.json", text)
+        write_file(HERE / "results" / f"speculation_equal_{figures['date']}.json", text)
 
 
 FEW = ("quoting", "coding", "chat")
@@ -208,9 +210,7 @@ def _processes(count: int, write: bool) -> None:
             flush=True,
         )
     figures = {
-        "commit": commit(),
-        "machine": cpu_name(),
-        "date": datetime.now(UTC).date().isoformat(),
+        **where(),
         "processes": count,
         "other_texts": sum(
             [one["tokens"] for one in start] != [one["tokens"] for one in starts[0]] for start in starts
