@@ -24,6 +24,7 @@ from tests.fuzz.reader import Reader
 from tests.fuzz.tools import drawn_answers, plain_answers, used
 
 _SECONDS = 0.15  # of all waiting
+_MOST_SAID = 64 << 20  # characters of one answer
 _MOST = 400  # requests of one input
 _BESIDE = ("notified", "GET", "DELETE")
 _STATUS = [*[200] * 8, 202, 204, 301, 302, 307, 308, 400, 401, 404, 405, 429, 500, 503]
@@ -237,7 +238,8 @@ class _Server:
 
     def _pieces(self, one: Mapping[str, Any], asked: Any, *, whole: bool) -> list[bytes]:
         number = json.dumps(asked.get("id", 0))
-        body = (one["body"] * one.get("repeat", 1)).replace('"id": ID', f'"id": {number}')
+        times = min(one.get("repeat", 1), 1 + _MOST_SAID // max(len(one["body"]), 1))
+        body = (one["body"] * times).replace('"id": ID', f'"id": {number}')
         content = body.encode("utf-8", "surrogatepass")
         headers = dict(one["headers"])
         if one["end"] == "hang" or "Transfer-Encoding" not in headers:
