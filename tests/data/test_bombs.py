@@ -156,3 +156,26 @@ def test_a_line_of_very_many_values_takes_little_memory(tmp_path: Path) -> None:
     told, megabytes = done.stdout.split("|")
     assert "values.jsonl.gz, line 1 is not JSON: it holds over 4,194,304 values" in told
     assert int(megabytes) < 300  # its objects would take 600
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"\x19\xf7" + b"\xff" * 8 + b"\x7f",  # a list of very many numbers
+        b"\x18" + b"\xff" * 9 + b"\x7f",  # a text of 2**69 characters
+        b"\x19\xf1" + b"\xff" * 8 + b"\x7f",  # a list of very many truths
+        b"\x1c" * 40,  # structs in structs
+        b"\xff" * 40,
+    ],
+)
+def test_a_header_of_a_page_that_never_ends_is_refused(tmp_path: Path, header: bytes) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    file = tmp_path / "a.parquet"
+    written = pyarrow.table({"text": ["word " * 2000] * 3})
+    parquet.write_table(written, file, use_dictionary=False, compression="none")
+    place = parquet.ParquetFile(file).metadata.row_group(0).column(0).data_page_offset
+    with file.open("r+b") as data:
+        data.seek(place)
+        data.write(header)
+    with pytest.raises(ConfigError, match="a page's header is not understood"):
+        list(texts("parquet", [file]))

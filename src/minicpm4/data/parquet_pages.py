@@ -5,6 +5,7 @@ take no kilobyte."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,6 +15,7 @@ __all__ = ["MAX_PAGE", "largest_page", "values_in"]
 
 MAX_PAGE = 1 << 28  # bytes: as many as a document of 2**26 characters may take
 MAX_NESTED = 1 << 26  # values of lists in a group of rows, which may all be in one row: 10 bytes each
+_USUAL, _LONGEST = 1 << 12, 1 << 24  # bytes of a header: most, and all that pyarrow reads
 _DEEPEST = 8  # structs within each other in a header; there are three
 _UNPACKED, _PACKED, _HEADERS, _COUNT = 2, 3, (5, 8), 1  # fields of a page's header, and of those in it
 # Of Thrift's compact protocol.
@@ -31,8 +33,7 @@ def largest_page(file: Path, metadata: Any, columns: Sequence[str]) -> int:
             place = _first(chunk)
             end = place + chunk.total_compressed_size
             while place < end:
-                data.seek(place)
-                packed, unpacked, count = _sizes(data, file)
+                length, packed, unpacked, count = _sizes(data, place, file)
                 nested += count if lists else 0
                 if nested > MAX_NESTED:
                     raise ConfigError(
@@ -46,7 +47,7 @@ def largest_page(file: Path, metadata: Any, columns: Sequence[str]) -> int:
                         "cut its documents, or write it with smaller pages",
                     )
                 largest = max(largest, unpacked)
-                place = data.tell() + packed
+                place += length + packed
     return largest
 
 
@@ -73,21 +74,32 @@ def _first(chunk: Any) -> int:
     return int(words if words and 0 < words < first else first)
 
 
-def _sizes(data: BinaryIO, file: Path) -> tuple[int, int, int]:
-    """Bytes of the page that ``data`` stands before, packed and unpacked, and its values (of a dictionary
-    none); its header is read then."""
-    found: dict[int, Any] = {}
+def _sizes(data: BinaryIO, place: int, file: Path) -> tuple[int, int, int, int]:
+    """Bytes of the header at ``place`` and of its page, packed and unpacked, and the page's values (of a
+    dictionary none)."""
     try:
-        _struct(data, 0, found)
+        try:
+            length, found = _header(data, place, _USUAL)
+        except (EOFError, OverflowError):
+            length, found = _header(data, place, _LONGEST)
         packed, unpacked = found[_PACKED], found[_UNPACKED]
         count = sum(found[field][_COUNT] for field in _HEADERS if field in found)
         if packed < 0 or unpacked < 0 or count < 0:
             raise ValueError
-    except (EOFError, ValueError, KeyError, TypeError) as error:
+    except (EOFError, OverflowError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{file} cannot be read as parquet: a page's header is not understood", "it may be damaged"
         ) from error
-    return packed, unpacked, count
+    return length, packed, unpacked, count
+
+
+def _header(data: BinaryIO, place: int, most: int) -> tuple[int, dict[int, Any]]:
+    """How long a header is, and its fields. Raises EOFError where it is longer than ``most``, OverflowError,
+    ValueError."""
+    data.seek(place)
+    header, found = BytesIO(data.read(most)), dict[int, Any]()
+    _struct(header, 0, found)
+    return header.tell(), found
 
 
 def _struct(data: BinaryIO, depth: int, found: dict[int, Any]) -> None:
@@ -111,7 +123,8 @@ def _value(data: BinaryIO, kind: int, depth: int) -> int | dict[int, Any] | None
     if _BYTE < kind < _DOUBLE:
         return _signed(data)
     if kind == _DOUBLE:
-        data.seek(8, 1)
+        if len(data.read(8)) < 8:
+            raise EOFError
     elif kind == _BINARY:
         data.seek(_varint(data), 1)
     elif kind in (_LIST, _SET):

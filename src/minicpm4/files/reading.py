@@ -25,9 +25,8 @@ __all__ = [
 ]
 
 MAX_DIGITS = 300  # of an integer in JSON: a longer one has no place among floats, and none is meant
-MAX_VALUES = (
-    1 << 22
-)  # in one text of JSON, 80 bytes of memory each; the largest vocabularies have half as many
+# In one text of JSON, 80 bytes of memory each: the largest vocabularies have half as many.
+MAX_VALUES = 1 << 22
 _MARKS = re.compile(r'"[^"]*"?|[\[{,:]')  # texts, and outside of them what values stand behind
 
 LFS_REMEDY = "run `git lfs pull` in its folder, or download the file itself"
