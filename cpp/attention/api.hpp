@@ -16,7 +16,7 @@ struct Compressed {
     i64 slots = 0;
 };
 
-// Pages of one layer; see KVLayer in kernels/contract.py for the layouts. Keys (pages, hkv, d, P) and
+// Pages of one layer; see KVLayer in kernels/step.py for the layouts. Keys (pages, hkv, d, P) and
 // values (pages, hkv, P, d), float32 or bf16 bits; int8 in pairs, times scales (pages, hkv, P).
 struct KvView {
     void* keys = nullptr;
@@ -61,6 +61,7 @@ struct KeyShape {
     i64 stride = 0;
 };
 
+enum : int { kMaxHeadDim = 512 };  // kernels keep as many sums on the stack
 enum : int { kCoarse = 4 };  // coarse compressed keys (LSE approximation) are 4 times as long and far apart
 
 struct AppendArgs {

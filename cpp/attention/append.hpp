@@ -1,7 +1,6 @@
 // Storing new keys and values in pages, and the compressed keys that end in them.
 // Included by each instruction set's unit, inside its namespace.
 
-static constexpr i64 kMaxHeadDim = 512;
 static constexpr float kTiny = 1e-30F;  // keys, values, queries and norms below this become codes 0
 static constexpr double kCodeNorm = 32766;  // of int16 codes: no product of two leaves 32 bits
 

@@ -113,7 +113,8 @@ T* output(const Output& array, const char* name, std::initializer_list<i64> shap
 }
 
 // A copy of what kernels index memory with, so that nothing changes it once it is checked: neither another thread nor
-// an output that lies over it. Of other types, or not C-contiguous, `array` itself, which `input` refuses.
+// an output that lies over it. Without elements, not C-contiguous, or of more
+// than four axes, `array` itself: there is nothing to read, or `input` refuses it.
 inline Input copied(const Input& array) {
     size_t shape[4];
     i64 step = 1;

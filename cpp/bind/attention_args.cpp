@@ -5,9 +5,7 @@
 namespace minicpm4 {
 namespace {
 
-
 constexpr i64 kTreeRows = 64;  // Tree.MOST
-constexpr i64 kMaxHeadDim = 512;
 constexpr i64 kMaxLength = i64(1) << 24;  // of any setting in tokens or blocks
 
 // Checks a setting that kernels divide by or count with.
@@ -149,7 +147,6 @@ StepView read_step(const Rows& rows, const KvView& kv) {
     if (rows.ancestors) read_tree(*rows.ancestors, *rows.angles, step);
     return step;
 }
-
 
 void check_heads(i64 hq, const KvView& kv) {
     if (kv.hkv < 1 || hq < 1 || hq % kv.hkv != 0) {

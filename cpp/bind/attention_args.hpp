@@ -6,7 +6,7 @@
 
 namespace minicpm4 {
 
-// The arrays of KVLayer (kernels/contract.py), kept alive; checked when an op reads them.
+// The arrays of KVLayer (kernels/step.py), kept alive; checked when an op reads them.
 struct Pages {
     Output keys, values;
     OptionalOutput key_scales, value_scales, compressed, compressed_scales, coarse, coarse_scales;

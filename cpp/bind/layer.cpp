@@ -147,7 +147,6 @@ AttentionWork attention_work(const float* q, i64 hq, const Pages& pages, const R
     work.chooses = rows.sparse && pages.window == 0;
     if (work.chooses) {
         work.choice = select_args(pages, rows, q, hq);
-        if (work.choice.kv.page_size != work.args.kv.page_size) fail("block_size is not the page size");
         // No row has more blocks than the page table: memory is taken for those alone.
         const i64 most = work.choice.step.max_pages;
         work.choice.topk = std::min(work.choice.topk, most);

@@ -63,7 +63,7 @@ void make_context(Context* self, int threads, const std::string& isa, bool bytes
 NB_MODULE(_cpu, module) {
     using namespace minicpm4;
     module.doc() = "CPU kernels of minicpm4; use them through minicpm4.kernels.";
-    module.def("isa_levels", &isa_levels, "Instruction sets that run on this machine, plainest first.");
+    module.def("isa_levels", &isa_levels, "Instruction sets that run on this machine, the best last.");
     module.def("emulated_levels", &emulated_levels,
                "Levels that imitate units which this machine may lack: for tests, never chosen unless asked for.");
     module.def("cpu_features", &features, "Processor features and whether they are usable.");

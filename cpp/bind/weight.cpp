@@ -76,19 +76,19 @@ void check_codes(const Array& codes, const Matrix& m, const KindInfo& info) {
     }
 }
 
-// Words of four codes' bytes: of row `r` of a matrix in rows, `bytes` from byte `at` on.
+// Four bytes of a row, from byte `at` on.
 u32 word_at(const u8* row, i64 at) {
     u32 word;
     memcpy(&word, row + at, sizeof word);
     return word;
 }
 
-// Bytes b of unit `unit` (16 bytes of a row) as the words of its chunks in panels; see formats/quant.py.
-int panel_words(Kind kind, const u8* row, i64 unit, u32* words) {
+// Unit number `unit` (16 bytes) of a row as the four words of its chunks in panels; see formats/quant.py.
+void panel_words(Kind kind, const u8* row, i64 unit, u32* words) {
     const u8* p = row + 16 * unit;
     if (kind == Kind::int8) {
         for (int i = 0; i < 4; ++i) words[i] = word_at(p, 4 * i);
-        return 4;
+        return;
     }
     if (kind == Kind::int4) {
         for (int i = 0; i < 2; ++i) {
@@ -96,13 +96,12 @@ int panel_words(Kind kind, const u8* row, i64 unit, u32* words) {
             words[i] = (a & 0x0f0f0f0fU) | (b & 0x0f0f0f0fU) << 4;
             words[2 + i] = (a >> 4 & 0x0f0f0f0fU) | (b & 0xf0f0f0f0U);
         }
-        return 4;
+        return;
     }
     for (int i = 0; i < 4; ++i) {
         words[i] = 0;
         for (int f = 0; f < 4; ++f) words[i] |= (word_at(p, 4 * f) >> 2 * i & 0x03030303U) << 2 * f;
     }
-    return 4;
 }
 
 void codes_to_panel(const Matrix& m, i64 panel, i64 row_bytes, u8* to) {
@@ -112,8 +111,8 @@ void codes_to_panel(const Matrix& m, i64 panel, i64 row_bytes, u8* to) {
         const u8* row = static_cast<const u8*>(m.codes) + r * row_bytes;
         for (i64 u = 0; u < units; ++u) {
             u32 words[4] = {};
-            const int count = r < m.rows ? panel_words(m.kind, row, u, words) : 4;
-            for (int w = 0; w < count; ++w) {
+            if (r < m.rows) panel_words(m.kind, row, u, words);
+            for (int w = 0; w < 4; ++w) {
                 memcpy(to + ((u * 4 + w) * kPanelRows + i) * kPanelBytes, words + w, sizeof *words);
             }
         }

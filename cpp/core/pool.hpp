@@ -27,12 +27,12 @@ public:
 
     int threads() const noexcept;
 
-    // Runs `body` over [0, count) in chunks of `grain`: each worker a range, whoever is done the rest; and
-    // returns when all are done. The body must not throw and must not start another loop.
+    // Runs `body` over [0, count) in chunks of `grain`, or whole where one thread has it all: each worker a range,
+    // whoever is done the rest; and returns when all are done. The body must not throw and must not start another loop.
     void run(i64 count, i64 grain, LoopBody body, void* data) noexcept;
 
     // Makes sure that every worker's scratch, or the shared one, holds `bytes`; throws
-    // std::bad_alloc. Call it before the loop. Earlier contents and pointers are lost.
+    // std::bad_alloc. Call it before the loop. Earlier contents and pointers may be lost.
     void reserve(i64 bytes);
     void reserve_shared(i64 bytes);
 

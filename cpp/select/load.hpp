@@ -46,18 +46,14 @@ MC_INLINE float largest(const float* scales, i64 n) {
     return hmax(most);
 }
 
-// Floats of compressed key number `at` (pages, heads and slots counted together).
+// Floats of compressed key number `at` (pages, heads and slots counted together) of codes.
 MC_INLINE void load_compressed(const Compressed& c, i64 at, i64 d, float* to) {
-    if (!c.scales) {
-        memcpy(to, static_cast<const float*>(c.data) + at * d, static_cast<size_t>(d) * sizeof(float));
-        return;
-    }
     const int16_t* codes = static_cast<const int16_t*>(c.data) + at * d;
     for (i64 i = 0; i < d; ++i) to[i] = static_cast<float>(codes[i]) * c.scales[at];
 }
 
 #if defined(MC_HAS_AVX512)
-// to (16, kChunk) = transpose of 16 rows of 16 floats, `step` apart.
+// to (16, kChunk) = transpose of 16 rows of 16 floats, from number `at` of each on.
 MC_INLINE void transpose16(const float* const* from, i64 at, float* to) {
     __m512 a[16];
     __m512 b[16];
@@ -102,10 +98,11 @@ static void gather_across(const float* const* from, i64 count, i64 d, float* to)
     }
 }
 
-
-// Numbers of keys first to first + count - 1 of a sequence: pages, heads and slots counted together.
-static void find_keys(const SelectArgs& a, const i32* table, i64 head, const KeySet& k, i64 first, i64 count,
-                         i64* numbers) {
+// Calls visit(j, number) for keys first to first + count - 1 of a sequence, j from 0 on; their numbers: pages, heads and
+// slots counted together.
+template <class Visit>
+MC_INLINE void each_key(const SelectArgs& a, const i32* table, i64 head, const KeySet& k, i64 first, i64 count,
+                        Visit visit) {
     const i64 end = first * k.shape.stride + k.shape.size - 1;  // last token of the first one
     const i64 skip = k.shape.stride > a.kv.page_size ? k.shape.stride / a.kv.page_size : 1;
     const i64 slots = k.store->slots;
@@ -113,27 +110,25 @@ static void find_keys(const SelectArgs& a, const i32* table, i64 head, const Key
     i64 slot = end % a.kv.page_size / k.shape.stride;
     for (i64 j = 0; j < count; index += skip, slot = 0) {
         const i64 base = (table[index] * a.kv.hkv + head) * slots;
-        for (; slot < slots && j < count; ++slot) numbers[j++] = base + slot;
+        for (; slot < slots && j < count; ++slot, ++j) visit(j, base + slot);
     }
+}
+
+// Numbers of keys first to first + count - 1 of a sequence.
+static void find_keys(const SelectArgs& a, const i32* table, i64 head, const KeySet& k, i64 first, i64 count,
+                      i64* numbers) {
+    each_key(a, table, head, k, first, count, [&](i64 j, i64 number) { numbers[j] = number; });
 }
 
 // Where codes of keys first to first + count - 1 lie, and the scales of a unit of them, 0 behind the last. Places are filled
 // up with the last key's: whole chunks are read, and chunks ahead asked for.
 static void find_codes(const SelectArgs& a, const i32* table, i64 head, const KeySet& k, i64 first, i64 count,
                        const i16** keys, float* scales) {
-    const i64 end = first * k.shape.stride + k.shape.size - 1;  // last token of the first one
-    const i64 skip = k.shape.stride > a.kv.page_size ? k.shape.stride / a.kv.page_size : 1;
-    const i64 slots = k.store->slots;
     const i16* codes = static_cast<const i16*>(k.store->data);
-    i64 index = end / a.kv.page_size;
-    i64 slot = end % a.kv.page_size / k.shape.stride;
-    for (i64 j = 0; j < count; index += skip, slot = 0) {
-        const i64 base = (table[index] * a.kv.hkv + head) * slots;
-        for (; slot < slots && j < count; ++slot, ++j) {
-            keys[j] = codes + (base + slot) * a.kv.d;
-            if (j < kUnit) scales[j] = k.store->scales[base + slot];
-        }
-    }
+    each_key(a, table, head, k, first, count, [&](i64 j, i64 number) {
+        keys[j] = codes + number * a.kv.d;
+        if (j < kUnit) scales[j] = k.store->scales[number];
+    });
     for (i64 j = count; j < kUnit; ++j) scales[j] = 0.0F;
     for (i64 j = count; j < kUnit + kKeysAhead; ++j) keys[j] = keys[count - 1];
 }

@@ -80,7 +80,7 @@ struct SelectScratch {
     float* powers;    // (kUnit / kChunk, columns, kChunk) of coarse keys
     float* unit;      // (kUnit) scales of keys
     float* own;       // (group, kChunk) scores of keys that end in a tree
-    i64* numbers;     // (kUnit) of keys
+    i64* numbers;     // (kUnit + kKeysAhead) of keys
     const i16** keys; // (kUnit + kKeysAhead) where they lie, if codes are read there
     Compressed paths[2];  // of a step over trees: keys that end in row n of kv head h, as n * hkv + h; coarse ones
 };
