@@ -217,6 +217,7 @@ def test_what_nobody_sees_reaches_no_model() -> None:
     assert function["function"]["parameters"]["properties"]["a"]["description"] == "anumber"
     assert result.text == "5[31m" and not has_hidden(fenced(result, "add"))
     assert "not seen" in notes[0] and "not seen" in person.calls[0].warnings[0]
+    assert person.calls[0].warnings[1] == "its server says that it may destroy something", "whatever else"
     assert has_hidden(dict(person.calls[0].details)["says"]), "a person is shown them, escaped"
 
 

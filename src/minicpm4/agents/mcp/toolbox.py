@@ -112,7 +112,7 @@ class Toolbox:
         others = [f"{one.server}.{one.name}" for one in self._alike.get(tool.called, ())]
         if others:
             found.append(f"its name looks like {', '.join(map(shown_name, others[:3]))}")
-        if tool.hints.get("destructiveHint") is True and tool.hints.get("readOnlyHint") is not True:
+        if tool.hints.get("destructiveHint") is True:  # whatever else it says
             found.append("its server says that it may destroy something")
         return tuple(found)
 
