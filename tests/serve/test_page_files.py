@@ -38,6 +38,7 @@ def test_dropped_file_is_counted_and_sent(visit: Visits) -> None:
     [
         ("a.bin", b"ab\0cd", "zero bytes"),
         ("empty.txt", b"  \n", "no text"),
+        ("image.raw", b"\xe9 \x01\x02\xfc \x03", "no text file"),
         ("bad.pdf", b"no PDF", "cannot be read as a PDF"),
     ],
 )
@@ -55,6 +56,17 @@ def test_text_in_gb18030_is_read(visit: Visits) -> None:
     one.page.wait_for_selector("text=read as GB18030")
     one.ask("Sum up")
     assert "稀疏注意力很快。" in one.server.asked[0]["messages"][0]["content"]
+
+
+@pytest.mark.parametrize(
+    "text", ["Der Bürgermeister heißt Größer und wohnt in Köln.", "Où est l\u2019école ? Là, à côté : 5 €"]
+)
+def test_text_of_western_europe_is_not_read_as_chinese(visit: Visits, text: str) -> None:
+    one = visit()
+    one.page.evaluate(DROP, ["west.txt", "text/plain", list(text.encode("windows-1252"))])
+    one.page.wait_for_selector("text=read as Western (Windows-1252)")
+    one.ask("Sum up")
+    assert text in one.server.asked[0]["messages"][0]["content"]
 
 
 LATIN = "<</Type/Font/Subtype/Type1/BaseFont/Helvetica/Encoding/WinAnsiEncoding>>"

@@ -21,20 +21,37 @@ interface Read {
   note: string;
 }
 
-/** UTF-8, UTF-16 with its mark, or GB18030, the first that fits without an error. */
+const NAMES: Record<string, string> = { "windows-1252": "Western (Windows-1252)" };
+const CONTROL = /[\0-\x08\x0e-\x1f\x7f-\x9f]/; // in no text of one byte a character
+
+/** UTF-8, UTF-16 with its mark, GB18030 or the languages of Western Europe, the first that fits. */
 function fromText(name: string, bytes: Uint8Array): Read {
   const [first, second] = bytes;
   const marked = first === 0xff && second === 0xfe ? "utf-16le" : first === 0xfe && second === 0xff ? "utf-16be" : null;
   if (!marked && bytes.includes(0)) throw new Error(`${name} is no text file (it has zero bytes)`);
-  for (const encoding of marked ? [marked] : ["utf-8", "gb18030"]) {
+  const encodings = marked ? [marked] : ["utf-8", ...(inPairs(bytes) ? ["gb18030"] : ["windows-1252"])];
+  for (const encoding of encodings) {
     try {
       const text = new TextDecoder(encoding, { fatal: true }).decode(bytes).replaceAll("\r\n", "\n");
-      return { text, note: encoding === "utf-8" ? "" : `read as ${encoding.toUpperCase()}` };
+      if (encoding === "windows-1252" && CONTROL.test(text)) continue;
+      return { text, note: encoding === "utf-8" ? "" : `read as ${NAMES[encoding] ?? encoding.toUpperCase()}` };
     } catch {
       continue;
     }
   }
-  throw new Error(`${name} is no text file (neither UTF-8 nor UTF-16 nor GB18030)`);
+  throw new Error(`${name} is no text file (neither UTF-8 nor UTF-16 nor GB18030 nor Windows-1252)`);
+}
+
+/** Whether high bytes come in twos, as in Chinese; letters with accents stand alone among those of ASCII,
+ * and GB18030 takes many of them, with the letter behind, for a rare character. */
+function inPairs(bytes: Uint8Array): boolean {
+  let [pairs, alone] = [0, 0];
+  for (let i = 0; i < bytes.length; i++) {
+    if (bytes[i]! < 0x80) continue;
+    if ((bytes[++i] ?? 0) < 0x80) alone++;
+    else pairs++;
+  }
+  return pairs >= alone;
 }
 
 async function fromPdf(name: string, bytes: Uint8Array): Promise<Read> {
