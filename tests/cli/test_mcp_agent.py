@@ -95,6 +95,20 @@ def test_a_chat_has_tools(minicpm: Run, script: Script, config: Path) -> None:
     assert done.err.rstrip().endswith("sums.add")
 
 
+def test_a_chat_asks_once_more_for_what_was_meant_as_a_call(
+    tmp_path: Path, minicpm: Run, script: Script, config: Path
+) -> None:
+    meant = '{{"name": "sums__add", "arguments": {"a": 2, "b": 3}}}'
+    script.answers = [meant, CALL, "It is 5."]
+    saved = tmp_path / "talk.json"
+    done = minicpm("chat", f"--mcp={config}", *ALLOWED, stdin=f"2 + 3?\n/save {saved}\n")
+    assert (done.code, done.out) == (0, f"{meant}\nIt is 5.\n")
+    assert "asked for once more" in done.err and "→ sums__add" in done.err
+    calls = [one.params.calls for one in script.calls]
+    assert [one is not None and one.forced for one in calls] == [False, True, False]
+    assert [one["role"] for one in json.loads(saved.read_text())] == ROLES
+
+
 def test_a_chat_keeps_what_its_tools_said(tmp_path: Path, minicpm: Run, script: Script, config: Path) -> None:
     script.answers = [CALL, "5.", "Still 5."]
     saved = tmp_path / "talk.json"

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from minicpm4.text.reply_stream import ReplyPart
 
 MAX_STEPS = 12  # answers to one message
+ONCE_MORE = "[that names a tool and is no call: asked for once more as one]"
 
 
 @contextmanager
@@ -101,11 +102,16 @@ class ToolConversation(Conversation):
             tell("[stopped]")
 
     def _answer(self, text: str) -> None:
+        from minicpm4.agents.mcp.models import missed_call
+
         before, messages = self.messages, [*self.messages, {"role": "user", "content": text}]
         for _ in range(MAX_STEPS):
             messages = self.fitting(messages)
             reply, stopped = self._heard(messages)
             write_text("\n", sys.stdout)
+            if not stopped and missed_call(self._model, reply, self._functions):
+                tell(ONCE_MORE)
+                reply, stopped = self._heard(messages, must_call=True)
             if stopped and not reply.text and self.messages is before:
                 tell(TAKEN_BACK)
                 return
@@ -128,7 +134,7 @@ class ToolConversation(Conversation):
         if reply.cut:
             self.tell_cut(0 if self._model.metrics is None else self._model.metrics.new_tokens)
 
-    def _heard(self, messages: list[dict[str, Any]]) -> tuple[Reply, bool]:
+    def _heard(self, messages: list[dict[str, Any]], *, must_call: bool = False) -> tuple[Reply, bool]:
         """The model's next answer, printed while it comes; whether it was stopped."""
         from minicpm4.agents.mcp.models import Reply
 
@@ -142,7 +148,7 @@ class ToolConversation(Conversation):
                 write(part.content)
 
             try:
-                return self._model.reply(messages, self._functions, heard=heard), False
+                return self._model.reply(messages, self._functions, must_call, heard), False
             except KeyboardInterrupt:
                 return Reply(text="".join(written)), True
 

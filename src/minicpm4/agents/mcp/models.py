@@ -183,9 +183,14 @@ async def asked(model: Model, messages: Messages, tools: Tools, *, must_call: bo
     """An answer. One that was meant for a call and is none is asked for once more as a call, where calls are
     held: small models write them in forms of their own."""
     reply = await model.answer(messages, tools, must_call=must_call)
-    if reply.calls or must_call or not model.hold or not _meant_call(reply.text, tools):
+    if must_call or not missed_call(model, reply, tools):
         return reply
     return await model.answer(messages, tools, must_call=True)
+
+
+def missed_call(model: Model, reply: Reply, tools: Tools) -> bool:
+    """Whether an answer was meant for a call and is none, where calls are held."""
+    return not reply.calls and model.hold and _meant_call(reply.text, tools)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
