@@ -175,6 +175,10 @@ SMALL: dict[str, Way] = {
     ".venv/bin/minicpm4 convert smollm2-135m-instruct small/ --calibration my_text.txt --test other_text.txt": Way(
         told="small", put=_SMALL
     ),
+    (
+        ".venv/bin/minicpm4 convert smollm2-135m-instruct smollm2-int4.gguf --to gguf --weights int4 "
+        "--calibration my_text.txt --test other_text.txt"
+    ): Way(told="smollm2-int4.gguf", put=_SMALL),
     ".venv/bin/minicpm4 chat --model small/": Way(told="", stdin="Hello\n", put=_SMALL),
     ".venv/bin/minicpm4 convert smollm2-135m-instruct kept/ --stored-prefix auto": Way(
         told="stored prefix", put=_SMALL
