@@ -136,7 +136,7 @@ def test_parquet_without_pyarrow_says_what_to_install(
 ) -> None:
     (tmp_path / "a.parquet").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(UnsupportedError, match=r"pip install '\.\[data\]'"):
+    with pytest.raises(UnsupportedError, match=r"pip install -e '\.\[data\]'"):
         list(texts("parquet", [tmp_path / "a.parquet"]))
 
 

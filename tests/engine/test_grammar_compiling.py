@@ -113,7 +113,7 @@ def test_what_does_not_compile_is_refused_before_any_work(given: dict[str, Any],
 def test_without_the_package_a_request_is_refused_with_the_way_to_it(monkeypatch: Any) -> None:
     monkeypatch.setitem(__import__("sys").modules, "llguidance", None)
     with pytest.raises(
-        UnsupportedError, match=r"regex needs the package llguidance .*pip install '\.\[grammar\]'"
+        UnsupportedError, match=r"regex needs the package llguidance .*pip install -e '\.\[grammar\]'"
     ):
         scripted().generate("x", SamplingParams(regex="a"))
     assert scripted("ok").generate("x").text == "ok"
