@@ -6,6 +6,7 @@ import gzip
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -178,4 +179,27 @@ def test_a_header_of_a_page_that_never_ends_is_refused(tmp_path: Path, header: b
         data.seek(place)
         data.write(header)
     with pytest.raises(ConfigError, match="a page's header is not understood"):
+        list(texts("parquet", [file]))
+
+
+def test_pyarrow_is_not_asked_where_pages_begin(tmp_path: Path) -> None:
+    """It ends the process where a column's statistics of sizes are damaged, which its reading refuses."""
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    file = tmp_path / "a.parquet"
+    table = pyarrow.table({"text": ["a" * 50, "b" * 7000, "c"], "turns": [[1, 2], [], [3]]})
+    for options in ({}, {"use_dictionary": False}, {"compression": "none", "data_page_version": "2.0"}):
+        parquet.write_table(table, file, row_group_size=1, **options)
+        known = parquet.ParquetFile(file).metadata
+        only = SimpleNamespace(schema=known.schema, num_columns=known.num_columns)
+        assert 7000 < parquet_pages.largest_page(file, only, ["text"]) < 7100
+        assert parquet_pages.largest_page(file, only, ["turns"]) < 200
+
+
+def test_a_footer_of_very_many_bytes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    file = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"text": ["a"]}), file)
+    assert list(texts("parquet", [file])) == ["a"]
+    monkeypatch.setattr(parquet_pages, "_LONGEST", 100)
+    with pytest.raises(ConfigError, match=r"has a footer of \d+ bytes, at most 100 are read"):
         list(texts("parquet", [file]))
