@@ -5,6 +5,7 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 
+#include <cstdint>
 #include <cstring>
 #include <initializer_list>
 #include <memory>
@@ -76,7 +77,7 @@ i64 length(const Array& array, size_t axis, const char* name) {
     return size;
 }
 
-// Raises ValueError unless `array` is C-contiguous and of the given shape.
+// Raises ValueError unless `array` is C-contiguous, aligned to its type, and of the given shape.
 template <class Array>
 void check_shape(const Array& array, const char* name, std::initializer_list<i64> shape) {
     bool fits = array.ndim() == shape.size();
@@ -94,6 +95,9 @@ void check_shape(const Array& array, const char* name, std::initializer_list<i64
         }
         if (size > 0 && step > kMaxSize / size) fail(std::string(name) + " has shape " + shape_text(array) + ", more than memory holds");
         step *= size > 0 ? size : 1;
+    }
+    if (array.size() != 0 && reinterpret_cast<uintptr_t>(array.data()) % array.itemsize() != 0) {
+        fail(std::string(name) + " is not aligned to its type: copy it");
     }
 }
 

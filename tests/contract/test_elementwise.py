@@ -124,3 +124,12 @@ def test_top_k_puts_nan_last(ops: CpuOps) -> None:
 def test_top_k_takes_at_most_all_columns(ops: CpuOps) -> None:
     values, columns = ops.top_k(np.array([[1, 3, 2]], np.float32), 10)
     assert values.tolist() == [[3, 2, 1]] and columns.tolist() == [[1, 2, 0]]
+
+
+def test_arrays_that_are_not_aligned_are_refused() -> None:
+    room = np.zeros(4 * 32 + 1, np.uint8)
+    odd = np.ndarray((2, 16), np.float32, room, 1 if room.ctypes.data % 2 == 0 else 0)
+    even = np.ones((2, 16), np.float32)
+    for gate, up, out in ((odd, even, even), (even, odd, even), (even, even, odd)):
+        with pytest.raises(ValueError, match="is not aligned to its type: copy it"):
+            CpuOps(1).silu_mul(gate, up, out)
