@@ -71,7 +71,9 @@ def test_valid_bodies(scripted_server: Running, path: str, capsys: Any) -> None:
 @pytest.mark.parametrize("path", [*GENERATE, *OTHERS])
 def test_bodies_that_are_not_valid(scripted_server: Running, path: str) -> None:
     statuses = asked(scripted_server, path, schemathesis.GenerationMode.NEGATIVE, EXAMPLES)
-    assert statuses.keys() <= {200, 400, 404, 415, 429} and statuses[400] > 0.8 * statuses.total()
+    assert statuses.keys() <= {200, 400, 404, 415, 429}
+    # 404: the name of a model is drawn as well, and the draws differ with the order of sets: 64 to 70 of 80.
+    assert statuses[400] > 0.7 * statuses.total() and statuses[200] < 0.15 * statuses.total()
 
 
 @pytest.mark.parametrize("path", [*GENERATE, "/v1/embeddings"])
