@@ -2,8 +2,7 @@
 
 Exit codes: 0 done, 2 an error that the message explains (wrong options too), 130 interrupted (129, 131 or 143
 by SIGHUP, SIGQUIT or SIGTERM where servers of tools or a terminal were put in order first, or a training was
-saved), 1 a bug of ours
-or a reader of our output that went away.
+saved), 1 a bug of ours or a reader of our output that went away.
 """
 
 from __future__ import annotations
