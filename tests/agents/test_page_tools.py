@@ -97,8 +97,9 @@ def test_without_the_token_nothing_is_told(go: Any, log: Path) -> None:
     async def story(asked: Asked, tools: PageTools) -> None:
         asked.token = tools.token[:-1]
         bodies = {"begin": {"what": "start"}, "wait": {"job": "x"}, "answer": {"job": "x", "question": "y"}}
-        for what in ("tools", "begin", "wait", "answer", "drop"):
-            answer = await asked.post(what, **bodies.get(what, {"job": "x"} if what == "drop" else {}))
+        bodies |= {"drop": {"job": "x"}, "meant": {"text": "x"}}
+        for what in ("tools", "begin", "wait", "answer", "drop", "meant"):
+            answer = await asked.post(what, **bodies.get(what, {}))
             assert answer.status_code == 403 and answer.json()["error"]["code"] == "wrong_token"
             bare = await asked.client.post(f"/mcp/{what}", json=bodies.get(what, {"job": "x"}))
             assert bare.status_code == 400, "the token is a field of every body"
@@ -122,6 +123,18 @@ def test_looking_starts_nothing_and_starting_asks(go: Any, log: Path) -> None:
     (question,) = asked.questions
     assert (question["kind"], question["server"]) == ("start", "made")
     assert any("made_server.py" in told for _, told in question["details"])
+
+
+def test_an_answer_that_names_a_tool_as_a_call_would_was_meant_for_one(go: Any) -> None:
+    async def story(asked: Asked, tools: PageTools) -> None:
+        call = '{"name": "made__add", "arguments": {"a": 2}}'
+        assert (await asked.post("meant", text=call)).json() == {"meant": False}, "no server has begun"
+        await asked.work(what="start")
+        for text, meant in ((call, True), ("I can add by made__add.", False), ('{"name": "add"}', False)):
+            assert (await asked.post("meant", text=text)).json() == {"meant": meant}
+        assert (await asked.post("meant", text="a" * ((1 << 20) + 1))).status_code == 400
+
+    go(story, "session")
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,29 @@ def test_a_call_is_shown_asked_for_made_and_told_to_the_model(stage: Any, visit:
     assert "Call of made__add, done" in one.page.locator(".message.assistant").first.inner_text()
 
 
+def test_a_call_written_as_text_is_asked_for_once_more(stage: Any, visit: Visits) -> None:
+    on = stage('{{"name": "made__add", "arguments": {"a": 2, "b": 3}}}', CALL, "It is 5.")
+    one = begun(visit, on)
+    one.ask("What is 2 + 3?", wait=False)
+    question(one)
+    shot(one, "once-more")
+    first = one.page.locator(".message.assistant").first.inner_text()
+    assert "made__add" in first and "{{" not in first, "the call takes the place of the text"
+    one.press("Once")
+    one.page.wait_for_selector("text=It is 5.")
+    one.settled()
+    assert on.calls == ['call add {"a": 2, "b": 3}']
+    assert on.engine.prompts[0] == on.engine.prompts[1], "the model does not read what it wrote"
+
+
+def test_an_answer_that_speaks_of_a_tool_stays(stage: Any, visit: Visits) -> None:
+    on = stage("I can add by made__add.")
+    one = begun(visit, on)
+    one.ask("What can you do?")
+    assert "I can add by" in one.page.locator(".message.assistant").first.inner_text()
+    assert len(on.engine.prompts) == 1
+
+
 @pytest.mark.parametrize("refuse", ["No", "Escape"])
 def test_a_refused_call_is_not_made(stage: Any, visit: Visits, refuse: str) -> None:
     on = stage(CALL, "I may not.")

@@ -4,7 +4,7 @@ import * as database from "./database";
 import { newMessage, type Attachment, type Failure, type Message, type Stats } from "./model";
 import { connect, model } from "./server";
 import { changed, choose, put, say, state, toast, update, type Run } from "./store";
-import { made, offered } from "./tools";
+import { made, meantCall, offered } from "./tools";
 
 const SAVE_EVERY = 2000; // milliseconds, while an answer is written
 const MOST_STEPS = 12; // answers with calls, one after another
@@ -68,6 +68,7 @@ async function answer(question: Message, id?: string, step = 1): Promise<void> {
     const system = settings.system.trim() || (tools.length > 0 ? state.tools!.system : "");
     const request = api.requestOf(path, { ...settings, system }, name, state.props, tools);
     await follow(run, api.chat(request, run.controller.signal));
+    if (tools.length > 0 && run.message.toolCalls.length === 0) await onceMore(run, request);
     if (tools.length > 0 && run.message.toolCalls.length > 0) goOn = await callAll(run);
     finish(run, { state: "done" });
     say("The answer is complete.");
@@ -87,6 +88,20 @@ async function answer(question: Message, id?: string, step = 1): Promise<void> {
   if (goOn && state.current.id === conversation) {
     if (step < MOST_STEPS) await answer(run.message, undefined, step + 1);
     else toast(`The model has made calls in ${MOST_STEPS} answers, one after another. Say how it is to go on.`);
+  }
+}
+
+/** A call that was written as text is asked for once more, held to a call; where that is refused the text stays. */
+async function onceMore(run: Run, request: Record<string, unknown>): Promise<void> {
+  const written = run.message;
+  if (!(await meantCall(written.content))) return;
+  toast("The answer names a tool and is no call: it is asked for once more as one.");
+  run.message = { ...written, content: "", reasoning: "", finish: "" };
+  try {
+    await follow(run, api.chat({ ...request, tool_choice: "required" }, run.controller.signal));
+  } catch (error) {
+    if (!(error instanceof api.ServerError) || error.status < 400 || error.status >= 500) throw error;
+    run.message = written;
   }
 }
 

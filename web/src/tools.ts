@@ -80,6 +80,11 @@ export async function offered(query: string): Promise<unknown[]> {
   return state.tools?.offered ?? [];
 }
 
+/** Whether an answer without a call was meant for one: small models write calls in forms of their own. */
+export async function meantCall(text: string): Promise<boolean> {
+  return text.trim() !== "" && (await ask<{ meant: boolean }>("meant", { text })).meant;
+}
+
 export function useTools(on: boolean): void {
   state.useTools = on;
   sessionStorage.setItem("minicpm4.useTools", on ? "yes" : "no");

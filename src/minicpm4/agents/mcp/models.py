@@ -190,7 +190,7 @@ async def asked(model: Model, messages: Messages, tools: Tools, *, must_call: bo
 
 def missed_call(model: Model, reply: Reply, tools: Tools) -> bool:
     """Whether an answer was meant for a call and is none, where calls are held."""
-    return not reply.calls and model.hold and _meant_call(reply.text, tools)
+    return not reply.calls and model.hold and meant_call(reply.text, tools)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -231,7 +231,7 @@ async def kept_calls(
     return found
 
 
-def _meant_call(text: str, tools: Tools) -> bool:
+def meant_call(text: str, tools: Tools) -> bool:
     """Whether an answer without a call names a tool as a call would."""
     names = "|".join(re.escape(tool["function"]["name"]) for tool in tools)
     return (

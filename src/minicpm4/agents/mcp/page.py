@@ -24,6 +24,7 @@ from minicpm4.agents.mcp.asking import Answer, Ask, Consent, Form, May
 from minicpm4.agents.mcp.checks import misfit
 from minicpm4.agents.mcp.config import ServerConfig
 from minicpm4.agents.mcp.hidden import escaped
+from minicpm4.agents.mcp.models import meant_call
 from minicpm4.agents.mcp.results import fenced
 from minicpm4.agents.mcp.search import best_tools
 from minicpm4.agents.mcp.toolbox import Toolbox
@@ -57,6 +58,12 @@ class ToolsBody(TokenBody):
     """``query``: what the conversation is about, where there are many tools."""
 
     query: Text = ""
+
+
+class MeantBody(TokenBody):
+    """``text`` of an answer without a call."""
+
+    text: Text
 
 
 class BeginBody(TokenBody):
@@ -111,6 +118,7 @@ class PageTools:
     def api(self) -> Api:
         made = (
             ("tools", self._tools, ToolsBody, "Servers of tools, and what they offer."),
+            ("meant", self._meant, MeantBody, "Whether an answer without a call was meant for one."),
             ("begin", self._begin, BeginBody, "Start servers, call a tool, or tell what would be."),
             ("wait", self._wait, JobBody, "What a job wants to know, or what came of it."),
             ("answer", self._answered, AnswerBody, "Answer a job's question."),
@@ -178,6 +186,10 @@ class PageTools:
             "says": shortened(self.box.shown(told), 300, "\n"),
             "allowed": self.box.approvals.standing(spec, tool).allowed,
         }
+
+    async def _meant(self, body: MeantBody) -> Reply:
+        tools = [tool.function for tool in self.box.tools.values()]
+        return Reply.of({"meant": meant_call(body.text, tools)})
 
     async def _begin(self, body: BeginBody) -> Reply:
         self._forget_old()
