@@ -160,6 +160,16 @@ def test_an_answer_that_speaks_of_a_tool_stays(stage: Any, visit: Visits) -> Non
     assert len(on.engine.prompts) == 1
 
 
+def test_an_answer_too_long_to_be_looked_at_stays(stage: Any, visit: Visits) -> None:
+    on = stage("I can add.")
+    one = begun(visit, on)
+    one.expected = ("400 (Bad Request)",)
+    one.page.route("**/mcp/meant", lambda route: route.fulfill(status=400, body="{}"))
+    one.ask("What can you do?")
+    assert one.page.locator(".message.assistant").first.inner_text().count("I can add.") == 1
+    assert one.page.locator(".message.assistant .failure").count() == 0 and len(on.engine.prompts) == 1
+
+
 @pytest.mark.parametrize("refuse", ["No", "Escape"])
 def test_a_refused_call_is_not_made(stage: Any, visit: Visits, refuse: str) -> None:
     on = stage(CALL, "I may not.")

@@ -91,17 +91,18 @@ async function answer(question: Message, id?: string, step = 1): Promise<void> {
   }
 }
 
-/** A call that was written as text is asked for once more, held to a call; where that is refused the text stays. */
+/** A call that was written as text is asked for once more, held to a call; where that comes to nothing the text stays. */
 async function onceMore(run: Run, request: Record<string, unknown>): Promise<void> {
   const written = run.message;
-  if (!(await meantCall(written.content))) return;
-  toast("The answer names a tool and is no call: it is asked for once more as one.");
-  run.message = { ...written, content: "", reasoning: "", finish: "" };
   try {
+    if (!(await meantCall(written.content))) return;
+    toast("The answer names a tool and is no call: it is asked for once more as one.");
+    run.message = { ...written, content: "", reasoning: "", finish: "" };
     await follow(run, api.chat({ ...request, tool_choice: "required" }, run.controller.signal));
   } catch (error) {
-    if (!(error instanceof api.ServerError) || error.status < 400 || error.status >= 500) throw error;
     run.message = written;
+    const refused = error instanceof api.ServerError && error.status >= 400 && error.status < 500;
+    if (!refused) throw error;
   }
 }
 
