@@ -86,3 +86,43 @@ def test_an_import_leaves_a_programs_signals_alone(tmp_path: Path) -> None:
         assert started(tmp_path, *way) == (0, "True\n", ""), way
     (tmp_path / "sitecustomize.py").write_text(STRIKES)
     assert "KeyboardInterrupt" in started(tmp_path, "-m", "minicpm4.plot", STRIKES="typing")[2]
+
+
+# Stands for the command: a signal comes while the callback of a weak reference runs, where nothing is caught.
+IN_A_CALLBACK = """import os, signal, sys, time, weakref
+from minicpm4 import cli
+from minicpm4.__main__ import main
+from minicpm4.machine.signals import ended_in_order
+
+class Thing:
+    pass
+
+def strikes(_):
+    signal.raise_signal(getattr(signal, sys.argv[1]))
+    for _ in range(100):
+        pass
+
+def command():
+    with ended_in_order("SIGTERM"):
+        thing = Thing()
+        kept = weakref.ref(thing, strikes)
+        del thing
+        time.sleep(20)
+        print("went on")
+
+cli.main = command
+main()
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_within_a_callback_is_not_lost(tmp_path: Path, name: str, code: int) -> None:
+    (tmp_path / "strikes.py").write_text(IN_A_CALLBACK)
+    assert started(tmp_path, "strikes.py", name) == (code, "", "")
+
+
+def test_other_exceptions_within_a_callback_are_still_told(tmp_path: Path) -> None:
+    text = IN_A_CALLBACK.replace("signal.raise_signal(getattr(signal, sys.argv[1]))", "1 / 0")
+    (tmp_path / "strikes.py").write_text(text.replace("time.sleep(20)", ""))
+    code, said, errors = started(tmp_path, "strikes.py")
+    assert (code, said) == (0, "went on\n") and "Exception ignored" in errors and "ZeroDivision" in errors
